@@ -1,0 +1,149 @@
+"""What a subscription has to offer: machines, networks, disk types, and the values that settings may take.
+
+For people who are still choosing: the settings may be incomplete here, and what is missing narrows nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from . import inspection, names, worker
+from .cloud import Azure
+from .model import Json, Machine
+from .pipeline import ordered
+
+COLUMNS = (
+    *("ID", "Name", "Resource group", "Location", "Power state", "Guest OS", "Firmware", "Size"),
+    *("CPUs", "Memory (MB)", "Total disk (GB)", "Disks", "NICs"),
+)
+
+
+def machines(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
+    """The documents of the VMs in the settings' resource group and location, in a stable order."""
+    group, location = settings.get("resource_group"), settings.get("location")
+    listed = azure.resources("vm", group) if group else azure.everywhere("vm")
+    here = [vm for vm in listed if not location or names.location(vm["location"]) == names.location(location)]
+    return sorted(here, key=lambda vm: str(vm["id"]).lower())
+
+
+def page(
+    vms: list[Json], *, after: str | None = None, limit: int | None = None, pattern: str | None = None
+) -> list[Json]:
+    """At most `limit` of the machines after the one with the id `after`, whose name has `pattern` in it.
+
+    A pattern with * or ? must match the whole name. An `after` that is gone begins where it would have stood.
+    """
+    wanted = (pattern or "").lower()
+    glob = any(letter in wanted for letter in "*?")
+    found = [
+        vm
+        for vm in vms
+        if (fnmatchcase(str(vm["name"]).lower(), wanted) if glob else wanted in str(vm["name"]).lower())
+        and (after is None or str(vm["id"]).lower() > after.lower())
+    ]
+    return found[:limit] if limit else found
+
+
+def instances(azure: Azure, vms: Iterable[Json], everyone: Iterable[Json]) -> list[Json]:
+    """The machines as the orchestrator's vm_instance_info.
+
+    `instance_name` is what a user calls it by: its name where that is unique among `everyone`, else its id.
+    """
+    taken: dict[str, int] = {}
+    for vm in everyone:
+        taken[str(vm["name"]).lower()] = taken.get(str(vm["name"]).lower(), 0) + 1
+    found = []
+    for vm in vms:
+        told = inspection.summary(vm)
+        vcpus, memory = inspection.size_of(azure, names.location(vm["location"]), told["size"])
+        found.append(
+            {
+                "id": told["id"],
+                "name": told["name"],
+                "instance_name": told["name"] if taken[told["name"].lower()] == 1 else told["id"],
+                "num_cpu": vcpus,
+                "memory_mb": memory,
+                "os_type": inspection.os_family(told["os_type"]),
+                "flavor_name": told["size"],
+            }
+        )
+    return found
+
+
+def networks(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
+    """All subnets as vm_network: id is the subnet's ARM id, name is vnet/subnet."""
+    group, location = settings.get("resource_group"), settings.get("location")
+    vnets = azure.resources("vnet", group) if group else azure.everywhere("vnet")
+    found = [
+        {"id": subnet["id"], "name": names.network_of(subnet["id"])}
+        for vnet in vnets
+        if not location or names.location(vnet["location"]) == names.location(location)
+        for subnet in vnet["properties"].get("subnets", [])
+    ]
+    return sorted(found, key=lambda network: network["name"])
+
+
+def disk_types(azure: Azure, settings: Mapping[str, Any]) -> list[str]:
+    """The SKUs of the disks there are."""
+    group = settings.get("resource_group")
+    disks = azure.resources("disk", group) if group else azure.everywhere("disk")
+    return sorted({disk["sku"]["name"] for disk in disks if disk.get("sku")})
+
+
+def options(azure: Azure, settings: Mapping[str, Any], wanted: Iterable[str] = ()) -> list[Json]:
+    """The values that settings may take, as source_options; all that are known when none is named.
+
+    What depends on a location or a resource group is told once that is chosen.
+    """
+    location, group = settings.get("location"), settings.get("resource_group")
+    tellers: dict[str, Callable[[], list[Any]]] = {
+        "location": azure.locations,
+        "resource_group": lambda: sorted(found["name"] for found in azure.groups()),
+    }
+    if location:
+        tellers["export_worker_size"] = lambda: worker.sizes(azure, names.location(location))
+        tellers["export_worker_image"] = lambda: [
+            {"id": str(image), "name": str(image)} for image in worker.images(azure, names.location(location))
+        ]
+    if group:
+        tellers["export_network"] = lambda: networks(azure, settings)
+        tellers["storage_account_name"] = lambda: sorted(
+            found["name"] for found in azure.of_type("Microsoft.Storage/storageAccounts", group)
+        )
+    names_ = set(wanted or tellers)
+    told = []
+    for name, values in tellers.items():
+        if name in names_:
+            option: Json = {"name": name, "values": values()}
+            if name in {"export_worker_size", "export_worker_image"} and option["values"]:
+                option["config_default"] = option["values"][0]
+            told.append(option)
+    return told
+
+
+def inventory(azure: Azure, settings: Mapping[str, Any]) -> str:
+    """A table of the machines as CSV: a header, one line a machine, sorted by id."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(COLUMNS)
+    vms = machines(azure, settings)
+    for row in ordered(lambda vm: _row(inspection.any_machine(azure, vm["id"])), vms, threads=4, ahead=8):
+        table.writerow(row)
+    return text.getvalue()
+
+
+def _row(machine: Machine) -> list[Any]:
+    disks = "; ".join(f"{disk.name} {disk.size_bytes / 2**30:g} GB {disk.sku}" for disk in machine.disks)
+    nics = "; ".join(
+        f"{nic.network} {nic.mac} {' '.join(nic.private_addresses)} {nic.public_address}".strip()
+        for nic in machine.nics
+    )
+    return [
+        *(machine.id, machine.name, machine.group, machine.location, machine.power_state),
+        *(machine.os_type, machine.firmware, machine.size, machine.vcpus, machine.memory_mb),
+        *(f"{sum(disk.size_bytes for disk in machine.disks) / 2**30:g}", disks, nics),
+    ]

@@ -1,0 +1,113 @@
+"""Nothing is left behind: finish a run, sweep old runs, say what stayed.
+
+The journal is the fast path, Azure's own listing the truth. A listing is asked of each resource provider, which
+knows what exists now; the subscription-wide index lags behind by minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from . import journal, names, resources
+from .clock import Clock
+from .cloud import Azure
+from .model import Json, Run
+from .pipeline import ordered
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """The resources of one run: `alive` is its last sign of life, None where somebody rewrote the tags."""
+
+    run: str
+    instance: str
+    alive: datetime | None
+    ids: tuple[str, ...]
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return {**asdict(self), "alive": names.stamp(self.alive) if self.alive else None}
+
+
+def finish(azure: Azure, run: Run, known: Iterable[str], clock: Clock) -> list[str]:
+    """Delete everything of `run`: the ids it is `known` to have made, and what Azure lists with its tag.
+
+    Gives back the ids that stayed. May be called again and again. The known ids are deleted even where Azure
+    does not list; then the AzureError of the listing is raised afterwards.
+    """
+    stayed = resources.delete(azure, known, clock)
+    listed = [id for found in leftovers(azure, run.group) if found.run == run.id for id in found.ids]
+    tried = {id.lower() for id in stayed}
+    return stayed + resources.delete(azure, [id for id in listed if id.lower() not in tried], clock)
+
+
+def sweep(
+    azure: Azure,
+    group: str,
+    older_than: timedelta,
+    clock: Clock,
+    folder: Path | None,
+    *,
+    dry_run: bool = False,
+) -> tuple[list[Leftover], list[str]]:
+    """Delete the runs of `group` that are dead; gives back what was found and the ids that stayed.
+
+    Dead is a run whose last sign of life is older than `older_than`, and at once one whose journal in `folder`
+    belongs to a process that is gone. One whose journal is held lives, whatever its age. Where somebody has
+    rewritten the tags that tell the age, only an `older_than` of zero deletes. With `dry_run` nothing is deleted.
+    """
+    known_here = folder is not None and folder.is_dir()
+    living = journal.living(folder) if folder and known_here else set()
+    dead = {
+        run.id: path
+        for run, path in (journal.abandoned(folder) if folder and known_here else ())
+        if run.subscription == azure.subscription and run.group.lower() == group.lower()
+    }
+    before = clock.now() - older_than
+    found = [
+        leftover
+        for leftover in leftovers(azure, group)
+        if leftover.run not in living and (leftover.run in dead or _silent(leftover, before, older_than))
+    ]
+    if dry_run:
+        return found, []
+    stayed = resources.delete(azure, [id for leftover in found for id in leftover.ids], clock)
+    unfinished = {leftover.run for leftover in found if set(leftover.ids) & set(stayed)}
+    for run, path in dead.items():
+        if run not in unfinished:
+            path.unlink(missing_ok=True)
+    return found, stayed
+
+
+def _silent(leftover: Leftover, before: datetime, older_than: timedelta) -> bool:
+    return not older_than if leftover.alive is None else leftover.alive <= before
+
+
+def leftovers(azure: Azure, group: str) -> list[Leftover]:
+    """All resources in `group` that carry our tags, by run."""
+    runs: dict[str, list[Json]] = {}
+    for documents in ordered(lambda kind: azure.resources(kind, group), names.TYPES, threads=4, ahead=8):
+        for document in documents:
+            run = (document.get("tags") or {}).get(names.RUN_TAG)
+            if run is not None:
+                runs.setdefault(run, []).append(document)
+    return [_leftover(run, documents) for run, documents in sorted(runs.items())]
+
+
+def _leftover(run: str, documents: list[Json]) -> Leftover:
+    tags = [document["tags"] for document in documents]
+    signs = [
+        sign
+        for tag in tags
+        for name in (names.MADE_TAG, names.ALIVE_TAG)
+        if (sign := names.moment(tag.get(name, ""))) is not None
+    ]
+    return Leftover(
+        run=run,
+        instance=next((tag[names.INSTANCE_TAG] for tag in tags if names.INSTANCE_TAG in tag), ""),
+        alive=max(signs, default=None),
+        ids=tuple(sorted(document["id"] for document in documents)),
+    )

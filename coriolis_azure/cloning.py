@@ -1,0 +1,105 @@
+"""Disk, snapshot, disk: a copy of each disk as it was at one moment.
+
+All snapshots are taken side by side, before anything is copied, so that the disks of a machine are as close to
+one moment as Azure allows without stopping it. Clones get the worker's zone, not the source's: Azure attaches
+only within one zone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .clock import Clock
+from .errors import DeadlinePassed, OperationFailed
+from .model import Disk, Json
+from .pipeline import ordered
+from .resources import Resources
+
+# Ultra and Premium SSD v2 disks have restrictions a clone need not inherit: it is read once.
+_CLONE_SKU = {"UltraSSD_LRS": "Premium_LRS", "PremiumV2_LRS": "Premium_LRS"}
+_INCREMENTAL_ONLY = {"UltraSSD_LRS", "PremiumV2_LRS"}
+_COMPLETE_SECONDS = 6 * 3600.0
+
+
+def snapshot_all(resources: Resources, disks: Sequence[Disk], clock: Clock) -> dict[str, str]:
+    """A snapshot of every disk, taken side by side; snapshot ids by disk name.
+
+    Raises an AzureError; what had been taken is then deleted again.
+    """
+    ended: list[bool] = []
+    with resources.undone_on_error():
+        taken = ordered(
+            lambda disk: _snapshot(resources, disk, clock, ended),
+            disks,
+            threads=len(disks) or 1,
+            ahead=len(disks) or 1,
+            abort=lambda: ended.append(True),
+        )
+        return {disk.name: snapshot for disk, snapshot in zip(disks, taken, strict=True)}
+
+
+def clone_all(resources: Resources, disks: Iterable[Disk], snapshots: dict[str, str]) -> list[str]:
+    """A new disk from the snapshot of each disk, in their order; the clones' ids."""
+    with resources.undone_on_error():
+        return list(
+            ordered(lambda disk: _clone(resources, disk, snapshots[disk.name]), disks, threads=8, ahead=16)
+        )
+
+
+def _snapshot(resources: Resources, disk: Disk, clock: Clock, ended: list[bool]) -> str:
+    made = resources.create(
+        "snapshot",
+        f"snapshot-{disk.name}",
+        {
+            "sku": {"name": "Standard_LRS"},
+            "properties": {
+                "creationData": {"createOption": "Copy", "sourceResourceId": disk.id},
+                "incremental": disk.sku in _INCREMENTAL_ONLY,
+                **_access(disk),
+            },
+        },
+    )
+    return _completed(resources, made, clock, ended)
+
+
+def _completed(resources: Resources, snapshot: Json, clock: Clock, ended: list[bool]) -> str:
+    """Wait until a snapshot can be used, or the run has `ended`.
+
+    Azure leaves `completionPercent` out where that is at once.
+    """
+    id, until = str(snapshot["id"]), clock.monotonic() + _COMPLETE_SECONDS
+    while (done := snapshot["properties"].get("completionPercent")) is not None and done < 100:
+        fault = snapshot["properties"].get("copyCompletionError")
+        if fault:
+            raise OperationFailed(f"the background copy of {id} failed: {fault}", resource=id)
+        if ended:
+            raise OperationFailed(f"the wait for {id} was ended", resource=id)
+        if clock.monotonic() > until:
+            raise DeadlinePassed(f"{id} was {done:.0f} % copied after {_COMPLETE_SECONDS / 3600:.0f} hours")
+        clock.sleep(10)
+        snapshot = resources.azure.get(id)
+    return id
+
+
+def _clone(resources: Resources, disk: Disk, snapshot: str) -> str:
+    body: Json = {
+        "sku": {"name": _CLONE_SKU.get(disk.sku, disk.sku) if disk.sector_bytes == 512 else disk.sku},
+        "properties": {
+            "creationData": {"createOption": "Copy", "sourceResourceId": snapshot},
+            **_access(disk),
+        },
+    }
+    if resources.run.zone and not disk.sku.endswith("_ZRS"):
+        body["zones"] = [resources.run.zone]
+    return str(resources.create("disk", f"clone-{disk.name}", body)["id"])
+
+
+def _access(disk: Disk) -> Json:
+    """Who may reach a copy, and by which key it is encrypted: no wider than its source."""
+    access: Json = {"networkAccessPolicy": "DenyAll", "publicNetworkAccess": "Disabled"}
+    if disk.encryption_set:
+        access["encryption"] = {
+            "type": "EncryptionAtRestWithCustomerKey",
+            "diskEncryptionSetId": disk.encryption_set,
+        }
+    return access

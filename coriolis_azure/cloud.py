@@ -1,0 +1,577 @@
+"""The door to Azure: profiles, credentials, SDK clients, waiting for operations, and what Azure's errors mean.
+
+Documents go in and out as the JSON that ARM speaks, so what is read here can be compared with Azure's own
+documentation. Retries and polling are azure-core's; nothing here repeats them. Azure's errors are translated
+here and nowhere else, by code (the table in `codes`) and status, never by message text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from azure.core import PipelineClient
+from azure.core.credentials import TokenCredential
+from azure.core.exceptions import (
+    AzureError as SdkError,
+)
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+from azure.core.pipeline.transport import HttpTransport, RequestsTransport
+from azure.core.polling import LROPoller
+from azure.core.rest import HttpRequest
+from azure.identity import (
+    CertificateCredential,
+    ClientSecretCredential,
+    DefaultAzureCredential,
+    UsernamePasswordCredential,
+)
+from azure.mgmt.compute import ComputeManagementClient
+from azure.mgmt.network import NetworkManagementClient
+from azure.mgmt.resource.resources import ResourceManagementClient
+from requests.adapters import HTTPAdapter
+
+from . import __version__, codes, errors, names
+from .model import Json
+from .settings import Connection, Image
+
+LOG = logging.getLogger(__name__)
+
+Transport = HttpTransport[Any, Any]
+
+# Of what the given SDKs have no operation for.
+_SUBSCRIPTIONS_VERSION = "2022-12-01"
+_PERMISSIONS_VERSION = "2022-04-01"
+_LOCKS_VERSION = "2020-05-01"
+_API_VERSION = re.compile(
+    r"/resourceGroups/.*/providers/(?P<type>[\w.]+/\w+)(?=[/?]).*[?&]api-version=(?P<version>[\w-]+)",
+    re.IGNORECASE,
+)
+
+# Seconds between two looks at an operation for which Azure sets no pace. A VM's operations may be asked for
+# 15 times a minute before Azure throttles.
+POLLING_SECONDS = 5
+# The longest that one operation may take. Azure itself gives up on a VM that does not start after about 25 minutes.
+OPERATION_SECONDS = 45 * 60.0
+
+# Microsoft's own public client, the one that the Azure CLI signs in as; user credentials need a client.
+_PUBLIC_CLIENT = "04b07795-8ddb-461a-bbee-02f9e1bf7b46"
+
+_CLOUDS = {
+    "AzureCloud": (
+        "https://login.microsoftonline.com",
+        "https://management.azure.com",
+        "https://management.azure.com",
+    ),
+    "AzureChinaCloud": (
+        "https://login.chinacloudapi.cn",
+        "https://management.chinacloudapi.cn",
+        "https://management.core.chinacloudapi.cn/",
+    ),
+    "AzureUSGovernment": (
+        "https://login.microsoftonline.us",
+        "https://management.usgovcloudapi.net",
+        "https://management.core.usgovcloudapi.net/",
+    ),
+    "AzureGermanCloud": (
+        "https://login.microsoftonline.de",
+        "https://management.microsoftazure.de",
+        "https://management.core.cloudapi.de/",
+    ),
+}
+
+_BY_STATUS: dict[int, type[errors.AzureError]] = {
+    200: errors.OperationFailed,
+    401: errors.Denied,
+    403: errors.Denied,
+    404: errors.NotFound,
+    409: errors.Conflict,
+    412: errors.Conflict,
+    429: errors.Throttled,
+}
+
+
+class Azure:
+    """One subscription of one Azure, seen as the identity of the connection settings.
+
+    `transport` replaces the HTTPS connections of all SDK clients. Every verb raises an `errors.AzureError`.
+    """
+
+    def __init__(self, connection: Connection, *, transport: Transport | None = None) -> None:
+        self.subscription = connection.subscription_id
+        self._transport = _Shared(transport or _transport(connection))
+        with _translated("sign in to", connection.cloud_profile):
+            authority, manager, audience = _profile(connection, self._transport)
+            self.credential = _credential(connection, authority, self._transport)
+        options: dict[str, Any] = {
+            "base_url": manager,
+            "credential_scopes": [f"{audience.rstrip('/')}/.default"],
+            "transport": self._transport,
+            "polling_interval": POLLING_SECONDS,
+            "user_agent": f"coriolis-azure/{__version__}",
+        }
+        self._compute = ComputeManagementClient(self.credential, self.subscription, **options)
+        self._network = NetworkManagementClient(self.credential, self.subscription, **options)
+        self._resources = ResourceManagementClient(self.credential, self.subscription, **options)
+        self._kinds: dict[str, Any] = {
+            "vm": self._compute.virtual_machines,
+            "disk": self._compute.disks,
+            "snapshot": self._compute.snapshots,
+            "nic": self._network.network_interfaces,
+            "ip": self._network.public_ip_addresses,
+            "nsg": self._network.network_security_groups,
+            "vnet": self._network.virtual_networks,
+        }
+        self._skus: dict[str, list[Json]] = {}
+        self.api_versions = self._transport.api_versions
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.really_close()
+
+    def validate(self) -> None:
+        """Ask one harmless question, to learn whether endpoint, identity and subscription are right."""
+        with _translated("read the subscription", self.subscription):
+            next(iter(self._resources.resource_groups.list(top=1)), None)
+
+    def group(self, name: str) -> Json:
+        """The resource group `name`."""
+        with _translated("read the resource group", name):
+            return _document(self._resources.resource_groups.get(name))
+
+    def groups(self) -> list[Json]:
+        """All resource groups that the identity may see."""
+        with _translated("list the resource groups of", self.subscription):
+            return [_document(group) for group in self._resources.resource_groups.list()]
+
+    def get(self, id: str, **options: str) -> Json:
+        """The resource `id` of one of `names.TYPES`; `expand="instanceView"` adds a VM's state."""
+        with _translated("read", id):
+            operations = self._kinds[names.kind_of(id)]
+            return _document(operations.get(names.group_of(id), names.name_of(id), **options))
+
+    def find(self, id: str) -> Json | None:
+        """The resource `id`, or None where there is none."""
+        try:
+            return self.get(id)
+        except errors.NotFound:
+            return None
+
+    def resources(self, kind: str, group: str) -> list[Json]:
+        """All resources of one kind in a resource group."""
+        operations = self._kinds[kind]
+        listed = operations.list_by_resource_group if kind in {"disk", "snapshot"} else operations.list
+        with _translated(f"list {names.TYPES[kind]} in", group):
+            return [_document(item) for item in listed(group)]
+
+    def everywhere(self, kind: str) -> list[Json]:
+        """All resources of one kind in the subscription."""
+        operations = self._kinds[kind]
+        listed = operations.list if kind in {"disk", "snapshot"} else operations.list_all
+        with _translated(f"list {names.TYPES[kind]} in", self.subscription):
+            return [_document(item) for item in listed()]
+
+    def of_type(self, type_: str, group: str) -> list[Json]:
+        """The resources of any type in a resource group, as the generic listing tells them: id, name, location."""
+        with _translated(f"list {type_} in", group):
+            listed = self._resources.resources.list_by_resource_group(
+                group, filter=f"resourceType eq '{type_}'"
+            )
+            return [_document(item) for item in listed]
+
+    def locations(self) -> list[str]:
+        """The locations in which this subscription may have VMs."""
+        with _translated("read the provider", "Microsoft.Compute"):
+            provider = _document(self._resources.providers.get("Microsoft.Compute"))
+        types = {entry["resourceType"].lower(): entry for entry in provider.get("resourceTypes", [])}
+        return sorted(
+            names.location(place) for place in types.get("virtualmachines", {}).get("locations", [])
+        )
+
+    def offered_versions(self, namespace: str) -> dict[str, list[str]]:
+        """The API versions that a resource provider offers, by lower-cased type (`microsoft.compute/disks`)."""
+        with _translated("read the provider", namespace):
+            provider = _document(self._resources.providers.get(namespace))
+        return {
+            f"{namespace}/{entry['resourceType']}".lower(): list(entry.get("apiVersions") or ())
+            for entry in provider.get("resourceTypes", [])
+        }
+
+    def subscription_state(self) -> str:
+        """Enabled, Warned, PastDue, Disabled, ...; in some of them nothing can be made."""
+        path = f"/subscriptions/{self.subscription}"
+        return str(self._read("the subscription", path, _SUBSCRIPTIONS_VERSION).get("state", "unknown"))
+
+    def permissions(self, scope: str) -> list[Json]:
+        """What the identity may do at `scope`, an ARM id: actions and notActions of each of its roles."""
+        path = f"{scope}/providers/Microsoft.Authorization/permissions"
+        return self._listed("the permissions at", path, _PERMISSIONS_VERSION)
+
+    def locks(self, scope: str) -> list[Json]:
+        """The locks at `scope`, an ARM id, and below."""
+        return self._listed(
+            "the locks of", f"{scope}/providers/Microsoft.Authorization/locks", _LOCKS_VERSION
+        )
+
+    def compute_usages(self, location: str) -> list[Json]:
+        """Cores and VMs in use in `location`, and the quota: name, currentValue, limit."""
+        with _translated("read the compute quota of", location):
+            return [_document(usage) for usage in self._compute.usage.list(location)]
+
+    def network_usages(self, location: str) -> list[Json]:
+        """Addresses, NICs, networks in use in `location`, and the quota: name, currentValue, limit."""
+        with _translated("read the network quota of", location):
+            return [_document(usage) for usage in self._network.usages.list(location)]
+
+    def encryption_set(self, id: str) -> Json:
+        """A disk encryption set."""
+        sets = self._compute.disk_encryption_sets
+        with _translated("read", id):
+            return _document(sets.get(names.group_of(id), names.name_of(id)))
+
+    def _read(self, what: str, path: str, version: str) -> Json:
+        """A document for which the given SDKs have no operation; `path` may be a next page's URL."""
+        url = path if path.startswith("https:") else f"{path}?api-version={version}"
+        with _translated(f"read {what}", path.partition("/providers/Microsoft.Authorization")[0]):
+            response = self._resources.send_request(HttpRequest("GET", url))
+            response.raise_for_status()
+            document: Json = response.json()
+        return document
+
+    def _listed(self, what: str, path: str, version: str) -> list[Json]:
+        """All pages of a listing for which the given SDKs have no operation."""
+        found: list[Json] = []
+        while path:
+            page = self._read(what, path, version)
+            found += page.get("value") or []
+            path = page.get("nextLink") or ""
+        return found
+
+    def put(self, id: str, body: Mapping[str, Any]) -> Json:
+        """Create or change `id`; the resource as it is once Azure has settled."""
+        operations = self._kinds[names.kind_of(id)]
+        return self._settled(
+            "create",
+            id,
+            lambda: operations.begin_create_or_update(names.group_of(id), names.name_of(id), body),
+        )
+
+    def patch_vm(self, id: str, body: Mapping[str, Any]) -> Json:
+        """Change parts of a VM. A list in `body` replaces the whole list."""
+        vms = self._kinds["vm"]
+        return self._settled(
+            "update", id, lambda: vms.begin_update(names.group_of(id), names.name_of(id), body)
+        )
+
+    def tag(self, id: str, tags: Mapping[str, str]) -> None:
+        """Replace the tags of a resource."""
+        operations, body = self._kinds[names.kind_of(id)], {"tags": dict(tags)}
+        group, name = names.group_of(id), names.name_of(id)
+        if hasattr(operations, "update_tags"):
+            with _translated("tag", id):
+                operations.update_tags(group, name, body)
+        else:
+            self._settled("tag", id, lambda: operations.begin_update(group, name, body))
+
+    def delete(self, id: str) -> None:
+        """Delete `id` and wait until it is gone; one that is gone already is no error. A VM is not shut down first."""
+        operations, kind = self._kinds[names.kind_of(id)], names.kind_of(id)
+        options = {"force_deletion": True} if kind == "vm" else {}
+        try:
+            self._settled(
+                "delete",
+                id,
+                lambda: operations.begin_delete(names.group_of(id), names.name_of(id), **options),
+            )
+        except errors.NotFound:
+            return
+
+    def deallocate(self, id: str) -> None:
+        """Shut a VM down and give back its host; wait until it is done."""
+        vms = self._kinds["vm"]
+        self._settled("deallocate", id, lambda: vms.begin_deallocate(names.group_of(id), names.name_of(id)))
+
+    def start(self, id: str) -> None:
+        """Start a deallocated VM; wait until it runs."""
+        vms = self._kinds["vm"]
+        self._settled("start", id, lambda: vms.begin_start(names.group_of(id), names.name_of(id)))
+
+    def sizes(self, location: str) -> list[Json]:
+        """The VM sizes that `location` knows, with capabilities and restrictions. Several MB: asked once."""
+        if location not in self._skus:
+            with _translated("list the VM sizes of", location):
+                skus = self._compute.resource_skus.list(filter=f"location eq '{location}'")
+                self._skus[location] = [
+                    document
+                    for sku in skus
+                    if (document := _document(sku)).get("resourceType") == "virtualMachines"
+                ]
+        return self._skus[location]
+
+    def retired_sizes(self, location: str) -> list[Json]:
+        """Sizes by the older listing, which still names some that are no longer sold."""
+        with _translated("list the VM sizes of", location):
+            return [_document(size) for size in self._compute.virtual_machine_sizes.list(location)]
+
+    def image_exists(self, location: str, image: Image) -> bool:
+        """Whether the marketplace of `location` has `image` today."""
+        images = self._compute.virtual_machine_images
+        try:
+            with _translated("look up the image", str(image)):
+                if image.version != "latest":
+                    images.get(location, image.publisher, image.offer, image.sku, image.version)
+                    return True
+                return bool(images.list(location, image.publisher, image.offer, image.sku, top=1))
+        except errors.NotFound:
+            return False
+
+    def _settled(self, verb: str, id: str, begin: Callable[[], LROPoller[Any]]) -> Json:
+        with _translated(verb, id):
+            poller = begin()
+            poller.wait(OPERATION_SECONDS)
+            if not poller.done():
+                raise errors.DeadlinePassed(
+                    f"Azure did not finish to {verb} {id} within {OPERATION_SECONDS / 60:.0f} minutes",
+                    resource=id,
+                )
+            return _document(poller.result())
+
+
+class _Shared(Transport):
+    """One transport for all clients: closing a client leaves it open for the others."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        # By lower-cased resource type, the API version with which it was asked for.
+        self.api_versions: dict[str, str] = {}
+
+    def send(self, request: Any, **options: Any) -> Any:
+        asked = _API_VERSION.search(request.url)
+        if asked:
+            self.api_versions[asked["type"].lower()] = asked["version"]
+        return self._transport.send(request, **options)
+
+    def sleep(self, duration: float) -> None:
+        self._transport.sleep(duration)
+
+    def open(self) -> None:
+        self._transport.open()
+
+    def close(self) -> None:
+        """The clients' close: not ours to act upon."""
+
+    def really_close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> _Shared:
+        self.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Trusting(HTTPAdapter):
+    """HTTPS with certificates trusted besides the system's."""
+
+    def __init__(self, ca_bundle: str) -> None:
+        self._context = ssl.create_default_context()
+        self._context.load_verify_locations(ca_bundle)
+        super().__init__(pool_maxsize=16)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options, ssl_context=self._context)
+
+
+def _transport(connection: Connection) -> Transport:
+    options: dict[str, Any] = {}
+    if connection.allow_untrusted:
+        options = {"connection_verify": False}
+    elif connection.ca_bundle:
+        session = requests.Session()
+        # What is on this machine is not reached through a proxy.
+        session.trust_env = urlsplit(connection.resource_manager).hostname not in {
+            "127.0.0.1",
+            "localhost",
+            "::1",
+        }
+        session.mount("https://", _Trusting(connection.ca_bundle))
+        options = {"session": session}
+    transport: Transport = RequestsTransport(**options)
+    return transport
+
+
+def _profile(connection: Connection, transport: Transport) -> tuple[str, str, str]:
+    """Authority, resource manager and token audience."""
+    if connection.cloud_profile != "CustomCloud":
+        return _CLOUDS[connection.cloud_profile]
+    manager = connection.resource_manager.rstrip("/")
+    authority = connection.endpoints.get("active_directory_url", "")
+    audience = connection.endpoints.get("active_directory_resource_id", "")
+    if not (authority and audience):
+        client: PipelineClient[Any, Any] = PipelineClient(manager, transport=transport)
+        answer = client.send_request(
+            HttpRequest("GET", f"{manager}/metadata/endpoints?api-version=2019-05-01")
+        )
+        answer.raise_for_status()
+        told = answer.json().get("authentication", {})
+        authority = authority or told.get("loginEndpoint", "")
+        audience = audience or next(iter(told.get("audiences", [])), manager)
+    return authority.rstrip("/"), manager, audience
+
+
+def _credential(connection: Connection, authority: str, transport: Transport) -> TokenCredential:
+    options: dict[str, Any] = {"authority": authority, "transport": transport}
+    if connection.cloud_profile == "CustomCloud":
+        # A custom cloud is unknown to the public cloud's directory of authorities.
+        options["disable_instance_discovery"] = True
+    if connection.username:
+        return UsernamePasswordCredential(
+            _PUBLIC_CLIENT, connection.username, connection.password, tenant_id=connection.tenant, **options
+        )
+    if connection.client_secret:
+        return ClientSecretCredential(
+            connection.tenant, connection.client_id, connection.client_secret, **options
+        )
+    if connection.client_id:
+        password = connection.certificate_password or None
+        return CertificateCredential(
+            connection.tenant, connection.client_id, connection.certificate_path, password=password, **options
+        )
+    return DefaultAzureCredential(**options)
+
+
+def _document(model: Any) -> Json:
+    """A model as ARM's own JSON; {} for operations without a result."""
+    return model.as_dict() if model is not None else {}
+
+
+@contextmanager
+def _translated(verb: str, resource: str) -> Iterator[None]:
+    """The one place where foreign exceptions become ours."""
+    try:
+        yield
+    except HttpResponseError as error:
+        raise _error(verb, resource, error) from error
+    except (ServiceRequestError, ServiceResponseError, requests.RequestException) as error:
+        raise errors.CloudUnreachable(
+            f"could not {verb} {resource}: no answer from Azure: {error}", resource=resource
+        ) from error
+    except SdkError as error:
+        raise errors.AzureError(f"could not {verb} {resource}: {error.message}", resource=resource) from error
+
+
+def _error(verb: str, resource: str, error: HttpResponseError) -> errors.AzureError:
+    layers = _layers(error)
+    chain = [str(layer["code"]) for layer in layers]
+    status = error.status_code or 0
+    entry = codes.cause(chain, status)
+    kind = _kind(error, status, entry)
+    code, message = (chain[-1] if chain else ""), _message(error, layers)
+    headers = getattr(error.response, "headers", {})
+    return kind(
+        f"could not {verb} {resource}: {message if not code or code in message else f'{code}: {message}'}",
+        remedy=entry.remedy if entry else None,
+        code=code,
+        status=status,
+        resource=resource,
+        target=layers[-1].get("target") if layers else None,
+        retry_after=_seconds(headers.get("Retry-After")),
+        request_id=headers.get("x-ms-request-id"),
+    )
+
+
+def _kind(error: HttpResponseError, status: int, entry: codes.Code | None) -> type[errors.AzureError]:
+    if status == 429:  # whatever the code: throttling comes as OperationNotAllowed, too
+        return errors.Throttled
+    if entry is not None:
+        return entry.kind
+    if isinstance(error, ClientAuthenticationError):
+        return errors.Denied
+    return _BY_STATUS.get(status, errors.AzureError)
+
+
+def _layers(error: HttpResponseError) -> list[Json]:
+    """The error documents of an answer, each with a `code`, from the outermost to the one that names the cause."""
+    layers = list(_unwrapped(_body(error)))
+    if layers:
+        return layers
+    own = getattr(error, "error", None)  # what the SDK made of the answer
+    code = (
+        getattr(own, "code", None)
+        or getattr(error.response, "headers", {}).get("x-ms-error-code")  # storage answers in XML
+        or _sign_in_code(error)
+    )
+    return [{"code": code}] if code else []
+
+
+def _unwrapped(document: Any) -> Iterator[Json]:
+    """Errors within errors: wrapped in `error` or not, in `details`, or as JSON in the text of a message."""
+    found = document.get("error", document) if isinstance(document, dict) else None
+    if not isinstance(found, dict) or not found.get("code"):
+        return
+    yield found
+    details = found.get("details")
+    coded = (each for each in (details if isinstance(details, list) else []) if _has_code(each))
+    yield from _unwrapped(next(coded, None) or _parsed(found.get("message")))
+
+
+def _message(error: HttpResponseError, layers: list[Json]) -> str:
+    """The innermost message that is meant for people."""
+    said = [text for layer in reversed(layers) if (text := layer.get("message")) and _parsed(text) is None]
+    return str(said[0]) if said else error.message.partition("\n")[0]
+
+
+def _body(error: HttpResponseError) -> Any:
+    try:
+        return _parsed(error.response.text()) if error.response is not None else None
+    except AttributeError:  # the token endpoint's answers are of another kind
+        return None
+
+
+def _parsed(text: Any) -> Json | None:
+    """The JSON object in a text; None where it is no such text."""
+    try:
+        document = json.loads(text)
+    except (TypeError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _has_code(detail: Any) -> bool:
+    return isinstance(detail, dict) and bool(detail.get("code"))
+
+
+def _sign_in_code(error: HttpResponseError) -> str | None:
+    """The sign-in service's code.
+
+    The one code that is taken out of a message, for azure-identity passes it on in no other way; of a tenant that
+    does not exist it hides even that in the exception it came from.
+    """
+    if not isinstance(error, ClientAuthenticationError):
+        return None
+    cause: BaseException | None = error
+    while cause is not None:
+        if code := re.search(r"AADSTS\d+", str(cause)):
+            return code[0]
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _seconds(header: str | None) -> float | None:
+    """The seconds of a Retry-After header; None without one, or where it is a date."""
+    try:
+        return float(header) if header else None
+    except ValueError:
+        return None

@@ -1,0 +1,125 @@
+"""Where disks are written to: one interface, and `open` that knows which kind a URL names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from ..errors import InvalidInput
+from ..events import Report
+from ..hashing import Manifest
+from .image import Image, ImageFolder
+
+__all__ = ["Content", "Destination", "Folder", "Image", "ImageFolder", "open"]
+
+Content = bytes | bytearray | memoryview
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEMES = ("file://",)
+
+
+class Destination(Protocol):
+    """One disk being written. A context manager; leaving it is `close`.
+
+    One thread calls `known` first. Then several at a time may call `expect`, `write`, `zero` and `read`: in
+    any order of offsets, but no byte is written twice in a run, and each write lies within a range that
+    `expect` was told of before. When all of them are done, one thread calls `flush`, then `commit`, then
+    `close`. A run that fails is closed without `commit`. Whatever goes wrong is DestinationFailed with disk
+    and offset.
+    """
+
+    @property
+    def readable(self) -> bool:
+        """Whether `read` gives back what is there; without it there is no patching and no verifying."""
+
+    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+        """What is held of the disk with the unique id `disk`, as one of `size` bytes, as far as it is known.
+
+        A fresh manifest when nothing is known, when it was another disk, or when `full` asks for it.
+        """
+
+    def expect(self, offset: int, length: int) -> None:
+        """This range is about to change. Durable on return: a crash leaves it uncertain, never wrong."""
+
+    def write(self, offset: int, data: Content) -> None:
+        """Put `data` there."""
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What is there now, written or not by this run."""
+
+    def flush(self) -> None:
+        """On return all that was written survives a power loss."""
+
+    def check(self) -> bool | None:
+        """Where it is not readable: whether the other side has confirmed what this run wrote, after `flush`.
+
+        True when it has, None when it cannot tell or there was nothing; CorruptChunk when it holds something else.
+        """
+
+    def commit(self, manifest: Manifest) -> None:
+        """The destination holds exactly what `manifest` says: the next run may start from that."""
+
+    def close(self) -> None:
+        """Let go of it. Harmless when repeated."""
+
+    def __enter__(self) -> Destination: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Folder(Protocol):
+    """A place for the disks of a VM, ours alone while it is open. A context manager; leaving is `close`."""
+
+    def disk(self, name: str) -> Destination:
+        """The destination for the disk `name`: "os" or "data-<lun>"."""
+
+    def names(self) -> list[str]:
+        """The disks there is something of."""
+
+    def claim(self, vm: str) -> None:
+        """From now on this place is for the VM with the ARM id `vm`. InvalidInput when it is another's."""
+
+    def stop(self) -> None:
+        """Whatever is under way on its disks ends soon, with DestinationFailed. From any thread."""
+
+    def tell_removed(self, disks: Collection[str]) -> None:
+        """Report, for each disk held here that is none of `disks`, that it is no longer one of the VM's."""
+
+    def close(self) -> None:
+        """Let go of the place and of its disks. Harmless when repeated."""
+
+    def __enter__(self) -> Folder: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open(url: str, report: Report) -> Folder:
+    """The place that `url` names: the path of a folder, made when it is missing, or a file:// URL.
+
+    InvalidInput when it is no such thing, cannot be used, or is in use by another run.
+    """
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        if not url:
+            raise InvalidInput("the destination is empty", remedy="Give the path of a folder.")
+        return ImageFolder(Path(url), report)
+    parts = urlsplit(url)
+    if scheme[1].lower() != "file":
+        raise InvalidInput(
+            f"{scheme[0]} is no kind of destination",
+            remedy=f"Give the path of a folder, or a URL that begins with {', '.join(_SCHEMES)}.",
+        )
+    if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
+        raise InvalidInput(f"{url} names no folder of this host", remedy="Give it as file:///path/of/folder.")
+    return ImageFolder(Path(unquote(parts.path)), report)

@@ -1,0 +1,309 @@
+"""The orchestrator's SSH backup writer, spoken by ourselves: `write_data` on the target, one for each disk.
+
+Messages are sent without waiting for the answers to those before, up to 32 MiB that are not yet answered. Each
+answer must be the id that is due. Nobody but the writing threads is at work: who has to wait takes the answers
+in, and whoever meets a failure leaves it for the others.
+
+The orchestrator's client also removes udev rules and changes lvm.conf on the target before it writes, so that
+no volume group on the volumes is activated there. That is not repeated here: the target is the destination
+plugin's machine, which is deployed for this with the volumes attached, and a client that edits the system of a
+machine which is not its own may break one that is used for more.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import zlib
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .. import ssh
+from ..clock import Clock
+from ..errors import DestinationFailed, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
+from ..pipeline import Lock
+from . import Content, write_data
+
+IN_FLIGHT = 32 << 20  # bytes sent that are not yet answered, at most
+_PIECE = 4 << 20  # zeros of one message
+_SYNC_SECONDS = 600.0
+_LAST_WORDS_SECONDS = 5.0
+_PAUSES = (1.0, 3.0)  # seconds between attempts to reach the target
+_OURS = ".coriolis-azure-write-data.py"
+_REMEDY = (
+    "Check that the target is up and lets this host in by SSH with the key it was given, then run again."
+)
+_MEANING = {
+    1: "it could not read the length of a message, or sudo refused to start it",
+    2: "the length of a message is out of its bounds",
+    3: "it could not open a file",
+    4: "a message holds no path and offset",
+    5: "it could not open the device, or the stream ended within a message",
+    6: "it could not seek on the device",
+    7: "it could not write to the device",
+    8: "it could not close the device",
+    9: "it ran out of memory",
+    10: "it does not know its arguments",
+    11: "it could not read the id of a message",
+    12: "the inflated length of a message is out of its bounds",
+    13: "what came compressed is damaged",
+    14: "it could not answer",
+    15: "the write lies beyond the end of the device",
+    126: "it cannot be executed",
+    127: "it was not found",
+}
+
+
+class Target:
+    """The host that the devices are attached to. A writer.Backend.
+
+    `details`: ip, port, username, and pkey (PEM, or an object with `write_private_key`) or password.
+    """
+
+    def __init__(self, details: dict[str, Any], *, compress: bool, clock: Clock, patience: float) -> None:
+        self._host = ssh.Target(_login(details))
+        self._compress, self._clock, self._patience = compress, clock, patience
+        self._command = ""
+        self._lock = Lock()
+
+    def device(self, disk: str, path: str) -> Device:
+        """The device at `path`. See Backend."""
+        return Device(self, disk, path, self._compress, self._patience)
+
+    def connect(self) -> ssh.Connection:
+        """A connection; Unreachable or HostKeyChanged after some attempts."""
+        for pause in _PAUSES:
+            try:
+                return self._host.connect()
+            except HostKeyChanged:
+                raise
+            except Unreachable:
+                self._clock.sleep(pause)
+        return self._host.connect()
+
+    def receiver(self, connection: ssh.Connection) -> str:
+        """The command that starts `write_data`; put there if it is missing. StreamEnded where that fails."""
+        with self._lock:
+            self._command = self._command or self._prepared(connection)
+            return self._command
+
+    @property
+    def ours(self) -> bool:
+        """Whether the receiver is our own: it syncs by itself."""
+        return _OURS in self._command
+
+    def _prepared(self, connection: ssh.Connection) -> str:
+        theirs = "exec sudo -n ./write_data"
+        if self.run(connection, "test -f write_data") == 0:
+            return f"chmod +x write_data && {theirs}"
+        binary = _orchestrators()
+        if binary is not None:
+            self._push(connection, binary, "write_data", "755")
+            return theirs
+        self._push(connection, Path(write_data.__file__).read_bytes(), _OURS, "600")
+        return f"exec sudo -n python3 {_OURS}"
+
+    def _push(self, connection: ssh.Connection, content: bytes, name: str, mode: str) -> None:
+        """Put a file into the login directory, whole or not at all."""
+        command = f"umask 077 && cat > {name}.$$ && chmod {mode} {name}.$$ && mv {name}.$$ {name}"
+        if self.run(connection, command, content) != 0:
+            raise StreamEnded(f"{name} cannot be put into the login directory")
+
+    def run(self, connection: ssh.Connection, command: str, content: bytes = b"", seconds: float = 0) -> int:
+        """The status of a command that is given `content`; StreamEnded where there is none in time."""
+        patience = max(seconds, self._patience)
+        with connection.start(command, patience) as program:
+            program.send(content)
+            program.finish()
+            status = program.status(patience)
+        if status is None:
+            raise StreamEnded(f"no status of {command!r} came within {patience:g} seconds")
+        return status
+
+
+class Device:
+    """One device, written by a `write_data` of its own. A writer.Device."""
+
+    def __init__(self, target: Target, disk: str, path: str, compress: bool, patience: float) -> None:
+        self._target, self._disk, self._path = target, disk, path
+        self._compress, self._patience = compress, patience
+        self._lock = Lock()
+        self._connection: ssh.Connection | None = None
+        self._program: ssh.Program | None = None
+        self._failure: DestinationFailed | None = None
+        self._next = 0
+        self._unanswered: deque[tuple[int, int, int]] = deque()  # id, offset, bytes
+        self._in_flight = 0
+
+    def open(self) -> None:
+        """Connect and start the receiver. See Device."""
+        try:
+            self._connection = self._target.connect()
+            command = self._target.receiver(self._connection)
+            self._program = self._connection.start(command, self._patience)
+        except (Unreachable, HostKeyChanged, StreamEnded) as error:
+            self.close()
+            raise self._told(error.message, None, _REMEDY) from error
+
+    def write(self, offset: int, data: Content) -> None:
+        """Send `data`; that it failed may be told by a later call. See Device."""
+        prefix = self._prefix(offset)
+        if self._compress:
+            squeeze = zlib.compressobj(1)
+            packed = squeeze.compress(prefix) + squeeze.compress(data) + squeeze.flush()
+            if len(packed) < len(prefix) + len(data):
+                self._send(offset, packed, b"", len(prefix) + len(data))
+                return
+        self._send(offset, prefix, data, 0)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Send zeros, packed. See Device."""
+        for start in range(offset, offset + length, _PIECE):
+            size = min(_PIECE, offset + length - start)
+            prefix = self._prefix(start)
+            self._send(start, _packed_zeros(prefix, size), b"", len(prefix) + size)
+
+    def flush(self) -> None:
+        """Wait for all answers, end the receiver and sync. See Device."""
+        with self._lock:
+            program = self._running()
+            try:
+                number = self._next
+                program.send(write_data.HEAD.pack(number, 0))
+                while self._unanswered:
+                    self._take_answer(program)
+                program.wait_up_to(max(_SYNC_SECONDS, self._patience))
+                self._take(program, number)
+                status = program.status(self._patience)
+                if status != 0:
+                    raise StreamEnded(f"it ended with status {status}")
+                if not self._target.ours and self._connection is not None:
+                    status = self._target.run(self._connection, "sudo -n sync", seconds=_SYNC_SECONDS)
+                    if status != 0:
+                        raise StreamEnded(f"sync ended with status {status}")
+            except StreamEnded as error:
+                raise self._failed(program, error) from error
+
+    def check(self) -> bool | None:
+        """The protocol has no way to ask what is on the device. See Device."""
+        return None
+
+    def close(self) -> None:
+        """Hang up; the receiver ends, wherever it was. See Device."""
+        if self._program is not None:
+            self._program.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _prefix(self, offset: int) -> bytes:
+        return self._path.encode() + b"\0" + write_data.OFFSET.pack(offset)
+
+    def _send(self, offset: int, head: bytes, body: Content, inflated: int) -> None:
+        """Send a message as soon as there is room for it."""
+        size = len(head) + len(body)
+        with self._lock:
+            program = self._running()
+            try:
+                while self._unanswered and self._in_flight + size > IN_FLIGHT:
+                    self._take_answer(program)
+                while self._unanswered and program.ready:
+                    self._take_answer(program)
+                self._unanswered.append((self._next, offset, size))
+                self._in_flight += size
+                lengths = write_data.HEAD.pack(self._next, size) + write_data.NUMBER.pack(inflated)
+                self._next += 1
+                program.send(lengths + head)
+                program.send(memoryview(body))
+            except StreamEnded as error:
+                raise self._failed(program, error) from error
+
+    def _running(self) -> ssh.Program:
+        if self._failure is not None:
+            raise self._failure
+        if self._program is None:
+            raise ValueError(f"{self._disk}: the device is not open")
+        return self._program
+
+    def _take_answer(self, program: ssh.Program) -> None:
+        """Take the answer to the oldest message; StreamEnded where another one comes, or none."""
+        self._take(program, self._unanswered[0][0])
+        _, _, size = self._unanswered.popleft()
+        self._in_flight -= size
+
+    def _take(self, program: ssh.Program, due: int) -> None:
+        answer = program.receive(write_data.NUMBER.size)
+        if len(answer) < write_data.NUMBER.size:
+            raise StreamEnded("it ended")
+        (number,) = write_data.NUMBER.unpack(answer)
+        if number != due:
+            raise StreamEnded(f"it answered message {number} where {due} was due")
+
+    def _failed(self, program: ssh.Program, error: StreamEnded) -> DestinationFailed:
+        """What became of the receiver; the other threads are told the same.
+
+        Answers are in order, so the oldest message without one is where it went wrong.
+        """
+        with suppress(StreamEnded):
+            while self._unanswered and program.ready:
+                self._take_answer(program)
+        offset = self._unanswered[0][1] if self._unanswered else None
+        status = program.status(min(_LAST_WORDS_SECONDS, self._patience))
+        what = f"write_data on the target: {error.message}"
+        if status:
+            what = f"write_data on the target ended with status {status}: {_MEANING.get(status, 'not known')}"
+            what += f" ({words})" if (words := program.words()) else ""
+        program.close()
+        self._failure = self._told(what, offset)
+        return self._failure
+
+    def _told(self, what: str, offset: int | None, remedy: str | None = None) -> DestinationFailed:
+        where = "" if offset is None else f" (at offset {offset} of {self._path})"
+        return DestinationFailed(
+            f"{self._disk}: {what}{where}", disk=self._disk, offset=offset, remedy=remedy
+        )
+
+
+def _orchestrators() -> bytes | None:
+    """The `write_data` that the orchestrator's package brings, where it is installed and was built."""
+    found = importlib.util.find_spec("coriolis")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        path = Path(folder) / "resources" / "bin" / "write_data"
+        if path.is_file():
+            return path.read_bytes()
+    return None
+
+
+def _login(details: dict[str, Any]) -> ssh.Login:
+    """How to sign in, as the orchestrator says."""
+    for name in ("ip", "port", "username"):
+        if not details.get(name):
+            raise InvalidInput(f"the connection details of the ssh_backup_writer have no {name}")
+    pkey = details.get("pkey") or ""
+    if not isinstance(pkey, str):  # the orchestrator hands over a key object for the text it was given
+        text = io.StringIO()
+        pkey.write_private_key(text)
+        pkey = text.getvalue()
+    password = details.get("password") or ""
+    if not (pkey or password):
+        raise InvalidInput("the connection details of the ssh_backup_writer have neither pkey nor password")
+    return ssh.Login(details["ip"], int(details["port"]), details["username"], pkey, password)
+
+
+@functools.lru_cache(maxsize=16)
+def _zeros(length: int) -> bytes:
+    """Zeros as the last block of a deflate stream."""
+    squeeze = zlib.compressobj(9, wbits=-15)
+    return squeeze.compress(bytes(length)) + squeeze.flush()
+
+
+def _packed_zeros(prefix: bytes, length: int) -> bytes:
+    """What zlib.compress would make of `prefix` and `length` zeros, without going through the zeros."""
+    squeeze = zlib.compressobj(1)
+    head = squeeze.compress(prefix) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    # Of adler32, zeros leave the lower half as it is and add it to the upper half once for each.
+    low, high = (sums := zlib.adler32(prefix)) & 0xFFFF, sums >> 16
+    sums = (high + length * low) % 65521 << 16 | low
+    return head + _zeros(length) + sums.to_bytes(4, "big")

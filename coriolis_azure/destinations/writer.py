@@ -1,0 +1,342 @@
+"""The volumes that the orchestrator hands over, written through one of its backup writers' ways.
+
+A volume's state travels in its entry of `volumes_info` under `replica_state`. It comes back to us only from
+runs that ended well, so a run that died leaves the caller with a state that is older than the volume. The rule:
+*before a run's first write, a Doubt is set that names the state which the caller holds*; a state in doubt is
+not believed, and everything is sent. Runs that end well take their doubts back.
+
+An entry without a state is a volume that nothing is known of, unless the destination says that it was made
+blank (`zeroed`). It says so for ever, so the first state that is kept takes the word back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from .. import names
+from ..clock import Clock
+from ..errors import DestinationFailed, InvalidInput, Unsupported
+from ..events import Notice, Report, silent
+from ..hashing import UNKNOWN, ZERO, Manifest
+from ..model import Disk
+from ..pipeline import Lock
+from . import Content, Destination
+from .image import Image
+
+PATIENCE_SECONDS = 120.0  # of silence, after which the other side counts as gone
+_STATE, _DEVICE, _BLANK = "replica_state", "volume_dev", "zeroed"
+
+
+class Doubt(Protocol):
+    """Marks that outlive a failed run and are seen from every host. A mark is named by 16 hex digits."""
+
+    def is_set(self, id: str, /) -> bool:
+        """Whether the mark is there."""
+
+    def set(self, id: str, /) -> None:
+        """Make the mark. Durable on return; harmless when repeated."""
+
+    def clear(self, id: str, /) -> None:
+        """Remove the mark; harmless when there is none."""
+
+
+class Device(Protocol):
+    """A device at the other end of a backup writer's protocol.
+
+    One thread calls `open`, then several `write` and `zero`, then one `flush`, `check` and `close`. Whatever
+    goes wrong is DestinationFailed with disk and, where it can be told, offset.
+    """
+
+    def open(self) -> None:
+        """Reach it."""
+
+    def write(self, offset: int, data: Content) -> None:
+        """Put `data` there. That it failed may also be told by a later call."""
+
+    def zero(self, offset: int, length: int) -> None:
+        """Write zeros there."""
+
+    def flush(self) -> None:
+        """On return all that was written has arrived, and is on the medium as far as the protocol can tell."""
+
+    def check(self) -> bool | None:
+        """What Destination says of it."""
+
+    def close(self) -> None:
+        """Let go of it, whatever state it is in. Harmless when repeated."""
+
+
+class Volumes:
+    """The volumes of one VM, as a destinations.Folder. `disks` are those the VM has now.
+
+    `compress`: whether what is sent is compressed; runs of zeros always are. `patience`: seconds of silence
+    after which the other side counts as gone. InvalidInput or Unsupported where `target` cannot be used.
+    """
+
+    def __init__(
+        self,
+        target: dict[str, Any],
+        volumes_info: Sequence[dict[str, Any]],
+        disks: Sequence[Disk],
+        doubt: Doubt,
+        *,
+        report: Report = silent,
+        compress: bool = False,
+        clock: Clock | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._doubt, self._report = doubt, report
+        self._backend = _backend(target, report, compress, clock or Clock(), patience)
+        self._entries = [dict(volume) for volume in volumes_info]
+        self._by_name: dict[str, dict[str, Any]] = {}
+        for disk in disks:
+            entry = next((entry for entry in self._entries if names.same(disk.id, entry["disk_id"])), None)
+            if entry is None:
+                report(Notice(f"{disk.name} has no volume at the destination; it is not replicated"))
+            # A shared disk is copied by its owner's tasks; for the others the destination says so here.
+            elif entry.get("replicate_disk_data") is not False:
+                self._by_name[disk.name] = entry
+        self._opened: list[FileVolume | Volume] = []
+
+    def names(self) -> list[str]:
+        """The disks that are to be replicated."""
+        return list(self._by_name)
+
+    def disk(self, name: str) -> Destination:
+        """The destination of the disk `name`."""
+        entry = self._by_name[name]
+        if not entry.get(_DEVICE):
+            raise InvalidInput(f"the volume of disk {entry['disk_id']} has no {_DEVICE}")
+        volume: FileVolume | Volume
+        if self._backend is None:
+            volume = FileVolume(entry)
+        else:
+            device = self._backend.device(name, entry[_DEVICE])
+            volume = Volume(entry, name, device, self._doubt, self._report)
+        self._opened.append(volume)
+        return volume
+
+    def claim(self, vm: str) -> None:
+        """Nothing: the orchestrator keeps whose volumes these are."""
+
+    def stop(self) -> None:
+        """Whatever is under way on the volumes ends soon."""
+        for volume in self._opened:
+            volume.stop()
+
+    def tell_removed(self, disks: Collection[str]) -> None:
+        """Nothing: the orchestrator keeps the list of volumes."""
+
+    def settle(self) -> None:
+        """Take back the doubts of this run: all disks have succeeded, and the caller will get `to_json`."""
+        for volume in self._opened:
+            if isinstance(volume, Volume):
+                volume.settle()
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The whole of `volumes_info`, with the states of what was committed."""
+        return self._entries
+
+    def close(self) -> None:
+        """Let go of all volumes."""
+        for volume in self._opened:
+            volume.close()
+
+    def __enter__(self) -> Volumes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Backend(Protocol):
+    """A way to reach the devices of one target."""
+
+    def device(self, disk: str, path: str) -> Device:
+        """The device at `path`, which `disk` is written to. Nothing is reached before its `open`."""
+
+
+class Volume:
+    """A volume behind a backup writer: a Destination that cannot be read."""
+
+    readable = False
+
+    def __init__(
+        self, entry: dict[str, Any], name: str, device: Device, doubt: Doubt, report: Report
+    ) -> None:
+        self._entry, self._name, self._device = entry, name, device
+        self._doubt, self._report = doubt, report
+        self._state_id = state_id(entry)
+        self._lock = Lock()
+        self._doubted = False
+        self._committed = False
+        self._size = 0
+        self._stopped = False
+
+    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+        """What the volume holds as its entry says, where that may be believed. See Destination."""
+        base = self._base(disk, size, chunk, full)
+        self._size = size
+        self._device.open()
+        return base
+
+    def _base(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+        fill = UNKNOWN
+        if full:
+            pass
+        elif self._doubt.is_set(self._state_id):
+            self._tell("the last run did not end well")
+        elif _STATE in self._entry:
+            kept = self._kept(disk, chunk)
+            if kept is not None:
+                return kept.resized(size, UNKNOWN)
+        elif self._entry.get(_BLANK) is True:
+            fill = ZERO
+        return Manifest.new(size, chunk, disk, fill)
+
+    def _kept(self, disk: str, chunk: int) -> Manifest | None:
+        """The manifest in the entry, if it is one, of this disk, in such chunks."""
+        try:
+            kept = Manifest.from_json(self._entry[_STATE])
+        except InvalidInput as error:
+            self._tell(error.message)
+            return None
+        if kept.disk != disk:
+            self._tell("the volume held another disk")
+        elif kept.chunk != chunk:
+            self._tell("the chunk size has changed")
+        else:
+            return kept
+        return None
+
+    def _tell(self, why: str) -> None:
+        self._report(Notice(f"{self._name} is sent as a whole: {why}"))
+
+    def expect(self, offset: int, length: int) -> None:
+        """The volume is about to change; the caller's state is in doubt on return. See Destination."""
+        del offset, length
+        if self._doubted:
+            return
+        with self._lock:
+            if not self._doubted:
+                self._doubt.set(self._state_id)
+                self._doubted = True
+
+    def write(self, offset: int, data: Content) -> None:
+        """Put `data` there. See Destination."""
+        self._guard(offset, len(data))
+        self._device.write(offset, data)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros. See Destination."""
+        self._guard(offset, length)
+        self._device.zero(offset, length)
+
+    def stop(self) -> None:
+        """Writes under way are the last ones; from any thread."""
+        self._stopped = True
+
+    def _guard(self, offset: int, length: int) -> None:
+        """A volume may be larger than the disk: what is beyond the disk is not ours."""
+        if self._stopped:
+            raise DestinationFailed(f"{self._name} was given up", disk=self._name, offset=offset)
+        if not 0 <= offset <= offset + length <= self._size:
+            text = f"{self._name}: {length} bytes at offset {offset} lie beyond the disk's end"
+            raise DestinationFailed(text, disk=self._name, offset=offset)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Not possible: the protocols only write. See Destination."""
+        del length
+        raise DestinationFailed(f"{self._name} cannot be read back", disk=self._name, offset=offset)
+
+    def flush(self) -> None:
+        """See Device."""
+        self._device.flush()
+
+    def check(self) -> bool | None:
+        """See Destination."""
+        return self._device.check()
+
+    def commit(self, manifest: Manifest) -> None:
+        """Put the manifest into the entry; it is no blank volume any more. See Destination."""
+        self._entry[_STATE] = manifest.to_json()
+        if _BLANK in self._entry:
+            self._entry[_BLANK] = False
+        self._committed = True
+
+    def settle(self) -> None:
+        """Take back the doubt of this run, if what it wrote is committed."""
+        if self._doubted and self._committed:
+            self._doubt.clear(self._state_id)
+            self._doubted = False
+
+    def close(self) -> None:
+        """See Device."""
+        self._device.close()
+
+    def __enter__(self) -> Volume:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class FileVolume(Image):
+    """A volume that is a file or a block device of this host. The state beside it is what tells of dead runs."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        super().__init__(Path(entry[_DEVICE]))
+        self._entry = entry
+
+    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+        """What the volume holds: nothing is known without a state in its entry."""
+        return super().known(disk, size, chunk, full or not self._entry.get(_STATE))
+
+    def commit(self, manifest: Manifest) -> None:
+        """Keep the manifest beside the volume and in its entry."""
+        super().commit(manifest)
+        self._entry[_STATE] = manifest.to_json()
+
+
+def state_id(entry: dict[str, Any]) -> str:
+    """The name of what the caller knows of a volume: of its state, or of the entry where there is none yet.
+
+    `volume_dev` is left out: the name of a device is another one in each run.
+    """
+    state = entry.get(_STATE)
+    check = state.get("check") if isinstance(state, dict) else None
+    if not isinstance(check, str):
+        rest = {key: value for key, value in entry.items() if key not in (_STATE, _DEVICE)}
+        check = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(check.encode()).hexdigest()[:16]
+
+
+def _backend(
+    target: dict[str, Any], report: Report, compress: bool, clock: Clock, patience: float
+) -> Backend | None:
+    """The way that `target` names; None for files of this host."""
+    name, details = target.get("backend"), target.get("connection_details") or {}
+    if name == "file_backup_writer":
+        return None
+    # Each of them brings in what it speaks through: loaded where it is used.
+    if name == "ssh_backup_writer":
+        from . import ssh_writer
+
+        return ssh_writer.Target(details, compress=compress, clock=clock, patience=patience)
+    if name == "http_backup_writer":
+        from . import http_writer
+
+        return http_writer.Target(details, report, compress=compress, clock=clock, patience=patience)
+    raise Unsupported(
+        f"the backup writer {name!r} is not known",
+        remedy="Use the ssh_backup_writer, the http_backup_writer or the file_backup_writer.",
+    )

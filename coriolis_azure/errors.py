@@ -1,0 +1,161 @@
+"""Every error a caller may see, as one tree.
+
+Families end in `Error`; leaves name the fact. Each class carries its exit code and a remedy: one sentence in
+the imperative that says what to do. A raise may give a better remedy than its class. Bugs (`KeyError`,
+`TypeError`, ...) are not wrapped: they travel to the top with their trace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class CoriolisAzureError(Exception):
+    """The root of the tree: `message`, `remedy`, `exit_code`, and `facts` for machines (offset, code, ids, ...)."""
+
+    exit_code = 1
+    remedy = "Report this as a fault of coriolis-azure, with the message."
+
+    def __init__(self, message: str, *, remedy: str | None = None, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+        if remedy is not None:
+            self.remedy = remedy
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as `--json` prints it."""
+        return {
+            "error": type(self).__name__,
+            "message": self.message,
+            "remedy": self.remedy,
+            "exit_code": self.exit_code,
+            **{name: value for name, value in self.facts.items() if value is not None},
+        }
+
+
+class InvalidInput(CoriolisAzureError):
+    """What the caller gave (settings, arguments, a destination) cannot be used as it is."""
+
+    exit_code = 2
+    remedy = "Correct the named setting or argument and run the command again; nothing was created."
+
+
+class Unsupported(InvalidInput):
+    """This VM or disk cannot be moved; the message says why."""
+
+    remedy = "Leave this VM or disk out, or change it as the message says."
+
+
+class AzureError(CoriolisAzureError):
+    """Azure refused a request or an operation. Facts: `code`, `status`, `resource`, `request_id`."""
+
+    exit_code = 3
+    remedy = "Read Azure's message; if it does not name a cause on your side, run the command again later."
+
+
+class CloudUnreachable(AzureError):
+    """No answer from an Azure endpoint: network, DNS, proxy or certificate."""
+
+    remedy = "Check the endpoint, the network path, the proxy and the CA bundle of the connection settings."
+
+
+class Denied(AzureError):
+    """The credentials were refused, or lack a permission for an action."""
+
+    remedy = "Check the credentials, and give the identity the action that Azure's message names."
+
+
+class NotFound(AzureError):
+    """A resource that must exist does not."""
+
+    remedy = "Check the name, the resource group and the subscription."
+
+
+class Conflict(AzureError):
+    """The resource is in use, locked or being changed by another operation."""
+
+    remedy = "Wait for the other operation, or release the resource, then run the command again."
+
+
+class QuotaExceeded(AzureError):
+    """The subscription's quota, or the location's capacity, does not cover this request."""
+
+    remedy = "Choose another export_worker_size or location, or ask for a higher quota."
+
+
+class Throttled(AzureError):
+    """Azure still answered "too many requests" after all retries."""
+
+    remedy = "Wait some minutes and run again; run fewer transfers of this subscription side by side."
+
+
+class OperationFailed(AzureError):
+    """Azure accepted an operation, then reported that it failed."""
+
+    remedy = "Read Azure's message; what this run had made is deleted, so the command can be run again."
+
+
+class WorkerError(CoriolisAzureError):
+    """The temporary worker VM did not do its part."""
+
+    exit_code = 4
+    remedy = "Run again; if it repeats, choose another export_worker_image or export_worker_size."
+
+
+class Unreachable(WorkerError):
+    """No SSH connection to the worker."""
+
+    remedy = (
+        "Allow this host to reach the worker's address and SSH port (firewall, export_network, "
+        "export_worker_allowed_addresses, export_worker_ssh_port)."
+    )
+
+
+class HostKeyChanged(WorkerError):
+    """Something else than our worker answered at its address."""
+
+    remedy = "Find out who answers at that address; nothing was sent to it."
+
+
+class AgentFailed(WorkerError):
+    """The agent on the worker ended with an error, or saw another disk than the promised one."""
+
+
+class TransferError(CoriolisAzureError):
+    """Disk content did not get from the worker to the destination. Facts: `disk`, `offset`."""
+
+    exit_code = 5
+    remedy = "Run again: what had arrived is kept, only the rest is sent."
+
+
+class CorruptChunk(TransferError):
+    """A chunk does not have the digest it should have; it was not kept."""
+
+    remedy = (
+        "Run again: the damaged chunk is sent anew. If it repeats, check memory and network of this host."
+    )
+
+
+class DestinationFailed(TransferError):
+    """The destination refused to take or give back content."""
+
+    remedy = "Check space, permissions and health of the destination, then run again."
+
+
+class StreamEnded(TransferError):
+    """The worker's stream broke off, or said something that is not in the protocol."""
+
+
+class DeadlinePassed(CoriolisAzureError):
+    """Something did not happen within its stated time."""
+
+    exit_code = 6
+    remedy = "Run again; if it repeats, look at the named resource in the Azure portal."
+
+
+class CleanupIncomplete(CoriolisAzureError):
+    """Temporary resources could not be deleted. Fact: `left_behind`, their ids."""
+
+    exit_code = 7
+    remedy = "Remove what blocks them (locks, permissions), then run `coriolis-azure cleanup`."

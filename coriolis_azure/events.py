@@ -1,0 +1,79 @@
+"""What a watcher is told while something runs, and the plain sinks for it.
+
+The core hands frozen events to a `Report`; it never formats for people. Sinks are functions of one event:
+`silent`, `logged`, `json_lines(stream)`. Bars for a terminal are the command line's, percentage steps for the
+orchestrator are the provider's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TextIO
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the run begins: `name` is what is done, `target` to what."""
+
+    name: str
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """How far one disk is. Bytes: `done` of `total` compared so far, `sent` passed to the destination."""
+
+    disk: str
+    done: int
+    total: int
+    sent: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing can be done but wait: for `what`, `seconds` at most."""
+
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something a person should know although the run goes on, for instance a setting that was replaced."""
+
+    text: str
+
+
+Event = Step | Copied | Waiting | Notice
+Report = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The sink of callers that do not watch."""
+    del event
+
+
+def logged(event: Event) -> None:
+    """One log line an event; per-chunk progress only at DEBUG."""
+    if isinstance(event, Notice):
+        LOG.warning("%s", event.text)
+    elif isinstance(event, Copied):
+        LOG.debug("%s: %d of %d bytes, %d sent", event.disk, event.done, event.total, event.sent)
+    else:
+        LOG.info("%s", event)
+
+
+def json_lines(stream: TextIO) -> Report:
+    """A sink that writes each event to `stream` as one line of JSON: {"event": "copied", ...}."""
+
+    def report(event: Event) -> None:
+        line = json.dumps({"event": type(event).__name__.lower(), **asdict(event)})
+        stream.write(line + "\n")
+        stream.flush()
+
+    return report

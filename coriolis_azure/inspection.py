@@ -1,0 +1,319 @@
+"""A VM as Azure describes it becomes a `Machine`; what cannot be moved is refused with the reason.
+
+Asking and reading are apart: `read` asks, `machine` turns documents into a value. The documents of real VMs
+leave out what one would expect: a deallocated VM has no disk sizes (they are read from the disks), one made from
+an existing OS disk has no osProfile, ids change their case, enum values appear that are newer than this code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from . import names
+from .cloud import Azure
+from .errors import InvalidInput, NotFound
+from .model import Disk, Json, Machine, Nic, at
+from .pipeline import ordered
+from .suitability import caveats, power_state, refuse
+
+_GIB = 1 << 30
+
+
+def read(azure: Azure, group: str, location: str, name: str) -> Machine:
+    """The VM `name` (a name in `group`, or an ARM id).
+
+    NotFound where there is none, InvalidInput where it is in another location, Unsupported where it cannot be
+    moved.
+    """
+    id = vm_id(azure.subscription, group, name)
+    vm = _vm(azure, group, id)
+    if names.location(vm["location"]) != location:
+        raise InvalidInput(
+            f"VM {names.name_of(id)} is in location {vm['location']}, not in {location}",
+            remedy=f"Set the location of the source environment to {vm['location']}.",
+        )
+    refuse(vm)
+    machine = _gathered(azure, vm)
+    missing = [disk.name for disk in machine.disks if not disk.size_bytes or not disk.unique_id]
+    if missing:
+        raise NotFound(
+            f"VM {machine.name} names disks that Azure does not know: {', '.join(missing)}",
+            remedy="Detach them from the VM, or wait until an operation on them has ended, then run again.",
+        )
+    return machine
+
+
+def chosen(machine: Machine, excluded: Iterable[str]) -> tuple[Disk, ...]:
+    """The disks that are not excluded, by role, name or ARM id; InvalidInput when a name there is no disk of the VM."""
+    out = {name.lower() for name in excluded}
+    known = {
+        disk.name: {disk.name, disk.id.lower(), names.name_of(disk.id).lower()} for disk in machine.disks
+    }
+    unknown = out - set().union(*known.values())
+    if unknown:
+        raise InvalidInput(
+            f"exclude_disks: {', '.join(sorted(unknown))} is no disk of {machine.name}",
+            remedy=f"Its disks are {', '.join(known)}.",
+        )
+    kept = tuple(disk for disk in machine.disks if not known[disk.name] & out)
+    if not kept:
+        raise InvalidInput(f"exclude_disks leaves out every disk of {machine.name}")
+    return kept
+
+
+def vm_id(subscription: str, group: str, name: str) -> str:
+    """The ARM id of a VM that a user calls `name`: a name in `group`, or an ARM id in `subscription`."""
+    remedy = "Give the VM's name, or its ARM id in the subscription of the connection."
+    if not name.startswith("/"):
+        if not re.fullmatch(r"[^/\\\s][^/\\]{0,79}", name):
+            raise InvalidInput(f"{name!r} is no name of a VM", remedy=remedy)
+        return names.resource_id(subscription, group, "vm", name)
+    parts = name.split("/")
+    shape = [
+        "",
+        "subscriptions",
+        subscription.lower(),
+        "resourcegroups",
+        parts[4].lower() if len(parts) > 4 else "",
+    ]
+    if [part.lower() for part in parts[:5]] != shape or len(parts) != 9 or not all(parts[1:]):
+        raise InvalidInput(f"{name} is no ARM id of a VM in subscription {subscription}", remedy=remedy)
+    if "/".join(parts[5:8]).lower() != f"providers/{names.TYPES['vm']}".lower():
+        raise InvalidInput(f"{name} is not the id of a VM", remedy=remedy)
+    return name
+
+
+def any_machine(azure: Azure, id: str) -> Machine:
+    """The VM `id` for a listing: also one that cannot be moved, whose disks are told by its own document."""
+    return _gathered(azure, azure.get(id, expand="instanceView"))
+
+
+def _gathered(azure: Azure, vm: Json) -> Machine:
+    """The machine of a VM's document, with what else must be asked for."""
+    ids = [
+        entry["managedDisk"]["id"] for entry in _disk_entries(vm) if entry.get("managedDisk", {}).get("id")
+    ]
+    disks = [disk for disk in ordered(azure.find, ids, threads=4, ahead=8) if disk is not None]
+    nics = _all(azure, [nic["id"] for nic in at(vm, "properties.networkProfile.networkInterfaces", [])])
+    addresses = _all(azure, [id for nic in nics for id in _public_ids(nic)])
+    size = size_of(azure, names.location(vm["location"]), at(vm, "properties.hardwareProfile.vmSize", ""))
+    return machine(vm, disks, nics, addresses, size)
+
+
+def machine(
+    vm: Json, disks: Sequence[Json], nics: Sequence[Json], addresses: Sequence[Json], size: tuple[int, int]
+) -> Machine:
+    """The value of a VM's documents; `size` is its vCPUs and memory in MiB."""
+    properties = vm["properties"]
+    storage = properties["storageProfile"]
+    by_id = {disk["id"].lower(): disk for disk in disks}
+    ip_by_id = {address["id"].lower(): at(address, "properties.ipAddress", "") for address in addresses}
+
+    def document(entry: Json) -> Json:
+        return by_id.get(at(entry, "managedDisk.id", "").lower(), {})
+
+    read_disks = [_disk(entry, document(entry)) for entry in _disk_entries(vm)]
+    os_disk = document(storage["osDisk"])
+    generation = at(os_disk, "properties.hyperVGeneration") or at(
+        vm, "properties.instanceView.hyperVGeneration"
+    )
+    security = at(vm, "properties.securityProfile.securityType", "Standard")
+    references = at(vm, "properties.networkProfile.networkInterfaces", [])
+    primary = {ref["id"].lower() for ref in references if at(ref, "properties.primary", len(references) == 1)}
+    return Machine(
+        id=vm["id"],
+        name=vm.get("name") or names.name_of(vm["id"]),
+        group=names.group_of(vm["id"]),
+        location=names.location(vm["location"]),
+        zones=tuple(vm.get("zones") or ()),
+        size=at(vm, "properties.hardwareProfile.vmSize", ""),
+        vcpus=size[0],
+        memory_mb=size[1],
+        os_type=(storage["osDisk"].get("osType") or at(os_disk, "properties.osType", "other")).lower(),
+        firmware="EFI" if generation == "V2" or security in {"TrustedLaunch", "ConfidentialVM"} else "BIOS",
+        secure_boot=bool(at(vm, "properties.securityProfile.uefiSettings.secureBootEnabled", False)),
+        hostname=at(vm, "properties.osProfile.computerName")
+        or at(vm, "properties.instanceView.computerName", ""),
+        power_state=power_state(vm),
+        disks=tuple(sorted(read_disks, key=lambda disk: -1 if disk.lun is None else disk.lun)),
+        nics=tuple(_nic(nic, ip_by_id, nic["id"].lower() in primary) for nic in nics),
+        security=security,
+        plan=":".join(at(vm, f"plan.{part}", "") for part in ("publisher", "product", "name")).strip(":"),
+        licence=at(vm, "properties.licenseType", ""),
+        caveats=caveats(vm, disks),
+    )
+
+
+def summary(vm: Json) -> Json:
+    """What a listing tells of a VM, from the VM's own document alone."""
+    return {
+        "name": vm.get("name") or names.name_of(vm["id"]),
+        "id": vm["id"],
+        "size": at(vm, "properties.hardwareProfile.vmSize", ""),
+        "os_type": at(vm, "properties.storageProfile.osDisk.osType", "other").lower(),
+        "disks": len(_disk_entries(vm)),
+        "zones": list(vm.get("zones") or ()),
+    }
+
+
+def size_of(azure: Azure, location: str, size: str) -> tuple[int, int]:
+    """vCPUs and memory in MiB of a VM size; (0, 0) for one that Azure no longer describes."""
+    for sku in azure.sizes(location):
+        if sku["name"].lower() == size.lower():
+            told = capabilities(sku)
+            return int(told.get("vCPUs", 0)), round(float(told.get("MemoryGB", 0)) * 1024)
+    for old in azure.retired_sizes(location):
+        if old["name"].lower() == size.lower():
+            return int(old.get("numberOfCores", 0)), int(old.get("memoryInMB", 0))
+    return 0, 0
+
+
+def os_family(os_type: str) -> str:
+    """The orchestrator's word for an OS type of Azure."""
+    return os_type if os_type in {"linux", "windows"} else "other"
+
+
+def capabilities(sku: Json) -> dict[str, str]:
+    """What a VM size can do, by capability name."""
+    return {pair["name"]: pair["value"] for pair in sku.get("capabilities", [])}
+
+
+def export_info(machine: Machine) -> Json:
+    """The machine as the orchestrator's vm_export_info; no nulls, all six device lists."""
+    info: Json = {
+        "id": machine.id,
+        "name": machine.name,
+        "instance_name": machine.name,
+        "num_cpu": machine.vcpus,
+        "memory_mb": machine.memory_mb,
+        "os_type": os_family(machine.os_type),
+        "nested_virtualization": False,
+        "dynamic_memory_enabled": False,
+        "firmware_type": machine.firmware,
+        "secure_boot": machine.secure_boot,
+        "security_type": machine.security,
+        "flavor_name": machine.size,
+        "location": machine.location,
+        "zones": list(machine.zones),
+        "resource_group": machine.group,
+        "power_state": machine.power_state,
+        "devices": {
+            "disks": [_exported_disk(disk) for disk in machine.disks],
+            "nics": [_exported_nic(nic) for nic in machine.nics],
+            "controllers": [{"id": "scsi0", "type": "SCSI", "bus_number": 0}],
+            "cdroms": [],
+            "floppies": [],
+            "serial_ports": [],
+        },
+    }
+    if machine.plan:
+        info["marketplace_plan"] = machine.plan
+    if machine.licence:
+        info["license_type"] = machine.licence
+    if machine.caveats:
+        info["caveats"] = list(machine.caveats)
+    if machine.hostname:
+        info["hostname"] = machine.hostname
+    public = next((nic.public_address for nic in machine.nics if nic.public_address), "")
+    if public:
+        info["public_ip_address"] = public
+    return info
+
+
+def _exported_disk(disk: Disk) -> Json:
+    exported: Json = {
+        "id": disk.id,
+        "name": disk.name,
+        "size_bytes": disk.size_bytes,
+        "unit_number": 0 if disk.lun is None else disk.lun + 1,
+        "controller_id": "scsi0",
+        "storage_backend_identifier": disk.sku,
+        "caching": disk.caching,
+        "shareable": disk.shareable,
+        "zones": list(disk.zones),
+    }
+    return exported if disk.lun is None else {**exported, "lun": disk.lun}
+
+
+def _exported_nic(nic: Nic) -> Json:
+    return {
+        "id": nic.id,
+        "name": nic.name,
+        "mac_address": nic.mac.replace("-", ":").lower() or None,
+        "network_name": nic.network,
+        "network_id": nic.subnet_id,
+        "subnet_name": nic.network.rpartition("/")[2],
+        "ip_addresses": list(nic.private_addresses),
+        **({"public_ip_address": nic.public_address} if nic.public_address else {}),
+    }
+
+
+def _vm(azure: Azure, group: str, id: str) -> Json:
+    try:
+        return azure.get(id, expand="instanceView")
+    except NotFound as error:
+        if error.facts.get("code") == "ResourceGroupNotFound":
+            remedy = "Correct the resource_group of the source environment."
+        else:
+            present = sorted(vm["name"] for vm in azure.resources("vm", group))
+            remedy = f"Choose one of the VMs in {group}: {', '.join(present[:20]) or 'there are none'}."
+        raise NotFound(
+            f"there is no VM {names.name_of(id)} in resource group {group}", remedy=remedy, **error.facts
+        ) from error
+
+
+def _disk_entries(vm: Json) -> list[Json]:
+    """The VM's own list of its disks, without those that are on their way out."""
+    storage = vm["properties"]["storageProfile"]
+    data = [entry for entry in storage.get("dataDisks") or [] if not entry.get("toBeDetached")]
+    return [storage["osDisk"], *data]
+
+
+def _disk(entry: Json, disk: Json) -> Disk:
+    """A disk by the VM's `entry` for it and its own document; {} where it has none."""
+    properties = disk.get("properties", {})
+    lun = entry.get("lun")
+    gigabytes = properties.get("diskSizeGB") or entry.get("diskSizeGB") or 0
+    return Disk(
+        id=disk.get("id") or at(entry, "managedDisk.id") or at(entry, "vhd.uri", ""),
+        name="os" if lun is None else f"data-{lun}",
+        lun=lun,
+        size_bytes=int(properties.get("diskSizeBytes") or gigabytes * _GIB),
+        unique_id=properties.get("uniqueId", ""),
+        sku=at(disk, "sku.name", ""),
+        caching=entry.get("caching", "None"),
+        zones=tuple(disk.get("zones") or ()),
+        shareable=int(properties.get("maxShares") or 1) > 1,
+        sector_bytes=int(at(disk, "properties.creationData.logicalSectorSize") or 512),
+        encryption_set=at(disk, "properties.encryption.diskEncryptionSetId", ""),
+    )
+
+
+def _nic(nic: Json, addresses: Mapping[str, str], primary: bool) -> Nic:
+    configurations = at(nic, "properties.ipConfigurations", [])
+    # The address configuration that Azure calls primary names the network; it is not always the first.
+    configurations.sort(key=lambda item: not at(item, "properties.primary", False))
+    subnet = next((id for item in configurations if (id := at(item, "properties.subnet.id", ""))), "")
+    public = [addresses.get(id.lower(), "") for id in _public_ids(nic)]
+    return Nic(
+        id=nic["id"],
+        name=nic.get("name") or names.name_of(nic["id"]),
+        mac=at(nic, "properties.macAddress", ""),
+        network=names.network_of(subnet) if subnet else "",
+        subnet_id=subnet,
+        private_addresses=tuple(
+            address for item in configurations if (address := at(item, "properties.privateIPAddress", ""))
+        ),
+        public_address=next((address for address in public if address), ""),
+        primary=primary,
+    )
+
+
+def _public_ids(nic: Json) -> list[str]:
+    configurations = at(nic, "properties.ipConfigurations", [])
+    return [id for item in configurations if (id := at(item, "properties.publicIPAddress.id", ""))]
+
+
+def _all(azure: Azure, ids: Sequence[str]) -> list[Json]:
+    return list(ordered(azure.get, ids, threads=4, ahead=8))

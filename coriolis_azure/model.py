@@ -1,0 +1,145 @@
+"""The nouns: frozen values that go to JSON and back, so that any process can take up where another ended.
+
+Secrets are kept out of `repr`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def at(document: Json, path: str, default: Any = None) -> Any:
+    """The value at a dotted path of a document; `default` where a part is missing or null."""
+    value: Any = document
+    for part in path.split("."):
+        if not isinstance(value, dict) or value.get(part) is None:
+            return default
+        value = value[part]
+    return value
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A managed disk of a VM. `name` is its role in the VM: `os`, or `data-<lun>`; sizes in bytes."""
+
+    id: str
+    name: str
+    lun: int | None
+    size_bytes: int
+    unique_id: str
+    sku: str
+    caching: str
+    zones: tuple[str, ...] = ()
+    shareable: bool = False
+    sector_bytes: int = 512
+    encryption_set: str = ""
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Disk:
+        """The disk that `to_json` wrote down."""
+        return cls(**{**raw, "zones": tuple(raw["zones"])})
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A network interface of a VM. `network` is `vnet/subnet`; `mac` as Azure writes it, empty before first boot."""
+
+    id: str
+    name: str
+    mac: str
+    network: str
+    subnet_id: str
+    private_addresses: tuple[str, ...]
+    public_address: str
+    primary: bool
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Nic:
+        """The NIC that `to_json` wrote down."""
+        return cls(**{**raw, "private_addresses": tuple(raw["private_addresses"])})
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A VM as Azure describes it. The OS disk comes first, data disks follow by LUN.
+
+    `caveats` are what a person should know before moving it; `plan` is a marketplace plan, publisher:product:name.
+    """
+
+    id: str
+    name: str
+    group: str
+    location: str
+    zones: tuple[str, ...]
+    size: str
+    vcpus: int
+    memory_mb: int
+    os_type: str
+    firmware: str
+    secure_boot: bool
+    hostname: str
+    power_state: str
+    disks: tuple[Disk, ...]
+    nics: tuple[Nic, ...]
+    security: str = "Standard"
+    plan: str = ""
+    licence: str = ""
+    caveats: tuple[str, ...] = ()
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Machine:
+        """The machine that `to_json` wrote down."""
+        return cls(
+            **{
+                **raw,
+                "zones": tuple(raw["zones"]),
+                "disks": tuple(Disk.from_json(disk) for disk in raw["disks"]),
+                "nics": tuple(Nic.from_json(nic) for nic in raw["nics"]),
+                "caveats": tuple(raw["caveats"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all temporary resources of one run share. Enough to find and delete them from any host.
+
+    `pool` is set for what outlives transfers: a worker that is kept warm, or what such workers share.
+    """
+
+    id: str
+    subscription: str
+    group: str
+    location: str
+    zone: str
+    instance: str
+    pool: str = ""
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Run:
+        """The run that `to_json` wrote down."""
+        return cls(**raw)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """All that another process needs to reach a running worker and to attach disks to it."""
+
+    vm: str
+    address: str
+    port: int
+    username: str
+    host_key: str
+    slots: int
+    private_key: str = field(repr=False)

@@ -1,0 +1,100 @@
+"""Workers that are kept warm between transfers: made once, deallocated when idle, started in less than a minute.
+
+What belongs to a pool carries the pool's tag instead of a run's, so no sweep takes it for a leftover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import names, resources, ssh, worker
+from .clock import Clock
+from .cloud import Azure
+from .errors import CleanupIncomplete, InvalidInput
+from .events import Report, Step
+from .journal import Journal
+from .model import Run, Worker
+from .settings import Environment
+
+# A healthy worker answers at once; one that was just started takes a minute to boot.
+HEALTH_SECONDS = 180.0
+# Whatever machine comes next.
+_NEEDS = worker.Needs(disks=4, premium=True)
+
+
+class Pool:
+    """The pool `id` in one subscription, made with the settings of `environment`."""
+
+    def __init__(self, azure: Azure, environment: Environment, id: str, report: Report, clock: Clock) -> None:
+        self._azure, self._environment, self._id = azure, environment, id
+        self._report, self._clock = report, clock
+
+    def check(self) -> None:
+        """Raise when no worker could be made."""
+        worker.check_network(self._azure, self._environment)
+        worker.choose_size(self._azure, _NEEDS, self._environment, self._report)
+        worker.choose_image(self._azure, self._environment, self._report)
+
+    def share(self) -> tuple[Run, str]:
+        """Make what all workers share; the subnet they are in. Nothing is left when it fails."""
+        run = self._run(self._id)
+        if self._environment.export_network:
+            worker.check_network(self._azure, self._environment)
+            return run, self._environment.export_network
+        shared = self._resources(run)
+        with shared.undone_on_error():
+            return run, worker.network(shared)
+
+    def add(self, name: str, subnet: str) -> tuple[Run, Worker]:
+        """Boot the worker `name` in `subnet` and wait until it can be reached. Nothing is left when it fails."""
+        run = self._run(name)
+        made = self._resources(run)
+        environment = replace(self._environment, export_network=subnet)
+        with made.undone_on_error():
+            booted = worker.launch(made, _NEEDS, environment, self._report)
+            ssh.connect(booted, self._clock, self._report).close()
+            return run, booted
+
+    def remove(self, run: Run) -> None:
+        """Delete a worker, or what the workers share. CleanupIncomplete names what stayed."""
+        stayed = resources.delete(self._azure, worker.ids(self._resources(run)), self._clock)
+        if stayed:
+            raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
+
+    def start(self, vm: str) -> None:
+        """Start a worker that was shut down."""
+        self._report(Step("start worker", names.name_of(vm)))
+        self._azure.start(vm)
+
+    def stop(self, vm: str) -> None:
+        """Deallocate a worker: it costs no more than its disk."""
+        self._report(Step("stop worker", names.name_of(vm)))
+        self._azure.deallocate(vm)
+
+    def check_health(self, reader: Worker) -> None:
+        """Raise when a worker cannot be reached or cannot take the agent."""
+        with ssh.connect(reader, self._clock, self._report, HEALTH_SECONDS) as connection:
+            connection.push_agent()
+
+    def check_fits(self, location: str) -> None:
+        """Raise when the workers cannot read the disks of a machine in `location`."""
+        if names.location(location) != self._environment.location:
+            raise InvalidInput(
+                f"the pool's workers are in {self._environment.location}, the VM is in {location}",
+                remedy="Use a pool in the location of the VM: Azure attaches disks only within one location.",
+            )
+
+    def _run(self, name: str) -> Run:
+        """The run of a worker, or of what all share; names of the orchestrator are long, so their start serves."""
+        return Run(
+            id=name.replace("-", "")[:12].lower(),
+            subscription=self._azure.subscription,
+            group=self._environment.resource_group,
+            location=self._environment.location,
+            zone="",
+            instance="",
+            pool=self._id,
+        )
+
+    def _resources(self, run: Run) -> resources.Resources:
+        return resources.Resources(self._azure, run, Journal(run), self._environment.tags, self._clock)

@@ -1,0 +1,544 @@
+"""Everything that can be known before anything is created or shut down: all findings at once, each with its remedy.
+
+Nothing is written in Azure. Every question is asked even where others fail; only without a sign-in are those to Azure
+left out, as all would get the same answer. What is asked for the check's sake alone (permissions, locks, quota, API
+versions) is a warning where it cannot be known: the work may be possible all the same.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Literal, TypeVar
+
+from . import cleanup, inspection, names, permissions, worker
+from .cloud import Azure
+from .errors import CoriolisAzureError, Denied, InvalidInput
+from .events import Event, Notice, Report, Step
+from .model import Disk, Json, Machine, at
+from .settings import Environment
+
+Severity = Literal["error", "warning", "fine"]
+T = TypeVar("T")
+
+# Azure keeps five addresses of every subnet for itself.
+_RESERVED_ADDRESSES = 5
+_UNLIMITED = 1 << 60
+# The names that locations use for the quota of public addresses; a Standard address counts in each.
+_ADDRESS_QUOTAS = (
+    *("PublicIPAddresses", "StaticPublicIPAddresses"),
+    *("StandardSkuPublicIpAddresses", "IPv4StandardSkuPublicIpAddresses"),
+)
+_UPLOADING = {"ReadyToUpload", "ActiveUpload"}
+_HIBERNATED = {"Frozen", "ActiveSASFrozen"}
+_EXPORTING = {"ActiveSAS", "ActiveSASFrozen"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a step of a run would meet. `remedy` is empty where nothing is to be done."""
+
+    step: str
+    severity: Severity
+    text: str
+    remedy: str = ""
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """All findings; the machine, where one was named and could be read."""
+
+    findings: tuple[Finding, ...]
+    machine: Machine | None = None
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings with which a run would fail."""
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against a run."""
+        return not self.errors
+
+    def checked_machine(self) -> Machine:
+        """The machine, if nothing speaks against its run; else InvalidInput with all errors and remedies."""
+        if self.machine is None or not self.ok:
+            raise InvalidInput(
+                "\n".join(finding.text for finding in self.errors) or "no VM was named",
+                remedy=" ".join(dict.fromkeys(finding.remedy for finding in self.errors)) or None,
+            )
+        return self.machine
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return {"findings": [finding.to_json() for finding in self.findings], "ok": self.ok}
+
+
+def check(azure: Azure, environment: Environment, vm: str | None, report: Report) -> Checked:
+    """Check connection and environment, and the VM `vm` (a name or an ARM id) where one is named."""
+    asked = _Questions(azure, environment, report)
+    if asked.connection():
+        asked.subscription()
+        asked.group()
+        asked.location()
+        if vm is not None:
+            asked.vm(vm)
+        asked.permitted()
+        asked.locks()
+        size = asked.size()
+        if size is not None:
+            asked.capacity(size)
+        asked.image()
+        asked.network()
+        asked.network_quota()
+        asked.leftovers()
+        asked.api_versions()
+    asked.exposure()
+    return Checked(tuple(asked.findings), asked.machine)
+
+
+class _Questions:
+    """The questions, in the order of a run's steps, and what was found."""
+
+    def __init__(self, azure: Azure, environment: Environment, report: Report) -> None:
+        self._azure, self._environment, self._report = azure, environment, report
+        self._scope = f"/subscriptions/{azure.subscription}"
+        self._group = f"{self._scope}/resourceGroups/{environment.resource_group}"
+        self.findings: list[Finding] = []
+        self.machine: Machine | None = None
+        self._disks: tuple[Disk, ...] = ()
+
+    # The connection
+
+    def connection(self) -> bool:
+        """Whether Azure knows us; without that no other question has an answer of its own."""
+        try:
+            self._azure.validate()
+        except Denied as error:
+            self._failed("connect", error)
+            return error.facts.get("status") == 403
+        except CoriolisAzureError as error:
+            self._failed("connect", error)
+            return False
+        self._fine("connect", f"signed in, subscription {self._azure.subscription} answers")
+        return True
+
+    def subscription(self) -> None:
+        """The subscription's state: in some nothing can be made."""
+        state = self._asked("connect", self._azure.subscription_state, optional=True)
+        if state in {"Disabled", "Deleted", "Expired"}:
+            self._error(
+                "connect",
+                f"the subscription is {state}: nothing can be made in it",
+                "Enable the subscription again.",
+            )
+        elif state in {"Warned", "PastDue"}:
+            self._warn(
+                "connect", f"the subscription is {state}", "Settle its bills before Azure disables it."
+            )
+
+    def group(self) -> None:
+        """The resource group."""
+        name = self._environment.resource_group
+        if self._asked("connect", lambda: self._azure.group(name)):
+            self._fine("connect", f"resource group {name} exists")
+
+    def location(self) -> None:
+        """Whether the subscription may have VMs in the location."""
+        here = self._environment.location
+        places = self._asked("connect", self._azure.locations, optional=True)
+        if places and here not in places:
+            self._error(
+                "connect",
+                f"{here} is no location in which this subscription may have VMs",
+                f"Choose one of {', '.join(places)}.",
+            )
+
+    def permitted(self) -> None:
+        """The actions of each step, each where it must be allowed."""
+        chosen = permissions.features(self._environment) | {permissions.SHUTDOWN}
+        if any(disk.encryption_set for disk in self._disks):
+            chosen.add(permissions.CUSTOMER_KEYS)
+        scopes = {permissions.GROUP: self._group, permissions.SUBSCRIPTION: self._scope}
+        if self._environment.export_network:
+            network = self._network_id()
+            if network:
+                scopes[permissions.NETWORK] = network
+        everything = True
+        for kind, scope in scopes.items():
+            wanted = [action for action in permissions.needed(chosen) if action.scope == kind]
+            held = self._asked("permissions", partial(self._azure.permissions, scope), optional=True)
+            if held is None:
+                everything = False
+                continue
+            missing = [action for action in wanted if not permissions.granted(held, action.name)]
+            everything = everything and not missing
+            for action in missing:
+                self._missing(action, scope)
+        if everything:
+            self._fine("permissions", "the identity may do everything that the steps need")
+
+    def _missing(self, action: permissions.Action, scope: str) -> None:
+        remedy = f"Give the identity {action.name} on {scope} (`coriolis-azure role` prints a role with all)."
+        text = f"the identity lacks {action.name} on the {action.scope}: {action.why}"
+        if action.optional:
+            self._warn(action.step, f"{text}. Runs work without", remedy)
+        elif action.feature == permissions.SHUTDOWN:
+            self._warn(action.step, f"{text}. Only runs that shut the VM down need it", remedy)
+        else:
+            self._error(action.step, text, remedy)
+
+    def locks(self) -> None:
+        """Locks that would stop a run, or its cleanup."""
+        found: dict[str, Json] = {}
+        for scope in (self._group, self._scope):
+            listed = self._asked("clean up", partial(self._azure.locks, scope), optional=True)
+            found |= {lock["id"].lower(): lock for lock in listed or ()}
+        for lock in found.values():
+            self._lock(lock)
+
+    def _lock(self, lock: Json) -> None:
+        """A finding for a lock over what a run makes, or over what it uses."""
+        scope = lock["id"].partition("/providers/Microsoft.Authorization/locks")[0]
+        level, name = at(lock, "properties.level", "?"), lock.get("name", "?")
+        told = f"the lock {name} ({level}) on {scope}"
+        remedy = "Ask its owner to remove the lock for the time of the runs. It is never removed by us."
+        if names.same(scope, self._group) or names.same(scope, self._scope):
+            if level == "ReadOnly":
+                self._error("worker", f"{told} forbids to make anything", remedy)
+            else:
+                self._error("clean up", f"{told} forbids to delete what a run makes", remedy)
+            return
+        used = [self.machine.id, *(disk.id for disk in self._disks)] if self.machine else []
+        if self._environment.export_network:
+            used.append(self._network_id() or "-")
+        if level == "ReadOnly" and any(names.same(scope, id) for id in used):
+            self._warn("snapshot", f"{told} may forbid to use it: to read a disk, shut down or join", remedy)
+
+    # The machine
+
+    def vm(self, vm: str) -> None:
+        """The VM, its disks, and what a person should know before moving it."""
+        self._report(Step("inspect", vm))
+        group, here = self._environment.resource_group, self._environment.location
+        self.machine = self._asked("inspect", lambda: inspection.read(self._azure, group, here, vm))
+        if self.machine is None:
+            return
+        machine = self.machine
+        for caveat in machine.caveats:
+            self._warn("inspect", caveat)
+        chosen = self._asked("inspect", lambda: inspection.chosen(machine, self._environment.exclude_disks))
+        self._disks = chosen if chosen is not None else machine.disks
+        if chosen is not None:
+            total = sum(disk.size_bytes for disk in chosen)
+            out = f", {len(machine.disks) - len(chosen)} left out" if len(chosen) < len(machine.disks) else ""
+            self._fine("inspect", f"VM {machine.name}: {len(chosen)} disk(s), {_gib(total)} in all{out}")
+        for disk in self._disks:
+            document = self._asked("snapshot", partial(self._azure.get, disk.id))
+            if document is not None:
+                self._disk(disk, document)
+        for id in sorted({disk.encryption_set for disk in self._disks if disk.encryption_set}):
+            if self._asked("clone", partial(self._azure.encryption_set, id)):
+                self._fine("clone", f"disk encryption set {names.name_of(id)} can be read")
+
+    def _disk(self, disk: Disk, document: Json) -> None:
+        """What a disk's state and access settings mean for its snapshot and its clone."""
+        state = at(document, "properties.diskState", "")
+        told = f"{disk.name} ({names.name_of(disk.id)})"
+        if state in _UPLOADING:
+            self._error(
+                "snapshot",
+                f"{told} is waiting for an upload ({state}): it cannot be snapshotted",
+                "End the upload, or leave the disk out with exclude_disks.",
+            )
+        if state in _HIBERNATED:
+            self._warn(
+                "snapshot",
+                f"{told} belongs to a hibernated VM: the guest's memory is not copied",
+                "Start the VM and shut it down, for a replica that boots cleanly.",
+            )
+        if state in _EXPORTING:
+            self._warn(
+                "snapshot",
+                f"{told} is being exported by somebody (it has an active shared access signature)",
+                "Wait until that has ended or revoke the access; until then the VM cannot be started.",
+            )
+        if disk.sector_bytes == 4096 and disk.sku == "UltraSSD_LRS":
+            self._error(
+                "clone",
+                f"{told} is an Ultra disk with sectors of 4096 bytes: its copy is one too, which the worker "
+                "cannot attach",
+                "Leave the disk out with exclude_disks and move its data by other means.",
+            )
+        if (
+            disk.sector_bytes == 4096
+            and disk.sku == "PremiumV2_LRS"
+            and self.machine
+            and not self.machine.zones
+        ):
+            self._warn(
+                "clone",
+                f"{told} is a Premium SSD v2 disk with sectors of 4096 bytes outside of zones: in most locations "
+                "its copy can be attached within a zone only",
+                "Leave the disk out with exclude_disks if the run fails when it attaches the copy.",
+            )
+        access = at(document, "properties.networkAccessPolicy", "AllowAll")
+        if access != "AllowAll" or at(document, "properties.dataAccessAuthMode", "None") != "None":
+            self._fine("snapshot", f"{told} may not be exported ({access}); the worker reads it all the same")
+
+    # The worker
+
+    def size(self) -> Json | None:
+        """The size that the worker would get, told with rounds and throughput; its description."""
+        needed = worker.needs(self.machine, self._disks) if self.machine else worker.Needs()
+        if self._disks:
+            needed = worker.Needs(len(self._disks), needed.premium, needed.zone)
+        told: list[Event] = []
+        here = self._environment.location
+        size = self._asked(
+            "worker", lambda: worker.choose_size(self._azure, needed, self._environment, told.append)
+        )
+        if size is None:
+            return None
+        if told:
+            why = _why_not(self._azure, self._environment, needed.zone)
+            self._warn(
+                "worker", f"{_texts(told)} ({why})", "Set export_worker_size to a size that can be used."
+            )
+        zone = f", zone {needed.zone}" if needed.zone else ""
+        self._fine("worker", f"size {size.name} is offered in {here}{zone}")
+        if len(self._disks) > size.slots:
+            rounds = -(-len(self._disks) // size.slots)
+            self._fine(
+                "copy", f"{len(self._disks)} disks, the worker holds {size.slots}: copied in {rounds} rounds"
+            )
+        sku = next(sku for sku in self._azure.sizes(here) if sku["name"] == size.name)
+        rate = int(inspection.capabilities(sku).get("UncachedDiskBytesPerSecond") or 0)
+        total = sum(disk.size_bytes for disk in self._disks)
+        if rate and total:
+            self._fine(
+                "copy",
+                f"{size.name} reads {rate / 1e6:.0f} MB/s: {_duration(total / rate)} for a full read of {_gib(total)}",
+            )
+        return sku
+
+    def capacity(self, sku: Json) -> None:
+        """The cores that the quota leaves."""
+        left = self._left(lambda: self._azure.compute_usages(self._environment.location))
+        if left is None:
+            return
+        cores = int(inspection.capabilities(sku).get("vCPUs") or 1)
+        remedy = "Free some, ask for a higher quota, or choose a smaller export_worker_size."
+        for name, what in (("cores", "vCPUs of the location"), ("virtualMachines", "VMs of the location")):
+            wanted = 1 if name == "virtualMachines" else cores
+            if left.get(name.lower(), _UNLIMITED) < wanted:
+                rest = left[name.lower()]
+                self._error("worker", f"the quota of {what} leaves {rest}, the worker needs {wanted}", remedy)
+        family = str(sku.get("family", ""))
+        rest = left.get(family.lower(), _UNLIMITED)
+        if rest < cores:
+            self._warn(
+                "worker",
+                f"the quota of {family} leaves {rest} vCPUs, {sku['name']} needs {cores}: another size will be tried",
+                "Ask for a higher quota, or choose an export_worker_size of another family.",
+            )
+
+    def image(self) -> None:
+        """The worker's image."""
+        told: list[Event] = []
+        image = self._asked(
+            "worker", lambda: worker.choose_image(self._azure, self._environment, told.append)
+        )
+        if told:
+            self._warn("worker", _texts(told), "Set export_worker_image to an image that exists.")
+        if image is not None:
+            self._fine("worker", f"image {image} exists")
+
+    def network(self) -> None:
+        """The subnet of the settings: there, with room for a NIC."""
+        if not self._environment.export_network:
+            return
+        subnet = self._asked("worker", lambda: worker.check_network(self._azure, self._environment))
+        if subnet is None:
+            return
+        name = names.network_of(subnet["id"])
+        services = [
+            at(one, "properties.serviceName", "?") for one in at(subnet, "properties.delegations", [])
+        ]
+        if services:
+            self._error(
+                "worker",
+                f"subnet {name} is delegated to {', '.join(services)}: no VM can be in it",
+                "Choose an export_network that is not delegated.",
+            )
+        free = _free(subnet)
+        if free < 1:
+            self._error("worker", f"subnet {name} has no free address", "Choose a larger export_network.")
+        else:
+            self._fine("worker", f"subnet {name} has {free} free addresses")
+        firewall = at(subnet, "properties.networkSecurityGroup.id")
+        if firewall:
+            port = self._environment.export_worker_ssh_port
+            self._warn(
+                "worker",
+                f"subnet {name} has a firewall of its own ({names.name_of(firewall)}), besides the worker's",
+                f"See that its rules let this host reach TCP port {port}.",
+            )
+
+    def network_quota(self) -> None:
+        """The addresses, NICs and networks that the quota leaves."""
+        left = self._left(lambda: self._azure.network_usages(self._environment.location))
+        if left is None:
+            return
+        wanted = ["NetworkInterfaces", "NetworkSecurityGroups"]
+        if self._environment.export_worker_use_fip:
+            wanted += _ADDRESS_QUOTAS
+        if not self._environment.export_network:
+            wanted.append("VirtualNetworks")
+        for name in wanted:
+            if left.get(name.lower(), _UNLIMITED) < 1:
+                self._error(
+                    "worker",
+                    f"the quota of {name} in {self._environment.location} is used up",
+                    "Delete some, or ask for a higher quota; an export_network and no public IP need less.",
+                )
+
+    def exposure(self) -> None:
+        """Who may reach the worker."""
+        settings = self._environment
+        if settings.export_worker_use_fip and set(settings.export_worker_allowed_addresses) & {
+            *("*", "0.0.0.0/0", "Internet"),
+        }:
+            self._warn(
+                "worker",
+                "the worker's SSH port can be reached from anywhere (with a key only)",
+                "Set export_worker_allowed_addresses to the outgoing address of this host.",
+            )
+
+    # The rest
+
+    def leftovers(self) -> None:
+        """What other runs have in the group."""
+        group = self._environment.resource_group
+        found = self._asked("clean up", lambda: cleanup.leftovers(self._azure, group))
+        if found:
+            runs = ", ".join(leftover.run for leftover in found)
+            self._fine(
+                "clean up",
+                f"resources of {len(found)} other run(s) are there ({runs}): of runs under way, or dead ones that "
+                "the next run removes",
+            )
+
+    def api_versions(self) -> None:
+        """Whether this Azure offers the API versions that we ask with. An Azure Stack may be older."""
+        for namespace in ("Microsoft.Compute", "Microsoft.Network"):
+            offered = self._asked(
+                "connect",
+                partial(self._azure.offered_versions, namespace),
+                optional=True,
+            )
+            for type_, version in sorted(self._azure.api_versions.items()):
+                if version not in (offered or {}).get(type_, [version]):
+                    newest = max((offered or {})[type_], default="none")
+                    self._warn(
+                        "connect",
+                        f"this Azure does not offer {type_} with API version {version}; its newest is {newest}",
+                        "Use an Azure that is as new as the SDK, or install older azure-mgmt packages.",
+                    )
+
+    # Tools
+
+    def _asked(self, step: str, question: Callable[[], T], *, optional: bool = False) -> T | None:
+        """The answer; None where there is none, which is then a finding."""
+        try:
+            return question()
+        except CoriolisAzureError as error:
+            self._failed(step, error, "warning" if optional else "error")
+            return None
+
+    def _failed(self, step: str, error: CoriolisAzureError, severity: Severity = "error") -> None:
+        finding = Finding(step, severity, error.message, error.remedy)
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+    def _left(self, usages: Callable[[], list[Json]]) -> dict[str, int] | None:
+        """What the quota leaves, by lower-cased name."""
+        listed = self._asked("worker", usages, optional=True)
+        if listed is None:
+            return None
+        return {
+            str(at(usage, "name.value", "")).lower(): usage["limit"] - usage["currentValue"]
+            for usage in listed
+            if usage.get("limit", -1) >= 0  # a negative limit is none
+        }
+
+    def _network_id(self) -> str | None:
+        """The ARM id of the network of the settings; None where they name none. `network` tells that."""
+        try:
+            return worker.subnet_id(self._azure.subscription, self._environment).partition("/subnets/")[0]
+        except InvalidInput:
+            return None
+
+    def _error(self, step: str, text: str, remedy: str) -> None:
+        self.findings.append(Finding(step, "error", text, remedy))
+
+    def _warn(self, step: str, text: str, remedy: str = "") -> None:
+        self.findings.append(Finding(step, "warning", text, remedy))
+
+    def _fine(self, step: str, text: str) -> None:
+        self.findings.append(Finding(step, "fine", text))
+
+
+def _why_not(azure: Azure, environment: Environment, zone: str) -> str:
+    """Why the size of the settings cannot be a worker."""
+    asked = environment.export_worker_size.lower()
+    sku = next((sku for sku in azure.sizes(environment.location) if sku["name"].lower() == asked), None)
+    if sku is None:
+        return f"{environment.location} does not have it"
+    barred = [
+        f"{restriction.get('reasonCode', 'restricted')} in {_places(restriction)}"
+        for restriction in sku.get("restrictions", [])
+        if restriction.get("type") != "Zone" or zone in at(restriction, "restrictionInfo.zones", [])
+    ]
+    told = inspection.capabilities(sku)
+    return ", ".join(barred) or (
+        f"processor {told.get('CpuArchitectureType', 'x64')}, disks {told.get('DiskControllerTypes', 'SCSI')}, "
+        f"premium disks {told.get('PremiumIO', 'False')}, generations {told.get('HyperVGenerations', 'V1,V2')}"
+    )
+
+
+def _places(restriction: Json) -> str:
+    zones = at(restriction, "restrictionInfo.zones", [])
+    return (
+        f"zones {', '.join(zones)}" if zones else ", ".join(restriction.get("values", [])) or "this location"
+    )
+
+
+def _free(subnet: Json) -> int:
+    """The IPv4 addresses that a subnet has left."""
+    properties = subnet["properties"]
+    prefixes: Sequence[str] = properties.get("addressPrefixes") or [
+        properties.get("addressPrefix") or "0.0.0.0/32"
+    ]
+    ranges = [ipaddress.ip_network(prefix, strict=False) for prefix in prefixes]
+    room = sum(one.num_addresses - _RESERVED_ADDRESSES for one in ranges if one.version == 4)
+    return max(0, room - len(properties.get("ipConfigurations") or ()))
+
+
+def _texts(told: Iterable[Event]) -> str:
+    return "; ".join(event.text for event in told if isinstance(event, Notice))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.3g} GiB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{max(1, round(seconds / 60))} min"

@@ -1,0 +1,553 @@
+"""The plugin that the orchestrator loads: each method is JSON in, one call of the core, JSON out.
+
+Nothing is kept between calls: each may run in another process, on another host. Nothing heavy is imported before
+a call needs it, since the orchestrator imports every plugin at each look-up. Errors leave here as the
+orchestrator's own, with the remedy in their text.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import plugin_api, settings
+from .clock import Clock
+from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, NotFound
+from .events import Copied, Event, Notice, Step, Waiting, logged
+from .model import Json, Run, Worker
+from .pipeline import Lock
+
+if TYPE_CHECKING:
+    from .cloud import Azure
+    from .pool import Pool
+    from .source import Source
+
+LOG = logging.getLogger(__name__)
+# Users read along; a database keeps every line.
+_SECONDS_BETWEEN_STEPS = 1.0
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _translated(method: F) -> F:
+    """A plugin's method whose errors are the orchestrator's."""
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return method(*arguments, **options)
+        except CoriolisAzureError as error:
+            connection = method.__name__ == "validate_connection"
+            raise plugin_api.orchestrators_error(error, connection=connection) from error
+
+    return call  # type: ignore[return-value]
+
+
+class AzureExportProvider(
+    plugin_api.BaseEndpointInstancesProvider,
+    plugin_api.BaseEndpointNetworksProvider,
+    plugin_api.BaseEndpointStorageProvider,
+    plugin_api.BaseEndpointSourceOptionsProvider,
+    plugin_api.BaseEndpointInventoryExportProvider,
+    plugin_api.BaseReplicaExportProvider,
+    plugin_api.BaseReplicaExportValidationProvider,
+    plugin_api.BaseUpdateSourceReplicaProvider,
+    plugin_api.BaseSourceMinionPoolProvider,
+):
+    """Virtual machines out of Azure. `event_handler` is the orchestrator's, None for calls about an endpoint."""
+
+    platform = "azure"
+
+    def __init__(self, event_handler: Any = None) -> None:
+        self._report = _Told(event_handler)
+
+    # The endpoint
+
+    def get_connection_info_schema(self) -> Json:
+        """The JSON schema of connection infos."""
+        return settings.schema("connection_info")
+
+    def get_source_environment_schema(self) -> Json:
+        """The JSON schema of source environments."""
+        return settings.schema("source_environment")
+
+    @_translated
+    def validate_connection(self, ctxt: Any, connection_info: Json) -> None:
+        """Sign in and look at the subscription; an error says what is wrong with which setting."""
+        with _azure(connection_info) as azure:
+            azure.validate()
+
+    @_translated
+    def get_instances(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        source_environment: Json,
+        limit: int | None = None,
+        last_seen_id: str | None = None,
+        instance_name_pattern: str | None = None,
+        refresh: bool = False,
+    ) -> list[Json]:
+        """A page of machines as vm_instance_info, in the order of their ids.
+
+        Never short before the end. Nothing is cached, so `refresh` changes nothing.
+        """
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            vms = catalog.machines(azure, _chosen(connection_info, source_environment))
+            page = catalog.page(vms, after=last_seen_id, limit=limit, pattern=instance_name_pattern)
+            return catalog.instances(azure, page, vms)
+
+    @_translated
+    def get_instance(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
+    ) -> Json:
+        """One machine as vm_export_info; `instance_name` is a name or an ARM id."""
+        from . import catalog, inspection
+
+        with _azure(connection_info) as azure:
+            for vm in catalog.machines(azure, _chosen(connection_info, source_environment)):
+                if instance_name.lower() in (str(vm["name"]).lower(), str(vm["id"]).lower()):
+                    return inspection.export_info(inspection.any_machine(azure, vm["id"]))
+        raise NotFound(f"there is no VM {instance_name}")
+
+    @_translated
+    def get_networks(self, ctxt: Any, connection_info: Json, env: Json) -> list[Json]:
+        """All subnets, as vnet/subnet."""
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            return catalog.networks(azure, _chosen(connection_info, env))
+
+    @_translated
+    def get_storage(self, ctxt: Any, connection_info: Json, env: Json) -> Json:
+        """The account types (SKUs) of the disks there are: what destinations map storage by."""
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            types = catalog.disk_types(azure, _chosen(connection_info, env))
+        return {"storage_backends": [{"id": name, "name": name} for name in types]}
+
+    @_translated
+    def get_source_environment_options(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        env: Json | None = None,
+        option_names: list[str] | None = None,
+    ) -> list[Json]:
+        """The values that source settings may take, read from Azure now."""
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            return catalog.options(azure, env or {}, option_names or ())
+
+    @_translated
+    def export_instance_inventory(self, ctxt: Any, connection_info: Json, source_environment: Json) -> str:
+        """A table of the machines as CSV."""
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            return catalog.inventory(azure, _chosen(connection_info, source_environment))
+
+    # A transfer
+
+    @_translated
+    def validate_replica_export_input(
+        self, ctxt: Any, connection_info: Json, instance_name: str, source_environment: Json
+    ) -> Json:
+        """Everything that can be known before anything is made or shut down; the machine as vm_export_info.
+
+        InvalidInput with all that would make a run fail; warnings are told.
+        """
+        from .inspection import export_info
+
+        with self._source(connection_info, source_environment) as source:
+            checked = source.check(instance_name)
+        for finding in checked.findings:
+            if finding.severity == "warning":
+                self._report(Notice(f"{finding.text}. {finding.remedy}".strip()))
+        return export_info(checked.checked_machine())
+
+    @_translated
+    def get_replica_instance_info(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
+    ) -> Json:
+        """The machine as vm_export_info."""
+        from .inspection import export_info
+
+        with self._source(connection_info, source_environment) as source:
+            return export_info(source.inspect(instance_name))
+
+    @_translated
+    def deploy_replica_source_resources(
+        self, ctxt: Any, connection_info: Json, export_info: Json, source_environment: Json
+    ) -> Json:
+        """Boot the worker. Nothing is left when it fails: nobody would call us to clean up."""
+        with self._source(connection_info, source_environment) as source:
+            run, worker = source.prepare(export_info["id"])
+        return {"migr_resources": _made(run, worker), "connection_info": _reached(worker)}
+
+    @_translated
+    def delete_replica_source_resources(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, migr_resources_dict: Json
+    ) -> None:
+        """Delete everything of the run, whatever step made it. CleanupIncomplete names what stayed."""
+        with self._source(connection_info, source_environment) as source:
+            stayed = source.finish(Run.from_json(migr_resources_dict["run"]))
+        if stayed:
+            raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
+
+    @_translated
+    def replicate_disks(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        source_environment: Json,
+        instance_name: str,
+        source_resources: Json,
+        source_conn_info: Json,
+        target_conn_info: Json,
+        volumes_info: list[Json],
+        incremental: bool,
+    ) -> list[Json]:
+        """Snapshot, clone and copy every disk that has a volume; `volumes_info` with the new states.
+
+        `incremental` says nothing: the orchestrator always passes True. What a volume holds is in its state.
+        """
+        from .destinations import writer
+
+        run = Run.from_json(source_resources["run"])
+        worker = _worker(source_resources, source_conn_info)
+        with self._source(connection_info, source_environment) as source:
+            machine = source.inspect(instance_name)
+            if run.pool:
+                run = replace(source.new_run(machine), zone=run.zone)
+            volumes = writer.Volumes(
+                target_conn_info,
+                volumes_info,
+                source.chosen(machine),
+                source.doubts(run),
+                report=self._report,
+                compress=source.environment.enable_transfer_compression,
+            )
+            with volumes:
+                wanted = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
+                if wanted:
+                    source.resume(run, worker, wanted, volumes)
+                volumes.settle()
+                return volumes.to_json()
+
+    @_translated
+    def delete_replica_source_snapshots(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, volumes_info: list[Json]
+    ) -> list[Json]:
+        """Forget the states, so that the next execution is a full one. No snapshot is kept between runs."""
+        return _without_states(volumes_info)
+
+    @_translated
+    def shutdown_instance(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
+    ) -> None:
+        """Deallocate the VM and wait until it is done."""
+        with self._source(connection_info, source_environment) as source:
+            source.stop(source.inspect(instance_name))
+
+    @_translated
+    def check_update_source_environment_params(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        instance_name: str,
+        volumes_info: list[Json],
+        old_params: Json,
+        new_params: Json,
+    ) -> list[Json]:
+        """Refuse what would make it another machine; forget the states where the next run must be a full one.
+
+        The location and the resource group name the machine, so they stay. Another chunk size means a full run.
+        Everything else may change between executions.
+        """
+        group = settings.Connection.from_json(connection_info).default_resource_group
+        old = settings.Environment.from_json(old_params, group)
+        new = settings.Environment.from_json({**old_params, **new_params}, group)
+        for name in ("location", "resource_group"):
+            before, after = getattr(old, name), getattr(new, name)
+            if before.lower() != after.lower():
+                raise InvalidInput(
+                    f"{name} cannot change from {before} to {after}: {instance_name} would be another machine",
+                    remedy="Create a new transfer for the machine over there.",
+                )
+        if new.chunk_size_kib != old.chunk_size_kib:
+            return _without_states(volumes_info)
+        return volumes_info
+
+    def get_os_morphing_tools(self, os_type: str, osmorphing_info: Json) -> list[type]:
+        """None: leaving Azure needs no change of the guest; what the destination needs, its own tools bring."""
+        return []
+
+    # Worker pools
+
+    def get_minion_pool_environment_schema(self) -> Json:
+        """The JSON schema of pool environments."""
+        return settings.pool_schema()
+
+    def get_minion_pool_options(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        env: Json | None = None,
+        option_names: list[str] | None = None,
+    ) -> list[Json]:
+        """The values that pool settings may take, read from Azure now."""
+        known = settings.pool_schema()["properties"]
+        told: list[Json] = self.get_source_environment_options(ctxt, connection_info, env, option_names)
+        return [option for option in told if option["name"] in known]
+
+    @_translated
+    def validate_minion_pool_environment_options(
+        self, ctxt: Any, connection_info: Json, environment_options: Json
+    ) -> None:
+        """Raise when no worker could be made with these settings."""
+        with self._pool(connection_info, environment_options) as pool:
+            pool.check()
+
+    @_translated
+    def set_up_pool_shared_resources(
+        self, ctxt: Any, connection_info: Json, environment_options: Json, pool_identifier: str
+    ) -> Json:
+        """Make the network that all workers of a pool share."""
+        with self._pool(connection_info, environment_options, pool_identifier) as pool:
+            run, subnet = pool.share()
+        return {"run": run.to_json(), "subnet": subnet}
+
+    @_translated
+    def tear_down_pool_shared_resources(
+        self, ctxt: Any, connection_info: Json, environment_options: Json, pool_shared_resources: Json
+    ) -> None:
+        """Delete it."""
+        if not pool_shared_resources:
+            return
+        with self._pool(connection_info, environment_options) as pool:
+            pool.remove(Run.from_json(pool_shared_resources["run"]))
+
+    @_translated
+    def create_minion(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        environment_options: Json,
+        pool_identifier: str,
+        pool_os_type: str,
+        pool_shared_resources: Json,
+        new_minion_identifier: str,
+    ) -> Json:
+        """Boot a worker of the pool and wait until it can be reached."""
+        if pool_os_type != "linux":
+            raise InvalidInput(
+                f"a worker for {pool_os_type} cannot be made", remedy="Make a Linux pool: it reads any disk."
+            )
+        with self._pool(connection_info, environment_options, pool_identifier) as pool:
+            run, worker = pool.add(new_minion_identifier, pool_shared_resources["subnet"])
+        properties = {**_made(run, worker), "environment": environment_options}
+        return {
+            "connection_info": _reached(worker),
+            "minion_provider_properties": properties,
+            "backup_writer_connection_info": {},
+        }
+
+    @_translated
+    def delete_minion(self, ctxt: Any, connection_info: Json, minion_properties: Json) -> None:
+        """Delete a worker of a pool."""
+        if not minion_properties:
+            return
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.remove(Run.from_json(minion_properties["run"]))
+
+    @_translated
+    def start_minion(self, ctxt: Any, connection_info: Json, minion_properties: Json) -> None:
+        """Start a worker that was shut down."""
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.start(minion_properties["worker"]["vm"])
+
+    @_translated
+    def shutdown_minion(self, ctxt: Any, connection_info: Json, minion_properties: Json) -> None:
+        """Deallocate a worker, so that it costs no more than its disk."""
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.stop(minion_properties["worker"]["vm"])
+
+    @_translated
+    def healthcheck_minion(
+        self, ctxt: Any, connection_info: Json, minion_properties: Json, minion_connection_info: Json
+    ) -> None:
+        """Raise when a worker cannot be used; the orchestrator then makes another."""
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.check_health(_worker(minion_properties, minion_connection_info))
+
+    def attach_volumes_to_minion(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        minion_properties: Json,
+        minion_connection_info: Json,
+        volumes_info: list[Json],
+    ) -> Json:
+        """Nothing: on the source side attaching belongs to `replicate_disks`."""
+        return {"volumes_info": volumes_info, "minion_properties": minion_properties}
+
+    def detach_volumes_from_minion(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        minion_properties: Json,
+        minion_connection_info: Json,
+        volumes_info: list[Json],
+    ) -> Json:
+        """Nothing: on the source side detaching belongs to `replicate_disks`."""
+        return {"volumes_info": volumes_info, "minion_properties": minion_properties}
+
+    @_translated
+    def validate_minion_compatibility_for_transfer(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        export_info: Json,
+        environment_options: Json,
+        minion_properties: Json,
+    ) -> None:
+        """Raise when this worker cannot read that machine's disks."""
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.check_fits(export_info.get("location") or environment_options["location"])
+
+    @contextmanager
+    def _source(self, connection_info: Json, source_environment: Json) -> Iterator[Source]:
+        from .source import Source
+
+        with Source(connection_info, source_environment, report=self._report, keep_journal=False) as source:
+            yield source
+
+    @contextmanager
+    def _pool(self, connection_info: Json, environment_options: Json, identifier: str = "") -> Iterator[Pool]:
+        from .pool import Pool
+
+        connection = settings.Connection.from_json(connection_info)
+        environment = settings.Environment.from_json(environment_options, connection.default_resource_group)
+        with _azure(connection_info) as azure:
+            yield Pool(azure, environment, identifier, self._report, Clock())
+
+
+@contextmanager
+def _azure(connection_info: Json) -> Iterator[Azure]:
+    from .cloud import Azure
+
+    azure = Azure(settings.Connection.from_json(connection_info))
+    try:
+        yield azure
+    finally:
+        azure.close()
+
+
+def _chosen(connection_info: Json, environment: Json | None) -> Json:
+    """The settings chosen so far, with the connection's resource group where none is."""
+    chosen = {name: value for name, value in (environment or {}).items() if value}
+    group = connection_info.get("default_resource_group")
+    return {"resource_group": group, **chosen} if group else chosen
+
+
+def _without_states(volumes_info: list[Json]) -> list[Json]:
+    return [
+        {key: value for key, value in volume.items() if key != "replica_state"} for volume in volumes_info
+    ]
+
+
+def _made(run: Run, worker: Worker) -> Json:
+    """What another process needs to use and to delete a worker; no secrets."""
+    return {
+        "run": run.to_json(),
+        "worker": {"vm": worker.vm, "host_key": worker.host_key, "slots": worker.slots},
+    }
+
+
+def _reached(worker: Worker) -> Json:
+    """How a worker is reached, in the orchestrator's shape."""
+    return {
+        "ip": worker.address,
+        "port": worker.port,
+        "username": worker.username,
+        "pkey": worker.private_key,
+    }
+
+
+def _worker(made: Json, connection: Json) -> Worker:
+    """The worker of `_made`, reached as the orchestrator says."""
+    pkey = connection.get("pkey")
+    if pkey is None:
+        raise InvalidInput("the worker's connection info has no pkey")
+    if not isinstance(pkey, str):  # the orchestrator hands over a key object for the text it was given
+        text = io.StringIO()
+        pkey.write_private_key(text)
+        pkey = text.getvalue()
+    return Worker(
+        vm=made["worker"]["vm"],
+        address=connection["ip"],
+        port=connection["port"],
+        username=connection["username"],
+        host_key=made["worker"]["host_key"],
+        slots=made["worker"]["slots"],
+        private_key=pkey,
+    )
+
+
+class _Told:
+    """Events for the orchestrator's users: lines, and a bar for each disk that never goes back.
+
+    Disks are copied side by side and the orchestrator's handler is not made for threads, so there is a lock. A
+    handler that fails (the task may have been cancelled) must not break a transfer or a clean-up.
+    """
+
+    def __init__(self, handler: Any, clock: Clock | None = None) -> None:
+        self._handler = handler
+        self._clock = clock or Clock()
+        self._lock = Lock()
+        self._bars: dict[str, tuple[Any, int, float]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Log the event and tell it."""
+        logged(event)
+        if self._handler is None:
+            return
+        with self._lock:
+            try:
+                self._tell(event)
+            except Exception as error:  # noqa: BLE001 - see above
+                LOG.warning("could not tell the orchestrator of %s: %s", type(event).__name__, error)
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case Step(name, target):
+                self._handler.add_progress_update(f"{name}: {target}" if target else name)
+            case Waiting(what, seconds):
+                self._handler.add_progress_update(f"waiting for {what}, up to {seconds:.0f} s")
+            case Notice(text):
+                self._handler.add_event(text, level="WARNING")
+            case Copied():
+                self._advance(event)
+
+    def _advance(self, event: Copied) -> None:
+        now = self._clock.monotonic()
+        percent = 100 * event.done // event.total
+        if event.disk not in self._bars:
+            text = f"copying {event.disk} ({event.total / 2**30:.1f} GiB)"
+            bar = self._handler.add_progress_update(text, initial_step=0, total_steps=100, return_event=True)
+            self._bars[event.disk] = (self._handler.get_progress_update_identifier(bar), 0, now)
+        bar, told, when = self._bars[event.disk]
+        finished = event.done == event.total
+        if percent > told and (finished or now - when >= _SECONDS_BETWEEN_STEPS):
+            self._handler.update_progress_update(bar, percent)
+            self._bars[event.disk] = (bar, percent, now)

@@ -1,0 +1,179 @@
+"""The only way to create or delete in Azure: named, tagged, journaled, and undone when a step fails.
+
+Who creates, journals; who journals, deletes; nothing else deletes; nothing without our tag is ever deleted. The
+tags travel in the request that creates, so a resource is ours exactly if it carries them, whenever we die.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from . import codes, names
+from .clock import Clock
+from .cloud import Azure
+from .errors import AzureError, DeadlinePassed
+from .interrupts import shielded
+from .journal import Journal
+from .model import Json, Run
+from .pipeline import ordered
+
+LOG = logging.getLogger(__name__)
+
+# Azure refuses to delete for a while what was in use a moment ago; a NIC of a VM that failed to start is
+# reserved for 180 seconds.
+PATIENCE_SECONDS = 240
+_PAUSE_SECONDS = 5
+
+
+class Resources:
+    """The temporary resources of one run."""
+
+    def __init__(
+        self, azure: Azure, run: Run, journal: Journal, tags: Mapping[str, str], clock: Clock
+    ) -> None:
+        self.azure = azure
+        self.run = run
+        self._journal = journal
+        self._tags = tags
+        self._clock = clock
+
+    def id(self, kind: str, role: str) -> str:
+        """The id of the resource that plays `role`; the same in every process."""
+        name = names.resource(self.run.id, role)
+        return names.resource_id(self.run.subscription, self.run.group, kind, name)
+
+    def create(self, kind: str, role: str, body: Mapping[str, Any]) -> Json:
+        """Create the resource that plays `role` and wait until it is there; gives back Azure's document."""
+        id = self.id(kind, role)
+        self._journal.intend(id)
+        tags = names.tags(self.run.id, role, self.run.instance, self._clock.now(), self._tags)
+        if self.run.pool:
+            tags[names.POOL_TAG] = self.run.pool
+            del tags[names.RUN_TAG]
+        return self.azure.put(id, {**body, "location": self.run.location, "tags": tags})
+
+    def delete(self, ids: Iterable[str]) -> list[str]:
+        """Delete what is ours among `ids`; gives back the ids that Azure did not let go."""
+        return delete(self.azure, ids, self._clock)
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Delete what the block created when it ends with any error, an interrupt included."""
+        mark = len(self._journal.ids)
+        try:
+            yield
+        except BaseException:
+            with shielded(LOG.warning):
+                for id in self.delete(reversed(self._journal.ids[mark:])):
+                    LOG.error("could not delete %s; `coriolis-azure cleanup` will try again", id)
+            raise
+
+    def show_life(self) -> None:
+        """Mark the run as alive, so that no sweep takes a long transfer for a dead one.
+
+        The mark is a tag of one of its resources; a failure is logged only, as a transfer is worth more.
+        """
+        try:
+            for id in (self.id("nsg", "nsg"), *self._journal.ids):
+                document = self.azure.find(id)
+                if document is not None:
+                    mark = {names.ALIVE_TAG: names.stamp(self._clock.now())}
+                    self.azure.tag(id, {**document.get("tags", {}), **mark})
+                    return
+        except (AzureError, DeadlinePassed) as error:
+            LOG.warning("could not mark run %s as alive: %s", self.run.id, error)
+
+
+class Doubts:
+    """Which volumes are in doubt: marks that outlive a failed task and can be read from any host.
+
+    A run that is about to change a volume sets the mark of the state that its caller holds; a run that ended
+    well clears it. While it is set, that state must not be believed. A mark is an empty network security group:
+    it costs nothing, and it is there as soon as Azure has answered.
+    """
+
+    def __init__(self, azure: Azure, run: Run, tags: Mapping[str, str], clock: Clock) -> None:
+        self._azure, self._run, self._tags, self._clock = azure, run, tags, clock
+
+    def is_set(self, state: str) -> bool:
+        """Whether a run that held `state` began to write and did not end well."""
+        return self._azure.find(self._id(state)) is not None
+
+    def set(self, state: str) -> None:
+        """Mark `state`; durable on return."""
+        tags = names.tags(self._run.id, "doubt", self._run.instance, self._clock.now(), self._tags)
+        del tags[names.RUN_TAG]
+        body = {"location": self._run.location, "tags": {**tags, names.DOUBT_TAG: state}, "properties": {}}
+        self._azure.put(self._id(state), body)
+
+    def clear(self, state: str) -> None:
+        """Remove the mark. One that stays only costs the next run a full comparison."""
+        delete(self._azure, [self._id(state)], self._clock)
+
+    def _id(self, state: str) -> str:
+        name = names.resource("doubt", state)
+        return names.resource_id(self._run.subscription, self._run.group, "nsg", name)
+
+
+def is_ours(document: Json) -> bool:
+    """Whether a resource carries one of our tags."""
+    return not names.OURS.isdisjoint(document.get("tags") or {})
+
+
+def delete(azure: Azure, ids: Iterable[str], clock: Clock) -> list[str]:
+    """Delete what carries our tag among `ids`, users before what they use; gives back what stayed.
+
+    Deleting goes on after a failure, so that one locked resource does not keep the others alive.
+    """
+    by_kind: dict[str, list[str]] = {}
+    for id in {id.lower(): id for id in ids}.values():  # Azure's listings change the case of ids
+        by_kind.setdefault(names.kind_of(id), []).append(id)
+    stayed: list[str] = []
+    for kind in names.TYPES:
+        of_kind = by_kind.get(kind, [])
+        gone = ordered(partial(_deleted, azure, clock), of_kind, threads=4, ahead=8)
+        stayed += [id for id, is_gone in zip(of_kind, gone, strict=True) if not is_gone]
+    return stayed
+
+
+def patiently(act: Callable[[], object], what: str, clock: Clock) -> None:
+    """Do `act`; where Azure says that it is busy and waiting can help, again, for `PATIENCE_SECONDS`.
+
+    Raises the last AzureError. A lock, for one, is somebody's decision: no waiting lifts it.
+    """
+    patient_until = clock.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            act()
+        except AzureError as error:
+            # Asking before Azure permits it only prolongs throttling.
+            pause = max(_PAUSE_SECONDS, error.facts.get("retry_after") or 0)
+            helps = codes.waits(error.facts.get("code") or "", error.facts.get("status") or 0)
+            if not helps or clock.monotonic() + pause > patient_until:
+                raise
+            LOG.info("%s has to wait, trying again: %s", what, error)
+            clock.sleep(pause)
+        else:
+            return
+
+
+def _deleted(azure: Azure, clock: Clock, id: str) -> bool:
+    """Whether `id` is gone, or is no resource of ours to delete."""
+
+    def try_it() -> None:
+        document = azure.find(id)
+        if document is not None and is_ours(document):
+            azure.delete(id)
+        elif document is not None:
+            LOG.warning("left %s alone: it does not carry our tags", id)
+
+    try:
+        patiently(try_it, f"deleting {id}", clock)
+    except (AzureError, DeadlinePassed) as error:
+        LOG.error("%s", error)
+        return False
+    return True

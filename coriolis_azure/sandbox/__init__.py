@@ -1,0 +1,32 @@
+"""A small Azure on this machine: the demo's embedded default and the tests' other end.
+
+Names are loaded when they are first used: the guests' processes and the command line start quickly.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coriolis_azure.sandbox.local import add_vm, resources, serve, write
+    from coriolis_azure.sandbox.sandbox import Sandbox
+    from coriolis_azure.sandbox.wire import Request, Response
+
+__all__ = ["Request", "Response", "Sandbox", "add_vm", "resources", "serve", "write"]
+
+_HOMES = {
+    "Request": "wire",
+    "Response": "wire",
+    "Sandbox": "sandbox",
+    "add_vm": "local",
+    "resources": "local",
+    "serve": "local",
+    "write": "local",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,156 @@
+"""What the compute provider offers in a location: SKUs, sizes, usage, images."""
+
+from __future__ import annotations
+
+import re
+
+from coriolis_azure.sandbox import catalog
+from coriolis_azure.sandbox.relations import MACHINES
+from coriolis_azure.sandbox.wire import ArmError, Json, Response
+from coriolis_azure.sandbox.world import Call, World
+
+_BY_LOCATION = re.compile(r"location eq '([^']+)'", re.IGNORECASE)
+
+
+def list_skus(world: World, call: Call) -> Response:
+    """The SKU list; the only filter is by location."""
+    del world
+    text = call.query.get("$filter")
+    match = _BY_LOCATION.fullmatch(text.strip()) if text else None
+    if text and match is None:
+        raise ArmError(400, "InvalidFilter", f"The filter '{text}' is not supported: location eq '<name>'.")
+    return Response.of(200, {"value": catalog.skus(match.group(1) if match else None)})
+
+
+def list_sizes(world: World, call: Call) -> Response:
+    """The sizes that can be had in a location."""
+    del world
+    place = _location(call)
+    rows = [
+        {
+            "name": size.name,
+            "numberOfCores": size.cores,
+            "osDiskSizeInMB": 1047552,
+            "resourceDiskSizeInMB": size.temporary_mib,
+            "memoryInMB": int(size.memory_gib * 1024),
+            "maxDataDiskCount": size.data_disks,
+        }
+        for size in catalog.SIZES.values()
+        if place not in size.closed_in
+    ]
+    return Response.of(200, {"value": rows})
+
+
+def list_usages(world: World, call: Call) -> Response:
+    """Cores and VMs in use, and the quota."""
+    place = _location(call)
+    here = [each for each in world.state.of_type(MACHINES) if each.location == place]
+    sizes = [catalog.SIZES[each.properties["hardwareProfile"]["vmSize"].lower()] for each in here]
+    rows = [
+        _usage("cores", "Total Regional vCPUs", sum(size.cores for size in sizes), 100),
+        _usage("virtualMachines", "Virtual Machines", len(sizes), 25000),
+    ]
+    for family in sorted({size.family for size in catalog.SIZES.values()}):
+        used = sum(size.cores for size in sizes if size.family == family)
+        rows.append(_usage(family, f"{family} vCPUs", used, 100))
+    for row in rows:
+        row["currentValue"], row["limit"] = world.quotas.get(
+            row["name"]["value"], (row["currentValue"], row["limit"])
+        )
+    return Response.of(200, {"value": rows})
+
+
+def _usage(name: str, display: str, used: int, limit: int) -> Json:
+    return {
+        "unit": "Count",
+        "currentValue": used,
+        "limit": limit,
+        "name": {"value": name, "localizedValue": display},
+    }
+
+
+def list_publishers(world: World, call: Call) -> Response:
+    """The publishers of images."""
+    del world
+    return _names(call, {each.publisher for each in catalog.IMAGES})
+
+
+def list_image_offers(world: World, call: Call) -> Response:
+    """A publisher's offers."""
+    del world
+    found = {each.offer for each in catalog.IMAGES if _is(each, call, "publisher")}
+    return _names(call, _known(found, "Publisher", call.part["publisher"]))
+
+
+def list_image_skus(world: World, call: Call) -> Response:
+    """An offer's SKUs."""
+    del world
+    found = {each.sku for each in catalog.IMAGES if _is(each, call, "publisher", "offer")}
+    return _names(call, _known(found, "Artifact: VMImage", call.part["offer"]))
+
+
+def list_image_versions(world: World, call: Call) -> Response:
+    """An image's versions, with `$top` and `$orderby=name desc`."""
+    del world
+    versions = sorted(_image(call).versions)
+    if "desc" in call.query.get("$orderby", "").lower():
+        versions.reverse()
+    top = call.query.get("$top")
+    return _names(call, versions[: int(top)] if top and top.isdigit() else versions)
+
+
+def get_image_version(world: World, call: Call) -> Response:
+    """One version of an image; `latest` is no version here, as on Azure."""
+    del world
+    found, version = _image(call), call.part["version"]
+    if version not in found.versions:
+        raise _missing("Artifact: VMImage", version)
+    document = {
+        "location": _location(call),
+        "name": version,
+        "id": call.request.path,
+        "properties": found.document(),
+    }
+    return Response.of(200, document)
+
+
+def _image(call: Call) -> catalog.Image:
+    found = catalog.image(call.part["publisher"], call.part["offer"], call.part["sku"])
+    if found is None:
+        raise _missing("Artifact: VMImage", call.part["sku"])
+    return found
+
+
+def _is(image: catalog.Image, call: Call, *fields: str) -> bool:
+    return all(str(getattr(image, field)).lower() == call.part[field].lower() for field in fields)
+
+
+def _known(found: set[str], kind: str, name: str) -> set[str]:
+    if not found:
+        raise _missing(kind, name)
+    return found
+
+
+def _missing(kind: str, name: str) -> ArmError:
+    return ArmError(404, "NotFound", f"{kind}: {name} was not found.")
+
+
+def _names(call: Call, names: set[str] | list[str]) -> Response:
+    """A bare list, as the image API answers."""
+    place = _location(call)
+    ordered = names if isinstance(names, list) else sorted(names)
+    base = call.request.path.rstrip("/")
+    return Response.of(200, [{"location": place, "name": name, "id": f"{base}/{name}"} for name in ordered])
+
+
+def _location(call: Call) -> str:
+    place = call.part["location"].replace(" ", "").lower()
+    if place not in catalog.LOCATIONS:
+        raise ArmError(
+            400,
+            "NoRegisteredProviderFound",
+            f"No registered resource provider found for location '{place}' and API version "
+            f"'{call.query.get('api-version')}'. The supported locations are "
+            f"'{', '.join(catalog.LOCATIONS)}'.",
+        )
+    return place

@@ -1,0 +1,122 @@
+"""Who uses what: questions about references between resources, answered from the documents themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from coriolis_azure.sandbox.state import Resource, State
+from coriolis_azure.sandbox.wire import Json
+
+MACHINES = "Microsoft.Compute/virtualMachines"
+DISKS = "Microsoft.Compute/disks"
+SNAPSHOTS = "Microsoft.Compute/snapshots"
+INTERFACES = "Microsoft.Network/networkInterfaces"
+ADDRESSES = "Microsoft.Network/publicIPAddresses"
+NETWORKS = "Microsoft.Network/virtualNetworks"
+FIREWALLS = "Microsoft.Network/networkSecurityGroups"
+LOCKS = "Microsoft.Authorization/locks"
+GROUPS = "Microsoft.Resources/resourceGroups"
+
+
+def same(one: str | None, other: str | None) -> bool:
+    """Whether two ids (or names) are the same to Azure, which ignores case."""
+    return one is not None and other is not None and one.lower() == other.lower()
+
+
+def reference(holder: Json, name: str) -> str | None:
+    """The id in `holder[name]`, a {"id": ...} reference; None when there is none."""
+    value = holder.get(name) or {}
+    return value.get("id")
+
+
+def disk_entries(machine: Resource) -> list[Json]:
+    """The VM's disk entries: the OS disk's, then the data disks'."""
+    storage = machine.properties["storageProfile"]
+    return [storage["osDisk"], *storage["dataDisks"]]
+
+
+def machine_of_disk(state: State, disk_id: str) -> Resource | None:
+    """The VM that has this disk attached."""
+    for machine in state.of_type(MACHINES):
+        if any(same(reference(each, "managedDisk"), disk_id) for each in disk_entries(machine)):
+            return machine
+    return None
+
+
+def interface_entries(machine: Resource) -> list[Json]:
+    """The VM's references to its NICs."""
+    entries: list[Json] = machine.properties["networkProfile"]["networkInterfaces"]
+    return entries
+
+
+def machine_of_interface(state: State, interface_id: str) -> Resource | None:
+    """The VM that uses this NIC."""
+    for machine in state.of_type(MACHINES):
+        if any(same(each["id"], interface_id) for each in interface_entries(machine)):
+            return machine
+    return None
+
+
+def configurations(state: State) -> Iterator[tuple[Resource, Json]]:
+    """Every IP configuration, with its NIC."""
+    for interface in state.of_type(INTERFACES):
+        for configuration in interface.properties["ipConfigurations"]:
+            yield interface, configuration
+
+
+def configuration_of_address(state: State, address_id: str) -> Json | None:
+    """The IP configuration that holds this public address."""
+    for _, configuration in configurations(state):
+        if same(reference(configuration["properties"], "publicIPAddress"), address_id):
+            return configuration
+    return None
+
+
+def configurations_in_subnet(state: State, subnet_id: str) -> list[Json]:
+    """The IP configurations in this subnet."""
+    return [
+        configuration
+        for _, configuration in configurations(state)
+        if same(reference(configuration["properties"], "subnet"), subnet_id)
+    ]
+
+
+def subnets(state: State) -> Iterator[Json]:
+    """Every subnet of every network."""
+    for network in state.of_type(NETWORKS):
+        yield from network.properties["subnets"]
+
+
+def subnet(state: State, subnet_id: str | None) -> Json | None:
+    """The subnet of that id."""
+    return next((each for each in subnets(state) if same(each["id"], subnet_id)), None)
+
+
+def users_of_firewall(state: State, firewall_id: str) -> tuple[list[str], list[str]]:
+    """The ids of the NICs, and of the subnets, that this NSG guards."""
+    interfaces = [
+        each.id
+        for each in state.of_type(INTERFACES)
+        if same(reference(each.properties, "networkSecurityGroup"), firewall_id)
+    ]
+    guarded = [
+        str(each["id"])
+        for each in subnets(state)
+        if same(reference(each["properties"], "networkSecurityGroup"), firewall_id)
+    ]
+    return interfaces, guarded
+
+
+def locks_over(state: State, resource_id: str) -> list[Resource]:
+    """The locks on this resource or on a scope that holds it."""
+    wanted = resource_id.lower() + "/"
+    return [
+        lock for lock in state.of_type(LOCKS) if wanted.startswith(str(lock.hidden["scope"]).lower() + "/")
+    ]
+
+
+def primary_configuration(interface: Resource) -> Json:
+    """The inner document of the NIC's primary IP configuration."""
+    inner = [each["properties"] for each in interface.properties["ipConfigurations"]]
+    primary: Json = next((each for each in inner if each["primary"]), inner[0])
+    return primary

@@ -1,0 +1,427 @@
+"""The sandbox: a small Azure on this machine, usable in this process or over HTTPS (see `local`).
+
+One function, `Sandbox.handle`, answers all requests. Tests may lay a function around it (`intercept`) to
+see, delay, lose or repeat requests; nothing of the product knows of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from coriolis_azure import errors
+from coriolis_azure.sandbox import access, arm, boots, disks, groups
+from coriolis_azure.sandbox.certificates import authority_file
+from coriolis_azure.sandbox.relations import MACHINES, disk_entries
+from coriolis_azure.sandbox.state import Resource
+from coriolis_azure.sandbox.tokens import Tokens
+from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
+from coriolis_azure.sandbox.world import World
+
+Next = Callable[[Request], Response]
+
+GROUP = "sandbox"
+LOCATION = "westeurope"
+NETWORK = "sandbox-vnet"
+SUBNET_PREFIX = "127.80.0.0/16"
+WORKER_SSH_PORT = 22022
+# The host name of requests that never leave the process.
+_INSIDE = "https://sandbox.invalid"
+
+
+class Sandbox:
+    """One sandbox in its directory. A directory has one sandbox at a time; closing ends its guests.
+
+    Raises InvalidInput when the directory is in use or cannot be one.
+    """
+
+    def __init__(self, directory: Path, *, namespaces: bool = True) -> None:
+        self.directory = directory.absolute()
+        self.intercept: Callable[[Request, Next], Response] | None = None
+        self.requests: deque[tuple[str, str]] = deque(maxlen=100_000)
+        self._lock = threading.RLock()
+        self._closed = False
+        self._hold = _held(self.directory)
+        try:
+            self._world = World(self.directory, arm.VIEWS, arm.EFFECTS, namespaces=namespaces)
+            self._tokens = Tokens(self._world.state.identity)
+            # For tests to change: the roles of the identity, and what is used of which quota.
+            self.permissions = self._world.permissions
+            self.quotas = self._world.quotas
+            self._open()
+        except BaseException:
+            os.close(self._hold)
+            raise
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        identity = self._world.state.identity
+        group_id = f"/subscriptions/{identity.subscription}/resourceGroups/{GROUP}"
+        if not self._world.state.resources:
+            groups.new_group(self._world, group_id, LOCATION, {})
+            network = {
+                "location": LOCATION,
+                "properties": {
+                    "addressSpace": {"addressPrefixes": [SUBNET_PREFIX]},
+                    "subnets": [{"name": "default", "properties": {"addressPrefix": SUBNET_PREFIX}}],
+                },
+            }
+            self._ask("PUT", f"{group_id}/providers/Microsoft.Network/virtualNetworks/{NETWORK}", network)
+        self._world.finish_all()
+        boots.boot_all(self._world)
+        self._world.state.save()
+
+    def close(self) -> None:
+        """End all guests and leave the directory to others. What exists stays."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._world.guests.close()
+            self._world.state.save()
+            os.close(self._hold)
+
+    # requests
+
+    def handle(self, request: Request) -> Response:
+        """Answer one request; may be called from several threads."""
+        self.requests.append((request.method, request.path))
+        intercept = self.intercept
+        return intercept(request, self._answer) if intercept else self._answer(request)
+
+    def _answer(self, request: Request) -> Response:
+        try:
+            response = self._dispatch(request)
+        except ArmError as error:
+            response = error.response()
+        except errors.CoriolisAzureError as error:
+            document = {"code": type(error).__name__, "message": error.message, "remedy": error.remedy}
+            response = Response.of(400, {"error": document})
+        identity = str(uuid.uuid4())
+        response.headers.setdefault("x-ms-request-id", identity)
+        response.headers.setdefault("x-ms-correlation-request-id", identity)
+        return response
+
+    def _dispatch(self, request: Request) -> Response:
+        first, _, rest = request.path.strip("/").partition("/")
+        if first == "metadata" and rest == "endpoints":
+            return Response.of(200, self._endpoints(request.base))
+        if first == "sandbox":
+            self._tokens.check(request.header("Authorization"))
+            return self._administer(request, rest)
+        if first.lower() != "subscriptions" and rest:
+            return self._tokens.answer(request, first, rest)
+        self._tokens.check(request.header("Authorization"))
+        return self._manage(request)
+
+    def _manage(self, request: Request) -> Response:
+        operation = arm.operation_of(self._world, request.path)
+        if operation is not None and operation.polls == 0 and operation.ended is None:
+            # Its last poll waits for the VM's boot, and holds up nobody else meanwhile.
+            self._world.guests.wait(operation.target)
+        with self._lock:
+            if self._closed:
+                raise ArmError(503, "ServerUnavailable", "The sandbox is closing.")
+            self._world.finish_overdue()
+            access.check(self._world, request)
+            try:
+                return arm.answer(self._world, request)
+            finally:
+                if request.method != "GET" and "microsoft.network" in request.path.lower():
+                    boots.refresh_guests(self._world)
+                self._world.state.save()
+
+    def _endpoints(self, base: str) -> list[Json]:
+        """What a client learns of this cloud from its resource manager alone."""
+        return [
+            {
+                "name": "Sandbox",
+                "portal": base,
+                "authentication": {
+                    "loginEndpoint": base,
+                    "audiences": ["https://management.azure.com/"],
+                    "tenant": self._world.state.identity.tenant,
+                    "identityProvider": "AAD",
+                },
+                "resourceManager": base,
+                "suffixes": {"storage": "core.sandbox.invalid"},
+            }
+        ]
+
+    def _ask(self, method: str, resource_id: str, body: Json | None = None) -> Json:
+        """Our own request, finished when it returns; InvalidInput when it is refused."""
+        content = b"" if body is None else json.dumps(body).encode()
+        request = Request(method, f"{_INSIDE}{resource_id}?api-version=2026-04-01", body=content)
+        try:
+            response = arm.answer(self._world, request)
+        except ArmError as error:
+            raise errors.InvalidInput(error.message, code=error.code) from None
+        self._world.finish_all()
+        document: Json = json.loads(response.body or b"{}")
+        return document
+
+    # for people and tests
+
+    def add_vm(
+        self,
+        name: str,
+        os_disk: Path,
+        data_disks: Sequence[Path] = (),
+        size: str = "Standard_D2s_v5",
+        os_type: str = "linux",
+        *,
+        zone: str | None = None,
+    ) -> str:
+        """Make a running VM whose disks are copies of raw files; its id. InvalidInput names what is wrong."""
+        system = {"linux": "Linux", "windows": "Windows"}.get(os_type.lower())
+        if system is None:
+            raise errors.InvalidInput(f"OS type {os_type!r} is not known: linux or windows")
+        group_id = f"/subscriptions/{self._world.state.identity.subscription}/resourceGroups/{GROUP}"
+        vm_id = f"{group_id}/providers/{MACHINES}/{name}"
+        files = [Path(os_disk), *(Path(each) for each in data_disks)]
+        for file in files:
+            _checked_raw(file)
+        with self._lock:
+            if self._world.state.find(vm_id) is not None:
+                raise errors.InvalidInput(
+                    f"VM {name!r} exists in the sandbox", remedy="Choose another name; nothing was created."
+                )
+            before = set(self._world.state.resources)
+            contents: list[str] = []
+            try:
+                contents += (self._world.contents.copied(file) for file in files)
+                self._build_vm(group_id, name, size, system, contents, zone)
+            except BaseException:
+                for made in [each for key, each in self._world.state.resources.items() if key not in before]:
+                    self._world.state.remove(made)
+                for content in contents:
+                    self._world.contents.remove(content)
+                raise
+            finally:
+                self._world.state.save()
+        return vm_id
+
+    def _build_vm(
+        self, group_id: str, name: str, size: str, system: str, contents: list[str], zone: str | None
+    ) -> None:
+        provider = f"{group_id}/providers/Microsoft.Network"
+        top: Json = {"location": LOCATION, **({"zones": [zone]} if zone else {})}
+        firewall = self._ask("PUT", f"{provider}/networkSecurityGroups/{name}-nsg", {"location": LOCATION})
+        address = self._ask(
+            "PUT",
+            f"{provider}/publicIPAddresses/{name}-ip",
+            {**top, "sku": {"name": "Standard"}, "properties": {"publicIPAllocationMethod": "Static"}},
+        )
+        inner = {
+            "subnet": {"id": f"{provider}/virtualNetworks/{NETWORK}/subnets/default"},
+            "publicIPAddress": {"id": address["id"]},
+        }
+        interface = self._ask(
+            "PUT",
+            f"{provider}/networkInterfaces/{name}-nic",
+            {
+                "location": LOCATION,
+                "properties": {
+                    "ipConfigurations": [{"name": "ipconfig1", "properties": inner}],
+                    "networkSecurityGroup": {"id": firewall["id"]},
+                },
+            },
+        )
+        made = [
+            self._build_disk(group_id, name, index, content, system, top)
+            for index, content in enumerate(contents)
+        ]
+        attached = [
+            {"lun": lun, "createOption": "Attach", "caching": "ReadOnly", "managedDisk": {"id": disk.id}}
+            for lun, disk in enumerate(made[1:])
+        ]
+        os_entry = {"createOption": "Attach", "osType": system, "managedDisk": {"id": made[0].id}}
+        properties = {
+            "hardwareProfile": {"vmSize": size},
+            "storageProfile": {"osDisk": os_entry, "dataDisks": attached},
+            "networkProfile": {"networkInterfaces": [{"id": interface["id"]}]},
+        }
+        self._ask("PUT", f"{group_id}/providers/{MACHINES}/{name}", {**top, "properties": properties})
+        machine = self._machine(name)
+        kind = "linuxConfiguration" if system == "Linux" else "windowsConfiguration"
+        machine.properties["osProfile"] = {"computerName": name, "adminUsername": "azureuser", kind: {}}
+
+    def _build_disk(
+        self, group_id: str, name: str, index: int, content: str, system: str, top: Json
+    ) -> Resource:
+        creation: Json = {"creationData": {"createOption": "FromImage" if index == 0 else "Empty"}}
+        if index == 0:
+            creation |= {"osType": system, "hyperVGeneration": "V2"}
+            creation["supportedCapabilities"] = {"architecture": "x64", "diskControllerTypes": "SCSI, NVMe"}
+        suffix, sku, tier = (
+            ("os", "Premium_LRS", "Premium")
+            if index == 0
+            else (f"data-{index - 1}", "StandardSSD_LRS", "Standard")
+        )
+        disk_id = f"{group_id}/providers/Microsoft.Compute/disks/{name}-{suffix}"
+        outer = {key: value for key, value in top.items() if key != "location"}
+        return disks.new_disk(
+            self._world, disk_id, LOCATION, content, creation, sku={"name": sku, "tier": tier}, **outer
+        )
+
+    def write(self, name: str, disk: str | int, file: Path) -> None:
+        """Replace the content of a VM's disk ("os", or the LUN); a bigger file grows the disk.
+
+        InvalidInput for an unknown VM or disk, and for a smaller file.
+        """
+        file = Path(file)
+        size = _checked_raw(file)
+        with self._lock:
+            self._world.finish_all()
+            machine = self._machine(name)
+            found = self._disk(machine, disk)
+            old = found.hidden["content"]
+            if size < self._world.contents.size(old):
+                raise errors.InvalidInput(
+                    f"{file} has {size} bytes, disk {disk} of VM {name!r} has "
+                    f"{self._world.contents.size(old)}",
+                    remedy="Give a file at least as large as the disk: Azure's disks cannot shrink.",
+                )
+            found.hidden["content"] = self._world.contents.copied(file)
+            self._world.release_content(old)
+            self._world.state.save()
+
+    def resources(self) -> list[Json]:
+        """Every resource: id, type, tags; sorted, without anything that changes by itself."""
+        with self._lock:
+            self._world.finish_all()
+            self._world.state.save()
+            rows = [
+                {
+                    "id": each.id,
+                    "type": each.type,
+                    "tags": dict(sorted((each.document.get("tags") or {}).items())),
+                }
+                for each in groups.tracked(self._world)
+            ]
+        return sorted(rows, key=lambda row: str(row["id"]).lower())
+
+    def content(self, name: str, disk: str | int) -> Path:
+        """The file with the bytes of a VM's disk as they are now; to be read only."""
+        with self._lock:
+            found = self._disk(self._machine(name), disk)
+            return self._world.contents.path(found.hidden["content"])
+
+    def _machine(self, name: str) -> Resource:
+        found = [each for each in self._world.state.of_type(MACHINES) if each.name.lower() == name.lower()]
+        if not found:
+            known = ", ".join(each.name for each in self._world.state.of_type(MACHINES)) or "none"
+            raise errors.InvalidInput(f"VM {name!r} does not exist in the sandbox; there are: {known}")
+        return found[0]
+
+    def _disk(self, machine: Resource, disk: str | int) -> Resource:
+        for entry in disk_entries(machine):
+            if str(entry.get("lun", "os")) == str(disk):
+                found = self._world.state.find(entry["managedDisk"]["id"])
+                if found is not None:
+                    return found
+        luns = ", ".join(str(entry.get("lun", "os")) for entry in disk_entries(machine))
+        raise errors.InvalidInput(f"VM {machine.name!r} has no disk {disk!r}; it has: {luns}")
+
+    def _administer(self, request: Request, action: str) -> Response:
+        """The routes by which `local` reaches a sandbox that serves."""
+        body: dict[str, Any] = json.loads(request.body or b"{}")
+        if (request.method, action) == ("GET", "resources"):
+            return Response.of(200, self.resources())
+        if (request.method, action) == ("POST", "vms"):
+            body["os_disk"] = Path(body["os_disk"])
+            body["data_disks"] = [Path(each) for each in body["data_disks"]]
+            return Response.of(200, {"id": self.add_vm(**body)})
+        if (request.method, action) == ("POST", "write"):
+            self.write(body["name"], body["disk"], Path(body["file"]))
+            return Response.of(200, {})
+        raise ArmError(404, "NotFound", f"The sandbox has no {request.method} /sandbox/{action}.")
+
+    # settings
+
+    def transport(self) -> Any:
+        """A transport for Azure SDK clients and credentials that asks this sandbox, without sockets."""
+        from coriolis_azure.sandbox.transport import in_process
+
+        return in_process(self.handle)
+
+    def connection_info(self, base: str = _INSIDE) -> Json:
+        """The connection settings of this sandbox, reached at `base`."""
+        identity = self._world.state.identity
+        return {
+            "subscription_id": identity.subscription,
+            "tenant": identity.tenant,
+            "service_principal_credentials": {
+                "client_id": identity.client_id,
+                "client_secret": identity.client_secret,
+            },
+            "default_resource_group": GROUP,
+            "cloud_profile": "CustomCloud",
+            "custom_cloud_properties": {
+                "endpoints": {
+                    "active_directory_url": base,
+                    "resource_manager_endpoint": base,
+                    "management_endpoint": "https://management.azure.com/",
+                    "active_directory_resource_id": "https://management.azure.com/",
+                },
+                "suffixes": {"storage_endpoint": "core.sandbox.invalid"},
+            },
+            "ca_bundle": str(authority_file(self.directory)),
+        }
+
+    def environment(self) -> Json:
+        """The source environment that fits this sandbox."""
+        return {"location": LOCATION, "resource_group": GROUP, "export_worker_ssh_port": WORKER_SSH_PORT}
+
+
+def _held(directory: Path) -> int:
+    """Take the directory; the descriptor that holds it. InvalidInput when it cannot be had."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        hold = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise errors.InvalidInput(
+            f"{directory} cannot be the directory of a sandbox: {error.strerror}",
+            remedy="Name a directory that can be made and written to.",
+        ) from None
+    try:
+        fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(hold)
+        raise errors.InvalidInput(
+            f"another sandbox is using {directory}", remedy="Stop it first, or name another directory."
+        ) from None
+    return hold
+
+
+def _checked_raw(file: Path) -> int:
+    """The size of a raw disk file; InvalidInput when it cannot be a disk."""
+    try:
+        size = file.stat().st_size if file.is_file() else None
+        with file.open("rb"):
+            pass
+    except OSError as error:
+        raise errors.InvalidInput(f"{file} cannot be read: {error.strerror}") from None
+    if size is None:
+        raise errors.InvalidInput(f"{file} is not a file")
+    if size == 0 or size % 512:
+        raise errors.InvalidInput(
+            f"{file} has {size} bytes, which is not a multiple of 512",
+            remedy="Give a raw disk image; its size must be a multiple of 512 bytes.",
+        )
+    return size

@@ -1,0 +1,70 @@
+"""The sandbox's front without sockets: a `requests` adapter, and an azure-core transport that uses it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import requests
+from azure.core.pipeline.transport import RequestsTransport
+from requests.adapters import BaseAdapter
+from urllib3 import HTTPHeaderDict, HTTPResponse
+
+from coriolis_azure.sandbox.wire import Request, Response
+
+
+class HandlerAdapter(BaseAdapter):
+    """Hands every request to a function and turns its answer into what `requests` expects."""
+
+    def __init__(self, handle: Callable[[Request], Response]) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: float | tuple[float, float] | tuple[float, None] | None = None,
+        verify: bool | str = True,
+        cert: bytes | str | tuple[bytes | str, bytes | str] | None = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Answer at once; what the function raises is raised here."""
+        del stream, timeout, verify, cert, proxies
+        headers = {name: str(value) for name, value in request.headers.items()}
+        answer = self._handle(Request(str(request.method), str(request.url), headers, _bytes(request.body)))
+        head = HTTPHeaderDict(answer.headers)
+        head["Content-Length"] = str(len(answer.body))
+        raw = HTTPResponse(
+            body=io.BytesIO(answer.body), headers=head, status=answer.status, preload_content=False
+        )
+        response = requests.Response()
+        response.status_code = answer.status
+        response.headers.update(answer.headers)
+        response.raw = raw
+        response.url = str(request.url)
+        response.request = request
+        response.encoding = "utf-8"
+        return response
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def in_process(handle: Callable[[Request], Response]) -> RequestsTransport:
+    """A transport for SDK clients and credentials; one may be shared by all of them, from several threads."""
+    session = requests.Session()
+    session.trust_env = False
+    adapter = HandlerAdapter(handle)
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, adapter)
+    return RequestsTransport(session=session, session_owner=False)
+
+
+def _bytes(body: Any) -> bytes:
+    if body is None:
+        return b""
+    if isinstance(body, str):
+        return body.encode()
+    return bytes(body) if isinstance(body, bytes | bytearray | memoryview) else b"".join(body)

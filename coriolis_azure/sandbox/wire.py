@@ -1,0 +1,99 @@
+"""What goes in and out of the sandbox: requests, responses, and Azure's errors.
+
+Both fronts (HTTPS and the in-process transport) speak these values, so one handler serves them alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request; `url` is absolute, header names are compared without case."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = field(default=b"", repr=False)
+
+    @property
+    def base(self) -> str:
+        """Scheme and host, as the client spelled them: operation URLs begin with it."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def path(self) -> str:
+        """The decoded path."""
+        return unquote(urlsplit(self.url).path)
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query's parameters by lower-cased name; of repeated ones the last."""
+        pairs = parse_qsl(urlsplit(self.url).query, keep_blank_values=True)
+        return {name.lower(): value for name, value in pairs}
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, None when absent."""
+        return next((value for key, value in self.headers.items() if key.lower() == name.lower()), None)
+
+
+@dataclass(frozen=True)
+class Response:
+    """One HTTP response."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    @classmethod
+    def of(cls, status: int, document: Any = None, headers: Mapping[str, str] | None = None) -> Response:
+        """A JSON response; without a document it has no body."""
+        if document is None:
+            return cls(status, dict(headers or {}))
+        body = json.dumps(document).encode()
+        return cls(status, {"Content-Type": "application/json; charset=utf-8", **(headers or {})}, body)
+
+
+class ArmError(Exception):
+    """A refusal, as Azure words it: HTTP status, code, message and sometimes the target."""
+
+    def __init__(self, status: int, code: str, message: str, target: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.target = target
+
+    def document(self) -> Json:
+        """The inner error document: code, message and target."""
+        document: Json = {"code": self.code, "message": self.message}
+        if self.target is not None:
+            document["target"] = self.target
+        return document
+
+    def response(self) -> Response:
+        """The response that carries it."""
+        return Response.of(self.status, {"error": self.document()})
+
+
+def invalid(message: str, target: str | None = None) -> ArmError:
+    """400 InvalidParameter."""
+    return ArmError(400, "InvalidParameter", message, target)
+
+
+def bad_request(message: str) -> ArmError:
+    """400 BadRequest."""
+    return ArmError(400, "BadRequest", message)
+
+
+def not_allowed(message: str, target: str | None = None) -> ArmError:
+    """409 OperationNotAllowed."""
+    return ArmError(409, "OperationNotAllowed", message, target)

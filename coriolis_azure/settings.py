@@ -1,0 +1,275 @@
+"""Settings: checked against the JSON schemas, then typed.
+
+The schemas hold names, defaults and descriptions, once; the classes here only give them types. A fault is
+told as one line that names the property and what it must be.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from jsonschema.exceptions import ValidationError
+
+from . import names
+from .errors import InvalidInput
+from .model import Json
+
+# Installed, the schemas are part of the package; in a checkout they stand beside it.
+_HERE = Path(__file__).parent
+_FOLDERS = (_HERE / "schemas", _HERE.parent / "schemas")
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Which Azure, and as whom. Schema: connection_info.json."""
+
+    subscription_id: str
+    tenant: str = ""
+    client_id: str = ""
+    client_secret: str = field(default="", repr=False)
+    certificate_path: str = ""
+    certificate_password: str = field(default="", repr=False)
+    username: str = ""
+    password: str = field(default="", repr=False)
+    default_resource_group: str = ""
+    cloud_profile: str = "AzureCloud"
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    suffixes: Mapping[str, str] = field(default_factory=dict)
+    allow_untrusted: bool = False
+    ca_bundle: str = ""
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Connection:
+        """The typed settings; InvalidInput with a line for every fault."""
+        given = checked("connection_info", raw)
+        principal, user = given.get("service_principal_credentials", {}), given.get("user_credentials", {})
+        custom = given.get("custom_cloud_properties", {})
+        connection = cls(
+            subscription_id=given["subscription_id"],
+            tenant=given.get("tenant", "") or principal.get("tenant_id", ""),
+            client_id=principal.get("client_id", ""),
+            client_secret=principal.get("client_secret", ""),
+            certificate_path=principal.get("client_certificate_path", ""),
+            certificate_password=principal.get("client_certificate_password", ""),
+            username=user.get("username", ""),
+            password=user.get("password", ""),
+            default_resource_group=given.get("default_resource_group", ""),
+            cloud_profile=given["cloud_profile"],
+            endpoints=custom.get("endpoints", {}),
+            suffixes=custom.get("suffixes", {}),
+            allow_untrusted=given["allow_untrusted"],
+            ca_bundle=given.get("ca_bundle", ""),
+        )
+        faults = connection._faults()
+        if faults:
+            raise InvalidInput("\n".join(f"connection_info: {fault}" for fault in faults))
+        return connection
+
+    def _faults(self) -> list[str]:
+        """What the schema cannot say."""
+        faults = []
+        if self.client_id and not (self.client_secret or self.certificate_path):
+            faults.append(
+                "service_principal_credentials: client_secret or client_certificate_path is missing"
+            )
+        if (self.client_id or self.username) and not self.tenant:
+            faults.append("tenant: is needed with service_principal_credentials and with user_credentials")
+        if self.cloud_profile == "CustomCloud" and not self.resource_manager:
+            faults.append(
+                "custom_cloud_properties: endpoints: resource_manager_endpoint (or management_endpoint) is "
+                "needed with the cloud_profile CustomCloud"
+            )
+        if self.ca_bundle and not Path(self.ca_bundle).is_file():
+            faults.append(f"ca_bundle: there is no file {self.ca_bundle}")
+        return faults
+
+    @property
+    def resource_manager(self) -> str:
+        """The resource manager endpoint of a CustomCloud."""
+        return self.endpoints.get("resource_manager_endpoint") or self.endpoints.get(
+            "management_endpoint", ""
+        )
+
+
+@dataclass(frozen=True)
+class Image:
+    """A marketplace image."""
+
+    publisher: str
+    offer: str
+    sku: str
+    version: str = "latest"
+
+    def __str__(self) -> str:
+        return f"{self.publisher}:{self.offer}:{self.sku}:{self.version}"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where the VMs are and how the worker is made. Schema: source_environment.json."""
+
+    location: str
+    resource_group: str
+    export_worker_size: str
+    export_worker_image: Image | None
+    storage_account_name: str
+    storage_container_name: str
+    replica_export_mechanism: str
+    export_network: str
+    export_worker_use_fip: bool
+    export_worker_allowed_addresses: tuple[str, ...]
+    export_worker_ssh_port: int
+    tags: Mapping[str, str]
+    exclude_disks: tuple[str, ...]
+    chunk_size_kib: int
+    enable_transfer_compression: bool
+    verify_disk_integrity: bool
+    bandwidth_limit: int | None
+
+    @classmethod
+    def from_json(cls, raw: Json, default_resource_group: str = "") -> Environment:
+        """The typed settings; InvalidInput with a line for every fault."""
+        given = checked("source_environment", raw)
+        faults = []
+        group = given.get("resource_group") or default_resource_group
+        if not group:
+            faults.append("resource_group: is needed, as the connection has no default_resource_group")
+        if not given["export_worker_use_fip"] and "export_network" not in given:
+            faults.append(
+                "export_network: is needed with export_worker_use_fip false: a worker in a network made "
+            )
+            faults[-1] += "for the run is reached only by its public address"
+        if ("storage_account_name" in given) != ("storage_container_name" in given):
+            faults.append("storage_account_name and storage_container_name: are needed together")
+        if faults:
+            raise InvalidInput("\n".join(f"source_environment: {fault}" for fault in faults))
+        image, limit = given.get("export_worker_image"), given.get("bandwidth_limit")
+        return cls(
+            location=names.location(given["location"]),
+            resource_group=group,
+            export_worker_size=given.get("export_worker_size", ""),
+            export_worker_image=Image(**image) if image else None,
+            storage_account_name=given.get("storage_account_name", ""),
+            storage_container_name=given.get("storage_container_name", ""),
+            replica_export_mechanism=given["replica_export_mechanism"],
+            export_network=given.get("export_network", ""),
+            export_worker_use_fip=given["export_worker_use_fip"],
+            export_worker_allowed_addresses=tuple(given["export_worker_allowed_addresses"]),
+            export_worker_ssh_port=int(given["export_worker_ssh_port"]),
+            tags=given["tags"],
+            exclude_disks=tuple(given["exclude_disks"]),
+            chunk_size_kib=int(given["chunk_size_kib"]),
+            enable_transfer_compression=given["enable_transfer_compression"],
+            verify_disk_integrity=given["verify_disk_integrity"],
+            bandwidth_limit=rate(limit) if limit else None,
+        )
+
+
+# What a pool's workers are made with; what is about one transfer is not.
+_POOL = (
+    *("location", "resource_group", "export_worker_size", "export_worker_image", "export_network"),
+    *("export_worker_use_fip", "export_worker_allowed_addresses", "export_worker_ssh_port", "tags"),
+)
+
+
+def pool_schema() -> Json:
+    """The JSON schema of a pool's environment: the properties of a source environment that make a worker."""
+    whole = schema("source_environment")
+    return {
+        **whole,
+        "title": "Azure worker pool environment",
+        "description": "Where the workers of a pool are kept, and how they are made.",
+        "properties": {name: whole["properties"][name] for name in _POOL},
+    }
+
+
+@cache
+def schema(name: str) -> Json:
+    """The JSON schema `name`: connection_info or source_environment."""
+    folder = next(folder for folder in _FOLDERS if folder.is_dir())
+    loaded: Json = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def checked(name: str, raw: Any) -> Json:
+    """`raw` with the schema's defaults filled in; InvalidInput with one line for every fault."""
+    rules = schema(name)
+    validator = jsonschema.Draft7Validator(rules)
+    faults = sorted({_line(name, fault) for fault in validator.iter_errors(raw)})
+    if faults:
+        raise InvalidInput("\n".join(faults))
+    defaults = {key: rule["default"] for key, rule in rules["properties"].items() if "default" in rule}
+    return {**defaults, **raw}
+
+
+def read_json(file: Path) -> Any:
+    """The document in a settings file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{file} is not a readable JSON file: {error}") from error
+
+
+def duration(text: str) -> float:
+    """Seconds of `90s`, `15m`, `2h`, `1d`, `0s`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not found:
+        raise InvalidInput(f"{text!r} is not a duration", remedy="Write a duration as 90s, 15m, 2h or 0s.")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def rate(text: str) -> int:
+    """Bytes a second of `50MiB/s`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]i?|)B/s", text)
+    per_second = round(float(found[1]) * _BYTES[found[2]]) if found else 0
+    if per_second < 1:
+        raise InvalidInput(f"{text!r} is not a rate", remedy="Write a rate above zero as 50MiB/s.")
+    return per_second
+
+
+def _line(name: str, fault: ValidationError) -> str:
+    """A fault as a person reads it: which property, what it must be; never its value, which may be a secret."""
+    path = ": ".join([name, *(str(part) for part in fault.absolute_path)])
+    return f"{path}: {_must_be(fault)}"
+
+
+def _must_be(fault: ValidationError) -> str:
+    rule: Any = fault.validator_value
+    given: Any = fault.instance
+    match fault.validator:
+        case "required":
+            missing = [key for key in rule if key not in given]
+            return f"{', '.join(missing)} is missing"
+        case "additionalProperties" if rule is False:
+            where: Any = fault.schema
+            known = where.get("properties", {})
+            unknown = sorted(key for key in given if key not in known)
+            return f"{', '.join(unknown)} is not a known property; known are {', '.join(sorted(known))}"
+        case "type":
+            return f"must be of type {rule}, not {_type(given)}"
+        case "enum":
+            return f"must be one of {', '.join(str(value) for value in rule)}"
+        case "minLength" | "minItems":
+            return "must not be empty"
+        case "minimum" | "maximum":
+            return f"must be {'at least' if fault.validator == 'minimum' else 'at most'} {rule}"
+        case "pattern" if "propertyNames" in fault.absolute_schema_path:
+            return "has a name that Azure does not take as a tag, or that begins with coriolis-"
+        case "pattern":
+            return f"must match {rule}"
+    return str(fault.message)
+
+
+def _type(value: Any) -> str:
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return kinds.get(type(value), "null")

@@ -1,0 +1,363 @@
+"""The Python API: the use cases of taking machines out of one Azure subscription, as one class.
+
+    with Source(connection_info, source_environment) as source:
+        print(source.list_vms())
+        report = source.replicate("web-1", "/srv/replicas/web-1")
+
+`replicate` is the whole story. The steps it is made of are public too, for callers like the orchestrator that
+spread them over processes: `prepare`, `stop`, `copy`, `finish`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import cleanup, cloning, destinations, inspection, names, preflight, ssh, transfer, worker
+from .clock import Clock
+from .cloud import Azure, Transport
+from .destinations import Destination
+from .errors import AzureError, CleanupIncomplete, CoriolisAzureError, DeadlinePassed
+from .events import Notice, Report, Step, silent
+from .interrupts import shielded
+from .journal import Journal, default_folder
+from .model import Disk, Json, Machine, Run, Worker
+from .pipeline import every, ordered
+from .resources import Doubts, Resources
+from .settings import Connection, Environment
+
+# A run shows life every quarter of an hour, so one that has been silent for two hours is dead.
+DEAD_AFTER = timedelta(hours=2)
+_LIFE_SECONDS = 15 * 60.0
+_DISKS_AT_ONCE = 4
+# What travels of a chunk that changed: file systems write in blocks of this size.
+_LEAF = 4096
+
+
+@dataclass(frozen=True)
+class DiskReport:
+    """What became of one disk. Bytes of the disk: every byte read is sent, found zero, or skipped as unchanged."""
+
+    name: str
+    id: str
+    size_bytes: int
+    read_bytes: int
+    sent_bytes: int
+    zero_bytes: int
+    skipped_bytes: int
+    full: bool
+    verified: bool | None
+    root: str
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """What a replication did, and the ids of temporary resources that could not be deleted."""
+
+    vm: str
+    mechanism: str
+    disks: tuple[DiskReport, ...]
+    seconds: float
+    left_behind: tuple[str, ...]
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+class Source:
+    """One Azure subscription and one source environment. A context manager.
+
+    `report` is told what happens. `transport` and `clock` replace HTTPS and time. `keep_journal` is for callers
+    that stay until a run is finished: it lets the next one on this host see at once that a run has died.
+    """
+
+    def __init__(
+        self,
+        connection_info: dict[str, Any],
+        source_environment: dict[str, Any],
+        *,
+        report: Report = silent,
+        clock: Clock | None = None,
+        transport: Transport | None = None,
+        keep_journal: bool = True,
+    ) -> None:
+        connection = Connection.from_json(connection_info)
+        self.environment = Environment.from_json(source_environment, connection.default_resource_group)
+        self.azure = Azure(connection, transport=transport)
+        self._report = report
+        self._clock = clock or Clock()
+        self._journals = default_folder() if keep_journal else None
+
+    def close(self) -> None:
+        """Close the connections to Azure."""
+        self.azure.close()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def list_vms(self) -> list[Json]:
+        """The VMs of the resource group in the location, by name: name, id, size, os_type, disks, zones."""
+        self.azure.group(self.environment.resource_group)
+        listed = self.azure.resources("vm", self.environment.resource_group)
+        here = [vm for vm in listed if names.location(vm["location"]) == self.environment.location]
+        return [inspection.summary(vm) for vm in sorted(here, key=lambda vm: str(vm["name"]))]
+
+    def inspect(self, vm: str) -> Machine:
+        """The VM `vm` (name or ARM id), as Azure describes it now."""
+        self._report(Step("inspect", vm))
+        return inspection.read(self.azure, self.environment.resource_group, self.environment.location, vm)
+
+    def stop(self, machine: Machine) -> None:
+        """Deallocate the VM and wait until it is done. Never called unless asked for."""
+        self._report(Step("shut down", machine.name))
+        self.azure.deallocate(machine.id)
+
+    def chosen(self, machine: Machine) -> tuple[Disk, ...]:
+        """The disks that the settings do not leave out; InvalidInput when a name there is no disk of the VM."""
+        return inspection.chosen(machine, self.environment.exclude_disks)
+
+    def replicate(self, vm: str, to: str | Path, *, shutdown: bool = False, full: bool = False) -> Replicated:
+        """Replicate `vm` to the destination `to`; a second time sends only what changed.
+
+        With `shutdown` the VM is deallocated when everything is ready to copy. With `full` what the destination
+        already holds is not used. Whatever was made in Azure is deleted again, on any error too; what could not
+        be is in `left_behind`.
+        """
+        started = self._clock.monotonic()
+        machine = self.inspect(vm)
+        self._tell_caveats(machine)
+        disks = self.chosen(machine)
+        with destinations.open(str(to), self._report) as folder:
+            folder.claim(machine.id)
+            folder.tell_removed([disk.name for disk in machine.disks])
+            self.sweep(DEAD_AFTER)
+            with self._run(machine) as (resources, left_behind):
+                reader = worker.launch(
+                    resources, worker.needs(machine, disks), self.environment, self._report
+                )
+                if shutdown:
+                    self.stop(machine)
+                outcomes = self.copy(resources, reader, disks, folder, full=full)
+        return Replicated(
+            vm=machine.name,
+            mechanism=self.environment.replica_export_mechanism,
+            disks=tuple(_reported(disk, outcome) for disk, outcome in zip(disks, outcomes, strict=True)),
+            seconds=round(self._clock.monotonic() - started, 3),
+            left_behind=tuple(left_behind),
+        )
+
+    def copy(
+        self,
+        resources: Resources,
+        reader: Worker,
+        disks: Sequence[Disk],
+        folder: destinations.Folder,
+        *,
+        full: bool = False,
+    ) -> list[transfer.Outcome]:
+        """Snapshot all disks, then clone, attach and copy them, as many at a time as the worker holds."""
+        with ssh.connect(reader, self._clock, self._report) as connection:
+            connection.push_agent()
+        self._report(Step("snapshot", ", ".join(disk.name for disk in disks)))
+        snapshots = cloning.snapshot_all(resources, disks, self._clock)
+        outcomes: list[transfer.Outcome] = []
+        for first in range(0, len(disks), reader.slots):
+            wave = disks[first : first + reader.slots]
+            self._report(Step("clone", ", ".join(disk.name for disk in wave)))
+            clones = cloning.clone_all(resources, wave, snapshots)
+            self._report(Step("copy", ", ".join(disk.name for disk in wave)))
+            with worker.attached(self.azure, reader, clones, self._clock) as devices:
+                outcomes += self._copy_wave(reader, list(zip(wave, devices, strict=True)), folder, full)
+            resources.delete(clones)
+        return outcomes
+
+    def prepare(self, vm: str) -> tuple[Run, Worker]:
+        """Boot a worker for `vm` and leave it running: for callers that copy and finish in other processes.
+
+        What dead runs have left is deleted first. Nothing of this run is left when it fails.
+        """
+        machine = self.inspect(vm)
+        self.sweep(DEAD_AFTER)
+        run = self.new_run(machine)
+        resources = self.resources(run, Journal(run))
+        needed = worker.needs(machine, self.chosen(machine))
+        return run, worker.launch(resources, needed, self.environment, self._report)
+
+    def resume(
+        self, run: Run, reader: Worker, disks: Sequence[Disk], folder: destinations.Folder
+    ) -> list[transfer.Outcome]:
+        """`copy` with a worker that `prepare` has booted, or one of a pool.
+
+        However it ends, what the copying made is deleted again; the worker stays.
+        """
+        journal = Journal(run)
+        resources = self.resources(run, journal)
+        with resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
+            outcomes = self.copy(resources, reader, disks, folder)
+        for id in resources.delete(journal.ids):
+            self._report(Notice(f"could not delete {id}; it is deleted with the run's other resources"))
+        return outcomes
+
+    def doubts(self, run: Run) -> Doubts:
+        """The marks of volumes that a failed run has left in doubt."""
+        return Doubts(self.azure, run, self.environment.tags, self._clock)
+
+    def check(self, vm: str | None = None) -> preflight.Checked:
+        """Everything that can be known before anything is made or shut down, all findings at once.
+
+        Without `vm` only the connection and the environment are checked.
+        """
+        return preflight.check(self.azure, self.environment, vm, self._report)
+
+    def finish(self, run: Run, known: Sequence[str] = ()) -> list[str]:
+        """Delete everything of `run`; gives back the ids that stayed."""
+        self._report(Step("clean up", run.id))
+        return cleanup.finish(self.azure, run, known, self._clock)
+
+    def sweep(
+        self, older_than: timedelta, *, dry_run: bool = False
+    ) -> tuple[list[cleanup.Leftover], list[str]]:
+        """Delete what runs that died have left; gives back what was found and the ids that stayed."""
+        group = self.environment.resource_group
+        found, stayed = cleanup.sweep(
+            self.azure, group, older_than, self._clock, self._journals, dry_run=dry_run
+        )
+        if found and not dry_run:
+            runs = ", ".join(leftover.run for leftover in found)
+            self._report(Notice(f"deleted what {len(found)} dead run(s) had left: {runs}"))
+        if stayed:
+            self._report(Notice(f"could not delete: {', '.join(stayed)}"))
+        return found, stayed
+
+    def new_run(self, machine: Machine) -> Run:
+        """A run for `machine`: nothing exists of it yet."""
+        return Run(
+            id=names.new_run(),
+            subscription=self.azure.subscription,
+            group=self.environment.resource_group,
+            location=self.environment.location,
+            zone=machine.zones[0] if machine.zones else "",
+            instance=machine.name,
+        )
+
+    def resources(self, run: Run, journal: Journal) -> Resources:
+        """The means to create and delete for `run`."""
+        return Resources(self.azure, run, journal, self.environment.tags, self._clock)
+
+    @contextmanager
+    def _run(self, machine: Machine) -> Iterator[tuple[Resources, list[str]]]:
+        """A journaled run; everything of it is deleted when the block ends, the list says what stayed.
+
+        An error of the block is never replaced by one of the deleting: it gets `left_behind` as a fact.
+        """
+        run = self.new_run(machine)
+        stayed: list[str] = []
+        with Journal(run, self._journals) as journal:
+            resources = self.resources(run, journal)
+            try:
+                with every(_LIFE_SECONDS, resources.show_life):
+                    yield resources, stayed
+            except BaseException as error:
+                stayed += self._ended(run, journal)
+                if isinstance(error, CoriolisAzureError) and stayed:
+                    error.facts["left_behind"] = stayed
+                elif isinstance(error, KeyboardInterrupt) and stayed:
+                    raise CleanupIncomplete(
+                        f"interrupted; not deleted: {', '.join(stayed)}", left_behind=stayed
+                    ) from error
+                raise
+            stayed += self._ended(run, journal)
+
+    def _ended(self, run: Run, journal: Journal) -> list[str]:
+        """Delete everything of a run; the ids that stayed, or may have stayed."""
+        try:
+            with shielded(lambda text: self._report(Notice(text))):
+                stayed = self.finish(run, journal.ids)
+        except (AzureError, DeadlinePassed, KeyboardInterrupt) as error:
+            self._report(Notice(f"deleting was not completed: {str(error) or 'interrupted'}"))
+            stayed = journal.ids
+        if stayed:
+            self._report(Notice(f"not deleted, run `coriolis-azure cleanup`: {', '.join(stayed)}"))
+        else:
+            journal.done()
+        return stayed
+
+    def _tell_caveats(self, machine: Machine) -> None:
+        for caveat in machine.caveats:
+            self._report(Notice(caveat))
+
+    def _copy_wave(
+        self,
+        reader: Worker,
+        wave: Sequence[tuple[Disk, tuple[str, ...]]],
+        folder: destinations.Folder,
+        full: bool,
+    ) -> list[transfer.Outcome]:
+        with ExitStack() as opened:
+            connections = [opened.enter_context(ssh.connect(reader, self._clock, self._report)) for _ in wave]
+
+            def hang_up() -> None:
+                folder.stop()
+                for connection in connections:
+                    connection.close()
+
+            def copy(item: tuple[tuple[Disk, tuple[str, ...]], ssh.Connection]) -> transfer.Outcome:
+                (disk, devices), connection = item
+                with folder.disk(disk.name) as destination:
+                    return self._copy_disk(connection, disk, devices, destination, full)
+
+            pairs = zip(wave, connections, strict=True)
+            return list(ordered(copy, pairs, threads=_DISKS_AT_ONCE, ahead=2 * _DISKS_AT_ONCE, abort=hang_up))
+
+    def _copy_disk(
+        self,
+        connection: ssh.Connection,
+        disk: Disk,
+        devices: tuple[str, ...],
+        destination: Destination,
+        full: bool,
+    ) -> transfer.Outcome:
+        settings = self.environment
+        with connection.start_agent() as stream:
+            return transfer.copy(
+                stream,
+                transfer.Job(
+                    disk=disk.name,
+                    devices=devices,
+                    size=disk.size_bytes,
+                    compress=settings.enable_transfer_compression,
+                    leaf=_LEAF,
+                ),
+                destination.known(disk.unique_id, disk.size_bytes, settings.chunk_size_kib << 10, full),
+                destination,
+                self._report,
+                clock=self._clock,
+                verify=settings.verify_disk_integrity,
+                rate=settings.bandwidth_limit,
+            )
+
+
+def _reported(disk: Disk, outcome: transfer.Outcome) -> DiskReport:
+    return DiskReport(
+        name=disk.name,
+        id=disk.id,
+        size_bytes=disk.size_bytes,
+        read_bytes=outcome.read_bytes,
+        sent_bytes=outcome.sent_bytes,
+        zero_bytes=outcome.zero_bytes,
+        skipped_bytes=outcome.skipped_bytes,
+        full=outcome.full,
+        verified=outcome.verified,
+        root=outcome.manifest.root(),
+    )

@@ -1,0 +1,372 @@
+"""Pinned connections: to the worker, and to the target that the orchestrator names. The only import of paramiko.
+
+We make the worker's host key ourselves and give it to the worker through cloud-init, so the very first
+connection already knows what to expect. Another key is never accepted. The target's key nobody tells us: what
+it shows on the first connection of a run is what it must show on all others.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import paramiko
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from paramiko.ssh_exception import AuthenticationException, SSHException
+
+from . import agent
+from .clock import Clock
+from .errors import AgentFailed, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
+from .events import Report, Waiting
+from .model import Worker
+from .pipeline import Lock
+
+# A worker answers about a minute after Azure calls it started; slow images take longer.
+READY_SECONDS = 600.0
+_RETRY_SECONDS = 2.0
+_CONNECT_SECONDS = 15.0
+_KEEPALIVE_SECONDS = 15
+# A worker that reads a clone which Azure is still filling may be silent for a minute.
+_SILENCE_SECONDS = 300.0
+# AES-GCM first: paramiko's own first choice, AES-CTR with a separate MAC, takes twice the time.
+_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "aes128-ctr")
+_AGENT_PATH = ".coriolis-azure-agent.py"
+_STDERR_BYTES = 4096
+_PACKET_BYTES = 32768  # what servers take in one packet
+
+
+def client_key() -> tuple[str, str]:
+    """A fresh key pair to sign in with: private PEM, public OpenSSH line. RSA: the orchestrator passes no other."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    return private.decode(), _public_line(key.public_key())
+
+
+def host_key() -> tuple[str, str]:
+    """A fresh key pair for the worker to prove itself with: private OpenSSH PEM, public OpenSSH line."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    return private.decode(), _public_line(key.public_key())
+
+
+class Connection:
+    """A connection to a worker. A context manager; leaving it ends everything started through it."""
+
+    def __init__(self, transport: paramiko.Transport) -> None:
+        self._transport = transport
+
+    def push_agent(self) -> None:
+        """Put the agent into the login directory."""
+        source = agent.source()
+        with self._run(f"umask 077 && cat > {_AGENT_PATH}") as stream:
+            stream.write(source)
+            stream.finish()
+
+    def start_agent(self) -> AgentStream:
+        """Start the agent as root; the stream to talk to it."""
+        return self._run(f"exec sudo -n python3 {shlex.quote(_AGENT_PATH)}")
+
+    def start(self, command: str, patience: float) -> Program:
+        """Start a command that others than the worker's agent answer to; `patience` as Program has it."""
+        try:
+            channel = self._transport.open_session(timeout=_CONNECT_SECONDS)
+            channel.settimeout(patience)
+            channel.exec_command(command)
+        except (SSHException, OSError, EOFError) as error:
+            raise StreamEnded(f"the connection broke: {error or 'it was silent'}") from error
+        return Program(channel, patience)
+
+    def close(self) -> None:
+        """Close the connection; whatever waits for it gets StreamEnded."""
+        self._transport.close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, command: str) -> AgentStream:
+        try:
+            channel = self._transport.open_session(timeout=_CONNECT_SECONDS)
+            channel.exec_command(command)
+        except (SSHException, OSError, EOFError) as error:
+            raise StreamEnded(f"the connection to the worker broke: {error}") from error
+        channel.settimeout(_SILENCE_SECONDS)
+        return AgentStream(channel)
+
+
+class AgentStream:
+    """A program on the worker: bytes in, bytes out."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes of its output; AgentFailed or StreamEnded where it ends before."""
+        pieces = bytearray()
+        while len(pieces) < size:
+            try:
+                piece = self._channel.recv(size - len(pieces))
+            except (SSHException, OSError) as error:
+                raise StreamEnded(
+                    f"the connection to the worker broke: {error or 'it was silent'}"
+                ) from error
+            if not piece:
+                raise self._ended()
+            if len(piece) == size:
+                return piece
+            pieces += piece
+        return bytes(pieces)
+
+    def write(self, data: bytes) -> None:
+        """All of `data` to its input."""
+        try:
+            self._channel.sendall(data)
+        except (SSHException, OSError) as error:
+            raise StreamEnded(f"the connection to the worker broke: {error}") from error
+
+    def finish(self) -> None:
+        """End its input and wait for it; AgentFailed unless it ends well."""
+        self._channel.shutdown_write()
+        if self._channel.recv_exit_status() != 0:
+            raise self._ended()
+
+    def close(self) -> None:
+        """End the program's input and output."""
+        self._channel.close()
+
+    def __enter__(self) -> AgentStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ended(self) -> AgentFailed | StreamEnded:
+        """Why there is no more output: the program's own last words, where it had any."""
+        if not self._channel.exit_status_ready():
+            self._channel.status_event.wait(_CONNECT_SECONDS)
+        if not self._channel.exit_status_ready():
+            return StreamEnded("the connection to the worker broke off")
+        words = self._channel.recv_stderr(_STDERR_BYTES).decode(errors="replace").strip()
+        status = self._channel.recv_exit_status()
+        return AgentFailed(f"the program on the worker ended with status {status}: {words or 'no message'}")
+
+
+class Program:
+    """A program on a host: bytes in, bytes out, a status at the end.
+
+    A call that waits for the other side for `patience` seconds, or finds the connection broken, raises
+    StreamEnded. `close` from another thread wakes what waits.
+    """
+
+    def __init__(self, channel: paramiko.Channel, patience: float) -> None:
+        self._channel = channel
+        self._patience = patience
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is output that can be received without waiting."""
+        return self._channel.recv_ready()
+
+    def send(self, data: bytes | memoryview) -> None:
+        """All of `data` to its input."""
+        with self._telling():
+            view = memoryview(data)
+            while view:  # paramiko's own loop would copy what is left after each packet
+                view = view[self._channel.send(view[:_PACKET_BYTES].tobytes()) :]
+
+    def receive(self, size: int) -> bytes:
+        """`size` bytes of its output; fewer where that ends."""
+        pieces = bytearray()
+        with self._telling():
+            while len(pieces) < size and (piece := self._channel.recv(size - len(pieces))):
+                pieces += piece
+        return bytes(pieces)
+
+    def wait_up_to(self, patience: float) -> None:
+        """Be as patient as this from now on."""
+        self._patience = patience
+        self._channel.settimeout(patience)
+
+    def finish(self) -> None:
+        """End its input."""
+        with self._telling():
+            self._channel.shutdown_write()
+
+    def status(self, seconds: float) -> int | None:
+        """What it ended with; None where it does not tell within `seconds`, or not at all."""
+        self._channel.status_event.wait(seconds)
+        if not self._channel.exit_status_ready():
+            return None
+        status = self._channel.recv_exit_status()
+        return status if status >= 0 else None
+
+    def words(self) -> str:
+        """What it complained of so far: the last printable line."""
+        text = b""
+        if self._channel.recv_stderr_ready():
+            text = self._channel.recv_stderr(_STDERR_BYTES)
+        lines = text.decode(errors="replace").strip().splitlines()
+        return "".join(letter for letter in lines[-1][:300] if letter.isprintable()) if lines else ""
+
+    def close(self) -> None:
+        """End its input and output; the other side ends it then."""
+        self._channel.close()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as error:
+            raise StreamEnded(f"nothing was heard for {self._patience:g} seconds") from error
+        except (SSHException, OSError) as error:
+            raise StreamEnded(f"the connection broke: {error}") from error
+
+
+@dataclass(frozen=True)
+class Login:
+    """How to sign in to a host that others have made: with a private key (PEM), or else a password."""
+
+    address: str
+    port: int
+    username: str
+    private_key: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+
+
+class Target:
+    """A host that others have made, and the key it showed first."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+        self._key = ""
+        self._lock = Lock()
+
+    def connect(self) -> Connection:
+        """A connection to it. Unreachable, or HostKeyChanged where another key was shown before."""
+        login = self._login
+        where = f"the target at {login.address} port {login.port}"
+        key = _private_key(login.private_key) if login.private_key else None
+        transport = _opened(login.address, login.port, where)
+        with _signing_in(transport, where):
+            shown = transport.get_remote_server_key()
+            line = f"{shown.get_name()} {shown.get_base64()}"
+            with self._lock:
+                self._key = self._key or line
+            if line != self._key:
+                raise HostKeyChanged(f"{where} shows another host key than at first")
+            if key is not None:
+                transport.auth_publickey(login.username, key)
+            else:
+                transport.auth_password(login.username, login.password)
+            transport.set_keepalive(_KEEPALIVE_SECONDS)
+        return Connection(transport)
+
+
+def connect(worker: Worker, clock: Clock, report: Report, patience: float = READY_SECONDS) -> Connection:
+    """A connection to `worker`, waiting until it is up.
+
+    Unreachable when it does not answer, HostKeyChanged when something else does, within `patience` seconds.
+    """
+    until = clock.monotonic() + patience
+    told = False
+    while True:
+        try:
+            return Connection(_connected(worker))
+        except (HostKeyChanged, Unreachable) as error:
+            # A worker's SSH server may answer for a moment with the image's own keys, before cloud-init has
+            # put ours in place. Nothing is sent to it then.
+            if clock.monotonic() > until:
+                raise error
+            if not told:
+                report(Waiting("the worker's SSH server", patience))
+                told = True
+            clock.sleep(_RETRY_SECONDS)
+
+
+def _connected(worker: Worker) -> paramiko.Transport:
+    where = f"the worker at {worker.address} port {worker.port}"
+    transport = _opened(worker.address, worker.port, where, ("ssh-ed25519",))
+    with _signing_in(transport, where):
+        shown = transport.get_remote_server_key()
+        if f"{shown.get_name()} {shown.get_base64()}" != worker.host_key:
+            raise HostKeyChanged(
+                f"what answers at {worker.address} port {worker.port} is not our worker: its host key is another"
+            )
+        key = paramiko.RSAKey.from_private_key(io.StringIO(worker.private_key))
+        transport.auth_publickey(worker.username, key)
+        transport.set_keepalive(_KEEPALIVE_SECONDS)
+    return transport
+
+
+def _opened(address: str, port: int, where: str, key_types: tuple[str, ...] = ()) -> paramiko.Transport:
+    """A connection on which keys are agreed upon; nobody has signed in yet."""
+    try:
+        plain = socket.create_connection((address, port), timeout=_CONNECT_SECONDS)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport = paramiko.Transport(plain)
+    except (OSError, SSHException) as error:
+        raise Unreachable(f"{where} does not answer: {error}") from error
+    with _signing_in(transport, where):
+        options = transport.get_security_options()
+        options.ciphers = _CIPHERS
+        if key_types:
+            options.key_types = key_types
+        transport.banner_timeout = transport.auth_timeout = _CONNECT_SECONDS
+        transport.start_client(timeout=_CONNECT_SECONDS)
+    return transport
+
+
+@contextmanager
+def _signing_in(transport: paramiko.Transport, where: str) -> Iterator[None]:
+    """Whatever goes wrong in the block closes the connection; what SSH says of it is Unreachable."""
+    try:
+        yield
+    except AuthenticationException as error:
+        transport.close()
+        raise Unreachable(f"{where} refuses our key: {error}") from error
+    except (SSHException, OSError, EOFError) as error:
+        transport.close()
+        raise Unreachable(f"{where} does not speak SSH with us: {error}") from error
+    except BaseException:
+        transport.close()
+        raise
+
+
+def _private_key(text: str) -> paramiko.PKey:
+    """The key in a PEM text, of whatever kind. InvalidInput where it is none."""
+    for kind in (paramiko.RSAKey, paramiko.Ed25519Key, paramiko.ECDSAKey):
+        try:
+            return kind.from_private_key(io.StringIO(text))
+        except (SSHException, ValueError):
+            continue
+    raise InvalidInput("the private key for the target cannot be read", remedy="Give it as PEM, unencrypted.")
+
+
+def _public_line(key: rsa.RSAPublicKey | ed25519.Ed25519PublicKey) -> str:
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()

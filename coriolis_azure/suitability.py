@@ -1,0 +1,129 @@
+"""Whether a VM can be moved as it is: what is refused, and why; what is possible, but should be known before.
+
+Pure: rules over the documents that Azure gives. A caveat is one sentence; nothing is made before it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import names
+from .errors import Unsupported
+from .model import Json, at
+
+
+def refuse(vm: Json) -> None:
+    """Raise Unsupported for a VM whose disks cannot be copied, or would be of no use."""
+    name = vm.get("name") or names.name_of(vm["id"])
+    storage = vm["properties"]["storageProfile"]
+    entries = [storage["osDisk"], *(storage.get("dataDisks") or [])]
+    if storage["osDisk"].get("diffDiskSettings"):
+        raise Unsupported(
+            f"VM {name} has an ephemeral OS disk: it lives on the host only, so there is nothing to snapshot",
+            remedy="Redeploy the VM with a managed OS disk, then run again.",
+        )
+    if any(entry.get("vhd") for entry in entries):
+        raise Unsupported(
+            f"VM {name} has unmanaged disks (VHD blobs in a storage account)",
+            remedy="Convert the VM to managed disks, then run again.",
+        )
+    if at(storage["osDisk"], "managedDisk.securityProfile.securityEncryptionType") == "DiskWithVMGuestState":
+        raise Unsupported(
+            f"VM {name} is a confidential VM whose OS disk is encrypted with keys bound to its virtual TPM: "
+            "outside of this VM its bytes are of no use",
+            remedy="Recreate the machine without confidential OS disk encryption, or move its data by other means.",
+        )
+
+
+def power_state(vm: Json) -> str:
+    """`running`, `stopped` (in the guest, still billed), `deallocated`, ...; `unknown` where Azure does not say."""
+    for status in at(vm, "properties.instanceView.statuses", []):
+        family, _, state = status.get("code", "").partition("/")
+        if family.lower() == "powerstate":
+            return str(state).lower()
+    return "unknown"
+
+
+def caveats(vm: Json, disks: Sequence[Json]) -> tuple[str, ...]:
+    """What a person should know before moving this VM, most important first."""
+    return (*_encryption(vm, disks), *_consistency(vm, disks), *_platform(vm, disks))
+
+
+def _encryption(vm: Json, disks: Sequence[Json]) -> list[str]:
+    found = []
+    inside = {
+        disk.get("name", "")
+        for disk in at(vm, "properties.instanceView.disks", [])
+        if any(setting.get("enabled") for setting in disk.get("encryptionSettings") or [])
+    }
+    inside |= {_name(disk) for disk in disks if at(disk, "properties.encryptionSettingsCollection.enabled")}
+    if inside:
+        found.append(
+            f"Azure Disk Encryption is on for {_listed(inside)}: the guest's own encryption is copied as it is, and "
+            "the machine will not boot elsewhere without its keys. Decrypt first, or have the keys at hand."
+        )
+    keyed = {_name(disk) for disk in disks if at(disk, "properties.encryption.diskEncryptionSetId")}
+    if keyed:
+        found.append(
+            f"{_listed(keyed)} use customer-managed keys: copies use the same disk encryption set, and the identity "
+            "needs Microsoft.Compute/diskEncryptionSets/read. The replica itself is plain."
+        )
+    if at(vm, "properties.securityProfile.securityType") == "TrustedLaunch":
+        found.append(
+            "Trusted Launch: the virtual TPM is not copied. What is sealed to it (BitLocker, LUKS with TPM) asks for "
+            "its recovery key at the first boot elsewhere."
+        )
+    return found
+
+
+def _consistency(vm: Json, disks: Sequence[Json]) -> list[str]:
+    found = []
+    shared = {_name(disk) for disk in disks if int(at(disk, "properties.maxShares", 1)) > 1}
+    if shared:
+        found.append(
+            f"{_listed(shared)} are shared between machines: a copy is only as consistent as their cluster. "
+            "Stop the cluster's writes for the last run."
+        )
+    if len(disks) > 1 and power_state(vm) == "running":
+        found.append(
+            "Several disks of a running machine: their snapshots are taken at nearly, not exactly, one moment. "
+            "Shut it down for the last run."
+        )
+    if power_state(vm) == "stopped":
+        found.append("The VM is stopped but not deallocated: it is still billed for.")
+    return found
+
+
+def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
+    found = []
+    large = {_name(disk) for disk in disks if at(disk, "properties.creationData.logicalSectorSize") == 4096}
+    if large:
+        found.append(
+            f"{_listed(large)} have sectors of 4096 bytes: partitions are not found on a destination with sectors of "
+            "512 bytes."
+        )
+    if vm.get("plan"):
+        found.append(
+            f"The machine was made from the marketplace offer {at(vm, 'plan.product', '?')}: its licence may not "
+            "cover running it elsewhere."
+        )
+    licence = at(vm, "properties.licenseType", "")
+    if licence:
+        found.append(
+            f"The licence {licence} is an Azure benefit: the machine needs a licence of its own elsewhere."
+        )
+    if at(vm, "properties.priority", "Regular") in {"Spot", "Low"}:
+        found.append("The VM is a Spot VM: Azure may evict it at any time; its disks stay.")
+    if at(vm, "properties.storageProfile.diskControllerType") == "NVMe":
+        found.append(
+            "The machine sees its disks as NVMe: its fstab must not name /dev/nvme devices elsewhere."
+        )
+    return found
+
+
+def _name(disk: Json) -> str:
+    return disk.get("name") or names.name_of(disk.get("id", ""))
+
+
+def _listed(found: set[str]) -> str:
+    return ", ".join(sorted(found))

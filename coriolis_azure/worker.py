@@ -1,0 +1,470 @@
+"""The worker: a temporary VM that reads clones.
+
+It is booted before any clone is attached: a clone of an OS disk could otherwise become its boot disk. It never
+mounts, assembles or writes to a clone; cloud-init tells LVM, md, multipath and udisks to keep their hands off.
+Size and image are chosen from what the location offers today.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from . import names, ssh
+from .clock import Clock
+from .cloud import Azure
+from .errors import AzureError, Conflict, DeadlinePassed, InvalidInput, QuotaExceeded
+from .events import Notice, Report, Step
+from .inspection import capabilities
+from .model import Disk, Json, Machine, Worker
+from .pipeline import ordered
+from .resources import Resources, patiently
+from .settings import Environment, Image
+
+LOG = logging.getLogger(__name__)
+
+USERNAME = "coriolis"
+# How many sizes are tried when Azure has no room for one.
+SIZES_TRIED = 4
+# Two vCPUs read as fast as such a size may; larger ones follow for machines with more disks.
+SIZES = tuple(
+    f"Standard_{size}"
+    for size in (
+        *("D2s_v5", "D2as_v5", "D2s_v4", "D2s_v3", "DS2_v2", "F2s_v2", "B2ms"),
+        *("D4s_v5", "D4as_v5", "D4s_v4", "D4s_v3", "D8s_v5", "D8as_v5", "D8s_v4", "D8s_v3"),
+        *("D16s_v5", "D16as_v5", "D16s_v3", "D32s_v5", "D32as_v5", "D32s_v3"),
+    )
+)
+IMAGES = (
+    Image("Canonical", "ubuntu-24_04-lts", "server"),
+    Image("Canonical", "0001-com-ubuntu-server-jammy", "22_04-lts-gen2"),
+    Image("Debian", "debian-12", "12-gen2"),
+    Image("Debian", "debian-13", "13-gen2"),
+)
+_NETWORK, _SUBNET = "10.117.0.0/24", "10.117.0.0/26"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A VM size a worker may have; `slots` is how many clones it holds at once."""
+
+    name: str
+    slots: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a worker must be able to hold: that many disks, premium ones among them, in that zone ("" for none)."""
+
+    disks: int = 1
+    premium: bool = False
+    zone: str = ""
+
+
+def needs(machine: Machine, disks: Sequence[Disk]) -> Needs:
+    """What a worker must be able to hold to read these disks of `machine`."""
+    premium = any(disk.sku.startswith(("Premium", "Ultra")) for disk in disks)
+    return Needs(len(disks), premium, machine.zones[0] if machine.zones else "")
+
+
+def launch(resources: Resources, needed: Needs, environment: Environment, report: Report) -> Worker:
+    """Boot a worker; what was made is deleted again when a step fails.
+
+    The worker may still be starting its SSH server: `ssh.connect` waits for it.
+    """
+    check_network(resources.azure, environment)
+    size = choose_size(resources.azure, needed, environment, report)
+    image = choose_image(resources.azure, environment, report)
+    private_key, public_key = ssh.client_key()
+    host_private, host_public = ssh.host_key()
+    custom_data = cloud_config(host_private, host_public, environment.export_worker_ssh_port)
+    refused: set[str] = set()
+    with resources.undone_on_error():
+        nic = _network(resources, environment)
+        while True:
+            report(Step("boot worker", f"{size.name}, {image}"))
+            body = _vm(
+                resources.run.id, size.name, image, nic["id"], public_key, custom_data, resources.run.zone
+            )
+            try:
+                vm = resources.create("vm", "worker", body)
+                break
+            except (QuotaExceeded, Conflict) as error:
+                # What a location sells and what it has room for are two things; only trying tells. Azure says
+                # OperationNotAllowed for a used-up quota too, and a VM that is only being made conflicts with
+                # nothing else.
+                code = error.facts.get("code")
+                refused.add(size.name.lower())
+                if len(refused) >= SIZES_TRIED or (
+                    isinstance(error, Conflict) and code != "OperationNotAllowed"
+                ):
+                    raise
+                resources.delete([resources.id("vm", "worker")])
+                report(Notice(f"Azure has no room for a {size.name} now ({code})"))
+                size = choose_size(resources.azure, needed, environment, report, frozenset(refused))
+        return Worker(
+            vm=vm["id"],
+            address=_address(resources, environment, nic),
+            port=environment.export_worker_ssh_port,
+            username=USERNAME,
+            host_key=host_public,
+            slots=size.slots,
+            private_key=private_key,
+        )
+
+
+@contextmanager
+def attached(
+    azure: Azure, worker: Worker, clones: Sequence[str], clock: Clock
+) -> Iterator[list[tuple[str, ...]]]:
+    """The clones on the worker while the block runs; gives, for each, the device names it may have there.
+
+    All are attached in one request: Azure allows a VM about twelve changes in a row.
+    """
+    entries: list[Json] = [
+        {
+            "lun": lun,
+            "createOption": "Attach",
+            "caching": "None",
+            "managedDisk": {"id": clone},
+            "deleteOption": "Delete",
+        }
+        for lun, clone in enumerate(clones)
+    ]
+    try:
+        _set_disks(azure, worker, entries, clock)
+        yield [_devices(lun) for lun in range(len(clones))]
+    except BaseException:
+        try:
+            _set_disks(azure, worker, [], clock)
+        except (
+            AzureError,
+            DeadlinePassed,
+        ) as error:  # the first error is the one to tell; the worker's deletion detaches too
+            LOG.warning("could not detach the clones: %s", error)
+        raise
+    _set_disks(azure, worker, [], clock)
+
+
+def _set_disks(azure: Azure, worker: Worker, entries: list[Json], clock: Clock) -> None:
+    """Make `entries` the worker's data disks. What another operation on it holds up is waited out."""
+    body = {"properties": {"storageProfile": {"dataDisks": entries}}}
+    patiently(lambda: azure.patch_vm(worker.vm, body), f"changing the disks of {worker.vm}", clock)
+
+
+def choose_size(
+    azure: Azure,
+    needed: Needs,
+    environment: Environment,
+    report: Report,
+    without: frozenset[str] = frozenset(),
+) -> Size:
+    """The size of the settings where the location offers it, else the first of `SIZES` that holds all disks.
+
+    None of `without`, sizes that Azure had no room for. InvalidInput when there is none that can be a worker.
+    """
+    offered = _offered(azure, environment.location, needed)
+    offered = {name: size for name, size in offered.items() if name not in without}
+    asked = environment.export_worker_size
+    if asked.lower() in offered:
+        return offered[asked.lower()]
+    preferred = [offered[size.lower()] for size in SIZES if size.lower() in offered]
+    candidates = preferred or sorted(offered.values(), key=lambda size: size.slots)
+    if not candidates:
+        raise InvalidInput(
+            f"{environment.location} offers this subscription no VM size that can be a worker",
+            remedy="Ask for access to a general purpose size (Dsv5, Dsv3, ...) in that location.",
+        )
+    most = max(candidates, key=lambda size: size.slots)
+    chosen = next((size for size in candidates if size.slots >= needed.disks), most)
+    if asked and asked.lower() not in without:
+        report(
+            Notice(
+                f"export_worker_size {asked} cannot be used in {environment.location} today (retired, restricted or "
+                f"unfit): using {chosen.name} instead"
+            )
+        )
+    return chosen
+
+
+def check_network(azure: Azure, environment: Environment) -> Json | None:
+    """The subnet of the settings, None for a network of our own; raises when it is not there or not in the location."""
+    if not environment.export_network:
+        return None
+    subnet = subnet_id(azure.subscription, environment)
+    vnet_id, _, name = subnet.partition("/subnets/")
+    vnet = azure.get(vnet_id)
+    if names.location(vnet["location"]) != environment.location:
+        raise InvalidInput(
+            f"the network {names.name_of(vnet_id)} is in {vnet['location']}, not in {environment.location}",
+            remedy="Choose an export_network in the location of the VMs.",
+        )
+    subnets: dict[str, Json] = {found["name"]: found for found in vnet["properties"].get("subnets", [])}
+    for found, document in subnets.items():
+        if found.lower() == name.lower():
+            return document
+    raise InvalidInput(
+        f"the network {names.name_of(vnet_id)} has no subnet {name}",
+        remedy=f"Choose one of its subnets: {', '.join(sorted(subnets)) or 'there are none'}.",
+    )
+
+
+def choose_image(azure: Azure, environment: Environment, report: Report) -> Image:
+    """The image of the settings where it exists, else the first of `IMAGES` that does."""
+    asked = environment.export_worker_image
+    if asked and azure.image_exists(environment.location, asked):
+        return asked
+    for image in IMAGES:
+        if azure.image_exists(environment.location, image):
+            if asked:
+                report(
+                    Notice(
+                        f"export_worker_image {asked} does not exist in {environment.location} today: "
+                        f"using {image} instead"
+                    )
+                )
+            return image
+    raise InvalidInput(
+        f"none of the images that are known to work exists in {environment.location}",
+        remedy="Set export_worker_image to a Linux image with cloud-init, Python 3 and sudo.",
+    )
+
+
+def cloud_config(host_private: str, host_public: str, port: int) -> str:
+    """What cloud-init does at the worker's first boot. JSON is YAML too.
+
+    Azure never gives customData back, so the host's private key is readable on the worker only.
+    """
+    files = [
+        # Clones look like the machine's own disks. Nothing may scan, assemble or mount them.
+        _file("/etc/lvm/lvmlocal.conf", 'devices {\n    global_filter = [ "r|.*|" ]\n}\n'),
+        _file("/etc/mdadm/mdadm.conf.d/coriolis.conf", "AUTO -all\n"),
+        _file(
+            "/etc/udev/rules.d/61-coriolis-azure.rules",
+            'ACTION=="add", SUBSYSTEM=="block", KERNEL=="sd*|nvme*", ENV{SYSTEMD_READY}="0", '
+            'ENV{UDISKS_IGNORE}="1", ENV{ID_FS_TYPE}="", OPTIONS+="nowatch"\n',
+        ),
+    ]
+    config: Json = {
+        "ssh_deletekeys": True,
+        "ssh_genkeytypes": ["ed25519"],
+        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public},
+        "package_update": False,
+        "bootcmd": [
+            ["systemctl", "mask", "--now", "multipathd.service", "multipathd.socket", "udisks2.service"]
+        ],
+        "write_files": files,
+    }
+    if port != 22:
+        files.append(_file("/etc/ssh/sshd_config.d/10-coriolis-azure.conf", f"Port {port}\n"))
+        # Socket-activated servers take their port from the socket unit, which is generated from the file above.
+        config["runcmd"] = [
+            "systemctl daemon-reload; systemctl restart ssh.socket; systemctl restart ssh || systemctl restart sshd"
+        ]
+    return "#cloud-config\n" + json.dumps(config, indent=1)
+
+
+def sizes(azure: Azure, location: str) -> list[str]:
+    """The sizes that can be a worker in `location` today, those of our list first."""
+    offered = _offered(azure, location, Needs())
+    ours = [offered.pop(size.lower()).name for size in SIZES if size.lower() in offered]
+    return ours + sorted(size.name for size in offered.values())
+
+
+def images(azure: Azure, location: str) -> list[Image]:
+    """The images of our list that exist in `location` today."""
+    return [image for image in IMAGES if azure.image_exists(location, image)]
+
+
+def _offered(azure: Azure, location: str, needed: Needs) -> dict[str, Size]:
+    """The usable sizes of `location`, by lower-cased name."""
+    found = (_usable(sku, needed) for sku in azure.sizes(location))
+    return {size.name.lower(): size for size in found if size is not None}
+
+
+def _usable(sku: Json, needed: Needs) -> Size | None:
+    """The size as a worker, or None where it cannot be one."""
+    told = capabilities(sku)
+    slots = int(told.get("MaxDataDiskCount", 0))
+    fits = (
+        slots > 0
+        and told.get("CpuArchitectureType", "x64") == "x64"
+        and "SCSI" in told.get("DiskControllerTypes", "SCSI")
+        and "V2" in told.get("HyperVGenerations", "V1,V2")
+        and (told.get("PremiumIO", "False") == "True" or not needed.premium)
+        and not any(_bars(restriction, needed.zone) for restriction in sku.get("restrictions", []))
+    )
+    return Size(sku["name"], slots) if fits else None
+
+
+def _bars(restriction: Json, zone: str) -> bool:
+    if restriction.get("type") == "Zone":
+        return bool(zone) and zone in restriction.get("restrictionInfo", {}).get("zones", [])
+    return True
+
+
+def _network(resources: Resources, environment: Environment) -> Json:
+    """The worker's NIC, and what it needs; the NIC's document."""
+    parts = [lambda: resources.create("nsg", "nsg", _nsg(environment))]
+    if environment.export_worker_use_fip:
+        parts.append(lambda: resources.create("ip", "ip", _ip()))
+    if not environment.export_network:
+        parts.append(lambda: resources.create("vnet", "vnet", _vnet()))
+    list(ordered(lambda make: make(), parts, threads=3, ahead=3))
+    configuration: Json = {
+        "subnet": {"id": _subnet(resources, environment)},
+        "privateIPAllocationMethod": "Dynamic",
+    }
+    if environment.export_worker_use_fip:
+        configuration["publicIPAddress"] = {"id": resources.id("ip", "ip")}
+    return resources.create(
+        "nic",
+        "nic",
+        {
+            "properties": {
+                "ipConfigurations": [{"name": "worker", "properties": configuration}],
+                "networkSecurityGroup": {"id": resources.id("nsg", "nsg")},
+            }
+        },
+    )
+
+
+def _subnet(resources: Resources, environment: Environment) -> str:
+    """The ARM id of the worker's subnet."""
+    if not environment.export_network:
+        return resources.id("vnet", "vnet") + "/subnets/worker"
+    return subnet_id(resources.run.subscription, environment)
+
+
+def subnet_id(subscription: str, environment: Environment) -> str:
+    """The ARM id of the subnet that the settings name."""
+    asked = environment.export_network
+    if asked.startswith("/"):
+        return asked
+    network, slash, subnet = asked.partition("/")
+    if not slash:
+        raise InvalidInput(
+            f"export_network {asked!r} names no subnet",
+            remedy="Write it as vnet/subnet, or as a subnet's ARM id.",
+        )
+    return names.resource_id(subscription, environment.resource_group, "vnet", network) + f"/subnets/{subnet}"
+
+
+def _address(resources: Resources, environment: Environment, nic: Json) -> str:
+    if environment.export_worker_use_fip:
+        return str(resources.azure.get(resources.id("ip", "ip"))["properties"]["ipAddress"])
+    return str(nic["properties"]["ipConfigurations"][0]["properties"]["privateIPAddress"])
+
+
+def _nsg(environment: Environment) -> Json:
+    rule = {
+        "access": "Allow",
+        "direction": "Inbound",
+        "sourcePortRange": "*",
+        "destinationAddressPrefix": "*",
+    }
+    allowed = environment.export_worker_allowed_addresses
+    source: Json = (
+        {"sourceAddressPrefix": allowed[0]} if len(allowed) == 1 else {"sourceAddressPrefixes": list(allowed)}
+    )
+    ssh_only = {
+        **rule,
+        **source,
+        "protocol": "Tcp",
+        "priority": 100,
+        "destinationPortRange": str(environment.export_worker_ssh_port),
+    }
+    # Azure's own rules would let the whole virtual network in.
+    nothing_else = {
+        **rule,
+        "access": "Deny",
+        "protocol": "*",
+        "priority": 4096,
+        "sourceAddressPrefix": "*",
+        "destinationPortRange": "*",
+    }
+    return {
+        "properties": {
+            "securityRules": [
+                {"name": "ssh", "properties": ssh_only},
+                {"name": "nothing-else", "properties": nothing_else},
+            ]
+        }
+    }
+
+
+def _ip() -> Json:
+    return {"sku": {"name": "Standard"}, "properties": {"publicIPAllocationMethod": "Static"}}
+
+
+def network(resources: Resources) -> str:
+    """A network for several workers; the ARM id of its subnet."""
+    resources.create("vnet", "vnet", _vnet())
+    return resources.id("vnet", "vnet") + "/subnets/worker"
+
+
+def ids(resources: Resources) -> list[str]:
+    """The ids of all that `launch` and `network` make: names are derived, so nothing needs to be remembered."""
+    roles = {"vm": "worker", "nic": "nic", "ip": "ip", "nsg": "nsg", "vnet": "vnet"}
+    return [resources.id(kind, role) for kind, role in roles.items()]
+
+
+def _vnet() -> Json:
+    return {
+        "properties": {
+            "addressSpace": {"addressPrefixes": [_NETWORK]},
+            "subnets": [{"name": "worker", "properties": {"addressPrefix": _SUBNET}}],
+        }
+    }
+
+
+def _vm(run: str, size: str, image: Image, nic: str, public_key: str, custom_data: str, zone: str) -> Json:
+    name = names.resource(run, "worker")
+    body: Json = {
+        "properties": {
+            "hardwareProfile": {"vmSize": size},
+            "storageProfile": {
+                "imageReference": {
+                    "publisher": image.publisher,
+                    "offer": image.offer,
+                    "sku": image.sku,
+                    "version": image.version,
+                },
+                "osDisk": {
+                    "name": f"{name}-os",
+                    "createOption": "FromImage",
+                    "caching": "ReadWrite",
+                    "deleteOption": "Delete",
+                    "managedDisk": {"storageAccountType": "StandardSSD_LRS"},
+                },
+            },
+            "osProfile": {
+                "computerName": name,
+                "adminUsername": USERNAME,
+                "customData": base64.b64encode(custom_data.encode()).decode(),
+                "linuxConfiguration": {
+                    "disablePasswordAuthentication": True,
+                    "ssh": {
+                        "publicKeys": [
+                            {"path": f"/home/{USERNAME}/.ssh/authorized_keys", "keyData": public_key}
+                        ]
+                    },
+                },
+            },
+            "networkProfile": {"networkInterfaces": [{"id": nic, "properties": {"primary": True}}]},
+        }
+    }
+    return {**body, "zones": [zone]} if zone else body
+
+
+def _devices(lun: int) -> tuple[str, ...]:
+    """The names that udev gives to the disk at `lun`: older images, newer ones."""
+    return (f"/dev/disk/azure/scsi1/lun{lun}", f"/dev/disk/azure/data/by-lun/{lun}")
+
+
+def _file(path: str, content: str) -> Json:
+    return {"path": path, "content": content, "permissions": "0644"}

@@ -1,0 +1,84 @@
+"""The fixtures: a sandbox Azure, raw images for its disks, and a Source that reaches it without sockets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coriolis_azure.clock import Clock
+from coriolis_azure.events import Event
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
+
+MIB = 1 << 20
+GROUP = "sandbox"
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals of tests stay in the test's folder; settings of the person who tests stay out."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name in ("CORIOLIS_AZURE_CONNECTION", "CORIOLIS_AZURE_ENVIRONMENT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def azure(tmp_path: Path) -> Iterator[Sandbox]:
+    """A sandbox Azure of this test's own."""
+    with Sandbox(tmp_path / "azure") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Callable[..., Path]:
+    """Make raw images: `image(name, size, seed)` is random data with a zero middle."""
+
+    def make(name: str, size: int = 3 * MIB, seed: int = 0) -> Path:
+        path = tmp_path / f"{name}.raw"
+        third = size // 3
+        rng = random.Random(seed)
+        path.write_bytes(rng.randbytes(third) + bytes(third) + rng.randbytes(size - 2 * third))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def told() -> list[Event]:
+    """What `source` reported."""
+    return []
+
+
+@pytest.fixture
+def connect(azure: Sandbox, told: list[Event]) -> Iterator[Callable[..., Source]]:
+    """Sources on the sandbox: `connect(environment={...}, connection={...})` changes the settings."""
+    opened: list[Source] = []
+
+    def make(
+        environment: dict[str, Any] | None = None,
+        connection: dict[str, Any] | None = None,
+        clock: Clock | None = None,
+    ) -> Source:
+        source = Source(
+            {**azure.connection_info(), **(connection or {})},
+            {**azure.environment(), **(environment or {})},
+            report=told.append,
+            transport=azure.transport(),
+            clock=clock,
+        )
+        opened.append(source)
+        return source
+
+    yield make
+    for source in opened:
+        source.close()
+
+
+@pytest.fixture
+def source(connect: Callable[..., Source]) -> Source:
+    """A Source on the sandbox with the sandbox's own settings."""
+    return connect()

@@ -1,0 +1,311 @@
+"""The agent as what it is: a program of its own, spoken to over pipes, also under an old Python."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coriolis_azure import agent
+from coriolis_azure.errors import StreamEnded
+from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+
+CHUNK = 65536
+
+
+def old_python() -> str:
+    """A Python 3.6 of this machine, from PATH or from pyenv; empty when there is none that runs."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    for python in ["python3.6", *map(str, pyenv.glob("versions/3.6.*/bin/python3.6"))]:
+        if shutil.which(python) and not subprocess.run([python, "--version"], capture_output=True).returncode:
+            return python
+    return ""
+
+
+class Pipes:
+    """A transfer.Stream over the pipes of an agent on this machine. Keeps what the agent said."""
+
+    def __init__(self, python: str = sys.executable, program: Path | str = agent.__file__) -> None:
+        self.process = subprocess.Popen(
+            [python, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        self.heard = bytearray()
+
+    def read(self, size: int, /) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            part = os.read(self.process.stdout.fileno(), size - len(data))
+            if not part:
+                raise StreamEnded("the agent's output ended")
+            data += part
+        self.heard += data
+        return bytes(data)
+
+    def write(self, data: bytes, /) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self.process.stdin.write(view) :]
+        except OSError as error:
+            raise StreamEnded("the agent's input is closed") from error
+
+    def close(self) -> None:
+        self.process.kill()
+
+    def __enter__(self) -> Pipes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def start(self, disk: Path, base: Manifest, **changes: object) -> None:
+        """Send a job for `disk`."""
+        job = {
+            "device_candidates": [str(disk)],
+            "size": base.size,
+            "chunk": base.chunk,
+            "leaf": 0,
+            "hash": base.hash,
+            "key": base.key.hex(),
+            "compress": "none",
+            "wait": 0,
+            "agent": agent.fingerprint(),
+        }
+        self.send(agent.JOB, 0, json.dumps({**job, **changes}).encode())
+        self.send(agent.BASE, 0, base.digests)
+
+    def send(self, kind: int, index: int, payload: bytes) -> None:
+        self.write(agent.HEAD.pack(kind, 0, index, 0, len(payload), ZERO) + payload)
+
+    def message(self) -> tuple[int, int, int, bytes, bytes]:
+        """kind, index, count, digest, payload."""
+        kind, _, index, count, length, digest = agent.HEAD.unpack(self.read(agent.HEAD.size))
+        return kind, index, count, digest, self.read(length)
+
+    def document(self, kind: int) -> dict:
+        """The JSON of the next message, which must be of this kind."""
+        found, _, _, _, payload = self.message()
+        document = json.loads(payload)
+        assert found == kind, document
+        return document
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Chunks: content, zeros, zeros, content with a hole, a short one."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"a" * CHUNK + bytes(2 * CHUNK) + b"b" * CHUNK + b"c" * 512)
+    return path
+
+
+def base_of(disk: Path, fill: bytes) -> Manifest:
+    return Manifest.new(disk.stat().st_size, CHUNK, "", fill)
+
+
+def held(disk: Path) -> Manifest:
+    """The manifest of a destination that holds the disk."""
+    base = base_of(disk, ZERO)
+    digest, data = base.digester(), disk.read_bytes()
+    digests = b"".join(digest(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK))
+    return Manifest(base.size, CHUNK, base.hash, base.key, digests)
+
+
+def test_it_is_one_small_file_of_old_syntax() -> None:
+    source = agent.source().decode()
+    tree = ast.parse(source, feature_version=(3, 5))
+    newer = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.AsyncFunctionDef, ast.Match)
+    assert [node for node in ast.walk(tree) if isinstance(node, newer)] == []
+    print(f"pushed: {len(source)} bytes")
+    assert len(source.splitlines()) <= 400
+
+
+@pytest.mark.parametrize("python", [sys.executable, old_python()], ids=["this", "3.6"])
+def test_it_says_same_zeros_and_data(python: str, disk: Path) -> None:
+    if not python:
+        pytest.skip("there is no Python 3.6 here")
+    base = held(disk)
+    changed = bytearray(disk.read_bytes())
+    changed[0] = 1
+    changed[4 * CHUNK :] = bytes(512)
+    disk.write_bytes(changed)
+    with Pipes(python) as pipes:
+        pipes.start(disk, base)
+        assert pipes.document(agent.READY)["size"] == base.size
+        kind, index, count, digest, payload = pipes.message()
+        assert (kind, index, count) == (agent.DATA, 0, 1)
+        assert payload == agent.PIECE.pack(0, CHUNK, False) + changed[:CHUNK]
+        assert digest == base.digester()(changed[:CHUNK])
+        assert pipes.message()[:3] == (agent.SAME, 1, 3)
+        assert pipes.message()[:3] == (agent.ZEROS, 4, 1)
+        end = pipes.document(agent.END)
+        assert end["read"] == base.size
+        assert pipes.process.wait(10) == 0
+
+
+def test_nothing_known_means_everything_is_told(disk: Path) -> None:
+    with Pipes() as pipes:
+        pipes.start(disk, base_of(disk, UNKNOWN))
+        pipes.document(agent.READY)
+        told = [pipes.message()[:3] for _ in range(4)]
+        assert told == [(agent.DATA, 0, 1), (agent.ZEROS, 1, 2), (agent.DATA, 3, 1), (agent.DATA, 4, 1)]
+
+
+def test_runs_end_so_that_progress_moves(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(CHUNK * (2 * agent.RUN + 1))
+    with Pipes() as pipes:
+        pipes.start(disk, base_of(disk, ZERO))
+        pipes.document(agent.READY)
+        runs = [pipes.message()[1:3] for _ in range(3)]
+        assert runs == [(0, agent.RUN), (agent.RUN, agent.RUN), (2 * agent.RUN, 1)]
+
+
+def test_it_keeps_scanning_while_it_waits_for_leaves_but_asks_for_no_more_than_agreed(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    many = agent.window(CHUNK) + 4
+    disk.write_bytes(b"x" * CHUNK * many)
+    base = held(disk)
+    disk.write_bytes((b"y" * 4096 + b"x" * (CHUNK - 4096)) * many)
+    leaves = b"".join(base.digester()(b"x" * 4096) for _ in range(CHUNK // 4096))
+    with Pipes() as pipes:
+        pipes.start(disk, base, leaf=4096)
+        pipes.document(agent.READY)
+        asked = [pipes.message()[:2] for _ in range(agent.window(CHUNK))]
+        assert asked == [(agent.ASK, index) for index in range(len(asked))]
+        for index in reversed(range(many)):  # answers in any order; these wait until it takes them
+            pipes.send(agent.LEAVES, index, leaves)
+        rest = [pipes.message() for _ in range(2 * many - len(asked))]
+        patches = [message for message in rest if message[0] == agent.PATCH]
+        assert [message[1] for message in patches] == list(range(many))
+        assert {message[4] for message in patches} == {agent.PIECE.pack(0, 4096, False) + b"y" * 4096}
+        assert pipes.document(agent.END)["read"] == base.size
+
+
+def test_zeros_inside_a_chunk_are_left_out(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    grain = agent.GRAIN
+    disk.write_bytes(bytes(grain) + b"a" * 2 * grain + bytes(grain) + b"b" * grain + bytes(3 * grain))
+    base = Manifest.new(8 * grain, 8 * grain, "", ZERO)
+    with Pipes() as pipes:
+        pipes.start(disk, base)
+        pipes.document(agent.READY)
+        kind, _, count, _, payload = pipes.message()
+        assert (kind, count) == (agent.DATA, 2)
+        table = agent.PIECE.pack(grain, 2 * grain, False) + agent.PIECE.pack(4 * grain, grain, False)
+        assert payload == table + b"a" * 2 * grain + b"b" * grain
+
+
+@pytest.mark.parametrize("host_leaves", [b"", b"short", bytes(160000)])
+def test_wrong_leaves_are_refused(disk: Path, host_leaves: bytes) -> None:
+    base = held(disk)
+    disk.write_bytes(b"A" + disk.read_bytes()[1:])
+    with Pipes() as pipes:
+        pipes.start(disk, base, leaf=4096)
+        pipes.document(agent.READY)
+        pipes.send(agent.LEAVES, 0, host_leaves)
+        while (message := pipes.message())[0] != agent.ERROR:
+            pass
+        assert "bytes of leaves" in json.loads(message[4])["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"agent": "0" * 64}, "not the agent"),
+        ({"hash": "sha3"}, "no hash sha3"),
+        ({"device_candidates": ["/nonexistent/a", "/nonexistent/b"]}, "/nonexistent/a, /nonexistent/b"),
+        ({"key": "not hex"}, "fault of the agent: ValueError"),
+    ],
+)
+def test_it_says_why_it_cannot(disk: Path, changes: dict, said: str) -> None:
+    with Pipes() as pipes:
+        pipes.start(disk, base_of(disk, ZERO), **changes)
+        assert said in pipes.document(agent.ERROR)["message"]
+        assert pipes.process.wait(10) == 1
+
+
+def test_a_disk_of_another_size_is_not_read(disk: Path) -> None:
+    base = Manifest.new(disk.stat().st_size + 512, CHUNK, "", ZERO)
+    with Pipes() as pipes:
+        pipes.start(disk, base)
+        message = pipes.document(agent.ERROR)["message"]
+    assert all(part in message for part in (str(disk), str(base.size), str(disk.stat().st_size)))
+
+
+def test_it_waits_for_a_disk_that_is_being_attached(disk: Path, tmp_path: Path) -> None:
+    later = tmp_path / "lun0"
+    with Pipes() as pipes:
+        pipes.start(later, base_of(disk, ZERO), wait=30, device_candidates=["/nonexistent/x", str(later)])
+        later.symlink_to(disk)
+        assert pipes.document(agent.READY)["device"] == str(later)
+
+
+def test_a_place_that_cannot_be_read_is_named() -> None:
+    """The memory of a process at address 0 stands for a bad block: reading it is EIO."""
+    program = UNREADABLE.format(agent=agent.__file__)
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "cannot read /proc/self/mem at offset 0: Input/output error [0]" in told.stdout
+
+
+UNREADABLE = """
+import importlib.util, os
+spec = importlib.util.spec_from_file_location("agent", {agent!r})
+agent = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(agent)
+job = dict(size=4096, chunk=4096, leaf=0, compress="none", hash="blake2b", key="00")
+scan = agent.Scan(job, bytes(16))
+scan.fd, scan.device = os.open("/proc/self/mem", os.O_RDONLY), "/proc/self/mem"
+try:
+    scan.run(agent.Output(1))
+except agent.Failure as failure:
+    print(failure, [failure.offset])
+"""
+
+
+@pytest.mark.parametrize("when", ["before the job", "while it waits for a disk", "in the middle of the scan"])
+def test_it_ends_when_the_host_is_gone(tmp_path: Path, when: str) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.write(b"x" * (64 << 20))  # more than the pipe holds, so that it is blocked writing
+    with Pipes() as pipes:
+        if when == "while it waits for a disk":
+            pipes.start(tmp_path / "never", base_of(disk, ZERO), wait=60)
+        elif when == "in the middle of the scan":
+            pipes.start(disk, base_of(disk, ZERO))
+            pipes.document(agent.READY)
+        pipes.process.stdin.close()
+        assert pipes.process.wait(10) == 0
+
+
+def test_it_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x" * (16 << 20))
+    with Pipes() as pipes:
+        pipes.start(disk, base_of(disk, ZERO))
+        pipes.document(agent.READY)
+        pipes.process.stdout.close()
+        assert pipes.process.wait(10) == 0
+
+
+def test_the_secret_is_never_said(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base = base_of(disk, ZERO)
+    with Pipes() as pipes:
+        pipes.start(disk, base, compress=None, size="?")
+        assert "fault of the agent" in pipes.document(agent.ERROR)["message"]
+        assert pipes.process.wait(10) == 1
+        heard = bytes(pipes.heard) + "".join(capfd.readouterr()).encode()
+    assert base.key not in heard
+    assert base.key.hex().encode() not in heard
+    assert b"Traceback" not in heard

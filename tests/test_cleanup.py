@@ -1,0 +1,183 @@
+"""What is dead is swept, what lives is left, and Azure's refusals are waited out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from test_worker import Held
+
+from coriolis_azure import cleanup, cloud, errors, journal, names, resources
+from coriolis_azure.journal import Journal
+from coriolis_azure.model import Run
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
+
+NSG = {"properties": {"securityRules": []}}
+
+
+class Later(Held):
+    """A held clock that says it is some hours later."""
+
+    def __init__(self, hours: float = 0) -> None:
+        super().__init__()
+        self.ahead = timedelta(hours=hours)
+
+    def now(self) -> datetime:
+        return datetime.now(timezone.utc) + self.ahead
+
+
+@pytest.fixture
+def run(source: Source) -> Run:
+    return Run(names.new_run(), source.azure.subscription, "sandbox", "westeurope", "", "web")
+
+
+def made(source: Source, run: Run, folder: Path | None = None) -> tuple[resources.Resources, Journal]:
+    kept = Journal(run, folder)
+    found = resources.Resources(source.azure, run, kept, {}, Later())
+    found.create("nsg", "nsg", NSG)
+    return found, kept
+
+
+def sweep(source: Source, hours_later: float, folder: Path | None = None) -> list[str]:
+    found, stayed = cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(hours_later), folder)
+    assert stayed == []
+    return [leftover.run for leftover in found]
+
+
+def test_a_run_is_dead_after_two_hours_of_silence(source: Source, run: Run) -> None:
+    made(source, run)
+    assert sweep(source, 1.9) == []
+    assert sweep(source, 2.1) == [run.id]
+    assert cleanup.leftovers(source.azure, "sandbox") == []
+
+
+def test_a_sign_of_life_keeps_a_long_run_alive(source: Source, run: Run) -> None:
+    found, _ = made(source, run)
+    living = resources.Resources(source.azure, run, Journal(run), {}, Later(5))
+    living.show_life()
+    assert sweep(source, 6) == []
+    assert sweep(source, 7.1) == [run.id]
+    assert found.azure.find(found.id("nsg", "nsg")) is None
+
+
+def test_a_journal_that_nobody_holds_is_a_dead_run(source: Source, run: Run, tmp_path: Path) -> None:
+    found, kept = made(source, run, tmp_path)
+    assert sweep(source, 0, tmp_path) == []
+    kept.close()
+    assert [dead.id for dead, _ in journal.abandoned(tmp_path)] == [run.id]
+    assert sweep(source, 0, tmp_path) == [run.id]
+    assert found.azure.find(found.id("nsg", "nsg")) is None
+    assert list(tmp_path.glob("*.journal")) == []
+
+
+def test_journals_are_private_and_a_torn_one_is_forgotten(run: Run, tmp_path: Path) -> None:
+    with Journal(run, tmp_path / "new") as kept:
+        kept.intend("id-1")
+        path = tmp_path / "new" / f"{run.id}.journal"
+        assert os.stat(path).st_mode & 0o777 == 0o600  # noqa: PTH116
+    path.write_text('{"id": "torn')
+    assert list(journal.abandoned(path.parent)) == []
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "retried"),
+    [
+        (400, "NicInUse", True),
+        (409, "OperationNotAllowed", True),
+        (409, "ScopeLocked", False),
+        (403, "No", False),
+    ],
+)
+def test_in_use_is_waited_out_and_a_lock_is_not(
+    azure: Sandbox, source: Source, run: Run, status: int, code: str, retried: bool
+) -> None:
+    found, _ = made(source, run)
+    id, clock = found.id("nsg", "nsg"), Later()
+    refusals = []
+
+    def refuse(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "DELETE" and len(refusals) < 3:
+            refusals.append(request.path)
+            body = f'{{"error": {{"code": "{code}", "message": "in the way"}}}}'
+            return Response(status, {"Content-Type": "application/json"}, body.encode())
+        return answer(request)
+
+    azure.intercept = refuse
+    stayed = resources.delete(source.azure, [id], clock)
+    assert (stayed == []) == retried
+    assert (len(refusals) == 3) == retried
+    assert clock.monotonic() <= resources.PATIENCE_SECONDS
+
+
+def test_patience_ends(azure: Sandbox, source: Source, run: Run) -> None:
+    found, _ = made(source, run)
+    clock = Later()
+
+    def refuse(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "DELETE":
+            body = b'{"error": {"code": "NicInUse", "message": "for ever"}}'
+            return Response(400, {"Content-Type": "application/json"}, body)
+        return answer(request)
+
+    azure.intercept = refuse
+    id = found.id("nsg", "nsg")
+    assert resources.delete(source.azure, [id], clock) == [id]
+    assert resources.PATIENCE_SECONDS - 10 < clock.monotonic() <= resources.PATIENCE_SECONDS
+
+
+def test_with_rewritten_tags_only_an_age_of_zero_deletes(source: Source, run: Run) -> None:
+    """A date without a time zone, or none at all, tells no age."""
+    for name, made in (("x", "?"), ("y", "2026-11-24")):
+        id = names.resource_id(run.subscription, run.group, "nsg", f"coriolis-{name}-nsg")
+        tags = {names.RUN_TAG: name, names.MADE_TAG: made}
+        source.azure.put(id, {**NSG, "location": "westeurope", "tags": tags})
+    assert sweep(source, 100) == []
+    found, _ = source.sweep(timedelta(0), dry_run=True)
+    assert [leftover.alive for leftover in found] == [None, None]
+    assert len(cleanup.leftovers(source.azure, "sandbox")) == 2
+    assert source.sweep(timedelta(0))[1] == []
+    assert cleanup.leftovers(source.azure, "sandbox") == []
+
+
+def test_a_run_whose_journal_is_held_lives_whatever_its_age(source: Source, run: Run, tmp_path: Path) -> None:
+    _, kept = made(source, run, tmp_path)
+    assert sweep(source, 100, tmp_path) == []
+    kept.close()
+    assert sweep(source, 100, tmp_path) == [run.id]
+
+
+def test_a_stuck_delete_does_not_keep_the_others_alive(
+    azure: Sandbox, source: Source, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = made(source, run)
+    found.create("vnet", "vnet", {"properties": {"addressSpace": {"addressPrefixes": ["10.0.0.0/24"]}}})
+    monkeypatch.setattr(cloud, "OPERATION_SECONDS", 0.0)
+    stayed = resources.delete(source.azure, [found.id("nsg", "nsg"), found.id("vnet", "vnet")], Later())
+    assert len(stayed) == 2
+    assert {path.rpartition("/")[2] for method, path in azure.requests if method == "DELETE"} == {
+        names.resource(run.id, "nsg"),
+        names.resource(run.id, "vnet"),
+    }
+
+
+def test_what_is_known_is_deleted_even_where_azure_does_not_list(
+    azure: Sandbox, source: Source, run: Run
+) -> None:
+    found, kept = made(source, run)
+
+    def denied(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "GET" and request.path.endswith("/virtualMachines"):
+            body = b'{"error": {"code": "AuthorizationFailed", "message": "No list."}}'
+            return Response(403, {"Content-Type": "application/json"}, body)
+        return answer(request)
+
+    azure.intercept = denied
+    with pytest.raises(errors.Denied):
+        cleanup.finish(source.azure, run, kept.ids, Later())
+    azure.intercept = None
+    assert source.azure.find(found.id("nsg", "nsg")) is None

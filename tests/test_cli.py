@@ -1,0 +1,240 @@
+"""The command line as a user meets it: a real process, its stdout, stderr and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MIB
+
+from coriolis_azure import sandbox
+
+COMMAND = [sys.executable, "-m", "coriolis_azure"]
+
+
+def run(*arguments: object, check: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
+    )
+    assert done.returncode == check, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A sandbox that serves in the foreground of a process of its own, with a VM `web`."""
+    folder = tmp_path_factory.mktemp("cli")
+    directory = folder / "azure"
+    with subprocess.Popen(
+        [*COMMAND, "sandbox", "serve", str(directory)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        assert server.stdout.readline() == "ready\n"
+        for name, size in (("os", 3 * MIB), ("data", 2 * MIB + 512)):
+            (folder / f"{name}.raw").write_bytes(
+                os.urandom(size // 512 * 256) + bytes(size - size // 512 * 256)
+            )
+        run(
+            "sandbox",
+            "add-vm",
+            directory,
+            "web",
+            "--os-disk",
+            folder / "os.raw",
+            "--data-disk",
+            folder / "data.raw",
+        )
+        yield directory
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == 0
+
+
+@pytest.fixture
+def settings(served: Path) -> list[str]:
+    return ["-c", str(served / "connection.json"), "-e", str(served / "environment.json")]
+
+
+def test_replicate_twice_with_json_on_stdout_and_events_on_stderr(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    before = run("sandbox", "resources", served).stdout
+    first = run("replicate", *settings, "web", "--to", tmp_path / "images", "--json")
+    told = json.loads(first.stdout)
+    assert told["vm"] == "web"
+    assert told["mechanism"] == "azure_worker"
+    assert told["left_behind"] == []
+    names = {"name", "id", "size_bytes", "read_bytes", "sent_bytes", "zero_bytes", "skipped_bytes"}
+    assert [set(disk) for disk in told["disks"]] == [names | {"full", "verified", "root"}] * 2
+    events = [json.loads(line) for line in first.stderr.splitlines()]
+    assert {"step", "copied"} <= {event["event"] for event in events}
+
+    changed = served.parent / "data.raw"
+    content = bytearray(changed.read_bytes())
+    content[8192:12288] = os.urandom(4096)
+    changed.write_bytes(content)
+    run("sandbox", "write", served, "web", "0", changed)
+    second = json.loads(run("replicate", *settings, "web", "--to", tmp_path / "images", "--json").stdout)
+    assert [disk["sent_bytes"] for disk in second["disks"]] == [0, 4096]
+    assert (tmp_path / "images/data-0.raw").read_bytes() == content
+    assert (tmp_path / "images/os.raw").read_bytes() == (served.parent / "os.raw").read_bytes()
+    assert run("sandbox", "resources", served).stdout == before
+
+
+def test_list_and_inspect_for_people_and_for_machines(settings: list[str]) -> None:
+    assert "web" in run("list", *settings).stdout
+    assert json.loads(run("list", *settings, "--json").stdout)[0]["name"] == "web"
+    people = run("inspect", *settings, "web").stdout
+    assert "2 vCPUs" in people
+    info = json.loads(run("inspect", *settings, "web", "--json").stdout)
+    assert info["num_cpu"] == 2
+    assert [disk["size_bytes"] for disk in info["devices"]["disks"]] == [3 * MIB, 2 * MIB + 512]
+
+
+def test_the_settings_may_come_from_the_environment(served: Path) -> None:
+    variables = {
+        **os.environ,
+        "CORIOLIS_AZURE_CONNECTION": str(served / "connection.json"),
+        "CORIOLIS_AZURE_ENVIRONMENT": str(served / "environment.json"),
+    }
+    assert "web" in run("list", env=variables).stdout
+
+
+def test_an_unknown_vm_is_an_azure_error_that_names_those_there_are(
+    settings: list[str], tmp_path: Path
+) -> None:
+    failed = run("replicate", *settings, "nobody", "--to", tmp_path / "x", check=3)
+    assert "no VM nobody" in failed.stderr
+    assert "web" in failed.stderr
+    assert failed.stdout == ""
+    machine = run("replicate", *settings, "nobody", "--to", tmp_path / "x", "--json", check=3)
+    error = json.loads(machine.stderr.splitlines()[-1])
+    assert error["event"] == "error"
+    assert error["exit_code"] == 3
+    assert error["status"] == 404
+
+
+def test_settings_that_do_not_match_are_told_line_by_line_with_exit_code_2(
+    served: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "environment.json"
+    wrong.write_text(json.dumps({"location": 1, "colour": "red"}))
+    failed = run("list", "-c", served / "connection.json", "-e", wrong, check=2)
+    assert "source_environment: location: must be of type string, not integer" in failed.stderr
+    assert "source_environment: colour is not a known property" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["replicate"],
+        ["nonsense"],
+        ["schema", "nothing"],
+        ["list", "-c", "/no/such/file", "-e", "/no/such/file"],
+        ["sandbox", "resources", "/no/such/folder"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2_without_a_traceback(arguments: list[str]) -> None:
+    failed = run(*arguments, check=2)
+    assert failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_bad_durations_and_disks_are_explained(served: Path, settings: list[str]) -> None:
+    assert "Write a duration as" in run("cleanup", *settings, "--older-than", "soon", check=2).stderr
+    assert "names no disk" in run("sandbox", "write", served, "web", "first", settings[1], check=2).stderr
+    assert "web" in run("sandbox", "write", served, "web", "9", served.parent / "os.raw", check=2).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_undoes_itself(
+    served: Path, settings: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    before = run("sandbox", "resources", served).stdout
+    command = [*COMMAND, "replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        for line in running.stderr:
+            if json.loads(line).get("name") == "snapshot":
+                break
+        running.send_signal(number)
+        running.stderr.read()
+        assert running.wait(timeout=60) == 130
+    assert run("sandbox", "resources", served).stdout == before
+
+
+def test_an_impatient_second_interrupt_does_not_stop_the_deleting(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    before = run("sandbox", "resources", served).stdout
+    command = [*COMMAND, "replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        for line in running.stderr:
+            if json.loads(line).get("name") == "clean up":
+                running.send_signal(signal.SIGINT)
+                break
+        rest = running.stderr.read()
+        assert running.wait(timeout=60) == 0, rest
+        assert "still deleting" in rest
+    assert run("sandbox", "resources", served).stdout == before
+
+
+def test_a_killed_run_is_cleaned_up_by_the_next_command(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    """Its journal shows that it is dead, so its age does not matter."""
+    before = run("sandbox", "resources", served).stdout
+    command = [*COMMAND, "replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        for line in running.stderr:
+            if json.loads(line).get("name") == "clone":
+                break
+        running.kill()
+    assert run("sandbox", "resources", served).stdout != before
+    dry = json.loads(run("cleanup", *settings, "--dry-run", "--json").stdout)
+    assert [leftover["instance"] for leftover in dry["runs"]] == ["web"]
+    assert run("sandbox", "resources", served).stdout != before
+    assert "deleted" in run("cleanup", *settings).stdout
+    assert run("sandbox", "resources", served).stdout == before
+    assert "Nothing to clean up" in run("cleanup", *settings, "--older-than", "0s").stdout
+
+
+def test_schemas_and_help(tmp_path: Path) -> None:
+    for name in ("connection", "source-environment"):
+        assert json.loads(run("schema", name).stdout)["properties"]
+    for command in ([], ["replicate"], ["sandbox"], ["sandbox", "serve"], ["cleanup"], ["demo"]):
+        assert "Usage: " in run(*command, "--help").stdout
+    assert "Exit codes" in run("--help").stdout
+
+
+def test_no_secret_is_logged_at_any_level(served: Path, settings: list[str], tmp_path: Path) -> None:
+    secret = json.loads((served / "connection.json").read_text())["service_principal_credentials"][
+        "client_secret"
+    ]
+    done = run("-vv", "replicate", *settings, "web", "--to", tmp_path / "images")
+    assert "DEBUG" in done.stderr
+    for text in (secret, "PRIVATE KEY", "Bearer ey"):
+        assert text not in done.stderr + done.stdout
+
+
+def test_the_demo_holds_every_comparison() -> None:
+    told = json.loads(run("demo", "--json").stdout)
+    assert told["held"]
+    assert told["resources_before"] == told["resources_after"]
+    assert len(told["checks"]) == 10
+
+
+def test_the_local_functions_need_a_serving_sandbox(tmp_path: Path) -> None:
+    from coriolis_azure.errors import InvalidInput
+
+    with pytest.raises(InvalidInput, match="no sandbox is serving"):
+        sandbox.resources(tmp_path)

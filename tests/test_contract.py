@@ -1,0 +1,422 @@
+"""The orchestrator's contract: shapes of calls and documents, paging, updates, pools, events, errors."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import orchestrator_schemas as schemas
+import pytest
+from conftest import GROUP, MIB
+from test_crashes import served
+
+from coriolis_azure import AzureExportProvider, errors, plugin_api
+from coriolis_azure.events import Copied, Notice, Step
+from coriolis_azure.provider import _Told
+from coriolis_azure.sandbox import Sandbox
+
+CALLS = {
+    "validate_connection": "ctxt connection_info",
+    "get_instances": "ctxt connection_info source_environment limit last_seen_id instance_name_pattern refresh",
+    "get_instance": "ctxt connection_info source_environment instance_name",
+    "get_source_environment_options": "ctxt connection_info env option_names",
+    "get_networks": "ctxt connection_info env",
+    "get_storage": "ctxt connection_info env",
+    "export_instance_inventory": "ctxt connection_info source_environment",
+    "get_minion_pool_options": "ctxt connection_info env option_names",
+    "validate_replica_export_input": "ctxt connection_info instance_name source_environment",
+    "get_replica_instance_info": "ctxt connection_info source_environment instance_name",
+    "deploy_replica_source_resources": "ctxt connection_info export_info source_environment",
+    "delete_replica_source_resources": "ctxt connection_info source_environment migr_resources_dict",
+    "replicate_disks": (
+        "ctxt connection_info source_environment instance_name source_resources source_conn_info "
+        "target_conn_info volumes_info incremental"
+    ),
+    "delete_replica_source_snapshots": "ctxt connection_info source_environment volumes_info",
+    "shutdown_instance": "ctxt connection_info source_environment instance_name",
+    "check_update_source_environment_params": (
+        "ctxt connection_info instance_name volumes_info old_params new_params"
+    ),
+    "validate_minion_pool_environment_options": "ctxt connection_info environment_options",
+    "set_up_pool_shared_resources": "ctxt connection_info environment_options pool_identifier",
+    "tear_down_pool_shared_resources": "ctxt connection_info environment_options pool_shared_resources",
+    "create_minion": (
+        "ctxt connection_info environment_options pool_identifier pool_os_type pool_shared_resources "
+        "new_minion_identifier"
+    ),
+    "delete_minion": "ctxt connection_info minion_properties",
+    "start_minion": "ctxt connection_info minion_properties",
+    "shutdown_minion": "ctxt connection_info minion_properties",
+    "healthcheck_minion": "ctxt connection_info minion_properties minion_connection_info",
+    "validate_minion_compatibility_for_transfer": (
+        "ctxt connection_info export_info environment_options minion_properties"
+    ),
+}
+
+
+@pytest.fixture
+def provider() -> AzureExportProvider:
+    return AzureExportProvider(None)
+
+
+@pytest.fixture
+def connection(azure: Sandbox) -> Iterator[dict[str, Any]]:
+    with served(azure) as found:
+        yield found
+
+
+def valid(document: Any, schema: dict[str, Any]) -> Any:
+    """`document` as it is after its way through JSON, which must fit the schema."""
+    through = json.loads(json.dumps(document))
+    jsonschema.Draft7Validator(schema).validate(through)
+    return through
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_calls_take_their_arguments_in_the_orchestrators_order(method: str) -> None:
+    assert (
+        list(inspect.signature(getattr(AzureExportProvider, method)).parameters)[1:] == CALLS[method].split()
+    )
+
+
+def test_every_capability_is_inherited_and_nothing_is_left_abstract(provider: AzureExportProvider) -> None:
+    assert set(plugin_api.CAPABILITIES) <= set(AzureExportProvider.__mro__)
+    assert AzureExportProvider.platform == "azure"
+    assert AzureExportProvider.supports_shared_disks() is False
+    assert provider.get_os_morphing_tools("linux", {}) == []
+
+
+def test_the_schemas_have_what_the_web_ui_dereferences(provider: AzureExportProvider) -> None:
+    connection = provider.get_connection_info_schema()["properties"]
+    for name in ("user_credentials", "service_principal_credentials"):
+        assert connection[name]["properties"]
+    assert connection["cloud_profile"]["enum"]
+    assert connection["cloud_profile"]["default"] == "AzureCloud"
+    assert "allow_untrusted" in connection
+    for name in ("endpoints", "suffixes"):
+        assert connection["custom_cloud_properties"]["properties"][name]["properties"]
+    for schema in (provider.get_source_environment_schema(), provider.get_minion_pool_environment_schema()):
+        assert schema["definitions"]["azure_image"]["required"]
+        assert "oneOf" not in schema
+
+
+def test_instances_are_paged_in_a_stable_order(
+    azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any], image: Callable[..., Path]
+) -> None:
+    disk = image("os", MIB)
+    for number in (3, 1, 5, 2, 4):
+        azure.add_vm(f"web-{number}", disk, os_type="windows" if number == 2 else "linux")
+    environment = azure.environment()
+    everything = provider.get_instances(None, connection, environment)
+    pages, last = [], None
+    while True:
+        page = provider.get_instances(None, connection, environment, last_seen_id=last, limit=2)
+        pages.append(page)
+        if len(page) < 2:
+            break
+        last = page[-1]["id"]
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [vm for page in pages for vm in page] == everything
+    for vm in everything:
+        valid(vm, schemas.VM_INSTANCE_INFO)
+    assert [vm["name"] for vm in everything] == [f"web-{number}" for number in range(1, 6)]
+    assert everything[1]["os_type"] == "windows"
+    found = provider.get_instances(None, connection, {}, instance_name_pattern="WEB-3", refresh=True)
+    assert [vm["instance_name"] for vm in found] == ["web-3"]
+    assert len(provider.get_instances(None, connection, {}, instance_name_pattern="web-*")) == 5
+
+
+def test_one_instance_by_name_and_by_id(
+    azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any], image: Callable[..., Path]
+) -> None:
+    id = azure.add_vm("web", image("os"), [image("data")])
+    for name in ("web", "WEB", id):
+        info = valid(
+            provider.get_instance(None, connection, azure.environment(), name), schemas.VM_EXPORT_INFO
+        )
+        assert len(info["devices"]["disks"]) == 2
+    with pytest.raises(errors.NotFound, match="no VM other"):
+        provider.get_instance(None, connection, azure.environment(), "other")
+
+
+def test_networks_storage_and_inventory(
+    azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any], image: Callable[..., Path]
+) -> None:
+    azure.add_vm("b", image("os", 3 * MIB), [image("data")])
+    azure.add_vm("a", image("os", 3 * MIB))
+    for environment in ({}, azure.environment()):
+        networks = provider.get_networks(None, connection, environment)
+        assert [valid(network, schemas.VM_NETWORK)["name"] for network in networks] == [
+            "sandbox-vnet/default"
+        ]
+        storage = valid(provider.get_storage(None, connection, environment), schemas.VM_STORAGE)
+        assert [backend["id"] for backend in storage["storage_backends"]] == [
+            "Premium_LRS",
+            "StandardSSD_LRS",
+        ]
+    rows = list(csv.DictReader(io.StringIO(provider.export_instance_inventory(None, connection, {}))))
+    assert [row["Name"] for row in rows] == ["a", "b"]
+    assert rows[0]["CPUs"] == "2"
+    assert rows[1]["Disks"].startswith("os ")
+
+
+def test_options_are_read_from_azure_and_narrowed_by_what_is_chosen(
+    azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any]
+) -> None:
+    def told(env: Any, names: Any = None) -> dict[str, Any]:
+        found = valid(
+            provider.get_source_environment_options(None, connection, env, names), schemas.SOURCE_OPTIONS
+        )
+        return {option["name"]: option["values"] for option in found}
+
+    for nothing in ({}, None):
+        first = told(nothing, {})
+        assert set(first) == {"location", "resource_group"}
+        assert "westeurope" in first["location"]
+        assert first["resource_group"] == [GROUP]
+    rest = told({"location": "westeurope", "resource_group": GROUP})
+    assert rest["export_worker_size"][0] == "Standard_D2s_v5"
+    assert "Standard_D2s_v6" not in rest["export_worker_size"]
+    assert rest["export_worker_image"][0]["id"].startswith("Canonical:ubuntu-24_04-lts")
+    assert rest["export_network"][0]["name"] == "sandbox-vnet/default"
+    assert rest["storage_account_name"] == []
+    assert set(told({"location": "westeurope"}, ["location"])) == {"location"}
+    properties = provider.get_source_environment_schema()["properties"]
+    assert set(rest) <= set(properties)
+    pool = provider.get_minion_pool_options(None, connection, {"location": "westeurope"}, None)
+    assert {option["name"] for option in pool} <= set(
+        provider.get_minion_pool_environment_schema()["properties"]
+    )
+
+
+def test_validation_tells_all_findings_and_makes_nothing(
+    azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any], image: Callable[..., Path]
+) -> None:
+    azure.add_vm("web", image("os"))
+    before, environment = azure.resources(), azure.environment()
+    valid(
+        provider.validate_replica_export_input(None, connection, "web", source_environment=environment),
+        schemas.VM_EXPORT_INFO,
+    )
+    wrong = {**environment, "exclude_disks": ["data-9"], "export_network": "sandbox-vnet/none"}
+    with pytest.raises(errors.InvalidInput) as caught:
+        provider.validate_replica_export_input(None, connection, "web", source_environment=wrong)
+    assert "data-9 is no disk" in str(caught.value)
+    assert "has no subnet none" in str(caught.value)
+    assert azure.resources() == before
+    assert not any(
+        method in {"PUT", "DELETE", "PATCH"} for method, path in azure.requests if "coriolis" in path
+    )
+
+
+def test_what_may_change_between_executions(
+    azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any]
+) -> None:
+    old = azure.environment()
+    volumes = [{"disk_id": "a", "replica_state": {"chunks": "x"}, "volume_id": "v"}]
+
+    def change(**new: Any) -> Any:
+        return provider.check_update_source_environment_params(None, connection, "web", volumes, old, new)
+
+    assert change(export_worker_size="Standard_D4s_v5") == volumes
+    assert change(chunk_size_kib=256) == [{"disk_id": "a", "volume_id": "v"}]
+    assert (
+        provider.check_update_source_environment_params(None, connection, "web", [], old, {"tags": {}}) == []
+    )
+    for refused in ({"location": "northeurope"}, {"resource_group": "other"}):
+        with pytest.raises(errors.InvalidInput, match="cannot change"):
+            change(**refused)
+    with pytest.raises(errors.InvalidInput, match="colour"):
+        change(colour="red")
+
+
+def test_a_pool_of_warm_workers(
+    azure: Sandbox,
+    provider: AzureExportProvider,
+    connection: dict[str, Any],
+    image: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """Set up, create, shut down, start, use twice, delete, tear down: all through JSON."""
+    os_disk = image("os")
+    azure.add_vm("web", os_disk, [image("data", MIB, seed=2)])
+    before, environment = azure.resources(), azure.environment()
+    provider.validate_minion_pool_environment_options(None, connection, environment)
+    pool, name = "0f6f1c1e-1111-4222-8333-444455556666", "9a7b6c5d-aaaa-4bbb-8ccc-ddddeeeeffff"
+    shared = json.loads(
+        json.dumps(provider.set_up_pool_shared_resources(None, connection, environment, pool))
+    )
+    made = json.loads(
+        json.dumps(provider.create_minion(None, connection, environment, pool, "linux", shared, name))
+    )
+    properties, reached = made["minion_provider_properties"], made["connection_info"]
+    valid(reached, schemas.REPLICATION_WORKER_CONN_INFO)
+    assert "PRIVATE" not in json.dumps(properties)
+    provider.healthcheck_minion(None, connection, properties, reached)
+    provider.shutdown_minion(None, connection, properties)
+    with pytest.raises(errors.AzureError):
+        provider.start_minion(
+            None, connection, {**properties, "worker": {"vm": properties["worker"]["vm"] + "x"}}
+        )
+    provider.start_minion(None, connection, properties)
+    provider.healthcheck_minion(None, connection, properties, reached)
+
+    info = provider.get_replica_instance_info(None, connection, environment, "web")
+    provider.validate_minion_compatibility_for_transfer(None, connection, info, environment, properties)
+    with pytest.raises(errors.InvalidInput, match="the VM is in northeurope"):
+        provider.validate_minion_compatibility_for_transfer(
+            None, connection, {**info, "location": "northeurope"}, environment, properties
+        )
+    idle = azure.resources()
+    target = {"backend": "file_backup_writer", "connection_details": {"ip": "127.0.0.1", "port": 22}}
+    volumes = [
+        {"disk_id": disk["id"], "volume_dev": str(tmp_path / f"volume-{number}")}
+        for number, disk in enumerate(info["devices"]["disks"])
+    ]
+    for _ in range(2):
+        volumes = valid(
+            provider.replicate_disks(
+                None, connection, environment, "web", properties, reached, target, volumes, True
+            ),
+            schemas.VOLUMES_INFO,
+        )
+        assert (tmp_path / "volume-0").read_bytes() == os_disk.read_bytes()
+        assert azure.resources() == idle
+    provider.delete_minion(None, connection, properties)
+    provider.delete_minion(None, connection, properties)
+    provider.tear_down_pool_shared_resources(None, connection, environment, shared)
+    assert azure.resources() == before
+    with pytest.raises(errors.InvalidInput, match="worker for windows"):
+        provider.create_minion(None, connection, environment, pool, "windows", shared, name)
+
+
+class Handler:
+    """What the orchestrator's event handlers do, kept in lists."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.lines: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+        self.events: list[tuple[str, str]] = []
+        self._broken = broken
+
+    def add_progress_update(
+        self, message: str, initial_step: int = 0, total_steps: int = 0, return_event: bool = False
+    ) -> dict[str, int] | None:
+        if self._broken:
+            raise RuntimeError("the task is not active")
+        self.lines.append(message)
+        return {"index": len(self.lines) - 1} if return_event else None
+
+    @classmethod
+    def get_progress_update_identifier(cls, progress_update: dict[str, int]) -> int:
+        return progress_update["index"]
+
+    def update_progress_update(
+        self,
+        update_identifier: int,
+        new_current_step: int,
+        new_total_steps: int | None = None,
+        new_message: str | None = None,
+        sync: bool = False,
+    ) -> None:
+        self.steps.append((update_identifier, new_current_step))
+
+    def add_event(self, message: str, level: str = "INFO") -> None:
+        self.events.append((level, message))
+
+
+def test_progress_never_goes_back_and_is_told_a_few_times_a_second_at_most() -> None:
+    from test_worker import Held
+
+    handler, clock = Handler(), Held()
+    told = _Told(handler, clock)
+    for done in (0, 100, 50, 300, 600, 1000):
+        told(Copied("os", done, 1000, 0))
+        clock.sleep(1)
+    for done in range(0, 1001, 10):
+        told(Copied("data-0", done, 1000, 0))
+        clock.sleep(0.01)
+    told(Notice("replaced"))
+    told(Step("snapshot", "os"))
+    assert [step for bar, step in handler.steps if bar == 0] == [10, 30, 60, 100]
+    assert [step for bar, step in handler.steps if bar == 1] == [100]
+    assert handler.events == [("WARNING", "replaced")]
+    assert handler.lines[-1] == "snapshot: os"
+
+
+def test_a_handler_that_fails_breaks_nothing() -> None:
+    told = _Told(Handler(broken=True))
+    told(Step("snapshot"))
+    told(Copied("os", 1, 2, 0))
+
+
+def test_inside_the_orchestrator_its_own_classes_are_used(tmp_path: Path) -> None:
+    """A stand-in package with the orchestrator's names: bases in the MRO, errors of its own classes."""
+    package = tmp_path / "coriolis"
+    (package / "providers").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "providers" / "__init__.py").touch()
+    kinds = [kind.__name__ for kind in plugin_api.CAPABILITIES]
+    (package / "providers" / "base.py").write_text("".join(f"class {kind}: pass\n" for kind in kinds))
+    (package / "exception.py").write_text(
+        "class CoriolisException(Exception): code = 500\n"
+        "class ConnectionValidationException(CoriolisException): pass\n"
+        "class InvalidInput(CoriolisException): code = 400\n"
+    )
+    code = """
+import coriolis.exception as exception, coriolis.providers.base as base
+from coriolis_azure import AzureExportProvider as Provider
+kinds = [kind for name, kind in vars(base).items() if name.startswith("Base")]
+assert all(kind in Provider.__mro__ for kind in kinds), Provider.__mro__
+provider = Provider(None)
+for call, kind in (
+    (lambda: provider.validate_connection(None, {}), exception.ConnectionValidationException),
+    (lambda: provider.get_networks(None, {"subscription_id": 5}, {}), exception.InvalidInput),
+):
+    try:
+        call()
+    except exception.CoriolisException as error:
+        assert type(error) is kind, type(error)
+        assert "subscription_id" in str(error) and "Correct the named setting" in str(error)
+    else:
+        raise AssertionError("no error")
+"""
+    path = f"{tmp_path}:{Path(__file__).parent.parent}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["vm_export_info", "vm_instance_info", "vm_network", "vm_storage", "source_options"]
+)
+def test_documents_fit_the_orchestrators_own_schemas(
+    azure: Sandbox,
+    provider: AzureExportProvider,
+    connection: dict[str, Any],
+    image: Callable[..., Path],
+    name: str,
+) -> None:
+    own = pytest.importorskip("coriolis.schemas", reason="the orchestrator is not installed here")
+    azure.add_vm("web", image("os"), [image("data")])
+    environment = azure.environment()
+    documents = {
+        "vm_export_info": lambda: provider.get_instance(None, connection, environment, "web"),
+        "vm_instance_info": lambda: provider.get_instances(None, connection, environment)[0],
+        "vm_network": lambda: provider.get_networks(None, connection, environment)[0],
+        "vm_storage": lambda: provider.get_storage(None, connection, environment),
+        "source_options": lambda: provider.get_source_environment_options(None, connection, environment),
+    }
+    own.validate_value(documents[name](), own.get_schema("coriolis", f"{name}_schema.json"))

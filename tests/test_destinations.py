@@ -1,0 +1,578 @@
+"""Images and the folder they are in: what they hold, what they say of it, and how they survive."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from coriolis_azure import destinations
+from coriolis_azure.destinations import Image, ImageFolder
+from coriolis_azure.errors import DestinationFailed, InvalidInput
+from coriolis_azure.events import Event, Notice, silent
+from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+
+# A child is forked only where no thread of ours runs; a test runner's own threads do not matter to it.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+CHUNK = 65536
+REGION = 1 << 20
+SIZE = 2 * REGION + 3 * CHUNK + 512  # three regions, a short last chunk
+A, B = b"A" * CHUNK, b"B" * CHUNK
+
+
+class Told(list[str]):
+    """A report that keeps the notices."""
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.append(event.text)
+
+
+@pytest.fixture(autouse=True)
+def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions of 1 MiB, so that images of a few MiB have several."""
+    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", REGION)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "os.raw"
+
+
+def run(
+    path: Path, content: dict[int, bytes], *, size: int = SIZE, disk: str = "id", report=silent, full=False
+):
+    """What a run does to an image: make it hold `content` (by chunk, else zeros). Gives back what was sent."""
+    with Image(path, report) as image:
+        base = image.known(disk, size, CHUNK, full)
+        digest, digests, sent = base.digester(), [], []
+        for index in range(base.count):
+            offset, length = base.span(index)
+            data = content.get(index, b"")[:length]
+            data += bytes(length - len(data)) if data else b""
+            new = digest(data) if data else ZERO
+            digests.append(new)
+            if new == base.digest(index):
+                continue
+            sent.append(index)
+            image.expect(offset, length)
+            if new == ZERO:
+                image.zero(offset, length)
+            else:
+                image.write(offset, data)
+        image.flush()
+        image.commit(replace(base, digests=b"".join(digests), fresh=False))
+    return sent
+
+
+def holds(path: Path, content: dict[int, bytes], size: int = SIZE) -> bool:
+    """Whether the file is `content`, and zeros elsewhere."""
+    if path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        for index in range(-(-size // CHUNK)):
+            length = min(CHUNK, size - index * CHUNK)
+            data = file.read(length)
+            if data != content.get(index, b"").ljust(length, b"\0")[:length]:
+                return False
+    return True
+
+
+def state(path: Path) -> set[str]:
+    return {found.name for found in path.parent.iterdir()}
+
+
+def test_a_new_image_is_known_to_be_zeros_and_takes_no_room(path: Path) -> None:
+    with Image(path) as image:
+        base = image.known("id", 1 << 40, 4 << 20, False)
+        assert base.fresh
+        assert base.digests == ZERO * base.count
+    assert path.stat().st_size == 1 << 40
+    assert path.stat().st_blocks * 512 < 1 << 20
+
+
+def test_zeros_stay_holes_and_content_becomes_one(path: Path) -> None:
+    run(path, dict.fromkeys(range(20), A))
+    assert 20 * CHUNK <= path.stat().st_blocks * 512 < 22 * CHUNK
+    run(path, {5: A})
+    assert path.stat().st_blocks * 512 < 3 * CHUNK
+    assert holds(path, {5: A})
+
+
+def test_zeros_are_written_where_holes_cannot_be_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without holes: fallocate says EOPNOTSUPP."""
+
+    def refused(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    run(path, dict.fromkeys(range(30), A))
+    monkeypatch.setattr("coriolis_azure.destinations.image._punch", refused)
+    run(path, {0: A})
+    assert holds(path, {0: A})
+
+
+def test_the_second_run_sends_what_changed(path: Path, told: Told) -> None:
+    last = SIZE // CHUNK
+    assert run(path, {0: A, 1: B, 20: A, last: A}, report=told) == [0, 1, 20, last]
+    assert run(path, {0: A, 1: A, last: A}, report=told) == [1, 20]
+    assert run(path, {0: A, 1: A, last: A}, report=told) == []
+    assert holds(path, {0: A, 1: A, last: A})
+    assert told == []
+    assert state(path) == {"os.raw", "os.raw.manifest"}
+
+
+def test_its_files_are_for_their_owner_only(path: Path) -> None:
+    run(path, {0: A})
+    with Image(path) as image:
+        image.known("id", SIZE, CHUNK, False)
+        image.expect(0, 1)
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+        assert len(state(path)) == 3
+
+
+def test_full_begins_anew(path: Path) -> None:
+    run(path, {0: A, 9: B})
+    assert run(path, {0: A}, full=True) == [0]
+    assert holds(path, {0: A})
+
+
+def test_another_disk_of_the_same_name_begins_anew(path: Path, told: Told) -> None:
+    run(path, {0: A, 9: B})
+    assert run(path, {0: A}, disk="another", report=told) == [0]
+    assert "another disk" in told[0]
+    assert holds(path, {0: A})
+
+
+def test_an_unknown_id_is_no_other_disk(path: Path) -> None:
+    run(path, {0: A}, disk="")
+    assert run(path, {0: A}) == []
+    assert run(path, {0: A}, disk="") == []
+    assert run(path, {0: A}, disk="another") == [0]
+
+
+@pytest.mark.parametrize("first", [CHUNK, 5 * CHUNK, 5 * CHUNK + 512, SIZE, REGION])
+@pytest.mark.parametrize("then", [CHUNK, 5 * CHUNK, 5 * CHUNK + 512, SIZE, REGION])
+def test_a_disk_may_grow_and_shrink(path: Path, first: int, then: int, told: Told) -> None:
+    content = {0: A, 4: B, 5: A, REGION // CHUNK: B}
+    for size in (first, then, first):
+        fits = {index: data for index, data in content.items() if index * CHUNK < size}
+        run(path, fits, size=size, report=told)
+        assert holds(path, fits, size)
+    assert told == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "empty", "not json", "no image", "deep"])
+def test_without_a_usable_manifest_the_image_itself_is_read(path: Path, damage: str, told: Told) -> None:
+    run(path, {0: A, 9: B})
+    kept = path.with_name("os.raw.manifest")
+    text = kept.read_text()
+    damaged: dict[str, Callable[[], object]] = {
+        "cut": lambda: kept.write_text(text[:-20]),
+        "changed": lambda: kept.write_text(text.replace('"disk": "id"', '"disk": "xx"')),
+        "missing": kept.unlink,
+        "empty": lambda: kept.write_text(""),
+        "not json": lambda: kept.write_bytes(b"\xff\0"),
+        "no image": lambda: kept.write_text(json.dumps({**json.loads(text), "image": []})),
+        "deep": lambda: kept.write_text("[" * 100000),
+    }
+    damaged[damage]()
+    assert run(path, {0: A, 9: A}, report=told) == [9]
+    assert "read as a whole" in told[-1]
+    assert holds(path, {0: A, 9: A})
+    assert run(path, {0: A, 9: A}) == []
+
+
+def test_an_image_that_somebody_changed_is_read(path: Path, told: Told) -> None:
+    run(path, {0: A, 9: B})
+    with path.open("r+b") as file:
+        file.write(B)
+    os.utime(path, ns=(0, 0))
+    assert run(path, {0: A, 9: B}, report=told) == [0]
+    assert "was changed since the last run" in told[0]
+    assert holds(path, {0: A, 9: B})
+
+
+def test_an_image_that_was_copied_or_cut_is_read(path: Path, told: Told) -> None:
+    run(path, {0: A, 9: B})
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+    assert run(path, {0: A, 9: B}, report=told) == []
+    os.truncate(path, 9 * CHUNK)
+    assert run(path, {0: A, 9: B}, report=told) == [9]
+    assert len(told) == 2
+    path.unlink()
+    assert run(path, {0: A}) == [0]
+    assert holds(path, {0: A})
+
+
+def test_another_chunk_size_keeps_the_content(path: Path, told: Told) -> None:
+    run(path, {0: A, 9: B})
+    with Image(path, told) as image:
+        base = image.known("id", SIZE, 4 * CHUNK, False)
+        digest = base.digester()
+        assert base.digest(0) == digest(A + bytes(3 * CHUNK))
+        assert not base.fresh
+    assert "chunk size" in told[0]
+
+
+def dies_after_writing(path: Path, index: int, data: bytes) -> None:
+    """A run that ends without a commit."""
+    with Image(path) as image:
+        image.known("id", SIZE, CHUNK, False)
+        image.expect(index * CHUNK, CHUNK)
+        image.write(index * CHUNK, data)
+
+
+def test_a_chunk_that_a_dead_run_changed_is_not_taken_for_its_older_self(path: Path, told: Told) -> None:
+    """A to B, death, back to A: the manifest that was kept says A all the time."""
+    run(path, {0: A})
+    dies_after_writing(path, 0, B)
+    assert run(path, {0: A}, report=told) == [0]
+    assert "did not end well" in told[0]
+    assert holds(path, {0: A})
+
+
+def test_what_a_dead_run_had_brought_is_not_sent_again(path: Path) -> None:
+    run(path, {0: A})
+    dies_after_writing(path, 3, B)
+    assert run(path, {0: A, 3: B}) == []
+
+
+def test_only_the_regions_of_a_dead_run_are_read_again(path: Path) -> None:
+    run(path, {0: A, REGION // CHUNK: A, 2 * REGION // CHUNK: A})
+    dies_after_writing(path, REGION // CHUNK + 1, B)
+    with Image(path) as image:
+        stored = image.stored()
+    unknown = [index for index in range(stored.count) if stored.digest(index) == UNKNOWN]
+    assert unknown == list(range(REGION // CHUNK, 2 * REGION // CHUNK))
+
+
+@pytest.mark.parametrize("damage", [b"", b"dirty", b"\0" * 40, "torn", "garbage"])
+def test_a_damaged_list_of_regions_means_all_of_them(path: Path, damage: bytes | str) -> None:
+    run(path, {0: A, 30: A})
+    dies_after_writing(path, 0, B)
+    dirty = path.with_name("os.raw.dirty")
+    whole = dirty.read_bytes()
+    dirty.write_bytes({"torn": whole[:-3], "garbage": whole + b"\0\0\0"}.get(damage, damage))
+    assert run(path, {0: A, 30: A}) == [0]
+    assert holds(path, {0: A, 30: A})
+    assert state(path) == {"os.raw", "os.raw.manifest"}
+
+
+def test_an_image_that_was_replaced_after_a_death_is_read(path: Path, told: Told) -> None:
+    run(path, {0: A, 20: A})
+    dies_after_writing(path, 0, B)
+    other = path.with_name("copy")
+    other.write_bytes(bytes(SIZE))
+    other.replace(path)
+    assert run(path, {0: A, 20: A}, report=told) == [0, 20]
+    assert "was changed" in told[0]
+
+
+def test_two_deaths_in_a_row(path: Path) -> None:
+    run(path, {0: A, 20: A})
+    dies_after_writing(path, 0, B)
+    dies_after_writing(path, 20, B)
+    assert run(path, {0: A, 20: A}) == [0, 20]
+    assert holds(path, {0: A, 20: A})
+
+
+# Dying anywhere. A child runs the code under test and counts the system calls that matter; at the given one it
+# ends at once, before or after that call. With "power" what was not made durable by fsync is lost as well.
+
+CALLS = ("open", "pwrite", "write", "ftruncate", "fsync", "fdatasync", "replace", "unlink")
+
+
+def dying_child(work: Callable[[], object], at: int, after: bool, power: bool, calls=CALLS) -> bool:
+    """Run `work` in a child that dies at number `at` of `calls`. Whether it did, rather than finish."""
+    child = os.fork()
+    if not child:
+        try:
+            _arm(at, after, power, calls)
+            work()
+        except BaseException:  # noqa: BLE001
+            os._exit(3)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9), f"the child ended with {status}"
+    return status == 9
+
+
+def _arm(at: int, after: bool, power: bool, calls: tuple[str, ...]) -> None:
+    real = {name: getattr(os, name) for name in CALLS}
+    volatile: list[tuple[str, int, bytes, int]] = []  # path, offset, bytes before, size before
+    count = 0
+
+    def die() -> None:
+        if power:
+            for path, offset, before, size in reversed(volatile):
+                fd = real["open"](path, os.O_WRONLY)
+                real["pwrite"](fd, before, offset)
+                real["ftruncate"](fd, size)
+        os._exit(9)
+
+    def remember(name: str, args: tuple) -> None:
+        """What a write replaces, until fsync makes it durable."""
+        if name not in ("fsync", "fdatasync", "pwrite", "write"):
+            return
+        fd = args[0]
+        path = str(Path(f"/proc/self/fd/{fd}").readlink())
+        if name in ("fsync", "fdatasync"):
+            volatile[:] = [entry for entry in volatile if entry[0] != path]
+            return
+        size = os.fstat(fd).st_size
+        offset = args[2] if name == "pwrite" else size
+        before = b""
+        if name == "pwrite":
+            reader = real["open"](path, os.O_RDONLY)
+            before = os.pread(reader, len(args[1]), offset)
+            os.close(reader)
+        volatile.append((path, offset, before, size))
+
+    def wrapped(name: str):
+        def call(*args, **options):
+            nonlocal count
+            count += name in calls
+            mine = name in calls and count == at
+            if mine and not after:
+                die()
+            remember(name, args)
+            try:
+                return real[name](*args, **options)
+            finally:
+                if mine:
+                    die()
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, wrapped(name))
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("plain", {}),
+        ("full", {"full": True}),
+        ("re-created", {"disk": "another"}),
+        ("grown", {"size": SIZE + REGION}),
+        ("shrunk", {"size": REGION}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_dying_at_any_step_never_makes_a_wrong_image(path: Path, kind: str, options, after, power) -> None:
+    first = {0: A, 1: B, 20: A, 31: A}
+    second = {0: B, 2: A, 20: B, 31: A, 40: B}
+    size = options.get("size", SIZE)
+    at, died = 0, True
+    while died:
+        at += 1
+        for found in path.parent.iterdir():
+            found.unlink()
+        run(path, first)
+        died = dying_child(lambda: run(path, fitting(second, size), **options), at, after, power)
+        # The source has gone back to what it was: what the dead run wrote must not be taken for that.
+        again = first if size == SIZE else second
+        run(path, fitting(again, SIZE), disk=options.get("disk", "id"))
+        assert holds(path, fitting(again, SIZE)), f"{kind}: wrong after dying at step {at}"
+        assert state(path) == {"os.raw", "os.raw.manifest"}
+    assert at > 10
+
+
+def test_what_a_killed_run_left_in_the_cache_is_not_taken_for_kept(path: Path) -> None:
+    """Killed, then run again, then the power fails: what was read back must have been made durable first."""
+    at, died = 0, True
+    while died:
+        at += 1
+        for found in path.parent.iterdir():
+            found.unlink()
+        run(path, {0: A, 20: A})
+
+        def work() -> None:
+            dies_after_writing(path, 0, B)
+            run(path, {0: B, 20: B})
+
+        died = dying_child(work, at, after=True, power=True)
+        run(path, {0: B, 20: A})
+        assert holds(path, {0: B, 20: A}), f"wrong after dying at step {at}"
+
+
+def test_dying_while_it_shrinks_and_again_while_it_grows_back(path: Path) -> None:
+    """What was cut off is zeros then, though the manifest that was kept is of the right size again."""
+    content = {0: A, 20: A, 30: B}
+    run(path, content)
+    dies_after_writing(path, 0, B)
+    for size in (REGION, SIZE):
+        work = partial(run, path, content, size=size)
+        assert dying_child(work, 1, after=True, power=False, calls=("ftruncate",))
+        assert path.stat().st_size == size
+    run(path, content)
+    assert holds(path, content)
+
+
+def fitting(content: dict[int, bytes], size: int) -> dict[int, bytes]:
+    return {index: data for index, data in content.items() if index * CHUNK < size}
+
+
+def test_dying_again_and_again_never_makes_a_wrong_image(path: Path) -> None:
+    chance = random.Random(5)
+    content: dict[int, bytes] = {}
+    size = SIZE
+    for _ in range(40):
+        content = {chance.randrange(36): chance.choice((A, B)) for _ in range(4)} | {0: chance.choice((A, B))}
+        size = chance.choice((SIZE, REGION, SIZE + 512))
+        work = partial(run, path, fitting(content, size), size=size)
+        dying_child(work, chance.randrange(1, 40), bool(chance.getrandbits(1)), False)
+    run(path, fitting(content, size), size=size)
+    assert holds(path, fitting(content, size), size)
+
+
+def test_a_full_destination_says_where_and_what_to_do(path: Path) -> None:
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5 * CHUNK, 5 * CHUNK))
+        with Image(path) as image:
+            image.known("id", 5 * CHUNK, CHUNK, False)
+            with pytest.raises(DestinationFailed) as failure:
+                image.write(5 * CHUNK, A)
+        assert failure.value.facts == {"disk": "os", "offset": 5 * CHUNK}
+        assert "file size limit" in failure.value.remedy
+
+    assert not dying_child(work, 0, False, False)
+
+
+def test_reading_past_the_end_is_an_error(path: Path) -> None:
+    with Image(path) as image:
+        image.known("id", CHUNK, CHUNK, False)
+        with pytest.raises(DestinationFailed) as failure:
+            image.read(0, CHUNK + 1)
+        assert failure.value.facts["offset"] == CHUNK
+
+
+def test_stored_changes_nothing(path: Path) -> None:
+    with Image(path) as image, pytest.raises(DestinationFailed):
+        image.stored()
+    assert state(path) == set()
+    path.write_bytes(A)
+    with Image(path) as image, pytest.raises(InvalidInput, match="no usable"):
+        image.stored()
+    run(path, {0: A})
+    before = {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()}
+    with Image(path) as image:
+        assert image.stored().digest(0) == image.stored().digester()(A)
+    assert before == {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()}
+
+
+# Folders
+
+
+def test_a_folder_is_made_and_gives_disks(tmp_path: Path) -> None:
+    for url in (str(tmp_path / "a/b"), f"file://{tmp_path}/a%20b", f"file://localhost{tmp_path}/c"):
+        with destinations.open(url, silent) as folder, folder.disk("data-63") as disk:
+            assert isinstance(disk.known("id", CHUNK, CHUNK, False), Manifest)
+            assert folder.names() == ["data-63"]
+    assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o700
+    assert (tmp_path / "a b/data-63.raw").stat().st_size == CHUNK
+    assert (tmp_path / "c/data-63.raw").exists()
+
+
+@pytest.mark.parametrize("url", ["", "s3://bucket/x", "FTP://x", "file://host/x", "file://", "file:///x?y"])
+def test_what_is_no_destination_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        destinations.open(url, silent)
+    assert "Give" in refused.value.remedy
+
+
+def test_an_unknown_scheme_is_told_the_known_ones() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        destinations.open("s3://bucket", silent)
+    assert "file://" in refused.value.remedy
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file/below", Path("/proc/nothing")):
+        with pytest.raises(InvalidInput, match="cannot be used"):
+            ImageFolder(path)
+
+
+def test_two_runs_cannot_use_one_folder(tmp_path: Path) -> None:
+    with ImageFolder(tmp_path), pytest.raises(InvalidInput, match="another run is using"):
+        ImageFolder(tmp_path)
+    with ImageFolder(tmp_path) as folder:
+        folder.close()
+        folder.close()
+
+
+@pytest.mark.parametrize("name", ["", "os.raw", "../os", "data-", "data-1/..", "data-x", "OS"])
+def test_names_that_are_no_disks_are_refused(tmp_path: Path, name: str) -> None:
+    with ImageFolder(tmp_path) as folder, pytest.raises(InvalidInput, match="no name of a disk"):
+        folder.disk(name)
+
+
+def test_the_image_of_a_removed_disk_is_kept_and_told_of(tmp_path: Path, told: Told) -> None:
+    with ImageFolder(tmp_path, told) as folder:
+        for name in ("os", "data-3"):
+            folder.disk(name).known("id", CHUNK, CHUNK, False)
+        folder.tell_removed(["os", "data-0"])
+    assert len(told) == 1
+    assert "data-3.raw is kept" in told[0]
+    assert (tmp_path / "data-3.raw").exists()
+
+
+# Block devices
+
+
+class Device(Image):
+    """An image that takes its file for a block device: loop devices are not to be had everywhere."""
+
+    def _open(self, flags: int) -> None:
+        super()._open(flags)
+        self._block = True
+
+
+def test_nothing_is_known_of_a_new_device_and_it_keeps_its_size(path: Path) -> None:
+    path.write_bytes(b"x" * 4 * CHUNK)
+    with Device(path) as device:
+        base = device.known("id", 3 * CHUNK, CHUNK, False)
+        assert base.fresh
+        assert base.digests == UNKNOWN * 3
+        device.commit(replace(base, digests=base.digester()(A) + ZERO * 2, fresh=False))
+    with Device(path) as device:
+        known = device.known("id", 4 * CHUNK, CHUNK, False)
+        assert known.digests == known.digester()(A) + ZERO * 2 + UNKNOWN
+        device.expect(0, 1)
+        device.write(0, B)
+    with Device(path) as device:
+        known = device.known("id", 4 * CHUNK, CHUNK, False)
+        assert known.digest(0) == known.digester()(B)
+        assert device.known("id", 4 * CHUNK, CHUNK, True).digests == UNKNOWN * 4
+    assert path.stat().st_size == 4 * CHUNK
+
+
+def test_a_device_that_is_too_small_is_refused(path: Path) -> None:
+    path.write_bytes(b"x" * CHUNK)
+    with Device(path) as device, pytest.raises(InvalidInput, match="has 65536 bytes"):
+        device.known("id", 2 * CHUNK, CHUNK, False)
+
+
+def test_what_is_no_file_is_refused() -> None:
+    with Image(Path("/dev/null")) as image, pytest.raises(InvalidInput, match="neither"):
+        image.known("id", CHUNK, CHUNK, False)

@@ -1,0 +1,153 @@
+"""Manifests: what they say, how they are kept, what they refuse."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coriolis_azure import agent
+from coriolis_azure.errors import InvalidInput
+from coriolis_azure.hashing import MAX_CHUNK, UNKNOWN, ZERO, Manifest, _check
+
+CHUNK = 4096
+
+
+def manifest(size: int = 5 * CHUNK + 512, disk: str = "disk-1") -> Manifest:
+    digests = b"".join(bytes([index + 1]) * 16 for index in range(-(-size // CHUNK)))
+    return Manifest(size, CHUNK, "blake2b", bytes(range(32)), digests, disk)
+
+
+def test_the_last_chunk_may_be_short() -> None:
+    spans = [manifest().span(index) for index in range(manifest().count)]
+    assert spans[0] == (0, CHUNK)
+    assert spans[-1] == (5 * CHUNK, 512)
+    assert sum(length for _, length in spans) == manifest().size
+
+
+def test_every_manifest_has_a_secret_of_its_own_and_does_not_show_it() -> None:
+    one, other = Manifest.new(CHUNK, CHUNK, "", ZERO), Manifest.new(CHUNK, CHUNK, "", ZERO)
+    assert one.key != other.key
+    assert one.digester()(b"x") != other.digester()(b"x")
+    assert "key" not in repr(one)
+    assert "digests" not in repr(one)
+
+
+def test_the_digest_of_zeros_is_zero_for_any_buffer_and_length() -> None:
+    digest = manifest().digester()
+    for size in (1, 512, CHUNK, MAX_CHUNK):
+        for kind in (bytes, bytearray, lambda n: memoryview(bytes(n))):
+            assert digest(kind(size)) == ZERO
+        assert digest(bytes(size - 1) + b"\1") not in (ZERO, UNKNOWN)
+    data = b"content"
+    assert digest(data) == digest(bytearray(data)) == digest(memoryview(data))
+    assert len(digest(data)) == 16
+
+
+def test_json_gives_the_manifest_back() -> None:
+    document = json.loads(json.dumps(manifest().to_json()))
+    assert Manifest.from_json(document) == manifest()
+    assert Manifest.from_json({**document, "image": {"anything": 1}}) == manifest()
+
+
+def test_secret_and_digests_are_only_under_chunks() -> None:
+    made = manifest()
+    document = made.to_json()
+    packed = zlib.decompress(base64.b64decode(document.pop("chunks")))
+    assert packed == made.key + made.digests
+    assert set(document) == {"version", "size", "chunk", "hash", "disk", "check"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: None, "no such document"),
+        (lambda d: [], "no such document"),
+        (lambda d: {}, "no such document"),
+        (lambda d: {"version": "1"}, "no such document"),
+        (lambda d: {"version": True}, "no such document"),
+        (lambda d: {**d, "version": 2}, "version 2"),
+        (lambda d: {k: v for k, v in d.items() if k != "chunks"}, "'chunks' is missing"),
+        (lambda d: {**d, "size": "1"}, "'size' is missing or not a number"),
+        (lambda d: {**d, "size": 1.5}, "'size'"),
+        (lambda d: {**d, "disk": None}, "'disk'"),
+        (lambda d: {**d, "chunks": d["chunks"][:-4]}, "check does not fit"),
+        (lambda d: {**d, "disk": "another"}, "check does not fit"),
+        (lambda d: sealed({**d, "chunks": d["chunks"][:-4]}), "'chunks'"),
+        (lambda d: sealed({**d, "chunks": "%%%"}), "'chunks' is damaged"),
+        (lambda d: sealed({**d, "chunks": "ä"}), "'chunks' is damaged"),
+        (lambda d: sealed({**d, "chunks": ""}), "'chunks'"),
+        (lambda d: sealed({**d, "size": d["size"] * 2}), "'chunks' does not hold"),
+        (lambda d: sealed({**d, "size": 1 << 62}), "'chunks' does not hold"),
+        (lambda d: sealed({**d, "size": 10**40}), "'chunks'"),
+        (lambda d: sealed({**d, "size": 0}), "size is 0"),
+        (lambda d: sealed({**d, "chunk": -1}), "chunk size -1"),
+        (lambda d: sealed({**d, "hash": "md5"}), "hash 'md5' is none of"),
+    ],
+)
+def test_what_is_wrong_with_a_document_is_said(change, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        Manifest.from_json(change(manifest().to_json()))
+
+
+def sealed(document: dict) -> dict:
+    """The document with a check that fits: damage that no check finds."""
+    return {**document, "check": _check(document)}
+
+
+@given(st.data())
+def test_no_damage_is_taken_for_a_manifest(data: st.DataObject) -> None:
+    text = json.dumps(manifest().to_json())
+    at = data.draw(st.integers(0, len(text) - 1))
+    letter = data.draw(st.characters(max_codepoint=255).filter(lambda c: c != text[at]))
+    try:
+        document = json.loads(text[:at] + letter + text[at + 1 :])
+    except ValueError:
+        return
+    try:
+        found = Manifest.from_json(document)
+    except InvalidInput:
+        return
+    assert found == manifest()
+
+
+def test_sizes_and_chunk_sizes_that_cannot_be_are_refused() -> None:
+    for size, chunk in ((0, CHUNK), (-1, CHUNK), (CHUNK, 0), (CHUNK, 1000), (CHUNK, 2 * MAX_CHUNK)):
+        with pytest.raises(InvalidInput):
+            Manifest.new(size, chunk, "", ZERO)
+
+
+@pytest.mark.parametrize("tail", [ZERO, UNKNOWN])
+@pytest.mark.parametrize("before", [1, 512, CHUNK, CHUNK + 512, 3 * CHUNK, 3 * CHUNK + 512])
+@pytest.mark.parametrize("after", [1, 512, CHUNK, CHUNK + 512, 3 * CHUNK, 3 * CHUNK + 512, 3 * CHUNK + 1024])
+def test_resizing_keeps_what_is_known_and_nothing_else(before: int, after: int, tail: bytes) -> None:
+    old = manifest(before)
+    new = old.resized(after, tail)
+    assert (new.size, new.key, new.disk) == (after, old.key, old.disk)
+    for index in range(new.count):
+        if index >= old.count:
+            assert new.digest(index) == tail
+        elif new.span(index) == old.span(index):
+            assert new.digest(index) == old.digest(index)
+        else:
+            assert new.digest(index) == UNKNOWN
+
+
+def test_the_root_names_content_and_shape_but_not_the_secret() -> None:
+    made = manifest()
+    assert made.root() == replace(made, key=bytes(32), disk="x").root()
+    others = [
+        replace(made, digests=made.digests[::-1]),
+        replace(made, size=made.size + 1),
+        Manifest.new(made.size, CHUNK, "", ZERO),
+    ]
+    assert len({made.root(), *(other.root() for other in others)}) == 4
+    whole = agent.root(made.size, made.chunk, made.hash)
+    for index in range(made.count):
+        whole.update(made.digest(index))
+    assert whole.hexdigest() == made.root()

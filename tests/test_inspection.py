@@ -1,0 +1,218 @@
+"""Documents of VMs become machines; what Azure leaves out, re-orders or re-cases changes nothing.
+
+The recorded documents are of real Azure; they stand beside the project, not in it, and are skipped elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from coriolis_azure import inspection, suitability
+from coriolis_azure.errors import Unsupported
+
+GROUP = "/subscriptions/s/resourceGroups/g/providers"
+RECORDINGS = Path(__file__).parent.parent.parent / "shared" / "azure-recordings"
+
+
+def disk_id(name: str) -> str:
+    return f"{GROUP}/Microsoft.Compute/disks/{name}"
+
+
+def disk(name: str, **properties: Any) -> dict[str, Any]:
+    given = {"diskSizeBytes": 1 << 30, "diskSizeGB": 1, "uniqueId": f"u-{name}", **properties}
+    return {"id": disk_id(name), "name": name, "sku": {"name": "Premium_LRS"}, "properties": given}
+
+
+def vm(**changes: Any) -> dict[str, Any]:
+    """A VM's document with LUNs out of order, and a disk on its way out."""
+    storage = {
+        "osDisk": {"osType": "Linux", "caching": "ReadWrite", "managedDisk": {"id": disk_id("os")}},
+        "dataDisks": [
+            {"lun": 5, "caching": "None", "managedDisk": {"id": disk_id("five").upper()}},
+            {"lun": 1, "caching": "ReadOnly", "managedDisk": {"id": disk_id("one")}},
+            {"lun": 3, "toBeDetached": True, "managedDisk": {"id": disk_id("three")}},
+        ],
+    }
+    properties = {
+        "hardwareProfile": {"vmSize": "Standard_D2s_v5"},
+        "storageProfile": storage,
+        "networkProfile": {"networkInterfaces": [{"id": f"{GROUP}/Microsoft.Network/networkInterfaces/n"}]},
+        "instanceView": {
+            "statuses": [{"code": "ProvisioningState/succeeded"}, {"code": "PowerState/running"}]
+        },
+        **changes,
+    }
+    return {
+        "id": f"{GROUP}/Microsoft.Compute/virtualMachines/web",
+        "name": "web",
+        "location": "West Europe",
+        "properties": properties,
+    }
+
+
+NIC = {
+    "id": f"{GROUP}/Microsoft.Network/networkInterfaces/n",
+    "name": "n",
+    "properties": {
+        "macAddress": "00-0D-3A-01-02-03",
+        "ipConfigurations": [
+            {"properties": {"privateIPAddress": "10.0.0.5"}},
+            {
+                "properties": {
+                    "primary": True,
+                    "privateIPAddress": "10.0.0.4",
+                    "subnet": {"id": f"{GROUP}/Microsoft.Network/virtualNetworks/net/subnets/sub"},
+                    "publicIPAddress": {"id": f"{GROUP}/Microsoft.Network/publicIPAddresses/ip"},
+                }
+            },
+        ],
+    },
+}
+ADDRESS = {
+    "id": f"{GROUP}/Microsoft.Network/PublicIPAddresses/IP",
+    "properties": {"ipAddress": "203.0.113.9"},
+}
+DISKS = [disk("one"), disk("os", hyperVGeneration="V2", diskSizeBytes=64 << 30), disk("five", maxShares=2)]
+
+
+def test_disks_come_in_order_of_their_luns_without_those_on_their_way_out() -> None:
+    machine = inspection.machine(vm(), DISKS, [NIC], [ADDRESS], (2, 8192))
+    assert [(disk.name, disk.lun, disk.size_bytes) for disk in machine.disks] == [
+        ("os", None, 64 << 30),
+        ("data-1", 1, 1 << 30),
+        ("data-5", 5, 1 << 30),
+    ]
+    assert machine.disks[2].shareable
+    assert machine.firmware == "EFI"
+    assert machine.location == "westeurope"
+    assert machine.power_state == "running"
+    assert machine.hostname == ""
+
+
+def test_nics_tell_network_addresses_and_mac() -> None:
+    nic = inspection.machine(vm(), DISKS, [NIC], [ADDRESS], (2, 8192)).nics[0]
+    assert nic.network == "net/sub"
+    assert nic.private_addresses == ("10.0.0.4", "10.0.0.5")
+    assert nic.public_address == "203.0.113.9"
+    assert nic.primary
+
+
+def test_the_size_of_a_disk_without_bytes_is_taken_from_its_gibibytes() -> None:
+    documents = [disk("one", diskSizeBytes=None, diskSizeGB=3), *DISKS[1:]]
+    assert inspection.machine(vm(), documents, [NIC], [], (1, 1)).disks[1].size_bytes == 3 << 30
+
+
+def test_export_info_has_no_nulls_but_where_they_are_allowed_and_all_six_lists() -> None:
+    info = inspection.export_info(inspection.machine(vm(), DISKS, [NIC], [ADDRESS], (2, 8192)))
+    assert set(info["devices"]) == {"disks", "nics", "controllers", "cdroms", "floppies", "serial_ports"}
+    assert "hostname" not in info
+    assert info["public_ip_address"] == "203.0.113.9"
+    assert info["devices"]["nics"][0]["mac_address"] == "00:0d:3a:01:02:03"
+    assert [disk["unit_number"] for disk in info["devices"]["disks"]] == [0, 2, 6]
+    assert not any(value is None for disk in info["devices"]["disks"] for value in disk.values())
+
+
+@pytest.mark.parametrize(
+    ("statuses", "state"),
+    [
+        ([{"code": "PowerState/deallocated"}, {"code": "ProvisioningState/succeeded"}], "deallocated"),
+        ([{"code": "ProvisioningState/creating/osProvisioningInProgress"}], "unknown"),
+        ([{"code": "PowerState/stopped"}], "stopped"),
+        ([], "unknown"),
+    ],
+)
+def test_the_power_state_is_found_wherever_it_stands(statuses: list[dict[str, str]], state: str) -> None:
+    assert suitability.power_state(vm(instanceView={"statuses": statuses})) == state
+
+
+@pytest.mark.parametrize(
+    ("os_disk", "reason"),
+    [
+        ({"diffDiskSettings": {"option": "Local"}}, "ephemeral"),
+        ({"vhd": {"uri": "https://x/y.vhd"}}, "unmanaged"),
+    ],
+)
+def test_what_cannot_be_moved_is_refused_with_the_reason(os_disk: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        suitability.refuse(vm(storageProfile={"osDisk": os_disk, "dataDisks": []}))
+
+
+@pytest.mark.parametrize(
+    ("change", "disks", "words"),
+    [
+        (
+            {"instanceView": {"disks": [{"name": "os", "encryptionSettings": [{"enabled": True}]}]}},
+            DISKS,
+            "Azure Disk Encryption is on for os",
+        ),
+        ({}, [disk("os", encryptionSettingsCollection={"enabled": True})], "will not boot elsewhere"),
+        ({}, [disk("os", encryption={"diskEncryptionSetId": "des"})], "customer-managed keys"),
+        ({"securityProfile": {"securityType": "TrustedLaunch"}}, [], "virtual TPM is not copied"),
+        ({}, [disk("data", maxShares=2)], "shared between machines"),
+        ({}, DISKS[:2], "Several disks of a running machine"),
+        ({"instanceView": {"statuses": [{"code": "PowerState/stopped"}]}}, [], "still billed"),
+        ({}, [disk("data", creationData={"logicalSectorSize": 4096})], "sectors of 4096 bytes"),
+        ({"licenseType": "Windows_Server"}, [], "Windows_Server is an Azure benefit"),
+        ({"priority": "Spot"}, [], "Spot VM"),
+    ],
+)
+def test_what_should_be_known_is_told(
+    change: dict[str, Any], disks: list[dict[str, Any]], words: str
+) -> None:
+    told = suitability.caveats(vm(**change), disks)
+    assert any(words in caveat for caveat in told)
+    assert all(caveat.endswith(".") for caveat in told)
+
+
+def test_an_ordinary_machine_of_one_disk_has_no_caveats() -> None:
+    assert suitability.caveats(vm(), DISKS[:1]) == ()
+
+
+def test_a_confidential_os_disk_is_refused() -> None:
+    profile = {"securityEncryptionType": "DiskWithVMGuestState"}
+    os_disk = {"managedDisk": {"id": disk_id("os"), "securityProfile": profile}}
+    with pytest.raises(Unsupported, match="virtual TPM"):
+        suitability.refuse(vm(storageProfile={"osDisk": os_disk}))
+
+
+def reader() -> ModuleType:
+    if not RECORDINGS.is_dir():
+        pytest.skip("the recordings of real Azure exchanges are not beside this checkout")
+    spec = importlib.util.spec_from_file_location("read_recordings", RECORDINGS / "read_recordings.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["read_recordings"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("recording", "machines"),
+    [
+        ("canForceDeleteVirtualMachine.json", 1),
+        ("test_restore_point.yaml", 1),
+        ("test_vm_disk_attach_detach.yaml", 1),
+        ("test_vm_simulate_eviction.yaml", 3),
+    ],
+)
+def test_recorded_machines_are_read(recording: str, machines: int) -> None:
+    recordings = reader()
+    state = recordings.final_state(recordings.exchanges(RECORDINGS / recording))
+    recordings.complete(state)
+    documents = {document["id"].lower(): document for document in state.every().values() if "id" in document}
+    vms = list(state.of_type("microsoft.compute/virtualmachines").values())
+    assert len(vms) == machines
+    for document in vms:
+        storage = document["properties"]["storageProfile"]
+        wanted = [storage["osDisk"], *storage.get("dataDisks", [])]
+        disks = [documents[entry["managedDisk"]["id"].lower()] for entry in wanted]
+        machine = inspection.machine(document, disks, [], [], (2, 4096))
+        assert machine.disks[0].name == "os"
+        assert all(found.size_bytes > 0 for found in machine.disks)

@@ -1,0 +1,482 @@
+"""What `check` finds before anything is made, and the permissions that a run needs: the table holds both ways."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GROUP, MIB
+from test_crashes import served
+
+from coriolis_azure import errors, names, permissions
+from coriolis_azure.preflight import Checked
+from coriolis_azure.provider import AzureExportProvider
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
+
+ROOT = Path(__file__).parent.parent
+Image = Callable[..., Path]
+Connect = Callable[..., Source]
+
+ALL = {permissions.PUBLIC_IP, permissions.OWN_NETWORK, permissions.SHUTDOWN}
+# This host is the only one that may come in: no warning is left.
+QUIET = {"export_worker_allowed_addresses": ["192.0.2.1"]}
+
+
+def texts(checked: Checked, severity: str) -> str:
+    return "\n".join(finding.text for finding in checked.findings if finding.severity == severity)
+
+
+def changed(azure: Sandbox, suffix: str, change: Callable[[Any], None]) -> None:
+    """Answers to a GET of a path with this end are changed on their way."""
+
+    def look(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if (
+            request.method == "GET"
+            and request.path.lower().endswith(suffix.lower())
+            and response.status == 200
+        ):
+            document = json.loads(response.body)
+            change(document)
+            return replace(response, body=json.dumps(document).encode())
+        return response
+
+    azure.intercept = look
+
+
+def allow(azure: Sandbox, *actions: str, but: tuple[str, ...] = ()) -> None:
+    azure.permissions[:] = [{"actions": list(actions), "notActions": list(but)}]
+
+
+def test_a_good_setup_has_no_errors_and_nothing_is_written(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os"))
+    before, asked = azure.resources(), len(azure.requests)
+    checked = connect(QUIET).check("web")
+    assert checked.ok
+    assert texts(checked, "warning") == ""
+    assert checked.checked_machine().name == "web"
+    assert {finding.step for finding in checked.findings} >= {
+        "connect",
+        "inspect",
+        "permissions",
+        "worker",
+        "copy",
+    }
+    made = [(method, path) for method, path in list(azure.requests)[asked:] if method != "GET"]
+    assert all(path.endswith("/token") for _, path in made)
+    assert azure.resources() == before
+
+
+def test_without_a_vm_connection_and_environment_are_checked(source: Source) -> None:
+    checked = source.check()
+    assert checked.ok
+    assert checked.machine is None
+    assert "reached from anywhere" in texts(checked, "warning")
+
+
+def test_every_error_is_found_at_once_each_with_a_remedy(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os"))
+    azure.quotas["cores"] = (99, 100)
+    azure.quotas["PublicIPAddresses"] = (10, 10)
+    checked = connect({"exclude_disks": ["data-9"], "export_network": "sandbox-vnet/none"}).check("web")
+    found = texts(checked, "error")
+    for words in (
+        "data-9 is no disk",
+        "no subnet none",
+        "vCPUs of the location leaves 1",
+        "PublicIPAddresses",
+    ):
+        assert words in found
+    assert all(finding.remedy for finding in checked.errors)
+    with pytest.raises(errors.InvalidInput, match="data-9 is no disk") as caught:
+        checked.checked_machine()
+    assert caught.value.message.count("\n") == len(checked.errors) - 1
+
+
+def test_a_used_up_family_is_a_warning_since_another_size_is_tried(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os"))
+    azure.quotas["standardDSv5Family"] = (9, 10)
+    checked = connect(QUIET).check("web")
+    assert checked.ok
+    assert "standardDSv5Family leaves 1" in texts(checked, "warning")
+
+
+def test_an_unlimited_quota_is_enough(azure: Sandbox, connect: Connect) -> None:
+    azure.quotas["cores"] = (500, -1)
+    assert connect(QUIET).check().ok
+
+
+@pytest.mark.parametrize(
+    ("level", "words"), [("CanNotDelete", "forbids to delete"), ("ReadOnly", "forbids to make")]
+)
+@pytest.mark.parametrize("scope", ["", f"/resourceGroups/{GROUP}"])
+def test_locks_are_errors(azure: Sandbox, connect: Connect, level: str, words: str, scope: str) -> None:
+    source = connect(QUIET)
+    lock(source, azure, f"/subscriptions/{source.azure.subscription}{scope}", level)
+    assert f"the lock keep ({level})" in texts(source.check(), "error")
+    assert words in texts(source.check(), "error")
+
+
+def test_locks_on_others_things_are_none_of_ours(azure: Sandbox, connect: Connect, image: Image) -> None:
+    azure.add_vm("web", image("os"))
+    azure.add_vm("other", image("os"))
+    source = connect(QUIET)
+    lock(source, azure, source.inspect("other").id, "ReadOnly")
+    assert texts(source.check("web"), "warning") == ""
+    lock(source, azure, source.inspect("web").disks[0].id, "CanNotDelete")
+    assert texts(source.check("web"), "warning") == ""
+    lock(source, azure, source.inspect("web").disks[0].id, "ReadOnly")
+    assert "may forbid to use it" in texts(source.check("web"), "warning")
+
+
+def lock(source: Source, azure: Sandbox, scope: str, level: str) -> None:
+    """A lock as somebody else puts it: with a request of their own."""
+    body = json.dumps({"properties": {"level": level}}).encode()
+    token = source.azure.credential.get_token("https://management.azure.com/.default").token
+    url = f"https://x.invalid{scope}/providers/Microsoft.Authorization/locks/keep?api-version=2020-05-01"
+    assert azure.handle(Request("PUT", url, {"Authorization": f"Bearer {token}"}, body)).status < 300
+
+
+def test_wrong_credentials_are_one_finding_and_no_more_is_asked(azure: Sandbox, connect: Connect) -> None:
+    principal = {**azure.connection_info()["service_principal_credentials"], "client_secret": "wrong"}
+    checked = connect(QUIET, {"service_principal_credentials": principal}).check("web")
+    assert ["AADSTS7000215" in finding.text for finding in checked.findings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("vm", "environment", "words"),
+    [
+        ("nobody", {}, "no VM nobody"),
+        ("web", {"resource_group": "elsewhere"}, "elsewhere"),
+        ("web", {"location": "westus"}, "not in westus"),
+        ("web", {"location": "atlantis"}, "atlantis is no location"),
+        ("web", {"export_network": "sandbox-vnet"}, "names no subnet"),
+    ],
+)
+def test_wrong_names_are_findings(
+    azure: Sandbox, connect: Connect, image: Image, vm: str, environment: dict[str, str], words: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    assert words in texts(connect({**QUIET, **environment}).check(vm), "error")
+
+
+def test_disks_in_rounds_and_the_time_that_a_full_read_takes(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("big", image("os"), [image(f"d{n}", MIB) for n in range(5)], size="Standard_D8s_v5")
+    told = texts(connect({**QUIET, "export_worker_size": "Standard_D2s_v5"}).check("big"), "fine")
+    assert "6 disks, the worker holds 4: copied in 2 rounds" in told
+    assert "Standard_D2s_v5 reads 85 MB/s: 1 min" in told
+    fewer = connect({**QUIET, "export_worker_size": "Standard_D2s_v5", "exclude_disks": ["os", "data-0"]})
+    assert "rounds" not in texts(fewer.check("big"), "fine")
+
+
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [("Standard_A1", "does not have it"), ("Standard_D2ps_v5", "Arm64"), ("Standard_D2s_v6", "NVMe")],
+)
+def test_a_size_that_is_replaced_is_told_with_the_reason(connect: Connect, size: str, why: str) -> None:
+    checked = connect({**QUIET, "export_worker_size": size}).check()
+    assert checked.ok
+    assert f"export_worker_size {size} cannot be used" in texts(checked, "warning")
+    assert why in texts(checked, "warning")
+
+
+@pytest.mark.parametrize(
+    ("state", "severity"), [("ReadyToUpload", "error"), ("Frozen", "warning"), ("ActiveSAS", "warning")]
+)
+def test_states_of_disks(azure: Sandbox, connect: Connect, image: Image, state: str, severity: str) -> None:
+    azure.add_vm("web", image("os"))
+    changed(azure, "/disks/web-os", lambda disk: disk["properties"].update(diskState=state))
+    assert "os (web-os)" in texts(connect(QUIET).check("web"), severity)
+
+
+def test_an_ultra_disk_with_large_sectors_cannot_be_read(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os"), [image("data")])
+
+    def ultra(disk: Any) -> None:
+        disk["sku"]["name"] = "UltraSSD_LRS"
+        disk["properties"]["creationData"]["logicalSectorSize"] = 4096
+
+    changed(azure, "/disks/web-data-0", ultra)
+    assert "which the worker cannot attach" in texts(connect(QUIET).check("web"), "error")
+    assert connect({**QUIET, "exclude_disks": ["data-0"]}).check("web").ok
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "words"),
+    [
+        (
+            {"ipConfigurations": [{"id": str(n)} for n in range(3)], "addressPrefix": "10.0.0.0/29"},
+            "error",
+            "no free",
+        ),
+        ({"ipConfigurations": [{"id": "1"}], "addressPrefix": "10.0.0.0/29"}, "fine", "has 2 free addresses"),
+        (
+            {"addressPrefix": None, "addressPrefixes": ["10.0.0.0/28", "fd00::/64"]},
+            "fine",
+            "has 11 free addresses",
+        ),
+        (
+            {"delegations": [{"properties": {"serviceName": "Microsoft.Sql"}}]},
+            "error",
+            "delegated to Microsoft.Sql",
+        ),
+        ({"networkSecurityGroup": {"id": "/x/guard"}}, "warning", "firewall of its own (guard)"),
+    ],
+)
+def test_the_subnet_of_the_settings(
+    azure: Sandbox, connect: Connect, change: dict[str, Any], severity: str, words: str
+) -> None:
+    def narrow(network: Any) -> None:
+        network["properties"]["subnets"][0]["properties"].update({"ipConfigurations": [], **change})
+
+    changed(azure, "/virtualNetworks/sandbox-vnet", narrow)
+    assert words in texts(connect({**QUIET, "export_network": "sandbox-vnet/default"}).check(), severity)
+
+
+def test_an_older_azure_is_a_warning(azure: Sandbox, connect: Connect) -> None:
+    def old(provider: Any) -> None:
+        for kind in provider["resourceTypes"]:
+            if kind["resourceType"] == "snapshots":
+                kind["apiVersions"] = ["2019-07-01"]
+
+    changed(azure, "/providers/Microsoft.Compute", old)
+    checked = connect(QUIET).check()
+    assert checked.ok
+    assert "microsoft.compute/snapshots" in texts(checked, "warning")
+
+
+def test_a_disabled_subscription_is_an_error(azure: Sandbox, connect: Connect) -> None:
+    source = connect(QUIET)
+    changed(azure, f"/subscriptions/{source.azure.subscription}", lambda told: told.update(state="Disabled"))
+    assert "the subscription is Disabled" in texts(source.check(), "error")
+
+
+# Permissions
+
+
+@pytest.mark.parametrize(
+    ("entries", "held"),
+    [
+        ([{"actions": ["*"]}], True),
+        ([{"actions": ["microsoft.compute/DISKS/*"]}], True),
+        ([{"actions": ["*/read"]}], False),
+        ([{"actions": ["Microsoft.Compute/*/write"]}], True),
+        ([{"actions": ["*"], "notActions": ["Microsoft.Compute/disks/*"]}], False),
+        ([{"actions": ["*"], "notActions": ["*/write"]}, {"actions": ["*/disks/write"]}], True),
+        ([{"actions": None, "notActions": None}], False),
+        ([{"actions": ["Microsoft.Compute/disks/writ"]}], False),
+        ([], False),
+    ],
+)
+def test_what_a_list_of_permissions_allows(entries: list[dict[str, Any]], held: bool) -> None:
+    """A role's notActions take away from that role only; * crosses slashes; case does not count."""
+    assert permissions.granted(entries, "Microsoft.Compute/disks/write") is held
+
+
+# Azure, and the sandbox, tell everybody what they may do.
+ASKED = [each for each in permissions.needed(ALL) if each.name != "Microsoft.Authorization/permissions/read"]
+
+
+@pytest.mark.parametrize("action", ASKED, ids=lambda action: action.name)
+def test_a_missing_action_is_named(
+    azure: Sandbox, connect: Connect, image: Image, action: permissions.Action
+) -> None:
+    azure.add_vm("web", image("os"))
+    allow(azure, *(each for each in permissions.role(ALL, ["/"])["Actions"] if each != action.name))
+    checked = connect(QUIET).check("web")
+    lax = action.optional or action.feature == permissions.SHUTDOWN
+    assert action.name in texts(checked, "warning" if lax else "error")
+    assert checked.ok is lax
+
+
+def test_the_role_is_enough_for_the_whole_job(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
+) -> None:
+    """The sandbox denies everything else, linked actions included."""
+    os_disk = image("os")
+    azure.add_vm("web", os_disk)
+    before = azure.resources()
+    allow(azure, *permissions.role(ALL, ["/"])["Actions"])
+    source = connect(QUIET | {"export_worker_allowed_addresses": ["*"]})
+    assert source.check("web").ok
+    report = source.replicate("web", tmp_path / "images", shutdown=True)
+    assert report.left_behind == ()
+    assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
+    assert azure.resources() == before
+
+
+def test_the_role_for_a_given_network_is_enough_and_smaller(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os"))
+    actions = permissions.role({permissions.GIVEN_NETWORK}, ["/"])["Actions"]
+    assert not any(
+        action.endswith(("virtualNetworks/write", "publicIPAddresses/write")) for action in actions
+    )
+    allow(azure, *actions)
+    source = connect({"export_network": "sandbox-vnet/default", "export_worker_use_fip": False})
+    assert source.check("web").ok
+    assert source.replicate("web", tmp_path / "images").left_behind == ()
+
+
+@pytest.mark.parametrize(
+    "linked",
+    [
+        "Microsoft.Compute/disks/beginGetAccess/action",
+        "Microsoft.Compute/snapshots/beginGetAccess/action",
+        "Microsoft.Network/virtualNetworks/subnets/join/action",
+        "Microsoft.Network/networkInterfaces/join/action",
+    ],
+)
+def test_azure_asks_for_linked_actions(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, linked: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    before = azure.resources()
+    allow(azure, "*", but=(linked,))
+    with pytest.raises(errors.Denied, match=linked):
+        source.replicate("web", tmp_path / "images")
+    assert azure.resources() == before
+
+
+def test_permissions_that_cannot_be_read_are_a_warning(azure: Sandbox, connect: Connect) -> None:
+    def refuse(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if "Microsoft.Authorization" in request.path:
+            body = b'{"error": {"code": "AuthorizationFailed", "message": "No."}}'
+            return Response(403, {"Content-Type": "application/json"}, body)
+        return answer(request)
+
+    azure.intercept = refuse
+    checked = connect(QUIET).check()
+    assert checked.ok
+    assert "could not read the permissions" in texts(checked, "warning")
+    assert "could not read the locks" in texts(checked, "warning")
+
+
+def test_actions_of_the_subscription_are_asked_for_there(azure: Sandbox, connect: Connect) -> None:
+    """A role that is assigned to the resource group does not reach the subscription."""
+    source = connect(QUIET)
+    path = f"/subscriptions/{source.azure.subscription}/providers/Microsoft.Authorization/permissions"
+    changed(azure, path, lambda told: told.update(value=[]))
+    found = source.check().errors
+    assert {"Microsoft.Compute/skus/read" in finding.text for finding in found} == {True, False}
+    assert all("on the subscription" in finding.text for finding in found)
+
+
+def test_long_lists_are_read_to_their_end(azure: Sandbox, source: Source) -> None:
+    """By nextLink, with Azure's own URL."""
+    second = {"value": [{"actions": ["b"]}]}
+
+    def pages(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.path.endswith("/permissions"):
+            more = "page=2" not in request.url
+            first = {"value": [{"actions": ["a"]}], "nextLink": f"{request.url}&page=2"}
+            return Response.of(200, first if more else second)
+        return answer(request)
+
+    azure.intercept = pages
+    scope = f"/subscriptions/{source.azure.subscription}"
+    assert [each["actions"] for each in source.azure.permissions(scope)] == [["a"], ["b"]]
+
+
+def test_the_page_of_permissions_is_current() -> None:
+    """If not: `python -m docs.make_permissions`."""
+    spec = importlib.util.spec_from_file_location("make_permissions", ROOT / "docs" / "make_permissions.py")
+    assert spec
+    assert spec.loader
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert (ROOT / "docs" / "permissions.md").read_text(encoding="utf-8") == maker.page()
+
+
+# The fronts
+
+
+class Listener:
+    """Takes what the orchestrator's event handler takes, and keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def add_event(self, message: str, level: str) -> None:
+        if level == "WARNING":
+            self.warnings.append(message)
+
+    def add_progress_update(self, message: str) -> None:
+        """Steps are of no interest here."""
+
+
+def test_the_plugin_tells_warnings_and_raises_all_errors(azure: Sandbox, image: Image) -> None:
+    azure.add_vm("web", image("os"))
+    listener = Listener()
+    provider = AzureExportProvider(listener)
+    with served(azure) as connection:
+        info = provider.validate_replica_export_input(None, connection, "web", azure.environment())
+        assert info["name"] == "web"
+        assert any("reached from anywhere" in warning for warning in listener.warnings)
+        allow(azure, "*", but=("Microsoft.Compute/snapshots/*",))
+        with pytest.raises(errors.InvalidInput, match="snapshots/write") as caught:
+            provider.validate_replica_export_input(None, connection, "web", azure.environment())
+    assert "snapshots/delete" in str(caught.value)
+    assert "coriolis-azure role" in str(caught.value)
+
+
+def test_the_command_checks_with_an_exit_code(azure: Sandbox, image: Image, tmp_path: Path) -> None:
+    azure.add_vm("web", image("os"))
+    with served(azure) as connection:
+        files = []
+        for option, document in (("-c", connection), ("-e", azure.environment())):
+            file = tmp_path / f"{option}.json"
+            file.write_text(json.dumps(document))
+            files += [option, str(file)]
+        command = [sys.executable, "-m", "coriolis_azure", "check", *files]
+        people = subprocess.run([*command, "web"], capture_output=True, text=True)
+        assert (people.returncode, "fine" in people.stdout, "error" in people.stdout) == (0, True, False)
+        machines = subprocess.run([*command, "nobody", "--json"], capture_output=True, text=True)
+    told = json.loads(machines.stdout)
+    assert (machines.returncode, told["ok"]) == (2, False)
+    assert ["no VM nobody" in each["text"] for each in told["findings"] if each["severity"] == "error"] == [
+        True
+    ]
+
+
+def test_the_command_prints_a_role_that_az_takes() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "coriolis_azure",
+        "role",
+        "--no-public-ip",
+        "--existing-network",
+        "--no-shutdown",
+    ]
+    done = subprocess.run(
+        [*command, "--scope", "/subscriptions/one"], capture_output=True, text=True, check=True
+    )
+    printed = json.loads(done.stdout)
+    assert printed["AssignableScopes"] == ["/subscriptions/one"]
+    assert printed["Actions"] == permissions.role({permissions.GIVEN_NETWORK}, ["/"])["Actions"]
+    assert set(printed) == {
+        *("Name", "IsCustom", "Description", "Actions", "NotActions", "DataActions", "NotDataActions"),
+        "AssignableScopes",
+    }
+    kinds = {action.rpartition("/")[0] for action in printed["Actions"] if action.endswith("/delete")}
+    assert kinds == {names.TYPES[kind] for kind in ("vm", "disk", "snapshot", "nic", "nsg")}

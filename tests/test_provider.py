@@ -1,0 +1,291 @@
+"""The plugin's calls, each in a freshly started process, everything passed through JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MIB
+from test_crashes import served
+from writer_targets import HttpsTarget, SshTarget
+
+from coriolis_azure.errors import InvalidInput
+from coriolis_azure.provider import AzureExportProvider
+from coriolis_azure.sandbox import Request, Response, Sandbox
+
+CALL = """
+import json, sys
+from coriolis_azure.provider import AzureExportProvider
+method, arguments = json.load(sys.stdin)
+print(json.dumps(getattr(AzureExportProvider(None), method)(None, *arguments)))
+"""
+
+
+def started(method: str, *arguments: Any) -> subprocess.Popen[str]:
+    """One call of the plugin in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CALL],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert process.stdin
+    process.stdin.write(json.dumps([method, arguments]))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def call(method: str, *arguments: Any) -> Any:
+    """What such a call gives back; RuntimeError with its last line when it raises."""
+    with started(method, *arguments) as process:
+        out, errors = process.communicate(timeout=120)
+    if process.returncode:
+        raise RuntimeError(errors.strip().splitlines()[-1])
+    return json.loads(out)
+
+
+def volumes(info: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """What a destination plugin makes: an empty volume a disk."""
+    folder.mkdir(exist_ok=True)
+    made = []
+    for number, disk in enumerate(info["devices"]["disks"]):
+        path = folder / f"volume-{number}"
+        path.touch()
+        made.append({"disk_id": disk["id"], "volume_dev": str(path)})
+    return made
+
+
+@pytest.fixture
+def target() -> dict[str, Any]:
+    return {"backend": "file_backup_writer", "connection_details": {"ip": "127.0.0.1", "port": 22}}
+
+
+def execute(connection: Any, environment: Any, target: Any, volumes_info: Any, *, shutdown: bool) -> Any:
+    """One execution, in the orchestrator's order; the source resources are deleted however it ends."""
+    info = call("get_replica_instance_info", connection, environment, "web")
+    deployed = call("deploy_replica_source_resources", connection, info, environment)
+    try:
+        if shutdown:
+            call("shutdown_instance", connection, environment, "web")
+        resources, reached = deployed["migr_resources"], deployed["connection_info"]
+        return call(
+            "replicate_disks", connection, environment, "web", resources, reached, target, volumes_info, True
+        )
+    finally:
+        call("delete_replica_source_resources", connection, environment, deployed["migr_resources"])
+
+
+def test_two_executions_and_a_failed_one_in_between(
+    azure: Sandbox, image: Callable[..., Path], tmp_path: Path, target: dict[str, Any]
+) -> None:
+    os_disk, data = image("os", 3 * MIB, seed=1), image("data", 2 * MIB, seed=2)
+    azure.add_vm("web", os_disk, [data])
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+        info = call("get_replica_instance_info", connection, environment, "web")
+        entries = volumes(info, tmp_path / "volumes")
+        entries = execute(connection, environment, target, entries, shutdown=False)
+        assert [Path(entry["volume_dev"]).read_bytes() for entry in entries] == [
+            os_disk.read_bytes(),
+            data.read_bytes(),
+        ]
+        assert all(set(entry["replica_state"]) >= {"chunks", "size"} for entry in entries)
+
+        broken = [{**entries[0], "volume_dev": str(tmp_path / "no/such/folder/volume")}, entries[1]]
+        with pytest.raises(RuntimeError, match="DestinationFailed"):
+            execute(connection, environment, target, broken, shutdown=False)
+        assert azure.resources() == before
+
+        changed = bytearray(data.read_bytes())
+        changed[4096:8192] = bytes(4096)
+        data.write_bytes(changed)
+        azure.write("web", 0, data)
+        skipped = [{**entries[0], "replicate_disk_data": False}, entries[1]]
+        after = execute(connection, environment, target, skipped, shutdown=True)
+        assert after[0] == skipped[0]
+        assert Path(after[1]["volume_dev"]).read_bytes() == changed
+        assert (
+            call("get_replica_instance_info", connection, environment, "web")["power_state"] == "deallocated"
+        )
+        forgotten = call("delete_replica_source_snapshots", connection, environment, after)
+        assert [entry["disk_id"] for entry in forgotten] == [entry["disk_id"] for entry in after]
+        assert not any("replica_state" in entry for entry in forgotten)
+    assert azure.resources() == before
+
+
+@pytest.fixture(params=["ssh", "https"])
+def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SshTarget | HttpsTarget]:
+    """The receiving end of a backup writer, as a destination plugin deploys it."""
+    kind = SshTarget if request.param == "ssh" else HttpsTarget
+    target = kind(tmp_path / "receiver")
+    yield target
+    target.close()
+
+
+def test_content_that_goes_back_after_a_killed_run_is_in_the_volume_by_name(
+    azure: Sandbox, image: Callable[..., Path], tmp_path: Path, writer: SshTarget | HttpsTarget
+) -> None:
+    """The caller keeps the state of the last good run; the killed one has changed the volume since."""
+    older = image("data", 2 * MIB, seed=2)
+    newer = tmp_path / "newer.raw"
+    newer.write_bytes(bytes(4096) + os.urandom(MIB) + older.read_bytes()[MIB + 4096 :])
+    azure.add_vm("web", image("os", MIB), [older])
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+        info = call("get_replica_instance_info", connection, environment, "web")
+        entries = volumes(info, tmp_path / "volumes")
+        for entry, disk in zip(entries, info["devices"]["disks"], strict=True):
+            os.truncate(entry["volume_dev"], disk["size_bytes"] + MIB)
+            entry["zeroed"] = True
+        target = json.loads(json.dumps(writer.info))
+        kept = execute(connection, environment, target, entries, shutdown=False)
+        assert content(kept[1]) == older.read_bytes()
+        assert azure.resources() == before
+
+        azure.write("web", 0, newer)
+        deployed = call("deploy_replica_source_resources", connection, info, environment)
+        resources, reached = deployed["migr_resources"], deployed["connection_info"]
+        running = started(
+            "replicate_disks", connection, environment, "web", resources, reached, target, kept, True
+        )
+
+        def kill(request: Request, answer: Callable[[Request], Response]) -> Response:
+            if (
+                request.method == "PATCH"
+                and json.loads(request.body)["properties"]["storageProfile"]["dataDisks"] == []
+            ):
+                running.kill()
+            return answer(request)
+
+        azure.intercept = kill  # everything is copied; the clones are about to be detached
+        running.communicate(timeout=60)
+        azure.intercept = None
+        assert running.returncode == -signal.SIGKILL
+        assert content(kept[1]) == newer.read_bytes()
+        call("delete_replica_source_resources", connection, environment, resources)
+
+        azure.write("web", 0, older)
+        again = execute(connection, environment, target, kept, shutdown=False)
+        assert content(again[1]) == older.read_bytes()
+        assert azure.resources() == before
+
+
+def content(entry: dict[str, Any]) -> bytes:
+    """What a volume holds, without what it is larger by."""
+    return Path(entry["volume_dev"]).read_bytes()[:-MIB]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("step", ["/snapshots/coriolis", "/disks/coriolis", "PATCH"])
+def test_a_cancelled_or_killed_copy_is_cleaned_up_by_the_orchestrators_next_task(
+    azure: Sandbox,
+    image: Callable[..., Path],
+    tmp_path: Path,
+    target: dict[str, Any],
+    step: str,
+    number: signal.Signals,
+) -> None:
+    azure.add_vm("web", image("os"), [image("data", seed=2)])
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+        info = call("get_replica_instance_info", connection, environment, "web")
+        deployed = call("deploy_replica_source_resources", connection, info, environment)
+        entries = volumes(info, tmp_path / "volumes")
+        resources, reached = deployed["migr_resources"], deployed["connection_info"]
+        worker_alone = azure.resources()
+        running = started(
+            "replicate_disks", connection, environment, "web", resources, reached, target, entries, True
+        )
+        strikes = []
+
+        def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+            if ((request.method == "PUT" and step in request.path) or request.method == step) and not strikes:
+                strikes.append(request.path)
+                running.send_signal(number)
+            return answer(request)
+
+        azure.intercept = strike
+        _, errors = running.communicate(timeout=60)
+        azure.intercept = None
+        assert strikes
+        assert running.returncode == -number, errors
+        if number == signal.SIGINT:
+            assert "KeyboardInterrupt" in errors
+            assert azure.resources() == worker_alone
+        call("delete_replica_source_resources", connection, environment, resources)
+        call("delete_replica_source_resources", connection, environment, resources)
+    assert azure.resources() == before
+
+
+def test_a_cancelled_deployment_undoes_itself(azure: Sandbox, image: Callable[..., Path]) -> None:
+    """Nobody calls the delete method when deploying has not returned."""
+    azure.add_vm("web", image("os"))
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+        info = call("get_replica_instance_info", connection, environment, "web")
+        running = started("deploy_replica_source_resources", connection, info, environment)
+
+        def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+            if request.method == "PUT" and "/networkInterfaces/coriolis" in request.path:
+                running.send_signal(signal.SIGINT)
+            return answer(request)
+
+        azure.intercept = strike
+        running.communicate(timeout=60)
+        azure.intercept = None
+    assert azure.resources() == before
+
+
+def test_a_deployment_that_azure_refuses_leaves_nothing_and_says_why(
+    azure: Sandbox, image: Callable[..., Path]
+) -> None:
+    azure.add_vm("web", image("os"))
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+        info = call("get_replica_instance_info", connection, environment, "web")
+        body = b'{"error": {"code": "SkuNotAvailable", "message": "Sold out."}}'
+        azure.intercept = lambda request, answer: (
+            Response(409, {"Content-Type": "application/json"}, body)
+            if request.method == "PUT" and "/virtualMachines/coriolis" in request.path
+            else answer(request)
+        )
+        with pytest.raises(RuntimeError, match=r"SkuNotAvailable: Sold out\. [A-Z]\w+ "):
+            call("deploy_replica_source_resources", connection, info, environment)
+        azure.intercept = None
+    assert azure.resources() == before
+
+
+def test_a_connection_is_validated(azure: Sandbox) -> None:
+    with served(azure) as connection:
+        assert call("validate_connection", connection) is None
+        principal = {**connection["service_principal_credentials"], "client_secret": "wrong"}
+        with pytest.raises(RuntimeError, match=r"Denied.*AADSTS7000215"):
+            call("validate_connection", {**connection, "service_principal_credentials": principal})
+    with pytest.raises(InvalidInput, match="subscription_id is missing"):
+        AzureExportProvider(None).validate_connection(None, {})
+
+
+def test_the_class_has_the_orchestrators_shape() -> None:
+    assert AzureExportProvider.platform == "azure"
+    assert AzureExportProvider(None).get_os_morphing_tools("linux", {}) == []
+    provider = AzureExportProvider(None)
+    for schema in (provider.get_connection_info_schema(), provider.get_source_environment_schema()):
+        assert json.loads(json.dumps(schema))["properties"]
+
+
+def test_importing_the_plugin_imports_no_sdk() -> None:
+    """The orchestrator imports every plugin at each look-up."""
+    loaded = "[m for m in sys.modules if m.split('.')[0] in ('azure', 'paramiko')]"
+    code = f"import sys, coriolis_azure.provider; print({loaded})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

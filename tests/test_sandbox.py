@@ -1,0 +1,551 @@
+"""What the sandbox's Azure does to disks, VMs and networks, and what it refuses, in Azure's own words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.core.exceptions import HttpResponseError
+from test_sandbox_clients import GROUP, HERE, Clients, in_process, vm_body
+
+from coriolis_azure import errors
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox.content import copy_sparse
+
+DISKS = "Microsoft.Compute/disks"
+SNAPSHOTS = "Microsoft.Compute/snapshots"
+MACHINES = "Microsoft.Compute/virtualMachines"
+NICS = "Microsoft.Network/networkInterfaces"
+ADDRESSES = "Microsoft.Network/publicIPAddresses"
+FIREWALLS = "Microsoft.Network/networkSecurityGroups"
+NETWORKS = "Microsoft.Network/virtualNetworks"
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    with Sandbox(tmp_path / "azure") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def azure(sandbox: Sandbox) -> Iterator[Clients]:
+    with in_process(sandbox) as clients:
+        yield clients
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(os.urandom(64 << 10) + bytes(512))
+    return path
+
+
+def bytes_of(sandbox: Sandbox, resource_id: str) -> bytes:
+    """The first mebibyte of a disk or snapshot."""
+    found = sandbox._world.state.find(resource_id)
+    assert found is not None
+    with sandbox._world.contents.path(found.hidden["content"]).open("rb") as file:
+        return file.read(1 << 20)
+
+
+def make_vm(azure: Clients, name: str = "vm", **changes: Any) -> Any:
+    body = vm_body(azure.nic(f"{name}-nic").id, **changes)
+    return azure.compute.virtual_machines.begin_create_or_update(GROUP, name, body).result()
+
+
+# ---------------------------------------------------------------- contents
+
+
+def test_a_vm_is_made_from_raw_files(sandbox: Sandbox, azure: Clients, raw: Path) -> None:
+    sandbox.add_vm("web", raw, [raw, raw], size="Standard_D4s_v5")
+    vm = azure.compute.virtual_machines.get(GROUP, "web", expand="instanceView")
+    assert vm.os_profile.computer_name == "web"
+    assert [each.lun for each in vm.storage_profile.data_disks] == [0, 1]
+    assert "PowerState/running" in [each.code for each in vm.instance_view.statuses]
+    disk = azure.compute.disks.get(GROUP, vm.storage_profile.os_disk.name)
+    assert (disk.disk_size_bytes, disk.disk_size_gb, disk.disk_state) == (66048, 1, "Attached")
+    assert disk.managed_by == vm.id
+    assert disk.hyper_v_generation == "V2"
+    assert sandbox.content("web", 1).read_bytes() == raw.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "content", "remedy"), [(0, b"", "512"), (513, b"x" * 513, "512"), (-1, None, "Correct")]
+)
+def test_only_whole_sectors_make_a_disk(
+    sandbox: Sandbox, tmp_path: Path, size: int, content: bytes | None, remedy: str
+) -> None:
+    file = tmp_path / "bad.raw"
+    if content is not None:
+        file.write_bytes(content)
+    before = sandbox.resources()
+    with pytest.raises(errors.InvalidInput, match=r"bad\.raw") as refusal:
+        sandbox.add_vm("web", file)
+    assert remedy in refusal.value.remedy
+    assert sandbox.resources() == before
+
+
+def test_too_many_disks_make_no_vm_and_leave_nothing(sandbox: Sandbox, raw: Path, tmp_path: Path) -> None:
+    before = sandbox.resources()
+    with pytest.raises(errors.InvalidInput, match="maximum number of data disks"):
+        sandbox.add_vm("web", raw, [raw] * 5)
+    assert sandbox.resources() == before
+    assert list((tmp_path / "azure" / "disks").iterdir()) == []
+
+
+def test_a_snapshot_is_frozen_and_a_clone_is_its_own(sandbox: Sandbox, azure: Clients, raw: Path) -> None:
+    sandbox.add_vm("web", raw)
+    disk = azure.compute.disks.get(GROUP, "web-os")
+    first = raw.read_bytes()
+    snapshot = azure.copy("s", disk.id, snapshot=True, incremental=True)
+    clone = azure.copy("c", snapshot.id)
+    raw.write_bytes(os.urandom(128 << 10))
+    sandbox.write("web", "os", raw)
+    assert bytes_of(sandbox, disk.id) == raw.read_bytes()
+    assert bytes_of(sandbox, snapshot.id) == bytes_of(sandbox, clone.id) == first
+    assert clone.unique_id != disk.unique_id
+    assert (clone.os_type, clone.hyper_v_generation) == ("Linux", "V2")
+    assert azure.compute.disks.get(GROUP, "web-os").disk_size_bytes == 128 << 10
+    azure.compute.snapshots.begin_delete(GROUP, "s").result()
+    assert bytes_of(sandbox, clone.id) == first
+
+
+def test_snapshots_of_one_disk_are_one_family(azure: Clients) -> None:
+    disk = azure.disk("d")
+    one = azure.copy("s1", disk.id, snapshot=True, incremental=True)
+    two = azure.copy("s2", disk.id, snapshot=True, incremental=True)
+    assert one.incremental_snapshot_family_id == two.incremental_snapshot_family_id
+    assert one.unique_id != two.unique_id
+
+
+def test_contents_go_with_their_last_owner(
+    sandbox: Sandbox, azure: Clients, raw: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "azure" / "disks"
+    disk = azure.disk("d")
+    azure.copy("s", disk.id, snapshot=True)
+    azure.compute.disks.begin_delete(GROUP, "d").result()
+    assert len(list(folder.iterdir())) == 1
+    azure.compute.snapshots.begin_delete(GROUP, "s").result()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_copy_may_be_larger_and_is_never_smaller(sandbox: Sandbox, azure: Clients, raw: Path) -> None:
+    sandbox.add_vm("web", raw)
+    source = azure.id(DISKS, "web-os")
+    assert azure.copy("same", source, diskSizeGB=1).disk_size_bytes == 66048
+    grown = azure.copy("grown", source, diskSizeGB=2)
+    assert grown.disk_size_bytes == 2 << 30
+    assert bytes_of(sandbox, grown.id)[:66048] == raw.read_bytes()
+    body = {"creationData": {"createOption": "Copy", "sourceResourceId": grown.id}, "diskSizeGB": 1}
+    refusal = azure.refused("PUT", azure.id(DISKS, "small"), {"location": HERE, "properties": body})
+    assert refusal[1:] == ("InvalidParameter", "Disks or snapshot cannot be resized down.")
+
+
+def test_copies_keep_holes(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    with source.open("wb") as file:
+        file.truncate(1 << 30)
+        file.seek(512 << 20)
+        file.write(b"data" * 1024)
+    copy_sparse(source, target)
+    assert target.stat().st_size == 1 << 30
+    assert target.stat().st_blocks * 512 < 1 << 20
+    with target.open("rb") as file:
+        file.seek(512 << 20)
+        assert file.read(4096) == b"data" * 1024
+
+
+@pytest.mark.parametrize(("name", "disk"), [("none", "os"), ("web", 7), ("web", "root")])
+def test_writing_needs_a_known_disk(sandbox: Sandbox, raw: Path, name: str, disk: str | int) -> None:
+    sandbox.add_vm("web", raw, [raw])
+    with pytest.raises(errors.InvalidInput, match=str(disk) if name == "web" else name):
+        sandbox.write(name, disk, raw)
+
+
+def test_writing_does_not_shrink(sandbox: Sandbox, raw: Path) -> None:
+    sandbox.add_vm("web", raw)
+    content = raw.read_bytes()
+    raw.write_bytes(content[:512])
+    with pytest.raises(errors.InvalidInput) as refusal:
+        sandbox.write("web", "os", raw)
+    assert "larg" in refusal.value.remedy
+    assert sandbox.content("web", "os").read_bytes() == content
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_a_disk_in_use_cannot_be_deleted(azure: Clients, sandbox: Sandbox, raw: Path) -> None:
+    vm = sandbox.add_vm("web", raw)
+    refusal = azure.refused("DELETE", azure.id(DISKS, "web-os"))
+    assert refusal == (409, "OperationNotAllowed", f"Disk web-os is attached to VM {vm}.")
+
+
+def test_what_a_network_needs_cannot_be_deleted(azure: Clients) -> None:
+    address, firewall = azure.address("ip"), azure.firewall("nsg")
+    nic = azure.nic("nic", publicIPAddress={"id": address.id})
+    body = nic.as_dict() | {"location": HERE}
+    body["properties"]["networkSecurityGroup"] = {"id": firewall.id}
+    azure.network.network_interfaces.begin_create_or_update(GROUP, "nic", body).result()
+    azure.compute.virtual_machines.begin_create_or_update(GROUP, "vm", vm_body(nic.id)).result()
+    for kind, name, code in (
+        (NICS, "nic", "NicInUse"),
+        (ADDRESSES, "ip", "PublicIPAddressCannotBeDeleted"),
+        (FIREWALLS, "nsg", "InUseNetworkSecurityGroupCannotBeDeleted"),
+        (NETWORKS, "sandbox-vnet", "InUseSubnetCannotBeDeleted"),
+        (NETWORKS, "sandbox-vnet/subnets/default", "InUseSubnetCannotBeDeleted"),
+    ):
+        assert azure.refused("DELETE", azure.id(kind, name))[:2] == (400, code)
+    message = azure.refused("DELETE", azure.id(ADDRESSES, "ip"))[2]
+    assert f"allocated to resource {nic.id}/ipConfigurations/ipconfig1." in message
+    azure.compute.virtual_machines.begin_delete(GROUP, "vm").result()
+    azure.network.network_interfaces.begin_delete(GROUP, "nic").result()
+    azure.network.public_ip_addresses.begin_delete(GROUP, "ip").result()
+    azure.network.network_security_groups.begin_delete(GROUP, "nsg").result()
+    azure.network.subnets.begin_delete(GROUP, "sandbox-vnet", "default").result()
+    azure.network.virtual_networks.begin_delete(GROUP, "sandbox-vnet").result()
+
+
+def test_a_nic_is_in_use_until_the_vm_is_really_gone(azure: Clients) -> None:
+    make_vm(azure)
+    begun = azure.arm("DELETE", azure.id(MACHINES, "vm"))
+    assert begun.status_code == 202
+    assert azure.refused("DELETE", azure.id(NICS, "vm-nic"))[1] == "NicInUse"
+    gone = azure.refused("PUT", azure.id(MACHINES, "vm"), vm_body(azure.id(NICS, "vm-nic")))
+    assert gone[:2] == (409, "OperationNotAllowed")
+    assert "marked for deletion" in gone[2]
+    states = [azure.arm("GET", begun.headers["Azure-AsyncOperation"]).json()["status"] for _ in range(2)]
+    assert states == ["InProgress", "Succeeded"]
+    assert azure.arm("GET", begun.headers["Location"]).status_code == 200
+    assert azure.arm("GET", azure.id(MACHINES, "vm")).status_code == 404
+    assert azure.arm("DELETE", azure.id(NICS, "vm-nic")).status_code == 202
+
+
+def test_deleting_what_is_absent_is_no_error(azure: Clients) -> None:
+    for kind in (DISKS, SNAPSHOTS, MACHINES, NICS, ADDRESSES, FIREWALLS, NETWORKS):
+        assert azure.arm("DELETE", azure.id(kind, "none")).status_code == 204
+    assert azure.refused("DELETE", azure.id(DISKS, "d").replace(GROUP, "none"))[1] == "ResourceGroupNotFound"
+
+
+def test_a_vm_takes_with_it_what_it_was_told_to(azure: Clients) -> None:
+    address = azure.address("ip")
+    nic = azure.nic("nic", publicIPAddress={"id": address.id, "properties": {"deleteOption": "Delete"}})
+    kept, gone = azure.disk("kept"), azure.disk("gone")
+    body = vm_body(nic.id)
+    inner = body["properties"]
+    inner["networkProfile"]["networkInterfaces"][0]["properties"] = {"deleteOption": "Delete"}
+    inner["storageProfile"]["osDisk"]["deleteOption"] = "Delete"
+    inner["storageProfile"]["dataDisks"] = [
+        {"lun": 0, "createOption": "Attach", "managedDisk": {"id": kept.id}},
+        {"lun": 1, "createOption": "Attach", "managedDisk": {"id": gone.id}, "deleteOption": "Delete"},
+    ]
+    azure.compute.virtual_machines.begin_create_or_update(GROUP, "vm", body).result()
+    azure.compute.virtual_machines.begin_delete(GROUP, "vm").result()
+    left = [each.name for each in azure.resource.resources.list_by_resource_group(GROUP)]
+    assert left == ["sandbox-vnet", "kept"]
+
+
+def test_disks_are_attached_by_azures_rules(azure: Clients) -> None:
+    make_vm(azure)
+    disks = [azure.disk(f"d{index}") for index in range(5)]
+
+    def attach(*pairs: tuple[int, Any]) -> dict[str, Any]:
+        entries = [{"lun": lun, "createOption": "Attach", "managedDisk": {"id": disk}} for lun, disk in pairs]
+        return {"properties": {"storageProfile": {"dataDisks": entries}}}
+
+    def refused(*pairs: tuple[int, Any], vm: str = "vm") -> tuple[int, str, str]:
+        return azure.refused("PATCH", azure.id(MACHINES, vm), attach(*pairs))
+
+    everything = [(index, disk.id) for index, disk in enumerate(disks)]
+    assert refused(*everything) == (
+        409,
+        "OperationNotAllowed",
+        "The maximum number of data disks allowed to be attached to a VM of this size is 4.",
+    )
+    assert refused((0, disks[0].id), (0, disks[1].id))[1:] == (
+        "InvalidParameter",
+        "A disk at LUN 0 already exists.",
+    )
+    assert refused((64, disks[0].id))[1] == "InvalidParameter"
+    assert refused((0, azure.id(DISKS, "none"))) == (404, "NotFound", "Disk none is not found.")
+    azure.compute.virtual_machines.begin_update(GROUP, "vm", attach((0, disks[0].id))).result()
+    make_vm(azure, "other")
+    assert refused((0, disks[0].id), vm="other")[:2] == (409, "ConflictingUserInput")
+    moved = azure.compute.virtual_machines.begin_update(GROUP, "vm", attach((1, disks[1].id))).result()
+    assert [each.name for each in moved.storage_profile.data_disks] == ["d1"], "an omitted disk is detached"
+    assert azure.compute.disks.get(GROUP, "d0").disk_state == "Unattached"
+
+
+def test_a_detach_takes_until_its_operation_ends(azure: Clients) -> None:
+    disk = azure.disk("d")
+    entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
+    make_vm(azure)
+    vm = azure.id(MACHINES, "vm")
+    body = {"properties": {"storageProfile": {"dataDisks": [entry]}}}
+    azure.compute.virtual_machines.begin_update(GROUP, "vm", body).result()
+    begun = azure.arm("POST", f"{vm}/attachDetachDataDisks", {"dataDisksToDetach": [{"diskId": disk.id}]})
+    assert begun.status_code == 200
+    assert begun.json()["dataDisks"][0]["toBeDetached"] is True
+    assert "Location" not in begun.headers
+    assert azure.refused("DELETE", disk.id)[1] == "OperationNotAllowed"
+    other = azure.nic("other-nic")
+    stolen = vm_body(other.id)
+    stolen["properties"]["storageProfile"]["dataDisks"] = [entry]
+    assert azure.refused("PUT", azure.id(MACHINES, "other"), stolen)[:2] == (
+        409,
+        "AttachDiskWhileBeingDetached",
+    )
+    for _ in range(2):
+        azure.arm("GET", begun.headers["Azure-AsyncOperation"])
+    assert azure.arm("GET", vm).json()["properties"]["storageProfile"]["dataDisks"] == []
+    assert azure.arm("DELETE", disk.id).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("vm_zone", "disk_zone", "words"),
+    [
+        ("1", None, "because it is not in zone '1'."),
+        ("2", "3", "because it is not in the same zone as the VM. VM zone: '2'. Disk zone: '3'."),
+        (None, "3", "VM zone: ''. Disk zone: '3'."),
+    ],
+)
+def test_disks_must_be_in_the_vms_zone(
+    azure: Clients, vm_zone: str | None, disk_zone: str | None, words: str
+) -> None:
+    disk = azure.disk("d", **({"zones": [disk_zone]} if disk_zone else {}))
+    body = vm_body(azure.nic("nic").id)
+    entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
+    body["properties"]["storageProfile"]["dataDisks"] = [entry]
+    if vm_zone:
+        body["zones"] = [vm_zone]
+    status, code, message = azure.refused("PUT", azure.id(MACHINES, "vm"), body)
+    assert (status, code) == (400, "BadRequest")
+    assert message.endswith(words)
+    left = [each["id"] for each in azure.arm("GET", f"{azure.group}/resources").json()["value"]]
+    assert len(left) == 3, "a refused VM leaves no OS disk"
+
+
+def test_a_zone_redundant_disk_goes_to_any_zone(azure: Clients) -> None:
+    disk = azure.disk("d", sku={"name": "StandardSSD_ZRS"})
+    body = vm_body(azure.nic("nic").id)
+    entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
+    body["properties"]["storageProfile"]["dataDisks"] = [entry]
+    body["zones"] = ["2"]
+    vm = azure.compute.virtual_machines.begin_create_or_update(GROUP, "vm", body).result()
+    assert azure.compute.disks.get(GROUP, vm.storage_profile.os_disk.name).zones == ["2"]
+
+
+def changed(path: str, value: Any) -> Any:
+    """A change of a VM body: `value` at a dotted path below properties."""
+
+    def change(body: dict[str, Any]) -> None:
+        *outer, last = path.split(".")
+        inner = body["properties"]
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "words"),
+    [
+        (
+            changed("hardwareProfile.vmSize", "Standard_A1"),
+            400,
+            "InvalidParameter",
+            "Standard_A1 is not available",
+        ),
+        (changed("hardwareProfile.vmSize", "Standard_D2ps_v5"), 400, "BadRequest", "CPU Architecture"),
+        (
+            changed("storageProfile.imageReference.sku", "16.04.0-LTS"),
+            404,
+            "PlatformImageNotFound",
+            "Canonical:ubuntu-24_04-lts:16.04.0-LTS:latest",
+        ),
+        (changed("storageProfile.osDisk.diskSizeGB", 8), 400, "BadRequest", "smaller than the size"),
+        (
+            changed("storageProfile.osDisk.managedDisk", {"storageAccountType": "Ultra"}),
+            400,
+            "InvalidParameter",
+            "Ultra",
+        ),
+        (changed("osProfile.adminUsername", "Admin"), 400, "InvalidParameter", "Admin Username"),
+        (changed("osProfile.customData", "not base64!"), 400, "InvalidParameter", "Base64"),
+        (changed("osProfile.computerName", "x" * 65), 400, "InvalidParameter", "host name"),
+        (
+            changed(
+                "osProfile.linuxConfiguration.ssh.publicKeys",
+                [{"path": "/root/.ssh/authorized_keys", "keyData": "ssh-ed25519 AAAA"}],
+            ),
+            400,
+            "InvalidParameter",
+            "Destination path for Ssh public keys",
+        ),
+        (
+            changed("networkProfile.networkInterfaces", []),
+            400,
+            "VirtualMachineMustHaveAtLeastOneNetworkInterface",
+            "at least one network interface",
+        ),
+    ],
+)
+def test_a_vm_is_checked_before_anything_is_made(
+    azure: Clients, sandbox: Sandbox, change: Any, status: int, code: str, words: str
+) -> None:
+    body = vm_body(azure.nic("nic").id)
+    change(body)
+    before = sandbox.resources()
+    refusal = azure.refused("PUT", azure.id(MACHINES, "vm"), body)
+    assert refusal[:2] == (status, code)
+    assert words in refusal[2]
+    assert sandbox.resources() == before
+
+
+def test_a_size_may_be_closed_in_a_region(azure: Clients) -> None:
+    body = vm_body(azure.nic("nic").id, hardwareProfile={"vmSize": "Standard_D2s_v3"})
+    body["location"] = "northeurope"
+    azure.resource.resource_groups.create_or_update("north", {"location": "northeurope"})
+    vm = azure.id(MACHINES, "vm")
+    assert azure.refused("PUT", vm, body)[:2] == (409, "SkuNotAvailable")
+    body["properties"]["hardwareProfile"]["vmSize"] = "Standard_D2s_v5"
+    assert azure.refused("PUT", vm, body)[:2] == (400, "InvalidResourceReference"), "its NIC is elsewhere"
+
+
+def test_premium_disks_need_a_premium_size(azure: Clients) -> None:
+    disk = azure.disk("d", sku={"name": "Premium_LRS"})
+    body = vm_body(azure.nic("nic").id, hardwareProfile={"vmSize": "Standard_D2_v5"})
+    entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
+    body["properties"]["storageProfile"]["dataDisks"] = [entry]
+    refusal = azure.refused("PUT", azure.id(MACHINES, "vm"), body)
+    assert refusal[1] == "InvalidParameter"
+    assert "does not support the storage account type Premium_LRS" in refusal[2]
+
+
+def test_sources_must_exist(azure: Clients) -> None:
+    for kind in (DISKS, SNAPSHOTS):
+        creation = {"createOption": "Copy", "sourceResourceId": azure.id(DISKS, "none")}
+        body = {"location": HERE, "properties": {"creationData": creation}}
+        assert azure.refused("PUT", azure.id(kind, "new"), body) == (
+            404,
+            "NotFound",
+            "Resource none is not found.",
+        )
+
+
+def test_networks_are_checked(azure: Clients) -> None:
+    def network(**subnet: str) -> dict[str, Any]:
+        space = {"addressPrefixes": ["10.1.0.0/16"]}
+        return {
+            "location": HERE,
+            "properties": {"addressSpace": space, "subnets": [{"name": "s", "properties": subnet}]},
+        }
+
+    path = azure.id(NETWORKS, "v")
+    assert (
+        azure.refused("PUT", path, network(addressPrefix="10.2.0.0/24"))[1] == "NetcfgSubnetRangeOutsideVnet"
+    )
+    assert azure.refused("PUT", path, network(addressPrefix="10.1.0.7/24"))[1] == "InvalidCIDRNotation"
+    basic = {"location": HERE, "properties": {"publicIPAllocationMethod": "Dynamic"}}
+    assert (
+        azure.refused("PUT", azure.id(ADDRESSES, "ip"), basic)[1] == "IPv4BasicSkuPublicIpCountLimitReached"
+    )
+    lost = {"name": "c", "properties": {"subnet": {"id": path + "/subnets/none"}}}
+    nic = {"location": HERE, "properties": {"ipConfigurations": [lost]}}
+    assert azure.refused("PUT", azure.id(NICS, "n"), nic)[:2] == (400, "InvalidResourceReference")
+    assert azure.arm("PUT", path, network(addressPrefix="10.1.0.0/24")).status_code == 201
+    second = {"properties": {"addressPrefix": "10.1.0.128/25"}}
+    assert azure.refused("PUT", f"{path}/subnets/t", second)[1] == "NetcfgSubnetRangesOverlap"
+
+
+def test_locks_protect_resources_and_groups(azure: Clients) -> None:
+    disk = azure.disk("d")
+    for scope in (disk.id, azure.group):
+        lock = f"{scope}/providers/Microsoft.Authorization/locks/keep"
+        made = azure.arm("PUT", lock, {"properties": {"level": "CanNotDelete"}})
+        assert made.status_code == 201
+        assert azure.refused("DELETE", disk.id) == (
+            409,
+            "ScopeLocked",
+            f"The scope '{disk.id}' cannot perform delete operation because following scope(s) are locked: "
+            f"'{scope}'. Please remove the lock and try again.",
+        )
+        assert azure.refused("DELETE", azure.group)[1] == "ScopeLocked"
+        assert azure.arm("PATCH", disk.id, {"tags": {"a": "b"}}).status_code == 202
+        assert azure.arm("DELETE", lock).status_code == 200
+    assert azure.arm("DELETE", disk.id).status_code == 202
+
+
+def test_a_deallocated_vm_hides_sizes_and_types(azure: Clients) -> None:
+    vm = make_vm(azure)
+    assert vm.storage_profile.os_disk.disk_size_gb == 30
+    assert vm.storage_profile.os_disk.managed_disk.storage_account_type == "Premium_LRS"
+    azure.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
+    disk = azure.compute.virtual_machines.get(GROUP, "vm").storage_profile.os_disk
+    assert disk.disk_size_gb is None
+    assert disk.managed_disk.storage_account_type is None
+    assert azure.compute.disks.get(GROUP, disk.name).disk_state == "Reserved"
+    azure.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
+
+
+def test_what_a_put_made_is_not_ready_before_its_operation_ends(azure: Clients) -> None:
+    body = {"location": HERE, "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
+    begun = azure.arm("PUT", azure.id(DISKS, "d"), body)
+    assert begun.json()["properties"]["provisioningState"] == "Updating"
+    assert "uniqueId" not in begun.json()["properties"], "the answer has only what was sent"
+    done = azure.arm("GET", begun.headers["Azure-AsyncOperation"]).json()
+    assert done["properties"]["output"]["properties"]["provisioningState"] == "Succeeded"
+    assert azure.arm("GET", begun.headers["Location"]).json()["name"] == "d"
+
+
+def test_operations_end_without_their_client(tmp_path: Path) -> None:
+    with Sandbox(tmp_path / "azure") as sandbox, in_process(sandbox) as azure:
+        azure.disk("d")
+        azure.arm("DELETE", azure.id(DISKS, "d"))
+        assert azure.arm("GET", azure.id(DISKS, "d")).status_code == 200
+        assert azure.id(DISKS, "d") not in [each["id"] for each in sandbox.resources()]
+
+
+def test_everything_survives_a_restart(tmp_path: Path, raw: Path) -> None:
+    directory = tmp_path / "azure"
+    with Sandbox(directory) as sandbox, in_process(sandbox) as azure:
+        sandbox.add_vm("web", raw)
+        azure.disk("d", tags={"a": "b"})
+        azure.arm("DELETE", azure.id(DISKS, "d"))
+        info = sandbox.connection_info()
+        (directory / "disks" / "left-by-a-crash.raw").write_bytes(b"x")
+    with Sandbox(directory) as again, in_process(again) as azure:
+        assert again.connection_info() == info
+        assert azure.id(DISKS, "d") not in [each["id"] for each in again.resources()]
+        assert again.content("web", "os").read_bytes() == raw.read_bytes()
+        assert len(list((directory / "disks").iterdir())) == 1
+        with pytest.raises(errors.InvalidInput, match="another sandbox"):
+            Sandbox(directory)
+
+
+def test_concurrent_changes_of_many_resources(azure: Clients) -> None:
+    pollers = [
+        azure.compute.disks.begin_create_or_update(
+            GROUP,
+            f"d{index}",
+            {"location": HERE, "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}},
+        )
+        for index in range(8)
+    ]
+    assert sorted(each.result().name for each in pollers) == [f"d{index}" for index in range(8)]
+
+
+def test_unimitated_options_are_refused_in_clear_words(azure: Clients) -> None:
+    body = {"location": HERE, "properties": {"creationData": {"createOption": "Import"}}}
+    with pytest.raises(HttpResponseError, match="does not imitate createOption 'Import'"):
+        azure.compute.disks.begin_create_or_update(GROUP, "d", body).result()
+
+
+@pytest.mark.parametrize("body", ["text", [1], {"properties": "x"}, {"location": HERE, "tags": "x"}])
+def test_a_body_of_the_wrong_shape_is_refused(azure: Clients, body: Any) -> None:
+    assert azure.refused("PUT", azure.id(DISKS, "d"), body)[:2] == (400, "InvalidRequestContent")

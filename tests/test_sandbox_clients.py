@@ -1,0 +1,345 @@
+"""The real SDK clients against the sandbox, through both of its fronts; `Clients` serves the other sandbox tests."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
+from azure.identity import ClientSecretCredential
+from azure.mgmt.compute import ComputeManagementClient
+from azure.mgmt.network import NetworkManagementClient
+from azure.mgmt.resource.resources import ResourceManagementClient
+
+from coriolis_azure.sandbox import Request, Response, Sandbox, serve
+
+GROUP = "sandbox"
+HERE = "westeurope"
+
+
+class Clients:
+    """A sandbox as a program sees it: SDK clients, and `arm` for what the SDK would not send or show."""
+
+    def __init__(self, info: dict[str, Any], transport: Any = None) -> None:
+        self.info = info
+        self.base = info["custom_cloud_properties"]["endpoints"]["resource_manager_endpoint"]
+        self.subscription = info["subscription_id"]
+        self.group = f"/subscriptions/{self.subscription}/resourceGroups/{GROUP}"
+        self._options = {"transport": transport} if transport else {"connection_verify": info["ca_bundle"]}
+        self.credential = self.login(info["service_principal_credentials"]["client_secret"])
+        options: dict[str, Any] = {
+            "base_url": self.base,
+            "credential_scopes": ["https://management.azure.com/.default"],
+            "retry_total": 0,
+            **self._options,
+        }
+        self.compute = ComputeManagementClient(self.credential, self.subscription, **options)
+        self.network = NetworkManagementClient(self.credential, self.subscription, **options)
+        self.resource = ResourceManagementClient(self.credential, self.subscription, **options)
+        self._session = transport.session if transport else requests.Session()
+        self._verify = info["ca_bundle"]
+
+    def login(self, secret: str, **changes: str) -> ClientSecretCredential:
+        given = {
+            "tenant_id": self.info["tenant"],
+            "client_id": self.info["service_principal_credentials"]["client_id"],
+            **changes,
+        }
+        return ClientSecretCredential(
+            **given,
+            client_secret=secret,
+            authority=self.base,
+            disable_instance_discovery=True,
+            retry_total=0,
+            **self._options,
+        )
+
+    def close(self) -> None:
+        for each in (self.compute, self.network, self.resource, self.credential):
+            each.close()
+        self._session.close()
+
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> requests.Response:
+        """One request, exactly so; `path` may be an absolute URL."""
+        url = path if path.startswith("https://") else self.base + path
+        return self._session.request(
+            method, url, data=None if body is None else json.dumps(body), headers=headers, verify=self._verify
+        )
+
+    def arm(self, method: str, path: str, body: Any = None, version: str = "2026-04-01") -> requests.Response:
+        """One ARM request with a good token; `path` without api-version, or an operation's URL."""
+        token = self.credential.get_token("https://management.azure.com/.default").token
+        if not path.startswith("https://"):
+            path += ("&" if "?" in path else "?") + f"api-version={version}"
+        return self.send(method, path, body, Authorization=f"Bearer {token}")
+
+    def refused(self, method: str, path: str, body: Any = None) -> tuple[int, str, str]:
+        """Status, code and message of a refusal."""
+        answer = self.arm(method, path, body)
+        error = answer.json()["error"]
+        return answer.status_code, error["code"], error["message"]
+
+    # short ways to what most tests need
+
+    def id(self, kind: str, name: str) -> str:
+        return f"{self.group}/providers/{kind}/{name}"
+
+    def disk(self, name: str, gib: int = 1, **top: Any) -> Any:
+        body = {
+            "location": HERE,
+            "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": gib},
+            **top,
+        }
+        return self.compute.disks.begin_create_or_update(GROUP, name, body).result()
+
+    def copy(self, name: str, source: str, *, snapshot: bool = False, **properties: Any) -> Any:
+        creation = {"createOption": "Copy", "sourceResourceId": source}
+        body = {"location": HERE, "properties": {"creationData": creation, **properties}}
+        operations: Any = self.compute.snapshots if snapshot else self.compute.disks
+        return operations.begin_create_or_update(GROUP, name, body).result()
+
+    def nic(self, name: str, **properties: Any) -> Any:
+        subnet = {"id": self.id("Microsoft.Network/virtualNetworks", "sandbox-vnet") + "/subnets/default"}
+        configuration = {"name": "ipconfig1", "properties": {"subnet": subnet, **properties}}
+        body = {"location": HERE, "properties": {"ipConfigurations": [configuration]}}
+        return self.network.network_interfaces.begin_create_or_update(GROUP, name, body).result()
+
+    def address(self, name: str) -> Any:
+        body = {
+            "location": HERE,
+            "sku": {"name": "Standard"},
+            "properties": {"publicIPAllocationMethod": "Static"},
+        }
+        return self.network.public_ip_addresses.begin_create_or_update(GROUP, name, body).result()
+
+    def firewall(self, name: str, port: str = "*", source: str = "*") -> Any:
+        rule = {
+            "protocol": "Tcp",
+            "access": "Allow",
+            "direction": "Inbound",
+            "priority": 100,
+            "sourceAddressPrefix": source,
+            "sourcePortRange": "*",
+            "destinationAddressPrefix": "*",
+            "destinationPortRange": port,
+        }
+        body = {"location": HERE, "properties": {"securityRules": [{"name": "ssh", "properties": rule}]}}
+        return self.network.network_security_groups.begin_create_or_update(GROUP, name, body).result()
+
+
+def vm_body(nic_id: str, **changes: Any) -> dict[str, Any]:
+    """The body of a VM that runs no guest: it logs in with a password."""
+    image = {"publisher": "Canonical", "offer": "ubuntu-24_04-lts", "sku": "server", "version": "latest"}
+    properties = {
+        "hardwareProfile": {"vmSize": "Standard_D2s_v5"},
+        "storageProfile": {"imageReference": image, "osDisk": {"createOption": "FromImage"}, "dataDisks": []},
+        "osProfile": {"computerName": "vm", "adminUsername": "coriolis", "adminPassword": "not-Used-1"},
+        "networkProfile": {"networkInterfaces": [{"id": nic_id}]},
+        **changes,
+    }
+    return {"location": HERE, "properties": properties}
+
+
+@contextmanager
+def in_process(sandbox: Sandbox) -> Iterator[Clients]:
+    clients = Clients(sandbox.connection_info(), sandbox.transport())
+    try:
+        yield clients
+    finally:
+        clients.close()
+
+
+@contextmanager
+def serving(directory: Path, port: int = 0) -> Iterator[dict[str, Any]]:
+    """`serve` in a thread; yields the connection settings it wrote."""
+    stop, ready = threading.Event(), threading.Event()
+    thread = threading.Thread(
+        target=serve, args=(directory,), kwargs={"port": port, "ready": ready.set, "stop": stop}
+    )
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield json.loads((directory / "connection.json").read_text())
+    finally:
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(params=["in-process", "https"])
+def azure(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Clients]:
+    if request.param == "in-process":
+        with Sandbox(tmp_path / "azure") as sandbox, in_process(sandbox) as clients:
+            yield clients
+        return
+    with serving(tmp_path / "azure") as info:
+        clients = Clients(info)
+        yield clients
+        clients.close()
+
+
+def test_disks_and_snapshots_come_and_go(azure: Clients) -> None:
+    disk = azure.disk("d", tags={"mine": "yes"})
+    snapshot = azure.copy("s", disk.id, snapshot=True, incremental=True)
+    assert snapshot.creation_data.source_unique_id == disk.unique_id
+    assert snapshot.disk_size_bytes == 1 << 30
+    azure.compute.snapshots.begin_delete(GROUP, "s").result()
+    azure.compute.disks.begin_delete(GROUP, "d").result()
+    with pytest.raises(ResourceNotFoundError) as missing:
+        azure.compute.disks.get(GROUP, "d")
+    assert missing.value.error is not None
+    assert missing.value.error.code == "ResourceNotFound"
+
+
+def test_a_vm_lives_through_all_its_operations(azure: Clients) -> None:
+    machines = azure.compute.virtual_machines
+    made = machines.begin_create_or_update(GROUP, "vm", vm_body(azure.nic("nic").id)).result()
+    assert made.provisioning_state == "Succeeded"
+    disk = azure.disk("d")
+    attach = {"dataDisksToAttach": [{"diskId": disk.id, "lun": 3, "caching": "None"}]}
+    machines.begin_attach_detach_data_disks(GROUP, "vm", attach).result()
+    assert [each.lun for each in machines.get(GROUP, "vm").storage_profile.data_disks] == [3]
+    changed = machines.begin_update(
+        GROUP, "vm", {"properties": {"storageProfile": {"dataDisks": []}}}
+    ).result()
+    assert changed.storage_profile.data_disks == []
+    for verb, power in (
+        ("begin_deallocate", "deallocated"),
+        ("begin_start", "running"),
+        ("begin_power_off", "stopped"),
+        ("begin_restart", "running"),
+    ):
+        getattr(machines, verb)(GROUP, "vm").result()
+        view = machines.get(GROUP, "vm", expand="instanceView").instance_view
+        assert f"PowerState/{power}" in [status.code for status in view.statuses]
+    machines.begin_delete(GROUP, "vm", force_deletion=True).result()
+    assert list(machines.list(GROUP)) == []
+
+
+def test_what_a_location_offers(azure: Clients) -> None:
+    skus = list(azure.compute.resource_skus.list(filter="location eq 'northeurope'"))
+    sizes = {each.name: each for each in skus if each.resource_type == "virtualMachines"}
+    few = {one.name: one.value for one in sizes["Standard_D2s_v5"].capabilities}
+    assert (few["MaxDataDiskCount"], few["vCPUs"], few["MemoryGB"]) == ("4", "2", "8")
+    assert sizes["Standard_D2s_v3"].restrictions[0].reason_code == "NotAvailableForSubscription"
+    assert "Standard_A1" not in sizes
+    images = azure.compute.virtual_machine_images
+    versions = images.list(HERE, "Canonical", "ubuntu-24_04-lts", "server", top=1, orderby="name desc")
+    assert [each.name for each in versions] == ["24.04.202607220"]
+    image = images.get(HERE, "debian", "debian-12", "12-gen2", "0.20260714.2350")
+    assert image.hyper_v_generation == "V2"
+    with pytest.raises(ResourceNotFoundError):
+        images.list(HERE, "Canonical", "UbuntuServer", "16.04.0-LTS")
+    assert any(each.name == "Standard_D2s_v5" for each in azure.compute.virtual_machine_sizes.list("westus"))
+    assert {each.name.value for each in azure.compute.usage.list(HERE)} > {"cores", "virtualMachines"}
+    assert list(azure.network.usages.list(HERE))
+
+
+def test_resource_groups_and_lists(azure: Clients) -> None:
+    groups = azure.resource.resource_groups
+    assert groups.check_existence(GROUP)
+    assert not groups.check_existence("other")
+    groups.create_or_update("Other", {"location": HERE, "tags": {"a": "b"}})
+    body = {
+        "location": HERE,
+        "tags": {"run": "r1", "x": "y"},
+        "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1},
+    }
+    azure.compute.disks.begin_create_or_update("other", "d", body).result()
+    found = list(azure.resource.resources.list(filter="tagName eq 'run' and tagValue eq 'r1'"))
+    assert [each.id.split("/")[4] for each in found] == ["OTHER"]
+    assert not found[0].tags, "Azure leaves the tags out when it filters by tag name and value"
+    (typed,) = azure.resource.resources.list(filter="resourceType eq 'Microsoft.Compute/disks'")
+    assert typed.tags == {"run": "r1", "x": "y"}
+    assert azure.compute.disks.get("OTHER", "d").id.split("/")[4] == "Other", "ids keep their first spelling"
+    groups.begin_delete("other").result()
+    assert not groups.check_existence("other")
+    assert list(azure.resource.resources.list(filter="tagName eq 'run'")) == []
+
+
+def test_wrong_credentials_are_named(azure: Clients) -> None:
+    secret = azure.info["service_principal_credentials"]["client_secret"]
+    for credential, code in (
+        (azure.login("wrong"), "AADSTS7000215"),
+        (azure.login(secret, client_id="11111111-1111-1111-1111-111111111111"), "AADSTS700016"),
+        (azure.login(secret, tenant_id="11111111-1111-1111-1111-111111111111"), None),
+    ):
+        with pytest.raises(ClientAuthenticationError, match=code), credential:
+            credential.get_token("https://management.azure.com/.default")
+
+
+def test_requests_must_be_signed_and_versioned(azure: Clients) -> None:
+    path = f"/subscriptions/{azure.subscription}/resourceGroups/{GROUP}"
+    assert azure.send("GET", path + "?api-version=2026-04-01").status_code == 401
+    answer = azure.send("GET", path + "?api-version=2026-04-01", Authorization="Bearer made-up")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "InvalidAuthenticationToken")
+    for wrong, status, code in (
+        (path + "?api-version=", 400, "MissingApiVersionParameter"),
+        (path + "?api-version=tomorrow", 400, "InvalidApiVersionParameter"),
+        ("/subscriptions/1?api-version=2026-04-01", 404, "SubscriptionNotFound"),
+        (path + "/providers/Microsoft.Compute/gadgets/g?api-version=2026-04-01", 404, "InvalidResourceType"),
+        (
+            path + "/providers/Microsoft.Toys/gadgets/g?api-version=2026-04-01",
+            404,
+            "InvalidResourceNamespace",
+        ),
+    ):
+        refusal = azure.arm("GET", azure.base + wrong)
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (status, code)
+
+
+def test_operation_urls_are_long_and_must_come_back_whole(azure: Clients) -> None:
+    body = {"location": HERE, "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
+    begun = azure.arm("PUT", azure.id("Microsoft.Compute/disks", "d"), body)
+    url = begun.headers["Azure-AsyncOperation"]
+    assert begun.status_code == 202
+    assert len(url) > 4000
+    assert azure.arm("GET", url.partition("&c=")[0]).status_code == 403
+    assert azure.arm("GET", url).json()["status"] == "Succeeded"
+
+
+def test_long_lists_come_in_pages(tmp_path: Path) -> None:
+    with Sandbox(tmp_path / "azure") as sandbox, in_process(sandbox) as azure:
+        for index in range(5):
+            azure.disk(f"d{index}")
+        sandbox._world.page_size = 2
+        assert [each.name for each in azure.compute.disks.list()] == [f"d{index}" for index in range(5)]
+        assert len([path for _, path in sandbox.requests if path.endswith("/disks")]) == 3
+
+
+def test_an_interceptor_may_lose_a_request_before_or_after_azure_acted(tmp_path: Path) -> None:
+    with Sandbox(tmp_path / "azure") as sandbox, in_process(sandbox) as azure:
+        azure.disk("warm-up")
+
+        def lost_before(request: Request, act: Any) -> Response:
+            raise ConnectionError("lost")
+
+        def lost_after(request: Request, act: Any) -> Response:
+            act(request)
+            raise ConnectionError("lost")
+
+        for name, interceptor, exists in (("before", lost_before, False), ("after", lost_after, True)):
+            sandbox.intercept = interceptor
+            with pytest.raises(ConnectionError):
+                azure.disk(name)
+            sandbox.intercept = None
+            assert (
+                azure.id("Microsoft.Compute/disks", name) in [r["id"] for r in sandbox.resources()]
+            ) is exists
+
+
+def test_a_failed_operation_is_an_answer_with_status_200(azure: Clients) -> None:
+    azure.disk("d", gib=2)
+    shrink = {"location": HERE, "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
+    with pytest.raises(HttpResponseError) as failure:
+        azure.compute.disks.begin_create_or_update(GROUP, "d", shrink).result()
+    assert failure.value.status_code == 200
+    assert failure.value.error is not None
+    assert failure.value.error.code == "InvalidParameter"
+    assert azure.compute.disks.get(GROUP, "d").disk_size_gb == 2

@@ -1,0 +1,159 @@
+"""Settings say what is wrong with which property, and the documentation's own examples are right."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import jsonschema
+import pytest
+
+from coriolis_azure import settings
+from coriolis_azure.errors import InvalidInput
+
+CONNECTION = {
+    "subscription_id": "00000000-0000-0000-0000-000000000000",
+    "tenant": "contoso",
+    "service_principal_credentials": {"client_id": "id", "client_secret": "s3cr3t-value"},
+}
+# What users copy from the orchestrator's documentation: both the size and the image are retired.
+DOCUMENTED = {
+    "location": "westus",
+    "resource_group": "migration",
+    "export_worker_size": "Standard_A1",
+    "export_worker_image": {
+        "publisher": "Canonical",
+        "offer": "UbuntuServer",
+        "sku": "16.04.0-LTS",
+        "version": "latest",
+    },
+    "storage_account_name": "coriolisstorage",
+    "storage_container_name": "coriolis-container",
+}
+
+
+def faults(kind: Any, raw: Any) -> list[str]:
+    with pytest.raises(InvalidInput) as caught:
+        kind.from_json(raw)
+    return caught.value.message.splitlines()
+
+
+@pytest.mark.parametrize("name", ["connection_info", "source_environment"])
+def test_schemas_are_valid_and_explain_every_property(name: str) -> None:
+    schema = settings.schema(name)
+    jsonschema.Draft7Validator.check_schema(schema)
+
+    def explained(properties: dict[str, Any]) -> None:
+        for key, rule in properties.items():
+            assert rule.get("title"), key
+            assert rule.get("description"), key
+            explained(rule.get("properties", {}))
+
+    explained(schema["properties"])
+
+
+def test_the_documentations_example_is_accepted() -> None:
+    environment = settings.Environment.from_json(DOCUMENTED)
+    assert environment.export_worker_size == "Standard_A1"
+    assert str(environment.export_worker_image) == "Canonical:UbuntuServer:16.04.0-LTS:latest"
+    assert environment.export_worker_ssh_port == 22
+
+
+def test_environment_and_schema_name_the_same_settings() -> None:
+    assert {field.name for field in fields(settings.Environment)} == set(
+        settings.schema("source_environment")["properties"]
+    )
+
+
+def test_every_fault_is_one_line_that_names_its_property() -> None:
+    found = faults(
+        settings.Environment,
+        {"location": 5, "export_worker_ssh_port": 0, "colour": "red", "export_worker_image": {"offer": "x"}},
+    )
+    assert len(found) == 4
+    assert found[0].startswith("source_environment: colour is not a known property; known are ")
+    assert found[1] == "source_environment: export_worker_image: publisher, sku is missing"
+    assert found[2] == "source_environment: export_worker_ssh_port: must be at least 1"
+    assert found[3] == "source_environment: location: must be of type string, not integer"
+
+
+def test_a_fault_never_repeats_a_value_that_may_be_a_secret() -> None:
+    wrong = {
+        **CONNECTION,
+        "service_principal_credentials": {"client_id": 7, "client_secret": "s3cr3t-value", "x": 1},
+    }
+    assert "s3cr3t" not in "\n".join(faults(settings.Connection, wrong))
+    assert "s3cr3t" not in repr(settings.Connection.from_json(CONNECTION))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"tenant": None}, "connection_info: tenant: must be of type string, not null"),
+        (
+            {"cloud_profile": "Mars"},
+            "connection_info: cloud_profile: must be one of AzureCloud, AzureChinaCloud",
+        ),
+        (
+            {"cloud_profile": "CustomCloud"},
+            "connection_info: custom_cloud_properties: endpoints: resource_manager",
+        ),
+        (
+            {"service_principal_credentials": {"client_id": "x"}},
+            "connection_info: service_principal_credentials: ",
+        ),
+        ({"ca_bundle": "/no/such/file"}, "connection_info: ca_bundle: there is no file /no/such/file"),
+    ],
+)
+def test_a_wrong_connection_is_explained(change: dict[str, Any], line: str) -> None:
+    assert faults(settings.Connection, {**CONNECTION, **change})[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"location": "w"}, "source_environment: resource_group: is needed"),
+        (
+            {"location": "w", "resource_group": "g", "export_worker_use_fip": False},
+            "source_environment: export_network",
+        ),
+        (
+            {"location": "w", "resource_group": "g", "storage_account_name": "abc"},
+            "source_environment: storage_account",
+        ),
+        (
+            {"location": "w", "resource_group": "g", "tags": {"coriolis-run": "x"}},
+            "source_environment: tags: ",
+        ),
+        (
+            {"location": "w", "resource_group": "g", "bandwidth_limit": "fast"},
+            "source_environment: bandwidth_limit",
+        ),
+    ],
+)
+def test_a_wrong_environment_is_explained(environment: dict[str, Any], line: str) -> None:
+    assert faults(settings.Environment, environment)[0].startswith(line)
+
+
+def test_the_connections_default_resource_group_is_used() -> None:
+    assert (
+        settings.Environment.from_json({"location": "West Europe"}, "fallback").resource_group == "fallback"
+    )
+
+
+def test_durations_and_rates() -> None:
+    assert [settings.duration(text) for text in ("90s", "15m", "2h", "0s", "1d")] == [90, 900, 7200, 0, 86400]
+    assert [settings.rate(text) for text in ("50MiB/s", "1.5KB/s", "7B/s")] == [50 << 20, 1500, 7]
+    for wrong in ("2", "h", "-1s", "2 h"):
+        with pytest.raises(InvalidInput):
+            settings.duration(wrong)
+    with pytest.raises(InvalidInput):
+        settings.rate("0B/s")
+
+
+@pytest.mark.parametrize("kind", [settings.Connection, settings.Environment])
+@pytest.mark.parametrize("raw", [[1], None, "x"])
+def test_what_is_no_object_is_refused_in_one_line(kind: Any, raw: Any) -> None:
+    found = faults(kind, raw)
+    assert len(found) == 1
+    assert "must be of type object" in found[0]

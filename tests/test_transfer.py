@@ -1,0 +1,753 @@
+"""One disk, copied: the real agent over pipes, real files as disk and destination."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_agent import Pipes
+
+from coriolis_azure import agent, transfer
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import Image
+from coriolis_azure.errors import (
+    AgentFailed,
+    CorruptChunk,
+    DestinationFailed,
+    InvalidInput,
+    StreamEnded,
+    TransferError,
+    WorkerError,
+)
+from coriolis_azure.events import Copied, Event, Step, silent
+from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+
+CHUNK = 65536
+LEAF = 4096
+GRAIN = agent.GRAIN
+
+
+def job(disk: Path, **options) -> transfer.Job:
+    return transfer.Job("os", (str(disk),), disk.stat().st_size, **{"leaf": LEAF, "wait": 0.0, **options})
+
+
+def replicate(disk: Path, path: Path, *, chunk=CHUNK, full=False, verify=True, report=silent, **options):
+    """One run with the real agent."""
+    with Image(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, chunk, full)
+        task = job(disk, **options)
+        return transfer.copy(pipes, task, base, image, report, clock=Clock(), verify=verify)
+
+
+def balanced(outcome: transfer.Outcome) -> bool:
+    return outcome.read_bytes == outcome.sent_bytes + outcome.zero_bytes + outcome.skipped_bytes
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    chance = random.Random(1)
+    parts = [chance.randbytes(CHUNK), bytes(2 * CHUNK), b"text " * 13107 + b"!", chance.randbytes(1536)]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "os.raw"
+
+
+def change(disk: Path, offset: int, data: bytes) -> None:
+    with disk.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+@dataclass
+class HeldClock(Clock):
+    """Time that passes only where somebody sleeps."""
+
+    time: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.time += seconds
+
+
+class Voice:
+    """A stream that says what it is told to, whatever it hears; then it ends."""
+
+    def __init__(self, says: bytes) -> None:
+        self._says, self._at = says, 0
+
+    def read(self, size: int, /) -> bytes:
+        part = self._says[self._at : self._at + size]
+        self._at += size
+        if len(part) < size:
+            raise StreamEnded("the voice ends")
+        return part
+
+    def write(self, data: bytes, /) -> None:
+        pass
+
+    def close(self) -> None:
+        self._says = b""
+
+
+# Good runs
+
+
+def test_a_first_run_sends_what_is_there_and_the_next_nothing(disk: Path, path: Path) -> None:
+    first = replicate(disk, path)
+    assert path.read_bytes() == disk.read_bytes()
+    assert (first.full, first.verified) == (True, True)
+    assert (first.sent_bytes, first.zero_bytes, first.skipped_bytes) == (2 * CHUNK + 1536, 2 * CHUNK, 0)
+    second = replicate(disk, path)
+    assert (second.full, second.verified) == (False, True)
+    assert (second.sent_bytes, second.zero_bytes, second.skipped_bytes) == (0, 0, first.read_bytes)
+    assert second.manifest.root() == first.manifest.root()
+    assert second.manifest == first.manifest
+
+
+def test_a_small_change_sends_its_leaves_only(disk: Path, path: Path) -> None:
+    replicate(disk, path)
+    change(disk, 5000, b"new")
+    change(disk, 3 * CHUNK, bytes(2 * LEAF))
+    second = replicate(disk, path)
+    assert path.read_bytes() == disk.read_bytes()
+    assert (second.sent_bytes, second.zero_bytes) == (LEAF, 2 * LEAF)
+    assert balanced(second)
+
+
+def test_without_leaves_a_change_sends_its_chunk(disk: Path, path: Path) -> None:
+    replicate(disk, path)
+    change(disk, 5000, b"new")
+    second = replicate(disk, path, leaf=0)
+    assert path.read_bytes() == disk.read_bytes()
+    assert second.sent_bytes == CHUNK
+
+
+def test_a_chunk_that_became_zeros_becomes_a_hole(disk: Path, path: Path) -> None:
+    replicate(disk, path)
+    change(disk, 0, bytes(CHUNK))
+    second = replicate(disk, path)
+    assert path.read_bytes() == disk.read_bytes()
+    assert (second.sent_bytes, second.zero_bytes) == (0, CHUNK)
+    assert path.stat().st_blocks * 512 == 2 * CHUNK - CHUNK + LEAF
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("fill", [ZERO, UNKNOWN])
+def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(tmp_path, path, fill, compress) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(GRAIN) + b"a" * GRAIN + bytes(GRAIN) + os.urandom(GRAIN) + b"b" * 512)
+    path.write_bytes(b"old!" * GRAIN if fill == UNKNOWN else b"")
+    os.truncate(path, disk.stat().st_size)
+    with Image(path) as image, Pipes() as pipes:
+        image.known("id", disk.stat().st_size, 4 * GRAIN, False)
+        base = Manifest.new(disk.stat().st_size, 4 * GRAIN, "id", fill)
+        task = job(disk, compress=compress)
+        outcome = transfer.copy(pipes, task, base, image, silent, clock=Clock(), verify=True)
+    assert path.read_bytes() == disk.read_bytes()
+    assert (outcome.sent_bytes, outcome.zero_bytes) == (2 * GRAIN + 512, 2 * GRAIN)
+
+
+def test_compression_makes_the_stream_smaller_and_nothing_else(disk: Path, path: Path) -> None:
+    heard = []
+    for compress in (False, True):
+        with Image(path) as image, Pipes() as pipes:
+            base = image.known("id", disk.stat().st_size, CHUNK, True)
+            task = job(disk, compress=compress)
+            outcome = transfer.copy(pipes, task, base, image, silent, clock=Clock(), verify=True)
+            heard.append(len(pipes.heard))
+        assert path.read_bytes() == disk.read_bytes()
+        assert outcome.sent_bytes == 2 * CHUNK + 1536
+    assert heard[1] < heard[0] - CHUNK // 2
+
+
+def test_progress_is_told_a_few_times_a_second_and_at_the_end(tmp_path: Path, path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(100 * CHUNK))
+    told: list[Event] = []
+    began = time.monotonic()
+    replicate(disk, path, report=told.append)
+    copied = [event for event in told if isinstance(event, Copied)]
+    assert len(copied) <= 2 + 5 * (time.monotonic() - began)
+    assert copied[-1] == Copied("os", 100 * CHUNK, 100 * CHUNK, 100 * CHUNK)
+    assert all(one.done < other.done for one, other in itertools.pairwise(copied))
+    assert told[-1] == Step("verify", "os")
+
+
+def test_a_destination_that_cannot_be_read_gets_chunks_and_is_not_called_verified(
+    disk: Path, path: Path
+) -> None:
+    class Sink(Image):
+        readable = False
+
+    outcomes = []
+    for _ in range(2):
+        with Sink(path) as image, Pipes() as pipes:
+            base = image.known("id", disk.stat().st_size, CHUNK, False)
+            task = job(disk)
+            outcomes.append(transfer.copy(pipes, task, base, image, silent, clock=Clock(), verify=True))
+        change(disk, 0, b"x")
+    assert [outcome.verified for outcome in outcomes] == [None, None]
+    assert outcomes[1].sent_bytes == CHUNK
+
+
+def test_more_chunks_change_than_may_be_asked_for_at_a_time(tmp_path: Path, path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(100 * CHUNK))
+    replicate(disk, path)
+    for index in range(100):
+        change(disk, index * CHUNK + 100, b"changed")
+    second = replicate(disk, path)
+    assert second.sent_bytes == 100 * LEAF
+    assert path.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.parametrize("rate", [3 * CHUNK, 10_000, 100])
+def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: Path, rate: int) -> None:
+    clock = HeldClock()
+    with Image(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        transfer.copy(pipes, job(disk), base, image, silent, clock=clock, verify=True, rate=rate)
+        least = len(pipes.heard) / rate
+    assert least - 0.5 <= clock.time <= least + 0.5
+    assert path.read_bytes() == disk.read_bytes()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_image_is_the_disk_after_every_good_run(tmp_path: Path, data: st.DataObject) -> None:
+    """Random content, changes, growth, runs that die in the middle: the next good run puts it right."""
+    where = tmp_path / str(next(_numbers))
+    where.mkdir()
+    disk, path = where / "disk", where / "os.raw"
+    unit = 512
+    size = data.draw(st.integers(1, 1500)) * unit
+    disk.write_bytes(bytes(size))
+    leaf = data.draw(st.sampled_from([0, 4096, 16384]))
+    options = {"leaf": leaf, "compress": data.draw(st.booleans())}
+    chance = random.Random(data.draw(st.integers(0, 1 << 30)))
+    for _ in range(3):
+        if data.draw(st.booleans()):
+            size += data.draw(st.integers(1, 400)) * unit
+            os.truncate(disk, size)
+        for _ in range(data.draw(st.integers(0, 6))):
+            length = chance.choice([1, 512, LEAF, CHUNK, 3 * CHUNK])
+            content = chance.choice([bytes(length), chance.randbytes(length), b"A" * length])
+            change(disk, chance.randrange(size), content)
+            os.truncate(disk, size)
+        if data.draw(st.booleans()):
+            content = disk.read_bytes()
+            change(disk, 0, chance.randbytes(min(size, 2 * CHUNK)))
+            with contextlib.suppress(TransferError):
+                dies_after(chance.randrange(4 * CHUNK), disk, path, **options)
+            disk.write_bytes(content)
+        outcome = replicate(disk, path, full=data.draw(st.integers(0, 4)) == 0, **options)
+        assert path.read_bytes() == disk.read_bytes()
+        assert balanced(outcome)
+        assert outcome.verified
+
+
+_numbers = itertools.count()
+
+
+class Dying(Pipes):
+    """An agent that is killed once it has said so many bytes."""
+
+    last = 1 << 60
+
+    def read(self, size: int, /) -> bytes:
+        if len(self.heard) + size > self.last:
+            self.close()
+            raise StreamEnded("killed")
+        return super().read(size)
+
+
+def dies_after(said: int, disk: Path, path: Path, **options) -> None:
+    with Image(path) as image, Dying() as pipes:
+        pipes.last = said
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        transfer.copy(pipes, job(disk, **options), base, image, silent, clock=Clock(), verify=True)
+
+
+# Bad runs
+
+
+def test_an_agent_that_is_killed_is_an_error_and_nothing_is_committed(disk: Path, path: Path) -> None:
+    replicate(disk, path)
+    kept = path.with_name("os.raw.manifest").read_bytes()
+    change(disk, 0, b"x" * 2 * CHUNK)
+    with pytest.raises(StreamEnded):
+        dies_after(2000, disk, path)
+    assert path.with_name("os.raw.manifest").read_bytes() == kept
+    replicate(disk, path)
+    assert path.read_bytes() == disk.read_bytes()
+
+
+def test_an_agent_that_was_altered_refuses_to_run(disk: Path, path: Path, tmp_path: Path) -> None:
+    altered = tmp_path / "agent.py"
+    altered.write_bytes(agent.source() + b"\n# altered\n")
+    with Image(path) as image, Pipes(program=altered) as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        with pytest.raises(AgentFailed, match="not the agent"):
+            transfer.copy(pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+
+
+def test_a_disk_of_another_size_is_an_error_that_names_both(disk: Path, path: Path) -> None:
+    size = disk.stat().st_size
+    task = replace(job(disk), size=size + 512)
+    with Image(path) as image, Pipes() as pipes:
+        base = image.known("id", size + 512, CHUNK, False)
+        with pytest.raises(
+            AgentFailed, match=f"{disk} has {size} bytes, the disk to be read has {size + 512}"
+        ):
+            transfer.copy(pipes, task, base, image, silent, clock=Clock(), verify=True)
+
+
+def test_a_disk_that_does_not_appear_is_an_error(disk: Path, path: Path) -> None:
+    task = replace(job(disk), devices=("/nonexistent/lun0",), wait=0.2)
+    with Image(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        with pytest.raises(AgentFailed, match="no device appeared"):
+            transfer.copy(pipes, task, base, image, silent, clock=Clock(), verify=True)
+
+
+def test_an_agent_that_never_starts_is_an_error(disk: Path, path: Path) -> None:
+    with Image(path) as image, Pipes(program="/nonexistent") as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        with pytest.raises(StreamEnded):
+            transfer.copy(pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+
+
+class Failing(Image):
+    """A destination in which one kind of step fails."""
+
+    step = ""
+
+    def _maybe(self, step: str) -> None:
+        if step == self.step:
+            raise DestinationFailed(f"{step} failed", disk="os", offset=7)
+
+    def expect(self, offset, length):
+        self._maybe("expect")
+        super().expect(offset, length)
+
+    def write(self, offset, data):
+        self._maybe("write")
+        super().write(offset, data)
+
+    def zero(self, offset, length):
+        self._maybe("zero")
+        super().zero(offset, length)
+
+    def read(self, offset, length):
+        self._maybe("read")
+        return super().read(offset, length)
+
+    def flush(self):
+        self._maybe("flush")
+        super().flush()
+
+
+@pytest.mark.parametrize("step", ["expect", "write", "zero", "read", "flush"])
+def test_a_failing_destination_ends_the_run_at_once_with_its_own_error(tmp_path, path, step) -> None:
+    """Also where the agent is waiting for leaves that will never come."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(100 * CHUNK))
+    replicate(disk, path)
+    for index in range(0, 100, 2):
+        change(disk, index * CHUNK, b"x" if index % 4 else bytes(CHUNK))
+    with Failing(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        image.step = step
+        threads = threading.active_count()
+        with pytest.raises(DestinationFailed, match=f"{step} failed"):
+            transfer.copy(pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+        assert threading.active_count() == threads
+    replicate(disk, path)
+    assert path.read_bytes() == disk.read_bytes()
+
+
+def test_an_agent_that_waits_for_leaves_is_not_waited_for(tmp_path: Path, path: Path) -> None:
+    """Fewer chunks may be asked for than frames be in flight: only the failing thread can wake the reader."""
+    disk, chunk = tmp_path / "disk", agent.MAX_CHUNK
+    disk.write_bytes(b"a" * 5 * chunk)
+    replicate(disk, path, chunk=chunk)
+    disk.write_bytes(b"b" * 5 * chunk)
+    with Failing(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, chunk, False)
+        image.step = "read"
+        too_late = threading.Timer(20, pipes.close)
+        too_late.start()
+        with pytest.raises(DestinationFailed, match="read failed"):
+            transfer.copy(pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+        assert too_late.is_alive()
+        too_late.cancel()
+        too_late.join()
+
+
+def test_a_report_that_is_interrupted_ends_the_agent(tmp_path: Path, path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(400 * CHUNK))
+
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with Image(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        with pytest.raises(KeyboardInterrupt):
+            transfer.copy(pipes, job(disk), base, image, interrupted, clock=Clock(), verify=True)
+        assert pipes.process.wait(10) < 0
+
+
+def test_what_reads_back_wrong_is_not_committed(disk: Path, path: Path) -> None:
+    class Lying(Image):
+        def flush(self) -> None:
+            super().flush()
+            self.write(3 * CHUNK + 5, b"rot")
+
+    with Lying(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        with pytest.raises(CorruptChunk) as failure:
+            transfer.copy(pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+    assert failure.value.facts == {"disk": "os", "offset": 3 * CHUNK}
+    replicate(disk, path)
+    assert path.read_bytes() == disk.read_bytes()
+
+
+def test_differing_finds_what_is_not_as_it_should_be(disk: Path, path: Path) -> None:
+    manifest = replicate(disk, path).manifest
+    with Image(path) as image:
+        assert image.stored() == manifest
+        assert list(transfer.differing(image, manifest, range(manifest.count))) == []
+        change(path, 2 * CHUNK, b"rot")
+        assert list(transfer.differing(image, manifest, range(manifest.count))) == [2]
+        manifest = replace(manifest, digests=UNKNOWN + manifest.digests[16:])
+        assert list(transfer.differing(image, manifest, range(manifest.count))) == [0, 2]
+
+
+def test_a_leaf_that_cannot_be_is_refused(disk: Path, path: Path) -> None:
+    with pytest.raises(InvalidInput, match="leaf"):
+        replicate(disk, path, leaf=1000)
+
+
+# A hostile agent
+
+
+class Guarded(Image):
+    """An image that notices every write outside of the disk, and a commit."""
+
+    committed = False
+
+    def _inside(self, offset: int, length: int) -> None:
+        assert 0 <= offset <= offset + length <= self._size()
+
+    def write(self, offset, data):
+        self._inside(offset, len(data))
+        super().write(offset, data)
+
+    def zero(self, offset, length):
+        self._inside(offset, length)
+        super().zero(offset, length)
+
+    def commit(self, manifest):
+        self.committed = True
+        super().commit(manifest)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, Manifest, bytes, bool]:
+    """An incremental run with every kind of message: what was there, what the disk is, the base, what was said."""
+    where = tmp_path_factory.mktemp("recorded")
+    disk, path = where / "disk", where / "os.raw"
+    chance = random.Random(3)
+    disk.write_bytes(
+        b"".join([chance.randbytes(3 * CHUNK), bytes(3 * CHUNK), b"t" * CHUNK, b"short" * 100 + bytes(12)])
+    )
+    replicate(disk, path)
+    before = path.read_bytes()
+    change(disk, 100, b"patched")
+    change(disk, CHUNK, bytes(CHUNK))
+    change(disk, 4 * CHUNK, chance.randbytes(CHUNK))
+    change(disk, 6 * CHUNK, b"text" * 100)
+    with Image(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        transfer.copy(pipes, job(disk, compress=True), base, image, silent, clock=Clock(), verify=True)
+        said = bytes(pipes.heard)
+    kinds = {kind for kind, _ in messages(said)}
+    assert kinds >= {agent.READY, agent.SAME, agent.ZEROS, agent.DATA, agent.ASK, agent.PATCH, agent.END}
+    return before, disk.read_bytes(), base, said
+
+
+def messages(said: bytes) -> Iterator[tuple[int, bytes]]:
+    """The messages in a recorded stream: kind and all of its bytes."""
+    at = 0
+    while at < len(said):
+        kind, _, _, _, length, _ = agent.HEAD.unpack_from(said, at)
+        yield kind, said[at : at + agent.HEAD.size + length]
+        at += agent.HEAD.size + length
+
+
+def hears(path: Path, before: bytes, base: Manifest, says: bytes) -> bool:
+    """A run in which the agent says this. Whether it was committed; all errors are of the promised kinds."""
+    path.write_bytes(before)
+    with Guarded(path) as image:
+        image._open(os.O_RDWR)
+        task = transfer.Job("os", ("/dev/x",), base.size, leaf=LEAF)
+        try:
+            transfer.copy(Voice(says), task, base, image, silent, clock=Clock(), verify=True)
+        except (TransferError, WorkerError):
+            assert not image.committed
+        assert path.stat().st_size == base.size
+        return image.committed
+
+
+def test_the_recorded_stream_is_good(recorded, path: Path) -> None:
+    before, after, base, said = recorded
+    assert hears(path, before, base, said)
+    assert path.read_bytes() == after
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_stream_is_never_taken_for_a_good_one(
+    recorded, tmp_path: Path, data: st.DataObject
+) -> None:
+    before, after, base, said = recorded
+    heads = list(itertools.accumulate((len(whole) for _, whole in messages(said)), initial=0))
+    at = data.draw(
+        st.integers(0, len(said) - 1)
+        | st.sampled_from(heads[:-1]).flatmap(lambda head: st.integers(head, head + agent.HEAD.size - 1))
+    )
+    damage = data.draw(st.sampled_from(["flip", "cut", "drop", "double", "insert"]))
+    rest = said[at + 1 :]
+    says = {
+        "flip": said[:at] + bytes([said[at] ^ data.draw(st.integers(1, 255))]) + rest,
+        "cut": said[:at],
+        "drop": said[:at] + rest,
+        "double": said[: at + 1] + said[at:],
+        "insert": said[:at] + data.draw(st.binary(min_size=1, max_size=64)) + said[at:],
+    }[damage]
+    if hears(tmp_path / "os.raw", before, base, says):
+        assert (tmp_path / "os.raw").read_bytes() == after
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_messages_in_another_order_are_never_taken_for_a_good_run(recorded, tmp_path, data) -> None:
+    before, after, base, said = recorded
+    parts = [whole for _, whole in messages(said)]
+    chosen = data.draw(st.lists(st.integers(0, len(parts) - 1), max_size=2 * len(parts)))
+    if hears(tmp_path / "os.raw", before, base, parts[0] + b"".join(parts[index] for index in chosen)):
+        assert (tmp_path / "os.raw").read_bytes() == after
+
+
+def message(kind, index=0, count=0, payload=b"", digest=ZERO, packing=agent.RAW, length=None) -> bytes:
+    size = len(payload) if length is None else length
+    return agent.HEAD.pack(kind, packing, index, count, size, digest) + payload
+
+
+def document(kind: int, content: object) -> bytes:
+    return message(kind, payload=json.dumps(content).encode())
+
+
+TINY = Manifest.new(3 * CHUNK + 512, CHUNK, "", UNKNOWN)
+READY = document(agent.READY, {"size": TINY.size, "hash": TINY.hash})
+DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
+BOMB = zlib.compress(bytes(100 << 20))
+
+
+@pytest.mark.parametrize(
+    ("says", "error"),
+    {
+        "not ready": (document(agent.END, {}), StreamEnded),
+        "another disk": (document(agent.READY, {"size": 1, "hash": "blake2b"}), StreamEnded),
+        "no JSON": (message(agent.READY, payload=b"\xff"), StreamEnded),
+        "deep JSON": (message(agent.READY, payload=b"[" * 60000), StreamEnded),
+        "long number": (message(agent.READY, payload=b"9" * 60000), StreamEnded),
+        "a list": (document(agent.READY, []), StreamEnded),
+        "endless": (message(agent.READY, length=1 << 31), StreamEnded),
+        "unknown kind": (READY + message(99), StreamEnded),
+        "a job": (READY + message(agent.JOB), StreamEnded),
+        "endless run": (READY + message(agent.SAME, length=1), StreamEnded),
+        "empty run": (READY + message(agent.ZEROS, 0, 0), StreamEnded),
+        "run past the end": (READY + message(agent.ZEROS, 0, 5), StreamEnded),
+        "huge run": (READY + message(agent.ZEROS, 0, (1 << 32) - 1), StreamEnded),
+        "out of order": (READY + message(agent.ZEROS, 1, 1), StreamEnded),
+        "patch unasked": (READY + message(agent.PATCH, 0, 0), StreamEnded),
+        "too many asks": (
+            READY + b"".join(message(agent.ASK, index) for index in range(4)) + message(agent.ASK, 4),
+            StreamEnded,
+        ),
+        "end too early": (READY + message(agent.ZEROS, 0, 1) + document(agent.END, {}), StreamEnded),
+        "end unpatched": (
+            READY + message(agent.ZEROS, 0, 3) + message(agent.ASK, 3) + document(agent.END, {}),
+            StreamEnded,
+        ),
+        "no root": (READY + message(agent.ZEROS, 0, 4) + document(agent.END, {"root": 1}), StreamEnded),
+        "wrong root": (
+            READY + message(agent.ZEROS, 0, 4) + document(agent.END, {"root": "", "read": TINY.size}),
+            CorruptChunk,
+        ),
+        "unknown said to be same": (READY + message(agent.SAME, 0, 4), CorruptChunk),
+        "gave up": (
+            READY + document(agent.ERROR, {"message": "bad\n\x1b[31m block", "offset": 512}),
+            AgentFailed,
+        ),
+        "gave up strangely": (READY + document(agent.ERROR, {"message": [], "offset": "x"}), AgentFailed),
+        "too much data": (READY + message(agent.DATA, 0, 1, length=2 * CHUNK), StreamEnded),
+        "fewer pieces": (READY + message(agent.DATA, 0, 1), CorruptChunk),
+        "many pieces": (READY + message(agent.DATA, 0, (1 << 32) - 1, b"x"), CorruptChunk),
+        "bytes over": (READY + message(agent.DATA, 0, 0, b"x"), CorruptChunk),
+        "piece outside": (
+            READY + message(agent.DATA, 0, 1, agent.PIECE.pack(CHUNK, 1, False) + b"x"),
+            CorruptChunk,
+        ),
+        "piece too long": (
+            READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, 2, False) + b"x"),
+            CorruptChunk,
+        ),
+        "huge piece": (READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, 1 << 31, True)), CorruptChunk),
+        "empty piece": (READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, 0, False)), CorruptChunk),
+        "pieces that overlap": (
+            READY + message(agent.DATA, 0, 2, agent.PIECE.pack(0, 9, True) + agent.PIECE.pack(8, 9, True)),
+            CorruptChunk,
+        ),
+        "wrong digest": (
+            READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, CHUNK, False) + b"e" * CHUNK, DATA_DIGEST),
+            CorruptChunk,
+        ),
+        "content called zeros": (
+            READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, CHUNK, False) + b"e" * CHUNK),
+            CorruptChunk,
+        ),
+        "unknown packing": (READY + message(agent.DATA, 0, 0, b"", packing=7), CorruptChunk),
+        "damaged packing": (READY + message(agent.DATA, 0, 0, b"zip", packing=agent.ZLIB), CorruptChunk),
+        "bomb": (READY + message(agent.DATA, 0, 0, BOMB[:CHUNK], packing=agent.ZLIB), CorruptChunk),
+        "nothing more": (READY, StreamEnded),
+        "nothing": (b"", StreamEnded),
+    }.values(),
+)
+def test_what_is_not_in_the_protocol_is_refused(path: Path, says: bytes, error: type[Exception]) -> None:
+    with Guarded(path) as image:
+        image.known("", TINY.size, CHUNK, False)
+        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        with pytest.raises(error) as failure:
+            transfer.copy(Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
+        assert not image.committed
+    assert failure.value.message.isprintable()
+
+
+def test_asking_is_only_for_a_host_that_offered_leaves(path: Path) -> None:
+    with Guarded(path) as image:
+        image.known("", TINY.size, CHUNK, False)
+        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=0)
+        with pytest.raises(StreamEnded, match="one too many"):
+            transfer.copy(
+                Voice(READY + message(agent.ASK, 0)), task, TINY, image, silent, clock=Clock(), verify=False
+            )
+
+
+# Size
+
+LARGE = """
+import re, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+from test_agent import Pipes
+from coriolis_azure import transfer
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import Image
+from coriolis_azure.events import silent
+
+def peak(process):
+    # Not getrusage: that begins with what the parent had when it started the process.
+    found = re.search("VmHWM:\\s*(\\d+) kB", Path(f"/proc/{{process}}/status").read_text())
+    return int(found[1]) >> 10 if found else 0  # a process that has just ended has no memory
+
+class Watched(Pipes):
+    peak = 0
+
+    def read(self, size):
+        self.peak = max(self.peak, peak(self.process.pid))
+        data = super().read(size)
+        self.heard.clear()
+        return data
+
+disk = Path({disk!r})
+size = disk.stat().st_size
+with Image(Path({image!r})) as image, Watched() as pipes:
+    base = image.known("id", size, {chunk}, False)
+    job = transfer.Job("os", (str(disk),), size)
+    outcome = transfer.copy(pipes, job, base, image, silent, clock=Clock(), verify=True)
+    assert pipes.process.wait(30) == 0
+print(outcome.sent_bytes, outcome.read_bytes, peak("self"), pipes.peak)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mostly empty disk of 4 GiB. One for all tests: the first reading of so many holes takes seconds."""
+    disk = tmp_path_factory.mktemp("large") / "disk"
+    with disk.open("wb") as file:
+        file.truncate(4 << 30)
+    return disk
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 4 << 20], ids=["1 MiB", "4 MiB"])
+def test_memory_does_not_grow_with_the_disk(tmp_path: Path, large: Path, chunk: int) -> None:
+    image = tmp_path / "os.raw"
+    program = textwrap.dedent(LARGE).format(
+        tests=str(Path(__file__).parent),
+        root=str(Path(agent.__file__).parent.parent),
+        disk=str(large),
+        image=str(image),
+        chunk=chunk,
+    )
+    for run in ("first", "incremental"):
+        change(large, 2 << 30, os.urandom(64 << 20))
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        sent, read, host, worker = map(int, done.stdout.split())
+        assert (sent, read) == (64 << 20, 4 << 30)
+        print(f"{run}: host {host} MiB, agent {worker} MiB")
+        assert host < 128, f"{run}: the host needed {host} MiB"
+        assert worker < 64, f"{run}: the agent needed {worker} MiB"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_full_destination_ends_the_run_and_says_so(disk: Path, path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 * CHUNK + 100, hard))
+        try:
+            replicate(disk, path)
+        except DestinationFailed as failure:
+            os._exit(0 if "file size limit" in failure.remedy else 2)
+        except BaseException:  # noqa: BLE001
+            os._exit(3)
+        os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,978 @@
+"""The orchestrator's backup writers: our clients against real servers, whole copies with the real agent."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import paramiko
+import pytest
+from test_agent import Pipes, old_python
+from writer_targets import SSH_PORT, HttpsTarget, SshTarget
+
+from coriolis_azure import ssh, transfer
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import ssh_writer, write_data, writer
+from coriolis_azure.errors import (
+    CorruptChunk,
+    DestinationFailed,
+    HostKeyChanged,
+    InvalidInput,
+    StreamEnded,
+    Unsupported,
+)
+from coriolis_azure.events import Notice, silent
+from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+from coriolis_azure.model import Disk
+
+CHUNK = 65536
+ID = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/disks/os"
+WITHIN = 15.0  # seconds in which a failure must show
+
+
+class Doubts:
+    """Marks that are files: another process, another run sees them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.set_calls = 0
+        folder.mkdir(exist_ok=True)
+
+    def is_set(self, id: str) -> bool:
+        return (self.folder / id).exists()
+
+    def set(self, id: str) -> None:
+        self.set_calls += 1
+        (self.folder / id).touch()
+
+    def clear(self, id: str) -> None:
+        (self.folder / id).unlink(missing_ok=True)
+
+    def all(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir()]
+
+
+class Told(list):
+    """A report that keeps the texts of notices."""
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, Notice):
+            self.append(event.text)
+
+
+@dataclass
+class HeldClock(Clock):
+    """Time that passes only where somebody sleeps."""
+
+    time: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@dataclass
+class Bench:
+    """A disk, a device that is a little larger, a target, and what the orchestrator keeps."""
+
+    disk: Path
+    device: Path
+    target: SshTarget | HttpsTarget
+    doubts: Doubts
+    told: Told
+    heard: bytearray = field(default_factory=bytearray)
+
+    def entry(self, **more) -> dict:
+        return {"disk_id": ID, "volume_dev": str(self.device), "volume_id": "v1", **more}
+
+    def volumes(self, entries: list[dict], disks: list[Disk] | None = None, **options) -> writer.Volumes:
+        options = {"report": self.told, "patience": 60.0, **options}
+        return writer.Volumes(self.target.info, entries, disks or [self.azure()], self.doubts, **options)
+
+    def azure(self) -> Disk:
+        return Disk(ID, "os", None, self.disk.stat().st_size, "unique", "Premium_LRS", "None")
+
+    def run(
+        self,
+        entries: list[dict],
+        *,
+        chunk=CHUNK,
+        unique="unique",
+        full=False,
+        dies=None,
+        settle=True,
+        **options,
+    ) -> tuple[transfer.Outcome, list[dict]]:
+        """One run with the real agent; `dies`: bytes after which the agent is killed."""
+        size = self.disk.stat().st_size
+        job = transfer.Job("os", (str(self.disk),), size, wait=0.0)
+        with self.volumes(entries, **options) as volumes, Pipes() as pipes, volumes.disk("os") as volume:
+            base = volume.known(unique, size, chunk, full)
+            self.heard = pipes.heard
+            if dies is not None:
+                pipes.read = self.dying(pipes, dies)
+            outcome = transfer.copy(pipes, job, base, volume, silent, clock=Clock(), verify=True)
+            if settle:
+                volumes.settle()
+            return outcome, json.loads(json.dumps(volumes.to_json()))
+
+    def dying(self, pipes: Pipes, last: int) -> Callable[[int], bytes]:
+        """The pipes' read, which kills the agent once it has said so much and the first chunk has arrived."""
+        read = pipes.read
+
+        def limited(size: int) -> bytes:
+            if len(pipes.heard) + size > last:
+                wait_for(lambda: self.device.read_bytes()[:CHUNK] == self.disk.read_bytes()[:CHUNK])
+                pipes.close()
+                raise StreamEnded("killed")
+            return read(size)
+
+        return limited
+
+    @property
+    def right(self) -> bool:
+        content = self.device.read_bytes()
+        size = self.disk.stat().st_size
+        return content[:size] == self.disk.read_bytes() and content[size:] == b"\xee" * (len(content) - size)
+
+
+@pytest.fixture(scope="module")
+def ssh_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshTarget]:
+    target = SshTarget(tmp_path_factory.mktemp("ssh"))
+    yield target
+    target.close()
+
+
+@pytest.fixture
+def http_target(tmp_path: Path) -> Iterator[HttpsTarget]:
+    target = HttpsTarget(tmp_path / "https")
+    yield target
+    target.flowing.set()
+    target.close()
+
+
+def made(tmp_path: Path, target: SshTarget | HttpsTarget) -> Bench:
+    chance = random.Random(1)
+    disk, device = tmp_path / "disk", tmp_path / "device"
+    parts = [chance.randbytes(CHUNK), bytes(2 * CHUNK), b"text " * 13107 + b"!", bytes(20000), b"a" * 45536]
+    disk.write_bytes(b"".join(parts) + chance.randbytes(1536))
+    device.write_bytes(b"\xee" * (disk.stat().st_size + 5000))
+    return Bench(disk, device, target, Doubts(tmp_path / "doubts"), Told())
+
+
+@pytest.fixture
+def over_ssh(tmp_path: Path, ssh_target: SshTarget) -> Iterator[Bench]:
+    yield made(tmp_path, ssh_target)
+    for path in ssh_target.home.iterdir():
+        path.unlink()
+
+
+@pytest.fixture
+def over_https(tmp_path: Path, http_target: HttpsTarget) -> Bench:
+    return made(tmp_path, http_target)
+
+
+@pytest.fixture(params=["over_ssh", "over_https"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    return request.getfixturevalue(request.param)
+
+
+def change(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+# Good runs
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_first_run_sends_everything_and_the_next_what_changed(bench: Bench, compress: bool) -> None:
+    first, entries = bench.run([bench.entry()], compress=compress)
+    assert bench.right
+    assert first.full
+    assert first.verified is (True if isinstance(bench.target, HttpsTarget) else None)
+    second, entries = bench.run(entries, compress=compress)
+    assert (second.full, second.sent_bytes, second.verified) == (False, 0, None)
+    change(bench.disk, 3 * CHUNK, b"new")
+    change(bench.disk, 0, bytes(CHUNK))
+    third, _ = bench.run(entries, compress=compress)
+    assert bench.right
+    assert (third.sent_bytes, third.zero_bytes) == (CHUNK, CHUNK)
+    assert bench.doubts.all() == []
+    assert bench.doubts.set_calls == 2
+    assert bench.told == []
+
+
+def test_what_the_orchestrator_gets_back_is_its_list_with_states(over_ssh: Bench) -> None:
+    other = {"disk_id": ID + "-shared", "volume_dev": "", "replicate_disk_data": False}
+    entries = [other, over_ssh.entry(zeroed=True, anything={"a": 1})]
+    _, after = over_ssh.run(entries)
+    assert after[0] == other
+    assert after[1].pop("replica_state")["disk"] == "unique"
+    assert after[1] == {**entries[1], "zeroed": False}
+    assert "replica_state" not in entries[1]
+
+
+def test_a_password_and_a_key_object_sign_in_too(over_ssh: Bench) -> None:
+    info = over_ssh.target.info
+    key = paramiko.RSAKey.from_private_key(io.StringIO(info["connection_details"]["pkey"]))
+    info["connection_details"]["pkey"] = key
+    with writer.Volumes(info, [over_ssh.entry()], [over_ssh.azure()], over_ssh.doubts) as volumes:
+        volumes.disk("os").known("unique", 1000, CHUNK, False)
+    info["connection_details"] = {**info["connection_details"], "pkey": None, "password": "secret"}
+    with writer.Volumes(
+        info, [over_ssh.entry()], [over_ssh.azure()], over_ssh.doubts, clock=HeldClock()
+    ) as volumes:
+        with pytest.raises(DestinationFailed, match=r"refuses our (key|password)") as failure:
+            volumes.disk("os").known("unique", 1000, CHUNK, False)
+        assert "secret" not in str(failure.value) + repr(volumes.__dict__)
+
+
+def test_the_target_gets_our_receiver_only_if_it_has_none(over_ssh: Bench) -> None:
+    over_ssh.run([over_ssh.entry()])
+    assert [path.name for path in over_ssh.target.home.iterdir()] == [".coriolis-azure-write-data.py"]
+    assert not over_ssh.target.synced.exists()
+    over_ssh.target.program("write_data", SHEBANG + Path(write_data.__file__).read_text())
+    (over_ssh.target.home / ".coriolis-azure-write-data.py").unlink()
+    over_ssh.run([over_ssh.entry()])
+    assert [path.name for path in over_ssh.target.home.iterdir()] == ["write_data"]
+    assert over_ssh.target.synced.read_text() == "\n"
+    over_ssh.target.synced.unlink()
+
+
+def test_the_orchestrators_receiver_is_put_there_where_its_package_brings_one(
+    over_ssh: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = tmp_path / "path" / "coriolis" / "resources" / "bin" / "write_data"
+    binary.parent.mkdir(parents=True)
+    binary.write_text(SHEBANG + Path(write_data.__file__).read_text())
+    (tmp_path / "path" / "coriolis" / "__init__.py").write_text("raise ImportError('slow')")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    over_ssh.run([over_ssh.entry()])
+    assert over_ssh.right
+    assert [path.name for path in over_ssh.target.home.iterdir()] == ["write_data"]
+    over_ssh.target.synced.unlink()
+
+
+def test_a_sync_that_fails_is_an_error(over_ssh: Bench) -> None:
+    over_ssh.target.program("write_data", SHEBANG + Path(write_data.__file__).read_text())
+    sync = over_ssh.target.synced.with_name("bin") / "sync"
+    kept = sync.read_text()
+    try:
+        sync.write_text("#!/bin/sh\nexit 5\n")
+        with pytest.raises(DestinationFailed, match="sync ended with status 5"):
+            over_ssh.run([over_ssh.entry()])
+    finally:
+        sync.write_text(kept)
+    assert len(over_ssh.doubts.all()) == 1
+
+
+def test_disks_side_by_side(over_ssh: Bench, tmp_path: Path) -> None:
+    """The receiver is put there once, the host key is pinned by the first."""
+    disks = [replace(over_ssh.azure(), id=f"{ID}-{lun}", name=f"data-{lun}") for lun in range(4)]
+    entries = []
+    for disk in disks:
+        device = tmp_path / disk.name
+        device.write_bytes(bytes(3 * CHUNK))
+        entries.append({"disk_id": disk.id.upper(), "volume_dev": str(device)})
+    failures = []
+    with over_ssh.volumes(entries, disks) as volumes:
+
+        def write(disk: Disk) -> None:
+            try:
+                volume = volumes.disk(disk.name)
+                volume.known("unique", 3 * CHUNK, CHUNK, False)
+                volume.expect(0, 3 * CHUNK)
+                volume.write(CHUNK, disk.name.encode() * 100)
+                volume.flush()
+            except DestinationFailed as error:
+                failures.append(error)
+
+        together([lambda disk=disk: write(disk) for disk in disks])
+    assert failures == []
+    for disk in disks:
+        assert (tmp_path / disk.name).read_bytes()[CHUNK:].startswith(disk.name.encode() * 100 + b"\0")
+
+
+def test_another_host_key_than_at_first_is_refused(tmp_path: Path) -> None:
+    first = SshTarget(tmp_path / "first")
+    host = ssh.Target(ssh.Login(first.address, SSH_PORT, "user", first.private))
+    host.connect().close()
+    host.connect().close()
+    first.close()
+    second = SshTarget(tmp_path / "second", first.address)
+    try:
+        with pytest.raises(HostKeyChanged):
+            host.connect()
+    finally:
+        second.close()
+
+
+# The state, and the doubt about it
+
+
+class Memory:
+    """A writer.Device in memory."""
+
+    def __init__(self, size: int = 8 * CHUNK) -> None:
+        self.content = bytearray(b"\xee" * size)
+        self.opened = 0
+
+    def open(self) -> None:
+        self.opened += 1
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.content[offset : offset + len(data)] = data
+
+    def zero(self, offset: int, length: int) -> None:
+        self.write(offset, bytes(length))
+
+    def flush(self) -> None:
+        pass
+
+    def check(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def doubts(tmp_path: Path) -> Doubts:
+    return Doubts(tmp_path / "doubts")
+
+
+def volume(entry: dict, doubts: Doubts, told=silent) -> writer.Volume:
+    return writer.Volume(entry, "os", Memory(), doubts, told)
+
+
+def state(size=4 * CHUNK, chunk=CHUNK, disk="unique") -> Manifest:
+    return replace(Manifest.new(size, chunk, disk, ZERO), digests=b"d" * 16 * (size // chunk), fresh=False)
+
+
+def test_a_good_state_is_believed_and_resized(doubts: Doubts) -> None:
+    kept = state()
+    entry = {"disk_id": ID, "replica_state": kept.to_json(), "zeroed": True}
+    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False) == kept
+    grown = volume(entry, doubts).known("unique", 6 * CHUNK, CHUNK, False)
+    assert grown.digests == kept.digests + UNKNOWN * 2
+    assert not grown.fresh
+
+
+@pytest.mark.parametrize(
+    ("kept", "why"),
+    [
+        (None, "no such document"),
+        ({}, "no such document"),
+        ("text", "no such document"),
+        ({**state().to_json(), "chunks": "AAAA"}, "its check does not fit"),
+        ({**state().to_json(), "version": 2}, "version 2"),
+        (state(disk="another").to_json(), "another disk"),
+        (state(chunk=2 * CHUNK).to_json(), "chunk size"),
+    ],
+)
+def test_a_state_that_cannot_be_used_means_a_full_run_with_a_notice(doubts: Doubts, kept, why: str) -> None:
+    told = Told()
+    entry = {"disk_id": ID, "replica_state": kept, "zeroed": True}
+    base = volume(entry, doubts, told).known("unique", 4 * CHUNK, CHUNK, False)
+    assert base.fresh
+    assert base.digests == UNKNOWN * 4
+    assert len(told) == 1
+    assert why in told[0]
+
+
+def test_a_state_in_doubt_is_not_believed(doubts: Doubts) -> None:
+    told = Told()
+    entry = {"disk_id": ID, "replica_state": state().to_json()}
+    doubts.set(writer.state_id(entry))
+    base = volume(entry, doubts, told).known("unique", 4 * CHUNK, CHUNK, False)
+    assert base.digests == UNKNOWN * 4
+    assert "did not end well" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "fill"),
+    [
+        ({"zeroed": True}, ZERO),
+        ({"zeroed": False}, UNKNOWN),
+        ({"zeroed": 1}, UNKNOWN),
+        ({"zeroed": "true"}, UNKNOWN),
+        ({}, UNKNOWN),
+    ],
+)
+def test_only_a_volume_that_is_said_to_be_blank_counts_as_zeros(
+    doubts: Doubts, entry: dict, fill: bytes
+) -> None:
+    entry = {"disk_id": ID, **entry}
+    base = volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False)
+    assert base.digests == fill * 4
+    assert base.fresh
+    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, True).digests == UNKNOWN * 4
+    doubts.set(writer.state_id(entry))
+    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False).digests == UNKNOWN * 4
+
+
+def test_a_volume_is_blank_no_more_once_it_was_written(doubts: Doubts) -> None:
+    """The destination goes on saying so; also the orchestrator may drop the state."""
+    entry = {"disk_id": ID, "zeroed": True}
+    one = volume(entry, doubts)
+    one.known("unique", 4 * CHUNK, CHUNK, False)
+    one.expect(0, CHUNK)
+    one.commit(state())
+    del entry["replica_state"]
+    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False).digests == UNKNOWN * 4
+
+
+def test_the_doubt_is_set_once_before_the_first_write_and_taken_back_at_the_end(doubts: Doubts) -> None:
+    entry = {"disk_id": ID, "replica_state": state().to_json()}
+    one = volume(entry, doubts)
+    one.known("unique", 4 * CHUNK, CHUNK, False)
+    assert doubts.all() == []
+    together([lambda: one.expect(0, CHUNK)] * 8)
+    assert doubts.set_calls == 1
+    assert doubts.all() == [writer.state_id(entry)]
+    one.settle()
+    assert doubts.all() == [writer.state_id(entry)], "nothing is committed yet"
+    one.commit(replace(state(), digests=b"e" * 64))
+    one.settle()
+    assert doubts.all() == []
+
+
+def test_the_name_of_a_state_is_its_own_and_not_that_of_the_device() -> None:
+    plain = {"disk_id": ID, "volume_id": "v", "volume_dev": "/dev/sdb"}
+    assert writer.state_id(plain) == writer.state_id({**plain, "volume_dev": "/dev/sdc"})
+    assert writer.state_id(plain) != writer.state_id({**plain, "volume_id": "w"})
+    with_state = {**plain, "replica_state": state().to_json()}
+    assert writer.state_id(with_state) == writer.state_id({**with_state, "volume_id": "w"})
+    assert writer.state_id(with_state) != writer.state_id(plain)
+    assert len(writer.state_id(plain)) == 16
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["dies in the middle", "dies after the commit"])
+def test_a_chunk_that_goes_back_to_what_it_was_is_right_after_a_run_that_died(
+    bench: Bench, lost: bool
+) -> None:
+    """A, then B by a run whose end the orchestrator never hears of, then A again: nothing seems changed."""
+    _, entries = bench.run([bench.entry()])
+    content = bench.disk.read_bytes()
+    change(bench.disk, 0, b"B" * CHUNK)
+    change(bench.disk, 5 * CHUNK, random.Random(2).randbytes(1536))
+    if lost:
+        bench.run(entries, settle=False)
+    else:
+        with pytest.raises(StreamEnded):
+            bench.run(entries, dies=CHUNK + 1000)
+    assert bench.device.read_bytes()[:CHUNK] == b"B" * CHUNK
+    assert len(bench.doubts.all()) == 1
+    bench.disk.write_bytes(content)
+    outcome, entries = bench.run(entries)
+    assert bench.right
+    assert outcome.full
+    assert bench.doubts.all() == []
+    assert "did not end well" in bench.told[-1]
+    assert bench.run(entries)[0].sent_bytes == 0
+
+
+def test_bytes_beyond_the_disk_are_never_written(doubts: Doubts) -> None:
+    one = volume({"disk_id": ID}, doubts)
+    one.known("unique", 4 * CHUNK, CHUNK, False)
+    one.write(3 * CHUNK, b"x" * CHUNK)
+    for refused in (lambda: one.write(4 * CHUNK - 1, b"xx"), lambda: one.zero(3 * CHUNK, CHUNK + 1)):
+        with pytest.raises(DestinationFailed, match="beyond") as failure:
+            refused()
+        assert failure.value.facts["disk"] == "os"
+    with pytest.raises(DestinationFailed, match="read back"):
+        one.read(0, 1)
+
+
+# What is given
+
+
+def test_disks_without_volumes_are_told_of(over_https: Bench) -> None:
+    extra = replace(over_https.azure(), id=ID + "2", name="data-0")
+    with over_https.volumes([over_https.entry()], [over_https.azure(), extra]) as volumes:
+        assert volumes.names() == ["os"]
+    assert len(over_https.told) == 1
+    assert "data-0 has no volume" in over_https.told[0]
+
+
+def test_what_cannot_be_used_is_refused_by_name(over_https: Bench) -> None:
+    def refused(target: dict) -> str:
+        with pytest.raises((InvalidInput, Unsupported)) as failure:
+            writer.Volumes(target, [], [], over_https.doubts)
+        return str(failure.value)
+
+    good = over_https.target.info["connection_details"]
+    assert "'carrier_pigeon'" in refused({"backend": "carrier_pigeon", "connection_details": {}})
+    http = "http_backup_writer"
+    assert "no port" in refused({"backend": http, "connection_details": {"ip": "127.0.0.1"}})
+    for name in ("client_crt", "client_key", "ca_crt"):
+        left = {key: value for key, value in good["certificates"].items() if key != name}
+        assert f"no {name}" in refused(
+            {"backend": http, "connection_details": {**good, "certificates": left}}
+        )
+        bad = {**good["certificates"], name: "no certificate"}
+        assert "cannot be used" in refused(
+            {"backend": http, "connection_details": {**good, "certificates": bad}}
+        )
+    details = {"ip": "127.0.0.1", "port": 22, "username": "user"}
+    shell = "ssh_backup_writer"
+    assert "neither pkey nor password" in refused({"backend": shell, "connection_details": details})
+    assert "no username" in refused({"backend": shell, "connection_details": {**details, "username": ""}})
+    volumes = over_https.volumes([{"disk_id": ID, "volume_dev": ""}])
+    with pytest.raises(InvalidInput, match="no volume_dev"):
+        volumes.disk("os")
+
+
+def test_files_of_this_host_keep_their_state_beside_them(over_https: Bench) -> None:
+    over_https.target = FileTarget()
+    size = over_https.disk.stat().st_size
+    os.truncate(over_https.device, size)
+    first, entries = over_https.run([over_https.entry()])
+    second, _ = over_https.run(entries)
+    assert (first.full, first.verified, second.full, second.sent_bytes) == (True, True, False, 0)
+    assert over_https.device.read_bytes() == over_https.disk.read_bytes()
+    assert over_https.doubts.set_calls == 0
+
+
+class FileTarget:
+    info = {"backend": "file_backup_writer", "connection_details": {}}
+
+
+# Faults over SSH
+
+SHEBANG = f"#!{sys.executable}\n"
+FAULTY = (
+    SHEBANG
+    + """
+import os, signal, struct, sys, time
+source, answers = sys.stdin.buffer, sys.stdout.buffer
+def message():
+    number, length = struct.unpack("<II", source.read(8))
+    return number, len(source.read(4 + length)) if length else 0
+count = 0
+while True:
+    number, length = message()
+    count += 1
+    {fault}
+    answers.write(struct.pack("<I", number))
+    answers.flush()
+    if not length:
+        break
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "offset"),
+    [
+        ("if count == 3: os.kill(os.getpid(), signal.SIGKILL)", "ended", None),
+        ("if count == 3: sys.exit(7)", "status 7: it could not write to the device", None),
+        ("sys.exit(13)", "status 13: what came compressed is damaged", None),
+        ("if count == 3: sys.exit('words of its own')", "words of its own", None),
+        ("number += count == 3", "answered message 3 where 2 was due", None),
+        ("if count == 3: sys.exit(0)", "it ended", None),
+        ("if count == 2: time.sleep(60)", "nothing was heard for 0.5 seconds", None),
+        ("if not length: sys.exit(8)", "status 8: it could not close the device", None),
+    ],
+    ids=["killed", "status 7", "at once", "with words", "wrong answer", "ended well", "silent", "at the end"],
+)
+def test_a_receiver_that_fails_is_an_error_in_seconds(over_ssh: Bench, fault: str, said: str, offset) -> None:
+    over_ssh.target.program("write_data", FAULTY.replace("{fault}", fault))
+    failure = fails(over_ssh, patience=0.5)
+    assert said in str(failure)
+    if "at the end" not in said and "close" not in said:
+        assert isinstance(failure.facts["offset"], int)
+
+
+def test_a_device_that_is_too_small_is_an_error_that_names_the_offset(bench: Bench) -> None:
+    os.truncate(bench.device, 3 * CHUNK)
+    failure = fails(bench)
+    assert failure.facts["offset"] >= 3 * CHUNK
+    assert ("status 15" in str(failure)) or ("status 400" in str(failure))
+    assert len(bench.doubts.all()) == 1
+
+
+def test_a_device_that_is_not_there_is_an_error(over_ssh: Bench) -> None:
+    over_ssh.device.unlink()
+    assert "could not open the device" in str(fails(over_ssh))
+
+
+def test_a_target_that_dies_is_an_error(tmp_path: Path) -> None:
+    target = SshTarget(tmp_path / "ssh")
+    bench = made(tmp_path, target)
+    try:
+        size = bench.disk.stat().st_size
+        with bench.volumes([bench.entry()]) as volumes:
+            one = volumes.disk("os")
+            one.known("unique", size, CHUNK, False)
+            one.expect(0, size)
+            one.write(0, b"x" * CHUNK)
+            target.kill()
+            began = time.monotonic()
+            with pytest.raises(DestinationFailed) as failure:
+                one.flush()
+            with pytest.raises(DestinationFailed):
+                one.write(2 * CHUNK, b"x")
+            assert failure.value.facts["disk"] == "os"
+            assert time.monotonic() - began < WITHIN
+        with bench.volumes([bench.entry()], clock=(clock := HeldClock())) as volumes:
+            with pytest.raises(DestinationFailed, match="does not answer"):
+                volumes.disk("os").known("unique", size, CHUNK, False)
+            assert clock.time == 4.0
+    finally:
+        target.close()
+
+
+HOLDING = (
+    SHEBANG
+    + """
+import select, struct, sys
+source, answers = sys.stdin.buffer.raw, sys.stdout.buffer
+def read(size):
+    data = b""
+    while len(data) < size:
+        data += source.read(size - len(data))
+    return data
+held, size, most = [], 0, 0
+while True:
+    number, length = struct.unpack("<II", read(8))
+    read(4 + length if length else 0)
+    held.append(number)
+    size += length
+    most = max(most, size)
+    if not length or not select.select([source], [], [], 0.3)[0]:
+        for number in held:
+            answers.write(struct.pack("<I", number))
+        answers.flush()
+        held, size = [], 0
+    if not length:
+        break
+open("most", "w").write(str(most))
+"""
+)
+
+
+def test_what_is_not_answered_is_bounded(over_ssh: Bench) -> None:
+    """The receiver holds its answers back until nothing more comes."""
+    over_ssh.target.program("write_data", HOLDING)
+    piece = 2 << 20
+    data = os.urandom(piece)
+    with over_ssh.volumes([over_ssh.entry()]) as volumes:
+        one = volumes.disk("os")
+        one.known("unique", 40 * piece, CHUNK, False)
+        one.expect(0, 40 * piece)
+
+        def write(part: int) -> None:
+            for index in range(part, 40, 4):
+                one.write(index * piece, data)
+
+        together([lambda part=part: write(part) for part in range(4)])
+        one.flush()
+    most = int((over_ssh.target.home / "most").read_text())
+    assert ssh_writer.IN_FLIGHT - piece < most <= ssh_writer.IN_FLIGHT
+
+
+def test_writers_that_wait_are_all_woken_when_the_receiver_dies(over_ssh: Bench) -> None:
+    """It reads nothing any more, then it is killed from outside: nobody stays blocked."""
+    stuck = "import threading; open('pid', 'w').write(str(os.getpid())); threading.Event().wait()"
+    over_ssh.target.program("write_data", FAULTY.replace("{fault}", stuck))
+    piece = os.urandom(4 << 20)
+    failures: list[DestinationFailed] = []
+    with over_ssh.volumes([over_ssh.entry()]) as volumes:
+        one = volumes.disk("os")
+        one.known("unique", 64 * len(piece), CHUNK, False)
+        one.expect(0, 64 * len(piece))
+
+        def write(part: int) -> None:
+            try:
+                for index in range(part, 64, 4):
+                    one.write(index * len(piece), piece)
+            except DestinationFailed as error:
+                failures.append(error)
+
+        def kill() -> None:
+            pid = over_ssh.target.home / "pid"
+            wait_for(lambda: pid.exists() and pid.read_text())
+            os.kill(int(pid.read_text()), 9)
+
+        began = time.monotonic()
+        together([*(lambda part=part: write(part) for part in range(4)), kill])
+        assert time.monotonic() - began < WITHIN
+    assert len(failures) == 4
+    assert {failure.facts["disk"] for failure in failures} == {"os"}
+    assert {failure.facts["offset"] % len(piece) for failure in failures} == {0}
+
+
+# Faults over HTTPS
+
+
+@pytest.mark.parametrize("status", [500, 503, 0])
+def test_what_may_pass_is_tried_again(over_https: Bench, status: int) -> None:
+    over_https.target.faults = [status, status]
+    clock = HeldClock()
+    outcome, _ = over_https.run([over_https.entry()], clock=clock)
+    assert over_https.right
+    assert outcome.verified
+    assert clock.time > 0
+    assert over_https.target.holder == {}
+
+
+@pytest.mark.parametrize(("status", "tries"), [(400, 1), (403, 1), (500, 4), (0, 4)])
+def test_what_does_not_pass_is_an_error(over_https: Bench, status: int, tries: int) -> None:
+    over_https.target.faults = [status] * 100
+    with over_https.volumes([over_https.entry()], clock=HeldClock()) as volumes:
+        one = volumes.disk("os")
+        one.known("unique", 3 * CHUNK, CHUNK, False)
+        one.expect(0, CHUNK)
+        with pytest.raises(DestinationFailed) as failure:
+            one.write(CHUNK, b"x" * CHUNK)
+    assert failure.value.facts == {"disk": "os", "offset": CHUNK}
+    assert over_https.target.posts == tries
+    if status:
+        assert f"status {status}" in str(failure.value)
+        assert "out of luck" in str(failure.value)
+    over_https.target.faults = []
+    assert over_https.target.holder == {}
+
+
+def test_a_server_that_is_killed_is_an_error(over_https: Bench) -> None:
+    over_https.target.flowing.clear()
+
+    def kill() -> None:
+        assert over_https.target.waiting.acquire(timeout=WITHIN)
+        over_https.target.kill()
+
+    failures: list[DestinationFailed] = []
+    together([lambda: failures.append(fails(over_https, clock=HeldClock())), kill])
+    assert isinstance(failures[0].facts["offset"], int)
+    assert any("may still be locked" in text for text in over_https.told)
+
+
+def test_a_server_that_says_nothing_is_an_error(over_https: Bench) -> None:
+    over_https.target.flowing.clear()
+    failure = fails(over_https, patience=0.2, clock=HeldClock())
+    assert "timed out" in str(failure)
+    assert isinstance(failure.facts["offset"], int)
+
+
+def test_a_slow_server_holds_the_run_up_and_nothing_else(over_https: Bench) -> None:
+    over_https.target.flowing.clear()
+
+    def go_on() -> None:
+        for _ in range(4):
+            assert over_https.target.waiting.acquire(timeout=WITHIN)
+        over_https.target.flowing.set()
+
+    together([lambda: over_https.run([over_https.entry()]), go_on])
+    assert over_https.right
+    assert len(over_https.target.connections) <= 16
+
+
+def test_a_device_in_use_by_another_is_an_error(over_https: Bench) -> None:
+    over_https.target.holder[str(over_https.device)] = "another"
+    assert 'status 409: {"error": "in use by another client"}' in str(fails(over_https))
+    assert over_https.target.holder == {str(over_https.device): "another"}
+
+
+def test_a_server_of_another_authority_is_not_spoken_to(over_https: Bench, tmp_path: Path) -> None:
+    other = HttpsTarget(tmp_path / "other")
+    try:
+        over_https.target.pems["ca_crt"] = other.pems["ca_crt"]
+        assert "certificate verify failed" in str(fails(over_https, clock=HeldClock()))
+        assert over_https.target.posts == 0
+    finally:
+        other.close()
+
+
+def test_what_the_target_holds_is_checked(over_https: Bench) -> None:
+    outcome, _ = over_https.run([over_https.entry()])
+    assert outcome.verified is True
+    assert over_https.target.made_jobs == over_https.target.posts
+    assert over_https.target.jobs == {}
+
+
+def test_rot_at_the_target_is_found(over_https: Bench) -> None:
+    with over_https.volumes([over_https.entry()]) as volumes:
+        one = volumes.disk("os")
+        one.known("unique", 6 * CHUNK, CHUNK, False)
+        one.expect(0, 6 * CHUNK)
+        for index in range(5):
+            one.write(index * CHUNK, os.urandom(CHUNK))
+        assert one.check()
+        change(over_https.device, 3 * CHUNK + 17, b"rot")
+        with pytest.raises(CorruptChunk) as failure:
+            one.check()
+    assert failure.value.facts == {"disk": "os", "offset": 3 * CHUNK}
+    assert over_https.target.jobs == {}
+
+
+def test_a_server_without_checksums_is_not_called_verified(over_https: Bench) -> None:
+    over_https.target.checksums = ""
+    outcome, _ = over_https.run([over_https.entry()])
+    assert over_https.right
+    assert outcome.verified is None
+
+
+def test_a_checksum_job_that_fails_is_an_error(over_https: Bench) -> None:
+    over_https.target.checksums = "failed"
+    assert "its checksum job failed: the medium is bad" in str(fails(over_https))
+    assert over_https.target.jobs == {}
+
+
+def test_memory_is_bounded_while_the_server_stalls(over_https: Bench) -> None:
+    over_https.disk.write_bytes(os.urandom(80 << 20))
+    os.truncate(over_https.device, 80 << 20)
+    over_https.target.flowing.clear()
+
+    def look() -> None:
+        for _ in range(16):
+            assert over_https.target.waiting.acquire(timeout=WITHIN)
+        # What the test keeps of the agent's words is not the client's; the server's bodies are counted in.
+        seen.append(tracemalloc.get_traced_memory()[0] - len(over_https.heard))
+        over_https.target.flowing.set()
+
+    seen: list[int] = []
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        together([lambda: over_https.run([over_https.entry()], chunk=1 << 20), look])
+    finally:
+        tracemalloc.stop()
+    assert seen[0] - before < 44 << 20
+    assert over_https.right
+
+
+# Our receiver
+
+
+def test_the_receiver_is_written_for_old_pythons() -> None:
+    source = Path(write_data.__file__).read_text()
+    ast.parse(source, feature_version=(3, 5))
+    imported = {
+        name.name if isinstance(node, ast.Import) else node.module
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    assert imported <= sys.stdlib_module_names
+
+
+def message(number: int, payload: bytes, inflated: int = 0) -> bytes:
+    return struct.pack("<III", number, len(payload), inflated) + payload
+
+
+def received(said: bytes, python: str = sys.executable) -> tuple[int, bytes]:
+    done = subprocess.run([python, write_data.__file__], input=said, capture_output=True, timeout=60)
+    assert done.stderr == b""
+    return done.returncode, done.stdout
+
+
+def test_the_receiver_writes_answers_and_ends(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    for python in filter(None, [sys.executable, old_python()]):
+        device.write_bytes(bytes(100))
+        head = os.fsencode(device) + b"\0"
+        packed = head + struct.pack("<Q", 50) + b"b" * 50
+        said = (
+            message(0, head + struct.pack("<Q", 0) + b"a" * 10)
+            + message(7, zlib.compress(packed), len(packed))
+            + struct.pack("<II", 9, 0)
+        )
+        assert received(said, python) == (0, struct.pack("<III", 0, 7, 9))
+        assert device.read_bytes() == b"a" * 10 + bytes(40) + b"b" * 50
+
+
+def test_the_receiver_ends_with_the_statuses_of_the_protocol(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.write_bytes(bytes(100))
+    head = os.fsencode(device) + b"\0"
+    good = head + struct.pack("<Q", 0) + b"a"
+    packed = zlib.compress(good)
+    for said, status in {
+        b"": 11,
+        b"\0" * 5: 11,
+        b"\0\0\0\0\5\0\0\0\0": 1,
+        message(0, b"12345678"): 2,
+        struct.pack("<III", 0, (100 << 20) + 1, 0): 2,
+        message(0, packed, 5): 12,
+        message(0, packed, (100 << 20) + 1): 12,
+        message(0, packed, len(good) + 1): 13,
+        message(0, packed, len(good) - 1): 13,
+        message(0, packed[:-1], len(good)): 13,
+        message(0, b"x" * 50, 50): 13,
+        message(0, b"x" * 50): 4,
+        message(0, head + b"1234567"): 4,
+        message(0, b"\0" + struct.pack("<Q", 0) + b"a"): 4,
+        message(0, good)[:-1]: 5,
+        message(0, b"/nonexistent" + good[len(head) - 1 :]): 5,
+        message(0, head + struct.pack("<Q", 100) + b"a"): 15,
+        message(0, head + struct.pack("<Q", 1 << 63) + b"a"): 15,
+    }.items():
+        assert received(said) == (status, b""), said
+    assert device.read_bytes() == bytes(100)
+
+
+@pytest.mark.parametrize("length", [1, 512, CHUNK, 4 << 20])
+def test_zeros_are_packed_without_being_gone_through(length: int) -> None:
+    prefix = b"/dev/sdb\0" + struct.pack("<Q", 12345678901)
+    packed = ssh_writer._packed_zeros(prefix, length)
+    assert zlib.decompress(packed) == prefix + bytes(length)
+    assert len(packed) < 5000
+
+
+# Means
+
+
+def together(tasks: list[Callable[[], object]]) -> None:
+    """Run them side by side; whatever one raises is raised."""
+    errors: list[BaseException] = []
+
+    def caught(task: Callable[[], object]) -> None:
+        try:
+            task()
+        except BaseException as error:  # noqa: BLE001  (raised again below)
+            errors.append(error)
+
+    threads = [threading.Thread(target=caught, args=(task,)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + WITHIN
+    while not condition():
+        assert time.monotonic() < until
+        threading.Event().wait(0.01)
+
+
+def fails(bench: Bench, **options) -> DestinationFailed:
+    """A run that must fail in seconds, leave no thread behind, and leave a doubt if anything was written."""
+    threads = threading.active_count()
+    began = time.monotonic()
+    with pytest.raises(DestinationFailed) as failure:
+        bench.run([bench.entry()], **options)
+    assert time.monotonic() - began < WITHIN
+    wait_for(lambda: threading.active_count() <= threads or isinstance(bench.target, HttpsTarget))
+    assert failure.value.facts["disk"] == "os"
+    return failure.value
