@@ -7,25 +7,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .pipeline import every
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TELL_SECONDS = 0.05
 
 
 @contextmanager
 def shielded(say: Callable[[str], None]) -> Iterator[None]:
     """Signals that ask the process to end are only noted while the block runs, until Ctrl-C is pressed twice.
 
-    `say` is told what the first one means. The second SIGINT raises KeyboardInterrupt. Outside of the main
-    thread, which alone gets signals, this does nothing.
+    `say` is told what the first one means, by another thread: the signal may have interrupted this one in the
+    middle of a line. The second SIGINT raises KeyboardInterrupt. Outside of the main thread, which alone gets
+    signals, this does nothing.
     """
-    noted = 0
+    noted: list[int] = []
+    told = False
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal noted
         del frame
-        noted += number == signal.SIGINT
-        if noted > 1:
+        noted.append(number)
+        if noted.count(signal.SIGINT) > 1:
             raise KeyboardInterrupt
-        say("still deleting what was made; Ctrl-C again leaves the rest to `coriolis-azure cleanup`")
+
+    def tell() -> None:
+        nonlocal told
+        if noted and not told:
+            told = True
+            say("still deleting what was made; Ctrl-C again leaves the rest to `coriolis-azure cleanup`")
 
     before = {}
     try:
@@ -35,7 +44,8 @@ def shielded(say: Callable[[str], None]) -> Iterator[None]:
     except ValueError:  # not the main thread
         before = {}
     try:
-        yield
+        with every(_TELL_SECONDS, tell):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

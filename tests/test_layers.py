@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "coriolis_azure"
 
 # From the ground up. A room may import from its own floor and from those below.
 FLOORS = (
-    {"errors", "clock", "interrupts", "__init__"},
+    {"errors", "clock", "__init__"},
     {
         "codes",
         "hashing",
@@ -25,7 +25,7 @@ FLOORS = (
         "plugin_api",
         "suitability",
     },
-    {"cloud", "pipeline", "journal"},
+    {"cloud", "pipeline", "journal", "interrupts"},
     {"resources", "ssh", "destinations"},
     {"inspection", "cloning", "worker", "transfer", "cleanup", "catalog", "preflight"},
     {"source", "pool"},
@@ -41,6 +41,7 @@ OWNERS = {
     "click": {"cli"},
     "rich": {"cli"},
     "jsonschema": {"settings"},
+    "signal": {"interrupts", "cli", "sandbox"},
     "threading": {"sandbox", "pipeline", "agent"},
     "concurrent": {"pipeline", "agent", "sandbox"},
     "subprocess": {"demo", "sandbox"},
