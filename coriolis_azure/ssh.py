@@ -11,7 +11,7 @@ import io
 import shlex
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -37,6 +37,7 @@ _SILENCE_SECONDS = 300.0
 # AES-GCM first: paramiko's own first choice, AES-CTR with a separate MAC, takes twice the time.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "aes128-ctr")
 _AGENT_PATH = ".coriolis-azure-agent.py"
+_BROKEN = (SSHException, OSError, EOFError)  # what paramiko raises on a connection that broke
 _STDERR_BYTES = 4096
 _PACKET_BYTES = 32768  # what servers take in one packet
 
@@ -84,7 +85,7 @@ class Connection:
             channel = self._transport.open_session(timeout=_CONNECT_SECONDS)
             channel.settimeout(patience)
             channel.exec_command(command)
-        except (SSHException, OSError, EOFError) as error:
+        except _BROKEN as error:
             raise StreamEnded(f"the connection broke: {error or 'it was silent'}") from error
         return Program(channel, patience)
 
@@ -104,7 +105,7 @@ class Connection:
         try:
             channel = self._transport.open_session(timeout=_CONNECT_SECONDS)
             channel.exec_command(command)
-        except (SSHException, OSError, EOFError) as error:
+        except _BROKEN as error:
             raise StreamEnded(f"the connection to the worker broke: {error}") from error
         channel.settimeout(_SILENCE_SECONDS)
         return AgentStream(channel)
@@ -122,7 +123,7 @@ class AgentStream:
         while len(pieces) < size:
             try:
                 piece = self._channel.recv(size - len(pieces))
-            except (SSHException, OSError) as error:
+            except _BROKEN as error:
                 raise StreamEnded(
                     f"the connection to the worker broke: {error or 'it was silent'}"
                 ) from error
@@ -137,18 +138,22 @@ class AgentStream:
         """All of `data` to its input."""
         try:
             self._channel.sendall(data)
-        except (SSHException, OSError) as error:
+        except _BROKEN as error:
             raise StreamEnded(f"the connection to the worker broke: {error}") from error
 
     def finish(self) -> None:
-        """End its input and wait for it; AgentFailed unless it ends well."""
-        self._channel.shutdown_write()
+        """End its input and wait for it; AgentFailed unless it ends well, StreamEnded where nobody can tell."""
+        try:
+            self._channel.shutdown_write()
+        except _BROKEN as error:
+            raise StreamEnded(f"the connection to the worker broke: {error}") from error
         if self._channel.recv_exit_status() != 0:
             raise self._ended()
 
     def close(self) -> None:
         """End the program's input and output."""
-        self._channel.close()
+        with suppress(*_BROKEN):
+            self._channel.close()
 
     def __enter__(self) -> AgentStream:
         return self
@@ -228,7 +233,8 @@ class Program:
 
     def close(self) -> None:
         """End its input and output; the other side ends it then."""
-        self._channel.close()
+        with suppress(*_BROKEN):
+            self._channel.close()
 
     def __enter__(self) -> Program:
         return self
@@ -244,7 +250,7 @@ class Program:
             yield
         except TimeoutError as error:
             raise StreamEnded(f"nothing was heard for {self._patience:g} seconds") from error
-        except (SSHException, OSError) as error:
+        except _BROKEN as error:
             raise StreamEnded(f"the connection broke: {error}") from error
 
 
@@ -350,7 +356,7 @@ def _signing_in(transport: paramiko.Transport, where: str) -> Iterator[None]:
     except AuthenticationException as error:
         transport.close()
         raise Unreachable(f"{where} refuses our key: {error}") from error
-    except (SSHException, OSError, EOFError) as error:
+    except _BROKEN as error:
         transport.close()
         raise Unreachable(f"{where} does not speak SSH with us: {error}") from error
     except BaseException:
