@@ -17,12 +17,13 @@ Wire: messages of one HEAD and a payload, big endian.
     DATA    index, digest, count: pieces; payload: pieces; what is in none is zeros
     ASK     index, digest: this chunk changed; answer with LEAVES
     PATCH   index, digest, count: pieces; payload: pieces; what is in none is as the destination has it
-    END     payload: JSON {"root", "read"}
+    END     payload: JSON {"root"}
     ERROR   payload: JSON {"error", "message", "offset"}; the agent ends
 
-SAME, ZEROS, DATA and ASK together name every chunk once, in disk order. PATCH comes in the order of ASK, any
-time after its LEAVES; at most `window(chunk)` chunks wait for one. A payload of pieces is a table of PIECE,
-then the bytes of those that are not zeros; the whole is packed as `packing` says.
+SAME, ZEROS, DATA and ASK together name every chunk from the job's `first` on once, in disk order; those before
+are as in BASE. PATCH comes in the order of ASK, any time after its LEAVES; at most `window(chunk)` chunks wait
+for one. A payload of pieces is a table of PIECE, then the bytes of those that are not zeros; the whole is packed
+as `packing` says.
 
 The disk is opened read-only. When stdin ends the host is gone, and so is the agent, whatever it was doing.
 """
@@ -244,17 +245,18 @@ class Scan:
         self.size, self.chunk, self.leaf = job["size"], job["chunk"], job["leaf"]  # type: int, int, int
         self.compress = job["compress"] == "zlib"
         self.digest = digester(job["hash"], bytes.fromhex(job["key"]))
-        self.base, self.fd, self.device = base, -1, ""
+        self.base, self.first, self.fd, self.device = base, job["first"], -1, ""
         self.root = root(self.size, self.chunk, job["hash"])
         self.asked = deque()  # type: deque[Any]
         self.answered = {}  # type: Any
         self.answers = queue.Queue()  # type: queue.Queue[Tuple[int, int, bytes]]
 
     def run(self, out: Output) -> None:
-        """Look at every chunk and write what is to be said of it, then END."""
+        """Look at every chunk from `first` on and write what is to be said of it, then END."""
         count = -(-self.size // self.chunk)
         room = window(self.chunk)
-        for kind, index, digest, found in ordered(self.look, range(count), 2, max(3, room // 2)):
+        self.root.update(self.base[: DIGEST * self.first])
+        for kind, index, digest, found in ordered(self.look, range(self.first, count), 2, max(3, room // 2)):
             self.root.update(digest)
             if kind in (SAME, ZEROS):
                 out.run(kind, index)
@@ -269,7 +271,7 @@ class Scan:
             self.patch(out, room - 1)
         out.flush()
         self.patch(out, 0)
-        out.send_json(END, {"root": self.root.hexdigest(), "read": self.size})
+        out.send_json(END, {"root": self.root.hexdigest()})
 
     def look(self, index: int) -> Tuple[int, int, bytes, Any]:
         """Read chunk `index`: what it is, its digest, and what else its message needs."""
@@ -363,14 +365,12 @@ def receive(fd: int) -> Tuple[Any, bytes]:
 def main() -> None:
     """Serve one disk over stdin and stdout, then end the process.
 
-    The job: {"device_candidates": paths, "size", "chunk", "leaf": bytes or 0, "hash": name, "key": hex,
-    "compress": "none" or "zlib", "wait": seconds for a device to appear, "agent": `fingerprint()`}.
+    The job: {"device_candidates": paths, "size", "chunk", "first": chunk, "leaf": bytes or 0, "hash": name, "key":
+    hex, "compress": "none" or "zlib", "wait": seconds for a device to appear, "agent": `fingerprint()`}.
     """
     out = Output(1)
     try:
-        with contextlib.suppress(
-            OSError
-        ):  # F_SETPIPE_SZ: fewer switches between us and who reads; only a wish
+        with contextlib.suppress(OSError):  # only a wish; F_SETPIPE_SZ: fewer switches
             fcntl.fcntl(1, 1031, 1 << 20)
         job, base = receive(0)
         if job["agent"] != fingerprint():

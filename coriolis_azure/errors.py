@@ -112,6 +112,15 @@ class Unreachable(WorkerError):
     )
 
 
+class WorkerGone(WorkerError):
+    """Somebody else deleted the worker in the middle of a run."""
+
+    remedy = (
+        "Find out in the activity log who deletes the resources of a run, then run again: a new worker is made, "
+        "and only what had not arrived is sent."
+    )
+
+
 class HostKeyChanged(WorkerError):
     """Something else than our worker answered at its address."""
 
@@ -145,6 +154,15 @@ class DestinationFailed(TransferError):
 
 class StreamEnded(TransferError):
     """The worker's stream broke off, or said something that is not in the protocol."""
+
+
+class ConnectionLost(StreamEnded):
+    """The connection to the worker broke and could not be taken up again."""
+
+    remedy = (
+        "Look at the network between this host and the worker, then run again: what had arrived is kept, "
+        "only the rest is sent."
+    )
 
 
 class DeadlinePassed(CoriolisAzureError):

@@ -11,7 +11,7 @@ spread them over processes: `prepare`, `stop`, `copy`, `finish`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from . import cleanup, cloning, destinations, inspection, names, preflight, ssh,
 from .clock import Clock
 from .cloud import Azure, Transport
 from .destinations import Destination
-from .errors import AzureError, CleanupIncomplete, CoriolisAzureError, DeadlinePassed
+from .errors import AzureError, CleanupIncomplete, CoriolisAzureError, DeadlinePassed, Unreachable, WorkerGone
 from .events import Notice, Report, Step, silent
 from .interrupts import shielded
 from .journal import Journal, default_folder
@@ -304,48 +304,61 @@ class Source:
         folder: destinations.Folder,
         full: bool,
     ) -> list[transfer.Outcome]:
-        with ExitStack() as opened:
-            connections = [opened.enter_context(ssh.connect(reader, self._clock, self._report)) for _ in wave]
+        lines = [ssh.Line(reader, self._clock, self._report) for _ in wave]
 
-            def hang_up() -> None:
-                folder.stop()
-                for connection in connections:
-                    connection.close()
+        def hang_up() -> None:
+            folder.stop()
+            for line in lines:
+                line.close()
 
-            def copy(item: tuple[tuple[Disk, tuple[str, ...]], ssh.Connection]) -> transfer.Outcome:
-                (disk, devices), connection = item
-                with folder.disk(disk.name) as destination:
-                    return self._copy_disk(connection, disk, devices, destination, full)
+        def copy(item: tuple[tuple[Disk, tuple[str, ...]], ssh.Line]) -> transfer.Outcome:
+            (disk, devices), line = item
+            with line, folder.disk(disk.name) as destination:
+                return self._copy_disk(reader, line, disk, devices, destination, full)
 
-            pairs = zip(wave, connections, strict=True)
-            return list(ordered(copy, pairs, threads=_DISKS_AT_ONCE, ahead=2 * _DISKS_AT_ONCE, abort=hang_up))
+        pairs = zip(wave, lines, strict=True)
+        return list(ordered(copy, pairs, threads=_DISKS_AT_ONCE, ahead=2 * _DISKS_AT_ONCE, abort=hang_up))
 
     def _copy_disk(
         self,
-        connection: ssh.Connection,
+        reader: Worker,
+        line: ssh.Line,
         disk: Disk,
         devices: tuple[str, ...],
         destination: Destination,
         full: bool,
     ) -> transfer.Outcome:
         settings = self.environment
-        with connection.start_agent() as stream:
+        job = transfer.Job(
+            disk=disk.name,
+            devices=devices,
+            size=disk.size_bytes,
+            compress=settings.enable_transfer_compression,
+            leaf=_LEAF,
+        )
+        base = destination.known(disk.unique_id, disk.size_bytes, settings.chunk_size_kib << 10, full)
+        try:
             return transfer.copy(
-                stream,
-                transfer.Job(
-                    disk=disk.name,
-                    devices=devices,
-                    size=disk.size_bytes,
-                    compress=settings.enable_transfer_compression,
-                    leaf=_LEAF,
-                ),
-                destination.known(disk.unique_id, disk.size_bytes, settings.chunk_size_kib << 10, full),
+                line.agent,
+                job,
+                base,
                 destination,
                 self._report,
                 clock=self._clock,
                 verify=settings.verify_disk_integrity,
                 rate=settings.bandwidth_limit,
             )
+        except Unreachable as error:
+            if self._gone(reader):
+                raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error
+            raise
+
+    def _gone(self, reader: Worker) -> bool:
+        """Whether Azure says that there is no such worker any more."""
+        try:
+            return self.azure.find(reader.vm) is None
+        except (AzureError, DeadlinePassed):
+            return False
 
 
 def _reported(disk: Disk, outcome: transfer.Outcome) -> DiskReport:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,16 +22,20 @@ from paramiko.ssh_exception import AuthenticationException, SSHException
 
 from . import agent
 from .clock import Clock
-from .errors import AgentFailed, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
+from .errors import AgentFailed, ConnectionLost, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
 from .events import Report, Waiting
 from .model import Worker
 from .pipeline import Lock
 
 # A worker answers about a minute after Azure calls it started; slow images take longer.
 READY_SECONDS = 600.0
+# How long a worker that was there is waited for: a network that fails for a minute, or a worker that reboots.
+RECONNECT_SECONDS = 300.0
 _RETRY_SECONDS = 2.0
 _CONNECT_SECONDS = 15.0
+# A keepalive that the other host does not acknowledge for a minute ends the connection: 75 seconds in all.
 _KEEPALIVE_SECONDS = 15
+_DEAD_SECONDS = 60
 # A worker that reads a clone which Azure is still filling may be silent for a minute.
 _SILENCE_SECONDS = 300.0
 # AES-GCM first: paramiko's own first choice, AES-CTR with a separate MAC, takes twice the time.
@@ -39,6 +43,7 @@ _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "a
 _AGENT_PATH = ".coriolis-azure-agent.py"
 _BROKEN = (SSHException, OSError, EOFError)  # what paramiko raises on a connection that broke
 _STDERR_BYTES = 4096
+_BY_SIGNAL = 128  # a shell's way to tell of one: its number on top of this
 _PACKET_BYTES = 32768  # what servers take in one packet
 
 
@@ -69,9 +74,10 @@ class Connection:
         self._transport = transport
 
     def push_agent(self) -> None:
-        """Put the agent into the login directory."""
+        """Put the agent into the login directory, whole or not at all: others may be starting it now."""
         source = agent.source()
-        with self._run(f"umask 077 && cat > {_AGENT_PATH}") as stream:
+        new = f"{_AGENT_PATH}.$$"
+        with self._run(f"umask 077 && cat > {new} && mv {new} {_AGENT_PATH}") as stream:
             stream.write(source)
             stream.finish()
 
@@ -90,7 +96,7 @@ class Connection:
         return Program(channel, patience)
 
     def close(self) -> None:
-        """Close the connection; whatever waits for it gets StreamEnded."""
+        """Close the connection; whatever waits for it gets ConnectionLost, or StreamEnded from a Program."""
         self._transport.close()
 
     def __enter__(self) -> Connection:
@@ -106,7 +112,7 @@ class Connection:
             channel = self._transport.open_session(timeout=_CONNECT_SECONDS)
             channel.exec_command(command)
         except _BROKEN as error:
-            raise StreamEnded(f"the connection to the worker broke: {error}") from error
+            raise ConnectionLost(f"the connection to the worker broke: {error}") from error
         channel.settimeout(_SILENCE_SECONDS)
         return AgentStream(channel)
 
@@ -118,13 +124,13 @@ class AgentStream:
         self._channel = channel
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes of its output; AgentFailed or StreamEnded where it ends before."""
+        """Exactly `size` bytes of its output; AgentFailed or ConnectionLost where it ends before."""
         pieces = bytearray()
         while len(pieces) < size:
             try:
                 piece = self._channel.recv(size - len(pieces))
             except _BROKEN as error:
-                raise StreamEnded(
+                raise ConnectionLost(
                     f"the connection to the worker broke: {error or 'it was silent'}"
                 ) from error
             if not piece:
@@ -139,14 +145,14 @@ class AgentStream:
         try:
             self._channel.sendall(data)
         except _BROKEN as error:
-            raise StreamEnded(f"the connection to the worker broke: {error}") from error
+            raise ConnectionLost(f"the connection to the worker broke: {error}") from error
 
     def finish(self) -> None:
-        """End its input and wait for it; AgentFailed unless it ends well, StreamEnded where nobody can tell."""
+        """End its input and wait for it; AgentFailed unless it ends well, ConnectionLost where nobody can tell."""
         try:
             self._channel.shutdown_write()
         except _BROKEN as error:
-            raise StreamEnded(f"the connection to the worker broke: {error}") from error
+            raise ConnectionLost(f"the connection to the worker broke: {error}") from error
         if self._channel.recv_exit_status() != 0:
             raise self._ended()
 
@@ -163,14 +169,16 @@ class AgentStream:
     ) -> None:
         self.close()
 
-    def _ended(self) -> AgentFailed | StreamEnded:
+    def _ended(self) -> AgentFailed | ConnectionLost:
         """Why there is no more output: the program's own last words, where it had any."""
         if not self._channel.exit_status_ready():
             self._channel.status_event.wait(_CONNECT_SECONDS)
-        if not self._channel.exit_status_ready():
-            return StreamEnded("the connection to the worker broke off")
+        status = self._channel.recv_exit_status() if self._channel.exit_status_ready() else -1
+        if status < 0:  # no status: the connection broke off, or a signal ended the program
+            return ConnectionLost("the connection to the worker broke off")
+        if status > _BY_SIGNAL:
+            return ConnectionLost("the program on the worker was killed")
         words = self._channel.recv_stderr(_STDERR_BYTES).decode(errors="replace").strip()
-        status = self._channel.recv_exit_status()
         return AgentFailed(f"the program on the worker ended with status {status}: {words or 'no message'}")
 
 
@@ -294,10 +302,60 @@ class Target:
         return Connection(transport)
 
 
-def connect(worker: Worker, clock: Clock, report: Report, patience: float = READY_SECONDS) -> Connection:
+class Line:
+    """The way to the agent on a worker, over as many connections as it takes. A context manager.
+
+    `close`, from any thread, is for good: what waits for the worker ends soon.
+    """
+
+    def __init__(self, worker: Worker, clock: Clock, report: Report) -> None:
+        self._worker, self._clock, self._report = worker, clock, report
+        self._connection: Connection | None = None
+        self._closed = False
+
+    def agent(self) -> AgentStream:
+        """A new agent, on a new connection; the one before is closed.
+
+        A worker that has rebooted gets the agent again. Unreachable or HostKeyChanged as `connect` raises
+        them, AgentFailed where it cannot be started, ConnectionLost where the connection breaks meanwhile.
+        """
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = connect(
+            self._worker, self._clock, self._report, RECONNECT_SECONDS, lambda: self._closed
+        )
+        if self._closed:
+            self._connection.close()
+            raise Unreachable("the transfer was given up")
+        self._connection.push_agent()
+        return self._connection.start_agent()
+
+    def close(self) -> None:
+        """End it. Harmless when repeated."""
+        self._closed = True
+        if self._connection is not None:
+            self._connection.close()
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(
+    worker: Worker,
+    clock: Clock,
+    report: Report,
+    patience: float = READY_SECONDS,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Connection:
     """A connection to `worker`, waiting until it is up.
 
-    Unreachable when it does not answer, HostKeyChanged when something else does, within `patience` seconds.
+    Unreachable when it does not answer, HostKeyChanged when something else does, within `patience` seconds or
+    until it is `given_up`.
     """
     until = clock.monotonic() + patience
     told = False
@@ -307,7 +365,7 @@ def connect(worker: Worker, clock: Clock, report: Report, patience: float = READ
         except (HostKeyChanged, Unreachable) as error:
             # A worker's SSH server may answer for a moment with the image's own keys, before cloud-init has
             # put ours in place. Nothing is sent to it then.
-            if clock.monotonic() > until:
+            if clock.monotonic() > until or given_up():
                 raise error
             if not told:
                 report(Waiting("the worker's SSH server", patience))
@@ -335,6 +393,7 @@ def _opened(address: str, port: int, where: str, key_types: tuple[str, ...] = ()
     try:
         plain = socket.create_connection((address, port), timeout=_CONNECT_SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_SECONDS)
         transport = paramiko.Transport(plain)
     except (OSError, SSHException) as error:
         raise Unreachable(f"{where} does not answer: {error}") from error

@@ -5,6 +5,9 @@ the one that is due, every length and offset lies within the disk, every chunk h
 announced, and the digest over all of them is compared at the end. A run that fails at any point is not
 committed.
 
+Where the connection breaks, or the worker reboots, the copy goes on with a new agent at the first chunk that is
+not settled: nothing that had arrived is sent again, and nothing that was under way is taken for arrived.
+
 Memory is bounded by the chunks in flight, whatever the size of the disk; only the digests, 16 bytes a chunk,
 grow with it.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -23,8 +26,8 @@ from . import agent
 from .agent import DIGEST, HEAD, MAX_CHUNK, MAX_JSON, PIECE, RAW, RUN, UNKNOWN, ZERO, ZLIB
 from .clock import Clock
 from .destinations import Destination
-from .errors import AgentFailed, CorruptChunk, InvalidInput, StreamEnded
-from .events import Copied, Report, Step
+from .errors import AgentFailed, ConnectionLost, CorruptChunk, InvalidInput, StreamEnded
+from .events import Copied, Notice, Report, Step
 from .hashing import Manifest
 from .pipeline import Lock, ordered
 
@@ -35,12 +38,15 @@ _THREADS = 4
 _FAR_THREADS, _FAR_BYTES = 16, 16 << 20
 _REPORTS_PER_SECOND = 5
 _BURST_SECONDS = 0.25
+# So many connections in a row may break without a chunk settled in between.
+_FRUITLESS = 3
 
 
 class Stream(Protocol):
     """A running agent: bytes in, bytes out. One thread reads, others write in turn, any may close it.
 
-    An agent that is gone or says nothing for too long makes both raise StreamEnded or AgentFailed.
+    Where the agent is gone or says nothing for too long both raise: ConnectionLost where another agent could
+    go on, StreamEnded or AgentFailed where it could not.
     """
 
     def read(self, size: int, /) -> bytes:
@@ -86,7 +92,7 @@ class Outcome:
 
 
 def copy(
-    stream: Stream,
+    start: Callable[[], Stream],
     job: Job,
     base: Manifest,
     destination: Destination,
@@ -96,10 +102,11 @@ def copy(
     verify: bool,
     rate: int | None = None,
 ) -> Outcome:
-    """Bring `destination`, which holds `base`, up to the disk that the agent at `stream` reads; commit that.
+    """Bring `destination`, which holds `base`, up to the disk that an agent reads; commit that.
 
-    `rate`: bytes a second that may come over the stream. AgentFailed, StreamEnded, CorruptChunk or
-    DestinationFailed, naming the offset, and then nothing is committed.
+    `start` gives a new agent; it is called again where the connection to the one before was lost. `rate`:
+    bytes a second that may come from it. AgentFailed, StreamEnded, CorruptChunk or DestinationFailed, naming
+    the offset, or what `start` raises, and then nothing is committed.
     """
     if job.size != base.size:
         raise ValueError(f"the job is of {job.size} bytes, the manifest of {base.size}")
@@ -107,7 +114,7 @@ def copy(
         raise InvalidInput(f"a leaf of {job.leaf} bytes is none of {LEAVES_SIZES}")
     if not destination.readable or job.leaf >= base.chunk:
         job = replace(job, leaf=0)
-    return _Copy(stream, job, base, destination, report, clock, rate).run(verify)
+    return _Copy(start, job, base, destination, report, clock, rate).run(verify)
 
 
 def differing(destination: Destination, manifest: Manifest, indexes: Iterable[int]) -> Iterator[int]:
@@ -148,11 +155,16 @@ _Piece = tuple[int, int, memoryview]  # start within the chunk, length, bytes: n
 
 
 class _Copy:
-    """The state that the steps of one copy share. Only `_apply` and what it calls run in several threads."""
+    """The state that the steps of one copy share. Only `_apply` and what it calls run in several threads.
+
+    `_base` is what the destination was known to hold when the agent of now began; `_digests` is what it holds
+    now. `_settled` and `_written` have a byte for each chunk: whether its content is there, and whether it was
+    this copy that put it there; `_earlier` is `_settled` as it was when the agent of now began.
+    """
 
     def __init__(
         self,
-        stream: Stream,
+        start: Callable[[], Stream],
         job: Job,
         base: Manifest,
         destination: Destination,
@@ -160,7 +172,7 @@ class _Copy:
         clock: Clock,
         rate: int | None,
     ) -> None:
-        self._stream, self._job, self._base = stream, job, base
+        self._start, self._job, self._base = start, job, base
         self._destination, self._report, self._clock = destination, report, clock
         self._digest = base.digester()
         self._pace = _Pace(rate, clock) if rate else None
@@ -170,54 +182,94 @@ class _Copy:
         self._replying = Lock()
         self._failure: Exception | None = None
         self._end: dict[str, Any] = {}
+        self._digests, self._written = bytearray(base.digests), bytearray(base.count)
+        self._settled, self._earlier = bytearray(base.count), bytes(base.count)
+        self._first = 0
+        self._sent = self._zero = self._skipped = 0
+        self._progress = _Progress(job.disk, base.size, report, clock)
+        self._lost: ConnectionLost | None = None
 
     def run(self, verify: bool) -> Outcome:
         """The copy, from the job to the commit."""
-        base, job = self._base, self._job
-        digests, written = bytearray(base.digests), bytearray(base.count)
-        sent = zero = skipped = 0
-        progress = _Progress(job.disk, base.size, self._report, self._clock)
+        base = self._base
         try:
-            progress.show(0, 0)
-            self._begin()
-            threads = _THREADS
-            if not self._destination.readable:
-                threads = max(_THREADS, min(_FAR_THREADS, _FAR_BYTES // base.chunk))
-            ahead = max(threads + 2, self._window)
-            work = ordered(
-                self._apply, self._frames(), threads=threads, ahead=ahead, abort=self._stream.close
-            )
-            with closing(work) as results:
-                for done in results:
-                    if done.digest is not None:
-                        last = done.index + done.count
-                        digests[DIGEST * done.index : DIGEST * last] = done.digest * done.count
-                        written[done.index : last] = b"\1" * done.count
-                    sent, zero, skipped = sent + done.sent, zero + done.zero, skipped + done.skipped
-                    progress.show(sent + zero + skipped, sent)
+            self._settle_all()
         except (StreamEnded, AgentFailed):
             # A thread that fails closes the stream, to wake the reader. Then its error is the reason.
             if self._failure is not None:
                 raise self._failure from None
             raise
-        except BaseException:
-            self._stream.close()
-            raise
-        progress.last(sent)
-        manifest = replace(base, digests=bytes(digests), fresh=False)
+        self._progress.last(self._sent)
+        manifest = self._known(fresh=False)
         if self._end["root"] != manifest.root():
-            raise CorruptChunk(f"{job.disk}: the digest of the whole disk is not the agent's", disk=job.disk)
+            disk = self._job.disk
+            raise CorruptChunk(f"{disk}: the digest of the whole disk is not the agent's", disk=disk)
         self._destination.flush()
-        verified = self._verified(manifest, written) if verify else None
+        verified = self._verified(manifest) if verify else None
         self._destination.commit(manifest)
-        return Outcome(manifest, base.size, sent, zero, skipped, verified, base.fresh)
+        return Outcome(manifest, base.size, self._sent, self._zero, self._skipped, verified, base.fresh)
 
-    def _verified(self, manifest: Manifest, written: bytearray) -> bool | None:
+    def _settle_all(self) -> None:
+        """Let agents work until one has come to the end of the disk."""
+        fruitless = 0
+        while True:
+            before = self._settled.count(1)
+            self._take_up()
+            if self._lost is None:
+                return
+            fruitless = 0 if self._settled.count(1) > before else fruitless + 1
+            if fruitless == _FRUITLESS:
+                raise self._lost
+            done = self._sent + self._zero + self._skipped
+            told = f"{self._job.disk}: {self._lost}; going on after {done} of {self._base.size} bytes"
+            self._report(Notice(told))
+
+    def _take_up(self) -> None:
+        """Settle what a new agent says, from the first chunk that is not; `_lost` says whether it broke off.
+
+        All that had arrived is settled then: frames are applied whole or not at all, and what an agent has
+        only asked about is as the destination had it.
+        """
+        self._base, self._earlier, self._lost = self._known(self._base.fresh), bytes(self._settled), None
+        self._first = self._settled.find(0) if 0 in self._settled else self._base.count
+        try:
+            self._stream = self._start()
+        except ConnectionLost as error:
+            self._lost = error
+            return
+        threads = _THREADS
+        if not self._destination.readable:
+            threads = max(_THREADS, min(_FAR_THREADS, _FAR_BYTES // self._base.chunk))
+        ahead = max(threads + 2, self._window)
+        abort = self._stream.close
+        with closing(self._stream):
+            self._progress.show(self._sent + self._zero + self._skipped, self._sent)
+            work = ordered(self._apply, self._frames(), threads=threads, ahead=ahead, abort=abort)
+            with closing(work) as results:
+                for done in results:
+                    self._note(done)
+
+    def _note(self, done: _Done) -> None:
+        """Keep what has been settled."""
+        last = done.index + done.count
+        self._settled[done.index : last] = b"\1" * done.count
+        if done.digest is not None:
+            self._digests[DIGEST * done.index : DIGEST * last] = done.digest * done.count
+            self._written[done.index : last] = b"\1" * done.count
+        self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
+        self._skipped += done.skipped
+        self._progress.show(self._sent + self._zero + self._skipped, self._sent)
+
+    def _known(self, fresh: bool) -> Manifest:
+        """What the destination holds by now."""
+        return replace(self._base, digests=bytes(self._digests), fresh=fresh)
+
+    def _verified(self, manifest: Manifest) -> bool | None:
         """Read back the chunks that were written, or have the destination confirm them."""
         self._report(Step("verify", self._job.disk))
         if not self._destination.readable:
             return self._destination.check()
-        indexes = (index for index, changed in enumerate(written) if changed)
+        indexes = (index for index, changed in enumerate(self._written) if changed)
         for index in differing(self._destination, manifest, indexes):
             raise self._corrupt(index, "reads back from the destination as something else")
         return True
@@ -245,6 +297,7 @@ class _Copy:
             "device_candidates": job.devices,
             "size": job.size,
             "chunk": base.chunk,
+            "first": self._first,
             "leaf": job.leaf,
             "hash": base.hash,
             "key": base.key.hex(),
@@ -260,8 +313,18 @@ class _Copy:
         self._stream.write(HEAD.pack(kind, RAW, index, 0, len(payload), ZERO) + payload)
 
     def _frames(self) -> Iterator[_Frame]:
-        """What the agent says between READY and END, each frame the one that may come then."""
-        due = 0
+        """What the agent says between READY and END, as far as the connection holds."""
+        try:
+            self._begin()
+            yield from self._due_frames()
+        except ConnectionLost as error:
+            if self._failure is not None:
+                raise
+            self._lost = error
+
+    def _due_frames(self) -> Iterator[_Frame]:
+        """What the agent says up to END, each frame the one that may come then."""
+        due = self._first
         asked: deque[int] = deque()
         while True:
             frame = self._head()
@@ -285,7 +348,7 @@ class _Copy:
         if due != self._base.count or asked:
             raise self._foreign(f"END after {due} of {self._base.count} chunks, {len(asked)} still asked for")
         self._end = _document(frame.payload)
-        if not isinstance(self._end.get("root"), str) or self._end.get("read") != self._base.size:
+        if not isinstance(self._end.get("root"), str):
             raise self._foreign("END of another disk")
 
     def _head(self) -> _Frame:
@@ -354,16 +417,19 @@ class _Copy:
 
     def _same(self, frame: _Frame) -> _Done:
         """Chunks that are as they were; where nothing had been there, they are zeros that were found."""
-        base, length = self._base, self._run_length(frame)
+        base = self._base
+        zero = skipped = 0
         for index in range(frame.index, frame.index + frame.count):
-            digest = base.digest(index)
+            digest, length = base.digest(index), base.span(index)[1]
             if digest == UNKNOWN:
                 raise self._corrupt(index, "is said to be unchanged, but nothing is known of it")
-        zero = sum(
-            base.span(i)[1] for i in range(frame.index, frame.index + frame.count) if base.digest(i) == ZERO
-        )
-        zero = zero if base.fresh else 0
-        return _Done(frame.index, frame.count, None, zero=zero, skipped=length - zero)
+            if self._earlier[index]:  # counted when it was settled
+                continue
+            if base.fresh and digest == ZERO:
+                zero += length
+            else:
+                skipped += length
+        return _Done(frame.index, frame.count, None, zero=zero, skipped=skipped)
 
     def _zeros(self, frame: _Frame) -> _Done:
         offset, length = self._base.span(frame.index)[0], self._run_length(frame)

@@ -73,6 +73,7 @@ class Pipes:
             "device_candidates": [str(disk)],
             "size": base.size,
             "chunk": base.chunk,
+            "first": 0,
             "leaf": 0,
             "hash": base.hash,
             "key": base.key.hex(),
@@ -146,9 +147,18 @@ def test_it_says_same_zeros_and_data(python: str, disk: Path) -> None:
         assert digest == base.digester()(changed[:CHUNK])
         assert pipes.message()[:3] == (agent.SAME, 1, 3)
         assert pipes.message()[:3] == (agent.ZEROS, 4, 1)
-        end = pipes.document(agent.END)
-        assert end["read"] == base.size
+        assert pipes.document(agent.END).keys() == {"root"}
         assert pipes.process.wait(10) == 0
+
+
+def test_it_begins_where_the_job_says_and_its_root_is_still_the_whole_disks(disk: Path) -> None:
+    base = held(disk)
+    with Pipes() as pipes:
+        pipes.start(disk, base, first=2)
+        pipes.document(agent.READY)
+        kind, index, count, _, _ = pipes.message()
+        assert (kind, index, index + count) == (agent.SAME, 2, base.count)
+        assert pipes.document(agent.END)["root"] == base.root()
 
 
 def test_nothing_known_means_everything_is_told(disk: Path) -> None:
@@ -188,7 +198,7 @@ def test_it_keeps_scanning_while_it_waits_for_leaves_but_asks_for_no_more_than_a
         patches = [message for message in rest if message[0] == agent.PATCH]
         assert [message[1] for message in patches] == list(range(many))
         assert {message[4] for message in patches} == {agent.PIECE.pack(0, 4096, False) + b"y" * 4096}
-        assert pipes.document(agent.END)["read"] == base.size
+        assert pipes.document(agent.END).keys() == {"root"}
 
 
 def test_zeros_inside_a_chunk_are_left_out(tmp_path: Path) -> None:
@@ -264,7 +274,7 @@ import importlib.util, os
 spec = importlib.util.spec_from_file_location("agent", {agent!r})
 agent = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(agent)
-job = dict(size=4096, chunk=4096, leaf=0, compress="none", hash="blake2b", key="00")
+job = dict(size=4096, chunk=4096, first=0, leaf=0, compress="none", hash="blake2b", key="00")
 scan = agent.Scan(job, bytes(16))
 scan.fd, scan.device = os.open("/proc/self/mem", os.O_RDONLY), "/proc/self/mem"
 try:

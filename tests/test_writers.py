@@ -126,7 +126,7 @@ class Bench:
             self.heard = pipes.heard
             if dies is not None:
                 pipes.read = self.dying(pipes, dies)
-            outcome = transfer.copy(pipes, job, base, volume, silent, clock=Clock(), verify=True)
+            outcome = transfer.copy(lambda: pipes, job, base, volume, silent, clock=Clock(), verify=True)
             if settle:
                 volumes.settle()
             return outcome, json.loads(json.dumps(volumes.to_json()))

@@ -254,7 +254,7 @@ def _power(verb: str, during: str, effect: str, *, down: bool) -> Callable[[Worl
         _not_going(machine, verb)
         for operation in world.pending(machine.id):
             world.finish(operation)
-        if during == "starting" and machine.hidden["power"] == "running":
+        if during == "starting" and not down and machine.hidden["power"] == "running":
             return Response(202, _begin(world, call, machine, effect))
         if down:
             world.guests.stop(machine.id)

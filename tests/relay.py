@@ -1,0 +1,128 @@
+"""The network between this host and the workers, as something that can fail.
+
+The sandbox is made to tell the relay's address as the worker's public one; what comes there goes on to the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from coriolis_azure.sandbox import Request, Response, Sandbox
+
+Answer = Callable[[Request], Response]
+
+
+class Relay:
+    """All SSH of a sandbox's workers goes through it. A context manager.
+
+    `received` is the number of bytes that came from workers, `refuse` how many of the next connections are
+    closed at once. `at(n, act)` has `act` done when the n-th byte has come and is not passed on yet.
+    """
+
+    def __init__(self, azure: Sandbox) -> None:
+        self.received = 0
+        self.refuse = 0
+        self.connections = 0
+        self._port = azure.environment()["export_worker_ssh_port"]
+        self._acts: list[tuple[int, Callable[[], None]]] = []
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._worker = ""
+        self._damage = False
+        self.address = f"127.{random.randint(200, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
+        self._listener = socket.create_server((self.address, self._port))
+        self._thread = threading.Thread(target=self._accept, name="relay", daemon=True)
+        self._thread.start()
+
+    def __call__(self, request: Request, answer: Answer) -> Response:
+        """The sandbox's `intercept`: public addresses are the relay's."""
+        response = answer(request)
+        if "/publicIPAddresses/coriolis" in request.path and response.status < 300 and response.body:
+            document = json.loads(response.body)
+            if document.get("properties", {}).get("ipAddress"):
+                self._worker = document["properties"]["ipAddress"]
+                document["properties"]["ipAddress"] = self.address
+                return replace(response, body=json.dumps(document).encode())
+        return response
+
+    def at(self, received: int, act: Callable[[], None]) -> None:
+        """Do `act` once so many bytes have come from workers, counted from now."""
+        self._acts.append((self.received + received, act))
+
+    def cut(self) -> None:
+        """Break all connections."""
+        with self._lock:
+            for end in self._open:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def damage(self) -> None:
+        """One of the next bytes from a worker arrives as another one."""
+        self._damage = True
+
+    def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        self._thread.join()
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            if self.refuse > 0:
+                self.refuse -= 1
+                near.close()
+                continue
+            try:
+                far = socket.create_connection((self._worker, self._port), timeout=5)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            with self._lock:
+                self._open |= {near, far}
+            for source, sink, counted in ((near, far, False), (far, near, True)):
+                threading.Thread(target=self._pump, args=(source, sink, counted), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(32768):
+                sink.sendall(self._seen(piece) if counted else piece)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._open.discard(source)
+        source.close()
+
+    def _seen(self, piece: bytes) -> bytes:
+        """Count the piece, do what is due, and give back what is passed on."""
+        with self._lock:
+            self.received += len(piece)
+            due = [act for at, act in self._acts if at <= self.received]
+            self._acts = [(at, act) for at, act in self._acts if at > self.received]
+        for act in due:
+            act()
+        if self._damage:
+            self._damage = False
+            middle = len(piece) // 2
+            return piece[:middle] + bytes([piece[middle] ^ 0x20]) + piece[middle + 1 :]
+        return piece

@@ -1,0 +1,290 @@
+"""A transfer outlives its connections: what had arrived is kept, what was under way is sent again."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MIB
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from relay import Relay
+from test_agent import Pipes
+from test_transfer import CHUNK, LEAF, change, job, replicate
+from test_worker import Held
+
+from coriolis_azure import errors, names, ssh, transfer
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import Image
+from coriolis_azure.events import Event, Notice, Waiting, silent
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
+
+
+class Broken(Pipes):
+    """An agent whose connection breaks once it has said so many bytes."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self._last = last
+
+    def read(self, size: int, /) -> bytes:
+        if len(self.heard) + size > self._last:
+            self.close()
+            raise errors.ConnectionLost("the connection broke")
+        return super().read(size)
+
+    def write(self, data: bytes, /) -> None:
+        try:
+            super().write(data)
+        except errors.StreamEnded as error:
+            raise errors.ConnectionLost("the connection broke") from error
+
+
+class Agents:
+    """Agents that are started one after the other; each but the last breaks off after so many bytes."""
+
+    def __init__(self, breaks: list[int]) -> None:
+        self._breaks = breaks
+        self.started: list[Pipes] = []
+
+    def __call__(self) -> Pipes:
+        number = len(self.started)
+        self.started.append(Broken(self._breaks[number] if number < len(self._breaks) else 1 << 60))
+        return self.started[-1]
+
+    def __enter__(self) -> Agents:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pipes in self.started:
+            pipes.__exit__()
+
+    @property
+    def heard(self) -> int:
+        """The bytes that have come from all agents."""
+        return sum(len(pipes.heard) for pipes in self.started)
+
+
+class Once(Image):
+    """An image in which no byte may be written twice."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.ranges: list[tuple[int, int]] = []
+
+    def write(self, offset, data):
+        self.ranges.append((offset, offset + len(data)))
+        super().write(offset, data)
+
+    def twice(self) -> bool:
+        ordered = sorted(self.ranges)
+        return any(one[1] > other[0] for one, other in zip(ordered, ordered[1:], strict=False))
+
+
+def copied(disk: Path, path: Path, agents: Agents, told: list[Event] | None = None) -> transfer.Outcome:
+    with Once(path) as image:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        report = silent if told is None else told.append
+        outcome = transfer.copy(agents, job(disk), base, image, report, clock=Clock(), verify=True)
+        assert not image.twice()
+    return outcome
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.write_bytes(random.Random(1).randbytes(20 * CHUNK) + bytes(3 * CHUNK) + b"end" * 512)
+    return path
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_copy_that_breaks_anywhere_is_the_same_copy(tmp_path: Path, data: st.DataObject) -> None:
+    """Full and incremental; the figures are those of a run that did not break, and no byte is written twice."""
+    chance = random.Random(data.draw(st.integers(0, 1 << 30)))
+    disk, one, other = tmp_path / "disk", tmp_path / "os.raw", tmp_path / "data-1.raw"
+    parts = [chance.choice([bytes(CHUNK), chance.randbytes(CHUNK), b"x" * CHUNK]) for _ in range(12)]
+    disk.write_bytes(b"".join(parts) + b"end" * 512)
+    for path in (one, other):
+        path.unlink(missing_ok=True)
+        if data.draw(st.booleans(), label="incremental") if path == one else one.exists():
+            replicate(disk, path)
+    if one.exists():
+        for _ in range(8):
+            content = chance.choice([bytes(CHUNK), chance.randbytes(100), chance.randbytes(CHUNK)])
+            change(disk, chance.randrange(disk.stat().st_size - CHUNK), content)
+    with Agents([]) as unbroken:
+        expected = copied(disk, one, unbroken)
+    breaks = data.draw(st.lists(st.integers(0, unbroken.heard), max_size=5))
+    fruitless = [at for at in breaks if at < CHUNK]
+    with Agents(breaks) as agents:
+        try:
+            outcome = copied(disk, other, agents)
+        except errors.ConnectionLost:
+            assert len(fruitless) >= 3  # those that break before a chunk has come may be too many in a row
+            return
+        assert agents.heard <= unbroken.heard + len(breaks) * (20 * CHUNK)
+    assert other.read_bytes() == disk.read_bytes()
+    figures = ("read_bytes", "sent_bytes", "zero_bytes", "skipped_bytes", "verified", "full")
+    assert [getattr(outcome, name) for name in figures] == [getattr(expected, name) for name in figures]
+
+
+def test_what_had_arrived_is_not_sent_again(disk: Path, tmp_path: Path) -> None:
+    told: list[Event] = []
+    with Agents([]) as unbroken:
+        copied(disk, tmp_path / "os.raw", unbroken)
+    with Agents([10 * CHUNK]) as agents:
+        copied(disk, tmp_path / "data-1.raw", agents, told)
+    assert len(agents.started) == 2
+    assert agents.heard <= unbroken.heard + CHUNK + LEAF
+    assert [event.text for event in told if isinstance(event, Notice)] == [
+        f"os: the connection broke; going on after {9 * CHUNK} of {disk.stat().st_size} bytes"
+    ]
+
+
+def test_connections_that_break_without_progress_are_given_up(disk: Path, tmp_path: Path) -> None:
+    with Agents([100] * 9) as agents, pytest.raises(errors.ConnectionLost):
+        copied(disk, tmp_path / "os.raw", agents)
+    assert len(agents.started) == 3
+
+
+def test_a_connection_that_breaks_before_the_last_word_is_taken_up_for_it(disk: Path, tmp_path: Path) -> None:
+    with Agents([]) as unbroken:
+        copied(disk, tmp_path / "os.raw", unbroken)
+    with Agents([unbroken.heard - 1]) as agents:
+        copied(disk, tmp_path / "data-1.raw", agents)
+    assert len(agents.started) == 2
+    assert (tmp_path / "data-1.raw").read_bytes() == disk.read_bytes()
+
+
+def test_a_destination_that_fails_is_not_tried_with_another_agent(disk: Path, tmp_path: Path) -> None:
+    class Full(Image):
+        def write(self, offset, data):
+            raise errors.DestinationFailed("full", disk="os", offset=offset)
+
+    with Agents([]) as agents, Full(tmp_path / "os.raw") as image:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        with pytest.raises(errors.DestinationFailed, match="full"):
+            transfer.copy(agents, job(disk), base, image, silent, clock=Clock(), verify=True)
+    assert len(agents.started) == 1
+
+
+# A whole run, over a network that fails
+
+
+class Hasty(Clock):
+    """Time that goes twenty times as fast."""
+
+    def monotonic(self) -> float:
+        return 20 * time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds / 20)
+
+
+@pytest.fixture
+def relay(azure: Sandbox) -> Iterator[Relay]:
+    with Relay(azure) as relay:
+        azure.intercept = relay
+        yield relay
+
+
+@pytest.fixture
+def web(azure: Sandbox, tmp_path: Path) -> Path:
+    """A VM; the content of its disk."""
+    content = tmp_path / "content.raw"
+    content.write_bytes(random.Random(7).randbytes(12 * MIB))
+    azure.add_vm("web", content)
+    return content
+
+
+def notices(told: list[Event]) -> list[str]:
+    return [event.text for event in told if isinstance(event, Notice)]
+
+
+def test_a_network_that_fails_for_a_minute_is_waited_out(
+    azure: Sandbox,
+    connect: Callable[..., Source],
+    relay: Relay,
+    web: Path,
+    told: list[Event],
+    tmp_path: Path,
+) -> None:
+    clock = Held()
+    source, before = connect(clock=clock), azure.resources()
+
+    def fail() -> None:
+        relay.refuse = 30  # one every two seconds
+        relay.cut()
+
+    relay.at(6 * MIB, fail)
+    report = source.replicate("web", tmp_path / "images")
+    assert relay.refuse == 0
+    assert clock.monotonic() >= 60
+    assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
+    assert report.disks[0].verified
+    assert report.disks[0].sent_bytes == 12 * MIB
+    assert relay.received < 12 * MIB + 4 * MIB
+    assert any("going on after" in text for text in notices(told))
+    assert Waiting("the worker's SSH server", ssh.RECONNECT_SECONDS) in told
+    assert azure.resources() == before
+
+
+def test_damaged_bytes_on_the_way_end_the_connection_and_nothing_else(
+    azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
+) -> None:
+    relay.at(6 * MIB, relay.damage)
+    connect(clock=Held()).replicate("web", tmp_path / "images")
+    assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
+    assert any("going on after" in text for text in notices(told))
+
+
+def in_background(act: Callable[[], object]) -> Callable[[], None]:
+    """Somebody else does `act` now, in a time of their own."""
+    return lambda: threading.Thread(target=act, daemon=True).start()
+
+
+def test_a_worker_that_reboots_gets_the_agent_again_and_goes_on(
+    azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
+) -> None:
+    source, somebody = connect(clock=Hasty()), connect()
+
+    def restart() -> None:
+        (vm,) = (vm for vm in somebody.list_vms() if vm["name"].startswith("coriolis-"))
+        somebody.azure._kinds["vm"].begin_restart(names.group_of(vm["id"]), vm["name"])
+
+    relay.at(6 * MIB, in_background(restart))
+    report = source.replicate("web", tmp_path / "images")
+    assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
+    assert report.disks[0].sent_bytes == 12 * MIB
+    assert any("going on after" in text for text in notices(told))
+
+
+def test_a_worker_that_somebody_deletes_is_named_and_the_next_run_goes_on_with_another(
+    azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
+) -> None:
+    source, somebody, before = connect(clock=Held()), connect(), azure.resources()
+    deleted = []
+
+    def delete() -> None:
+        relay.refuse = 1000
+        (vm,) = (vm for vm in somebody.list_vms() if vm["name"].startswith("coriolis-"))
+        somebody.azure.delete(vm["id"])
+        deleted.append(vm["name"])
+
+    relay.at(6 * MIB, delete)
+    with pytest.raises(errors.WorkerGone, match="was deleted while os was copied") as caught:
+        source.replicate("web", tmp_path / "images")
+    assert deleted[0] in caught.value.message
+    assert azure.resources() == before
+
+    relay.refuse = 0
+    report = connect().replicate("web", tmp_path / "images")
+    assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
+    assert report.disks[0].sent_bytes < 12 * MIB - 3 * MIB
+    assert azure.resources() == before
