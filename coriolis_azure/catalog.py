@@ -94,10 +94,16 @@ def disk_types(azure: Azure, settings: Mapping[str, Any]) -> list[str]:
     return sorted({disk["sku"]["name"] for disk in disks if disk.get("sku")})
 
 
-def options(azure: Azure, settings: Mapping[str, Any], wanted: Iterable[str] = ()) -> list[Json]:
+def options(
+    azure: Azure,
+    settings: Mapping[str, Any],
+    wanted: Iterable[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> list[Json]:
     """The values that settings may take, as source_options; all that are known when none is named.
 
-    What depends on a location or a resource group is told once that is chosen.
+    What depends on a location or a resource group is told once that is chosen. Of `defaults`, what is taken where
+    a setting is left out is told with it.
     """
     location, group = settings.get("location"), settings.get("resource_group")
     tellers: dict[str, Callable[[], list[Any]]] = {
@@ -114,13 +120,13 @@ def options(azure: Azure, settings: Mapping[str, Any], wanted: Iterable[str] = (
         tellers["storage_account_name"] = lambda: sorted(
             found["name"] for found in azure.of_type("Microsoft.Storage/storageAccounts", group)
         )
-    names_ = set(wanted or tellers)
+    asked = set(wanted or tellers)
     told = []
     for name, values in tellers.items():
-        if name in names_:
+        if name in asked:
             option: Json = {"name": name, "values": values()}
-            if name in {"export_worker_size", "export_worker_image"} and option["values"]:
-                option["config_default"] = option["values"][0]
+            if defaults and name in defaults:
+                option["config_default"] = defaults[name]
             told.append(option)
     return told
 

@@ -55,7 +55,7 @@ def _snapshot(resources: Resources, disk: Disk, clock: Clock, ended: list[bool])
             "properties": {
                 "creationData": {"createOption": "Copy", "sourceResourceId": disk.id},
                 "incremental": disk.sku in _INCREMENTAL_ONLY,
-                **_access(disk),
+                **_access(resources, disk),
             },
         },
     )
@@ -86,7 +86,7 @@ def _clone(resources: Resources, disk: Disk, snapshot: str) -> str:
         "sku": {"name": _CLONE_SKU.get(disk.sku, disk.sku) if disk.sector_bytes == 512 else disk.sku},
         "properties": {
             "creationData": {"createOption": "Copy", "sourceResourceId": snapshot},
-            **_access(disk),
+            **_access(resources, disk),
         },
     }
     if resources.run.zone and not disk.sku.endswith("_ZRS"):
@@ -94,9 +94,11 @@ def _clone(resources: Resources, disk: Disk, snapshot: str) -> str:
     return str(resources.create("disk", f"clone-{disk.name}", body)["id"])
 
 
-def _access(disk: Disk) -> Json:
+def _access(resources: Resources, disk: Disk) -> Json:
     """Who may reach a copy, and by which key it is encrypted: no wider than its source."""
-    access: Json = {"networkAccessPolicy": "DenyAll", "publicNetworkAccess": "Disabled"}
+    access: Json = {}
+    if resources.azure.is_modern:
+        access = {"networkAccessPolicy": "DenyAll", "publicNetworkAccess": "Disabled"}
     if disk.encryption_set:
         access["encryption"] = {
             "type": "EncryptionAtRestWithCustomerKey",

@@ -13,6 +13,7 @@ import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,8 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
+from azure.core.pipeline import PipelineRequest
+from azure.core.pipeline.policies import SansIOHTTPPolicy
 from azure.core.pipeline.transport import HttpTransport, RequestsTransport
 from azure.core.polling import LROPoller
 from azure.core.rest import HttpRequest
@@ -59,6 +62,8 @@ _API_VERSION = re.compile(
     re.IGNORECASE,
 )
 
+_PROVIDER = re.compile(r".*/providers/(Microsoft\.\w+/\w+)", re.IGNORECASE)
+
 # Seconds between two looks at an operation for which Azure sets no pace. A VM's operations may be asked for
 # 15 times a minute before Azure throttles.
 POLLING_SECONDS = 5
@@ -84,12 +89,23 @@ _CLOUDS = {
         "https://management.usgovcloudapi.net",
         "https://management.core.usgovcloudapi.net/",
     ),
-    "AzureGermanCloud": (
-        "https://login.microsoftonline.de",
-        "https://management.microsoftazure.de",
-        "https://management.core.cloudapi.de/",
-    ),
 }
+
+# The API versions of Azure's profiles, by provider or type: what an Azure Stack Hub of that profile answers to.
+_PROFILES: dict[str, dict[str, str]] = {
+    "latest": {},
+    "2020-09-01-hybrid": {
+        "microsoft.compute": "2020-06-01",
+        "microsoft.compute/disks": "2019-07-01",
+        "microsoft.compute/snapshots": "2019-07-01",
+        "microsoft.compute/skus": "2019-04-01",
+        "microsoft.network": "2018-11-01",
+        "microsoft.resources": "2019-10-01",
+        "microsoft.storage": "2019-06-01",
+    },
+}
+# Since this version a VM takes its disks with it when it is deleted, and disks say who may reach them.
+_MODERN_SINCE = "2021-12-01"
 
 _BY_STATUS: dict[int, type[errors.AzureError]] = {
     200: errors.OperationFailed,
@@ -105,12 +121,13 @@ _BY_STATUS: dict[int, type[errors.AzureError]] = {
 class Azure:
     """One subscription of one Azure, seen as the identity of the connection settings.
 
-    `transport` replaces the HTTPS connections of all SDK clients. Every verb raises an `errors.AzureError`.
+    `transport` replaces the HTTPS connections of all SDK clients. `is_modern` is false for an Azure Stack Hub,
+    which refuses what newer versions know. Every verb raises an `errors.AzureError`.
     """
 
     def __init__(self, connection: Connection, *, transport: Transport | None = None) -> None:
         self.subscription = connection.subscription_id
-        self._transport = _Shared(transport or _transport(connection))
+        self._transport = _Shared(transport or https(connection))
         with _translated("sign in to", connection.cloud_profile):
             authority, manager, audience = _profile(connection, self._transport)
             self.credential = _credential(connection, authority, self._transport)
@@ -121,6 +138,10 @@ class Azure:
             "polling_interval": POLLING_SECONDS,
             "user_agent": f"coriolis-azure/{__version__}",
         }
+        versions = _ApiVersions({**_PROFILES[connection.api_profile], **connection.api_versions})
+        if versions:
+            options["per_call_policies"] = [versions]
+        self.is_modern = versions.of("microsoft.compute/virtualmachines", _MODERN_SINCE) >= _MODERN_SINCE
         self._compute = ComputeManagementClient(self.credential, self.subscription, **options)
         self._network = NetworkManagementClient(self.credential, self.subscription, **options)
         self._resources = ResourceManagementClient(self.credential, self.subscription, **options)
@@ -348,6 +369,32 @@ class Azure:
             return _document(poller.result())
 
 
+class _ApiVersions(SansIOHTTPPolicy[Any, Any]):
+    """Requests are sent with these API versions, by lower-cased resource provider or type, instead of the SDK's."""
+
+    def __init__(self, versions: Mapping[str, str]) -> None:
+        self._versions = {name.lower(): version for name, version in versions.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._versions)
+
+    def of(self, type_: str, default: str) -> str:
+        """The version for a resource type, `default` where none is asked for."""
+        return self._versions.get(type_, self._versions.get(type_.partition("/")[0], default))
+
+    def on_request(self, request: PipelineRequest[Any]) -> None:
+        """Change the version in the URL, those of polls and of next pages included."""
+        path, question, query = request.http_request.url.partition("?")
+        provider = _PROVIDER.search(path)
+        type_ = provider[1].lower() if provider else "microsoft.resources"
+        if type_.startswith("microsoft.compute/locations"):  # of sizes, images, usages and operations
+            type_ = "microsoft.compute"
+        version = self.of(type_, "")
+        if version:
+            query = re.sub(r"(?i)(?<=api-version=)[\w-]+", version, query)
+            request.http_request.url = path + question + query
+
+
 class _Shared(Transport):
     """One transport for all clients: closing a client leaves it open for the others."""
 
@@ -382,8 +429,20 @@ class _Shared(Transport):
         self.close()
 
 
+@dataclass(frozen=True)
+class Proxy:
+    """An HTTP proxy that stands between this host and Azure; its credentials, if any, are part of the URL."""
+
+    url: str = field(repr=False)
+    exceptions: tuple[str, ...] = ()
+
+    def serves(self, host: str) -> bool:
+        """Whether `host` is reached through it: it is none of the exceptions, nor within one."""
+        return not any(host == name or host.endswith(f".{name}") for name in self.exceptions)
+
+
 class _Trusting(HTTPAdapter):
-    """HTTPS with certificates trusted besides the system's."""
+    """HTTPS with certificates trusted besides the system's, through a proxy too."""
 
     def __init__(self, ca_bundle: str) -> None:
         self._context = ssl.create_default_context()
@@ -393,22 +452,39 @@ class _Trusting(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options, ssl_context=self._context)
 
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        return super().proxy_manager_for(proxy, **options, ssl_context=self._context)
 
-def _transport(connection: Connection) -> Transport:
-    options: dict[str, Any] = {}
-    if connection.allow_untrusted:
-        options = {"connection_verify": False}
-    elif connection.ca_bundle:
-        session = requests.Session()
-        # What is on this machine is not reached through a proxy.
-        session.trust_env = urlsplit(connection.resource_manager).hostname not in {
-            "127.0.0.1",
-            "localhost",
-            "::1",
-        }
+
+class _Proxied(requests.Session):
+    """A session that goes through `proxy`, whatever proxy the environment names."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__()
+        self._proxy = proxy
+
+    def merge_environment_settings(self, url: Any, *rest: Any, **options: Any) -> Any:
+        merged: Any = super().merge_environment_settings(url, *rest, **options)
+        through = self._proxy.serves(urlsplit(url).hostname or "")
+        # Without an entry for the scheme there is no proxy, not even the environment's.
+        return {**merged, "proxies": {"https": self._proxy.url, "http": self._proxy.url} if through else {}}
+
+
+def https(connection: Connection, proxy: Proxy | None = None) -> Transport:
+    """The HTTPS connections that the settings ask for, through `proxy` where one is given.
+
+    Without one, the environment's (`HTTPS_PROXY`, `NO_PROXY`) is used, except for what is on this machine.
+    """
+    session = requests.Session()
+    if proxy:
+        session = _Proxied(proxy)
+    elif urlsplit(connection.resource_manager).hostname in {"127.0.0.1", "localhost", "::1"}:
+        session.trust_env = False
+    if connection.ca_bundle:
         session.mount("https://", _Trusting(connection.ca_bundle))
-        options = {"session": session}
-    transport: Transport = RequestsTransport(**options)
+    transport: Transport = RequestsTransport(
+        session=session, connection_verify=not connection.allow_untrusted
+    )
     return transport
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import plugin_api, settings
+from . import configuration, plugin_api, settings
 from .clock import Clock
 from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, NotFound
 from .events import Copied, Event, Notice, Step, Waiting, logged
@@ -23,11 +23,12 @@ from .model import Json, Run, Worker
 from .pipeline import Lock
 
 if TYPE_CHECKING:
-    from .cloud import Azure
+    from .cloud import Azure, Transport
     from .pool import Pool
     from .source import Source
 
 LOG = logging.getLogger(__name__)
+configuration.register()
 # Users read along; a database keeps every line.
 _SECONDS_BETWEEN_STEPS = 1.0
 
@@ -73,8 +74,8 @@ class AzureExportProvider(
         return settings.schema("connection_info")
 
     def get_source_environment_schema(self) -> Json:
-        """The JSON schema of source environments."""
-        return settings.schema("source_environment")
+        """The JSON schema of source environments; what is configured need not be given."""
+        return _optional(settings.schema("source_environment"))
 
     @_translated
     def validate_connection(self, ctxt: Any, connection_info: Json) -> None:
@@ -142,11 +143,12 @@ class AzureExportProvider(
         env: Json | None = None,
         option_names: list[str] | None = None,
     ) -> list[Json]:
-        """The values that source settings may take, read from Azure now."""
+        """The values that source settings may take, read from Azure now; `config_default` is what is configured."""
         from . import catalog
 
+        defaults = configuration.environment_defaults()
         with _azure(connection_info) as azure:
-            return catalog.options(azure, env or {}, option_names or ())
+            return catalog.options(azure, {**defaults, **(env or {})}, option_names or (), defaults)
 
     @_translated
     def export_instance_inventory(self, ctxt: Any, connection_info: Json, source_environment: Json) -> str:
@@ -275,8 +277,9 @@ class AzureExportProvider(
         Everything else may change between executions.
         """
         group = settings.Connection.from_json(connection_info).default_resource_group
-        old = settings.Environment.from_json(old_params, group)
-        new = settings.Environment.from_json({**old_params, **new_params}, group)
+        defaults = configuration.environment_defaults()
+        old = settings.Environment.from_json({**defaults, **old_params}, group)
+        new = settings.Environment.from_json({**defaults, **old_params, **new_params}, group)
         for name in ("location", "resource_group"):
             before, after = getattr(old, name), getattr(new, name)
             if before.lower() != after.lower():
@@ -295,8 +298,8 @@ class AzureExportProvider(
     # Worker pools
 
     def get_minion_pool_environment_schema(self) -> Json:
-        """The JSON schema of pool environments."""
-        return settings.pool_schema()
+        """The JSON schema of pool environments; what is configured need not be given."""
+        return _optional(settings.pool_schema())
 
     def get_minion_pool_options(
         self,
@@ -429,33 +432,66 @@ class AzureExportProvider(
     def _source(self, connection_info: Json, source_environment: Json) -> Iterator[Source]:
         from .source import Source
 
-        with Source(connection_info, source_environment, report=self._report, keep_journal=False) as source:
+        connection, environment = _filled(connection_info, source_environment)
+        with Source(
+            connection,
+            environment,
+            report=self._report,
+            transport=_transport(connection),
+            keep_journal=False,
+        ) as source:
             yield source
 
     @contextmanager
     def _pool(self, connection_info: Json, environment_options: Json, identifier: str = "") -> Iterator[Pool]:
         from .pool import Pool
 
-        connection = settings.Connection.from_json(connection_info)
-        environment = settings.Environment.from_json(environment_options, connection.default_resource_group)
+        connection, environment = _filled(connection_info, environment_options)
+        group = settings.Connection.from_json(connection).default_resource_group
+        typed = settings.Environment.from_json(environment, group)
         with _azure(connection_info) as azure:
-            yield Pool(azure, environment, identifier, self._report, Clock())
+            yield Pool(azure, typed, identifier, self._report, Clock())
 
 
 @contextmanager
 def _azure(connection_info: Json) -> Iterator[Azure]:
     from .cloud import Azure
 
-    azure = Azure(settings.Connection.from_json(connection_info))
+    connection, _ = _filled(connection_info, {})
+    azure = Azure(settings.Connection.from_json(connection), transport=_transport(connection))
     try:
         yield azure
     finally:
         azure.close()
 
 
+def _transport(connection_info: Json) -> Transport:
+    """HTTPS, through the proxy that the orchestrator is configured with."""
+    from . import cloud
+
+    configured = configuration.proxy()
+    proxy = cloud.Proxy(*configured) if configured else None
+    return cloud.https(settings.Connection.from_json(connection_info), proxy)
+
+
+def _filled(connection_info: Json, environment: Json) -> tuple[Json, Json]:
+    """Connection and environment with what the orchestrator is configured with, where they do not say it."""
+    return (
+        configuration.filled_connection(connection_info),
+        {**configuration.environment_defaults(), **environment},
+    )
+
+
+def _optional(schema: Json) -> Json:
+    """The schema without the requirement to give what is configured."""
+    configured = configuration.environment_defaults()
+    return {**schema, "required": [name for name in schema["required"] if name not in configured]}
+
+
 def _chosen(connection_info: Json, environment: Json | None) -> Json:
-    """The settings chosen so far, with the connection's resource group where none is."""
-    chosen = {name: value for name, value in (environment or {}).items() if value}
+    """The settings chosen so far, or configured, with the connection's resource group where none is."""
+    given = {**configuration.environment_defaults(), **(environment or {})}
+    chosen = {name: value for name, value in given.items() if value}
     group = connection_info.get("default_resource_group")
     return {"resource_group": group, **chosen} if group else chosen
 

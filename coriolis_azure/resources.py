@@ -50,11 +50,20 @@ class Resources:
         """Create the resource that plays `role` and wait until it is there; gives back Azure's document."""
         id = self.id(kind, role)
         self._journal.intend(id)
+        return self.azure.put(id, {**body, "location": self.run.location, "tags": self._tags_of(role)})
+
+    def adopt(self, kind: str, role: str) -> None:
+        """Make ours, so that it is deleted, what Azure has made along with another resource of ours."""
+        id = self.id(kind, role)
+        self._journal.intend(id)
+        self.azure.tag(id, self._tags_of(role))
+
+    def _tags_of(self, role: str) -> dict[str, str]:
         tags = names.tags(self.run.id, role, self.run.instance, self._clock.now(), self._tags)
         if self.run.pool:
             tags[names.POOL_TAG] = self.run.pool
             del tags[names.RUN_TAG]
-        return self.azure.put(id, {**body, "location": self.run.location, "tags": tags})
+        return tags
 
     def delete(self, ids: Iterable[str]) -> list[str]:
         """Delete what is ours among `ids`; gives back the ids that Azure did not let go."""

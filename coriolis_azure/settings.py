@@ -45,6 +45,8 @@ class Connection:
     cloud_profile: str = "AzureCloud"
     endpoints: Mapping[str, str] = field(default_factory=dict)
     suffixes: Mapping[str, str] = field(default_factory=dict)
+    api_profile: str = "latest"
+    api_versions: Mapping[str, str] = field(default_factory=dict)
     allow_untrusted: bool = False
     ca_bundle: str = ""
 
@@ -67,6 +69,8 @@ class Connection:
             cloud_profile=given["cloud_profile"],
             endpoints=custom.get("endpoints", {}),
             suffixes=custom.get("suffixes", {}),
+            api_profile=custom.get("api_profile", "latest"),
+            api_versions=custom.get("api_versions", {}),
             allow_untrusted=given["allow_untrusted"],
             ca_bundle=given.get("ca_bundle", ""),
         )
@@ -84,6 +88,11 @@ class Connection:
             )
         if (self.client_id or self.username) and not self.tenant:
             faults.append("tenant: is needed with service_principal_credentials and with user_credentials")
+        if self.cloud_profile == "AzureGermanCloud":
+            faults.append(
+                "cloud_profile: AzureGermanCloud was closed in October 2021; its subscriptions are gone, Azure's "
+                "locations in Germany belong to AzureCloud"
+            )
         if self.cloud_profile == "CustomCloud" and not self.resource_manager:
             faults.append(
                 "custom_cloud_properties: endpoints: resource_manager_endpoint (or management_endpoint) is "

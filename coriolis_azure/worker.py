@@ -45,6 +45,7 @@ IMAGES = (
     Image("Debian", "debian-12", "12-gen2"),
     Image("Debian", "debian-13", "13-gen2"),
 )
+_OS_DISK = "worker-os"
 _NETWORK, _SUBNET = "10.117.0.0/24", "10.117.0.0/26"
 
 
@@ -87,9 +88,7 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
         nic = _network(resources, environment)
         while True:
             report(Step("boot worker", f"{size.name}, {image}"))
-            body = _vm(
-                resources.run.id, size.name, image, nic["id"], public_key, custom_data, resources.run.zone
-            )
+            body = _vm(resources, size.name, image, nic["id"], public_key, custom_data)
             try:
                 vm = resources.create("vm", "worker", body)
                 break
@@ -106,6 +105,8 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
                 resources.delete([resources.id("vm", "worker")])
                 report(Notice(f"Azure has no room for a {size.name} now ({code})"))
                 size = choose_size(resources.azure, needed, environment, report, frozenset(refused))
+        if not resources.azure.is_modern:
+            resources.adopt("disk", _OS_DISK)
         return Worker(
             vm=vm["id"],
             address=_address(resources, environment, nic),
@@ -131,7 +132,7 @@ def attached(
             "createOption": "Attach",
             "caching": "None",
             "managedDisk": {"id": clone},
-            "deleteOption": "Delete",
+            **_deleted_along(azure),
         }
         for lun, clone in enumerate(clones)
     ]
@@ -311,7 +312,7 @@ def _network(resources: Resources, environment: Environment) -> Json:
     """The worker's NIC, and what it needs; the NIC's document."""
     parts = [lambda: resources.create("nsg", "nsg", _nsg(environment))]
     if environment.export_worker_use_fip:
-        parts.append(lambda: resources.create("ip", "ip", _ip()))
+        parts.append(lambda: resources.create("ip", "ip", _ip(resources.azure)))
     if not environment.export_network:
         parts.append(lambda: resources.create("vnet", "vnet", _vnet()))
     list(ordered(lambda make: make(), parts, threads=3, ahead=3))
@@ -397,8 +398,9 @@ def _nsg(environment: Environment) -> Json:
     }
 
 
-def _ip() -> Json:
-    return {"sku": {"name": "Standard"}, "properties": {"publicIPAllocationMethod": "Static"}}
+def _ip(azure: Azure) -> Json:
+    properties = {"publicIPAllocationMethod": "Static"}
+    return {"sku": {"name": "Standard" if azure.is_modern else "Basic"}, "properties": properties}
 
 
 def network(resources: Resources) -> str:
@@ -409,7 +411,7 @@ def network(resources: Resources) -> str:
 
 def ids(resources: Resources) -> list[str]:
     """The ids of all that `launch` and `network` make: names are derived, so nothing needs to be remembered."""
-    roles = {"vm": "worker", "nic": "nic", "ip": "ip", "nsg": "nsg", "vnet": "vnet"}
+    roles = {"vm": "worker", "disk": _OS_DISK, "nic": "nic", "ip": "ip", "nsg": "nsg", "vnet": "vnet"}
     return [resources.id(kind, role) for kind, role in roles.items()]
 
 
@@ -422,8 +424,14 @@ def _vnet() -> Json:
     }
 
 
-def _vm(run: str, size: str, image: Image, nic: str, public_key: str, custom_data: str, zone: str) -> Json:
-    name = names.resource(run, "worker")
+def _deleted_along(azure: Azure) -> Json:
+    """That a disk goes with its VM, where Azure knows of that."""
+    return {"deleteOption": "Delete"} if azure.is_modern else {}
+
+
+def _vm(resources: Resources, size: str, image: Image, nic: str, public_key: str, custom_data: str) -> Json:
+    azure, run = resources.azure, resources.run
+    name = names.resource(run.id, "worker")
     body: Json = {
         "properties": {
             "hardwareProfile": {"vmSize": size},
@@ -435,11 +443,13 @@ def _vm(run: str, size: str, image: Image, nic: str, public_key: str, custom_dat
                     "version": image.version,
                 },
                 "osDisk": {
-                    "name": f"{name}-os",
+                    "name": names.resource(run.id, _OS_DISK),
                     "createOption": "FromImage",
                     "caching": "ReadWrite",
-                    "deleteOption": "Delete",
-                    "managedDisk": {"storageAccountType": "StandardSSD_LRS"},
+                    "managedDisk": {
+                        "storageAccountType": "StandardSSD_LRS" if azure.is_modern else "Standard_LRS"
+                    },
+                    **_deleted_along(azure),
                 },
             },
             "osProfile": {
@@ -458,7 +468,7 @@ def _vm(run: str, size: str, image: Image, nic: str, public_key: str, custom_dat
             "networkProfile": {"networkInterfaces": [{"id": nic, "properties": {"primary": True}}]},
         }
     }
-    return {**body, "zones": [zone]} if zone else body
+    return {**body, "zones": [run.zone]} if run.zone else body
 
 
 def _devices(lun: int) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ FLOORS = (
         "agent",
         "permissions",
         "plugin_api",
+        "configuration",
         "suitability",
     },
     {"cloud", "pipeline", "journal", "interrupts"},

@@ -16,10 +16,11 @@ CONNECTION = {
     "tenant": "contoso",
     "service_principal_credentials": {"client_id": "id", "client_secret": "s3cr3t-value"},
 }
-# What users copy from the orchestrator's documentation: both the size and the image are retired.
+# What users copy from the orchestrator's documentation: both the size and the image are retired, and no storage
+# account can have such a name.
 DOCUMENTED = {
     "location": "westus",
-    "resource_group": "migration",
+    "resource_group": "coriolis-testgroup",
     "export_worker_size": "Standard_A1",
     "export_worker_image": {
         "publisher": "Canonical",
@@ -27,8 +28,8 @@ DOCUMENTED = {
         "sku": "16.04.0-LTS",
         "version": "latest",
     },
-    "storage_account_name": "coriolisstorage",
-    "storage_container_name": "coriolis-container",
+    "storage_account_name": "storage-account",
+    "storage_container_name": "coriolis",
 }
 
 
@@ -57,6 +58,13 @@ def test_the_documentations_example_is_accepted() -> None:
     assert environment.export_worker_size == "Standard_A1"
     assert str(environment.export_worker_image) == "Canonical:UbuntuServer:16.04.0-LTS:latest"
     assert environment.export_worker_ssh_port == 22
+
+
+def test_fields_that_a_form_sends_empty_are_left_out() -> None:
+    cleared = {"default_resource_group": "", "ca_bundle": "", "secret_ref": ""}
+    assert settings.Connection.from_json({**CONNECTION, **cleared}) == settings.Connection.from_json(
+        CONNECTION
+    )
 
 
 def test_environment_and_schema_name_the_same_settings() -> None:
@@ -97,6 +105,14 @@ def test_a_fault_never_repeats_a_value_that_may_be_a_secret() -> None:
         (
             {"cloud_profile": "CustomCloud"},
             "connection_info: custom_cloud_properties: endpoints: resource_manager",
+        ),
+        (
+            {"cloud_profile": "AzureGermanCloud"},
+            "connection_info: cloud_profile: AzureGermanCloud was closed in October 2021",
+        ),
+        (
+            {"custom_cloud_properties": {"api_versions": {"Microsoft.Compute": "new"}}},
+            "connection_info: custom_cloud_properties: api_versions: Microsoft.Compute: must match",
         ),
         (
             {"service_principal_credentials": {"client_id": "x"}},
