@@ -11,9 +11,10 @@ import json
 import logging
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ from azure.core.exceptions import (
 )
 from azure.core.exceptions import (
     ClientAuthenticationError,
+    DecodeError,
+    DeserializationError,
     HttpResponseError,
     ServiceRequestError,
     ServiceResponseError,
@@ -45,7 +48,7 @@ from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.resource.resources import ResourceManagementClient
 from requests.adapters import HTTPAdapter
 
-from . import __version__, codes, errors, names
+from . import __version__, codes, documents, errors, names
 from .model import Json
 from .settings import Connection, Image
 
@@ -164,7 +167,7 @@ class Azure:
     def validate(self) -> None:
         """Ask one harmless question, to learn whether endpoint, identity and subscription are right."""
         with _translated("read the subscription", self.subscription):
-            next(iter(self._resources.resource_groups.list(top=1)), None)
+            _documents(islice(self._resources.resource_groups.list(top=1), 1))
 
     def group(self, name: str) -> Json:
         """The resource group `name`."""
@@ -174,7 +177,7 @@ class Azure:
     def groups(self) -> list[Json]:
         """All resource groups that the identity may see."""
         with _translated("list the resource groups of", self.subscription):
-            return [_document(group) for group in self._resources.resource_groups.list()]
+            return _documents(self._resources.resource_groups.list())
 
     def get(self, id: str, **options: str) -> Json:
         """The resource `id` of one of `names.TYPES`; `expand="instanceView"` adds a VM's state."""
@@ -194,14 +197,14 @@ class Azure:
         operations = self._kinds[kind]
         listed = operations.list_by_resource_group if kind in {"disk", "snapshot"} else operations.list
         with _translated(f"list {names.TYPES[kind]} in", group):
-            return [_document(item) for item in listed(group)]
+            return _documents(listed(group))
 
     def everywhere(self, kind: str) -> list[Json]:
         """All resources of one kind in the subscription."""
         operations = self._kinds[kind]
         listed = operations.list if kind in {"disk", "snapshot"} else operations.list_all
         with _translated(f"list {names.TYPES[kind]} in", self.subscription):
-            return [_document(item) for item in listed()]
+            return _documents(listed())
 
     def of_type(self, type_: str, group: str) -> list[Json]:
         """The resources of any type in a resource group, as the generic listing tells them: id, name, location."""
@@ -209,7 +212,7 @@ class Azure:
             listed = self._resources.resources.list_by_resource_group(
                 group, filter=f"resourceType eq '{type_}'"
             )
-            return [_document(item) for item in listed]
+            return _documents(listed)
 
     def locations(self) -> list[str]:
         """The locations in which this subscription may have VMs."""
@@ -241,19 +244,19 @@ class Azure:
 
     def locks(self, scope: str) -> list[Json]:
         """The locks at `scope`, an ARM id, and below."""
-        return self._listed(
-            "the locks of", f"{scope}/providers/Microsoft.Authorization/locks", _LOCKS_VERSION
-        )
+        path = f"{scope}/providers/Microsoft.Authorization/locks"
+        listed = self._listed("the locks of", path, _LOCKS_VERSION)
+        return [lock for lock in listed if isinstance(lock.get("id"), str)]
 
     def compute_usages(self, location: str) -> list[Json]:
         """Cores and VMs in use in `location`, and the quota: name, currentValue, limit."""
         with _translated("read the compute quota of", location):
-            return [_document(usage) for usage in self._compute.usage.list(location)]
+            return _documents(self._compute.usage.list(location))
 
     def network_usages(self, location: str) -> list[Json]:
         """Addresses, NICs, networks in use in `location`, and the quota: name, currentValue, limit."""
         with _translated("read the network quota of", location):
-            return [_document(usage) for usage in self._network.usages.list(location)]
+            return _documents(self._network.usages.list(location))
 
     def encryption_set(self, id: str) -> Json:
         """A disk encryption set."""
@@ -267,16 +270,21 @@ class Azure:
         with _translated(f"read {what}", path.partition("/providers/Microsoft.Authorization")[0]):
             response = self._resources.send_request(HttpRequest("GET", url))
             response.raise_for_status()
-            document: Json = response.json()
-        return document
+            document: Any = response.json()
+            if not isinstance(document, dict):
+                raise errors.Unreadable("the answer is no document")
+            return document
 
     def _listed(self, what: str, path: str, version: str) -> list[Json]:
         """All pages of a listing for which the given SDKs have no operation."""
         found: list[Json] = []
         while path:
             page = self._read(what, path, version)
-            found += page.get("value") or []
-            path = page.get("nextLink") or ""
+            entries = page.get("value") or []
+            if not isinstance(entries, list):
+                raise errors.Unreadable(f"could not read {what} {path}: the answer is no list of documents")
+            found += [entry for entry in entries if isinstance(entry, dict)]
+            path = str(page.get("nextLink") or "")
         return found
 
     def put(self, id: str, body: Mapping[str, Any]) -> Json:
@@ -334,16 +342,14 @@ class Azure:
             with _translated("list the VM sizes of", location):
                 skus = self._compute.resource_skus.list(filter=f"location eq '{location}'")
                 self._skus[location] = [
-                    document
-                    for sku in skus
-                    if (document := _document(sku)).get("resourceType") == "virtualMachines"
+                    sku for sku in _documents(skus) if sku.get("resourceType") == "virtualMachines"
                 ]
         return self._skus[location]
 
     def retired_sizes(self, location: str) -> list[Json]:
         """Sizes by the older listing, which still names some that are no longer sold."""
         with _translated("list the VM sizes of", location):
-            return [_document(size) for size in self._compute.virtual_machine_sizes.list(location)]
+            return _documents(self._compute.virtual_machine_sizes.list(location))
 
     def image_exists(self, location: str, image: Image) -> bool:
         """Whether the marketplace of `location` has `image` today."""
@@ -529,8 +535,21 @@ def _credential(connection: Connection, authority: str, transport: Transport) ->
 
 
 def _document(model: Any) -> Json:
-    """A model as ARM's own JSON; {} for operations without a result."""
-    return model.as_dict() if model is not None else {}
+    """A model as ARM's own JSON, checked; {} for operations without a result."""
+    if model is None:
+        return {}
+    if not hasattr(model, "as_dict"):
+        raise errors.Unreadable("the answer is no document")
+    return documents.understood(model.as_dict(), type(model))
+
+
+def _documents(listed: Iterable[Any]) -> list[Json]:
+    """All documents of a listing, checked."""
+    try:
+        models = list(listed)
+    except (AttributeError, TypeError) as error:  # how the SDK fails on an answer that is no listing
+        raise errors.Unreadable("the answer is no list of documents") from error
+    return [_document(model) for model in models]
 
 
 @contextmanager
@@ -538,7 +557,11 @@ def _translated(verb: str, resource: str) -> Iterator[None]:
     """The one place where foreign exceptions become ours."""
     try:
         yield
+    except (errors.Unreadable, DeserializationError, json.JSONDecodeError) as error:
+        raise _unreadable(verb, resource, error) from error
     except HttpResponseError as error:
+        if isinstance(error, DecodeError) and (error.status_code or 0) < 400:
+            raise _unreadable(verb, resource, error) from error
         raise _error(verb, resource, error) from error
     except (ServiceRequestError, ServiceResponseError, requests.RequestException) as error:
         raise errors.CloudUnreachable(
@@ -546,6 +569,14 @@ def _translated(verb: str, resource: str) -> Iterator[None]:
         ) from error
     except SdkError as error:
         raise errors.AzureError(f"could not {verb} {resource}: {error.message}", resource=resource) from error
+
+
+def _unreadable(verb: str, resource: str, error: Exception) -> errors.Unreadable:
+    """An answer that is not what Azure would say: another service's, a proxy's, or of a form that nobody promised."""
+    said = str(error).partition("\n")[0] or type(error).__name__
+    return errors.Unreadable(
+        f"could not {verb} {resource}: Azure's answer is not understood: {said}", resource=resource
+    )
 
 
 def _error(verb: str, resource: str, error: HttpResponseError) -> errors.AzureError:

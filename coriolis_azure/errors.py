@@ -96,6 +96,15 @@ class OperationFailed(AzureError):
     remedy = "Read Azure's message; what this run had made is deleted, so the command can be run again."
 
 
+class Unreadable(AzureError):
+    """An answer that does not have the form that Azure documents."""
+
+    remedy = (
+        "Check that the endpoint is Azure's and that no proxy answers in its place. If so, report this as a fault of "
+        "coriolis-azure, with the message and the document."
+    )
+
+
 class WorkerError(CoriolisAzureError):
     """The temporary worker VM did not do its part."""
 

@@ -2,22 +2,30 @@
 
 Asking and reading are apart: `read` asks, `machine` turns documents into a value. The documents of real VMs
 leave out what one would expect: a deallocated VM has no disk sizes (they are read from the disks), one made from
-an existing OS disk has no osProfile, ids change their case, enum values appear that are newer than this code.
+an existing OS disk has no osProfile, ids change their case, enum values appear that are newer than this code. What
+is only told may be missing; what is copied by (disks, LUNs, sizes) is believed only where it is complete and agrees.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from . import names
 from .cloud import Azure
-from .errors import InvalidInput, NotFound
-from .model import Disk, Json, Machine, Nic, at
+from .errors import AzureError, InvalidInput, NotFound, Unreadable
+from .model import Disk, Json, Machine, Nic, at, must
 from .pipeline import ordered
-from .suitability import caveats, power_state, refuse
+from .suitability import caveats, leaving, power_state, refuse
+
+LOG = logging.getLogger(__name__)
 
 _GIB = 1 << 30
+# A cloud without the listing of sizes, or an identity that may not read it: no reason not to read the machine.
+_NOT_FOR_US = {400, 403, 404}
+_UNKNOWN_SIZE = "Azure does not describe the size of this VM any more: its vCPUs and memory are told as 0."
 
 
 def read(azure: Azure, group: str, location: str, name: str) -> Machine:
@@ -28,20 +36,23 @@ def read(azure: Azure, group: str, location: str, name: str) -> Machine:
     """
     id = vm_id(azure.subscription, group, name)
     vm = _vm(azure, group, id)
-    if names.location(vm["location"]) != location:
+    if names.location(must(vm, "location")) != location:
         raise InvalidInput(
             f"VM {names.name_of(id)} is in location {vm['location']}, not in {location}",
             remedy=f"Set the location of the source environment to {vm['location']}.",
         )
-    refuse(vm)
-    machine = _gathered(azure, vm)
-    missing = [disk.name for disk in machine.disks if not disk.size_bytes or not disk.unique_id]
+    found = _related(azure, vm)
+    refuse(vm, found.disks)
+    read_vm = machine(vm, *found)
+    missing = [disk.name for disk in read_vm.disks if not disk.unique_id]
     if missing:
         raise NotFound(
-            f"VM {machine.name} names disks that Azure does not know: {', '.join(missing)}",
+            f"VM {read_vm.name} names disks that Azure does not know: {', '.join(missing)}",
             remedy="Detach them from the VM, or wait until an operation on them has ended, then run again.",
         )
-    return machine
+    if unsized := [disk.name for disk in read_vm.disks if not disk.size_bytes]:
+        raise Unreadable(f"Azure tells no size of disks of VM {read_vm.name}: {', '.join(unsized)}")
+    return read_vm
 
 
 def chosen(machine: Machine, excluded: Iterable[str]) -> tuple[Disk, ...]:
@@ -86,35 +97,63 @@ def vm_id(subscription: str, group: str, name: str) -> str:
 
 def any_machine(azure: Azure, id: str) -> Machine:
     """The VM `id` for a listing: also one that cannot be moved, whose disks are told by its own document."""
-    return _gathered(azure, azure.get(id, expand="instanceView"))
+    vm = azure.get(id, expand="instanceView")
+    return machine(vm, *_related(azure, vm))
 
 
-def _gathered(azure: Azure, vm: Json) -> Machine:
-    """The machine of a VM's document, with what else must be asked for."""
-    ids = [
-        entry["managedDisk"]["id"] for entry in _disk_entries(vm) if entry.get("managedDisk", {}).get("id")
+class _Related(NamedTuple):
+    """What else must be asked for to describe a VM: documents, and the size's vCPUs and memory in MiB."""
+
+    disks: list[Json]
+    nics: list[Json]
+    addresses: list[Json]
+    size: tuple[int, int]
+
+
+def _related(azure: Azure, vm: Json) -> _Related:
+    entries = [entry for entry in _disk_entries(vm) if at(entry, "managedDisk.id")]
+    disks = _found(azure, "disk", [entry["managedDisk"]["id"] for entry in entries])
+    references = [must(nic, "id") for nic in at(vm, "properties.networkProfile.networkInterfaces", [])]
+    nics = {id.lower(): {"id": id} for id in references}
+    # A NIC that is being replaced is told by its name alone.
+    nics |= {nic["id"].lower(): nic for nic in _found(azure, "nic", references)}
+    addresses = _found(azure, "ip", [id for nic in nics.values() for id in _public_ids(nic)])
+    return _Related(disks, list(nics.values()), addresses, _size_of_vm(azure, vm))
+
+
+def _found(azure: Azure, kind: str, ids: Sequence[str]) -> list[Json]:
+    """The documents of those that exist, each with the id by which it was asked for."""
+    for id in ids:
+        if names.kind_of(id) != kind:
+            raise Unreadable(f"{id} is named as a {names.TYPES[kind]}")
+    told = ordered(azure.find, ids, threads=4, ahead=8)
+    return [
+        document if names.same(document.get("id", ""), id) else {**document, "id": id}
+        for id, document in zip(ids, told, strict=True)
+        if document is not None
     ]
-    disks = [disk for disk in ordered(azure.find, ids, threads=4, ahead=8) if disk is not None]
-    nics = _all(azure, [nic["id"] for nic in at(vm, "properties.networkProfile.networkInterfaces", [])])
-    addresses = _all(azure, [id for nic in nics for id in _public_ids(nic)])
-    size = size_of(azure, names.location(vm["location"]), at(vm, "properties.hardwareProfile.vmSize", ""))
-    return machine(vm, disks, nics, addresses, size)
+
+
+def _size_of_vm(azure: Azure, vm: Json) -> tuple[int, int]:
+    """vCPUs and memory in MiB of a VM; a VM may have fewer vCPUs than its size."""
+    size = at(vm, "properties.hardwareProfile.vmSize", "")
+    vcpus, memory = size_of(azure, names.location(must(vm, "location")), size)
+    return at(vm, "properties.hardwareProfile.vmSizeProperties.vCPUsAvailable", vcpus), memory
 
 
 def machine(
     vm: Json, disks: Sequence[Json], nics: Sequence[Json], addresses: Sequence[Json], size: tuple[int, int]
 ) -> Machine:
     """The value of a VM's documents; `size` is its vCPUs and memory in MiB."""
-    properties = vm["properties"]
-    storage = properties["storageProfile"]
+    entries = _disk_entries(vm)
     by_id = {disk["id"].lower(): disk for disk in disks}
     ip_by_id = {address["id"].lower(): at(address, "properties.ipAddress", "") for address in addresses}
 
     def document(entry: Json) -> Json:
         return by_id.get(at(entry, "managedDisk.id", "").lower(), {})
 
-    read_disks = [_disk(entry, document(entry)) for entry in _disk_entries(vm)]
-    os_disk = document(storage["osDisk"])
+    disks_read = [_disk(lun, entry, document(entry)) for lun, entry in _by_lun(vm, entries)]
+    os_disk = document(entries[0])
     generation = at(os_disk, "properties.hyperVGeneration") or at(
         vm, "properties.instanceView.hyperVGeneration"
     )
@@ -122,26 +161,26 @@ def machine(
     references = at(vm, "properties.networkProfile.networkInterfaces", [])
     primary = {ref["id"].lower() for ref in references if at(ref, "properties.primary", len(references) == 1)}
     return Machine(
-        id=vm["id"],
+        id=must(vm, "id"),
         name=vm.get("name") or names.name_of(vm["id"]),
         group=names.group_of(vm["id"]),
-        location=names.location(vm["location"]),
+        location=names.location(must(vm, "location")),
         zones=tuple(vm.get("zones") or ()),
         size=at(vm, "properties.hardwareProfile.vmSize", ""),
         vcpus=size[0],
         memory_mb=size[1],
-        os_type=(storage["osDisk"].get("osType") or at(os_disk, "properties.osType", "other")).lower(),
+        os_type=(entries[0].get("osType") or at(os_disk, "properties.osType", "other")).lower(),
         firmware="EFI" if generation == "V2" or security in {"TrustedLaunch", "ConfidentialVM"} else "BIOS",
         secure_boot=bool(at(vm, "properties.securityProfile.uefiSettings.secureBootEnabled", False)),
         hostname=at(vm, "properties.osProfile.computerName")
         or at(vm, "properties.instanceView.computerName", ""),
         power_state=power_state(vm),
-        disks=tuple(sorted(read_disks, key=lambda disk: -1 if disk.lun is None else disk.lun)),
+        disks=tuple(disks_read),
         nics=tuple(_nic(nic, ip_by_id, nic["id"].lower() in primary) for nic in nics),
         security=security,
         plan=":".join(at(vm, f"plan.{part}", "") for part in ("publisher", "product", "name")).strip(":"),
         licence=at(vm, "properties.licenseType", ""),
-        caveats=caveats(vm, disks),
+        caveats=(*caveats(vm, disks), *([] if size[0] else [_UNKNOWN_SIZE])),
     )
 
 
@@ -159,13 +198,19 @@ def summary(vm: Json) -> Json:
 
 def size_of(azure: Azure, location: str, size: str) -> tuple[int, int]:
     """vCPUs and memory in MiB of a VM size; (0, 0) for one that Azure no longer describes."""
-    for sku in azure.sizes(location):
-        if sku["name"].lower() == size.lower():
-            told = capabilities(sku)
-            return int(told.get("vCPUs", 0)), round(float(told.get("MemoryGB", 0)) * 1024)
-    for old in azure.retired_sizes(location):
-        if old["name"].lower() == size.lower():
-            return int(old.get("numberOfCores", 0)), int(old.get("memoryInMB", 0))
+    try:
+        for sku in azure.sizes(location):
+            if sku.get("name", "").lower() == size.lower():
+                # Sizes like Standard_E4-2s_v3 have fewer vCPUs than their host gives.
+                vcpus = capability(sku, "vCPUsAvailable") or capability(sku, "vCPUs")
+                return int(vcpus), round(capability(sku, "MemoryGB") * 1024)
+        for old in azure.retired_sizes(location):
+            if old.get("name", "").lower() == size.lower():
+                return old.get("numberOfCores", 0), old.get("memoryInMB", 0)
+    except AzureError as error:
+        if error.facts.get("status") not in _NOT_FOR_US:
+            raise
+        LOG.warning("what a %s has is not known: %s", size, error)
     return 0, 0
 
 
@@ -176,7 +221,16 @@ def os_family(os_type: str) -> str:
 
 def capabilities(sku: Json) -> dict[str, str]:
     """What a VM size can do, by capability name."""
-    return {pair["name"]: pair["value"] for pair in sku.get("capabilities", [])}
+    pairs = sku.get("capabilities", [])
+    return {pair["name"]: pair["value"] for pair in pairs if "name" in pair and "value" in pair}
+
+
+def capability(sku: Json, name: str) -> float:
+    """A number that a VM size has, which Azure tells as text; 0 where it does not."""
+    try:
+        return float(capabilities(sku).get(name, 0))
+    except ValueError:
+        return 0
 
 
 def export_info(machine: Machine) -> Json:
@@ -256,7 +310,7 @@ def _vm(azure: Azure, group: str, id: str) -> Json:
         if error.facts.get("code") == "ResourceGroupNotFound":
             remedy = "Correct the resource_group of the source environment."
         else:
-            present = sorted(vm["name"] for vm in azure.resources("vm", group))
+            present = sorted(vm.get("name", "?") for vm in azure.resources("vm", group))
             remedy = f"Choose one of the VMs in {group}: {', '.join(present[:20]) or 'there are none'}."
         raise NotFound(
             f"there is no VM {names.name_of(id)} in resource group {group}", remedy=remedy, **error.facts
@@ -264,23 +318,30 @@ def _vm(azure: Azure, group: str, id: str) -> Json:
 
 
 def _disk_entries(vm: Json) -> list[Json]:
-    """The VM's own list of its disks, without those that are on their way out."""
-    storage = vm["properties"]["storageProfile"]
-    data = [entry for entry in storage.get("dataDisks") or [] if not entry.get("toBeDetached")]
-    return [storage["osDisk"], *data]
+    """The VM's own list of its disks, the OS disk first, without those that are on their way out."""
+    data = [entry for entry in at(vm, "properties.storageProfile.dataDisks", []) if not leaving(entry)]
+    return [must(vm, "properties.storageProfile.osDisk"), *data]
 
 
-def _disk(entry: Json, disk: Json) -> Disk:
+def _by_lun(vm: Json, entries: Sequence[Json]) -> list[tuple[int | None, Json]]:
+    """The entries in order of their LUNs, the OS disk, which has none, first; each LUN and each disk once."""
+    data = sorted(((must(entry, "lun"), entry) for entry in entries[1:]), key=lambda pair: int(pair[0]))
+    luns = [lun for lun, _ in data]
+    used = [id.lower() for entry in entries if (id := at(entry, "managedDisk.id") or at(entry, "vhd.uri"))]
+    if len(set(luns)) < len(luns) or len(set(used)) < len(used) or any(lun < 0 for lun in luns):
+        raise Unreadable(f"Azure's document of {vm.get('id')} names a LUN or a disk twice")
+    return [(None, entries[0]), *data]
+
+
+def _disk(lun: int | None, entry: Json, disk: Json) -> Disk:
     """A disk by the VM's `entry` for it and its own document; {} where it has none."""
     properties = disk.get("properties", {})
-    lun = entry.get("lun")
-    gigabytes = properties.get("diskSizeGB") or entry.get("diskSizeGB") or 0
     return Disk(
         id=disk.get("id") or at(entry, "managedDisk.id") or at(entry, "vhd.uri", ""),
         name="os" if lun is None else f"data-{lun}",
         lun=lun,
-        size_bytes=int(properties.get("diskSizeBytes") or gigabytes * _GIB),
-        unique_id=properties.get("uniqueId", ""),
+        size_bytes=_size_bytes(entry, disk),
+        unique_id=_unique_id(disk),
         sku=at(disk, "sku.name", ""),
         caching=entry.get("caching", "None"),
         zones=tuple(disk.get("zones") or ()),
@@ -290,10 +351,34 @@ def _disk(entry: Json, disk: Json) -> Disk:
     )
 
 
+def _size_bytes(entry: Json, disk: Json) -> int:
+    """The size of a disk, 0 where it cannot be known; Unreadable where the document contradicts itself.
+
+    A disk made from an image may be larger than the whole GiB that Azure tells, by a MiB: without its bytes only
+    the size of one that was made empty is sure.
+    """
+    exact, gigabytes = at(disk, "properties.diskSizeBytes", 0), at(disk, "properties.diskSizeGB", 0)
+    if (
+        min(exact, gigabytes) < 0
+        or exact % 512
+        or (exact and gigabytes and abs(exact / _GIB - gigabytes) >= 1)
+    ):
+        raise Unreadable(f"{disk['id']} has an impossible size: {exact} bytes, {gigabytes} GiB")
+    sure = not disk or at(disk, "properties.creationData.createOption") == "Empty"
+    return int(exact or (sure and (gigabytes or entry.get("diskSizeGB") or 0) * _GIB))
+
+
+def _unique_id(disk: Json) -> str:
+    """What tells a disk from another one that had its name before it; "" where there is no disk."""
+    born = "@".join([disk.get("id", "").lower(), at(disk, "properties.timeCreated", "")]).strip("@")
+    return str(at(disk, "properties.uniqueId") or born)
+
+
 def _nic(nic: Json, addresses: Mapping[str, str], primary: bool) -> Nic:
-    configurations = at(nic, "properties.ipConfigurations", [])
     # The address configuration that Azure calls primary names the network; it is not always the first.
-    configurations.sort(key=lambda item: not at(item, "properties.primary", False))
+    configurations = sorted(
+        at(nic, "properties.ipConfigurations", []), key=lambda item: not at(item, "properties.primary", False)
+    )
     subnet = next((id for item in configurations if (id := at(item, "properties.subnet.id", ""))), "")
     public = [addresses.get(id.lower(), "") for id in _public_ids(nic)]
     return Nic(
@@ -313,7 +398,3 @@ def _nic(nic: Json, addresses: Mapping[str, str], primary: bool) -> Nic:
 def _public_ids(nic: Json) -> list[str]:
     configurations = at(nic, "properties.ipConfigurations", [])
     return [id for item in configurations if (id := at(item, "properties.publicIPAddress.id", ""))]
-
-
-def _all(azure: Azure, ids: Sequence[str]) -> list[Json]:
-    return list(ordered(azure.get, ids, threads=4, ahead=8))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .errors import Unreadable
+
 Json = dict[str, Any]
 
 
@@ -18,6 +20,14 @@ def at(document: Json, path: str, default: Any = None) -> Any:
         if not isinstance(value, dict) or value.get(part) is None:
             return default
         value = value[part]
+    return value
+
+
+def must(document: Json, path: str) -> Any:
+    """The value at a dotted path; Unreadable where Azure's document lacks what nothing can be done without."""
+    value = at(document, path)
+    if value is None or value == "":
+        raise Unreadable(f"Azure's document of {document.get('id') or 'a resource'} lacks {path}")
     return value
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import pairwise
+
+from .errors import Unreadable
 
 RUN_TAG = "coriolis-run"
 ROLE_TAG = "coriolis-role"
@@ -60,8 +63,11 @@ def group_of(id: str) -> str:
 
 
 def kind_of(id: str) -> str:
-    """Which of `TYPES` an ARM id is; KeyError for any other type."""
-    return KINDS["/".join(id.split("/")[6:8]).lower()]
+    """Which of `TYPES` an ARM id is; Unreadable for any other type."""
+    kind = KINDS.get("/".join(id.split("/")[6:8]).lower())
+    if kind is None:
+        raise Unreadable(f"{id!r} is no ARM id of a kind that is used here")
+    return kind
 
 
 def network_of(subnet_id: str) -> str:
@@ -105,6 +111,9 @@ def moment(stamp: str) -> datetime | None:
 
 
 def _after(id: str, part: str) -> str:
+    """What follows `part` in an ARM id; Unreadable where nothing does."""
     parts = id.split("/")
-    lowered = [piece.lower() for piece in parts]
-    return parts[lowered.index(part) + 1]
+    for before, name in pairwise(parts):
+        if before.lower() == part and name:
+            return name
+    raise Unreadable(f"{id!r} is no ARM id: it names nothing after {part}")

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 from . import names
 from .errors import Unsupported
-from .model import Json, at
+from .model import Json, at, must
 
 
-def refuse(vm: Json) -> None:
+def refuse(vm: Json, disks: Sequence[Json] = ()) -> None:
     """Raise Unsupported for a VM whose disks cannot be copied, or would be of no use."""
-    name = vm.get("name") or names.name_of(vm["id"])
-    storage = vm["properties"]["storageProfile"]
-    entries = [storage["osDisk"], *(storage.get("dataDisks") or [])]
-    if storage["osDisk"].get("diffDiskSettings"):
+    name = vm.get("name") or names.name_of(must(vm, "id"))
+    os_disk = must(vm, "properties.storageProfile.osDisk")
+    entries = [os_disk, *at(vm, "properties.storageProfile.dataDisks", [])]
+    if os_disk.get("diffDiskSettings"):
         raise Unsupported(
             f"VM {name} has an ephemeral OS disk: it lives on the host only, so there is nothing to snapshot",
             remedy="Redeploy the VM with a managed OS disk, then run again.",
@@ -27,18 +27,30 @@ def refuse(vm: Json) -> None:
             f"VM {name} has unmanaged disks (VHD blobs in a storage account)",
             remedy="Convert the VM to managed disks, then run again.",
         )
-    if at(storage["osDisk"], "managedDisk.securityProfile.securityEncryptionType") == "DiskWithVMGuestState":
-        raise Unsupported(
-            f"VM {name} is a confidential VM whose OS disk is encrypted with keys bound to its virtual TPM: "
-            "outside of this VM its bytes are of no use",
-            remedy="Recreate the machine without confidential OS disk encryption, or move its data by other means.",
+    if at(vm, "properties.securityProfile.securityType") == "ConfidentialVM" or any(
+        map(_confidential, disks)
+    ):
+        keys = at(os_disk, "managedDisk.securityProfile.securityEncryptionType", "confidential")
+        why = (
+            "its OS disk is encrypted with keys bound to its virtual TPM: outside of this VM its bytes are of no use"
+            if keys == "DiskWithVMGuestState"
+            else f"its OS disk belongs to a guest state ({keys}) that cannot be copied, and is kept from other VMs"
         )
+        raise Unsupported(
+            f"VM {name} is a confidential VM: {why}",
+            remedy="Recreate the machine as an ordinary VM, or move its data by other means.",
+        )
+
+
+def leaving(entry: Json) -> bool:
+    """Whether a VM's entry for a data disk is of one that is being detached."""
+    return bool(entry.get("toBeDetached"))
 
 
 def power_state(vm: Json) -> str:
     """`running`, `stopped` (in the guest, still billed), `deallocated`, ...; `unknown` where Azure does not say."""
     for status in at(vm, "properties.instanceView.statuses", []):
-        family, _, state = status.get("code", "").partition("/")
+        family, _, state = at(status, "code", "").partition("/")
         if family.lower() == "powerstate":
             return str(state).lower()
     return "unknown"
@@ -57,6 +69,8 @@ def _encryption(vm: Json, disks: Sequence[Json]) -> list[str]:
         if any(setting.get("enabled") for setting in disk.get("encryptionSettings") or [])
     }
     inside |= {_name(disk) for disk in disks if at(disk, "properties.encryptionSettingsCollection.enabled")}
+    if not inside and _has_encryption_extension(vm):
+        inside = {"its disks"}
     if inside:
         found.append(
             f"Azure Disk Encryption is on for {_listed(inside)}: the guest's own encryption is copied as it is, and "
@@ -76,9 +90,24 @@ def _encryption(vm: Json, disks: Sequence[Json]) -> list[str]:
     return found
 
 
+def _has_encryption_extension(vm: Json) -> bool:
+    """Whether Azure Disk Encryption is installed: it tells the disks' state only while the VM runs."""
+    extensions = [*at(vm, "resources", []), *at(vm, "properties.instanceView.extensions", [])]
+    told = [at(each, path, "") for each in extensions for path in ("properties.type", "type", "name")]
+    inside = at(vm, "properties.storageProfile.osDisk.encryptionSettings.enabled", False)
+    return inside or any("azurediskencryption" in text.lower() for text in told)
+
+
 def _consistency(vm: Json, disks: Sequence[Json]) -> list[str]:
     found = []
-    shared = {_name(disk) for disk in disks if int(at(disk, "properties.maxShares", 1)) > 1}
+    going = {
+        at(entry, "name") or f"LUN {at(entry, 'lun', '?')}"
+        for entry in at(vm, "properties.storageProfile.dataDisks", [])
+        if leaving(entry)
+    }
+    if going:
+        found.append(f"{_listed(going)} are being detached from the VM: they are not copied.")
+    shared = {_name(disk) for disk in disks if at(disk, "properties.maxShares", 1) > 1}
     if shared:
         found.append(
             f"{_listed(shared)} are shared between machines: a copy is only as consistent as their cluster. "
@@ -119,6 +148,10 @@ def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
             "The machine sees its disks as NVMe: its fstab must not name /dev/nvme devices elsewhere."
         )
     return found
+
+
+def _confidential(disk: Json) -> bool:
+    return str(at(disk, "properties.securityProfile.securityType", "")).startswith("ConfidentialVM")
 
 
 def _name(disk: Json) -> str:

@@ -1,23 +1,15 @@
-"""Documents of VMs become machines; what Azure leaves out, re-orders or re-cases changes nothing.
-
-The recorded documents are of real Azure; they stand beside the project, not in it, and are skipped elsewhere.
-"""
+"""Documents of VMs become machines; what Azure leaves out, re-orders or re-cases changes nothing."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from coriolis_azure import inspection, suitability
-from coriolis_azure.errors import Unsupported
+from coriolis_azure.errors import Unreadable, Unsupported
 
 GROUP = "/subscriptions/s/resourceGroups/g/providers"
-RECORDINGS = Path(__file__).parent.parent.parent / "shared" / "azure-recordings"
 
 
 def disk_id(name: str) -> str:
@@ -78,7 +70,11 @@ ADDRESS = {
     "id": f"{GROUP}/Microsoft.Network/PublicIPAddresses/IP",
     "properties": {"ipAddress": "203.0.113.9"},
 }
-DISKS = [disk("one"), disk("os", hyperVGeneration="V2", diskSizeBytes=64 << 30), disk("five", maxShares=2)]
+DISKS = [
+    disk("one"),
+    disk("os", hyperVGeneration="V2", diskSizeBytes=64 << 30, diskSizeGB=64),
+    disk("five", maxShares=2),
+]
 
 
 def test_disks_come_in_order_of_their_luns_without_those_on_their_way_out() -> None:
@@ -103,9 +99,44 @@ def test_nics_tell_network_addresses_and_mac() -> None:
     assert nic.primary
 
 
-def test_the_size_of_a_disk_without_bytes_is_taken_from_its_gibibytes() -> None:
-    documents = [disk("one", diskSizeBytes=None, diskSizeGB=3), *DISKS[1:]]
-    assert inspection.machine(vm(), documents, [NIC], [], (1, 1)).disks[1].size_bytes == 3 << 30
+@pytest.mark.parametrize(("made", "size"), [("Empty", 3 << 30), ("FromImage", 0), ("Copy", 0)])
+def test_without_its_bytes_only_the_size_of_a_disk_made_empty_is_sure(made: str, size: int) -> None:
+    """Disks of marketplace images have been seen with 30 GiB and one MiB, and told as 30."""
+    creation = {"createOption": made}
+    documents = [disk("one", diskSizeBytes=None, diskSizeGB=3, creationData=creation), *DISKS[1:]]
+    assert inspection.machine(vm(), documents, [NIC], [], (1, 1)).disks[1].size_bytes == size
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"diskSizeBytes": 1 << 30, "diskSizeGB": 3},
+        {"diskSizeBytes": (1 << 30) + 1, "diskSizeGB": 1},
+        {"diskSizeBytes": -512, "diskSizeGB": None},
+    ],
+)
+def test_impossible_sizes_are_not_believed(sizes: dict[str, Any]) -> None:
+    with pytest.raises(Unreadable, match="impossible size"):
+        inspection.machine(vm(), [disk("one", **sizes), *DISKS[1:]], [NIC], [], (1, 1))
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        [
+            {"lun": 1, "managedDisk": {"id": disk_id("one")}},
+            {"lun": 1, "managedDisk": {"id": disk_id("five")}},
+        ],
+        [
+            {"lun": 1, "managedDisk": {"id": disk_id("one")}},
+            {"lun": 2, "managedDisk": {"id": disk_id("ONE")}},
+        ],
+    ],
+)
+def test_a_lun_or_a_disk_that_is_named_twice_is_not_believed(twice: list[dict[str, Any]]) -> None:
+    storage = {"osDisk": {"managedDisk": {"id": disk_id("os")}}, "dataDisks": twice}
+    with pytest.raises(Unreadable, match="twice"):
+        inspection.machine(vm(storageProfile=storage), DISKS, [NIC], [], (1, 1))
 
 
 def test_export_info_has_no_nulls_but_where_they_are_allowed_and_all_six_lists() -> None:
@@ -171,48 +202,13 @@ def test_what_should_be_known_is_told(
 
 
 def test_an_ordinary_machine_of_one_disk_has_no_caveats() -> None:
-    assert suitability.caveats(vm(), DISKS[:1]) == ()
+    os_disk = {"osType": "Linux", "managedDisk": {"id": disk_id("os")}}
+    assert suitability.caveats(vm(storageProfile={"osDisk": os_disk}), DISKS[1:2]) == ()
 
 
 def test_a_confidential_os_disk_is_refused() -> None:
     profile = {"securityEncryptionType": "DiskWithVMGuestState"}
     os_disk = {"managedDisk": {"id": disk_id("os"), "securityProfile": profile}}
+    confidential = vm(securityProfile={"securityType": "ConfidentialVM"}, storageProfile={"osDisk": os_disk})
     with pytest.raises(Unsupported, match="virtual TPM"):
-        suitability.refuse(vm(storageProfile={"osDisk": os_disk}))
-
-
-def reader() -> ModuleType:
-    if not RECORDINGS.is_dir():
-        pytest.skip("the recordings of real Azure exchanges are not beside this checkout")
-    spec = importlib.util.spec_from_file_location("read_recordings", RECORDINGS / "read_recordings.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["read_recordings"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("recording", "machines"),
-    [
-        ("canForceDeleteVirtualMachine.json", 1),
-        ("test_restore_point.yaml", 1),
-        ("test_vm_disk_attach_detach.yaml", 1),
-        ("test_vm_simulate_eviction.yaml", 3),
-    ],
-)
-def test_recorded_machines_are_read(recording: str, machines: int) -> None:
-    recordings = reader()
-    state = recordings.final_state(recordings.exchanges(RECORDINGS / recording))
-    recordings.complete(state)
-    documents = {document["id"].lower(): document for document in state.every().values() if "id" in document}
-    vms = list(state.of_type("microsoft.compute/virtualmachines").values())
-    assert len(vms) == machines
-    for document in vms:
-        storage = document["properties"]["storageProfile"]
-        wanted = [storage["osDisk"], *storage.get("dataDisks", [])]
-        disks = [documents[entry["managedDisk"]["id"].lower()] for entry in wanted]
-        machine = inspection.machine(document, disks, [], [], (2, 4096))
-        assert machine.disks[0].name == "os"
-        assert all(found.size_bytes > 0 for found in machine.disks)
+        suitability.refuse(confidential)

@@ -15,6 +15,7 @@ FLOORS = (
     {"errors", "clock", "__init__"},
     {
         "codes",
+        "documents",
         "hashing",
         "names",
         "model",
