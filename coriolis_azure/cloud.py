@@ -60,6 +60,7 @@ Transport = HttpTransport[Any, Any]
 _SUBSCRIPTIONS_VERSION = "2022-12-01"
 _PERMISSIONS_VERSION = "2022-04-01"
 _LOCKS_VERSION = "2020-05-01"
+_STORAGE_VERSION = "2023-05-01"
 _API_VERSION = re.compile(
     r"/resourceGroups/.*/providers/(?P<type>[\w.]+/\w+)(?=[/?]).*[?&]api-version=(?P<version>[\w-]+)",
     re.IGNORECASE,
@@ -67,6 +68,8 @@ _API_VERSION = re.compile(
 
 _PROVIDER = re.compile(r".*/providers/(Microsoft\.\w+/\w+)", re.IGNORECASE)
 
+# Connections that are kept open to one host: blobs are written by many threads.
+_CONNECTIONS = 64
 # Seconds between two looks at an operation for which Azure sets no pace. A VM's operations may be asked for
 # 15 times a minute before Azure throttles.
 POLLING_SECONDS = 5
@@ -130,14 +133,14 @@ class Azure:
 
     def __init__(self, connection: Connection, *, transport: Transport | None = None) -> None:
         self.subscription = connection.subscription_id
-        self._transport = _Shared(transport or https(connection))
-        with _translated("sign in to", connection.cloud_profile):
-            authority, manager, audience = _profile(connection, self._transport)
-            self.credential = _credential(connection, authority, self._transport)
+        self.transport = _Shared(transport or https(connection))
+        with translated("sign in to", connection.cloud_profile):
+            authority, manager, audience = _profile(connection, self.transport)
+            self.credential = _credential(connection, authority, self.transport)
         options: dict[str, Any] = {
             "base_url": manager,
             "credential_scopes": [f"{audience.rstrip('/')}/.default"],
-            "transport": self._transport,
+            "transport": self.transport,
             "polling_interval": POLLING_SECONDS,
             "user_agent": f"coriolis-azure/{__version__}",
         }
@@ -158,30 +161,30 @@ class Azure:
             "vnet": self._network.virtual_networks,
         }
         self._skus: dict[str, list[Json]] = {}
-        self.api_versions = self._transport.api_versions
+        self.api_versions = self.transport.api_versions
 
     def close(self) -> None:
         """Close the connections."""
-        self._transport.really_close()
+        self.transport.really_close()
 
     def validate(self) -> None:
         """Ask one harmless question, to learn whether endpoint, identity and subscription are right."""
-        with _translated("read the subscription", self.subscription):
+        with translated("read the subscription", self.subscription):
             _documents(islice(self._resources.resource_groups.list(top=1), 1))
 
     def group(self, name: str) -> Json:
         """The resource group `name`."""
-        with _translated("read the resource group", name):
+        with translated("read the resource group", name):
             return _document(self._resources.resource_groups.get(name))
 
     def groups(self) -> list[Json]:
         """All resource groups that the identity may see."""
-        with _translated("list the resource groups of", self.subscription):
+        with translated("list the resource groups of", self.subscription):
             return _documents(self._resources.resource_groups.list())
 
     def get(self, id: str, **options: str) -> Json:
         """The resource `id` of one of `names.TYPES`; `expand="instanceView"` adds a VM's state."""
-        with _translated("read", id):
+        with translated("read", id):
             operations = self._kinds[names.kind_of(id)]
             return _document(operations.get(names.group_of(id), names.name_of(id), **options))
 
@@ -196,19 +199,19 @@ class Azure:
         """All resources of one kind in a resource group."""
         operations = self._kinds[kind]
         listed = operations.list_by_resource_group if kind in {"disk", "snapshot"} else operations.list
-        with _translated(f"list {names.TYPES[kind]} in", group):
+        with translated(f"list {names.TYPES[kind]} in", group):
             return _documents(listed(group))
 
     def everywhere(self, kind: str) -> list[Json]:
         """All resources of one kind in the subscription."""
         operations = self._kinds[kind]
         listed = operations.list if kind in {"disk", "snapshot"} else operations.list_all
-        with _translated(f"list {names.TYPES[kind]} in", self.subscription):
+        with translated(f"list {names.TYPES[kind]} in", self.subscription):
             return _documents(listed())
 
     def of_type(self, type_: str, group: str) -> list[Json]:
         """The resources of any type in a resource group, as the generic listing tells them: id, name, location."""
-        with _translated(f"list {type_} in", group):
+        with translated(f"list {type_} in", group):
             listed = self._resources.resources.list_by_resource_group(
                 group, filter=f"resourceType eq '{type_}'"
             )
@@ -216,7 +219,7 @@ class Azure:
 
     def locations(self) -> list[str]:
         """The locations in which this subscription may have VMs."""
-        with _translated("read the provider", "Microsoft.Compute"):
+        with translated("read the provider", "Microsoft.Compute"):
             provider = _document(self._resources.providers.get("Microsoft.Compute"))
         types = {entry["resourceType"].lower(): entry for entry in provider.get("resourceTypes", [])}
         return sorted(
@@ -225,7 +228,7 @@ class Azure:
 
     def offered_versions(self, namespace: str) -> dict[str, list[str]]:
         """The API versions that a resource provider offers, by lower-cased type (`microsoft.compute/disks`)."""
-        with _translated("read the provider", namespace):
+        with translated("read the provider", namespace):
             provider = _document(self._resources.providers.get(namespace))
         return {
             f"{namespace}/{entry['resourceType']}".lower(): list(entry.get("apiVersions") or ())
@@ -250,24 +253,41 @@ class Azure:
 
     def compute_usages(self, location: str) -> list[Json]:
         """Cores and VMs in use in `location`, and the quota: name, currentValue, limit."""
-        with _translated("read the compute quota of", location):
+        with translated("read the compute quota of", location):
             return _documents(self._compute.usage.list(location))
 
     def network_usages(self, location: str) -> list[Json]:
         """Addresses, NICs, networks in use in `location`, and the quota: name, currentValue, limit."""
-        with _translated("read the network quota of", location):
+        with translated("read the network quota of", location):
             return _documents(self._network.usages.list(location))
 
     def encryption_set(self, id: str) -> Json:
         """A disk encryption set."""
         sets = self._compute.disk_encryption_sets
-        with _translated("read", id):
+        with translated("read", id):
             return _document(sets.get(names.group_of(id), names.name_of(id)))
+
+    def storage_accounts(self) -> list[Json]:
+        """All storage accounts of the subscription, with their `primaryEndpoints`."""
+        path = f"/subscriptions/{self.subscription}/providers/Microsoft.Storage/storageAccounts"
+        return self._listed("the storage accounts of", path, _STORAGE_VERSION)
+
+    def storage_account(self, id: str) -> Json:
+        """The storage account `id`, with its `primaryEndpoints`."""
+        return self._read("the storage account", id, _STORAGE_VERSION)
+
+    def storage_key(self, id: str) -> str:
+        """A key of a storage account: a secret that opens all of it."""
+        with translated("read the keys of", id):
+            url = f"{id}/listKeys?api-version={_STORAGE_VERSION}"
+            response = self._resources.send_request(HttpRequest("POST", url))
+            response.raise_for_status()
+            return str(response.json()["keys"][0]["value"])
 
     def _read(self, what: str, path: str, version: str) -> Json:
         """A document for which the given SDKs have no operation; `path` may be a next page's URL."""
         url = path if path.startswith("https:") else f"{path}?api-version={version}"
-        with _translated(f"read {what}", path.partition("/providers/Microsoft.Authorization")[0]):
+        with translated(f"read {what}", path.partition("/providers/Microsoft.Authorization")[0]):
             response = self._resources.send_request(HttpRequest("GET", url))
             response.raise_for_status()
             document: Any = response.json()
@@ -308,7 +328,7 @@ class Azure:
         operations, body = self._kinds[names.kind_of(id)], {"tags": dict(tags)}
         group, name = names.group_of(id), names.name_of(id)
         if hasattr(operations, "update_tags"):
-            with _translated("tag", id):
+            with translated("tag", id):
                 operations.update_tags(group, name, body)
         else:
             self._settled("tag", id, lambda: operations.begin_update(group, name, body))
@@ -339,7 +359,7 @@ class Azure:
     def sizes(self, location: str) -> list[Json]:
         """The VM sizes that `location` knows, with capabilities and restrictions. Several MB: asked once."""
         if location not in self._skus:
-            with _translated("list the VM sizes of", location):
+            with translated("list the VM sizes of", location):
                 skus = self._compute.resource_skus.list(filter=f"location eq '{location}'")
                 self._skus[location] = [
                     sku for sku in _documents(skus) if sku.get("resourceType") == "virtualMachines"
@@ -348,14 +368,14 @@ class Azure:
 
     def retired_sizes(self, location: str) -> list[Json]:
         """Sizes by the older listing, which still names some that are no longer sold."""
-        with _translated("list the VM sizes of", location):
+        with translated("list the VM sizes of", location):
             return _documents(self._compute.virtual_machine_sizes.list(location))
 
     def image_exists(self, location: str, image: Image) -> bool:
         """Whether the marketplace of `location` has `image` today."""
         images = self._compute.virtual_machine_images
         try:
-            with _translated("look up the image", str(image)):
+            with translated("look up the image", str(image)):
                 if image.version != "latest":
                     images.get(location, image.publisher, image.offer, image.sku, image.version)
                     return True
@@ -364,7 +384,7 @@ class Azure:
             return False
 
     def _settled(self, verb: str, id: str, begin: Callable[[], LROPoller[Any]]) -> Json:
-        with _translated(verb, id):
+        with translated(verb, id):
             poller = begin()
             poller.wait(OPERATION_SECONDS)
             if not poller.done():
@@ -453,7 +473,7 @@ class _Trusting(HTTPAdapter):
     def __init__(self, ca_bundle: str) -> None:
         self._context = ssl.create_default_context()
         self._context.load_verify_locations(ca_bundle)
-        super().__init__(pool_maxsize=16)
+        super().__init__(pool_maxsize=_CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options, ssl_context=self._context)
@@ -486,8 +506,8 @@ def https(connection: Connection, proxy: Proxy | None = None) -> Transport:
         session = _Proxied(proxy)
     elif urlsplit(connection.resource_manager).hostname in {"127.0.0.1", "localhost", "::1"}:
         session.trust_env = False
-    if connection.ca_bundle:
-        session.mount("https://", _Trusting(connection.ca_bundle))
+    trusting = _Trusting(connection.ca_bundle) if connection.ca_bundle else None
+    session.mount("https://", trusting or HTTPAdapter(pool_maxsize=_CONNECTIONS))
     transport: Transport = RequestsTransport(
         session=session, connection_verify=not connection.allow_untrusted
     )
@@ -553,8 +573,8 @@ def _documents(listed: Iterable[Any]) -> list[Json]:
 
 
 @contextmanager
-def _translated(verb: str, resource: str) -> Iterator[None]:
-    """The one place where foreign exceptions become ours."""
+def translated(verb: str, resource: str) -> Iterator[None]:
+    """Foreign exceptions of the block become ours: here, and nowhere else. `storage` uses it too."""
     try:
         yield
     except (errors.Unreadable, DeserializationError, json.JSONDecodeError) as error:

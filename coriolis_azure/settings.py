@@ -133,6 +133,7 @@ class Environment:
     export_worker_image: Image | None
     storage_account_name: str
     storage_container_name: str
+    storage_use_account_key: bool
     replica_export_mechanism: str
     export_network: str
     export_worker_use_fip: bool
@@ -170,6 +171,7 @@ class Environment:
             export_worker_image=Image(**image) if image else None,
             storage_account_name=given.get("storage_account_name", ""),
             storage_container_name=given.get("storage_container_name", ""),
+            storage_use_account_key=given["storage_use_account_key"],
             replica_export_mechanism=given["replica_export_mechanism"],
             export_network=given.get("export_network", ""),
             export_worker_use_fip=given["export_worker_use_fip"],

@@ -30,6 +30,7 @@ from .model import Disk, Json, Machine, Run, Worker
 from .pipeline import every, ordered
 from .resources import Doubts, Resources
 from .settings import Connection, Environment
+from .storage import Storage
 
 # A run shows life every quarter of an hour, so one that has been silent for two hours is dead.
 DEAD_AFTER = timedelta(hours=2)
@@ -93,6 +94,12 @@ class Source:
         self._report = report
         self._clock = clock or Clock()
         self._journals = default_folder() if keep_journal else None
+        self.storage = Storage(
+            self.azure,
+            self.environment.resource_group,
+            self._clock,
+            by_key=self.environment.storage_use_account_key,
+        )
 
     def close(self) -> None:
         """Close the connections to Azure."""
@@ -138,7 +145,7 @@ class Source:
         machine = self.inspect(vm)
         self._tell_caveats(machine)
         disks = self.chosen(machine)
-        with destinations.open(str(to), self._report) as folder:
+        with destinations.open(str(to), self._report, self.storage) as folder:
             folder.claim(machine.id)
             folder.tell_removed([disk.name for disk in machine.disks])
             self.sweep(DEAD_AFTER)

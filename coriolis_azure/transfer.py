@@ -112,7 +112,7 @@ def copy(
         raise ValueError(f"the job is of {job.size} bytes, the manifest of {base.size}")
     if job.leaf not in LEAVES_SIZES:
         raise InvalidInput(f"a leaf of {job.leaf} bytes is none of {LEAVES_SIZES}")
-    if not destination.readable or job.leaf >= base.chunk:
+    if not destination.readable or destination.far or job.leaf >= base.chunk:
         job = replace(job, leaf=0)
     return _Copy(start, job, base, destination, report, clock, rate).run(verify)
 
@@ -124,8 +124,9 @@ def differing(destination: Destination, manifest: Manifest, indexes: Iterable[in
     def differs(index: int) -> tuple[int, bool]:
         return index, digest(destination.read(*manifest.span(index))) != manifest.digest(index)
 
-    ahead = max(_THREADS, agent.window(manifest.chunk))
-    with closing(ordered(differs, indexes, threads=_THREADS, ahead=ahead)) as results:
+    threads = _threads(destination, manifest.chunk)
+    ahead = max(threads, agent.window(manifest.chunk))
+    with closing(ordered(differs, indexes, threads=threads, ahead=ahead)) as results:
         yield from (index for index, wrong in results if wrong)
 
 
@@ -237,9 +238,7 @@ class _Copy:
         except ConnectionLost as error:
             self._lost = error
             return
-        threads = _THREADS
-        if not self._destination.readable:
-            threads = max(_THREADS, min(_FAR_THREADS, _FAR_BYTES // self._base.chunk))
+        threads = _threads(self._destination, self._base.chunk)
         ahead = max(threads + 2, self._window)
         abort = self._stream.close
         with closing(self._stream):
@@ -528,6 +527,11 @@ class _Copy:
             min((frame.index + frame.count) * self._base.chunk, self._base.size)
             - frame.index * self._base.chunk
         )
+
+
+def _threads(destination: Destination, chunk: int) -> int:
+    """How many threads work at a destination."""
+    return max(_THREADS, min(_FAR_THREADS, _FAR_BYTES // chunk)) if destination.far else _THREADS
 
 
 def _laid(content: bytearray, pieces: list[_Piece]) -> bytearray:

@@ -187,7 +187,7 @@ def test_options_are_read_from_azure_and_narrowed_by_what_is_chosen(
     assert "Standard_D2s_v6" not in rest["export_worker_size"]
     assert rest["export_worker_image"][0]["id"].startswith("Canonical:ubuntu-24_04-lts")
     assert rest["export_network"][0]["name"] == "sandbox-vnet/default"
-    assert rest["storage_account_name"] == []
+    assert rest["storage_account_name"] == ["sandboxstorage"]
     assert set(told({"location": "westeurope"}, ["location"])) == {"location"}
     properties = provider.get_source_environment_schema()["properties"]
     assert set(rest) <= set(properties)

@@ -26,8 +26,9 @@ FLOORS = (
         "plugin_api",
         "configuration",
         "suitability",
+        "vhd",
     },
-    {"cloud", "pipeline", "journal", "interrupts"},
+    {"cloud", "storage", "pipeline", "journal", "interrupts"},
     {"resources", "ssh", "destinations"},
     {"inspection", "cloning", "worker", "transfer", "cleanup", "catalog", "preflight"},
     {"source", "pool"},
@@ -36,7 +37,7 @@ FLOORS = (
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 OWNERS = {
-    "azure": {"cloud", "sandbox"},
+    "azure": {"cloud", "storage", "sandbox"},
     "paramiko": {"ssh", "sandbox"},
     "requests": {"cloud", "sandbox"},
     "coriolis": {"plugin_api", "destinations"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -83,7 +84,7 @@ class Once(Image):
 
     def twice(self) -> bool:
         ordered = sorted(self.ranges)
-        return any(one[1] > other[0] for one, other in zip(ordered, ordered[1:], strict=False))
+        return any(one[1] > other[0] for one, other in itertools.pairwise(ordered))
 
 
 def copied(disk: Path, path: Path, agents: Agents, told: list[Event] | None = None) -> transfer.Outcome:

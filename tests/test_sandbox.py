@@ -246,7 +246,7 @@ def test_a_vm_takes_with_it_what_it_was_told_to(azure: Clients) -> None:
     azure.compute.virtual_machines.begin_create_or_update(GROUP, "vm", body).result()
     azure.compute.virtual_machines.begin_delete(GROUP, "vm").result()
     left = [each.name for each in azure.resource.resources.list_by_resource_group(GROUP)]
-    assert left == ["sandbox-vnet", "kept"]
+    assert left == ["sandbox-vnet", "sandboxstorage", "kept"]
 
 
 def test_disks_are_attached_by_azures_rules(azure: Clients) -> None:
@@ -326,7 +326,7 @@ def test_disks_must_be_in_the_vms_zone(
     assert (status, code) == (400, "BadRequest")
     assert message.endswith(words)
     left = [each["id"] for each in azure.arm("GET", f"{azure.group}/resources").json()["value"]]
-    assert len(left) == 3, "a refused VM leaves no OS disk"
+    assert len(left) == 4, "a refused VM leaves no OS disk"
 
 
 def test_a_zone_redundant_disk_goes_to_any_zone(azure: Clients) -> None:

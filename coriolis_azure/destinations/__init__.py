@@ -12,14 +12,19 @@ from urllib.parse import unquote, urlsplit
 from ..errors import InvalidInput
 from ..events import Report
 from ..hashing import Manifest
+from ..storage import Storage
+from .blob import BlobFolder, BlobImage
 from .image import Image, ImageFolder
 
-__all__ = ["Content", "Destination", "Folder", "Image", "ImageFolder", "open"]
+__all__ = ["BlobFolder", "BlobImage", "Content", "Destination", "Folder", "Image", "ImageFolder", "open"]
 
 Content = bytes | bytearray | memoryview
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SCHEMES = ("file://",)
+_SCHEMES = ("file://", "blob://")
+_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+_SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]*[^/\\\x00-\x1f\x7f.]")
 
 
 class Destination(Protocol):
@@ -35,6 +40,10 @@ class Destination(Protocol):
     @property
     def readable(self) -> bool:
         """Whether `read` gives back what is there; without it there is no patching and no verifying."""
+
+    @property
+    def far(self) -> bool:
+        """Whether each call waits for another host: many are made at a time, and none to make another smaller."""
 
     def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
         """What is held of the disk with the unique id `disk`, as one of `size` bytes, as far as it is known.
@@ -104,8 +113,10 @@ class Folder(Protocol):
     ) -> None: ...
 
 
-def open(url: str, report: Report) -> Folder:
-    """The place that `url` names: the path of a folder, made when it is missing, or a file:// URL.
+def open(url: str, report: Report, storage: Storage | None = None) -> Folder:
+    """The place that `url` names: a folder by its path or file:// URL, made when it is missing, or Blob storage.
+
+    The latter as blob://account/container/prefix; the container is made when it is missing, and `storage` reaches it.
 
     InvalidInput when it is no such thing, cannot be used, or is in use by another run.
     """
@@ -115,6 +126,8 @@ def open(url: str, report: Report) -> Folder:
             raise InvalidInput("the destination is empty", remedy="Give the path of a folder.")
         return ImageFolder(Path(url), report)
     parts = urlsplit(url)
+    if scheme[1].lower() == "blob":
+        return _in_storage(url, report, storage)
     if scheme[1].lower() != "file":
         raise InvalidInput(
             f"{scheme[0]} is no kind of destination",
@@ -123,3 +136,31 @@ def open(url: str, report: Report) -> Folder:
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
         raise InvalidInput(f"{url} names no folder of this host", remedy="Give it as file:///path/of/folder.")
     return ImageFolder(Path(unquote(parts.path)), report)
+
+
+def _in_storage(url: str, report: Report, storage: Storage | None) -> Folder:
+    if storage is None:
+        raise InvalidInput(
+            f"{url} is in Azure", remedy="Give the connection and the source environment (-c, -e) too."
+        )
+    remedy = "Give it as blob://account/container/prefix."
+    account, _, rest = url.partition("://")[2].partition("/")
+    container, _, prefix = unquote(rest).partition("/")
+    prefix = prefix.rstrip("/")
+    if not _ACCOUNT.fullmatch(account):
+        raise InvalidInput(
+            f"{url}: {account!r} is no name of a storage account",
+            remedy=f"{remedy} The account has 3 to 24 lower-case letters and digits.",
+        )
+    if not _CONTAINER.fullmatch(container):
+        raise InvalidInput(
+            f"{url}: {container!r} is no name of a container",
+            remedy=f"{remedy} The container has 3 to 63 lower-case letters, digits and single hyphens, and begins and "
+            "ends with a letter or digit.",
+        )
+    if prefix and (len(prefix) > 900 or not all(map(_SEGMENT.fullmatch, prefix.split("/")))):
+        raise InvalidInput(
+            f"{url}: {prefix!r} cannot be the beginning of blob names",
+            remedy=f"{remedy} No part of the prefix may be empty, end with a dot, or hold a backslash.",
+        )
+    return BlobFolder(storage, account, container, prefix, report)

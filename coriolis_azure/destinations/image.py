@@ -77,6 +77,7 @@ class Image:
     """
 
     readable = True
+    far = False
 
     def __init__(self, path: Path, report: Report = silent) -> None:
         self.path = path

@@ -167,6 +167,7 @@ class Volume:
     """A volume behind a backup writer: a Destination that cannot be read."""
 
     readable = False
+    far = True
 
     def __init__(
         self, entry: dict[str, Any], name: str, device: Device, doubt: Doubt, report: Report

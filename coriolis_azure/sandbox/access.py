@@ -39,7 +39,7 @@ def list_permissions(world: World, call: Call) -> Response:
 def check(world: World, request: Request) -> None:
     """AuthorizationFailed for an action, LinkedAuthorizationFailed for a linked one, that no role allows."""
     action, scope = action_of(request.method, request.path), _scope(request.path)
-    if not _allowed(world.permissions, action):
+    if not allowed(world.permissions, action):
         raise ArmError(
             403,
             "AuthorizationFailed",
@@ -50,7 +50,7 @@ def check(world: World, request: Request) -> None:
     if request.method not in {"PUT", "PATCH"}:
         return
     for linked, target in _linked(request):
-        if not _allowed(world.permissions, linked):
+        if not allowed(world.permissions, linked):
             raise ArmError(
                 403,
                 "LinkedAuthorizationFailed",
@@ -104,7 +104,8 @@ def _references(value: object, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def _allowed(permissions: Iterable[Json], action: str) -> bool:
+def allowed(permissions: Iterable[Json], action: str) -> bool:
+    """Whether any of these roles allows an action."""
     return action == _PERMISSIONS or any(
         _any(each.get("actions", ()), action) and not _any(each.get("notActions", ()), action)
         for each in permissions

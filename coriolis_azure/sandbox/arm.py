@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from coriolis_azure.sandbox import (
     access,
+    blobs_accounts,
     disks,
     firewalls,
     groups,
@@ -22,14 +23,14 @@ from coriolis_azure.sandbox import (
     offers,
     subnets,
 )
-from coriolis_azure.sandbox.relations import MACHINES, NETWORKS
+from coriolis_azure.sandbox.relations import MACHINES, NETWORKS, STORAGE
 from coriolis_azure.sandbox.state import Operation
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 from coriolis_azure.sandbox.world import RETRY_MILLISECONDS, Call, Effect, View, World, group_not_found, paged
 
 Handler = Callable[[World, Call], Response]
 
-_PROVIDERS = (disks, machines, subnets, firewalls, interfaces)
+_PROVIDERS = (disks, machines, subnets, firewalls, interfaces, blobs_accounts)
 VIEWS: dict[str, View] = {name: view for module in _PROVIDERS for name, view in module.VIEWS.items()}
 EFFECTS: dict[str, Effect] = {**disks.EFFECTS, **machines.EFFECTS, **network.EFFECTS, **groups.EFFECTS}
 _KINDS: dict[str, dict[str, Handler]] = {
@@ -190,6 +191,7 @@ _ROUTES = [
     *_kind_routes(),
     _route("GET", _MACHINE + "/instanceView", machines.get_instance_view),
     *(_route("POST", f"{_MACHINE}/{verb}", handler) for verb, handler in machines.ACTIONS.items()),
+    _route("POST", _GROUP + f"/providers/{STORAGE}/{{name}}/listKeys", blobs_accounts.list_keys),
     _route("GET", _SUBNETS, subnets.list_subnets),
     _route("GET", _SUBNETS + "/{child}", subnets.get_subnet),
     _route("PUT", _SUBNETS + "/{child}", subnets.put_subnet),

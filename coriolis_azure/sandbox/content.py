@@ -74,7 +74,7 @@ def copy_sparse(source: Path, target: Path) -> None:
             return
         size = os.fstat(old.fileno()).st_size
         new.truncate(size)
-        for start, end in _extents(old.fileno(), size):
+        for start, end in extents(old.fileno(), size):
             _copy_range(old.fileno(), new.fileno(), start, end)
 
 
@@ -88,7 +88,8 @@ def _cloned(source: int, target: int) -> bool:
     return True
 
 
-def _extents(source: int, size: int) -> Iterator[tuple[int, int]]:
+def extents(source: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data: start and end of each extent."""
     end = 0
     while end < size:
         try:

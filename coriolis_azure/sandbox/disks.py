@@ -7,12 +7,15 @@ disks are whole GiB; here a disk may be a copy of any raw file.)
 from __future__ import annotations
 
 import copy
+import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from coriolis_azure import vhd
+from coriolis_azure.sandbox import blobs_import
 from coriolis_azure.sandbox.catalog import DISK_SKUS, SNAPSHOT_SKUS
-from coriolis_azure.sandbox.relations import DISKS, SNAPSHOTS, machine_of_disk, same
+from coriolis_azure.sandbox.relations import DISKS, SNAPSHOTS, STORAGE, machine_of_disk, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.wire import ArmError, Json, Response, bad_request, invalid, not_allowed
 from coriolis_azure.sandbox.world import (
@@ -158,10 +161,12 @@ def _content(world: World, kind: _Kind, location: str, given: Json, properties: 
                 400, "InvalidParameter", "Required parameter 'diskSizeGB' is missing (null).", "diskSizeGB"
             )
         return world.contents.zeros(wanted * GIB)
+    if option == "Import":
+        return _imported(world, location, creation, wanted)
     if option != "Copy":
         raise bad_request(
-            f"The sandbox does not imitate createOption '{option}' of {kind.type}: it knows Empty (disks) "
-            "and Copy."
+            f"The sandbox does not imitate createOption '{option}' of {kind.type}: it knows Empty (disks), "
+            "Import and Copy."
         )
     source = _source(world, creation, location)
     creation["sourceUniqueId"] = source.properties["uniqueId"]
@@ -169,6 +174,32 @@ def _content(world: World, kind: _Kind, location: str, given: Json, properties: 
         if name in source.properties:
             properties.setdefault(name, copy.deepcopy(source.properties[name]))
     return _copied(world, source, wanted)
+
+
+def _imported(world: World, location: str, creation: Json, wanted: int | None) -> str:
+    """The content of a fixed VHD in a page blob."""
+    uri, account_id = str(creation.get("sourceUri") or ""), creation.get("storageAccountId")
+    for name in ("sourceUri", "storageAccountId"):
+        if not creation.get(name):
+            raise invalid(f"Required parameter '{name}' is missing (null).", name)
+    account = world.state.find(str(account_id))
+    if account is None or account.type != STORAGE:
+        raise ArmError(404, "NotFound", f"Resource {str(account_id).rpartition('/')[2]} is not found.")
+    if not same(account.location, location):
+        raise bad_request(
+            f"The storage account {account.name} is in location '{account.location}', but the disk is in "
+            f"'{location}'. Source and target must be in the same location."
+        )
+    if "snapshot=" in uri and not world.imports_snapshots:
+        raise invalid(f"The source blob {uri} is a snapshot.", "sourceUri")
+    with world.blobs.lock:
+        blob = blobs_import.source(world, account, uri)
+        content = world.contents.copied(world.blobs.contents.path(blob.file))
+    size = blob.size - vhd.FOOTER
+    os.truncate(world.contents.path(content), size)
+    if wanted is not None and wanted > gib(size):
+        world.contents.grow(content, wanted * GIB)
+    return content
 
 
 def _source(world: World, creation: Json, location: str) -> Resource:

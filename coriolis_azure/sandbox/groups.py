@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from coriolis_azure.sandbox.blobs_accounts import removed as removed_account
 from coriolis_azure.sandbox.catalog import LOCATIONS
-from coriolis_azure.sandbox.relations import DISKS, GROUPS, LOCKS, MACHINES, SNAPSHOTS, same
+from coriolis_azure.sandbox.relations import DISKS, GROUPS, LOCKS, MACHINES, SNAPSHOTS, STORAGE, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.wire import ArmError, Json, Response
 from coriolis_azure.sandbox.world import Call, World, checked_tags, group_not_found, paged
@@ -30,6 +31,7 @@ _NAMESPACES = {
         "publicIPAddresses",
         "locations/usages",
     ),
+    "Microsoft.Storage": ("storageAccounts",),
     "Microsoft.Resources": ("resourceGroups", "subscriptions"),
     "Microsoft.Authorization": ("locks",),
 }
@@ -215,6 +217,8 @@ def _removed(world: World, group_id: str) -> None:
     for resource in _inside(world, group_id):
         if resource.type == MACHINES:
             world.guests.forget(resource.id)
+        if resource.type == STORAGE:
+            removed_account(world, resource)
         world.drop(resource)
     world.state.remove(group)
 

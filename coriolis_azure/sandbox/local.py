@@ -59,6 +59,7 @@ def add_vm(
     os_type: str = "linux",
     *,
     zone: str | None = None,
+    unmanaged: str = "",
 ) -> str:
     """Make a VM in the sandbox that serves `directory`; see `Sandbox.add_vm`."""
     body = {
@@ -68,6 +69,7 @@ def add_vm(
         "size": size,
         "os_type": os_type,
         "zone": zone,
+        "unmanaged": unmanaged,
     }
     return str(_asked(directory, "POST", "vms", body)["id"])
 

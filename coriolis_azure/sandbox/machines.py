@@ -301,7 +301,7 @@ def _removed(world: World, machine_id: str) -> None:
     world.guests.forget(machine.id)
     world.state.remove(machine)
     for entry in disk_entries(machine):
-        if entry.get("deleteOption") == "Delete":
+        if entry.get("deleteOption") == "Delete" and "managedDisk" in entry:
             _go_along(world, entry["managedDisk"]["id"])
     for entry in interface_entries(machine):
         if (entry.get("properties") or {}).get("deleteOption") == "Delete":
@@ -342,6 +342,9 @@ def view(world: World, machine: Resource) -> Json:
     deallocated = machine.hidden["power"] == "deallocated"
     storage = document["properties"]["storageProfile"]
     for entry in (storage["osDisk"], *storage["dataDisks"]):
+        if "vhd" in entry:
+            entry["vhd"] = {"uri": f"{world.base}/{entry['vhd']['uri']}"}
+            continue
         disk = world.state.find(entry["managedDisk"]["id"])
         if disk is not None and not deallocated:
             entry["managedDisk"]["storageAccountType"] = disk.document["sku"]["name"]
@@ -357,7 +360,7 @@ def instance_view(world: World, machine: Resource) -> Json:
     storage = machine.properties["storageProfile"]
     reference_ = storage.get("imageReference")
     image = catalog.image(*(reference_[key] for key in ("publisher", "offer", "sku"))) if reference_ else None
-    os_disk = world.state.find(storage["osDisk"]["managedDisk"]["id"])
+    os_disk = world.state.find(reference(storage["osDisk"], "managedDisk") or "")
     document: Json = {
         "hyperVGeneration": (os_disk.properties.get("hyperVGeneration") if os_disk else None) or "V1",
         "disks": [

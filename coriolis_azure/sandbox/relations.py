@@ -14,6 +14,7 @@ INTERFACES = "Microsoft.Network/networkInterfaces"
 ADDRESSES = "Microsoft.Network/publicIPAddresses"
 NETWORKS = "Microsoft.Network/virtualNetworks"
 FIREWALLS = "Microsoft.Network/networkSecurityGroups"
+STORAGE = "Microsoft.Storage/storageAccounts"
 LOCKS = "Microsoft.Authorization/locks"
 GROUPS = "Microsoft.Resources/resourceGroups"
 

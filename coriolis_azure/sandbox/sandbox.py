@@ -18,13 +18,13 @@ from types import TracebackType
 from typing import Any
 
 from coriolis_azure import errors
-from coriolis_azure.sandbox import access, arm, boots, disks, groups
+from coriolis_azure.sandbox import access, arm, blobs, blobs_accounts, blobs_machines, boots, disks, groups
 from coriolis_azure.sandbox.certificates import authority_file
-from coriolis_azure.sandbox.relations import MACHINES, disk_entries
+from coriolis_azure.sandbox.relations import MACHINES, STORAGE, disk_entries
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.tokens import Tokens
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
-from coriolis_azure.sandbox.world import World
+from coriolis_azure.sandbox.world import INSIDE, World
 
 Next = Callable[[Request], Response]
 
@@ -33,8 +33,7 @@ LOCATION = "westeurope"
 NETWORK = "sandbox-vnet"
 SUBNET_PREFIX = "127.80.0.0/16"
 WORKER_SSH_PORT = 22022
-# The host name of requests that never leave the process.
-_INSIDE = "https://sandbox.invalid"
+STORAGE_ACCOUNT = "sandboxstorage"
 
 
 class Sandbox:
@@ -82,6 +81,9 @@ class Sandbox:
                 },
             }
             self._ask("PUT", f"{group_id}/providers/Microsoft.Network/virtualNetworks/{NETWORK}", network)
+            blobs_accounts.new_account(
+                self._world, f"{group_id}/providers/{STORAGE}/{STORAGE_ACCOUNT}", LOCATION
+            )
         self._world.finish_all()
         boots.boot_all(self._world)
         self._world.state.save()
@@ -94,6 +96,7 @@ class Sandbox:
             self._closed = True
             self._world.guests.close()
             self._world.state.save()
+            self._world.blobs.save()
             os.close(self._hold)
 
     # requests
@@ -124,6 +127,9 @@ class Sandbox:
         if first == "sandbox":
             self._tokens.check(request.header("Authorization"))
             return self._administer(request, rest)
+        stored = blobs.answer(self._world, self._tokens, request)
+        if stored is not None:
+            return stored
         if first.lower() != "subscriptions" and rest:
             return self._tokens.answer(request, first, rest)
         self._tokens.check(request.header("Authorization"))
@@ -166,7 +172,7 @@ class Sandbox:
     def _ask(self, method: str, resource_id: str, body: Json | None = None) -> Json:
         """Our own request, finished when it returns; InvalidInput when it is refused."""
         content = b"" if body is None else json.dumps(body).encode()
-        request = Request(method, f"{_INSIDE}{resource_id}?api-version=2026-04-01", body=content)
+        request = Request(method, f"{INSIDE}{resource_id}?api-version=2026-04-01", body=content)
         try:
             response = arm.answer(self._world, request)
         except ArmError as error:
@@ -186,8 +192,13 @@ class Sandbox:
         os_type: str = "linux",
         *,
         zone: str | None = None,
+        unmanaged: str = "",
     ) -> str:
-        """Make a running VM whose disks are copies of raw files; its id. InvalidInput names what is wrong."""
+        """Make a running VM whose disks are copies of raw files; its id. InvalidInput names what is wrong.
+
+        With `unmanaged`, the name of a storage account that is made when missing, its disks are VHD blobs there, and
+        it is deallocated as all such VMs are.
+        """
         system = {"linux": "Linux", "windows": "Windows"}.get(os_type.lower())
         if system is None:
             raise errors.InvalidInput(f"OS type {os_type!r} is not known: linux or windows")
@@ -204,8 +215,11 @@ class Sandbox:
             before = set(self._world.state.resources)
             contents: list[str] = []
             try:
-                contents += (self._world.contents.copied(file) for file in files)
-                self._build_vm(group_id, name, size, system, contents, zone)
+                if unmanaged:
+                    blobs_machines.new_machine(self._world, vm_id, LOCATION, size, system, files, unmanaged)
+                else:
+                    contents += (self._world.contents.copied(file) for file in files)
+                    self._build_vm(group_id, name, size, system, contents, zone)
             except BaseException:
                 for made in [each for key, each in self._world.state.resources.items() if key not in before]:
                     self._world.state.remove(made)
@@ -289,6 +303,12 @@ class Sandbox:
         with self._lock:
             self._world.finish_all()
             machine = self._machine(name)
+            vhd = self._vhd(machine, disk)
+            if vhd is not None:
+                account, container, blob = vhd.split("/", 2)
+                kept = blobs_machines.image(self._world, vhd).metadata
+                blobs_machines.put_image(self._world, account, blob, file, kept, container=container)
+                return
             found = self._disk(machine, disk)
             old = found.hidden["content"]
             if size < self._world.contents.size(old):
@@ -319,8 +339,16 @@ class Sandbox:
     def content(self, name: str, disk: str | int) -> Path:
         """The file with the bytes of a VM's disk as they are now; to be read only."""
         with self._lock:
-            found = self._disk(self._machine(name), disk)
-            return self._world.contents.path(found.hidden["content"])
+            machine = self._machine(name)
+            vhd = self._vhd(machine, disk)
+            if vhd is not None:
+                return self._world.blobs.contents.path(blobs_machines.image(self._world, vhd).file)
+            return self._world.contents.path(self._disk(machine, disk).hidden["content"])
+
+    @property
+    def storage(self) -> blobs_accounts.Inside:
+        """What is in the storage accounts, past all rules: for tests to look at and to change."""
+        return blobs_accounts.Inside(self._world)
 
     def _machine(self, name: str) -> Resource:
         found = [each for each in self._world.state.of_type(MACHINES) if each.name.lower() == name.lower()]
@@ -328,6 +356,11 @@ class Sandbox:
             known = ", ".join(each.name for each in self._world.state.of_type(MACHINES)) or "none"
             raise errors.InvalidInput(f"VM {name!r} does not exist in the sandbox; there are: {known}")
         return found[0]
+
+    def _vhd(self, machine: Resource, disk: str | int) -> str | None:
+        """The VHD blob of a VM's disk, as account/container/name; None where the disk is a managed one."""
+        entries = [each for each in disk_entries(machine) if str(each.get("lun", "os")) == str(disk)]
+        return str(entries[0]["vhd"]["uri"]) if entries and "vhd" in entries[0] else None
 
     def _disk(self, machine: Resource, disk: str | int) -> Resource:
         for entry in disk_entries(machine):
@@ -360,8 +393,9 @@ class Sandbox:
 
         return in_process(self.handle)
 
-    def connection_info(self, base: str = _INSIDE) -> Json:
+    def connection_info(self, base: str = INSIDE) -> Json:
         """The connection settings of this sandbox, reached at `base`."""
+        self._world.base = base
         identity = self._world.state.identity
         return {
             "subscription_id": identity.subscription,

@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Head and body in one write."""
         lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in response.headers.items()]
-        if response.status != HTTPStatus.NO_CONTENT:
+        if response.status != HTTPStatus.NO_CONTENT and "Content-Length" not in response.headers:
             lines.append(f"Content-Length: {len(response.body)}")
         lines += [f"Date: {self.date_time_string()}", "", ""]
         head = "\r\n".join(lines).encode("latin-1")

@@ -35,9 +35,13 @@ class HandlerAdapter(BaseAdapter):
         headers = {name: str(value) for name, value in request.headers.items()}
         answer = self._handle(Request(str(request.method), str(request.url), headers, _bytes(request.body)))
         head = HTTPHeaderDict(answer.headers)
-        head["Content-Length"] = str(len(answer.body))
+        head.setdefault("Content-Length", str(len(answer.body)))
         raw = HTTPResponse(
-            body=io.BytesIO(answer.body), headers=head, status=answer.status, preload_content=False
+            body=io.BytesIO(answer.body),
+            headers=head,
+            status=answer.status,
+            preload_content=False,
+            request_method=request.method,
         )
         response = requests.Response()
         response.status_code = answer.status

@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+from coriolis_azure.sandbox.blobs_store import BlobStore
 from coriolis_azure.sandbox.catalog import LOCATIONS
 from coriolis_azure.sandbox.content import Contents
 from coriolis_azure.sandbox.guests import Guests
@@ -28,6 +29,8 @@ from coriolis_azure.sandbox.relations import GROUPS, locks_over, same
 from coriolis_azure.sandbox.state import Operation, Resource, State
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 
+# The base of this sandbox's URLs until it is served: of requests that never leave the process.
+INSIDE = "https://sandbox.invalid"
 PATIENCE = 0.25
 RETRY_MILLISECONDS = "10"
 
@@ -68,11 +71,20 @@ class World:
         self.state = State(directory / "state.json")
         self.contents = Contents(directory / "disks")
         self.guests = Guests(directory / "guests", namespaces=namespaces)
+        self.blobs = BlobStore(directory / "blobs")
+        # Where the sandbox is reached.
+        self.base = INSIDE
         self.page_size = 100
+        # Whether a disk can be imported from a snapshot of a blob.
+        self.imports_snapshots = True
+        # The most page ranges that one answer lists.
+        self.page_ranges = 10_000
         # What the usage lists say instead of the truth: (in use, limit) by name.
         self.quotas: dict[str, tuple[int, int]] = {}
         # The identity's roles, as the permissions list shows them.
-        self.permissions: list[Json] = [{"actions": ["*"], "notActions": []}]
+        self.permissions: list[Json] = [
+            {"actions": ["*"], "notActions": [], "dataActions": ["*"], "notDataActions": []}
+        ]
         self._views = views
         self._effects = effects
         self._due: dict[str, float] = {}

@@ -1,0 +1,251 @@
+"""One suite for every place a replica can be in: a file, a block device, Blob storage here and in Azurite."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, azurite_program
+
+from coriolis_azure import transfer
+from coriolis_azure.clock import Clock
+from coriolis_azure.events import Event, Notice, silent
+from coriolis_azure.hashing import UNKNOWN, ZERO
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.storage import Storage
+from coriolis_azure.transfer import Job
+
+CHUNK = 65536
+SIZE = (2 << 20) + 3 * CHUNK + 512  # a short last chunk
+LAST = SIZE // CHUNK
+A, B = b"A" * CHUNK, b"B" * CHUNK
+Place = FilePlace | BlobPlace
+
+# Azurite ends with a connection of ours open; the socket is closed when it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[object]:
+    """One Azurite for all tests."""
+    program = azurite_program()
+    if program is None:
+        pytest.skip("Azurite is not installed: npm install azurite, on the PATH or in $AZURITE_HOME")
+    with azurite(program) as azure:
+        yield azure
+
+
+@pytest.fixture(params=["file", "device", "blob", "azurite"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    if request.param == "file":
+        yield FilePlace(tmp_path)
+    elif request.param == "device":
+        yield DevicePlace(tmp_path, SIZE + (2 << 20))
+    elif request.param == "blob":
+        with Sandbox(tmp_path / "azure") as sandbox:
+            yield SandboxPlace(sandbox)
+    else:
+        azure = request.getfixturevalue("served")
+        yield BlobPlace(Storage(azure, "g", Clock()), "devstoreaccount1", f"r/{request.node.name}")
+
+
+class Told(list[str]):
+    """A report that keeps the notices."""
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.append(event.text)
+
+
+@pytest.fixture(autouse=True)
+def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions of 1 MiB, so that images of a few MiB have several."""
+    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", 1 << 20)
+    monkeypatch.setattr("coriolis_azure.destinations.blob.REGION", 1 << 20)
+
+
+def run(place: Place, content: dict[int, bytes], *, size=SIZE, disk="id", report=silent, full=False, die=-1):
+    """What a run does: make the place hold `content` (by chunk, else zeros). The chunks that were sent.
+
+    `die`: after so many of them the run ends without a commit.
+    """
+    sent: list[int] = []
+    with place.open(report) as image:
+        base = image.known(disk, size, CHUNK, full)
+        digest, digests = base.digester(), []
+        for index in range(base.count):
+            offset, length = base.span(index)
+            data = content.get(index, b"").ljust(length, b"\0")[:length] if index in content else b""
+            new = digest(data) if data else ZERO
+            digests.append(new)
+            if new == base.digest(index):
+                continue
+            image.expect(offset, length)
+            if new == ZERO:
+                image.zero(offset, length)
+            else:
+                image.write(offset, data)
+            sent.append(index)
+            if len(sent) == die:
+                return sent
+        image.flush()
+        image.commit(replace(base, digests=b"".join(digests), fresh=False))
+    return sent
+
+
+def expected(content: dict[int, bytes], size: int = SIZE) -> bytes:
+    return b"".join(content.get(i, b"").ljust(CHUNK, b"\0") for i in range(-(-size // CHUNK)))[:size]
+
+
+def test_a_place_holds_what_was_written_and_zeros_elsewhere(place: Place) -> None:
+    content = {0: A, 5: B, LAST: A}
+    run(place, content)
+    assert place.content(SIZE) == expected(content)
+
+
+def test_the_second_run_writes_what_changed_and_clears_what_became_zeros(place: Place) -> None:
+    run(place, {0: A, 1: B, 20: A, LAST: A})
+    assert run(place, {0: A, 1: A, LAST: A}) == [1, 20]
+    assert run(place, {0: A, 1: A, LAST: A}) == []
+    assert place.content(SIZE) == expected({0: A, 1: A, LAST: A})
+
+
+def test_full_begins_anew(place: Place) -> None:
+    run(place, {0: A, 9: B})
+    assert 0 in run(place, {0: A}, full=True)
+    assert place.content(SIZE) == expected({0: A})
+
+
+def test_another_disk_of_the_same_name_begins_anew(place: Place) -> None:
+    told = Told()
+    run(place, {0: A, 9: B})
+    assert 0 in run(place, {0: A}, disk="another", report=told)
+    assert "another disk" in told[0]
+    assert place.content(SIZE) == expected({0: A})
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (SIZE, SIZE + (1 << 20)),
+        (SIZE, 2 << 20),
+        (5 * CHUNK, 5 * CHUNK + 512),
+        (5 * CHUNK + 512, CHUNK),
+        (1 << 20, (1 << 20) + 512),
+    ],
+)
+def test_a_disk_may_grow_and_shrink(place: Place, first: int, then: int) -> None:
+    content = {0: A, 4: B, 5: A, 16: B, LAST: A}
+    for size in (first, then, first):
+        fits = {index: data for index, data in content.items() if index * CHUNK < size}
+        run(place, fits, size=size)
+        assert place.content(size) == expected(fits, size)
+
+
+def test_a_chunk_that_a_dead_run_changed_is_not_taken_for_its_older_self(place: Place) -> None:
+    """A to B, death, back to A: the manifest that was kept says A all the time."""
+    told = Told()
+    run(place, {0: A, 20: A})
+    run(place, {0: B, 20: B}, die=1)
+    place.died()
+    assert run(place, {0: A, 20: A}, report=told) == [0]
+    assert "did not end well" in told[0]
+    assert place.content(SIZE) == expected({0: A, 20: A})
+
+
+def test_what_a_dead_run_had_brought_is_not_sent_again(place: Place) -> None:
+    run(place, {0: A})
+    run(place, {0: A, 3: B, 4: B}, die=1)
+    place.died()
+    assert run(place, {0: A, 3: B, 4: B}) == [4]
+    assert place.content(SIZE) == expected({0: A, 3: B, 4: B})
+
+
+def test_without_a_manifest_the_content_itself_is_read(place: Place) -> None:
+    told = Told()
+    run(place, {0: A, 9: B})
+    place.forget()
+    sent = run(place, {0: A, 9: A}, report=told)
+    if isinstance(place, DevicePlace):
+        assert len(sent) == LAST + 1
+    else:
+        assert sent == [9]
+        assert "read as a whole" in told[-1]
+    assert place.content(SIZE) == expected({0: A, 9: A})
+
+
+def test_another_chunk_size_keeps_the_content(place: Place) -> None:
+    run(place, {0: A, 9: B})
+    with place.open() as image:
+        base = image.known("id", SIZE, 4 * CHUNK, False)
+        assert base.digest(0) == base.digester()(A + bytes(3 * CHUNK))
+        assert base.digest(4) == ZERO
+        assert UNKNOWN not in {base.digest(index) for index in range(base.count)}
+
+
+def test_a_real_transfer_writes_and_verifies(place: Place, tmp_path: Path) -> None:
+    """The agent itself in a process of its own, the real transfer code, twice."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(expected({0: os.urandom(CHUNK), 7: A, 8: B, LAST: A}))
+    outcomes = []
+    for _ in range(2):
+        with place.open() as image, Agent() as agent:
+            base = image.known("id", SIZE, CHUNK, False)
+            job = Job("os", (str(disk),), SIZE, leaf=4096)
+            outcomes.append(
+                transfer.copy(lambda: agent, job, base, image, silent, clock=Clock(), verify=True)
+            )
+        with disk.open("r+b") as file:
+            file.seek(7 * CHUNK)
+            file.write(b"x")
+            file.seek(8 * CHUNK)
+            file.write(bytes(CHUNK))
+        if len(outcomes) == 1:
+            assert place.content(SIZE)[: 7 * CHUNK] == disk.read_bytes()[: 7 * CHUNK]
+    assert [outcome.verified for outcome in outcomes] == [True, True]
+    # A chunk near by is patched, one far away is sent as a whole: reading it back first would cost more.
+    far = isinstance(place, BlobPlace)
+    assert outcomes[1].sent_bytes == (CHUNK if far else 4096)
+    assert outcomes[1].zero_bytes == CHUNK
+    assert place.content(SIZE) == disk.read_bytes()
+
+
+class Agent:
+    """The agent in a process of its own, over pipes: a transfer.Stream."""
+
+    def __enter__(self) -> Agent:
+        source = Path(transfer.agent.__file__)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(source)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def read(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(size)
+        if len(data) != size:
+            raise transfer.StreamEnded("the agent is gone")
+        return data
+
+    def write(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        self._process.kill()
