@@ -434,6 +434,63 @@ def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> N
 
 @sandbox.command()
 @click.argument("directory", metavar="DIR", type=_FOLDER)
+@click.argument("kind", required=False)
+@click.option("--method", help="Of which requests: PUT, GET, ... Any, if not given.")
+@click.option("--path", metavar="TEXT", help="With which text in their path, like /disks/ or operations.")
+@click.option("--times", type=click.IntRange(min=0), help="How many are struck; 0 for all. [default: 1]")
+@click.option("--after", type=click.IntRange(min=0), help="How many of them pass before.")
+@click.option("--code", help="Azure's error code.")
+@click.option("--status", type=int, help="The HTTP status.")
+@click.option("--message", help="Azure's message.")
+@click.option("--seconds", type=float, help="What a throttled client is told to wait.")
+@click.option("--polls", type=int, help="How often a slow operation is asked about in vain.")
+@click.option("--clear", is_flag=True, help="Switch all faults off.")
+@json_option
+def fault(directory: Path, kind: str | None, clear: bool, as_json: bool, **given: Any) -> None:
+    """Switch a fault on by rule, list what is on, or clear it.
+
+    KIND: throttle, server-error, lost-request, lost-answer, refuse, failed-operation, slow-operation, no-capacity,
+    no-allocation, quota, policy, lock. Without KIND the rules that can still strike are listed.
+    """
+    from . import sandbox as local
+
+    if clear:
+        local.fault_rules(directory, clear=True)
+    if kind:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        local.fault(directory, kind, **chosen)
+    rules = local.fault_rules(directory)
+    if as_json:
+        _print_json(rules)
+        return
+    table = _table("id", "kind", "requests", "after", "times", "error")
+    for rule in rules:
+        requests = f"{rule['method'] or 'any'} {rule['path']}"
+        error = " ".join(str(rule[name]) for name in ("status", "code") if rule[name])
+        table.add_row(
+            rule["id"], rule["kind"], requests, str(rule["after"]), str(rule["times"] or "all"), error
+        )
+    _out.print(table)
+
+
+@sandbox.command()
+@click.argument("directory", metavar="DIR", type=_FOLDER)
+@click.argument("role", type=_FILE)
+@json_option
+def permit(directory: Path, role: Path, as_json: bool) -> None:
+    """Give the sandbox's identity the permissions of ROLE, a role definition, and no others.
+
+    `coriolis-azure role > role.json` prints the one that the steps need.
+    """
+    from . import sandbox as local
+
+    definition = settings.read_json(role)
+    local.permit(directory, definition if isinstance(definition, list) else [definition])
+    _say(as_json, {"permitted": str(role)}, "permitted")
+
+
+@sandbox.command()
+@click.argument("directory", metavar="DIR", type=_FOLDER)
 @json_option
 def resources(directory: Path, as_json: bool) -> None:
     """Print every ARM resource as JSON: id, type, tags."""

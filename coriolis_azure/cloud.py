@@ -73,6 +73,9 @@ _CONNECTIONS = 64
 # Seconds between two looks at an operation for which Azure sets no pace. A VM's operations may be asked for
 # 15 times a minute before Azure throttles.
 POLLING_SECONDS = 5
+# How often a request that was throttled, or that a gateway failed, is repeated: azure-core's own three are over in six
+# seconds, which an operation that runs on meanwhile should survive. Retry-After is obeyed.
+_RETRIES = 6
 # The longest that one operation may take. Azure itself gives up on a VM that does not start after about 25 minutes.
 OPERATION_SECONDS = 45 * 60.0
 
@@ -142,6 +145,7 @@ class Azure:
             "credential_scopes": [f"{audience.rstrip('/')}/.default"],
             "transport": self.transport,
             "polling_interval": POLLING_SECONDS,
+            "retry_status": _RETRIES,
             "user_agent": f"coriolis-azure/{__version__}",
         }
         versions = _ApiVersions({**_PROFILES[connection.api_profile], **connection.api_versions})

@@ -9,17 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coriolis_azure.sandbox.local import add_vm, resources, serve, write
+    from coriolis_azure.sandbox.local import add_vm, fault, fault_rules, permit, resources, serve, write
     from coriolis_azure.sandbox.sandbox import Sandbox
     from coriolis_azure.sandbox.wire import Request, Response
 
-__all__ = ["Request", "Response", "Sandbox", "add_vm", "resources", "serve", "write"]
+__all__ = [
+    "Request",
+    "Response",
+    "Sandbox",
+    "add_vm",
+    "fault",
+    "fault_rules",
+    "permit",
+    "resources",
+    "serve",
+    "write",
+]
 
 _HOMES = {
     "Request": "wire",
     "Response": "wire",
     "Sandbox": "sandbox",
     "add_vm": "local",
+    "fault": "local",
+    "fault_rules": "local",
+    "permit": "local",
     "resources": "local",
     "serve": "local",
     "write": "local",

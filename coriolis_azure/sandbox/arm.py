@@ -122,7 +122,9 @@ def _status(world: World, call: Call) -> Response:
     if compute:
         body["endTime"] = operation.ended
     if operation.error:
-        return Response.of(200, {**body, "status": "Failed", "error": operation.error})
+        # One that another request has pushed aside is Canceled, without a code.
+        state = "Failed" if operation.error["code"] else "Canceled"
+        return Response.of(200, {**body, "status": state, "error": operation.error})
     target = world.state.find(operation.target)
     if operation.result and target is not None:
         body["properties"] = {"output": world.view(target)}

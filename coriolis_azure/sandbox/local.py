@@ -79,6 +79,23 @@ def write(directory: Path, name: str, disk: str | int, file: Path) -> None:
     _asked(directory, "POST", "write", {"name": name, "disk": disk, "file": str(Path(file).absolute())})
 
 
+def fault(directory: Path, kind: str, **given: Any) -> Json:
+    """Switch a fault on in the sandbox that serves `directory`; see `faults.Fault`. The rule as it is then."""
+    made: Json = _asked(directory, "POST", "faults", {"kind": kind, **given})
+    return made
+
+
+def fault_rules(directory: Path, *, clear: bool = False) -> list[Json]:
+    """The faults that are switched on in the sandbox that serves `directory`; with `clear` they are switched off."""
+    listed: list[Json] = _asked(directory, "DELETE" if clear else "GET", "faults")
+    return listed
+
+
+def permit(directory: Path, roles: Sequence[Json]) -> None:
+    """From now on the identity of the sandbox that serves `directory` has these role definitions only."""
+    _asked(directory, "PUT", "roles", {"roles": list(roles)})
+
+
 def resources(directory: Path) -> list[Json]:
     """Every resource of the sandbox that serves `directory`; see `Sandbox.resources`."""
     rows: list[Json] = _asked(directory, "GET", "resources")

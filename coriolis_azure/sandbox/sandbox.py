@@ -1,7 +1,7 @@
 """The sandbox: a small Azure on this machine, usable in this process or over HTTPS (see `local`).
 
-One function, `Sandbox.handle`, answers all requests. Tests may lay a function around it (`intercept`) to
-see, delay, lose or repeat requests; nothing of the product knows of it.
+One function, `Sandbox.handle`, answers all requests. What goes wrong by rule is the business of `faults`. Tests may
+also lay a function around it (`intercept`) to see, delay, lose or repeat requests; nothing of the product knows of it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from coriolis_azure import errors
 from coriolis_azure.sandbox import access, arm, blobs, blobs_accounts, blobs_machines, boots, disks, groups
 from coriolis_azure.sandbox.certificates import authority_file
+from coriolis_azure.sandbox.faults import Fault, Faults, failure
 from coriolis_azure.sandbox.relations import MACHINES, STORAGE, disk_entries
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.tokens import Tokens
@@ -46,6 +47,7 @@ class Sandbox:
         self.directory = directory.absolute()
         self.intercept: Callable[[Request, Next], Response] | None = None
         self.requests: deque[tuple[str, str]] = deque(maxlen=100_000)
+        self.faults = Faults()
         self._lock = threading.RLock()
         self._closed = False
         self._hold = _held(self.directory)
@@ -127,9 +129,14 @@ class Sandbox:
         if first == "sandbox":
             self._tokens.check(request.header("Authorization"))
             return self._administer(request, rest)
+        return self.faults.around(request, self._asked, self._strike)
+
+    def _asked(self, request: Request) -> Response:
+        """The answer of Blob storage, of the sign-in service or of the resource manager."""
         stored = blobs.answer(self._world, self._tokens, request)
         if stored is not None:
             return stored
+        first, _, rest = request.path.strip("/").partition("/")
         if first.lower() != "subscriptions" and rest:
             return self._tokens.answer(request, first, rest)
         self._tokens.check(request.header("Authorization"))
@@ -151,6 +158,14 @@ class Sandbox:
                 if request.method != "GET" and "microsoft.network" in request.path.lower():
                     boots.refresh_guests(self._world)
                 self._world.state.save()
+
+    def _strike(self, url: str, fault: Fault) -> None:
+        """Make the operation that is asked about at `url` fail, or last."""
+        with self._lock:
+            operation = arm.operation_of(self._world, Request("GET", url).path)
+            if operation is not None and operation.ended is None:
+                operation.fault = failure(fault)
+                operation.polls += 0 if operation.fault else fault.polls
 
     def _endpoints(self, base: str) -> list[Json]:
         """What a client learns of this cloud from its resource manager alone."""
@@ -383,6 +398,15 @@ class Sandbox:
         if (request.method, action) == ("POST", "write"):
             self.write(body["name"], body["disk"], Path(body["file"]))
             return Response.of(200, {})
+        if action == "faults" and request.method == "POST":
+            return Response.of(200, self.faults.add(body.pop("kind", ""), **body).to_json())
+        if action == "faults" and request.method == "DELETE":
+            self.faults.clear()
+        if action == "faults":
+            return Response.of(200, self.faults.listed())
+        if (request.method, action) == ("PUT", "roles"):
+            self.permissions[:] = _checked_roles(body.get("roles"))
+            return Response.of(200, {})
         raise ArmError(404, "NotFound", f"The sandbox has no {request.method} /sandbox/{action}.")
 
     # settings
@@ -441,6 +465,21 @@ def _held(directory: Path) -> int:
             f"another sandbox is using {directory}", remedy="Stop it first, or name another directory."
         ) from None
     return hold
+
+
+def _checked_roles(roles: Any) -> list[Json]:
+    """Roles as the permissions list has them, from role definitions; InvalidInput for what is none."""
+    found = []
+    for role in roles if isinstance(roles, list) else [roles]:
+        named = {str(key).lower(): value for key, value in role.items()} if isinstance(role, dict) else {}
+        kept = {name: named.get(name.lower(), []) for name in ("actions", "notActions")}
+        if not kept["actions"] or not all(isinstance(each, str) for list_ in kept.values() for each in list_):
+            raise errors.InvalidInput(
+                "a role definition has Actions, a list of names",
+                remedy="Give what `coriolis-azure role` prints.",
+            )
+        found.append(kept)
+    return found
 
 
 def _checked_raw(file: Path) -> int:

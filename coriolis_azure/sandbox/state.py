@@ -57,7 +57,8 @@ class Resource:
 class Operation:
     """A long-running operation: how it is asked about, and what is left to do when it ends.
 
-    `polls` counts down the answers "InProgress". `effect` names the function of the `arm` module's table that
+    `polls` counts down the answers "InProgress". `fault` is the error with which it ends instead of having its effect,
+    where a rule of `faults` says so. `effect` names the function of the `arm` module's table that
     ends it; it is applied at the last poll or, when the client has gone, after a moment.
     """
 
@@ -73,6 +74,7 @@ class Operation:
     ended: str | None = None
     error: Json | None = None
     result: bool = False
+    fault: Json | None = None
 
 
 @dataclass

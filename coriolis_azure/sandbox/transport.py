@@ -11,6 +11,7 @@ from azure.core.pipeline.transport import RequestsTransport
 from requests.adapters import BaseAdapter
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
+from coriolis_azure.sandbox.faults import Lost
 from coriolis_azure.sandbox.wire import Request, Response
 
 
@@ -30,10 +31,15 @@ class HandlerAdapter(BaseAdapter):
         cert: bytes | str | tuple[bytes | str, bytes | str] | None = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Answer at once; what the function raises is raised here."""
+        """Answer at once; a lost connection is one for the client too, all else that the function raises is raised."""
         del stream, timeout, verify, cert, proxies
         headers = {name: str(value) for name, value in request.headers.items()}
-        answer = self._handle(Request(str(request.method), str(request.url), headers, _bytes(request.body)))
+        try:
+            answer = self._handle(
+                Request(str(request.method), str(request.url), headers, _bytes(request.body))
+            )
+        except Lost as error:
+            raise requests.ConnectionError(error) from error
         head = HTTPHeaderDict(answer.headers)
         head.setdefault("Content-Length", str(len(answer.body)))
         raw = HTTPResponse(

@@ -215,11 +215,21 @@ class World:
         if operation.ended is not None:
             return
         try:
-            self._effects[operation.effect](self, operation.target)
+            if operation.fault is None:
+                self._effects[operation.effect](self, operation.target)
+            else:
+                self._fail(operation, operation.fault)
         except ArmError as error:
             operation.error = error.document()
         operation.ended = now()
         self._due.pop(operation.id, None)
+
+    def _fail(self, operation: Operation, fault: Json) -> None:
+        """An operation that fails leaves its resource behind, in the state Failed."""
+        operation.error = fault
+        target = self.state.find(operation.target)
+        if target is not None:
+            target.properties["provisioningState"] = "Failed"
 
     def pending(self, target: str) -> list[Operation]:
         """The operations on a resource that have not ended."""
