@@ -32,13 +32,14 @@ from rich.progress import (
 from rich.table import Table
 
 from . import __version__, codes, permissions, settings
-from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput
+from .errors import CleanupIncomplete, CoriolisAzureError, CorruptChunk, InvalidInput
 from .events import Copied, Event, Notice, Report, Step, Waiting, json_lines
 
 INTERRUPTED = 130
 EXIT_CODES = """\b
 Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
             (the ids that stayed are listed) · 130 interrupted · 1 a fault of this program"""
+_VERIFIED = {True: "yes", None: "not verified", False: "NO"}
 
 _out = Console()
 _err = Console(stderr=True)
@@ -292,6 +293,36 @@ def replicate(
     else:
         _out.print(_replication_table(done.vm, done.disks, done.seconds))
     _raise_left_behind(done.left_behind)
+
+
+@cli.command()
+@click.argument("dest", metavar="DEST")
+@json_option
+def verify(dest: str, as_json: bool) -> None:
+    """Read a destination again and compare it with what the last run to it has left there.
+
+    Names the first chunk of each disk that is not what was replicated. Exit code 0 when all of it is, 5 when
+    something is not, 2 when it could not be told of some disk: it is called "not verified" then.
+    """
+    from . import destinations, verification
+    from .clock import Clock
+
+    with _watching(as_json) as report, destinations.open(dest, report, existing=True) as place:
+        verdicts = verification.verify(place, report, Clock())
+    if as_json:
+        _print_json([verdict.to_json() for verdict in verdicts])
+    else:
+        table = _table("disk", "size", "verified", "reason")
+        for verdict in verdicts:
+            size = "-" if verdict.size_bytes is None else _size(verdict.size_bytes)
+            table.add_row(verdict.name, size, _VERIFIED[verdict.verified], _plain(verdict.reason) or "-")
+        _out.print(table)
+    for verdict in verdicts:
+        if verdict.verified is False:
+            remedy = "Replicate to it again with --full: everything is sent anew."
+            raise CorruptChunk(f"{verdict.name}: {verdict.reason}", remedy=remedy, offset=verdict.bad_offset)
+    if any(verdict.verified is None for verdict in verdicts):
+        raise click.exceptions.Exit(InvalidInput.exit_code)
 
 
 @cli.command()
@@ -632,9 +663,10 @@ def _replication_table(title: str, disks: Any, seconds: float) -> Table:
         "disk", "size", "read", "sent", "zero", "same", "run", "verified", title=f"{title}: {seconds:.1f} s"
     )
     for disk in disks:
-        verified = {True: "yes", None: "not verified", False: "NO"}[disk.verified]
         sizes = (disk.size_bytes, disk.read_bytes, disk.sent_bytes, disk.zero_bytes, disk.skipped_bytes)
-        table.add_row(disk.name, *map(_size, sizes), "full" if disk.full else "changes", verified)
+        table.add_row(
+            disk.name, *map(_size, sizes), "full" if disk.full else "changes", _VERIFIED[disk.verified]
+        )
     return table
 
 

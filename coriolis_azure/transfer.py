@@ -187,7 +187,7 @@ class _Copy:
         self._settled, self._earlier = bytearray(base.count), bytes(base.count)
         self._first = 0
         self._sent = self._zero = self._skipped = 0
-        self._progress = _Progress(job.disk, base.size, report, clock)
+        self._progress = Progress(job.disk, base.size, report, clock)
         self._lost: ConnectionLost | None = None
 
     def run(self, verify: bool) -> Outcome:
@@ -578,7 +578,7 @@ class _Pace:
             self._clock.sleep(self._paid - now)
 
 
-class _Progress:
+class Progress:
     """Tells how far a disk is, a few times a second at most."""
 
     def __init__(self, disk: str, total: int, report: Report, clock: Clock) -> None:

@@ -30,7 +30,7 @@ FLOORS = (
     },
     {"cloud", "storage", "pipeline", "journal", "interrupts"},
     {"resources", "ssh", "destinations"},
-    {"inspection", "cloning", "worker", "transfer", "cleanup", "catalog", "preflight"},
+    {"inspection", "cloning", "worker", "transfer", "verification", "cleanup", "catalog", "preflight"},
     {"source", "pool"},
     {"provider", "cli", "demo", "sandbox", "__main__"},
 )

@@ -83,8 +83,7 @@ class Once(Image):
         super().write(offset, data)
 
     def twice(self) -> bool:
-        ordered = sorted(self.ranges)
-        return any(one[1] > other[0] for one, other in itertools.pairwise(ordered))
+        return any(one[1] > other[0] for one, other in itertools.pairwise(sorted(self.ranges)))
 
 
 def copied(disk: Path, path: Path, agents: Agents, told: list[Event] | None = None) -> transfer.Outcome:

@@ -16,7 +16,18 @@ from ..storage import Storage
 from .blob import BlobFolder, BlobImage
 from .image import Image, ImageFolder
 
-__all__ = ["BlobFolder", "BlobImage", "Content", "Destination", "Folder", "Image", "ImageFolder", "open"]
+__all__ = [
+    "BlobFolder",
+    "BlobImage",
+    "Content",
+    "Destination",
+    "Folder",
+    "Image",
+    "ImageFolder",
+    "Kept",
+    "Place",
+    "open",
+]
 
 Content = bytes | bytearray | memoryview
 
@@ -113,10 +124,30 @@ class Folder(Protocol):
     ) -> None: ...
 
 
-def open(url: str, report: Report, storage: Storage | None = None) -> Folder:
-    """The place that `url` names: a folder by its path or file:// URL, made when it is missing, or Blob storage.
+class Kept(Destination, Protocol):
+    """A disk whose manifest is kept beside it."""
 
-    The latter as blob://account/container/prefix; the container is made when it is missing, and `storage` reaches it.
+    def stored(self) -> Manifest:
+        """What the last good run left, without changing anything; UNKNOWN where a run has died since.
+
+        InvalidInput where there is no usable manifest. `read` may be called then.
+        """
+
+
+class Place(Folder, Protocol):
+    """A folder that outlives runs."""
+
+    def disk(self, name: str) -> Kept:
+        """See Folder."""
+
+    def __enter__(self) -> Place: ...
+
+
+def open(url: str, report: Report, storage: Storage | None = None, *, existing: bool = False) -> Place:
+    """The place that `url` names: a folder by its path or file:// URL, or Blob storage.
+
+    The latter as blob://account/container/prefix; `storage` reaches it. A folder or a container is made when it is
+    missing, unless it must be `existing`.
 
     InvalidInput when it is no such thing, cannot be used, or is in use by another run.
     """
@@ -124,10 +155,10 @@ def open(url: str, report: Report, storage: Storage | None = None) -> Folder:
     if scheme is None:
         if not url:
             raise InvalidInput("the destination is empty", remedy="Give the path of a folder.")
-        return ImageFolder(Path(url), report)
+        return ImageFolder(Path(url), report, existing=existing)
     parts = urlsplit(url)
     if scheme[1].lower() == "blob":
-        return _in_storage(url, report, storage)
+        return _in_storage(url, report, storage, existing)
     if scheme[1].lower() != "file":
         raise InvalidInput(
             f"{scheme[0]} is no kind of destination",
@@ -135,10 +166,10 @@ def open(url: str, report: Report, storage: Storage | None = None) -> Folder:
         )
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
         raise InvalidInput(f"{url} names no folder of this host", remedy="Give it as file:///path/of/folder.")
-    return ImageFolder(Path(unquote(parts.path)), report)
+    return ImageFolder(Path(unquote(parts.path)), report, existing=existing)
 
 
-def _in_storage(url: str, report: Report, storage: Storage | None) -> Folder:
+def _in_storage(url: str, report: Report, storage: Storage | None, existing: bool) -> Place:
     if storage is None:
         raise InvalidInput(
             f"{url} is in Azure", remedy="Give the connection and the source environment (-c, -e) too."
@@ -163,4 +194,4 @@ def _in_storage(url: str, report: Report, storage: Storage | None) -> Folder:
             f"{url}: {prefix!r} cannot be the beginning of blob names",
             remedy=f"{remedy} No part of the prefix may be empty, end with a dot, or hold a backslash.",
         )
-    return BlobFolder(storage, account, container, prefix, report)
+    return BlobFolder(storage, account, container, prefix, report, existing=existing)

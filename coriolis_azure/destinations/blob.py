@@ -401,21 +401,34 @@ class BlobImage:
 class BlobFolder:
     """The fixed VHDs below one prefix of a container, ours alone while it is open. A destinations.Folder.
 
-    The container is made when it is missing. InvalidInput when another run uses the place; else the AzureError that
+    The container is made when it is missing, unless it must be `existing`. InvalidInput when another run uses the place; else the AzureError that
     says why it cannot be used.
     """
 
-    def __init__(self, storage: Storage, account: str, container: str, prefix: str, report: Report) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        account: str,
+        container: str,
+        prefix: str,
+        report: Report,
+        *,
+        existing: bool = False,
+    ) -> None:
         self._storage, self._report = storage, report
         self._prefix = f"{prefix}/" if prefix else ""
         self._opened: list[BlobImage] = []
         self._ending = contextlib.ExitStack()
         self._container = storage.account(account).container(container)
-        self._container.ensure()
+        if not existing:
+            self._container.ensure()
         self.url = f"{self._container.url}/{prefix}".rstrip("/")
         self._owner = self._container.blob(f"{self._prefix}.vm")
-        with contextlib.suppress(Conflict):
-            self._owner.put(b"", new=True)
+        if not existing:
+            with contextlib.suppress(Conflict):
+                self._owner.put(b"", new=True)
+        elif self._owner.find() is None:
+            raise InvalidInput(f"there is no replica at {self.url}", remedy="Replicate a VM to it first.")
         _lease(self._owner, self.url, storage.clock, report)
         self._ending.callback(self._owner.release)
         self._ending.enter_context(every(_RENEW_SECONDS, self._renew))

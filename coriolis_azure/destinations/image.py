@@ -128,6 +128,13 @@ class Image:
                     f"there is no usable {self._manifest_path}", remedy="Replicate to this destination first."
                 )
             regions = self._dirty()
+            found, said = self._size(), kept.manifest.size
+        if regions == set() and (found < said if self._block else found != said):
+            raise DestinationFailed(
+                f"{self.path} has {found} bytes, its manifest is of {said}",
+                disk=self.name,
+                offset=min(found, said),
+            )
         return _forget(kept.manifest, self._chunks(kept.manifest, regions))
 
     def _as_found(self, kept: _Kept | None, disk: str, size: int, chunk: int) -> Manifest:
@@ -424,16 +431,18 @@ class Image:
 class ImageFolder:
     """A folder of images, `os.raw` and `data-<lun>.raw`, ours alone while it is open. A destinations.Folder.
 
-    The folder is made when it is missing. InvalidInput when it cannot be used or another run uses it.
+    The folder is made when it is missing, unless it must be `existing`. InvalidInput when it cannot be used or
+    another run uses it.
     """
 
-    def __init__(self, path: Path, report: Report = silent) -> None:
+    def __init__(self, path: Path, report: Report = silent, *, existing: bool = False) -> None:
         self.path = path
         self._report = report
         self._opened: list[Image] = []
         self._lock_fd = -1
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not existing:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -445,7 +454,9 @@ class ImageFolder:
             self.close()
             raise InvalidInput(
                 f"{path} cannot be used as a destination: {error.strerror}",
-                remedy="Give a folder that this user may create or write to.",
+                remedy="Give a folder that is there."
+                if existing
+                else "Give a folder that this user may create or write to.",
             ) from error
 
     def disk(self, name: str) -> Image:

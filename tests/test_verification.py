@@ -1,0 +1,137 @@
+"""`verify`: a destination is read again, and what is not as it was replicated is named. Nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_agent import Pipes
+from test_transfer import CHUNK, job
+
+from coriolis_azure import destinations, transfer, verification
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import Image
+from coriolis_azure.errors import InvalidInput
+from coriolis_azure.events import silent
+from coriolis_azure.verification import Verdict
+
+SIZE = 5 * CHUNK + 512
+
+
+def replicate(disk: Path, path: Path) -> None:
+    with Image(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A destination of two disks."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for seed, name in enumerate(("os", "data-0")):
+        disk = tmp_path / name
+        disk.write_bytes(random.Random(seed).randbytes(SIZE))
+        replicate(disk, folder / f"{name}.raw")
+    return folder
+
+
+def verify(folder: Path) -> dict[str, Verdict]:
+    with destinations.open(str(folder), silent, existing=True) as place:
+        return {verdict.name: verdict for verdict in verification.verify(place, silent, Clock())}
+
+
+def command(folder: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "coriolis_azure", "verify", str(folder), "--json"]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_a_replica_as_it_was_left_is_verified(images: Path) -> None:
+    before = contents(images)
+    done = command(images)
+    assert done.returncode == 0, done.stderr
+    verdicts = json.loads(done.stdout)
+    assert [verdict["name"] for verdict in verdicts] == ["data-0", "os"]
+    for verdict in verdicts:
+        assert (verdict["verified"], verdict["size_bytes"], verdict["bad_offset"]) == (True, SIZE, None)
+        assert verdict["root"]
+    assert contents(images) == before
+
+
+@pytest.mark.parametrize("bad", [[2], [5], [4, 1, 3]])
+def test_the_first_chunk_that_is_not_as_it_was_is_named(images: Path, bad: list[int]) -> None:
+    rot(images / "os.raw", bad)
+    before = contents(images)
+    verdicts = verify(images)
+    assert verdicts["data-0"].verified is True
+    assert verdicts["os"].verified is False
+    assert verdicts["os"].bad_offset == min(bad) * CHUNK
+    assert contents(images) == before
+
+
+def rot(path: Path, chunks: list[int]) -> None:
+    with path.open("r+b") as file:
+        for index in chunks:
+            file.seek(index * CHUNK + 17)
+            file.write(b"rot")
+
+
+def test_the_command_ends_with_the_offset_and_code_5(images: Path) -> None:
+    rot(images / "os.raw", [3])
+    done = command(images)
+    error = json.loads(done.stderr.splitlines()[-1])
+    assert done.returncode == error["exit_code"] == 5
+    assert (error["error"], error["offset"]) == ("CorruptChunk", 3 * CHUNK)
+    assert [verdict["verified"] for verdict in json.loads(done.stdout)] == [True, False]
+
+
+@pytest.mark.parametrize("size", [SIZE - 512, SIZE + 512, 0])
+def test_an_image_of_another_size_is_not_as_it_was(images: Path, size: int) -> None:
+    with (images / "os.raw").open("r+b") as file:
+        file.truncate(size)
+    verdict = verify(images)["os"]
+    assert (verdict.verified, verdict.bad_offset) == (False, min(size, SIZE))
+
+
+def test_what_a_dead_run_was_writing_is_not_verified(images: Path) -> None:
+    with Image(images / "os.raw") as image:
+        image.known("id", SIZE, CHUNK, False)
+        image.expect(CHUNK, 1)
+    verdicts = verify(images)
+    assert verdicts["os"].verified is None
+    assert "did not end well" in verdicts["os"].reason
+    assert verdicts["os"].unknown_bytes == SIZE  # all of it is in one region
+    assert verdicts["data-0"].verified is True
+    assert command(images).returncode == 2
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "altered"])
+def test_without_a_usable_manifest_a_disk_is_not_verified(images: Path, damage: str) -> None:
+    path = images / "os.raw.manifest"
+    text = path.read_text()
+    altered = text.replace(f'"size": {SIZE}', '"size": 512')
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text(text[: len(text) // 2] if damage == "cut" else altered)
+    verdict = verify(images)["os"]
+    assert verdict.verified is None
+    assert "no usable" in verdict.reason
+
+
+def test_where_there_is_no_replica_nothing_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        verify(tmp_path / "nothing")
+    assert caught.value.remedy == "Give a folder that is there."
+    assert not (tmp_path / "nothing").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInput, match="no replica"):
+        verify(tmp_path / "empty")
