@@ -21,21 +21,20 @@ Answer = Callable[[Request], Response]
 class Relay:
     """All SSH of a sandbox's workers goes through it. A context manager.
 
-    `received` is the number of bytes that came from workers, `refuse` how many of the next connections are
-    closed at once. `at(n, act)` has `act` done when the n-th byte has come and is not passed on yet.
+    `received` is the number of bytes that came from workers, `pieces` that of the pieces in both directions,
+    `refuse` how many of the next connections are closed at once.
     """
 
     def __init__(self, azure: Sandbox) -> None:
-        self.received = 0
-        self.refuse = 0
-        self.connections = 0
+        self.received = self.pieces = self.refuse = 0
         self._port = azure.environment()["export_worker_ssh_port"]
-        self._acts: list[tuple[int, Callable[[], None]]] = []
+        self._acts: list[tuple[str, int, Callable[[], None]]] = []
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._worker = ""
         self._damage = False
-        self.address = f"127.{random.randint(200, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
+        parts = (random.randint(200, 250), random.randint(1, 250), random.randint(1, 250))
+        self.address = "127.{}.{}.{}".format(*parts)
         self._listener = socket.create_server((self.address, self._port))
         self._thread = threading.Thread(target=self._accept, name="relay", daemon=True)
         self._thread.start()
@@ -52,8 +51,16 @@ class Relay:
         return response
 
     def at(self, received: int, act: Callable[[], None]) -> None:
-        """Do `act` once so many bytes have come from workers, counted from now."""
-        self._acts.append((self.received + received, act))
+        """Do `act` when so many bytes more have come from workers; the last is not passed on yet."""
+        self._acts.append(("received", self.received + received, act))
+
+    def at_piece(self, pieces: int, act: Callable[[], None]) -> None:
+        """Do `act` when so many pieces more have come from either side; the last is not passed on yet."""
+        self._acts.append(("pieces", self.pieces + pieces, act))
+
+    def quiet(self) -> None:
+        """Forget what was to be done, and let all connections in."""
+        self._acts, self.refuse, self._damage = [], 0, False
 
     def cut(self) -> None:
         """Break all connections."""
@@ -86,7 +93,6 @@ class Relay:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            self.connections += 1
             if self.refuse > 0:
                 self.refuse -= 1
                 near.close()
@@ -99,13 +105,15 @@ class Relay:
             far.settimeout(None)
             with self._lock:
                 self._open |= {near, far}
-            for source, sink, counted in ((near, far, False), (far, near, True)):
-                threading.Thread(target=self._pump, args=(source, sink, counted), daemon=True).start()
+            for source, sink in ((near, far), (far, near)):
+                pump = threading.Thread(target=self._pump, args=(source, sink, source is far), daemon=True)
+                pump.name = "relay"
+                pump.start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, from_worker: bool) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(32768):
-                sink.sendall(self._seen(piece) if counted else piece)
+                sink.sendall(self._seen(piece, from_worker))
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -113,15 +121,16 @@ class Relay:
             self._open.discard(source)
         source.close()
 
-    def _seen(self, piece: bytes) -> bytes:
+    def _seen(self, piece: bytes, from_worker: bool) -> bytes:
         """Count the piece, do what is due, and give back what is passed on."""
         with self._lock:
-            self.received += len(piece)
-            due = [act for at, act in self._acts if at <= self.received]
-            self._acts = [(at, act) for at, act in self._acts if at > self.received]
+            self.pieces += 1
+            self.received += len(piece) if from_worker else 0
+            due = [act for counter, at, act in self._acts if at <= getattr(self, counter)]
+            self._acts = [each for each in self._acts if each[1] > getattr(self, each[0])]
         for act in due:
             act()
-        if self._damage:
+        if self._damage and from_worker:
             self._damage = False
             middle = len(piece) // 2
             return piece[:middle] + bytes([piece[middle] ^ 0x20]) + piece[middle + 1 :]

@@ -15,8 +15,8 @@ from typing import Any
 import jsonschema
 import orchestrator_schemas as schemas
 import pytest
+from battles import served
 from conftest import GROUP, MIB
-from test_crashes import served
 
 from coriolis_azure import AzureExportProvider, errors, plugin_api
 from coriolis_azure.events import Copied, Notice, Step

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from battles import served
 from conftest import GROUP, MIB
-from test_crashes import served
 
 from coriolis_azure import errors, names, permissions
 from coriolis_azure.preflight import Checked

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from battles import served
 from conftest import MIB
-from test_crashes import served
 from writer_targets import HttpsTarget, SshTarget
 
 from coriolis_azure.errors import InvalidInput
