@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -85,14 +86,14 @@ def json_option(command: F) -> F:
     )(command)
 
 
-def source_options(command: F) -> F:
+def source_options(command: F, *, required: bool = True) -> F:
     """-c and -e."""
     file = click.Path(exists=True, dir_okay=False, path_type=Path)
     connection = click.option(
         "-c",
         "--connection",
         type=file,
-        required=True,
+        required=required,
         envvar="CORIOLIS_AZURE_CONNECTION",
         show_envvar=True,
         help="JSON file: which Azure, and as whom. Keep it readable for you only.",
@@ -101,7 +102,7 @@ def source_options(command: F) -> F:
         "-e",
         "--environment",
         type=file,
-        required=True,
+        required=required,
         envvar="CORIOLIS_AZURE_ENVIRONMENT",
         show_envvar=True,
         help="JSON file: where the VMs are, and how the worker is made.",
@@ -296,19 +297,25 @@ def replicate(
 
 
 @cli.command()
+@partial(source_options, required=False)
 @click.argument("dest", metavar="DEST")
 @json_option
-def verify(dest: str, as_json: bool) -> None:
+def verify(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
     """Read a destination again and compare it with what the last run to it has left there.
 
     Names the first chunk of each disk that is not what was replicated. Exit code 0 when all of it is, 5 when
-    something is not, 2 when it could not be told of some disk: it is called "not verified" then.
+    something is not, 2 when it could not be told of some disk: it is called "not verified" then. The settings are
+    needed only for a destination in Azure, blob://...
     """
     from . import destinations, verification
     from .clock import Clock
 
-    with _watching(as_json) as report, destinations.open(dest, report, existing=True) as place:
-        verdicts = verification.verify(place, report, Clock())
+    if connection and environment and dest.lower().startswith("blob:"):
+        with _source(connection, environment, as_json) as source:
+            verdicts = source.verify(dest)
+    else:
+        with _watching(as_json) as report, destinations.open(dest, report, existing=True) as place:
+            verdicts = verification.verify(place, report, Clock())
     if as_json:
         _print_json([verdict.to_json() for verdict in verdicts])
     else:

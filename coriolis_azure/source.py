@@ -18,7 +18,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import cleanup, cloning, destinations, inspection, names, preflight, ssh, transfer, worker
+from . import (
+    cleanup,
+    cloning,
+    destinations,
+    inspection,
+    names,
+    preflight,
+    ssh,
+    transfer,
+    verification,
+    worker,
+)
 from .clock import Clock
 from .cloud import Azure, Transport
 from .destinations import Destination
@@ -246,6 +257,11 @@ class Source:
         if stayed:
             self._report(Notice(f"could not delete: {', '.join(stayed)}"))
         return found, stayed
+
+    def verify(self, at: str | Path) -> list[verification.Verdict]:
+        """Read every disk at the destination `at` again and compare it with its manifest; nothing is changed."""
+        with destinations.open(str(at), self._report, self.storage, existing=True) as place:
+            return verification.verify(place, self._report, self._clock)
 
     def new_run(self, machine: Machine) -> Run:
         """A run for `machine`: nothing exists of it yet."""

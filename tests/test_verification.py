@@ -6,17 +6,22 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import MIB
+from replicas import SandboxPlace
 from test_agent import Pipes
 from test_transfer import CHUNK, job
 
 from coriolis_azure import destinations, transfer, verification
 from coriolis_azure.clock import Clock
 from coriolis_azure.destinations import Image
-from coriolis_azure.errors import InvalidInput
+from coriolis_azure.errors import InvalidInput, NotFound
 from coriolis_azure.events import silent
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
 from coriolis_azure.verification import Verdict
 
 SIZE = 5 * CHUNK + 512
@@ -125,6 +130,22 @@ def test_without_a_usable_manifest_a_disk_is_not_verified(images: Path, damage: 
     verdict = verify(images)["os"]
     assert verdict.verified is None
     assert "no usable" in verdict.reason
+
+
+def test_a_replica_in_blob_storage_is_verified_too(
+    azure: Sandbox, source: Source, image: Callable[..., Path]
+) -> None:
+    azure.add_vm("web", image("os", MIB))
+    place = SandboxPlace(azure)
+    with pytest.raises(NotFound, match="ContainerNotFound"):
+        source.verify(place.url)
+    source.replicate("web", place.url)
+    (verdict,) = source.verify(place.url)
+    assert (verdict.verified, verdict.size_bytes) == (True, MIB), verdict
+    place.died()
+    place.scribble(512, b"r" * 512)
+    (verdict,) = source.verify(place.url)
+    assert (verdict.verified, verdict.bad_offset) == (False, 0)
 
 
 def test_where_there_is_no_replica_nothing_is_made(tmp_path: Path) -> None:

@@ -115,12 +115,13 @@ class BlobImage:
         """
         with self._translated("cannot be read"):
             found = self._blob.find()
+            if found is not None:
+                self._remember(found.metadata)
             kept, _ = self._read_manifest() if found is not None else (None, None)
-            if found is None or kept is None:
+            if kept is None:
                 raise InvalidInput(
                     f"there is no usable {self._manifest.url}", remedy="Replicate to this destination first."
                 )
-            self._remember(found.metadata)
         return _forget(kept, self._chunks(kept, self._dirty))
 
     def _as_found(
@@ -401,8 +402,8 @@ class BlobImage:
 class BlobFolder:
     """The fixed VHDs below one prefix of a container, ours alone while it is open. A destinations.Folder.
 
-    The container is made when it is missing, unless it must be `existing`. InvalidInput when another run uses the place; else the AzureError that
-    says why it cannot be used.
+    The container is made when it is missing, unless it must be `existing`. InvalidInput when another run uses the
+    place; else the AzureError that says why it cannot be used.
     """
 
     def __init__(
