@@ -34,6 +34,8 @@ TYPES = {
     "nsg": "Microsoft.Network/networkSecurityGroups",
     "vnet": "Microsoft.Network/virtualNetworks",
 }
+# The kinds by which a resource of a kind may be in use: while one of them is there, it cannot be deleted.
+USERS = {"disk": {"vm"}, "nic": {"vm"}, "ip": {"nic"}, "nsg": {"nic"}, "vnet": {"nic"}}
 KINDS = {type_.lower(): kind for kind, type_ in TYPES.items()}
 
 

@@ -136,7 +136,8 @@ def is_ours(document: Json) -> bool:
 def delete(azure: Azure, ids: Iterable[str], clock: Clock) -> list[str]:
     """Delete what carries our tag among `ids`, users before what they use; gives back what stayed.
 
-    Deleting goes on after a failure, so that one locked resource does not keep the others alive.
+    Deleting goes on after a failure, so that one locked resource does not keep the others alive; but what is in
+    use by one that stayed is not waited for.
     """
     by_kind: dict[str, list[str]] = {}
     for id in {id.lower(): id for id in ids}.values():  # Azure's listings change the case of ids
@@ -144,17 +145,19 @@ def delete(azure: Azure, ids: Iterable[str], clock: Clock) -> list[str]:
     stayed: list[str] = []
     for kind in names.TYPES:
         of_kind = by_kind.get(kind, [])
-        gone = ordered(partial(_deleted, azure, clock), of_kind, threads=4, ahead=8)
+        used = not names.USERS.get(kind, set()).isdisjoint(names.kind_of(id) for id in stayed)
+        patience = 0 if used else PATIENCE_SECONDS
+        gone = ordered(partial(_deleted, azure, clock, patience), of_kind, threads=4, ahead=8)
         stayed += [id for id, is_gone in zip(of_kind, gone, strict=True) if not is_gone]
     return stayed
 
 
-def patiently(act: Callable[[], object], what: str, clock: Clock) -> None:
-    """Do `act`; where Azure says that it is busy and waiting can help, again, for `PATIENCE_SECONDS`.
+def patiently(act: Callable[[], object], what: str, clock: Clock, patience: float = PATIENCE_SECONDS) -> None:
+    """Do `act`; where Azure says that it is busy and waiting can help, again, for `patience` seconds.
 
     Raises the last AzureError. A lock, for one, is somebody's decision: no waiting lifts it.
     """
-    patient_until = clock.monotonic() + PATIENCE_SECONDS
+    patient_until = clock.monotonic() + patience
     while True:
         try:
             act()
@@ -170,7 +173,7 @@ def patiently(act: Callable[[], object], what: str, clock: Clock) -> None:
             return
 
 
-def _deleted(azure: Azure, clock: Clock, id: str) -> bool:
+def _deleted(azure: Azure, clock: Clock, patience: float, id: str) -> bool:
     """Whether `id` is gone, or is no resource of ours to delete."""
 
     def try_it() -> None:
@@ -181,7 +184,7 @@ def _deleted(azure: Azure, clock: Clock, id: str) -> bool:
             LOG.warning("left %s alone: it does not carry our tags", id)
 
     try:
-        patiently(try_it, f"deleting {id}", clock)
+        patiently(try_it, f"deleting {id}", clock, patience)
     except (AzureError, DeadlinePassed) as error:
         LOG.error("%s", error)
         return False

@@ -130,6 +130,29 @@ def test_patience_ends(azure: Sandbox, source: Source, run: Run) -> None:
     assert resources.PATIENCE_SECONDS - 10 < clock.monotonic() <= resources.PATIENCE_SECONDS
 
 
+def test_what_is_in_use_by_something_that_stayed_is_not_waited_for(
+    azure: Sandbox, source: Source, run: Run
+) -> None:
+    """A locked NIC would else cost the patience for its address, its firewall and its network, one after another."""
+    found, _ = made(source, run)
+    subnet = names.resource_id(run.subscription, run.group, "vnet", "sandbox-vnet") + "/subnets/default"
+    nic = {
+        "networkSecurityGroup": {"id": found.id("nsg", "nsg")},
+        "ipConfigurations": [{"name": "nic", "properties": {"subnet": {"id": subnet}}}],
+    }
+    found.create("nic", "nic", {"properties": nic})
+    azure.intercept = lambda request, answer: (
+        Response.of(409, {"error": {"code": "ScopeLocked", "message": "Locked."}})
+        if request.method == "DELETE" and "/networkInterfaces/" in request.path
+        else answer(request)
+    )
+    ids, clock = [found.id("nic", "nic"), found.id("nsg", "nsg")], Later()
+    assert resources.delete(source.azure, ids, clock) == ids
+    assert clock.monotonic() < resources.PATIENCE_SECONDS
+    azure.intercept = None
+    assert resources.delete(source.azure, ids, clock) == []
+
+
 def test_with_rewritten_tags_only_an_age_of_zero_deletes(source: Source, run: Run) -> None:
     """A date without a time zone, or none at all, tells no age."""
     for name, made in (("x", "?"), ("y", "2026-11-24")):

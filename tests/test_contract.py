@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import orchestrator_schemas as schemas
+import paramiko
 import pytest
 from battles import served
 from conftest import GROUP, MIB
@@ -238,6 +239,12 @@ def test_what_may_change_between_executions(
         change(colour="red")
 
 
+def as_a_task_gets_it(reached: dict[str, Any]) -> dict[str, Any]:
+    """The key as an object: the orchestrator loads the text, with its password for temporary keys if it has one."""
+    key = paramiko.RSAKey.from_private_key(io.StringIO(reached["pkey"]), "temp_keypair_password")
+    return {**reached, "pkey": key}
+
+
 def test_a_pool_of_warm_workers(
     azure: Sandbox,
     provider: AzureExportProvider,
@@ -260,7 +267,7 @@ def test_a_pool_of_warm_workers(
     properties, reached = made["minion_provider_properties"], made["connection_info"]
     valid(reached, schemas.REPLICATION_WORKER_CONN_INFO)
     assert "PRIVATE" not in json.dumps(properties)
-    provider.healthcheck_minion(None, connection, properties, reached)
+    provider.healthcheck_minion(None, connection, properties, as_a_task_gets_it(reached))
     provider.shutdown_minion(None, connection, properties)
     with pytest.raises(errors.AzureError):
         provider.start_minion(

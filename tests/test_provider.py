@@ -246,6 +246,75 @@ def test_a_cancelled_deployment_undoes_itself(azure: Sandbox, image: Callable[..
     assert azure.resources() == before
 
 
+def test_a_shutdown_that_fails_or_is_cancelled_is_followed_by_the_clean_up(
+    azure: Sandbox, image: Callable[..., Path]
+) -> None:
+    """Deleting is refused once, too: what stayed is named, and the same task run again deletes it."""
+    azure.add_vm("web", image("os"))
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+        info = call("get_replica_instance_info", connection, environment, "web")
+        deployed = call("deploy_replica_source_resources", connection, info, environment)
+        azure.intercept = lambda request, answer: (
+            failure(409, "OperationNotAllowed", "Not now.")
+            if request.path.endswith("/deallocate")
+            else answer(request)
+        )
+        with pytest.raises(RuntimeError, match=r"OperationNotAllowed: Not now\."):
+            call("shutdown_instance", connection, environment, "web")
+
+        running = started("shutdown_instance", connection, environment, "web")
+
+        def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+            if request.path.endswith("/deallocate"):
+                running.send_signal(signal.SIGINT)
+            return answer(request)
+
+        azure.intercept = strike
+        _, errors = running.communicate(timeout=60)
+        assert "KeyboardInterrupt" in errors
+
+        azure.intercept = lambda request, answer: (
+            failure(409, "ScopeLocked", "The scope is locked.")
+            if request.method == "DELETE" and "/networkInterfaces/" in request.path
+            else answer(request)
+        )
+        resources = deployed["migr_resources"]
+        with pytest.raises(RuntimeError, match=r"CleanupIncomplete.*coriolis-.*-nic"):
+            call("delete_replica_source_resources", connection, environment, resources)
+        azure.intercept = None
+        call("delete_replica_source_resources", connection, environment, resources)
+    assert azure.resources() == before
+
+
+def failure(status: int, code: str, message: str) -> Response:
+    """An error as ARM tells it."""
+    return Response.of(status, {"error": {"code": code, "message": message}})
+
+
+def test_a_cancelled_worker_of_a_pool_undoes_itself(azure: Sandbox) -> None:
+    """Nobody deletes a worker that was never reported; what its pool shares stays."""
+    before, environment = azure.resources(), azure.environment()
+    pool, name = "0f6f1c1e-1111-4222-8333-444455556666", "9a7b6c5d-aaaa-4bbb-8ccc-ddddeeeeffff"
+    with served(azure) as connection:
+        shared = call("set_up_pool_shared_resources", connection, environment, pool)
+        alone = azure.resources()
+        running = started("create_minion", connection, environment, pool, "linux", shared, name)
+
+        def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+            if request.method == "PUT" and "/virtualMachines/coriolis" in request.path:
+                running.send_signal(signal.SIGINT)
+            return answer(request)
+
+        azure.intercept = strike
+        _, errors = running.communicate(timeout=60)
+        azure.intercept = None
+        assert "KeyboardInterrupt" in errors
+        assert azure.resources() == alone
+        call("tear_down_pool_shared_resources", connection, environment, shared)
+    assert azure.resources() == before
+
+
 def test_a_deployment_that_azure_refuses_leaves_nothing_and_says_why(
     azure: Sandbox, image: Callable[..., Path]
 ) -> None:
@@ -253,9 +322,8 @@ def test_a_deployment_that_azure_refuses_leaves_nothing_and_says_why(
     before, environment = azure.resources(), azure.environment()
     with served(azure) as connection:
         info = call("get_replica_instance_info", connection, environment, "web")
-        body = b'{"error": {"code": "SkuNotAvailable", "message": "Sold out."}}'
         azure.intercept = lambda request, answer: (
-            Response(409, {"Content-Type": "application/json"}, body)
+            failure(409, "SkuNotAvailable", "Sold out.")
             if request.method == "PUT" and "/virtualMachines/coriolis" in request.path
             else answer(request)
         )
