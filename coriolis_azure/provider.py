@@ -251,7 +251,7 @@ class AzureExportProvider(
         self, ctxt: Any, connection_info: Json, source_environment: Json, volumes_info: list[Json]
     ) -> list[Json]:
         """Forget the states, so that the next execution is a full one. No snapshot is kept between runs."""
-        return _without_states(volumes_info)
+        return self._without_states(connection_info, source_environment, volumes_info)
 
     @_translated
     def shutdown_instance(
@@ -288,7 +288,7 @@ class AzureExportProvider(
                     remedy="Create a new transfer for the machine over there.",
                 )
         if new.chunk_size_kib != old.chunk_size_kib:
-            return _without_states(volumes_info)
+            return self._without_states(connection_info, {**old_params, **new_params}, volumes_info)
         return volumes_info
 
     def get_os_morphing_tools(self, os_type: str, osmorphing_info: Json) -> list[type]:
@@ -428,6 +428,24 @@ class AzureExportProvider(
         with self._pool(connection_info, minion_properties["environment"]) as pool:
             pool.check_fits(export_info.get("location") or environment_options["location"])
 
+    def _without_states(
+        self, connection_info: Json, source_environment: Json, volumes_info: list[Json]
+    ) -> list[Json]:
+        """The volumes without what we know of them; marks in Azure that this is in doubt are removed too.
+
+        That must work where Azure cannot be reached any more: a mark that stays costs nothing.
+        """
+        from .destinations import writer
+
+        try:
+            with self._source(connection_info, source_environment) as source:
+                source.forget(writer.state_id(volume) for volume in volumes_info)
+        except CoriolisAzureError as error:
+            self._report(Notice(f"marks of volumes in doubt may have stayed in Azure: {error.message}"))
+        return [
+            {key: value for key, value in volume.items() if key != "replica_state"} for volume in volumes_info
+        ]
+
     @contextmanager
     def _source(self, connection_info: Json, source_environment: Json) -> Iterator[Source]:
         from .source import Source
@@ -494,12 +512,6 @@ def _chosen(connection_info: Json, environment: Json | None) -> Json:
     chosen = {name: value for name, value in given.items() if value}
     group = connection_info.get("default_resource_group")
     return {"resource_group": group, **chosen} if group else chosen
-
-
-def _without_states(volumes_info: list[Json]) -> list[Json]:
-    return [
-        {key: value for key, value in volume.items() if key != "replica_state"} for volume in volumes_info
-    ]
 
 
 def _made(run: Run, worker: Worker) -> Json:

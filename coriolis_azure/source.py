@@ -10,7 +10,7 @@ spread them over processes: `prepare`, `stop`, `copy`, `finish`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -230,6 +230,15 @@ class Source:
     def doubts(self, run: Run) -> Doubts:
         """The marks of volumes that a failed run has left in doubt."""
         return Doubts(self.azure, run, self.environment.tags, self._clock)
+
+    def forget(self, states: Iterable[str]) -> None:
+        """Remove the marks that states are in doubt: nobody will start from these states again."""
+        nobody = Run(
+            "", self.azure.subscription, self.environment.resource_group, self.environment.location, "", ""
+        )
+        marks = self.doubts(nobody)
+        for state in states:
+            marks.clear(state)
 
     def check(self, vm: str | None = None) -> preflight.Checked:
         """Everything that can be known before anything is made or shut down, all findings at once.

@@ -20,9 +20,12 @@ from battles import served
 from conftest import GROUP, MIB
 
 from coriolis_azure import AzureExportProvider, errors, plugin_api
+from coriolis_azure.destinations.writer import state_id
 from coriolis_azure.events import Copied, Notice, Step
+from coriolis_azure.model import Run
 from coriolis_azure.provider import _Told
 from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
 
 CALLS = {
     "validate_connection": "ctxt connection_info",
@@ -237,6 +240,30 @@ def test_what_may_change_between_executions(
             change(**refused)
     with pytest.raises(errors.InvalidInput, match="colour"):
         change(colour="red")
+
+
+def test_marks_of_volumes_in_doubt_go_with_their_states_even_where_azure_is_gone(
+    azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any]
+) -> None:
+    """Else they would stay in Azure for ever; and disks at the destination are to be deleted without Azure, too."""
+    before, environment = azure.resources(), azure.environment()
+    volumes = [{"disk_id": "a", "replica_state": {"check": "x"}, "volume_id": "v"}, {"disk_id": "b"}]
+    bare = [{"disk_id": "a", "volume_id": "v"}, {"disk_id": "b"}]
+    run = Run("0", connection["subscription_id"], GROUP, "westeurope", "", "web")
+    for forget in (
+        lambda: provider.delete_replica_source_snapshots(None, connection, environment, volumes),
+        lambda: provider.check_update_source_environment_params(
+            None, connection, "web", volumes, environment, {"chunk_size_kib": 256}
+        ),
+    ):
+        with Source(connection, environment) as source:
+            for volume in volumes:
+                source.doubts(run).set(state_id(volume))
+        assert azure.resources() != before
+        assert forget() == bare
+        assert azure.resources() == before
+    gone = {**connection, "ca_bundle": "/no/such/file"}
+    assert provider.delete_replica_source_snapshots(None, gone, environment, volumes) == bare
 
 
 def as_a_task_gets_it(reached: dict[str, Any]) -> dict[str, Any]:
