@@ -413,8 +413,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default=0,
     help="Port of the HTTPS server; any free one unless set.",
 )
+@click.option(
+    "--api-profile",
+    default="latest",
+    show_default=True,
+    help="latest, or 2020-09-01-hybrid: an Azure Stack Hub.",
+)
 @json_option
-def serve(directory: Path, port: int, as_json: bool) -> None:
+def serve(directory: Path, port: int, api_profile: str, as_json: bool) -> None:
     """Serve a local Azure in the foreground, until Ctrl-C.
 
     Writes DIR/connection.json and DIR/environment.json, for -c and -e, then prints "ready".
@@ -425,7 +431,7 @@ def serve(directory: Path, port: int, as_json: bool) -> None:
         click.echo(json.dumps({"ready": True}) if as_json else "ready")
 
     with contextlib.suppress(KeyboardInterrupt):
-        local.serve(directory, port=port, ready=ready)
+        local.serve(directory, port=port, api_profile=api_profile, ready=ready)
 
 
 @sandbox.command("add-vm")

@@ -66,6 +66,7 @@ _API_VERSION = re.compile(
     re.IGNORECASE,
 )
 
+_OPERATION = re.compile(r"/(\w*operations|operationresults)/[^/]+$", re.IGNORECASE)
 _PROVIDER = re.compile(r".*/providers/(Microsoft\.\w+/\w+)", re.IGNORECASE)
 
 # Connections that are kept open to one host: blobs are written by many threads.
@@ -375,17 +376,18 @@ class Azure:
         with translated("list the VM sizes of", location):
             return _documents(self._compute.virtual_machine_sizes.list(location))
 
-    def image_exists(self, location: str, image: Image) -> bool:
-        """Whether the marketplace of `location` has `image` today."""
-        images = self._compute.virtual_machine_images
+    def image(self, location: str, image: Image) -> Json | None:
+        """What the marketplace of `location` tells of `image` today; None where it has none. A plan: it has terms."""
+        images, names_ = self._compute.virtual_machine_images, (image.publisher, image.offer, image.sku)
         try:
             with translated("look up the image", str(image)):
-                if image.version != "latest":
-                    images.get(location, image.publisher, image.offer, image.sku, image.version)
-                    return True
-                return bool(images.list(location, image.publisher, image.offer, image.sku, top=1))
+                version = image.version
+                if version == "latest":
+                    newest = images.list(location, *names_, top=1, orderby="name desc")
+                    version = next((found.name for found in newest), "")
+                return _document(images.get(location, *names_, version)) if version else None
         except errors.NotFound:
-            return False
+            return None
 
     def _settled(self, verb: str, id: str, begin: Callable[[], LROPoller[Any]]) -> Json:
         with translated(verb, id):
@@ -413,8 +415,10 @@ class _ApiVersions(SansIOHTTPPolicy[Any, Any]):
         return self._versions.get(type_, self._versions.get(type_.partition("/")[0], default))
 
     def on_request(self, request: PipelineRequest[Any]) -> None:
-        """Change the version in the URL, those of polls and of next pages included."""
+        """Change the version in the URL, those of next pages included. An operation's URL is left as Azure gave it."""
         path, question, query = request.http_request.url.partition("?")
+        if _OPERATION.search(path):
+            return
         provider = _PROVIDER.search(path)
         type_ = provider[1].lower() if provider else "microsoft.resources"
         if type_.startswith("microsoft.compute/locations"):  # of sizes, images, usages and operations

@@ -518,13 +518,14 @@ _MISSING = (
         "NoRegisteredProviderFound",
         AzureError,
         "The cloud does not offer that kind of resource in that API version and location.",
-        "Check location and cloud_profile. Report it as a fault of coriolis-azure if both are right.",
+        "Check location and cloud_profile. Set api_profile or api_versions in custom_cloud_properties for an older or "
+        "private cloud.",
     ),
     Code(
         "InvalidApiVersionParameter",
         AzureError,
         "The cloud does not know the API version that was asked for; older and private clouds lag behind.",
-        "Check cloud_profile. Report it as a fault of coriolis-azure, with the list of versions in Azure's message.",
+        "Set api_profile or api_versions in custom_cloud_properties to what Azure's message says that it offers.",
     ),
     Code(
         "MissingApiVersionParameter",

@@ -348,6 +348,7 @@ def _disk(lun: int | None, entry: Json, disk: Json) -> Disk:
         shareable=int(properties.get("maxShares") or 1) > 1,
         sector_bytes=int(at(disk, "properties.creationData.logicalSectorSize") or 512),
         encryption_set=at(disk, "properties.encryption.diskEncryptionSetId", ""),
+        bytes_per_second=at(disk, "properties.diskMBpsReadWrite", 0) * 1_000_000,
     )
 
 

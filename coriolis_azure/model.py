@@ -33,7 +33,10 @@ def must(document: Json, path: str) -> Any:
 
 @dataclass(frozen=True)
 class Disk:
-    """A managed disk of a VM. `name` is its role in the VM: `os`, or `data-<lun>`; sizes in bytes."""
+    """A managed disk of a VM. `name` is its role in the VM: `os`, or `data-<lun>`; sizes in bytes.
+
+    `bytes_per_second` is what Azure lets it read, 0 where that is not told.
+    """
 
     id: str
     name: str
@@ -46,6 +49,7 @@ class Disk:
     shareable: bool = False
     sector_bytes: int = 512
     encryption_set: str = ""
+    bytes_per_second: int = 0
 
     @classmethod
     def from_json(cls, raw: Json) -> Disk:

@@ -298,8 +298,6 @@ class _Questions:
     def size(self) -> Json | None:
         """The size that the worker would get, told with rounds and throughput; its description."""
         needed = worker.needs(self.machine, self._disks) if self.machine else worker.Needs()
-        if self._disks:
-            needed = worker.Needs(len(self._disks), needed.premium, needed.zone)
         told: list[Event] = []
         here = self._environment.location
         size = self._asked(
@@ -320,7 +318,7 @@ class _Questions:
                 "copy", f"{len(self._disks)} disks, the worker holds {size.slots}: copied in {rounds} rounds"
             )
         sku = next(sku for sku in self._azure.sizes(here) if sku["name"] == size.name)
-        rate = int(inspection.capabilities(sku).get("UncachedDiskBytesPerSecond") or 0)
+        rate = inspection.capability(sku, "UncachedDiskBytesPerSecond")
         total = sum(disk.size_bytes for disk in self._disks)
         if rate and total:
             self._fine(
@@ -334,7 +332,7 @@ class _Questions:
         left = self._left(lambda: self._azure.compute_usages(self._environment.location))
         if left is None:
             return
-        cores = int(inspection.capabilities(sku).get("vCPUs") or 1)
+        cores = int(inspection.capability(sku, "vCPUs")) or 1
         remedy = "Free some, ask for a higher quota, or choose a smaller export_worker_size."
         for name, what in (("cores", "vCPUs of the location"), ("virtualMachines", "VMs of the location")):
             wanted = 1 if name == "virtualMachines" else cores
@@ -450,7 +448,7 @@ class _Questions:
                     self._warn(
                         "connect",
                         f"this Azure does not offer {type_} with API version {version}; its newest is {newest}",
-                        "Use an Azure that is as new as the SDK, or install older azure-mgmt packages.",
+                        "Set api_profile or api_versions in custom_cloud_properties of the connection.",
                     )
 
     # Tools

@@ -10,17 +10,17 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import names, ssh
 from .clock import Clock
 from .cloud import Azure
-from .errors import AzureError, Conflict, DeadlinePassed, InvalidInput, QuotaExceeded
+from .errors import AzureError, DeadlinePassed, InvalidInput, QuotaExceeded
 from .events import Notice, Report, Step
-from .inspection import capabilities
-from .model import Disk, Json, Machine, Worker
+from .inspection import capabilities, capability
+from .model import Disk, Json, Machine, Worker, at
 from .pipeline import ordered
 from .resources import Resources, patiently
 from .settings import Environment, Image
@@ -28,9 +28,21 @@ from .settings import Environment, Image
 LOG = logging.getLogger(__name__)
 
 USERNAME = "coriolis"
-# How many sizes are tried when Azure has no room for one.
-SIZES_TRIED = 4
-# Two vCPUs read as fast as such a size may; larger ones follow for machines with more disks.
+# How often a VM is asked for, each time with another size or image, when Azure has no room or no such image.
+TRIES = 4
+# A worker that reads faster than this is not chosen for its speed: the network to the destination is slower.
+ENOUGH = 600_000_000
+_QUOTA = {"OperationNotAllowed", "QuotaExceeded"}
+_NO_IMAGE = {
+    *(
+        "PlatformImageNotFound",
+        "ImageNotFound",
+        "VMMarketplaceInvalidInput",
+        "ResourcePurchaseValidationFailed",
+    ),
+    *("MarketplacePurchaseEligibilityFailed", "AccountSetupError"),
+}
+# Two vCPUs read as fast as such a size may; larger ones follow for machines with more or faster disks.
 SIZES = tuple(
     f"Standard_{size}"
     for size in (
@@ -51,25 +63,35 @@ _NETWORK, _SUBNET = "10.117.0.0/24", "10.117.0.0/26"
 
 @dataclass(frozen=True)
 class Size:
-    """A VM size a worker may have; `slots` is how many clones it holds at once."""
+    """A VM size a worker may have; `slots` is how many clones it holds at once, `rate` what it reads: bytes a second.
+
+    `rate` and `vcpus` are 0 where Azure does not tell them.
+    """
 
     name: str
     slots: int
+    rate: float = field(default=0, compare=False)
+    vcpus: float = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a worker must be able to hold: that many disks, premium ones among them, in that zone ("" for none)."""
+    """What a worker must be able to hold: that many disks, premium ones among them, in that zone ("" for none).
+
+    `rate` is what these disks give together, in bytes a second.
+    """
 
     disks: int = 1
     premium: bool = False
     zone: str = ""
+    rate: int = 0
 
 
 def needs(machine: Machine, disks: Sequence[Disk]) -> Needs:
     """What a worker must be able to hold to read these disks of `machine`."""
     premium = any(disk.sku.startswith(("Premium", "Ultra")) for disk in disks)
-    return Needs(len(disks), premium, machine.zones[0] if machine.zones else "")
+    rate = sum(disk.bytes_per_second for disk in disks)
+    return Needs(len(disks), premium, machine.zones[0] if machine.zones else "", rate)
 
 
 def launch(resources: Resources, needed: Needs, environment: Environment, report: Report) -> Worker:
@@ -77,34 +99,39 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
 
     The worker may still be starting its SSH server: `ssh.connect` waits for it.
     """
-    check_network(resources.azure, environment)
-    size = choose_size(resources.azure, needed, environment, report)
-    image = choose_image(resources.azure, environment, report)
+    azure = resources.azure
+    check_network(azure, environment)
+    size = choose_size(azure, needed, environment, report)
+    image = choose_image(azure, environment, report)
     private_key, public_key = ssh.client_key()
     host_private, host_public = ssh.host_key()
     custom_data = cloud_config(host_private, host_public, environment.export_worker_ssh_port)
-    refused: set[str] = set()
+    sizes_refused: set[str] = set()
+    images_refused: set[Image] = set()
     with resources.undone_on_error():
         nic = _network(resources, environment)
-        while True:
+        for last in (*[False] * (TRIES - 1), True):
             report(Step("boot worker", f"{size.name}, {image}"))
             body = _vm(resources, size.name, image, nic["id"], public_key, custom_data)
             try:
                 vm = resources.create("vm", "worker", body)
                 break
-            except (QuotaExceeded, Conflict) as error:
-                # What a location sells and what it has room for are two things; only trying tells. Azure says
-                # OperationNotAllowed for a used-up quota too, and a VM that is only being made conflicts with
-                # nothing else.
-                code = error.facts.get("code")
-                refused.add(size.name.lower())
-                if len(refused) >= SIZES_TRIED or (
-                    isinstance(error, Conflict) and code != "OperationNotAllowed"
-                ):
+            except AzureError as error:
+                code = error.facts.get("code") or ""
+                refused = _refused(error, code)
+                if last or not refused:
                     raise
                 resources.delete([resources.id("vm", "worker")])
+                if refused == "image":
+                    report(Notice(f"Azure does not take the image {image} ({code})"))
+                    images_refused.add(image)
+                    image = choose_image(azure, environment, report, frozenset(images_refused))
+                    continue
                 report(Notice(f"Azure has no room for a {size.name} now ({code})"))
-                size = choose_size(resources.azure, needed, environment, report, frozenset(refused))
+                sizes_refused.add(size.name.lower())
+                if code in _QUOTA:
+                    sizes_refused |= _as_large(azure, needed, environment, size, sizes_refused)
+                size = choose_size(azure, needed, environment, report, frozenset(sizes_refused))
         if not resources.azure.is_modern:
             resources.adopt("disk", _OS_DISK)
         return Worker(
@@ -164,9 +191,11 @@ def choose_size(
     report: Report,
     without: frozenset[str] = frozenset(),
 ) -> Size:
-    """The size of the settings where the location offers it, else the first of `SIZES` that holds all disks.
+    """The size of the settings where the location offers it, else the first of `SIZES` that suits the disks.
 
-    None of `without`, sizes that Azure had no room for. InvalidInput when there is none that can be a worker.
+    That is: it holds all of them and reads as fast as they give, up to `ENOUGH`; else the fastest that holds all;
+    else the one that holds most. None of `without`, sizes that Azure had no room for. InvalidInput when there is
+    none that can be a worker.
     """
     offered = _offered(azure, environment.location, needed)
     offered = {name: size for name, size in offered.items() if name not in without}
@@ -181,7 +210,9 @@ def choose_size(
             remedy="Ask for access to a general purpose size (Dsv5, Dsv3, ...) in that location.",
         )
     most = max(candidates, key=lambda size: size.slots)
-    chosen = next((size for size in candidates if size.slots >= needed.disks), most)
+    holding = [size for size in candidates if size.slots >= needed.disks] or [most]
+    fast = [size for size in holding if size.rate >= min(needed.rate, ENOUGH)]
+    chosen = fast[0] if fast else max(holding, key=lambda size: size.rate)
     if asked and asked.lower() not in without:
         report(
             Notice(
@@ -190,6 +221,27 @@ def choose_size(
             )
         )
     return chosen
+
+
+def _refused(error: AzureError, code: str) -> str:
+    """Whether another `size` or another `image` may be taken where this one was refused; "" where that is no help.
+
+    What a location sells and what it has room for are two things; only trying tells. Azure says OperationNotAllowed
+    for a used-up quota too, and a VM that is only being made conflicts with nothing else.
+    """
+    if code in _NO_IMAGE:
+        return "image"
+    return "size" if isinstance(error, QuotaExceeded) or code in _QUOTA else ""
+
+
+def _as_large(
+    azure: Azure, needed: Needs, environment: Environment, size: Size, refused: Collection[str]
+) -> set[str]:
+    """The sizes with as many vCPUs as one that a quota was too small for, if smaller ones of `SIZES` are left."""
+    offered = _offered(azure, environment.location, needed)
+    ours = {name.lower() for name in SIZES} - set(refused)
+    smaller = {name for name, one in offered.items() if name in ours and one.vcpus < size.vcpus}
+    return {name for name in offered if name not in smaller} if smaller else set()
 
 
 def check_network(azure: Azure, environment: Environment) -> Json | None:
@@ -214,18 +266,27 @@ def check_network(azure: Azure, environment: Environment) -> Json | None:
     )
 
 
-def choose_image(azure: Azure, environment: Environment, report: Report) -> Image:
-    """The image of the settings where it exists, else the first of `IMAGES` that does."""
+def choose_image(
+    azure: Azure, environment: Environment, report: Report, without: frozenset[Image] = frozenset()
+) -> Image:
+    """The image of the settings where it exists and has no terms, else the first of `IMAGES` that does.
+
+    None of `without`, images that Azure did not take. InvalidInput when there is none.
+    """
     asked = environment.export_worker_image
-    if asked and azure.image_exists(environment.location, asked):
-        return asked
+    why = ""
+    if asked and asked not in without:
+        found = azure.image(environment.location, asked)
+        if found is not None and not at(found, "properties.plan"):
+            return asked
+        # We could buy it only in the name of its user.
+        why = "has terms of its own (a plan)" if found else "does not exist"
     for image in IMAGES:
-        if azure.image_exists(environment.location, image):
-            if asked:
+        if image not in without and azure.image(environment.location, image) is not None:
+            if why:
                 report(
                     Notice(
-                        f"export_worker_image {asked} does not exist in {environment.location} today: "
-                        f"using {image} instead"
+                        f"export_worker_image {asked} {why} in {environment.location} today: using {image} instead"
                     )
                 )
             return image
@@ -278,7 +339,7 @@ def sizes(azure: Azure, location: str) -> list[str]:
 
 def images(azure: Azure, location: str) -> list[Image]:
     """The images of our list that exist in `location` today."""
-    return [image for image in IMAGES if azure.image_exists(location, image)]
+    return [image for image in IMAGES if azure.image(location, image) is not None]
 
 
 def _offered(azure: Azure, location: str, needed: Needs) -> dict[str, Size]:
@@ -290,7 +351,7 @@ def _offered(azure: Azure, location: str, needed: Needs) -> dict[str, Size]:
 def _usable(sku: Json, needed: Needs) -> Size | None:
     """The size as a worker, or None where it cannot be one."""
     told = capabilities(sku)
-    slots = int(told.get("MaxDataDiskCount", 0))
+    slots = int(capability(sku, "MaxDataDiskCount"))
     fits = (
         slots > 0
         and told.get("CpuArchitectureType", "x64") == "x64"
@@ -299,7 +360,8 @@ def _usable(sku: Json, needed: Needs) -> Size | None:
         and (told.get("PremiumIO", "False") == "True" or not needed.premium)
         and not any(_bars(restriction, needed.zone) for restriction in sku.get("restrictions", []))
     )
-    return Size(sku["name"], slots) if fits else None
+    rate, vcpus = capability(sku, "UncachedDiskBytesPerSecond"), capability(sku, "vCPUs")
+    return Size(sku["name"], slots, rate, vcpus) if fits else None
 
 
 def _bars(restriction: Json, zone: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,39 +65,57 @@ def test_each_cloud_has_its_own_sign_in_and_its_own_manager(
     assert asked[-1] == manager
 
 
-def test_an_older_profile_is_spoken_throughout(
-    azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], tmp_path: Path
+def test_an_azure_stack_hub_is_spoken_to_in_its_own_versions(
+    tmp_path: Path, image: Callable[..., Path]
 ) -> None:
-    """Azure Stack Hub: a whole run with its API versions, nothing in the bodies that they do not know, nothing left."""
+    """A whole check and run. The sandbox refuses every newer version and every property that came with one."""
     os_disk = image("os")
-    azure.add_vm("web", os_disk)
-    before, versions, bodies = azure.resources(), {}, []
+    with Sandbox(tmp_path / "azure", api_profile="2020-09-01-hybrid") as azure:
+        azure.add_vm("web", os_disk)
+        before, environment = azure.resources(), {**azure.environment(), **STACK}
+        with Source(azure.connection_info(), environment, transport=azure.transport()) as source:
+            assert source.check("web").ok
+            assert not [f.text for f in source.check("web").findings if "API version" in f.text]
+            assert source.replicate("web", tmp_path / "images", shutdown=True).left_behind == ()
+        assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
+        assert azure.resources() == before
+
+
+STACK = {"export_network": "sandbox-vnet/default", "export_worker_use_fip": False}
+
+
+def test_without_its_profile_an_azure_stack_hub_is_told_by_the_versions_that_it_offers(
+    tmp_path: Path, image: Callable[..., Path]
+) -> None:
+    with Sandbox(tmp_path / "azure", api_profile="2020-09-01-hybrid") as azure:
+        azure.add_vm("web", image("os"))
+        connection = azure.connection_info()
+        del connection["custom_cloud_properties"]["api_profile"]
+        with Source(connection, azure.environment(), transport=azure.transport()) as source:
+            checked = source.check("web")
+            assert not checked.ok
+            assert any("supported api-versions are '2020-06-01'" in found.text for found in checked.errors)
+            with pytest.raises(errors.AzureError, match="NoRegisteredProviderFound") as caught:
+                source.inspect("web")
+            assert "api_profile" in caught.value.remedy
+
+
+def test_single_versions_can_be_set_over_those_of_a_profile(
+    azure: Sandbox, connect: Callable[..., Source]
+) -> None:
+    versions: set[str] = set()
 
     def look(request: Request, answer: Callable[[Request], Response]) -> Response:
-        if found := re.search(r".*/providers/(Microsoft\.\w+/\w+)", request.path):
-            versions.setdefault(found[1].lower(), set()).add(request.query["api-version"])
-        if request.method in {"PUT", "PATCH"}:
-            bodies.append(request.body.decode())
+        if "/networkInterfaces" in request.path:
+            versions.add(request.query["api-version"])
         return answer(request)
 
-    connection = azure.connection_info()
-    custom = connection["custom_cloud_properties"]
+    custom = azure.connection_info()["custom_cloud_properties"]
     profile = {"api_profile": "2020-09-01-hybrid", "api_versions": {"Microsoft.Network": "2018-11-02"}}
-    source = connect(
-        connection={"custom_cloud_properties": {**custom, **profile}},
-        environment={"export_network": "sandbox-vnet/default", "export_worker_use_fip": False},
-    )
+    source = connect(connection={"custom_cloud_properties": {**custom, **profile}})
     azure.intercept = look
-    source.replicate("web", tmp_path / "images")
-    azure.intercept = None
-    assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
-    assert azure.resources() == before
-    assert versions["microsoft.compute/virtualmachines"] == {"2020-06-01"}
-    assert versions["microsoft.compute/disks"] == versions["microsoft.compute/snapshots"] == {"2019-07-01"}
-    assert versions["microsoft.network/networkinterfaces"] == {"2018-11-02"}
-    for unknown in ("deleteOption", "networkAccessPolicy", "publicNetworkAccess"):
-        assert not any(unknown in body for body in bodies)
-    assert any('"dataDisks"' in json.dumps(json.loads(body)) for body in bodies)
+    source.azure.resources("nic", "sandbox")
+    assert versions == {"2018-11-02"}
 
 
 def test_the_hosts_that_a_proxy_is_not_for() -> None:

@@ -79,7 +79,15 @@ def test_a_remedy_tells_a_person_to_do_something(code: codes.Code) -> None:
 
 def test_remedies_name_only_settings_and_commands_that_exist() -> None:
     known = {"active_directory_resource_id", "service_principal_credentials", "user_credentials", "client_id"}
-    known |= {"client_secret", "client_certificate", "username", "resource_group"}
+    known |= {
+        "api_profile",
+        "api_versions",
+        "custom_cloud_properties",
+        "client_secret",
+        "client_certificate",
+        "username",
+        "resource_group",
+    }
     for schema in ("connection_info", "source_environment"):
         known |= set(json.loads((ROOT / "schemas" / f"{schema}.json").read_text())["properties"])
     told = {word.strip(".,;:()") for code in codes.CODES for word in code.remedy.split() if "_" in word}

@@ -153,6 +153,7 @@ def test_a_lock_is_not_waited_for_and_what_stays_is_told(
                 "path": "/virtualMachines/",
                 "status": 400,
                 "code": "VMMarketplaceInvalidInput",
+                "times": 0,
             },
             errors.AzureError,
             "VMMarketplaceInvalidInput",

@@ -104,8 +104,80 @@ def test_a_size_that_azure_has_no_room_for_gives_way_to_the_next(
     rooms = 1000
     with pytest.raises((errors.QuotaExceeded, errors.Conflict)):
         source.prepare("web")
-    assert len(set(tried)) == worker.SIZES_TRIED
+    assert len(set(tried)) == worker.TRIES
     assert azure.resources() == before
+
+
+@pytest.mark.parametrize(
+    ("disks", "rate", "size"),
+    [
+        (1, 0, "Standard_D2s_v5"),
+        (1, 85_000_000, "Standard_D2s_v5"),
+        (1, 86_000_000, "Standard_DS2_v2"),
+        (5, 100_000_000, "Standard_D4s_v5"),
+        (1, 200_000_000, "Standard_D8s_v5"),
+        (1, 5_000_000_000, "Standard_D8s_v5"),
+        (40, 0, "Standard_D8s_v5"),
+    ],
+)
+def test_the_size_holds_all_disks_and_reads_as_fast_as_they_give(
+    source: Source, disks: int, rate: int, size: str
+) -> None:
+    """Else it is the fastest that holds all, else the one that holds most."""
+    needed = worker.Needs(disks, rate=rate)
+    assert worker.choose_size(source.azure, needed, source.environment, silent).name == size
+
+
+def test_what_disks_give_is_added_up(machine: Machine) -> None:
+    assert worker.needs(machine, machine.disks).rate == 5 * 60_000_000
+
+
+def test_a_quota_that_is_too_small_makes_way_for_fewer_vcpus(
+    azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], told: list[Event]
+) -> None:
+    azure.add_vm("web", image("os"))
+    source = connect(environment={"export_worker_size": "Standard_D4s_v5"})
+    azure.faults.add("quota", path="/virtualMachines/coriolis")
+    run, _ = source.prepare("web")
+    made = source.azure.resources("vm", "sandbox")
+    assert {vm["properties"]["hardwareProfile"]["vmSize"] for vm in made if "coriolis" in vm["name"]} == {
+        "Standard_D2s_v5"
+    }
+    assert source.finish(run) == []
+
+
+@pytest.mark.parametrize("code", ["PlatformImageNotFound", "VMMarketplaceInvalidInput"])
+def test_an_image_that_azure_does_not_take_gives_way_to_the_next(
+    azure: Sandbox, source: Source, image: Callable[..., Path], told: list[Event], code: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    azure.faults.add("refuse", method="PUT", path="/virtualMachines/coriolis", status=404, code=code)
+    run, reader = source.prepare("web")
+    assert source.azure.get(reader.vm)["properties"]["storageProfile"]["imageReference"]["offer"] != (
+        worker.IMAGES[0].offer
+    )
+    assert any(code in event.text for event in told if isinstance(event, Notice))
+    assert source.finish(run) == []
+
+
+def test_an_image_with_terms_of_its_own_is_replaced(
+    azure: Sandbox, connect: Callable[..., Source], told: list[Event]
+) -> None:
+    """Only a person can accept them; without the plan in the request Azure would refuse the VM."""
+    asked = {"publisher": "Debian", "offer": "debian-12", "sku": "12-gen2"}
+    source = connect(environment={"export_worker_image": asked})
+
+    def with_plan(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if "/offers/debian-12/" in request.path and not request.path.endswith("/versions"):
+            document = json.loads(response.body)
+            document["properties"]["plan"] = {"publisher": "p", "name": "n", "product": "o"}
+            return Response.of(200, document)
+        return response
+
+    azure.intercept = with_plan
+    assert worker.choose_image(source.azure, source.environment, told.append) == worker.IMAGES[0]
+    assert any("terms of its own" in event.text for event in told if isinstance(event, Notice))
 
 
 def test_cloud_config_sets_host_key_port_and_keeps_hands_off_the_clones() -> None:

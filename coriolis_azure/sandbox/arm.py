@@ -161,7 +161,7 @@ def _asked(world: World, call: Call) -> tuple[Operation, bool]:
     operation = operation_of(world, call.request.path)
     if operation is None:
         raise ArmError(404, "NotFound", "The entity was not found in this Azure location.")
-    expected = {**world.signature(operation), "p": operation.signature}
+    expected = {**world.signature(operation), "p": operation.signature, "api-version": operation.version}
     if any(call.query.get(name) != value for name, value in expected.items()):
         raise ArmError(
             403,

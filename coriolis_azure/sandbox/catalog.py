@@ -118,7 +118,7 @@ class Image:
     def document(self) -> Json:
         """As the image API shows one version."""
         return {
-            "osDiskImage": {"operatingSystem": self.os_type, "sizeInGb": self.disk_gib},
+            "osDiskImage": {"operatingSystem": self.os_type},
             "dataDiskImages": [],
             "hyperVGeneration": self.generation,
             "architecture": self.architecture,

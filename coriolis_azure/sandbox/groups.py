@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from coriolis_azure.sandbox import profiles
 from coriolis_azure.sandbox.blobs_accounts import removed as removed_account
 from coriolis_azure.sandbox.catalog import LOCATIONS
 from coriolis_azure.sandbox.relations import DISKS, GROUPS, LOCKS, MACHINES, SNAPSHOTS, STORAGE, same
@@ -99,7 +100,6 @@ def list_locations(world: World, call: Call) -> Response:
 
 def get_provider(world: World, call: Call) -> Response:
     """A resource provider: always registered."""
-    del world
     names = {name.lower(): name for name in _NAMESPACES}
     namespace = names.get(call.part["namespace"].lower())
     if namespace is None:
@@ -118,7 +118,7 @@ def get_provider(world: World, call: Call) -> Response:
         "resourceTypes": types,
         "registrationState": "Registered",
     }
-    return Response.of(200, document)
+    return Response.of(200, profiles.provider(world.api_profile, document))
 
 
 # ---------------------------------------------------------------- resource groups

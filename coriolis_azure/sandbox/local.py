@@ -30,6 +30,7 @@ def serve(
     directory: Path,
     *,
     port: int = 0,
+    api_profile: str = "latest",
     ready: Callable[[], None] = lambda: None,
     stop: threading.Event | None = None,
 ) -> None:
@@ -38,7 +39,7 @@ def serve(
     `ready` is called when requests are answered and connection.json and environment.json are written. Port 0
     takes the port of the last time, or any. Raises InvalidInput when the directory or the port is taken.
     """
-    with Sandbox(directory) as sandbox, _listening(sandbox, port) as server:
+    with Sandbox(directory, api_profile=api_profile) as sandbox, _listening(sandbox, port) as server:
         _write(sandbox.directory / "environment.json", sandbox.environment())
         _write(sandbox.directory / "connection.json", sandbox.connection_info(server.url))
         if stop is not None:

@@ -18,7 +18,17 @@ from types import TracebackType
 from typing import Any
 
 from coriolis_azure import errors
-from coriolis_azure.sandbox import access, arm, blobs, blobs_accounts, blobs_machines, boots, disks, groups
+from coriolis_azure.sandbox import (
+    access,
+    arm,
+    blobs,
+    blobs_accounts,
+    blobs_machines,
+    boots,
+    disks,
+    groups,
+    profiles,
+)
 from coriolis_azure.sandbox.certificates import authority_file
 from coriolis_azure.sandbox.faults import Fault, Faults, failure
 from coriolis_azure.sandbox.relations import MACHINES, STORAGE, disk_entries
@@ -40,19 +50,23 @@ STORAGE_ACCOUNT = "sandboxstorage"
 class Sandbox:
     """One sandbox in its directory. A directory has one sandbox at a time; closing ends its guests.
 
+    `api_profile` makes it an older Azure (see `profiles`).
+
     Raises InvalidInput when the directory is in use or cannot be one.
     """
 
-    def __init__(self, directory: Path, *, namespaces: bool = True) -> None:
+    def __init__(self, directory: Path, *, namespaces: bool = True, api_profile: str = "latest") -> None:
         self.directory = directory.absolute()
         self.intercept: Callable[[Request, Next], Response] | None = None
         self.requests: deque[tuple[str, str]] = deque(maxlen=100_000)
         self.faults = Faults()
         self._lock = threading.RLock()
         self._closed = False
+        profiles.known(api_profile)
         self._hold = _held(self.directory)
         try:
             self._world = World(self.directory, arm.VIEWS, arm.EFFECTS, namespaces=namespaces)
+            self._world.api_profile = api_profile
             self._tokens = Tokens(self._world.state.identity)
             # For tests to change: the roles of the identity, and what is used of which quota.
             self.permissions = self._world.permissions
@@ -151,6 +165,7 @@ class Sandbox:
             if self._closed:
                 raise ArmError(503, "ServerUnavailable", "The sandbox is closing.")
             self._world.finish_overdue()
+            profiles.check(self._world.api_profile, request)
             access.check(self._world, request)
             try:
                 return arm.answer(self._world, request)
@@ -438,6 +453,7 @@ class Sandbox:
                     "active_directory_resource_id": "https://management.azure.com/",
                 },
                 "suffixes": {"storage_endpoint": "core.sandbox.invalid"},
+                "api_profile": self._world.api_profile,
             },
             "ca_bundle": str(authority_file(self.directory)),
         }

@@ -75,6 +75,7 @@ class Operation:
     error: Json | None = None
     result: bool = False
     fault: Json | None = None
+    version: str = ""
 
 
 @dataclass

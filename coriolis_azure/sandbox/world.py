@@ -75,6 +75,7 @@ class World:
         # Where the sandbox is reached.
         self.base = INSIDE
         self.page_size = 100
+        self.api_profile = "latest"
         # Whether a disk can be imported from a snapshot of a blob.
         self.imports_snapshots = True
         # The most page ranges that one answer lists.
@@ -186,6 +187,7 @@ class World:
             effect=effect,
             target=target,
             result=result,
+            version=call.query.get("api-version", ""),
         )
         self.state.operations[operation.id] = operation
         self._due[operation.id] = time.monotonic() + PATIENCE
