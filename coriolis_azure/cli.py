@@ -695,7 +695,9 @@ def _resources_table(before: list[Any], after: list[Any]) -> Table:
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for column in columns:
         table.add_column(column, no_wrap=column not in {"id", "resource", "code", "meaning"}, overflow="fold")
     return table

@@ -54,6 +54,12 @@ def call(method: str, *arguments: Any) -> Any:
     return json.loads(out)
 
 
+def called_here(method: str, *arguments: Any) -> Any:
+    """The same in this process, for what surrounds the call that a test is about: it takes a tenth of the time."""
+    through = json.loads(json.dumps(arguments))
+    return json.loads(json.dumps(getattr(AzureExportProvider(None), method)(None, *through)))
+
+
 def volumes(info: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """What a destination plugin makes: an empty volume a disk."""
     folder.mkdir(exist_ok=True)
@@ -198,8 +204,8 @@ def test_a_cancelled_or_killed_copy_is_cleaned_up_by_the_orchestrators_next_task
     azure.add_vm("web", image("os"), [image("data", seed=2)])
     before, environment = azure.resources(), azure.environment()
     with served(azure) as connection:
-        info = call("get_replica_instance_info", connection, environment, "web")
-        deployed = call("deploy_replica_source_resources", connection, info, environment)
+        info = called_here("get_replica_instance_info", connection, environment, "web")
+        deployed = called_here("deploy_replica_source_resources", connection, info, environment)
         entries = volumes(info, tmp_path / "volumes")
         resources, reached = deployed["migr_resources"], deployed["connection_info"]
         worker_alone = azure.resources()
@@ -222,8 +228,8 @@ def test_a_cancelled_or_killed_copy_is_cleaned_up_by_the_orchestrators_next_task
         if number == signal.SIGINT:
             assert "KeyboardInterrupt" in errors
             assert azure.resources() == worker_alone
-        call("delete_replica_source_resources", connection, environment, resources)
-        call("delete_replica_source_resources", connection, environment, resources)
+        called_here("delete_replica_source_resources", connection, environment, resources)
+        called_here("delete_replica_source_resources", connection, environment, resources)
     assert azure.resources() == before
 
 
@@ -232,7 +238,7 @@ def test_a_cancelled_deployment_undoes_itself(azure: Sandbox, image: Callable[..
     azure.add_vm("web", image("os"))
     before, environment = azure.resources(), azure.environment()
     with served(azure) as connection:
-        info = call("get_replica_instance_info", connection, environment, "web")
+        info = called_here("get_replica_instance_info", connection, environment, "web")
         running = started("deploy_replica_source_resources", connection, info, environment)
 
         def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
@@ -297,7 +303,7 @@ def test_a_cancelled_worker_of_a_pool_undoes_itself(azure: Sandbox) -> None:
     before, environment = azure.resources(), azure.environment()
     pool, name = "0f6f1c1e-1111-4222-8333-444455556666", "9a7b6c5d-aaaa-4bbb-8ccc-ddddeeeeffff"
     with served(azure) as connection:
-        shared = call("set_up_pool_shared_resources", connection, environment, pool)
+        shared = called_here("set_up_pool_shared_resources", connection, environment, pool)
         alone = azure.resources()
         running = started("create_minion", connection, environment, pool, "linux", shared, name)
 
@@ -311,7 +317,7 @@ def test_a_cancelled_worker_of_a_pool_undoes_itself(azure: Sandbox) -> None:
         azure.intercept = None
         assert "KeyboardInterrupt" in errors
         assert azure.resources() == alone
-        call("tear_down_pool_shared_resources", connection, environment, shared)
+        called_here("tear_down_pool_shared_resources", connection, environment, shared)
     assert azure.resources() == before
 
 
