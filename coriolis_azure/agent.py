@@ -241,6 +241,8 @@ def listen(fd: int, answers: Any) -> None:
 class Scan:
     """One disk, compared with the digests in `base`. `look` runs in several threads, all else in one."""
 
+    threads = 2
+
     def __init__(self, job: Any, base: bytes) -> None:
         self.size, self.chunk, self.leaf = job["size"], job["chunk"], job["leaf"]  # type: int, int, int
         self.compress = job["compress"] == "zlib"
@@ -255,8 +257,9 @@ class Scan:
         """Look at every chunk from `first` on and write what is to be said of it, then END."""
         count = -(-self.size // self.chunk)
         room = window(self.chunk)
+        ahead = max(self.threads + 1, room // 2)
         self.root.update(self.base[: DIGEST * self.first])
-        for kind, index, digest, found in ordered(self.look, range(self.first, count), 2, max(3, room // 2)):
+        for kind, index, digest, found in ordered(self.look, range(self.first, count), self.threads, ahead):
             self.root.update(digest)
             if kind in (SAME, ZEROS):
                 out.run(kind, index)

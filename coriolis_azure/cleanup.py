@@ -6,7 +6,8 @@ knows what exists now; the subscription-wide index lags behind by minutes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,8 +15,12 @@ from pathlib import Path
 from . import journal, names, resources
 from .clock import Clock
 from .cloud import Azure
-from .model import Json, Run
+from .errors import AzureError, CoriolisAzureError, NotFound
+from .model import Json, Run, at
 from .pipeline import ordered
+from .storage import Container, Storage
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,16 +37,18 @@ class Leftover:
         return {**asdict(self), "alive": names.stamp(self.alive) if self.alive else None}
 
 
-def finish(azure: Azure, run: Run, known: Iterable[str], clock: Clock) -> list[str]:
+def finish(
+    azure: Azure, run: Run, known: Iterable[str], clock: Clock, storage: Storage | None = None
+) -> list[str]:
     """Delete everything of `run`: the ids it is `known` to have made, and what Azure lists with its tag.
 
     Gives back the ids that stayed. May be called again and again. The known ids are deleted even where Azure
     does not list; then the AzureError of the listing is raised afterwards.
     """
-    stayed = resources.delete(azure, known, clock)
-    listed = [id for found in leftovers(azure, run.group) if found.run == run.id for id in found.ids]
+    stayed = resources.delete(azure, known, clock, storage)
+    listed = [id for found in leftovers(azure, run.group, storage) if found.run == run.id for id in found.ids]
     tried = {id.lower() for id in stayed}
-    return stayed + resources.delete(azure, [id for id in listed if id.lower() not in tried], clock)
+    return stayed + resources.delete(azure, [id for id in listed if id.lower() not in tried], clock, storage)
 
 
 def sweep(
@@ -50,6 +57,7 @@ def sweep(
     older_than: timedelta,
     clock: Clock,
     folder: Path | None,
+    storage: Storage | None = None,
     *,
     dry_run: bool = False,
 ) -> tuple[list[Leftover], list[str]]:
@@ -69,12 +77,12 @@ def sweep(
     before = clock.now() - older_than
     found = [
         leftover
-        for leftover in leftovers(azure, group)
+        for leftover in leftovers(azure, group, storage)
         if leftover.run not in living and (leftover.run in dead or _silent(leftover, before, older_than))
     ]
     if dry_run:
         return found, []
-    stayed = resources.delete(azure, [id for leftover in found for id in leftover.ids], clock)
+    stayed = resources.delete(azure, [id for leftover in found for id in leftover.ids], clock, storage)
     unfinished = {leftover.run for leftover in found if set(leftover.ids) & set(stayed)}
     for run, path in dead.items():
         if run not in unfinished:
@@ -86,15 +94,57 @@ def _silent(leftover: Leftover, before: datetime, older_than: timedelta) -> bool
     return not older_than if leftover.alive is None else leftover.alive <= before
 
 
-def leftovers(azure: Azure, group: str) -> list[Leftover]:
-    """All resources in `group` that carry our tags, by run."""
+def leftovers(azure: Azure, group: str, storage: Storage | None = None) -> list[Leftover]:
+    """All resources in `group` that carry our tags, by run; and what runs have made in Blob storage."""
     runs: dict[str, list[Json]] = {}
-    for documents in ordered(lambda kind: azure.resources(kind, group), names.TYPES, threads=4, ahead=8):
+    vms: list[Json] = []
+    listed = ordered(lambda kind: azure.resources(kind, group), names.TYPES, threads=4, ahead=8)
+    for kind, documents in zip(names.TYPES, listed, strict=True):
+        vms += documents if kind == "vm" else []
         for document in documents:
             run = (document.get("tags") or {}).get(names.RUN_TAG)
             if run is not None:
                 runs.setdefault(run, []).append(document)
+    for document in _blobs(storage, vms) if storage else ():
+        runs.setdefault(document["tags"][names.RUN_TAG], []).append(document)
     return [_leftover(run, documents) for run, documents in sorted(runs.items())]
+
+
+def _blobs(storage: Storage, vms: Iterable[Json]) -> Iterator[Json]:
+    """What runs have made in Blob storage, told as resources are: copies, and snapshots of the VHDs of VMs."""
+    for container, prefix in _places(storage, vms):
+        try:
+            for found in container.blobs(prefix, snapshots=True):
+                if resources.RUN in found.metadata:
+                    tags = {name.replace("_", "-"): value for name, value in found.metadata.items()}
+                    url = container.blob(found.name).url
+                    yield {"id": names.blobs_of(url, tags[names.RUN_TAG]), "tags": tags}
+        except NotFound:
+            continue  # the container is made when it is needed
+        except AzureError as error:
+            LOG.warning("cannot look for what dead runs have left: %s", error)
+
+
+def _places(storage: Storage, vms: Iterable[Json]) -> Iterator[tuple[Container, str]]:
+    """Where a run may have left a blob: the container, and how its name begins."""
+    uris = [
+        str(uri)
+        for vm in vms
+        for entry in (
+            at(vm, "properties.storageProfile.osDisk", {}),
+            *at(vm, "properties.storageProfile.dataDisks", []),
+        )
+        if (uri := at(entry, "vhd.uri"))
+    ]
+    try:
+        container = storage.interim()
+        if container is not None:
+            yield container, names.resource("", "").rstrip("-")
+        for blob in map(storage.at, uris):
+            if blob is not None:
+                yield blob.account.container(blob.container), blob.name
+    except CoriolisAzureError as error:
+        LOG.warning("cannot look for what dead runs have left: %s", error)
 
 
 def _leftover(run: str, documents: list[Json]) -> Leftover:
@@ -109,5 +159,5 @@ def _leftover(run: str, documents: list[Json]) -> Leftover:
         run=run,
         instance=next((tag[names.INSTANCE_TAG] for tag in tags if names.INSTANCE_TAG in tag), ""),
         alive=max(signs, default=None),
-        ids=tuple(sorted(document["id"] for document in documents)),
+        ids=tuple(sorted({document["id"] for document in documents})),
     )

@@ -441,6 +441,11 @@ def serve(directory: Path, port: int, api_profile: str, as_json: bool) -> None:
     "--os-disk", required=True, type=_FILE, help="A raw image; its size is a multiple of 512 bytes."
 )
 @click.option("--data-disk", "data_disks", type=_FILE, multiple=True, help="At LUN 0, 1, ... as given.")
+@click.option(
+    "--unmanaged",
+    is_flag=True,
+    help="Its disks are VHD blobs in the storage account sandboxstorage, and it is deallocated.",
+)
 @click.option("--size", default="Standard_D2s_v5", show_default=True)
 @click.option("--os-type", type=click.Choice(["linux", "windows"]), default="linux", show_default=True)
 @json_option
@@ -449,6 +454,7 @@ def add_vm(
     name: str,
     os_disk: Path,
     data_disks: tuple[Path, ...],
+    unmanaged: bool,
     size: str,
     os_type: str,
     as_json: bool,
@@ -456,7 +462,8 @@ def add_vm(
     """Add a running VM whose disks are copies of raw image files."""
     from . import sandbox as local
 
-    id = local.add_vm(directory, name, os_disk, data_disks, size=size, os_type=os_type)
+    account = "sandboxstorage" if unmanaged else ""
+    id = local.add_vm(directory, name, os_disk, data_disks, size=size, os_type=os_type, unmanaged=account)
     _say(as_json, {"id": id}, id)
 
 

@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from . import names
+from . import names, unmanaged
 from .cloud import Azure
-from .errors import AzureError, InvalidInput, NotFound, Unreadable
+from .errors import AzureError, InvalidInput, NotFound, Unreadable, Unsupported
 from .model import Disk, Json, Machine, Nic, at, must
 from .pipeline import ordered
+from .storage import Storage
 from .suitability import caveats, leaving, power_state, refuse
 
 LOG = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ _NOT_FOR_US = {400, 403, 404}
 _UNKNOWN_SIZE = "Azure does not describe the size of this VM any more: its vCPUs and memory are told as 0."
 
 
-def read(azure: Azure, group: str, location: str, name: str) -> Machine:
-    """The VM `name` (a name in `group`, or an ARM id).
+def read(azure: Azure, group: str, location: str, name: str, storage: Storage | None = None) -> Machine:
+    """The VM `name` (a name in `group`, or an ARM id). `storage` reaches disks that are VHD blobs.
 
     NotFound where there is none, InvalidInput where it is in another location, Unsupported where it cannot be
     moved.
@@ -43,6 +44,13 @@ def read(azure: Azure, group: str, location: str, name: str) -> Machine:
         )
     found = _related(azure, vm)
     refuse(vm, found.disks)
+    if vhds := [entry for entry in _disk_entries(vm) if entry.get("vhd")]:
+        if storage is None:
+            raise Unsupported(
+                f"VM {names.name_of(id)} has unmanaged disks (VHD blobs in a storage account)",
+                remedy="Give access to Blob storage.",
+            )
+        found = found._replace(disks=[*found.disks, *unmanaged.documents(storage, vhds)])
     read_vm = machine(vm, *found)
     missing = [disk.name for disk in read_vm.disks if not disk.unique_id]
     if missing:
@@ -150,7 +158,7 @@ def machine(
     ip_by_id = {address["id"].lower(): at(address, "properties.ipAddress", "") for address in addresses}
 
     def document(entry: Json) -> Json:
-        return by_id.get(at(entry, "managedDisk.id", "").lower(), {})
+        return by_id.get(str(at(entry, "managedDisk.id") or at(entry, "vhd.uri", "")).lower(), {})
 
     disks_read = [_disk(lun, entry, document(entry)) for lun, entry in _by_lun(vm, entries)]
     os_disk = document(entries[0])

@@ -33,7 +33,7 @@ def must(document: Json, path: str) -> Any:
 
 @dataclass(frozen=True)
 class Disk:
-    """A managed disk of a VM. `name` is its role in the VM: `os`, or `data-<lun>`; sizes in bytes.
+    """A disk of a VM. `name` is its role in the VM: `os`, or `data-<lun>`; sizes in bytes.
 
     `bytes_per_second` is what Azure lets it read, 0 where that is not told.
     """
@@ -50,6 +50,11 @@ class Disk:
     sector_bytes: int = 512
     encryption_set: str = ""
     bytes_per_second: int = 0
+
+    @property
+    def unmanaged(self) -> bool:
+        """Whether it is a VHD blob; its id is the blob's URL then."""
+        return self.id.startswith("https://")
 
     @classmethod
     def from_json(cls, raw: Json) -> Disk:

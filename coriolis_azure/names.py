@@ -72,6 +72,16 @@ def kind_of(id: str) -> str:
     return kind
 
 
+def blobs_of(url: str, run: str) -> str:
+    """The id of what a run has made of the blob at `url`: a copy, or snapshots of it. ARM has none for these."""
+    return f"{url}#{run}"
+
+
+def is_blob(id: str) -> bool:
+    """Whether an id is one of `blobs_of`."""
+    return id.startswith("https://")
+
+
 def network_of(subnet_id: str) -> str:
     """`vnet/subnet`, the way people name a subnet."""
     return f"{_after(subnet_id, 'virtualnetworks')}/{_after(subnet_id, 'subnets')}"

@@ -48,6 +48,13 @@ def ordered(
         pool.shutdown()
 
 
+def aside(act: Callable[[], None]) -> Callable[[], None]:
+    """Do `act` in a thread of its own; what this gives back waits for its end. It must not raise."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread.join
+
+
 @contextmanager
 def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
     """Do `act` again and again while the block runs, `seconds` apart, in a thread of its own. It must not raise."""

@@ -19,6 +19,7 @@ from .errors import CoriolisAzureError, Denied, InvalidInput
 from .events import Event, Notice, Report, Step
 from .model import Disk, Json, Machine, at
 from .settings import Environment
+from .storage import Storage
 
 Severity = Literal["error", "warning", "fine"]
 T = TypeVar("T")
@@ -81,13 +82,16 @@ class Checked:
         return {"findings": [finding.to_json() for finding in self.findings], "ok": self.ok}
 
 
-def check(azure: Azure, environment: Environment, vm: str | None, report: Report) -> Checked:
+def check(
+    azure: Azure, environment: Environment, vm: str | None, report: Report, storage: Storage | None = None
+) -> Checked:
     """Check connection and environment, and the VM `vm` (a name or an ARM id) where one is named."""
-    asked = _Questions(azure, environment, report)
+    asked = _Questions(azure, environment, report, storage)
     if asked.connection():
         asked.subscription()
         asked.group()
         asked.location()
+        asked.container()
         if vm is not None:
             asked.vm(vm)
         asked.permitted()
@@ -107,7 +111,10 @@ def check(azure: Azure, environment: Environment, vm: str | None, report: Report
 class _Questions:
     """The questions, in the order of a run's steps, and what was found."""
 
-    def __init__(self, azure: Azure, environment: Environment, report: Report) -> None:
+    def __init__(
+        self, azure: Azure, environment: Environment, report: Report, storage: Storage | None
+    ) -> None:
+        self._storage = storage
         self._azure, self._environment, self._report = azure, environment, report
         self._scope = f"/subscriptions/{azure.subscription}"
         self._group = f"{self._scope}/resourceGroups/{environment.resource_group}"
@@ -222,13 +229,25 @@ class _Questions:
         if level == "ReadOnly" and any(names.same(scope, id) for id in used):
             self._warn("snapshot", f"{told} may forbid to use it: to read a disk, shut down or join", remedy)
 
+    def container(self) -> None:
+        """The container of the settings, where they name one."""
+        storage = self._storage
+        if storage is None or not self._environment.storage_account_name:
+            return
+        container = self._asked("storage", storage.interim)
+        exists = self._asked("storage", container.exists) if container is not None else None
+        if container is not None and exists is not None:
+            self._fine("storage", f"{container.url} {'is there' if exists else 'is made when it is needed'}")
+
     # The machine
 
     def vm(self, vm: str) -> None:
         """The VM, its disks, and what a person should know before moving it."""
         self._report(Step("inspect", vm))
         group, here = self._environment.resource_group, self._environment.location
-        self.machine = self._asked("inspect", lambda: inspection.read(self._azure, group, here, vm))
+        self.machine = self._asked(
+            "inspect", lambda: inspection.read(self._azure, group, here, vm, self._storage)
+        )
         if self.machine is None:
             return
         machine = self.machine
@@ -241,6 +260,9 @@ class _Questions:
             out = f", {len(machine.disks) - len(chosen)} left out" if len(chosen) < len(machine.disks) else ""
             self._fine("inspect", f"VM {machine.name}: {len(chosen)} disk(s), {_gib(total)} in all{out}")
         for disk in self._disks:
+            if disk.unmanaged:
+                self._fine("snapshot", f"{disk.name} is a VHD blob: {disk.id}")
+                continue
             document = self._asked("snapshot", partial(self._azure.get, disk.id))
             if document is not None:
                 self._disk(disk, document)
@@ -425,7 +447,7 @@ class _Questions:
     def leftovers(self) -> None:
         """What other runs have in the group."""
         group = self._environment.resource_group
-        found = self._asked("clean up", lambda: cleanup.leftovers(self._azure, group))
+        found = self._asked("clean up", lambda: cleanup.leftovers(self._azure, group, self._storage))
         if found:
             runs = ", ".join(leftover.run for leftover in found)
             self._fine(

@@ -15,11 +15,12 @@ from typing import Any
 from . import codes, names
 from .clock import Clock
 from .cloud import Azure
-from .errors import AzureError, DeadlinePassed
+from .errors import AzureError, DeadlinePassed, NotFound
 from .interrupts import shielded
 from .journal import Journal
 from .model import Json, Run
 from .pipeline import ordered
+from .storage import Blob, Container, Storage
 
 LOG = logging.getLogger(__name__)
 
@@ -27,19 +28,28 @@ LOG = logging.getLogger(__name__)
 # reserved for 180 seconds.
 PATIENCE_SECONDS = 240
 _PAUSE_SECONDS = 5
+# Blobs have no tags: the same words are in their metadata, whose names hold no hyphens.
+RUN = names.RUN_TAG.replace("-", "_")
 
 
 class Resources:
     """The temporary resources of one run."""
 
     def __init__(
-        self, azure: Azure, run: Run, journal: Journal, tags: Mapping[str, str], clock: Clock
+        self,
+        azure: Azure,
+        run: Run,
+        journal: Journal,
+        tags: Mapping[str, str],
+        clock: Clock,
+        storage: Storage | None = None,
     ) -> None:
         self.azure = azure
         self.run = run
         self._journal = journal
         self._tags = tags
         self._clock = clock
+        self._storage = storage
 
     def id(self, kind: str, role: str) -> str:
         """The id of the resource that plays `role`; the same in every process."""
@@ -67,7 +77,23 @@ class Resources:
 
     def delete(self, ids: Iterable[str]) -> list[str]:
         """Delete what is ours among `ids`; gives back the ids that Azure did not let go."""
-        return delete(self.azure, ids, self._clock)
+        return delete(self.azure, ids, self._clock, self._storage)
+
+    def freeze(self, blob: Blob, role: str) -> Blob:
+        """A snapshot of a blob."""
+        self._journal.intend(names.blobs_of(blob.url, self.run.id))
+        return blob.take_snapshot(self._metadata(role))
+
+    def copy_blob(self, source: Blob, container: Container, role: str) -> Blob:
+        """A copy of a blob in another container; Azure moves the bytes."""
+        copy = container.blob(f"{names.resource(self.run.id, role)}.vhd")
+        self._journal.intend(names.blobs_of(copy.url, self.run.id))
+        copy.copy_from(source, self._metadata(role), self._clock)
+        return copy
+
+    def _metadata(self, role: str) -> dict[str, str]:
+        tags = names.tags(self.run.id, role, self.run.instance, self._clock.now(), {})
+        return {name.replace("-", "_"): value for name, value in tags.items()}
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
@@ -87,7 +113,8 @@ class Resources:
         The mark is a tag of one of its resources; a failure is logged only, as a transfer is worth more.
         """
         try:
-            for id in (self.id("nsg", "nsg"), *self._journal.ids):
+            made = [id for id in self._journal.ids if not names.is_blob(id)]
+            for id in (self.id("nsg", "nsg"), *made):
                 document = self.azure.find(id)
                 if document is not None:
                     mark = {names.ALIVE_TAG: names.stamp(self._clock.now())}
@@ -133,14 +160,16 @@ def is_ours(document: Json) -> bool:
     return not names.OURS.isdisjoint(document.get("tags") or {})
 
 
-def delete(azure: Azure, ids: Iterable[str], clock: Clock) -> list[str]:
+def delete(azure: Azure, ids: Iterable[str], clock: Clock, storage: Storage | None = None) -> list[str]:
     """Delete what carries our tag among `ids`, users before what they use; gives back what stayed.
 
     Deleting goes on after a failure, so that one locked resource does not keep the others alive; but what is in
     use by one that stayed is not waited for.
     """
     by_kind: dict[str, list[str]] = {}
-    for id in {id.lower(): id for id in ids}.values():  # Azure's listings change the case of ids
+    known = list(ids)
+    blobs = dict.fromkeys(id for id in known if names.is_blob(id))
+    for id in {id.lower(): id for id in known if id not in blobs}.values():  # listings change the case of ids
         by_kind.setdefault(names.kind_of(id), []).append(id)
     stayed: list[str] = []
     for kind in names.TYPES:
@@ -149,7 +178,7 @@ def delete(azure: Azure, ids: Iterable[str], clock: Clock) -> list[str]:
         patience = 0 if used else PATIENCE_SECONDS
         gone = ordered(partial(_deleted, azure, clock, patience), of_kind, threads=4, ahead=8)
         stayed += [id for id, is_gone in zip(of_kind, gone, strict=True) if not is_gone]
-    return stayed
+    return stayed + [id for id in blobs if not _blobs_deleted(storage, clock, id)]
 
 
 def patiently(act: Callable[[], object], what: str, clock: Clock, patience: float = PATIENCE_SECONDS) -> None:
@@ -185,6 +214,32 @@ def _deleted(azure: Azure, clock: Clock, patience: float, id: str) -> bool:
 
     try:
         patiently(try_it, f"deleting {id}", clock, patience)
+    except (AzureError, DeadlinePassed) as error:
+        LOG.error("%s", error)
+        return False
+    return True
+
+
+def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
+    """Whether what a run has made of a blob and its snapshots is gone. Its metadata tell, as tags do elsewhere."""
+    url, _, run = id.partition("#")
+
+    def try_it() -> None:
+        blob = storage.at(url) if storage else None
+        if blob is None:
+            raise NotFound(f"{url} cannot be reached")
+        container = blob.account.container(blob.container)
+        for found in container.blobs(blob.name, snapshots=True):
+            if found.name == blob.name and found.metadata.get(RUN) == run:
+                container.blob(found.name, found.snapshot).delete()
+
+    try:
+        patiently(try_it, f"deleting {url}", clock)
+    except NotFound as error:
+        if error.facts.get("code") in {"ContainerNotFound", "BlobNotFound"}:
+            return True
+        LOG.error("%s", error)
+        return False
     except (AzureError, DeadlinePassed) as error:
         LOG.error("%s", error)
         return False

@@ -10,7 +10,7 @@ spread them over processes: `prepare`, `stop`, `copy`, `finish`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -27,6 +27,7 @@ from . import (
     preflight,
     ssh,
     transfer,
+    unmanaged,
     verification,
     worker,
 )
@@ -109,6 +110,7 @@ class Source:
             self.azure,
             self.environment.resource_group,
             self._clock,
+            place=(self.environment.storage_account_name, self.environment.storage_container_name),
             by_key=self.environment.storage_use_account_key,
         )
 
@@ -134,7 +136,8 @@ class Source:
     def inspect(self, vm: str) -> Machine:
         """The VM `vm` (name or ARM id), as Azure describes it now."""
         self._report(Step("inspect", vm))
-        return inspection.read(self.azure, self.environment.resource_group, self.environment.location, vm)
+        group, location = self.environment.resource_group, self.environment.location
+        return inspection.read(self.azure, group, location, vm, self.storage)
 
     def stop(self, machine: Machine) -> None:
         """Deallocate the VM and wait until it is done. Never called unless asked for."""
@@ -161,9 +164,7 @@ class Source:
             folder.tell_removed([disk.name for disk in machine.disks])
             self.sweep(DEAD_AFTER)
             with self._run(machine) as (resources, left_behind):
-                reader = worker.launch(
-                    resources, worker.needs(machine, disks), self.environment, self._report
-                )
+                reader = self._reader(resources, machine, disks)
                 if shutdown:
                     self.stop(machine)
                 outcomes = self.copy(resources, reader, disks, folder, full=full)
@@ -178,23 +179,107 @@ class Source:
     def copy(
         self,
         resources: Resources,
-        reader: Worker,
+        reader: Worker | None,
         disks: Sequence[Disk],
         folder: destinations.Folder,
         *,
         full: bool = False,
     ) -> list[transfer.Outcome]:
-        """Snapshot all disks, then clone, attach and copy them, as many at a time as the worker holds."""
+        """Snapshot all disks, then clone, attach and copy them, as many at a time as the worker holds.
+
+        Disks that are VHD blobs become managed disks for the worker; what cannot is read directly.
+        """
+        if any(disk.unmanaged for disk in disks):
+            return self._copy_vhds(resources, reader, disks, folder, full)
+        if reader is None:
+            raise ValueError("managed disks are read by a worker")
+        self._push_agent(reader)
+        self._report(Step("snapshot", _listed(disks)))
+        snapshots = cloning.snapshot_all(resources, disks, self._clock)
+
+        def clones(wave: Sequence[Disk]) -> list[str]:
+            self._report(Step("clone", _listed(wave)))
+            return cloning.clone_all(resources, wave, snapshots)
+
+        return self._copy_waves(resources, reader, disks, clones, folder, full)
+
+    def _copy_vhds(
+        self,
+        resources: Resources,
+        reader: Worker | None,
+        disks: Sequence[Disk],
+        folder: destinations.Folder,
+        full: bool,
+    ) -> list[transfer.Outcome]:
+        """Disks that are VHD blobs: what can be imported is read by the worker, the rest by this process."""
+        self._report(Step("snapshot", _listed(disks)))
+        frozen = unmanaged.freeze_all(resources, self.storage, disks)
+        self._report(Step("import", _listed(disks)))
+        imported = unmanaged.import_all(resources, self.storage, disks, frozen, self._report)
+        outcomes: dict[str, transfer.Outcome] = {}
+        by_worker = [disk for disk in disks if disk.name in imported]
+        if by_worker and reader is not None:
+            self._push_agent(reader)
+            found = self._copy_waves(
+                resources,
+                reader,
+                by_worker,
+                lambda wave: [imported[disk.name] for disk in wave],
+                folder,
+                full,
+            )
+            outcomes = {disk.name: outcome for disk, outcome in zip(by_worker, found, strict=True)}
+        rest = [disk for disk in disks if disk.name not in outcomes]
+        if rest:
+            self._report(Step("copy", _listed(rest)))
+        streams: list[unmanaged.DirectStream] = []
+
+        def started(disk: Disk) -> unmanaged.DirectStream:
+            streams.append(unmanaged.DirectStream(frozen[disk.name], disk.size_bytes))
+            return streams[-1]
+
+        def copy(disk: Disk) -> transfer.Outcome:
+            with folder.disk(disk.name) as destination:
+                # What is read here is read as a whole: pieces of chunks would save nothing.
+                return self._copied(lambda: started(disk), disk, (), destination, full, leaf=0)
+
+        def end() -> None:
+            folder.stop()
+            for stream in streams:
+                stream.close()
+
+        direct = ordered(copy, rest, threads=_DISKS_AT_ONCE, ahead=2 * _DISKS_AT_ONCE, abort=end)
+        outcomes |= {disk.name: outcome for disk, outcome in zip(rest, direct, strict=True)}
+        return [outcomes[disk.name] for disk in disks]
+
+    def _reader(self, resources: Resources, machine: Machine, disks: Sequence[Disk]) -> Worker | None:
+        """A worker; None where it is known that it would have nothing to read."""
+        location = self.environment.location
+        if all(disk.unmanaged and unmanaged.must_be_direct(self.storage, disk, location) for disk in disks):
+            # It costs nothing, and carries the run's signs of life.
+            resources.create("nsg", "nsg", {"properties": {}})
+            return None
+        return worker.launch(resources, worker.needs(machine, disks), self.environment, self._report)
+
+    def _push_agent(self, reader: Worker) -> None:
         with ssh.connect(reader, self._clock, self._report) as connection:
             connection.push_agent()
-        self._report(Step("snapshot", ", ".join(disk.name for disk in disks)))
-        snapshots = cloning.snapshot_all(resources, disks, self._clock)
+
+    def _copy_waves(
+        self,
+        resources: Resources,
+        reader: Worker,
+        disks: Sequence[Disk],
+        clone: Callable[[Sequence[Disk]], list[str]],
+        folder: destinations.Folder,
+        full: bool,
+    ) -> list[transfer.Outcome]:
+        """Clone, attach and copy disks, as many at a time as the worker holds."""
         outcomes: list[transfer.Outcome] = []
         for first in range(0, len(disks), reader.slots):
             wave = disks[first : first + reader.slots]
-            self._report(Step("clone", ", ".join(disk.name for disk in wave)))
-            clones = cloning.clone_all(resources, wave, snapshots)
-            self._report(Step("copy", ", ".join(disk.name for disk in wave)))
+            clones = clone(wave)
+            self._report(Step("copy", _listed(wave)))
             with worker.attached(self.azure, reader, clones, self._clock) as devices:
                 outcomes += self._copy_wave(reader, list(zip(wave, devices, strict=True)), folder, full)
             resources.delete(clones)
@@ -245,12 +330,12 @@ class Source:
 
         Without `vm` only the connection and the environment are checked.
         """
-        return preflight.check(self.azure, self.environment, vm, self._report)
+        return preflight.check(self.azure, self.environment, vm, self._report, self.storage)
 
     def finish(self, run: Run, known: Sequence[str] = ()) -> list[str]:
         """Delete everything of `run`; gives back the ids that stayed."""
         self._report(Step("clean up", run.id))
-        return cleanup.finish(self.azure, run, known, self._clock)
+        return cleanup.finish(self.azure, run, known, self._clock, self.storage)
 
     def sweep(
         self, older_than: timedelta, *, dry_run: bool = False
@@ -258,7 +343,7 @@ class Source:
         """Delete what runs that died have left; gives back what was found and the ids that stayed."""
         group = self.environment.resource_group
         found, stayed = cleanup.sweep(
-            self.azure, group, older_than, self._clock, self._journals, dry_run=dry_run
+            self.azure, group, older_than, self._clock, self._journals, self.storage, dry_run=dry_run
         )
         if found and not dry_run:
             runs = ", ".join(leftover.run for leftover in found)
@@ -285,7 +370,7 @@ class Source:
 
     def resources(self, run: Run, journal: Journal) -> Resources:
         """The means to create and delete for `run`."""
-        return Resources(self.azure, run, journal, self.environment.tags, self._clock)
+        return Resources(self.azure, run, journal, self.environment.tags, self._clock, self.storage)
 
     @contextmanager
     def _run(self, machine: Machine) -> Iterator[tuple[Resources, list[str]]]:
@@ -360,30 +445,42 @@ class Source:
         destination: Destination,
         full: bool,
     ) -> transfer.Outcome:
+        try:
+            return self._copied(line.agent, disk, devices, destination, full, leaf=_LEAF)
+        except Unreachable as error:
+            if self._gone(reader):
+                raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error
+            raise
+
+    def _copied(
+        self,
+        start: Callable[[], transfer.Stream],
+        disk: Disk,
+        devices: tuple[str, ...],
+        destination: Destination,
+        full: bool,
+        *,
+        leaf: int,
+    ) -> transfer.Outcome:
+        """Copy a disk from where `start` gives its chunks."""
         settings = self.environment
         job = transfer.Job(
             disk=disk.name,
             devices=devices,
             size=disk.size_bytes,
             compress=settings.enable_transfer_compression,
-            leaf=_LEAF,
+            leaf=leaf,
         )
-        base = destination.known(disk.unique_id, disk.size_bytes, settings.chunk_size_kib << 10, full)
-        try:
-            return transfer.copy(
-                line.agent,
-                job,
-                base,
-                destination,
-                self._report,
-                clock=self._clock,
-                verify=settings.verify_disk_integrity,
-                rate=settings.bandwidth_limit,
-            )
-        except Unreachable as error:
-            if self._gone(reader):
-                raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error
-            raise
+        return transfer.copy(
+            start,
+            job,
+            destination.known(disk.unique_id, disk.size_bytes, settings.chunk_size_kib << 10, full),
+            destination,
+            self._report,
+            clock=self._clock,
+            verify=settings.verify_disk_integrity,
+            rate=settings.bandwidth_limit,
+        )
 
     def _gone(self, reader: Worker) -> bool:
         """Whether Azure says that there is no such worker any more."""
@@ -391,6 +488,10 @@ class Source:
             return self.azure.find(reader.vm) is None
         except (AzureError, DeadlinePassed):
             return False
+
+
+def _listed(disks: Sequence[Disk]) -> str:
+    return ", ".join(disk.name for disk in disks)
 
 
 def _reported(disk: Disk, outcome: transfer.Outcome) -> DiskReport:

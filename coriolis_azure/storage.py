@@ -48,6 +48,7 @@ class Properties:
     kind: str
     size: int
     etag: str
+    made: str
     metadata: Mapping[str, str]
 
 
@@ -61,10 +62,21 @@ class Listed:
 
 
 class Storage:
-    """The storage accounts that the identity of `azure` sees. `group` is where the settings' own account is."""
+    """The storage accounts that the identity of `azure` sees. `group` is where the settings' own account is.
 
-    def __init__(self, azure: Azure, group: str, clock: Clock, *, by_key: bool = False) -> None:
-        self.clock = clock
+    `place` is the account and container of the settings: for what must be in Blob storage for a while.
+    """
+
+    def __init__(
+        self,
+        azure: Azure,
+        group: str,
+        clock: Clock,
+        *,
+        place: tuple[str, str] = ("", ""),
+        by_key: bool = False,
+    ) -> None:
+        self.clock, self._place = clock, place
         self._azure, self._group, self._by_key = azure, group, by_key
         self._opened: dict[str, Account] = {}
 
@@ -87,6 +99,11 @@ class Storage:
                 f"there is no storage account {name} in resource group {self._group}",
                 remedy="Correct the name, or make the account first: it is not made by this program.",
             ) from error
+
+    def interim(self) -> Container | None:
+        """The container of the settings, made or not; None where they name none."""
+        account, container = self._place
+        return self.account(account).container(container) if account else None
 
     def at(self, url: str) -> Blob | None:
         """The blob at `url`, whichever account of the subscription it is in; None where it is in none of them."""
@@ -371,7 +388,8 @@ def _endpoint(document: Json) -> str:
 
 def _properties(found: BlobProperties) -> Properties:
     kind = getattr(found.blob_type, "value", found.blob_type)
-    return Properties(str(kind), int(found.size), str(found.etag), found.metadata or {})
+    made = str(found.creation_time or "")
+    return Properties(str(kind), int(found.size), str(found.etag), made, found.metadata or {})
 
 
 def _not_of_pages(response: Any) -> None:

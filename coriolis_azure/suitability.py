@@ -16,16 +16,10 @@ def refuse(vm: Json, disks: Sequence[Json] = ()) -> None:
     """Raise Unsupported for a VM whose disks cannot be copied, or would be of no use."""
     name = vm.get("name") or names.name_of(must(vm, "id"))
     os_disk = must(vm, "properties.storageProfile.osDisk")
-    entries = [os_disk, *at(vm, "properties.storageProfile.dataDisks", [])]
     if os_disk.get("diffDiskSettings"):
         raise Unsupported(
             f"VM {name} has an ephemeral OS disk: it lives on the host only, so there is nothing to snapshot",
             remedy="Redeploy the VM with a managed OS disk, then run again.",
-        )
-    if any(entry.get("vhd") for entry in entries):
-        raise Unsupported(
-            f"VM {name} has unmanaged disks (VHD blobs in a storage account)",
-            remedy="Convert the VM to managed disks, then run again.",
         )
     if at(vm, "properties.securityProfile.securityType") == "ConfidentialVM" or any(
         map(_confidential, disks)

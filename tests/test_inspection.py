@@ -166,7 +166,6 @@ def test_the_power_state_is_found_wherever_it_stands(statuses: list[dict[str, st
     ("os_disk", "reason"),
     [
         ({"diffDiskSettings": {"option": "Local"}}, "ephemeral"),
-        ({"vhd": {"uri": "https://x/y.vhd"}}, "unmanaged"),
     ],
 )
 def test_what_cannot_be_moved_is_refused_with_the_reason(os_disk: dict[str, Any], reason: str) -> None:

@@ -30,7 +30,17 @@ FLOORS = (
     },
     {"cloud", "storage", "pipeline", "journal", "interrupts"},
     {"resources", "ssh", "destinations"},
-    {"inspection", "cloning", "worker", "transfer", "verification", "cleanup", "catalog", "preflight"},
+    {
+        "inspection",
+        "unmanaged",
+        "cloning",
+        "worker",
+        "transfer",
+        "verification",
+        "cleanup",
+        "catalog",
+        "preflight",
+    },
     {"source", "pool"},
     {"provider", "cli", "demo", "sandbox", "__main__"},
 )

@@ -1,0 +1,298 @@
+"""VMs whose disks are VHD blobs: imported for the worker, or read directly; and nothing of it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coriolis_azure import cleanup, vhd
+from coriolis_azure.errors import Denied, NotFound, Unsupported
+from coriolis_azure.events import Event, Notice
+from coriolis_azure.resources import RUN
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
+
+MIB = 1 << 20
+ACCOUNT = "oldstorage"
+
+
+@pytest.fixture
+def vm(azure: Sandbox, image: Callable[..., Path]) -> tuple[Path, Path]:
+    """An old VM with two disks; the files they were made of."""
+    files = image("os", 6 * MIB, 1), image("data", 3 * MIB + 512, 2)
+    azure.add_vm("old-1", files[0], [files[1]], unmanaged=ACCOUNT)
+    return files
+
+
+def blob(azure: Sandbox, disk: str = "os") -> Any:
+    found = azure.storage.blob(f"{ACCOUNT}/vhds/old-1-{disk}.vhd")
+    assert found is not None
+    return found
+
+
+def same(folder: Path, files: tuple[Path, Path]) -> bool:
+    """Whether the replica holds these files; a VHD is rounded up to a MiB with zeros."""
+    for name, file in zip(("os", "data-0"), files, strict=True):
+        data = file.read_bytes()
+        replica = (folder / f"{name}.raw").read_bytes()
+        if replica != data.ljust(vhd.rounded(len(data)), b"\0"):
+            return False
+    return True
+
+
+def interim(azure: Sandbox) -> list[str]:
+    """What of our runs is in Blob storage."""
+    return [
+        each.name
+        for account in (ACCOUNT, "sandboxstorage", "faraway")
+        for container in azure.storage.account(account).containers.values()
+        for each in (*container.blobs.values(), *container.snapshots)
+        if RUN in each.metadata
+    ]
+
+
+def notices(told: list[Event]) -> str:
+    return "\n".join(event.text for event in told if isinstance(event, Notice))
+
+
+def moved(azure: Sandbox, account: str, location: str) -> None:
+    azure.storage.resource(account).document["location"] = location
+
+
+def test_it_is_described_like_any_other(source: Source, vm: tuple[Path, Path]) -> None:
+    machine = source.inspect("old-1")
+    assert [(disk.name, disk.size_bytes) for disk in machine.disks] == [("os", 6 * MIB), ("data-0", 4 * MIB)]
+    assert machine.disks[0].id.endswith("/oldstorage/vhds/old-1-os.vhd")
+    assert machine.power_state == "deallocated"
+    assert len({disk.unique_id for disk in machine.disks}) == 2
+    assert source.inspect("old-1").disks == machine.disks
+
+
+def test_it_is_imported_and_read_by_the_worker(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
+) -> None:
+    before = azure.resources()
+    report = source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert report.left_behind == ()
+    assert "os: its VHD is imported and read by the worker" in notices(told)
+    assert azure.resources() == before
+    assert interim(azure) == []
+    assert blob(azure).leased() is not None
+    changed = bytearray(vm[0].read_bytes())
+    changed[5 * MIB :] = b"x" * MIB
+    vm[0].write_bytes(changed)
+    azure.write("old-1", "os", vm[0])
+    again = source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    # The blob that was put in its place is another disk of that name.
+    assert [disk.full for disk in again.disks] == [True, False]
+
+
+def test_what_cannot_be_imported_is_read_directly_without_a_worker(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
+) -> None:
+    moved(azure, ACCOUNT, "northeurope")
+    before = azure.resources()
+    azure.requests.clear()
+    source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert "read directly" in notices(told)
+    assert "northeurope" in notices(told)
+    assert not any("virtualMachines/coriolis" in path for method, path in azure.requests if method == "PUT")
+    assert azure.resources() == before
+    assert interim(azure) == []
+    azure.storage.overwrite(blob(azure), 0, b"y" * 512)
+    report = source.replicate("old-1", tmp_path / "replica")
+    assert [disk.sent_bytes for disk in report.disks] == [MIB, 0]
+    assert (tmp_path / "replica" / "os.raw").read_bytes()[:512] == b"y" * 512
+
+
+def test_pages_that_are_not_allocated_are_never_asked_for_and_listed_once(
+    azure: Sandbox, source: Source, tmp_path: Path
+) -> None:
+    """The listing comes in pages itself: all of them count."""
+    disk = tmp_path / "sparse.raw"
+    with disk.open("wb") as file:
+        for at in range(0, 64, 8):
+            file.seek(at * MIB)
+            file.write(bytes([at + 1]) * 4096)
+        file.truncate(64 * MIB)
+    azure.add_vm("old-1", disk, unmanaged=ACCOUNT)
+    moved(azure, ACCOUNT, "northeurope")
+    azure.storage.page_ranges(3)
+    asked: list[Request] = []
+
+    def seen(request: Request, answer: Callable[[Request], Response]) -> Response:
+        asked.append(request)
+        return answer(request)
+
+    azure.intercept = seen
+    source.replicate("old-1", tmp_path / "replica")
+    assert (tmp_path / "replica" / "os.raw").read_bytes() == disk.read_bytes()
+    reads = [each for each in asked if each.method == "GET" and "snapshot" in each.query]
+    listings = [each for each in reads if each.query.get("comp") == "pagelist"]
+    assert len(listings) == 3  # nine ranges, the footer's among them
+    assert len(reads) - len(listings) == 8
+
+
+def test_a_copy_is_imported_where_a_snapshot_cannot_be(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], told: list[Event], tmp_path: Path
+) -> None:
+    azure.storage.imports_snapshots(False)
+    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert "os: its VHD is imported" in notices(told)
+    assert interim(azure) == []
+    assert azure.storage.account("sandboxstorage").containers["interim"].blobs == {}
+
+
+def test_without_a_container_a_refused_import_is_told_and_the_disk_read_directly(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
+) -> None:
+    azure.storage.imports_snapshots(False)
+    source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert "read directly, by this host, because Azure does not import it" in notices(told)
+    assert interim(azure) == []
+
+
+def test_a_copy_brings_disks_of_another_location_to_the_worker(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], told: list[Event], tmp_path: Path
+) -> None:
+    """Between accounts Azure copies with a signed URL, made with the identity's own key."""
+    moved(azure, ACCOUNT, "northeurope")
+    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert "os: its VHD is imported" in notices(told)
+    assert interim(azure) == []
+
+
+@pytest.mark.parametrize("seen", ["journal", "listing"])
+def test_what_a_dead_run_left_in_storage_is_found_and_deleted(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], seen: str
+) -> None:
+    from coriolis_azure import unmanaged
+    from coriolis_azure.journal import Journal
+
+    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    machine = source.inspect("old-1")
+    run = source.new_run(machine)
+    journal = Journal(run)
+    resources = source.resources(run, journal)
+    frozen = unmanaged.freeze_all(resources, source.storage, machine.disks)
+    container = source.storage.interim()
+    assert container is not None
+    container.ensure()
+    resources.copy_blob(frozen["os"], container, "copy-os")
+    container.blob("coriolis-of-somebody.vhd").put(b"not ours")
+    assert len(interim(azure)) == 3
+    found = cleanup.leftovers(source.azure, "sandbox", source.storage)
+    assert [(each.run, each.instance, len(each.ids)) for each in found] == [(run.id, "old-1", 3)]
+    if seen == "journal":
+        assert source.finish(run, journal.ids) == []
+    else:
+        _, stayed = source.sweep(timedelta(0))
+        assert stayed == []
+    assert interim(azure) == []
+    assert list(azure.storage.account("sandboxstorage").containers["interim"].blobs) == [
+        "coriolis-of-somebody.vhd"
+    ]
+
+
+def test_a_failure_leaves_nothing(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    moved(azure, ACCOUNT, "northeurope")
+    before = azure.resources()
+
+    def broken(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "GET" and "snapshot" in request.query and request.query.get("comp") is None:
+            return Response(403, {"x-ms-error-code": "AuthorizationFailure"})
+        return answer(request)
+
+    azure.intercept = broken
+    with pytest.raises(Denied, match="AuthorizationFailure") as error:
+        source.replicate("old-1", tmp_path / "replica")
+    assert "firewall" in error.value.remedy
+    azure.intercept = None
+    assert azure.resources() == before
+    assert interim(azure) == []
+
+
+def footerless(azure: Sandbox) -> None:
+    azure.storage.overwrite(blob(azure), 6 * MIB, bytes(512))
+
+
+def damaged(azure: Sandbox) -> None:
+    azure.storage.overwrite(blob(azure), 6 * MIB, azure.storage.content(blob(azure))[-512:-1] + b"x")
+
+
+def of_another_size(azure: Sandbox) -> None:
+    import uuid
+    from datetime import datetime, timezone
+
+    wrong = vhd.footer(7 * MIB, uuid.uuid4(), datetime.now(timezone.utc))
+    azure.storage.overwrite(blob(azure), 6 * MIB, wrong)
+
+
+def dynamic(azure: Sandbox) -> None:
+    footer = bytearray(azure.storage.content(blob(azure))[-512:])
+    footer[63] = 3
+    footer[64:68] = bytes(4)
+    footer[64:68] = (~sum(footer) & 0xFFFFFFFF).to_bytes(4, "big")
+    azure.storage.overwrite(blob(azure), 6 * MIB, bytes(footer))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (footerless, "does not end with the footer of a VHD"),
+        (damaged, "the checksum does not fit"),
+        (of_another_size, "speaks of 7340032 bytes"),
+        (dynamic, "a dynamic VHD, not a fixed one"),
+    ],
+)
+def test_a_blob_that_is_no_fixed_vhd_is_refused_before_anything_is_made(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path], tmp_path: Path, spoil: Callable, words: str
+) -> None:
+    spoil(azure)
+    before = azure.resources()
+    with pytest.raises(Unsupported, match=words) as error:
+        source.replicate("old-1", tmp_path / "replica")
+    assert "old-1-os.vhd" in str(error.value)
+    assert "exclude_disks" in error.value.remedy
+    assert azure.resources() == before
+    assert interim(azure) == []
+    assert not (tmp_path / "replica").exists()
+
+
+def test_a_vhd_that_is_gone_is_named(azure: Sandbox, source: Source, vm: tuple[Path, Path]) -> None:
+    del azure.storage.account(ACCOUNT).containers["vhds"].blobs["old-1-data-0.vhd"]
+    with pytest.raises(NotFound, match=r"old-1-data-0\.vhd does not exist"):
+        source.inspect("old-1")
+
+
+def test_an_account_that_the_identity_does_not_see_is_named(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path]
+) -> None:
+    azure.storage.resource(ACCOUNT).document["name"] = "another"
+    with pytest.raises(NotFound, match="no storage account") as error:
+        source.inspect("old-1")
+    assert "Reader" in error.value.remedy
+
+
+def test_soft_deleted_snapshots_are_not_taken_for_leftovers(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    azure.storage.account(ACCOUNT).soft_delete = True
+    report = source.replicate("old-1", tmp_path / "replica")
+    assert report.left_behind == ()
+    assert len(azure.storage.account(ACCOUNT).containers["vhds"].deleted) == 2
+    assert source.sweep(timedelta(0)) == ([], [])
