@@ -685,7 +685,8 @@ _STORAGE = (
         "KeyBasedAuthenticationNotPermitted",
         Denied,
         "The storage account does not accept account keys, nor SAS made with them (allowSharedKeyAccess is false).",
-        "Give the identity the role Storage Blob Data Contributor on the account, or permit shared keys there.",
+        "Set storage_use_account_key to false, and give the identity the role Storage Blob Data Contributor on the "
+        "account. Allow shared keys there if that cannot be.",
     ),
     Code(
         "AuthorizationFailure",
@@ -705,6 +706,36 @@ _STORAGE = (
         Denied,
         "The request came without proof of identity, and the storage account permits no anonymous access.",
         "Check the credentials, and that nothing between this host and Azure removes the Authorization header.",
+    ),
+    Code(
+        "BlobImmutableDueToPolicy",
+        Conflict,
+        "An immutability policy or a legal hold keeps the blob from being changed or deleted.",
+        "Choose a container without an immutability policy: a replica changes with every run.",
+    ),
+    Code(
+        "LeaseAlreadyPresent",
+        Conflict,
+        "Somebody else has a lease on the blob: another run, or a VM that has it as a disk.",
+        "Wait for the other run to end, or choose another prefix.",
+    ),
+    Code(
+        "InvalidVhd",
+        AzureError,
+        "The blob is no fixed VHD of whole MiB, so no managed disk can be made of it.",
+        "Run replicate again if it is a replica whose last run did not end well. Choose another VHD otherwise.",
+    ),
+    Code(
+        "BlobTypeNotSupported",
+        AzureError,
+        "The storage account does not take blobs of this type: premium accounts take page blobs or block blobs only.",
+        "Choose an account of kind StorageV2 with standard performance.",
+    ),
+    Code(
+        "CannotVerifyCopySource",
+        Denied,
+        "Azure could not read the blob that was to be copied: it is missing, or the source account keeps Azure out.",
+        "Check that the source account's firewall lets Azure services in, and that the identity may read its blobs.",
     ),
     Code(
         "LeaseIdMissing",

@@ -363,3 +363,24 @@ def test_importing_the_plugin_imports_no_sdk() -> None:
     code = f"import sys, coriolis_azure.provider; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_vm_on_vhd_blobs_goes_through_the_same_tasks(
+    azure: Sandbox, image: Callable[..., Path], tmp_path: Path, target: dict[str, Any]
+) -> None:
+    """With an interim copy in the container of the settings, which is made, and left empty."""
+    disk = image("os", 3 * MIB, seed=1)
+    azure.add_vm("web", disk, unmanaged="oldstorage")
+    azure.storage.imports_snapshots(False)
+    before = azure.resources()
+    place = {"storage_account_name": "sandboxstorage", "storage_container_name": "interim"}
+    environment = {**azure.environment(), **place}
+    with served(azure) as connection:
+        info = call("get_replica_instance_info", connection, environment, "web")
+        assert info["devices"]["disks"][0]["size_bytes"] == 3 * MIB
+        entries = volumes(info, tmp_path / "volumes")
+        entries = execute(connection, environment, target, entries, shutdown=False)
+    assert Path(entries[0]["volume_dev"]).read_bytes() == disk.read_bytes()
+    assert azure.resources() == before
+    assert azure.storage.account("sandboxstorage").containers["interim"].blobs == {}
+    assert azure.storage.account("oldstorage").containers["vhds"].snapshots == []

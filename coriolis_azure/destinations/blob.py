@@ -143,6 +143,8 @@ class BlobImage:
         again = replace(self._reread(base, unsure), disk=disk or base.disk, fresh=False)
         self._disk = disk or self._disk
         if again != kept or self._dirty:
+            # Of what is after the disk's end no manifest speaks: a run that died may have made the disk longer.
+            self._clear_from(again.size)
             self._keep(again, self._state)
         if again.size == size and there == vhd.rounded(size):
             return again
@@ -187,12 +189,16 @@ class BlobImage:
         low, high = min(base.size, size), max(end, self._end)
         self._region = _region(high)
         self.expect(low, high - low)
-        if size < base.size:
-            start = size + -size % PAGE
-            self._blob.clear(start, self._end - start)
+        self._clear_from(low)
         self._blob.resize(end + vhd.FOOTER)
         self._end, self._pages = end, None
         return base.resized(size, ZERO)
+
+    def _clear_from(self, offset: int) -> None:
+        """Clear what is between the disk's end and the footer."""
+        start = offset + -offset % PAGE
+        if start < self._end:
+            self._blob.clear(start, self._end - start)
 
     def _reread(self, base: Manifest, indexes: Iterable[int]) -> Manifest:
         """The manifest with these chunks as they are in the VHD; what is not allocated is not asked for."""

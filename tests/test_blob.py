@@ -1,0 +1,381 @@
+"""Replicas in Blob storage: what a reader that knows nothing of us finds there, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from replicas import SandboxPlace
+from test_replicas import CHUNK, LAST, SIZE, A, B, expected, run, small_regions
+
+from coriolis_azure import destinations, names, vhd
+from coriolis_azure.clock import Clock
+from coriolis_azure.errors import CoriolisAzureError, Denied, DestinationFailed, InvalidInput
+from coriolis_azure.events import Event, Waiting, silent
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
+from coriolis_azure.storage import Storage
+
+__all__ = ["small_regions"]
+
+MIB = 1 << 20
+OS = "sandboxstorage/images/replicas/web-1/os.vhd"
+
+
+@pytest.fixture
+def place(azure: Sandbox) -> SandboxPlace:
+    return SandboxPlace(azure)
+
+
+def stored(azure: Sandbox, path: str = OS) -> Any:
+    found = azure.storage.blob(path)
+    assert found is not None
+    return found
+
+
+# What is there
+
+
+def test_a_whole_vhd_says_so_and_one_that_is_being_written_is_none(
+    azure: Sandbox, place: SandboxPlace
+) -> None:
+    """While a run writes, and after one that died, there is no footer: nothing takes it for a disk."""
+    run(place, {0: A, 1: B})
+    assert stored(azure).metadata["coriolis_state"] == "complete"
+    assert vhd.content_size(place.whole()[-512:], len(place.whole()), "it") == 3 * MIB
+    run(place, {0: B, 1: A}, die=1)
+    assert stored(azure).metadata["coriolis_state"] == "writing"
+    assert place.whole()[-512:] == bytes(512)
+    place.died()
+    run(place, {0: B, 1: A})
+    assert stored(azure).metadata["coriolis_state"] == "complete"
+    assert vhd.content_size(place.whole()[-512:], len(place.whole()), "it") == 3 * MIB
+
+
+def test_only_pages_that_hold_something_are_uploaded_and_zeroed_ones_cleared(
+    azure: Sandbox, place: SandboxPlace
+) -> None:
+    run(place, {0: A, 20: B})
+    footer = [3 * MIB, 3 * MIB + 512]
+    assert stored(azure).ranges == [[0, CHUNK], [20 * CHUNK, 21 * CHUNK], footer]
+    run(place, {0: A})
+    assert stored(azure).ranges == [[0, CHUNK], footer]
+
+
+def test_nothing_else_in_the_container_is_touched(azure: Sandbox, place: SandboxPlace) -> None:
+    run(place, {0: A})
+    container = azure.storage.account("sandboxstorage").containers["images"]
+    assert sorted(container.blobs) == [
+        f"replicas/web-1/{name}" for name in (".vm", "os.vhd", "os.vhd.manifest")
+    ]
+    place.blob("data-0.vhd").create_pages(MIB, {"owner": "somebody"})
+    place.prefix = "replicas/web-10"
+    run(place, {0: A})
+    place.prefix = "replicas/web-1"
+    with place.folder() as folder:
+        assert folder.names() == ["os"]
+
+
+def test_another_program_reads_the_same_disk(place: SandboxPlace, tmp_path: Path) -> None:
+    """An independent reader of the format: qemu-img."""
+    program = shutil.which("qemu-img")
+    if program is None:
+        pytest.skip("qemu-img is not installed (Debian: qemu-utils)")
+    content = {0: A, 7: B, LAST: A}
+    run(place, content)
+    (tmp_path / "os.vhd").write_bytes(place.whole())
+    (tmp_path / "os.raw").write_bytes(expected(content).ljust(3 * MIB, b"\0"))
+    command = [program, "compare", "-s", "-f", "vpc", "-F", "raw", "os.vhd", "os.raw"]
+    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_azure_makes_a_managed_disk_of_it(azure: Sandbox, place: SandboxPlace) -> None:
+    """And refuses to while it is half-written."""
+    content = {0: A, 7: B, LAST: A}
+    run(place, content)
+    account = place.storage.account("sandboxstorage")
+    creation = {"createOption": "Import", "sourceUri": place.blob().url, "storageAccountId": account.id}
+    body = {"location": "westeurope", "properties": {"creationData": creation}}
+    subscription = azure.connection_info()["subscription_id"]
+    id = names.resource_id(subscription, "sandbox", "disk", "restored")
+    made = place.azure.put(id, body)
+    assert made["properties"]["diskSizeBytes"] == 3 * MIB
+    state = azure._world.state.find(id)
+    whole = azure._world.contents.path(state.hidden["content"]).read_bytes()
+    assert whole == expected(content).ljust(3 * MIB, b"\0")
+    run(place, {0: B, 1: B}, die=1)
+    with pytest.raises(CoriolisAzureError, match="InvalidVhd"):
+        place.azure.put(names.resource_id(subscription, "sandbox", "disk", "torn"), body)
+
+
+def test_the_whole_story_into_a_container(
+    azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With a worker: two runs of a VM with two disks, then a look at what is there, then verify."""
+    disks = [image("os", 3 * MIB, 1), image("data", 2 * MIB, 2)]
+    azure.add_vm("web-1", disks[0], [disks[1]])
+    where = "blob://sandboxstorage/replicas/web-1"
+    before = azure.resources()
+    first = source.replicate("web-1", where)
+    disks[1].write_bytes(disks[1].read_bytes()[: MIB // 2] + bytes(3 * MIB // 2))
+    azure.write("web-1", 0, disks[1])
+    second = source.replicate("web-1", where)
+    assert [disk.full for disk in first.disks] == [True, True]
+    assert [disk.verified for disk in second.disks] == [True, True]
+    assert [(disk.full, disk.sent_bytes) for disk in second.disks] == [(False, 0), (False, MIB // 2)]
+    assert azure.resources() == before
+    for name, disk in zip(("os", "data-0"), disks, strict=True):
+        blob = azure.storage.blob(f"sandboxstorage/replicas/web-1/{name}.vhd")
+        assert azure.storage.content(blob)[:-512] == disk.read_bytes()
+        assert blob.leased() is None
+    assert [verdict.verified for verdict in source.verify(where)] == [True, True]
+    azure.storage.overwrite(azure.storage.blob("sandboxstorage/replicas/web-1/os.vhd"), 0, b"x" * 512)
+    assert [verdict.verified for verdict in source.verify(where)] == [True, False]
+
+
+# One run at a time, and no strangers
+
+
+def test_a_second_run_waits_a_minute_for_the_first_and_then_says_who_is_in_the_way(
+    place: SandboxPlace,
+) -> None:
+    told: list[Event] = []
+    with place.open() as image:
+        image.known("id", SIZE, CHUNK, False)
+        with (
+            pytest.raises(InvalidInput, match=r"another run is using .*images/replicas/web-1"),
+            place.open(told.append),
+        ):
+            pass
+    assert any(isinstance(event, Waiting) for event in told)
+    assert 60 < place.storage.clock.monotonic() < 90
+    run(place, {0: A})
+
+
+def test_a_run_that_died_lets_the_next_one_in_when_its_lease_has_run_out(
+    azure: Sandbox, place: SandboxPlace
+) -> None:
+    class Ending(Clock):
+        def sleep(self, seconds: float) -> None:
+            azure.storage.end_leases()
+
+    run(place, {0: A})
+    for name in (".vm", "os.vhd"):
+        place.blob(name).lease(60)
+    place.storage.clock = Ending()
+    assert run(place, {0: B}) == [0]
+
+
+def test_a_stranger_cannot_write_while_a_run_does(place: SandboxPlace) -> None:
+    with place.open() as image:
+        image.known("id", SIZE, CHUNK, False)
+        with pytest.raises(CoriolisAzureError, match="LeaseIdMissing"):
+            place.blob().write(0, b"x" * 512)
+
+
+def test_a_run_whose_lease_was_broken_stops_and_says_so(place: SandboxPlace) -> None:
+    with place.open() as image:
+        image.known("id", SIZE, CHUNK, False)
+        place.died()
+        with pytest.raises(DestinationFailed, match=r"os\.vhd") as error:
+            image.expect(0, CHUNK)
+    assert "lease was broken" in error.value.remedy
+
+
+def test_a_strangers_change_between_two_runs_is_never_written_over_unasked(place: SandboxPlace) -> None:
+    run(place, {0: A, 9: B})
+    place.blob().write(9 * CHUNK, b"x" * 512)
+    changed = place.whole()
+    with pytest.raises(InvalidInput, match=r"os\.vhd was changed by somebody") as error:
+        run(place, {0: A, 9: B})
+    assert "--full" in error.value.remedy
+    assert place.whole() == changed
+    assert run(place, {0: A, 9: B}, full=True) == [0, 9]
+    assert place.content(SIZE) == expected({0: A, 9: B})
+
+
+def test_a_blob_of_somebody_else_is_left_as_it_is(place: SandboxPlace) -> None:
+    run(place, {0: A})
+    place.blob().delete()
+    place.blob().create_pages(MIB, {"owner": "somebody"})
+    with pytest.raises(InvalidInput, match="was not made by this program"):
+        run(place, {0: A}, full=True)
+    place.blob().delete()
+    place.blob().put(b"text")
+    with pytest.raises(InvalidInput, match="is no page blob"):
+        run(place, {0: A})
+    assert place.blob().text() == b"text"
+
+
+def test_the_replica_of_another_vm_is_not_written_over(place: SandboxPlace) -> None:
+    with place.folder() as folder:
+        folder.claim("/subscriptions/s/vm-1")
+    with place.folder() as folder:
+        folder.claim("/SUBSCRIPTIONS/s/vm-1")
+        with pytest.raises(InvalidInput, match="another VM: /subscriptions/s/vm-1"):
+            folder.claim("/subscriptions/s/vm-2")
+
+
+# Dying anywhere
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize(
+    ("then", "arrives"),
+    [(SIZE, False), (SIZE, True), (SIZE + MIB, True), (MIB, True)],
+    ids=["lost", "arrived", "grown", "shrunk"],
+)
+def test_dying_at_any_request_never_makes_a_wrong_replica(
+    azure: Sandbox, place: SandboxPlace, then: int, arrives: bool
+) -> None:
+    """The source goes back to what it was: what the dead run wrote must not be taken for that."""
+    first, second = {0: A, 1: B, 20: A, 31: A}, {0: B, 2: A, 20: B, 31: A, 40: B}
+    fits = {index: data for index, data in second.items() if index * CHUNK < then}
+    again = {index: data for index, data in first.items() if index * CHUNK < SIZE}
+    at, died = 0, True
+    while died:
+        at += 1
+        place.prefix = f"replicas/at-{at}"
+        run(place, again)
+        count, died = 0, False
+
+        def dying(request: Request, answer: Callable[[Request], Response], at: int = at) -> Response:
+            nonlocal count, died
+            count += request.method in {"PUT", "DELETE"}
+            if died or count == at:
+                if not died and arrives:
+                    answer(request)
+                died = True
+                raise Died
+            return answer(request)
+
+        azure.intercept = dying
+        try:
+            run(place, fits, size=then)
+        except Died:
+            pass
+        finally:
+            azure.intercept = None
+        place.died()
+        run(place, again)
+        assert place.content(SIZE) == expected(again), f"wrong after dying at request {at}"
+        assert vhd.content_size(place.whole()[-512:], len(place.whole()), "it") == 3 * MIB
+    assert at > 10
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("blob://", "no name of a storage account"),
+        ("blob://Account/container/x", "no name of a storage account"),
+        ("blob://sandboxstorage", "no name of a container"),
+        ("blob://sandboxstorage/UPPER/x", "no name of a container"),
+        ("blob://sandboxstorage/a--b/x", "no name of a container"),
+        ("blob://sandboxstorage/ab/x", "no name of a container"),
+        ("blob://sandboxstorage/images//x", "beginning of blob names"),
+        ("blob://sandboxstorage/images/a/../x", "beginning of blob names"),
+        ("blob://nosuchaccount/images/x", "no storage account nosuchaccount in resource group sandbox"),
+    ],
+)
+def test_a_url_that_names_no_place_is_refused_in_clear_words(
+    place: SandboxPlace, url: str, words: str
+) -> None:
+    with pytest.raises(InvalidInput, match=words) as error:
+        destinations.open(url, silent, place.storage)
+    assert error.value.remedy
+
+
+def test_without_a_connection_blob_storage_is_not_reached() -> None:
+    with pytest.raises(InvalidInput, match="is in Azure"):
+        destinations.open("blob://sandboxstorage/images/x", silent)
+
+
+def test_an_account_of_another_resource_group_is_found_and_named(place: SandboxPlace) -> None:
+    elsewhere = Storage(place.azure, "production", Clock())
+    with pytest.raises(InvalidInput, match="is in resource group sandbox, not in production") as error:
+        elsewhere.account("sandboxstorage")
+    assert "set resource_group to sandbox" in error.value.remedy
+
+
+def spoiled(azure: Sandbox, **properties: object) -> None:
+    azure.storage.resource("sandboxstorage").properties.update(properties)
+
+
+def test_account_keys_are_used_only_when_asked_for(azure: Sandbox, place: SandboxPlace) -> None:
+    azure.permissions[:] = [{"actions": ["*"], "notActions": []}]  # an owner without a data role
+    with pytest.raises(Denied, match="AuthorizationPermissionMismatch") as error:
+        run(place, {0: A})
+    assert "Storage Blob Data Contributor" in error.value.remedy
+    assert not any(path.endswith("/listKeys") for _, path in azure.requests)
+    place.storage = Storage(place.azure, "sandbox", Clock(), by_key=True)
+    run(place, {0: A})
+    assert place.content(SIZE) == expected({0: A})
+
+
+def test_an_account_that_takes_no_keys_says_so(azure: Sandbox, place: SandboxPlace) -> None:
+    spoiled(azure, allowSharedKeyAccess=False)
+    run(place, {0: A})
+    place.storage = Storage(place.azure, "sandbox", Clock(), by_key=True)
+    with pytest.raises(Denied, match="KeyBasedAuthenticationNotPermitted") as error:
+        run(place, {0: A})
+    assert "storage_use_account_key" in error.value.remedy
+
+
+def test_a_firewall_that_keeps_us_out_is_named(azure: Sandbox, place: SandboxPlace) -> None:
+    spoiled(azure, networkAcls={"defaultAction": "Deny"})
+    with pytest.raises(Denied, match=r"sandboxstorage/images.*AuthorizationFailure") as error:
+        run(place, {0: A})
+    assert "firewall" in error.value.remedy
+
+
+def test_an_immutable_container_keeps_what_it_has(azure: Sandbox, place: SandboxPlace) -> None:
+    run(place, {0: A})
+    before = place.whole()
+    azure.storage.account("sandboxstorage").containers["images"].immutable = True
+    with pytest.raises(CoriolisAzureError, match="BlobImmutableDueToPolicy") as error:
+        run(place, {0: B})
+    assert "immutab" in error.value.remedy
+    azure.storage.account("sandboxstorage").containers["images"].immutable = False
+    place.died()
+    assert place.whole()[:SIZE] == before[:SIZE]
+
+
+# Speed
+
+
+def test_reading_a_part_is_one_request(azure: Sandbox, place: SandboxPlace) -> None:
+    """The library would list all pages of the blob each time."""
+    run(place, dict.fromkeys(range(8), A))
+    azure.requests.clear()
+    with place.open() as image:
+        image.known("id", SIZE, CHUNK, False)
+        azure.requests.clear()
+        for index in range(8):
+            image.read(index * CHUNK, CHUNK)
+    assert [path for method, path in azure.requests if method == "GET"] == [f"/{OS}"] * 8
+
+
+def test_no_signed_url_gets_into_a_log(
+    azure: Sandbox, place: SandboxPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(place, {0: A})
+    account = place.storage.account("sandboxstorage")
+    with caplog.at_level("DEBUG"):
+        secret = account.readable_url(place.blob(), Clock()).partition("sig=")[2]
+        copy = account.container("images").blob("copy.vhd")
+        copy._client.start_copy_from_url(account.readable_url(place.blob(), Clock()))
+        copy.copy_from(place.blob(), {}, Clock())
+    assert secret
+    assert copy.find().size == place.blob().find().size
+    assert secret.partition("%")[0] not in caplog.text
+    assert "sig=" not in caplog.text.replace("sig=REDACTED", "").replace("sig=*****", "")
