@@ -19,7 +19,9 @@ OWN_NETWORK = "own network"
 GIVEN_NETWORK = "existing network"
 SHUTDOWN = "shutdown"
 CUSTOMER_KEYS = "customer-managed keys"
-FEATURES = (PUBLIC_IP, OWN_NETWORK, GIVEN_NETWORK, SHUTDOWN, CUSTOMER_KEYS)
+BLOB_STORAGE = "Blob storage"
+ACCOUNT_KEY = "storage account key"
+FEATURES = (PUBLIC_IP, OWN_NETWORK, GIVEN_NETWORK, SHUTDOWN, CUSTOMER_KEYS, BLOB_STORAGE, ACCOUNT_KEY)
 
 # Where an action must be allowed.
 SUBSCRIPTION, GROUP, NETWORK = "subscription", "resource group", "network"
@@ -128,6 +130,18 @@ ACTIONS: tuple[Action, ...] = (
         feature=GIVEN_NETWORK,
     ),
     *_of(
+        "storage",
+        "find the storage account; what is in it needs the role Storage Blob Data Contributor",
+        "Storage/storageAccounts/read",
+        feature=BLOB_STORAGE,
+    ),
+    *_of(
+        "storage",
+        "reach the storage account with its key",
+        "Storage/storageAccounts/listKeys/action",
+        feature=ACCOUNT_KEY,
+    ),
+    *_of(
         "wait",
         "follow an operation to its end",
         *("Compute/locations/operations/read", "Compute/locations/diskOperations/read"),
@@ -153,6 +167,10 @@ ACTIONS: tuple[Action, ...] = (
 def features(environment: Environment) -> set[str]:
     """What the settings choose; shutting down and keys are the caller's and the disks' to choose."""
     chosen = {GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
+    if environment.storage_account_name:
+        chosen.add(BLOB_STORAGE)
+    if environment.storage_use_account_key:
+        chosen |= {BLOB_STORAGE, ACCOUNT_KEY}
     return chosen | {PUBLIC_IP} if environment.export_worker_use_fip else chosen
 
 
