@@ -541,8 +541,8 @@ def test_concurrent_changes_of_many_resources(azure: Clients) -> None:
 
 
 def test_unimitated_options_are_refused_in_clear_words(azure: Clients) -> None:
-    body = {"location": HERE, "properties": {"creationData": {"createOption": "Import"}}}
-    with pytest.raises(HttpResponseError, match="does not imitate createOption 'Import'"):
+    body = {"location": HERE, "properties": {"creationData": {"createOption": "Upload"}}}
+    with pytest.raises(HttpResponseError, match="does not imitate createOption 'Upload'"):
         azure.compute.disks.begin_create_or_update(GROUP, "d", body).result()
 
 
