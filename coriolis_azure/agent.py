@@ -243,7 +243,7 @@ class Scan:
 
     threads = 2
 
-    def __init__(self, job: Any, base: bytes) -> None:
+    def __init__(self, job: Any, base: bytearray) -> None:
         self.size, self.chunk, self.leaf = job["size"], job["chunk"], job["leaf"]  # type: int, int, int
         self.compress = job["compress"] == "zlib"
         self.digest = digester(job["hash"], bytes.fromhex(job["key"]))
@@ -258,7 +258,7 @@ class Scan:
         count = -(-self.size // self.chunk)
         room = window(self.chunk)
         ahead = max(self.threads + 1, room // 2)
-        self.root.update(self.base[: DIGEST * self.first])
+        self.root.update(memoryview(self.base)[: DIGEST * self.first])
         for kind, index, digest, found in ordered(self.look, range(self.first, count), self.threads, ahead):
             self.root.update(digest)
             if kind in (SAME, ZEROS):
@@ -350,7 +350,7 @@ def open_device(paths: List[str], size: int, wait: float) -> Tuple[int, str]:
         time.sleep(0.1)
 
 
-def receive(fd: int) -> Tuple[Any, bytes]:
+def receive(fd: int) -> Tuple[Any, bytearray]:
     """The job of the host and the digests of all chunks."""
     kind, _, _, _, length, _ = HEAD.unpack(read_exactly(fd, HEAD.size))
     if kind != JOB or length > MAX_JSON:
@@ -362,7 +362,7 @@ def receive(fd: int) -> Tuple[Any, bytes]:
         if kind != BASE or index * DIGEST != len(base) or not 0 < length <= BASE_PIECE:
             raise Failure("the host did not send the digests as agreed")
         base += read_exactly(fd, length)
-    return job, bytes(base)
+    return job, base
 
 
 def main() -> None:

@@ -106,7 +106,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON. Secret and digests are inside `chunks`, which callers keep out of logs."""
-        packed = zlib.compress(self.key + self.digests, 1)
+        deflate = zlib.compressobj(1)
+        packed = b"".join([deflate.compress(self.key), deflate.compress(self.digests), deflate.flush()])
         document = {
             "version": VERSION,
             "size": self.size,

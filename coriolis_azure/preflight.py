@@ -432,10 +432,7 @@ class _Questions:
 
     def exposure(self) -> None:
         """Who may reach the worker."""
-        settings = self._environment
-        if settings.export_worker_use_fip and set(settings.export_worker_allowed_addresses) & {
-            *("*", "0.0.0.0/0", "Internet"),
-        }:
+        if self._environment.worker_is_open_to_all:
             self._warn(
                 "worker",
                 "the worker's SSH port can be reached from anywhere (with a key only)",

@@ -146,6 +146,13 @@ class Environment:
     verify_disk_integrity: bool
     bandwidth_limit: int | None
 
+    @property
+    def worker_is_open_to_all(self) -> bool:
+        """Whether everybody may try the worker's SSH port."""
+        everywhere = {"*", "0.0.0.0/0", "::/0", "internet", "any"}
+        allowed = {address.lower() for address in self.export_worker_allowed_addresses}
+        return self.export_worker_use_fip and not allowed.isdisjoint(everywhere)
+
     @classmethod
     def from_json(cls, raw: Json, default_resource_group: str = "") -> Environment:
         """The typed settings; InvalidInput with a line for every fault."""

@@ -152,13 +152,41 @@ class _Done:
     skipped: int = 0
 
 
+class _Digests:
+    """Digests of which some change. Only the pages that do are copied: those of a large disk take 64 MiB."""
+
+    _PAGE = agent.BASE_PIECE
+
+    def __init__(self, digests: bytes) -> None:
+        view = memoryview(digests)
+        self._pages: list[memoryview | bytearray] = [
+            view[at : at + self._PAGE] for at in range(0, len(view), self._PAGE)
+        ]
+
+    def put(self, index: int, digests: bytes) -> None:
+        """Replace those from chunk `index` on."""
+        at, rest = DIGEST * index, memoryview(digests)
+        while rest:
+            number, start = divmod(at, self._PAGE)
+            page = self._pages[number]
+            if isinstance(page, memoryview):
+                page = self._pages[number] = bytearray(page)
+            part = rest[: self._PAGE - start]
+            page[start : start + len(part)] = part
+            at, rest = at + len(part), rest[len(part) :]
+
+    def whole(self) -> bytes:
+        """All of them."""
+        return b"".join(self._pages)
+
+
 _Piece = tuple[int, int, memoryview]  # start within the chunk, length, bytes: none where they are zeros
 
 
 class _Copy:
     """The state that the steps of one copy share. Only `_apply` and what it calls run in several threads.
 
-    `_base` is what the destination was known to hold when the agent of now began; `_digests` is what it holds
+    `_base` is what the destination was known to hold when the agent of now began; `_holds` is what it holds
     now. `_settled` and `_written` have a byte for each chunk: whether its content is there, and whether it was
     this copy that put it there; `_earlier` is `_settled` as it was when the agent of now began.
     """
@@ -183,7 +211,7 @@ class _Copy:
         self._replying = Lock()
         self._failure: Exception | None = None
         self._end: dict[str, Any] = {}
-        self._digests, self._written = bytearray(base.digests), bytearray(base.count)
+        self._holds, self._written = _Digests(base.digests), bytearray(base.count)
         self._settled, self._earlier = bytearray(base.count), bytes(base.count)
         self._first = 0
         self._sent = self._zero = self._skipped = 0
@@ -231,7 +259,9 @@ class _Copy:
         All that had arrived is settled then: frames are applied whole or not at all, and what an agent has
         only asked about is as the destination had it.
         """
-        self._base, self._earlier, self._lost = self._known(self._base.fresh), bytes(self._settled), None
+        if self._lost is not None:
+            self._base, self._earlier = self._known(self._base.fresh), bytes(self._settled)
+            self._lost = None
         self._first = self._settled.find(0) if 0 in self._settled else self._base.count
         try:
             self._stream = self._start()
@@ -253,7 +283,7 @@ class _Copy:
         last = done.index + done.count
         self._settled[done.index : last] = b"\1" * done.count
         if done.digest is not None:
-            self._digests[DIGEST * done.index : DIGEST * last] = done.digest * done.count
+            self._holds.put(done.index, done.digest * done.count)
             self._written[done.index : last] = b"\1" * done.count
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
@@ -261,7 +291,7 @@ class _Copy:
 
     def _known(self, fresh: bool) -> Manifest:
         """What the destination holds by now."""
-        return replace(self._base, digests=bytes(self._digests), fresh=fresh)
+        return replace(self._base, digests=self._holds.whole(), fresh=fresh)
 
     def _verified(self, manifest: Manifest) -> bool | None:
         """Read back the chunks that were written, or have the destination confirm them."""

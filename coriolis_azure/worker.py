@@ -101,6 +101,13 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
     """
     azure = resources.azure
     check_network(azure, environment)
+    if environment.worker_is_open_to_all:
+        report(
+            Notice(
+                "the worker's SSH port can be reached from everywhere (with a key made for this run): name this "
+                "host's outgoing address in export_worker_allowed_addresses"
+            )
+        )
     size = choose_size(azure, needed, environment, report)
     image = choose_image(azure, environment, report)
     private_key, public_key = ssh.client_key()

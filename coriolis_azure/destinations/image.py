@@ -197,7 +197,7 @@ class Image:
 
     def _reread(self, base: Manifest, indexes: Iterable[int]) -> Manifest:
         """The manifest with these chunks as they are in the image."""
-        digests = bytearray(base.digests)
+        digests = bytearray()
         digest = base.digester()
 
         def read(index: int) -> tuple[int, bytes]:
@@ -209,9 +209,9 @@ class Image:
             for index, found in results:
                 if not told:
                     self._report(Step("read back", self.name))
-                    told = True
+                    told, digests = True, bytearray(base.digests)
                 digests[DIGEST * index : DIGEST * (index + 1)] = found
-        return replace(base, digests=bytes(digests))
+        return replace(base, digests=bytes(digests)) if told else base
 
     def _is_hole(self, offset: int, length: int) -> bool:
         """Whether the file system knows the range to be empty."""

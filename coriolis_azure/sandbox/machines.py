@@ -96,7 +96,7 @@ def delete(world: World, call: Call) -> Response:
     if machine is None:
         return no_content()
     machine.properties["provisioningState"] = "Deleting"
-    world.guests.stop(machine.id)
+    world.guests.forget(machine.id)
     return Response(202, _begin(world, call, machine, "machine-removed"))
 
 

@@ -1,0 +1,170 @@
+"""What is large, each as a program of its own: `python loads.py sparse|extents|fleet FOLDER`. Prints what was seen."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+from test_agent import Pipes
+
+from coriolis_azure import transfer
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import Image
+from coriolis_azure.events import silent
+
+MIB = 1 << 20
+MOST = 200  # MiB a process may need for a disk of 4 TiB
+
+
+def peak(pid: int | str) -> int:
+    """The most memory that a process has had, in MiB."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) >> 10 if found else 0
+
+
+class Watched(Pipes):
+    """An agent whose memory is looked at while it talks."""
+
+    most = 0
+
+    def read(self, size: int, /) -> bytes:
+        self.most = max(self.most, peak(self.process.pid))
+        self.heard.clear()
+        return super().read(size)
+
+
+def sparse(folder: Path, size: int = 4 << 40) -> None:
+    """A disk of 4 TiB in chunks of 4 MiB; the real agent reads its last 2 GiB. Run again it is incremental.
+
+    Reading 4 TiB of holes takes an hour and shows nothing that the last of them do not: the state is that of
+    the whole disk on both sides. The copy is told that everything before is settled, as after a lost connection.
+    """
+    run = "incremental" if folder.exists() else "full"
+    folder.mkdir(exist_ok=True)
+    disk, read, chunk = folder / "disk", 2 << 30, 4 * MIB
+    with disk.open("r+b" if run == "incremental" else "wb") as file:
+        file.truncate(size)
+        for at in range(size - read, size, 64 * MIB):
+            file.seek(at + random.randrange(32 * MIB))
+            file.write(os.urandom(MIB))
+    with Image(folder / "os.raw") as image, Watched() as pipes:
+        base = image.known("id", size, chunk, False)
+        job = transfer.Job("os", (str(disk),), size, leaf=4096)
+        copy = transfer._Copy(lambda: pipes, job, base, image, silent, Clock(), None)
+        settled = (size - read) // chunk
+        copy._settled[:settled] = b"\1" * settled
+        began = time.monotonic()
+        outcome = copy.run(True)
+        seconds = time.monotonic() - began
+    host, agent = peak("self"), pipes.most
+    print(
+        f"{size >> 40} TiB, {run}: peak of the host {host} MiB, of the agent {agent} MiB, "
+        f"{outcome.sent_bytes >> 20} MiB sent, {seconds:.0f} s for the last {read >> 30} GiB"
+    )
+    assert max(host, agent) < MOST
+    with disk.open("rb") as one, (folder / "os.raw").open("rb") as other:
+        for at in range(size - read, size, MIB):
+            one.seek(at)
+            other.seek(at)
+            assert one.read(MIB) == other.read(MIB)
+
+
+def extents(folder: Path) -> None:
+    """Changes of 4 KiB all over a disk, 76 in each MiB as 5 million in 64 GiB; and the same on twice the size."""
+    folder.mkdir()
+    seen = []
+    for size in (256 * MIB, 512 * MIB):
+        disk, path = folder / f"disk-{size}", folder / f"os-{size}.raw"
+        disk.write_bytes(b"")
+        with disk.open("r+b") as file:
+            for _ in range(size // MIB):
+                file.write(random.randbytes(MIB))
+        outcome = _copied(disk, path)[0]
+        chance, count = random.Random(1), 76 * (size // MIB)
+        with disk.open("r+b") as file:
+            for block in sorted(chance.sample(range(size // 4096), count)):
+                file.seek(block * 4096)
+                file.write(chance.randbytes(512))
+        outcome, seconds, heard = _copied(disk, path)
+        assert outcome.sent_bytes == count * 4096
+        seen.append(seconds / count)
+        print(
+            f"{count} extents of change in {size >> 20} MiB: {seconds:.1f} s, {1e6 * seconds / count:.0f} µs each, "
+            f"{heard / outcome.sent_bytes:.2f} bytes over the line for each sent, peak {peak('self')} MiB"
+        )
+    print(f"twice the disk and the extents: {seen[1] / seen[0]:.2f} times the time for each extent")
+    assert seen[1] < 1.5 * seen[0]
+
+
+def _copied(disk: Path, path: Path) -> tuple[transfer.Outcome, float, int]:
+    began = time.monotonic()
+    with Image(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, MIB, False)
+        job = transfer.Job("os", (str(disk),), base.size, leaf=4096)
+        outcome = transfer.copy(lambda: pipes, job, base, image, silent, clock=Clock(), verify=True)
+        heard = len(pipes.heard)
+    seconds = time.monotonic() - began
+    with disk.open("rb") as one, path.open("rb") as other:
+        while piece := one.read(MIB):
+            assert piece == other.read(MIB)
+    return outcome, seconds, heard
+
+
+def fleet(folder: Path, machines: int = 20) -> None:
+    """That many VMs of three disks, replicated side by side by one process."""
+    from coriolis_azure.sandbox import Sandbox
+    from coriolis_azure.source import Source
+
+    folder.mkdir()
+    contents: dict[tuple[int, int], bytes] = {}
+    with Sandbox(folder / "azure") as azure:
+        azure.quotas.clear()
+        for machine in range(machines):
+            files = []
+            for disk in range(3):
+                contents[machine, disk] = random.Random(f"{machine}-{disk}").randbytes(2 * MIB)
+                files.append(folder / f"content-{machine}-{disk}")
+                files[-1].write_bytes(contents[machine, disk])
+            azure.add_vm(f"vm-{machine}", files[0], files[1:])
+        before, threads, failed = azure.resources(), 0, []
+
+        def replicate(machine: int) -> None:
+            try:
+                with Source(
+                    azure.connection_info(),
+                    azure.environment(),
+                    transport=azure.transport(),
+                    keep_journal=False,
+                ) as source:
+                    source.replicate(f"vm-{machine}", folder / f"images-{machine}")
+            except Exception as error:  # noqa: BLE001
+                failed.append(f"vm-{machine}: {error!r}")
+
+        began = time.monotonic()
+        running = [threading.Thread(target=replicate, args=(machine,)) for machine in range(machines)]
+        at_first = threading.active_count()
+        for thread in running:
+            thread.start()
+        while any(thread.is_alive() for thread in running):
+            threads = max(threads, threading.active_count())
+            time.sleep(0.05)
+        seconds = time.monotonic() - began
+        assert failed == [], failed
+        for machine in range(machines):
+            for disk, name in enumerate(("os", "data-0", "data-1")):
+                image = folder / f"images-{machine}" / f"{name}.raw"
+                assert image.read_bytes() == contents[machine, disk], f"{image} is wrong"
+        assert azure.resources() == before
+        print(
+            f"{machines} VMs of 3 disks side by side in one process: {seconds:.0f} s, peak {peak('self')} MiB "
+            f"(the sandbox included), {threads - at_first} threads at most, {3 * machines} images right, no leaks"
+        )
+
+
+if __name__ == "__main__":
+    {"sparse": sparse, "extents": extents, "fleet": fleet}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,157 @@
+"""The long form of the reliability tests: `tox -e reliability`. Its figures go into docs/reliability.md.
+
+    python tests/reliability.py [--only SECTION]... [--share N] [--rounds N]
+
+`--share N` takes every N-th strike of the crash matrix, `--rounds N` that many rounds of each fault of the replica
+matrix. Ends with 1 when anything was wrong; what it was is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+
+from battles import CommandLine, Crashes, Plugin, Site, Strike, crash, measure
+from episodes import FRONTS, Figures, episode, opened, possible
+
+PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
+Table = list[list[object]]
+LOAD = ("sparse", "sparse", "extents", "fleet")  # once more is the incremental run
+
+
+def crashes(
+    kind: type[CommandLine | Plugin], share: int, rounds: int, folder: Path
+) -> tuple[Table, list[str]]:
+    """Strikes at every ARM request, every piece of SSH and random bytes of the data of a run on one front."""
+    del rounds
+    chance, figures = random.Random(kind.name), Crashes()
+    with Site(folder / "site") as site:
+        front = kind(site)
+        requests, pieces, received = measure(front)
+        strikes = [
+            *(Strike("lost", at, signal.SIGKILL) for at in range(requests)),
+            *(Strike("arrived", at, signal.SIGKILL) for at in range(requests)),
+            *(Strike("arrived", at, (signal.SIGINT, signal.SIGTERM)[at % 2]) for at in range(requests)),
+            *(Strike("ssh", at, signal.SIGKILL) for at in range(1, pieces)),
+            *(Strike("ssh", at, (signal.SIGINT, signal.SIGTERM)[at % 2]) for at in range(1, pieces, 3)),
+        ]
+        for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+            strikes += [Strike("data", chance.randrange(received // 2), number) for _ in range(20)]
+        chosen = strikes[::share]
+        for number, strike in enumerate(chosen):
+            crash(front, strike, figures, chance)
+            say(f"{kind.name}: {number + 1} of {len(chosen)}, {len(figures.wrong)} wrong")
+    return [
+        [f"{kind.name}", "seen"],
+        ["strikes", f"{figures.strikes} of {len(strikes)}"],
+        ["hit a living run", figures.hit],
+        ["left something until the clean-up", figures.cleaned],
+        ["leaks, strangers touched", figures.leaks],
+        ["power state of the VM changed", figures.power_changed],
+        ["manifests ahead", figures.manifests_ahead],
+        ["wrong in all", len(figures.wrong)],
+    ], figures.wrong
+
+
+def replicas(share: int, rounds: int, folder: Path) -> tuple[Table, list[str]]:
+    """All faults on all destinations."""
+    del share
+    table: Table = [["destination", "runs", "faults", "runs that ended by them", "images compared", "wrong"]]
+    wrong: list[str] = []
+    changes: dict[str, int] = {}
+    for name, kind in FRONTS.items():
+        figures, chance = Figures(), random.Random(name)
+        try:
+            with opened(kind, folder / name.replace(" ", "-")) as front:
+                for number in range(rounds):
+                    faults = possible(front)
+                    chance.shuffle(faults)
+                    episode(front, faults, figures, chance)
+                    say(f"{name}: round {number + 1} of {rounds}, {len(figures.wrong)} wrong")
+        except OSError as error:
+            if name != "block device":
+                raise
+            table.append([name, f"not possible here: {error}", "", "", "", ""])
+            continue
+        wrong += figures.wrong
+        for change, count in figures.changes.items():
+            changes[change] = changes.get(change, 0) + count
+        faults_told = ", ".join(f"{fault} {count}" for fault, count in sorted(figures.faults.items()))
+        table.append(
+            [name, figures.runs, faults_told, figures.ended_by_fault, figures.images, len(figures.wrong)]
+        )
+    told = ", ".join(f"{change} {count}" for change, count in sorted(changes.items()))
+    table.append(["what happened to disks", told, "", "", "", ""])
+    return table, wrong
+
+
+def load(share: int, rounds: int, folder: Path) -> tuple[Table, list[str]]:
+    """What is large: see loads.py. Each in a process of its own, whose peak is its own."""
+    del share, rounds
+    table: Table = [["load", "seen"]]
+    wrong = []
+    for name in LOAD:
+        program = Path(__file__).with_name("loads.py")
+        command = [sys.executable, str(program), name, str(folder / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+        say(f"{name}: {done.stdout.strip() or done.stderr[-500:]}")
+        if done.returncode:
+            wrong.append(f"{name}: {done.stdout[-500:]}{done.stderr[-2000:]}")
+        table += [line.split(": ", 1) for line in done.stdout.strip().splitlines()]
+    return table, wrong
+
+
+SECTIONS: dict[str, Callable[[int, int, Path], tuple[Table, list[str]]]] = {
+    "crashes-command-line": partial(crashes, CommandLine),
+    "crashes-plugin": partial(crashes, Plugin),
+    "replicas": replicas,
+    "load": load,
+}
+
+
+def say(text: str) -> None:
+    print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", flush=True)
+
+
+def written(section: str, table: Table, seconds: float) -> None:
+    """Put a section's figures into the page, between its marks."""
+    head, *rows = [["" if cell is None else str(cell) for cell in row] for row in table]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    moment = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    text = "\n".join([*lines, "", f"Run on {moment}, {seconds / 60:.0f} minutes.", ""])
+    begin, end = f"<!-- {section} -->\n", f"<!-- end of {section} -->"
+    page = PAGE.read_text()
+    before, _, rest = page.partition(begin)
+    PAGE.write_text(before + begin + text + end + rest.partition(end)[2])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--only", action="append", choices=SECTIONS)
+    parser.add_argument("--share", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    wrong = []
+    for name in asked.only or SECTIONS:
+        with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
+            began = time.monotonic()
+            table, found = SECTIONS[name](asked.share, asked.rounds, Path(folder))
+            written(name, table, time.monotonic() - began)
+            wrong += found
+    for each in wrong:
+        print(f"WRONG {each}\n", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
