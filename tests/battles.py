@@ -136,7 +136,7 @@ class Site:
         for thread in set(threading.enumerate()) - before:
             if thread.name != "relay":
                 thread.join(max(0, deadline - time.monotonic()))
-        self._pid = 0
+        self._pid, self._strike = 0, None
         code: int = process.exitcode
         return code
 

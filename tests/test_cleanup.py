@@ -89,11 +89,12 @@ def test_journals_are_private_and_a_torn_one_is_forgotten(run: Run, tmp_path: Pa
     [
         (400, "NicInUse", True),
         (409, "OperationNotAllowed", True),
+        (503, "ServiceUnavailable", True),
         (409, "ScopeLocked", False),
         (403, "No", False),
     ],
 )
-def test_in_use_is_waited_out_and_a_lock_is_not(
+def test_what_may_pass_is_waited_out_and_a_lock_is_not(
     azure: Sandbox, source: Source, run: Run, status: int, code: str, retried: bool
 ) -> None:
     found, _ = made(source, run)

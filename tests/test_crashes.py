@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 from pathlib import Path
 
 import pytest
-from battles import CommandLine, Crashes, Plugin, Site, Strike, crash, measure
+from battles import MIB, CommandLine, Crashes, Plugin, Site, Strike, crash, measure
+
+from coriolis_azure import errors, names
+from coriolis_azure.sandbox import Response
 
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 
@@ -33,3 +37,23 @@ def test_dying_anywhere_leaks_nothing(kind: type[CommandLine | Plugin], tmp_path
         assert front.replicate() == 0
         content = {name: path.read_bytes() for name, path in front.images().items()}
         assert content == site.disks()
+
+
+def test_what_stays_is_named_with_code_7_and_the_next_sweep_finishes(tmp_path: Path) -> None:
+    """Somebody has locked the snapshots of a run; later they lift it."""
+    with Site(tmp_path / "site", (MIB,)) as site:
+        front, intercept = CommandLine(site), site.azure.intercept
+        body = b'{"error": {"code": "ScopeLocked", "message": "Please remove the lock."}}'
+        site.azure.intercept = lambda request, answer: (
+            Response(409, {"Content-Type": "application/json"}, body)
+            if request.method == "DELETE" and "/snapshots/" in request.path
+            else intercept(request, answer)
+        )
+        assert front.replicate() == errors.CleanupIncomplete.exit_code == 7
+        told = json.loads((site.folder / "log").read_text().splitlines()[-1])
+        assert [names.kind_of(id) for id in told["left_behind"]] == ["snapshot"]
+        assert [id.lower() for id in site.left()] == [id.lower() for id in told["left_behind"]]
+        assert [id.lower() for id in front.clean()] == [id.lower() for id in told["left_behind"]]
+        site.azure.intercept = intercept
+        assert front.clean() == []
+        assert site.left() == []
