@@ -162,7 +162,7 @@ class _PageScan(agent.Scan):
     threads = _READERS
     ended = False
 
-    def __init__(self, job: Json, base: bytes, blob: Blob, pages: Pages) -> None:
+    def __init__(self, job: Json, base: bytearray, blob: Blob, pages: Pages) -> None:
         super().__init__(job, base)
         self._blob, self._pages = blob, pages
 

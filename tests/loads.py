@@ -28,13 +28,14 @@ def peak(pid: int | str) -> int:
 
 
 class Watched(Pipes):
-    """An agent whose memory is looked at while it talks."""
+    """An agent whose memory is looked at while it talks; what it said is counted, not kept."""
 
-    most = 0
+    most = said = 0
 
     def read(self, size: int, /) -> bytes:
         self.most = max(self.most, peak(self.process.pid))
         self.heard.clear()
+        self.said += size
         return super().read(size)
 
 
@@ -103,11 +104,11 @@ def extents(folder: Path) -> None:
 
 def _copied(disk: Path, path: Path) -> tuple[transfer.Outcome, float, int]:
     began = time.monotonic()
-    with Image(path) as image, Pipes() as pipes:
+    with Image(path) as image, Watched() as pipes:
         base = image.known("id", disk.stat().st_size, MIB, False)
         job = transfer.Job("os", (str(disk),), base.size, leaf=4096)
         outcome = transfer.copy(lambda: pipes, job, base, image, silent, clock=Clock(), verify=True)
-        heard = len(pipes.heard)
+        heard = pipes.said
     seconds = time.monotonic() - began
     with disk.open("rb") as one, path.open("rb") as other:
         while piece := one.read(MIB):
