@@ -16,6 +16,7 @@ from .cloud import Azure
 from .model import Json, Machine
 from .pipeline import ordered
 
+_ACCOUNTS = "Microsoft.Storage/storageAccounts"
 COLUMNS = (
     *("ID", "Name", "Resource group", "Location", "Power state", "Guest OS", "Firmware", "Size"),
     *("CPUs", "Memory (MB)", "Total disk (GB)", "Disks", "NICs"),
@@ -118,8 +119,12 @@ def options(
     if group:
         tellers["export_network"] = lambda: networks(azure, settings)
         tellers["storage_account_name"] = lambda: sorted(
-            found["name"] for found in azure.of_type("Microsoft.Storage/storageAccounts", group)
+            found["name"] for found in azure.of_type(_ACCOUNTS, group)
         )
+    account = settings.get("storage_account_name")
+    if group and account:
+        id = f"/subscriptions/{azure.subscription}/resourceGroups/{group}/providers/{_ACCOUNTS}/{account}"
+        tellers["storage_container_name"] = lambda: sorted(found["name"] for found in azure.containers(id))
     asked = set(wanted or tellers)
     told = []
     for name, values in tellers.items():

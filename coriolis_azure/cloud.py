@@ -281,6 +281,10 @@ class Azure:
         """The storage account `id`, with its `primaryEndpoints`."""
         return self._read("the storage account", id, _STORAGE_VERSION)
 
+    def containers(self, id: str) -> list[Json]:
+        """The blob containers of the storage account `id`."""
+        return self._listed("the containers of", f"{id}/blobServices/default/containers", _STORAGE_VERSION)
+
     def storage_key(self, id: str) -> str:
         """A key of a storage account: a secret that opens all of it."""
         with translated("read the keys of", id):

@@ -25,6 +25,7 @@ from coriolis_azure.events import Copied, Notice, Step
 from coriolis_azure.model import Run
 from coriolis_azure.provider import _Told
 from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox.blobs_store import Container
 from coriolis_azure.source import Source
 
 CALLS = {
@@ -192,6 +193,9 @@ def test_options_are_read_from_azure_and_narrowed_by_what_is_chosen(
     assert rest["export_worker_image"][0]["id"].startswith("Canonical:ubuntu-24_04-lts")
     assert rest["export_network"][0]["name"] == "sandbox-vnet/default"
     assert rest["storage_account_name"] == ["sandboxstorage"]
+    azure.storage.account("sandboxstorage").containers["replicas"] = Container("replicas", "etag", "now")
+    account = {"resource_group": GROUP, "storage_account_name": "sandboxstorage"}
+    assert told(account, ["storage_container_name"]) == {"storage_container_name": ["replicas"]}
     assert set(told({"location": "westeurope"}, ["location"])) == {"location"}
     properties = provider.get_source_environment_schema()["properties"]
     assert set(rest) <= set(properties)

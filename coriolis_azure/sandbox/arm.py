@@ -194,6 +194,11 @@ _ROUTES = [
     _route("GET", _MACHINE + "/instanceView", machines.get_instance_view),
     *(_route("POST", f"{_MACHINE}/{verb}", handler) for verb, handler in machines.ACTIONS.items()),
     _route("POST", _GROUP + f"/providers/{STORAGE}/{{name}}/listKeys", blobs_accounts.list_keys),
+    _route(
+        "GET",
+        _GROUP + f"/providers/{STORAGE}/{{name}}/blobServices/default/containers",
+        blobs_accounts.list_containers,
+    ),
     _route("GET", _SUBNETS, subnets.list_subnets),
     _route("GET", _SUBNETS + "/{child}", subnets.get_subnet),
     _route("PUT", _SUBNETS + "/{child}", subnets.put_subnet),

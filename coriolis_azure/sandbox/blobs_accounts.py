@@ -11,7 +11,7 @@ from coriolis_azure.sandbox.blobs_store import Account, Blob
 from coriolis_azure.sandbox.relations import STORAGE, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.wire import ArmError, Json, Response
-from coriolis_azure.sandbox.world import Call, World, checked_tags, deleted, no_content, now, placed
+from coriolis_azure.sandbox.world import Call, World, checked_tags, deleted, no_content, now, paged, placed
 
 
 class Inside:
@@ -161,6 +161,23 @@ def list_keys(world: World, call: Call) -> Response:
         for number, value in enumerate(account.hidden["keys"], 1)
     ]
     return Response.of(200, {"keys": rows})
+
+
+def list_containers(world: World, call: Call) -> Response:
+    """The containers as ARM lists them."""
+    account = world.existing(call, STORAGE)
+    with world.blobs.lock:
+        held = world.blobs.accounts.get(account.name, Account()).containers
+        rows = [
+            {
+                "id": f"{account.id}/blobServices/default/containers/{name}",
+                "name": name,
+                "type": f"{STORAGE}/blobServices/containers",
+                "properties": {"publicAccess": "None", "leaseState": "Available"},
+            }
+            for name in sorted(held)
+        ]
+    return paged(world, call, rows)
 
 
 def view(world: World, account: Resource) -> Json:
