@@ -22,8 +22,7 @@ Wire: messages of one HEAD and a payload, big endian.
 
 SAME, ZEROS, DATA and ASK together name every chunk from the job's `first` on once, in disk order; those before
 are as in BASE. PATCH comes in the order of ASK, any time after its LEAVES; at most `window(chunk)` chunks wait
-for one. A payload of pieces is a table of PIECE, then the bytes of those that are not zeros; the whole is packed
-as `packing` says.
+for one. A payload of pieces is a table of PIECE, then the bytes of those that are not zeros; `packing` is of all.
 
 The disk is opened read-only. When stdin ends the host is gone, and so is the agent, whatever it was doing.
 """
@@ -249,14 +248,12 @@ class Scan:
         self.digest = digester(job["hash"], bytes.fromhex(job["key"]))
         self.base, self.first, self.fd, self.device = base, job["first"], -1, ""
         self.root = root(self.size, self.chunk, job["hash"])
-        self.asked = deque()  # type: deque[Any]
-        self.answered = {}  # type: Any
+        self.asked, self.answered = deque(), {}  # type: deque[Any], Any
         self.answers = queue.Queue()  # type: queue.Queue[Tuple[int, int, bytes]]
 
     def run(self, out: Output) -> None:
         """Look at every chunk from `first` on and write what is to be said of it, then END."""
-        count = -(-self.size // self.chunk)
-        room = window(self.chunk)
+        count, room = -(-self.size // self.chunk), window(self.chunk)
         ahead = max(self.threads + 1, room // 2)
         self.root.update(memoryview(self.base)[: DIGEST * self.first])
         for kind, index, digest, found in ordered(self.look, range(self.first, count), self.threads, ahead):
