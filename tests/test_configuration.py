@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_crashes import served
+from battles import served
 
 from coriolis_azure import AzureExportProvider
 from coriolis_azure.sandbox import Sandbox
