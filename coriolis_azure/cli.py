@@ -37,6 +37,7 @@ from .errors import CleanupIncomplete, CoriolisAzureError, CorruptChunk, Invalid
 from .events import Copied, Event, Notice, Report, Step, Waiting, json_lines
 
 INTERRUPTED = 130
+_WRAPPED = {"id", "resource", "code", "meaning", "reason"}  # columns of tables that may take several lines
 EXIT_CODES = """\b
 Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
             (the ids that stayed are listed) · 130 interrupted · 1 a fault of this program"""
@@ -76,7 +77,8 @@ def cli(verbose: int) -> None:
     # Azure's own request logging repeats every header; our lines say what matters.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
     if not verbose:
-        logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+        for name in ("paramiko", "azure.identity"):  # what they warn of becomes an error of ours, told once
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def json_option(command: F) -> F:
@@ -706,7 +708,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
         title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     for column in columns:
-        table.add_column(column, no_wrap=column not in {"id", "resource", "code", "meaning"}, overflow="fold")
+        table.add_column(column, no_wrap=column not in _WRAPPED, overflow="fold")
     return table
 
 
