@@ -428,3 +428,24 @@ def test_a_second_run_to_the_same_destination_is_refused(
         pytest.raises(errors.InvalidInput, match="another run"),
     ):
         source.replicate("web", tmp_path / "images")
+
+
+def test_tokens_that_expire_in_the_middle_of_a_run_are_renewed(
+    azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os"))
+    given: list[str] = []
+
+    def short_lived(request: Request, answer: Callable[[Request], Response]) -> Response:
+        """Clients are told that each token expires at once."""
+        response = answer(request)
+        if request.path.endswith("/token"):
+            told = json.loads(response.body)
+            given.append(told["access_token"])
+            return Response.of(200, {**told, "expires_in": 1, "ext_expires_in": 1})
+        return response
+
+    azure.intercept = short_lived
+    source.replicate("web", str(tmp_path / "images"))
+    assert len(set(given)) > 10
+    assert (tmp_path / "images/os.raw").read_bytes() == (tmp_path / "os.raw").read_bytes()
