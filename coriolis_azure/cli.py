@@ -280,16 +280,25 @@ def role(
 )
 @click.option("--shutdown", is_flag=True, help="Deallocate the VM before its disks are copied. It stays off.")
 @click.option("--full", is_flag=True, help="Send everything, whatever the destination holds already.")
+@click.option("--limit", metavar="RATE", help="The most to use of the network, all disks together: 50MiB/s.")
 @json_option
 def replicate(
-    connection: Path, environment: Path, vm: str, to: str, shutdown: bool, full: bool, as_json: bool
+    connection: Path,
+    environment: Path,
+    vm: str,
+    to: str,
+    shutdown: bool,
+    full: bool,
+    limit: str | None,
+    as_json: bool,
 ) -> None:
     """Copy all disks of a VM to DEST; run it again to send only what changed since.
 
     Everything that is made in Azure for it (snapshots, disks, a worker VM and its network) is deleted again,
     also when the run fails or is interrupted.
     """
-    with _source(connection, environment, as_json) as source:
+    changes = {"bandwidth_limit": limit} if limit else {}
+    with _source(connection, environment, as_json, **changes) as source:
         done = source.replicate(vm, to, shutdown=shutdown, full=full)
     if as_json:
         _print_json(done.to_json())
@@ -587,11 +596,13 @@ def _tell_error(error: CoriolisAzureError, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _source(connection: Path, environment: Path, as_json: bool) -> Iterator[Any]:
-    """A Source of the two files, watched."""
+def _source(connection: Path, environment: Path, as_json: bool, **changes: str) -> Iterator[Any]:
+    """A Source of the two files, watched; `changes` replace settings of the environment."""
     from .source import Source  # the SDKs take a second to import: not for --help
 
     connection_info, source_environment = settings.read_json(connection), settings.read_json(environment)
+    if changes and isinstance(source_environment, dict):
+        source_environment = {**source_environment, **changes}
     with _watching(as_json) as report, Source(connection_info, source_environment, report=report) as source:
         yield source
 

@@ -3,7 +3,8 @@
 Pure. A manifest is never trusted beyond what it says: digest *i* stands there only if the destination's chunk
 *i* is known to hold content of that digest; ZERO says that it reads as zeros, UNKNOWN that nothing is known.
 The digests are keyed with a secret made for this manifest, so that no guest can write what would collide on
-purpose. The digest function itself is the agent's, which runs where nothing of this package does.
+purpose. How they are made is the agent's, which runs where nothing of this package does; docs/performance.md
+says why each hash is strong enough.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ import hashlib
 import json
 import secrets
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from . import agent
-from .agent import DIGEST, MAX_CHUNK, UNKNOWN, ZERO
+from .agent import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Digester, Mac
 from .errors import InvalidInput
 
 __all__ = ["DIGEST", "KEY", "MAX_CHUNK", "MIN_CHUNK", "UNKNOWN", "VERSION", "ZERO", "Manifest"]
 
-VERSION = 1
+# 1: digests of 16 bytes over whole chunks. Nothing follows from them for those of now.
+VERSION = 2
 KEY = 32  # bytes of the secret
 MIN_CHUNK = 4096
 _FIELDS = {"size": int, "chunk": int, "hash": str, "disk": str, "chunks": str, "check": str}
+HASHES = tuple(name for name in agent.HASHES if name == "gmac" or agent.usable(name))  # those of this host
 _REMEDY = "Give the document as an earlier run returned it, or none at all: then the whole disk is sent."
 
 
@@ -53,8 +57,8 @@ class Manifest:
             raise _wrong(f"the size is {self.size}")
         if not MIN_CHUNK <= self.chunk <= MAX_CHUNK or self.chunk % MIN_CHUNK:
             raise _wrong(f"the chunk size is {self.chunk}, not a multiple of {MIN_CHUNK} up to {MAX_CHUNK}")
-        if self.hash not in agent.HASHES:
-            raise _wrong(f"hash {self.hash!r} is none of {', '.join(agent.HASHES)}")
+        if self.hash not in HASHES:
+            raise _wrong(f"hash {self.hash!r} is none of {', '.join(HASHES)}")
         if len(self.key) != KEY or len(self.digests) != DIGEST * self.count:
             raise _wrong(f"it does not hold the {self.count} digests of {self.size} bytes")
 
@@ -62,7 +66,7 @@ class Manifest:
     def new(cls, size: int, chunk: int, disk: str, fill: bytes) -> Manifest:
         """A manifest with a new secret in which every digest is `fill`: ZERO or UNKNOWN."""
         count = -(-size // chunk) if size > 0 and chunk > 0 else 0
-        return cls(size, chunk, "blake2b", secrets.token_bytes(KEY), fill * count, disk, fresh=True)
+        return cls(size, chunk, HASHES[0], secrets.token_bytes(KEY), fill * count, disk, fresh=True)
 
     @property
     def count(self) -> int:
@@ -78,15 +82,25 @@ class Manifest:
         """The digest of a chunk, or ZERO, or UNKNOWN."""
         return self.digests[DIGEST * index : DIGEST * (index + 1)]
 
-    def digester(self) -> Callable[[bytes | bytearray | memoryview], bytes]:
-        """The function that digests this manifest's chunks."""
-        return agent.digester(self.hash, self.key)
+    def digester(self) -> Digester:
+        """What digests this manifest's chunks."""
+        return Digester(_gmac(self.key) if self.hash == "gmac" else agent.HASHES[self.hash](self.key))
 
-    def root(self) -> str:
-        """One digest of it all: what the agent must have computed too. Hex."""
+    def root(self, first: int = 0) -> str:
+        """One digest of the chunks from `first` on: what the agent must have computed too. Hex."""
         whole = agent.root(self.size, self.chunk, self.hash)
-        whole.update(self.digests)
+        whole.update(memoryview(self.digests)[DIGEST * first :])
         return str(whole.hexdigest())
+
+    def rehashed(self, name: str) -> Manifest:
+        """What is known when digests are made with the hash `name` from now on: only what reads as zeros."""
+        if name == self.hash:
+            return self
+        zeros = (index for index in range(self.count) if self.digest(index) == ZERO)
+        digests = bytearray(UNKNOWN * self.count)
+        for index in zeros:
+            digests[DIGEST * index : DIGEST * (index + 1)] = ZERO
+        return replace(self, hash=name, digests=bytes(digests))
 
     def resized(self, size: int, tail: bytes) -> Manifest:
         """What is known once the destination has grown or shrunk to `size`.
@@ -123,7 +137,12 @@ class Manifest:
         """The manifest of `to_json`; other keys are ignored. InvalidInput that says what is wrong with it."""
         if not isinstance(document, dict) or type(document.get("version")) is not int:
             raise _wrong("it is no such document")
-        if document["version"] != VERSION:
+        if document["version"] < VERSION:
+            raise _wrong(
+                f"it is of version {document['version']}, whose digests are other ones than today's",
+                remedy="Nothing needs to be done: all is compared or sent anew, once.",
+            )
+        if document["version"] > VERSION:
             raise _wrong(
                 f"it is of version {document['version']}, this program knows version {VERSION}",
                 remedy="Use the newer coriolis-azure that made it, or none: then all is sent anew.",
@@ -138,6 +157,12 @@ class Manifest:
             raise _wrong(f"the size is {size}, the chunk size {chunk}")
         both = _unpacked(document["chunks"], KEY + DIGEST * -(-size // chunk))
         return cls(size, chunk, document["hash"], both[:KEY], both[KEY:], document["disk"])
+
+
+def _gmac(key: bytes) -> Mac:
+    """The agent's GMAC, by the library that is ours here: the tag of a message that is nothing but associated data."""
+    cipher, nonce = AESGCM(key[:16]), key[16:28]
+    return lambda data: cipher.encrypt(nonce, b"", data)[:DIGEST]
 
 
 def _unpacked(text: str, size: int) -> bytes:

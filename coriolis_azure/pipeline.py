@@ -70,3 +70,4 @@ def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        thread.join(1.0)  # what it does just now may take its time

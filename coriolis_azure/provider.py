@@ -237,7 +237,7 @@ class AzureExportProvider(
                 source.chosen(machine),
                 source.doubts(run),
                 report=self._report,
-                compress=source.environment.enable_transfer_compression,
+                compress=source.environment.enable_transfer_compression == "always",
             )
             with volumes:
                 wanted = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]

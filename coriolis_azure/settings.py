@@ -25,6 +25,7 @@ from .model import Json
 _HERE = Path(__file__).parent
 _FOLDERS = (_HERE / "schemas", _HERE.parent / "schemas")
 
+_COMPRESSION = {False: "none", True: "always", "auto": "auto"}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -139,10 +140,12 @@ class Environment:
     export_worker_use_fip: bool
     export_worker_allowed_addresses: tuple[str, ...]
     export_worker_ssh_port: int
+    export_worker_data_port: int
     tags: Mapping[str, str]
     exclude_disks: tuple[str, ...]
     chunk_size_kib: int
-    enable_transfer_compression: bool
+    leaf_size_kib: int
+    enable_transfer_compression: str
     verify_disk_integrity: bool
     bandwidth_limit: int | None
 
@@ -184,10 +187,12 @@ class Environment:
             export_worker_use_fip=given["export_worker_use_fip"],
             export_worker_allowed_addresses=tuple(given["export_worker_allowed_addresses"]),
             export_worker_ssh_port=int(given["export_worker_ssh_port"]),
+            export_worker_data_port=int(given["export_worker_data_port"]),
             tags=given["tags"],
             exclude_disks=tuple(given["exclude_disks"]),
             chunk_size_kib=int(given["chunk_size_kib"]),
-            enable_transfer_compression=given["enable_transfer_compression"],
+            leaf_size_kib=int(given["leaf_size_kib"]),
+            enable_transfer_compression=_COMPRESSION[given["enable_transfer_compression"]],
             verify_disk_integrity=given["verify_disk_integrity"],
             bandwidth_limit=rate(limit) if limit else None,
         )
@@ -196,7 +201,8 @@ class Environment:
 # What a pool's workers are made with; what is about one transfer is not.
 _POOL = (
     *("location", "resource_group", "export_worker_size", "export_worker_image", "export_network"),
-    *("export_worker_use_fip", "export_worker_allowed_addresses", "export_worker_ssh_port", "tags"),
+    *("export_worker_use_fip", "export_worker_allowed_addresses", "export_worker_ssh_port"),
+    *("export_worker_data_port", "tags"),
 )
 
 

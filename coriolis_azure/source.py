@@ -33,7 +33,6 @@ from . import (
 )
 from .clock import Clock
 from .cloud import Azure, Transport
-from .destinations import Destination
 from .errors import AzureError, CleanupIncomplete, CoriolisAzureError, DeadlinePassed, Unreachable, WorkerGone
 from .events import Notice, Report, Step, silent
 from .interrupts import shielded
@@ -48,8 +47,6 @@ from .storage import Storage
 DEAD_AFTER = timedelta(hours=2)
 _LIFE_SECONDS = 15 * 60.0
 _DISKS_AT_ONCE = 4
-# What travels of a chunk that changed: file systems write in blocks of this size.
-_LEAF = 4096
 
 
 @dataclass(frozen=True)
@@ -232,6 +229,7 @@ class Source:
         rest = [disk for disk in disks if disk.name not in outcomes]
         if rest:
             self._report(Step("copy", _listed(rest)))
+        pace = self._pace()
         streams: list[unmanaged.DirectStream] = []
 
         def started(disk: Disk) -> unmanaged.DirectStream:
@@ -241,7 +239,8 @@ class Source:
         def copy(disk: Disk) -> transfer.Outcome:
             with folder.disk(disk.name) as destination:
                 # What is read here is read as a whole: pieces of chunks would save nothing.
-                return self._copied(lambda: started(disk), disk, (), destination, full, leaf=0)
+                job = self._job(disk, (), leaf=0, slot=0)
+                return self._copied(lambda: started(disk), job, disk, destination, full, pace, None)
 
         def end() -> None:
             folder.stop()
@@ -421,56 +420,63 @@ class Source:
         folder: destinations.Folder,
         full: bool,
     ) -> list[transfer.Outcome]:
-        lines = [ssh.Line(reader, self._clock, self._report) for _ in wave]
+        settings = self.environment
+        pace, window = self._pace(), ssh.WINDOW
+        if settings.bandwidth_limit:
+            # What may be under way is on the line already, whatever we take of it.
+            window = max(64 << 10, min(window, settings.bandwidth_limit // 8))
+        direct = None
+        if settings.export_worker_data_port:
+            direct = transfer.Direct(reader.address, settings.export_worker_data_port, self._report)
+        lines = [ssh.Line(reader, self._clock, self._report, window) for _ in wave]
 
         def hang_up() -> None:
             folder.stop()
             for line in lines:
                 line.close()
 
-        def copy(item: tuple[tuple[Disk, tuple[str, ...]], ssh.Line]) -> transfer.Outcome:
-            (disk, devices), line = item
+        def copy(slot: int) -> transfer.Outcome:
+            (disk, devices), line = wave[slot], lines[slot]
+            job = self._job(disk, devices, settings.leaf_size_kib << 10, slot)
             with line, folder.disk(disk.name) as destination:
-                return self._copy_disk(reader, line, disk, devices, destination, full)
+                try:
+                    return self._copied(line.agent, job, disk, destination, full, pace, direct)
+                except Unreachable as error:
+                    if self._gone(reader):
+                        raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error
+                    raise
 
-        pairs = zip(wave, lines, strict=True)
-        return list(ordered(copy, pairs, threads=_DISKS_AT_ONCE, ahead=2 * _DISKS_AT_ONCE, abort=hang_up))
+        slots = range(len(wave))
+        return list(ordered(copy, slots, threads=_DISKS_AT_ONCE, ahead=2 * _DISKS_AT_ONCE, abort=hang_up))
 
-    def _copy_disk(
-        self,
-        reader: Worker,
-        line: ssh.Line,
-        disk: Disk,
-        devices: tuple[str, ...],
-        destination: Destination,
-        full: bool,
-    ) -> transfer.Outcome:
-        try:
-            return self._copied(line.agent, disk, devices, destination, full, leaf=_LEAF)
-        except Unreachable as error:
-            if self._gone(reader):
-                raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error
-            raise
+    def _job(self, disk: Disk, devices: tuple[str, ...], leaf: int, slot: int) -> transfer.Job:
+        """What is to be copied of a disk."""
+        return transfer.Job(
+            disk=disk.name,
+            devices=devices,
+            size=disk.size_bytes,
+            compress=self.environment.enable_transfer_compression,
+            leaf=leaf,
+            slot=slot,
+        )
+
+    def _pace(self) -> transfer.Pace | None:
+        """The bandwidth limit, which disks share."""
+        limit = self.environment.bandwidth_limit
+        return transfer.Pace(limit, self._clock) if limit else None
 
     def _copied(
         self,
         start: Callable[[], transfer.Stream],
+        job: transfer.Job,
         disk: Disk,
-        devices: tuple[str, ...],
-        destination: Destination,
+        destination: destinations.Destination,
         full: bool,
-        *,
-        leaf: int,
+        pace: transfer.Pace | None,
+        direct: transfer.Direct | None,
     ) -> transfer.Outcome:
         """Copy a disk from where `start` gives its chunks."""
         settings = self.environment
-        job = transfer.Job(
-            disk=disk.name,
-            devices=devices,
-            size=disk.size_bytes,
-            compress=settings.enable_transfer_compression,
-            leaf=leaf,
-        )
         return transfer.copy(
             start,
             job,
@@ -479,7 +485,8 @@ class Source:
             self._report,
             clock=self._clock,
             verify=settings.verify_disk_integrity,
-            rate=settings.bandwidth_limit,
+            pace=pace,
+            direct=direct,
         )
 
     def _gone(self, reader: Worker) -> bool:

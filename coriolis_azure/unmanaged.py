@@ -162,18 +162,23 @@ class _PageScan(agent.Scan):
     threads = _READERS
     ended = False
 
-    def __init__(self, job: Json, base: bytearray, blob: Blob, pages: Pages) -> None:
-        super().__init__(job, base)
+    def __init__(
+        self, job: Json, name: str, heard: agent.Input, out: Output, blob: Blob, pages: Pages
+    ) -> None:
+        super().__init__(job, name, heard, out)
         self._blob, self._pages = blob, pages
 
-    def read(self, offset: int, length: int) -> bytes:
-        """These bytes of the disk."""
+    def read(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with these bytes of the disk."""
         if self.ended:
             raise Failure("the reading was ended", offset)
-        data = bytearray(length)
+        length = len(view)
+        view[:] = bytes(length)
         for start, size in self._pages.within(offset, length):
-            data[start - offset : start - offset + size] = self._blob.read(start, size)
-        return bytes(data)
+            view[start - offset : start - offset + size] = self._blob.read(start, size)
+
+    def drop(self, offset: int, length: int) -> None:
+        """Nothing is kept."""
 
 
 class DirectStream:
@@ -223,12 +228,16 @@ class DirectStream:
 
     def _serve(self) -> None:
         """The agent's part: what its `main` does, with a blob for a device."""
-        out = Output(self._theirs.fileno())
+        out = Output(agent.pipe_writer(self._theirs.fileno()))
+        heard: agent.Input | None = None
         try:
-            job, base = agent.receive(self._theirs.fileno())
-            scan = self._scan = _PageScan(job, base, self._blob, self._blob.pages())
-            out.send_json(agent.READY, {"device": self._blob.url, "size": self._size, "hash": job["hash"]})
-            scan.run(out)
+            job = agent.receive(self._theirs.fileno())
+            heard = agent.Input(self._theirs.fileno(), job["first"], gone=lambda: None)
+            name = agent.chosen(job)
+            scan = self._scan = _PageScan(job, name, heard, out, self._blob, self._blob.pages())
+            out.send_json(agent.READY, {"device": self._blob.url, "size": self._size, "hash": name})
+            heard.go()
+            scan.run()
         except (EOFError, OSError, Failure):
             pass  # the host has hung up
         except Exception as error:  # noqa: BLE001  (it is raised where the stream is read)
@@ -236,4 +245,6 @@ class DirectStream:
         finally:
             with suppress(OSError):
                 self._theirs.shutdown(socket.SHUT_WR)
+            if heard is not None:
+                heard.listener.join()  # it ends with `close`; until then it has the socket
             self._theirs.close()

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from . import names, ssh
+from . import channel, names, ssh
 from .clock import Clock
 from .cloud import Azure
 from .errors import AzureError, DeadlinePassed, InvalidInput, QuotaExceeded
@@ -448,6 +448,11 @@ def _nsg(environment: Environment) -> Json:
         "priority": 100,
         "destinationPortRange": str(environment.export_worker_ssh_port),
     }
+    rules = [{"name": "ssh", "properties": ssh_only}]
+    first = environment.export_worker_data_port
+    if first:
+        ports = {"priority": 110, "destinationPortRange": f"{first}-{first + channel.PORTS - 1}"}
+        rules.append({"name": "data", "properties": {**ssh_only, **ports}})
     # Azure's own rules would let the whole virtual network in.
     nothing_else = {
         **rule,
@@ -457,14 +462,8 @@ def _nsg(environment: Environment) -> Json:
         "sourceAddressPrefix": "*",
         "destinationPortRange": "*",
     }
-    return {
-        "properties": {
-            "securityRules": [
-                {"name": "ssh", "properties": ssh_only},
-                {"name": "nothing-else", "properties": nothing_else},
-            ]
-        }
-    }
+    rules.append({"name": "nothing-else", "properties": nothing_else})
+    return {"properties": {"securityRules": rules}}
 
 
 def _ip(azure: Azure) -> Json:

@@ -25,7 +25,7 @@ from typing import Any
 
 from relay import Relay
 
-from coriolis_azure import cleanup, names
+from coriolis_azure import cleanup, hashing, names
 from coriolis_azure.clock import Clock
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server import Server
@@ -488,5 +488,5 @@ def honest(path: Path) -> bool:
             manifest = image.stored()
         except errors.InvalidInput:
             return True
-        known = (i for i in range(manifest.count) if manifest.digest(i) != b"\xff" * 16)
+        known = (i for i in range(manifest.count) if manifest.digest(i) != hashing.UNKNOWN)
         return not list(transfer.differing(image, manifest, known))

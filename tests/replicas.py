@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from coriolis_azure import destinations
 from coriolis_azure.clock import Clock
 from coriolis_azure.cloud import Azure
-from coriolis_azure.destinations import BlobFolder, Destination, Image
+from coriolis_azure.destinations import Destination, Image
+from coriolis_azure.destinations.blob import BlobFolder
 from coriolis_azure.events import Report, silent
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.settings import Connection

@@ -75,17 +75,22 @@ class Pipes:
             "chunk": base.chunk,
             "first": 0,
             "leaf": 0,
-            "hash": base.hash,
+            "hashes": [base.hash],
+            "choose": False,
             "key": base.key.hex(),
             "compress": "none",
+            "packings": [],
             "wait": 0,
+            "direct": None,
             "agent": agent.fingerprint(),
         }
         self.send(agent.JOB, 0, json.dumps({**job, **changes}).encode())
-        self.send(agent.BASE, 0, base.digests)
+        self.send(agent.GO, 0, b"")
+        first = int({**job, **changes}["first"])
+        self.send(agent.BASE, first, base.digests[agent.DIGEST * first :])
 
-    def send(self, kind: int, index: int, payload: bytes) -> None:
-        self.write(agent.HEAD.pack(kind, 0, index, 0, len(payload), ZERO) + payload)
+    def send(self, kind: int, index: int, payload: bytes, count: int = 0) -> None:
+        self.write(agent.HEAD.pack(kind, 0, index, count, len(payload), ZERO) + payload)
 
     def message(self) -> tuple[int, int, int, bytes, bytes]:
         """kind, index, count, digest, payload."""
@@ -112,12 +117,12 @@ def base_of(disk: Path, fill: bytes) -> Manifest:
     return Manifest.new(disk.stat().st_size, CHUNK, "", fill)
 
 
-def held(disk: Path) -> Manifest:
+def held(disk: Path, chunk: int = CHUNK) -> Manifest:
     """The manifest of a destination that holds the disk."""
-    base = base_of(disk, ZERO)
-    digest, data = base.digester(), disk.read_bytes()
-    digests = b"".join(digest(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK))
-    return Manifest(base.size, CHUNK, base.hash, base.key, digests)
+    base = Manifest.new(disk.stat().st_size, chunk, "", ZERO)
+    digest, data = base.digester(), memoryview(disk.read_bytes())
+    digests = b"".join(digest(data[at : at + chunk]) for at in range(0, len(data), chunk))
+    return Manifest(base.size, chunk, base.hash, base.key, digests)
 
 
 def test_it_is_one_small_file_of_old_syntax() -> None:
@@ -126,7 +131,7 @@ def test_it_is_one_small_file_of_old_syntax() -> None:
     newer = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.AsyncFunctionDef, ast.Match)
     assert [node for node in ast.walk(tree) if isinstance(node, newer)] == []
     print(f"pushed: {len(source)} bytes")
-    assert len(source.splitlines()) <= 400
+    assert len(source.splitlines()) <= 900
 
 
 @pytest.mark.parametrize("python", [sys.executable, old_python()], ids=["this", "3.6"])
@@ -151,14 +156,14 @@ def test_it_says_same_zeros_and_data(python: str, disk: Path) -> None:
         assert pipes.process.wait(10) == 0
 
 
-def test_it_begins_where_the_job_says_and_its_root_is_still_the_whole_disks(disk: Path) -> None:
+def test_it_begins_where_the_job_says_and_its_root_is_of_what_it_has_told(disk: Path) -> None:
     base = held(disk)
     with Pipes() as pipes:
         pipes.start(disk, base, first=2)
         pipes.document(agent.READY)
         kind, index, count, _, _ = pipes.message()
         assert (kind, index, index + count) == (agent.SAME, 2, base.count)
-        assert pipes.document(agent.END)["root"] == base.root()
+        assert pipes.document(agent.END)["root"] == base.root(2) != base.root()
 
 
 def test_nothing_known_means_everything_is_told(disk: Path) -> None:
@@ -180,24 +185,37 @@ def test_runs_end_so_that_progress_moves(tmp_path: Path) -> None:
         assert runs == [(0, agent.RUN), (agent.RUN, agent.RUN), (2 * agent.RUN, 1)]
 
 
-def test_it_keeps_scanning_while_it_waits_for_leaves_but_asks_for_no_more_than_agreed(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    many = agent.window(CHUNK) + 4
-    disk.write_bytes(b"x" * CHUNK * many)
-    base = held(disk)
-    disk.write_bytes((b"y" * 4096 + b"x" * (CHUNK - 4096)) * many)
-    leaves = b"".join(base.digester()(b"x" * 4096) for _ in range(CHUNK // 4096))
+@pytest.mark.parametrize("leaf", [4096, 16384, 65536])
+def test_it_keeps_scanning_while_it_waits_for_leaves_but_asks_for_no_more_than_agreed(
+    tmp_path: Path, leaf: int
+) -> None:
+    disk, chunk = tmp_path / "disk", agent.MAX_CHUNK
+    many = agent.window(chunk) + 2
+    old = b"x" * agent.GRAIN
+    with disk.open("wb") as file:
+        file.truncate(chunk * many)
+        for index in range(many):
+            file.seek(index * chunk + 3 * agent.GRAIN)
+            file.write(old)
+    base = held(disk, chunk)
+    with disk.open("r+b") as file:
+        for index in range(many):
+            file.seek(index * chunk + 3 * agent.GRAIN)
+            file.write(b"y" * 512)
+    answer = agent.NUMBER.pack(3) + b"".join(base.digester().pieces(old, leaf)) * (leaf < agent.GRAIN)
     with Pipes() as pipes:
-        pipes.start(disk, base, leaf=4096)
+        pipes.start(disk, base, leaf=leaf)
         pipes.document(agent.READY)
-        asked = [pipes.message()[:2] for _ in range(agent.window(CHUNK))]
-        assert asked == [(agent.ASK, index) for index in range(len(asked))]
+        asked = [pipes.message() for _ in range(agent.window(chunk))]
+        assert [message[:2] for message in asked] == [(agent.ASK, index) for index in range(len(asked))]
+        assert {len(message[4]) for message in asked} == {agent.DIGEST * (chunk // agent.GRAIN)}
         for index in reversed(range(many)):  # answers in any order; these wait until it takes them
-            pipes.send(agent.LEAVES, index, leaves)
+            pipes.send(agent.LEAVES, index, answer, 1)
         rest = [pipes.message() for _ in range(2 * many - len(asked))]
         patches = [message for message in rest if message[0] == agent.PATCH]
         assert [message[1] for message in patches] == list(range(many))
-        assert {message[4] for message in patches} == {agent.PIECE.pack(0, 4096, False) + b"y" * 4096}
+        piece = agent.PIECE.pack(3 * agent.GRAIN, leaf, False) + b"y" * 512 + b"x" * (leaf - 512)
+        assert {message[4] for message in patches} == {piece}
         assert pipes.document(agent.END).keys() == {"root"}
 
 
@@ -215,24 +233,33 @@ def test_zeros_inside_a_chunk_are_left_out(tmp_path: Path) -> None:
         assert payload == table + b"a" * 2 * grain + b"b" * grain
 
 
-@pytest.mark.parametrize("host_leaves", [b"", b"short", bytes(160000)])
-def test_wrong_leaves_are_refused(disk: Path, host_leaves: bytes) -> None:
+@pytest.mark.parametrize(
+    ("count", "payload", "said"),
+    [
+        (1, b"", "bytes of leaves"),
+        (1, agent.NUMBER.pack(0) + bytes(5), "bytes of leaves"),
+        (0, bytes(agent.DIGEST), "bytes of leaves"),
+        (1, agent.NUMBER.pack(0) + bytes(160000), "bytes of leaves"),
+        (1, agent.NUMBER.pack(1), "asked for grain 1"),
+    ],
+)
+def test_wrong_leaves_are_refused(disk: Path, count: int, payload: bytes, said: str) -> None:
     base = held(disk)
     disk.write_bytes(b"A" + disk.read_bytes()[1:])
     with Pipes() as pipes:
         pipes.start(disk, base, leaf=4096)
         pipes.document(agent.READY)
-        pipes.send(agent.LEAVES, 0, host_leaves)
+        pipes.send(agent.LEAVES, 0, payload, count)
         while (message := pipes.message())[0] != agent.ERROR:
             pass
-        assert "bytes of leaves" in json.loads(message[4])["message"]
+        assert said in json.loads(message[4])["message"]
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"agent": "0" * 64}, "not the agent"),
-        ({"hash": "sha3"}, "no hash sha3"),
+        ({"hashes": ["sha3"]}, "no hash sha3"),
         ({"device_candidates": ["/nonexistent/a", "/nonexistent/b"]}, "/nonexistent/a, /nonexistent/b"),
         ({"key": "not hex"}, "fault of the agent: ValueError"),
     ],
@@ -274,11 +301,12 @@ import importlib.util, os
 spec = importlib.util.spec_from_file_location("agent", {agent!r})
 agent = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(agent)
-job = dict(size=4096, chunk=4096, first=0, leaf=0, compress="none", hash="blake2b", key="00")
-scan = agent.Scan(job, bytes(16))
+job = dict(size=4096, chunk=4096, first=0, leaf=0, compress="none", packings=[], key="00" * 32)
+out = agent.Output(agent.pipe_writer(1))
+scan = agent.Scan(job, "blake2b", agent.Input(os.pipe()[0], 0), out)
 scan.fd, scan.device = os.open("/proc/self/mem", os.O_RDONLY), "/proc/self/mem"
 try:
-    scan.run(agent.Output(1))
+    scan.run()
 except agent.Failure as failure:
     print(failure, [failure.offset])
 """
@@ -312,7 +340,7 @@ def test_it_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
 def test_the_secret_is_never_said(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     base = base_of(disk, ZERO)
     with Pipes() as pipes:
-        pipes.start(disk, base, compress=None, size="?")
+        pipes.start(disk, base, compress=None, chunk="?")
         assert "fault of the agent" in pipes.document(agent.ERROR)["message"]
         assert pipes.process.wait(10) == 1
         heard = bytes(pipes.heard) + "".join(capfd.readouterr()).encode()

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from coriolis_azure import agent
 from coriolis_azure.errors import InvalidInput
-from coriolis_azure.hashing import MAX_CHUNK, UNKNOWN, ZERO, Manifest, _check
+from coriolis_azure.hashing import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Manifest, _check
 
 CHUNK = 4096
 
 
 def manifest(size: int = 5 * CHUNK + 512, disk: str = "disk-1") -> Manifest:
-    digests = b"".join(bytes([index + 1]) * 16 for index in range(-(-size // CHUNK)))
+    digests = b"".join(bytes([index + 1]) * DIGEST for index in range(-(-size // CHUNK)))
     return Manifest(size, CHUNK, "blake2b", bytes(range(32)), digests, disk)
 
 
@@ -46,7 +46,7 @@ def test_the_digest_of_zeros_is_zero_for_any_buffer_and_length() -> None:
         assert digest(bytes(size - 1) + b"\1") not in (ZERO, UNKNOWN)
     data = b"content"
     assert digest(data) == digest(bytearray(data)) == digest(memoryview(data))
-    assert len(digest(data)) == 16
+    assert len(digest(data)) == DIGEST
 
 
 def test_json_gives_the_manifest_back() -> None:
@@ -71,7 +71,8 @@ def test_secret_and_digests_are_only_under_chunks() -> None:
         (lambda d: {}, "no such document"),
         (lambda d: {"version": "1"}, "no such document"),
         (lambda d: {"version": True}, "no such document"),
-        (lambda d: {**d, "version": 2}, "version 2"),
+        (lambda d: {**d, "version": 1}, "version 1, whose digests are other ones"),
+        (lambda d: {**d, "version": 3}, "version 3, this program knows"),
         (lambda d: {k: v for k, v in d.items() if k != "chunks"}, "'chunks' is missing"),
         (lambda d: {**d, "size": "1"}, "'size' is missing or not a number"),
         (lambda d: {**d, "size": 1.5}, "'size'"),

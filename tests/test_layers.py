@@ -29,7 +29,7 @@ FLOORS = (
         "vhd",
     },
     {"cloud", "storage", "pipeline", "journal", "interrupts"},
-    {"resources", "ssh", "destinations"},
+    {"resources", "ssh", "channel", "frames", "destinations"},
     {
         "inspection",
         "unmanaged",
@@ -55,6 +55,7 @@ OWNERS = {
     "rich": {"cli"},
     "jsonschema": {"settings"},
     "signal": {"interrupts", "cli", "sandbox"},
+    "socket": {"ssh", "channel", "agent", "unmanaged", "destinations", "sandbox"},
     "threading": {"sandbox", "pipeline", "agent"},
     "concurrent": {"pipeline", "agent", "sandbox"},
     "subprocess": {"demo", "sandbox"},

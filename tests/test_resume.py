@@ -120,15 +120,16 @@ def test_a_copy_that_breaks_anywhere_is_the_same_copy(tmp_path: Path, data: st.D
             change(disk, chance.randrange(disk.stat().st_size - CHUNK), content)
     with Agents([]) as unbroken:
         expected = copied(disk, one, unbroken)
-    breaks = data.draw(st.lists(st.integers(0, unbroken.heard), max_size=5))
-    fruitless = [at for at in breaks if at < CHUNK]
+    breaks = data.draw(st.lists(st.integers(0, 12 * CHUNK), max_size=5))
+    fruitless = [at for at in breaks if at < CHUNK + LEAF]  # READY and the heads come on top
     with Agents(breaks) as agents:
         try:
             outcome = copied(disk, other, agents)
         except errors.ConnectionLost:
             assert len(fruitless) >= 3  # those that break before a chunk has come may be too many in a row
             return
-        assert agents.heard <= unbroken.heard + len(breaks) * (20 * CHUNK)
+        # The agents time their hashes, so READY may name another.
+        assert agents.heard <= unbroken.heard + len(breaks) * (20 * CHUNK) + 64
     assert other.read_bytes() == disk.read_bytes()
     figures = ("read_bytes", "sent_bytes", "zero_bytes", "skipped_bytes", "verified", "full")
     assert [getattr(outcome, name) for name in figures] == [getattr(expected, name) for name in figures]
@@ -156,7 +157,7 @@ def test_connections_that_break_without_progress_are_given_up(disk: Path, tmp_pa
 def test_a_connection_that_breaks_before_the_last_word_is_taken_up_for_it(disk: Path, tmp_path: Path) -> None:
     with Agents([]) as unbroken:
         copied(disk, tmp_path / "os.raw", unbroken)
-    with Agents([unbroken.heard - 1]) as agents:
+    with Agents([unbroken.heard - 10]) as agents:  # the name of the hash may be a shorter one
         copied(disk, tmp_path / "data-1.raw", agents)
     assert len(agents.started) == 2
     assert (tmp_path / "data-1.raw").read_bytes() == disk.read_bytes()

@@ -199,7 +199,7 @@ def test_a_worker_that_everybody_can_reach_is_told_of(
 def test_the_agent_has_the_disk_open_for_reading_only(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"x" * 100 * CHUNK)
-    base = Manifest.new(100 * CHUNK, CHUNK, "", bytes(15) + b"\1")
+    base = Manifest.new(100 * CHUNK, CHUNK, "", bytes(agent.DIGEST - 1) + b"\1")
     with Pipes() as pipes:
         pipes.start(disk, base, leaf=4096)  # it asks for leaves now and waits
         pipes.document(agent.READY)

@@ -155,7 +155,7 @@ def test_a_chunk_that_became_zeros_becomes_a_hole(disk: Path, path: Path) -> Non
     assert path.stat().st_blocks * 512 == 2 * CHUNK - CHUNK + LEAF
 
 
-@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("compress", transfer.COMPRESSION)
 @pytest.mark.parametrize("fill", [ZERO, UNKNOWN])
 def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(tmp_path, path, fill, compress) -> None:
     disk = tmp_path / "disk"
@@ -173,7 +173,7 @@ def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(tmp_path, path,
 
 def test_compression_makes_the_stream_smaller_and_nothing_else(disk: Path, path: Path) -> None:
     heard = []
-    for compress in (False, True):
+    for compress in ("none", "always"):
         with Image(path) as image, Pipes() as pipes:
             base = image.known("id", disk.stat().st_size, CHUNK, True)
             task = job(disk, compress=compress)
@@ -232,7 +232,16 @@ def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: P
     clock = HeldClock()
     with Image(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
-        transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=clock, verify=True, rate=rate)
+        transfer.copy(
+            lambda: pipes,
+            job(disk),
+            base,
+            image,
+            silent,
+            clock=clock,
+            verify=True,
+            pace=rate and transfer.Pace(rate, clock),
+        )
         least = len(pipes.heard) / rate
     assert least - 0.5 <= clock.time <= least + 0.5
     assert path.read_bytes() == disk.read_bytes()
@@ -248,8 +257,8 @@ def test_the_image_is_the_disk_after_every_good_run(tmp_path: Path, data: st.Dat
     unit = 512
     size = data.draw(st.integers(1, 1500)) * unit
     disk.write_bytes(bytes(size))
-    leaf = data.draw(st.sampled_from([0, 4096, 16384]))
-    options = {"leaf": leaf, "compress": data.draw(st.booleans())}
+    leaf = data.draw(st.sampled_from([0, 4096, 16384, 65536]))
+    options = {"leaf": leaf, "compress": data.draw(st.sampled_from(transfer.COMPRESSION))}
     chance = random.Random(data.draw(st.integers(0, 1 << 30)))
     for _ in range(3):
         if data.draw(st.booleans()):
@@ -446,7 +455,7 @@ def test_differing_finds_what_is_not_as_it_should_be(disk: Path, path: Path) -> 
         assert list(transfer.differing(image, manifest, range(manifest.count))) == []
         change(path, 2 * CHUNK, b"rot")
         assert list(transfer.differing(image, manifest, range(manifest.count))) == [2]
-        manifest = replace(manifest, digests=UNKNOWN + manifest.digests[16:])
+        manifest = replace(manifest, digests=UNKNOWN + manifest.digests[agent.DIGEST :])
         assert list(transfer.differing(image, manifest, range(manifest.count))) == [0, 2]
 
 
@@ -497,7 +506,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, Ma
     with Image(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         transfer.copy(
-            lambda: pipes, job(disk, compress=True), base, image, silent, clock=Clock(), verify=True
+            lambda: pipes, job(disk, compress="always"), base, image, silent, clock=Clock(), verify=True
         )
         said = bytes(pipes.heard)
     kinds = {kind for kind, _ in messages(said)}
@@ -577,7 +586,13 @@ def document(kind: int, content: object) -> bytes:
     return message(kind, payload=json.dumps(content).encode())
 
 
-TINY = Manifest.new(3 * CHUNK + 512, CHUNK, "", UNKNOWN)
+TINY = replace(Manifest.new(3 * CHUNK + 512, CHUNK, "", UNKNOWN), fresh=False)
+
+
+def ask(index: int) -> bytes:
+    return message(agent.ASK, index, payload=bytes(agent.DIGEST))
+
+
 READY = document(agent.READY, {"size": TINY.size, "hash": TINY.hash})
 DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
 BOMB = zlib.compress(bytes(100 << 20))
@@ -602,12 +617,12 @@ BOMB = zlib.compress(bytes(100 << 20))
         "out of order": (READY + message(agent.ZEROS, 1, 1), StreamEnded),
         "patch unasked": (READY + message(agent.PATCH, 0, 0), StreamEnded),
         "too many asks": (
-            READY + b"".join(message(agent.ASK, index) for index in range(4)) + message(agent.ASK, 4),
+            READY + b"".join(map(ask, range(4))) + ask(4),
             StreamEnded,
         ),
         "end too early": (READY + message(agent.ZEROS, 0, 1) + document(agent.END, {}), StreamEnded),
         "end unpatched": (
-            READY + message(agent.ZEROS, 0, 3) + message(agent.ASK, 3) + document(agent.END, {}),
+            READY + message(agent.ZEROS, 0, 3) + ask(3) + document(agent.END, {}),
             StreamEnded,
         ),
         "no root": (READY + message(agent.ZEROS, 0, 4) + document(agent.END, {"root": 1}), StreamEnded),

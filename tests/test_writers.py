@@ -35,7 +35,7 @@ from coriolis_azure.errors import (
     Unsupported,
 )
 from coriolis_azure.events import Notice, silent
-from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO, Manifest
 from coriolis_azure.model import Disk
 
 CHUNK = 65536
@@ -363,7 +363,9 @@ def volume(entry: dict, doubts: Doubts, told=silent) -> writer.Volume:
 
 
 def state(size=4 * CHUNK, chunk=CHUNK, disk="unique") -> Manifest:
-    return replace(Manifest.new(size, chunk, disk, ZERO), digests=b"d" * 16 * (size // chunk), fresh=False)
+    return replace(
+        Manifest.new(size, chunk, disk, ZERO), digests=b"d" * DIGEST * (size // chunk), fresh=False
+    )
 
 
 def test_a_good_state_is_believed_and_resized(doubts: Doubts) -> None:
@@ -382,7 +384,7 @@ def test_a_good_state_is_believed_and_resized(doubts: Doubts) -> None:
         ({}, "no such document"),
         ("text", "no such document"),
         ({**state().to_json(), "chunks": "AAAA"}, "its check does not fit"),
-        ({**state().to_json(), "version": 2}, "version 2"),
+        ({**state().to_json(), "version": 3}, "version 3"),
         (state(disk="another").to_json(), "another disk"),
         (state(chunk=2 * CHUNK).to_json(), "chunk size"),
     ],
@@ -449,7 +451,7 @@ def test_the_doubt_is_set_once_before_the_first_write_and_taken_back_at_the_end(
     assert doubts.all() == [writer.state_id(entry)]
     one.settle()
     assert doubts.all() == [writer.state_id(entry)], "nothing is committed yet"
-    one.commit(replace(state(), digests=b"e" * 64))
+    one.commit(replace(state(), digests=b"e" * (4 * DIGEST)))
     one.settle()
     assert doubts.all() == []
 

@@ -6,19 +6,18 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ..errors import InvalidInput
 from ..events import Report
 from ..hashing import Manifest
-from ..storage import Storage
-from .blob import BlobFolder, BlobImage
 from .image import Image, ImageFolder
 
+if TYPE_CHECKING:
+    from ..storage import Storage
+
 __all__ = [
-    "BlobFolder",
-    "BlobImage",
     "Content",
     "Destination",
     "Folder",
@@ -194,4 +193,6 @@ def _in_storage(url: str, report: Report, storage: Storage | None, existing: boo
             f"{url}: {prefix!r} cannot be the beginning of blob names",
             remedy=f"{remedy} No part of the prefix may be empty, end with a dot, or hold a backslash.",
         )
+    from .blob import BlobFolder  # whoever writes to a folder does without the SDK and its memory
+
     return BlobFolder(storage, account, container, prefix, report, existing=existing)

@@ -347,7 +347,10 @@ class Image:
                 raise TypeError
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, RecursionError, InvalidInput):
+        except InvalidInput as error:
+            self._report(Notice(f"{self._manifest_path} is not used: {error.message}"))
+            return None
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._report(Notice(f"{self._manifest_path} is damaged and not used"))
             return None
         return _Kept(manifest, stamp)

@@ -9,7 +9,8 @@ Where the machine allows no namespace, Python programs of the guest get another 
 paths below /dev/disk/ to the private folder. `method.json` in the folder says which way was taken.
 
 This file imports nothing of this package, so that it starts quickly. What is not imitated: users, a root
-filesystem, package management, block device ioctls (a disk is a regular file), reboots.
+filesystem, package management, block device ioctls (a disk is a regular file), reboots; and security groups for
+anything but SSH: where a command listens at a port, everybody on this machine reaches it.
 """
 
 from __future__ import annotations
@@ -196,8 +197,8 @@ class Guest:
             print(f"no mount namespace ({error}): {missing}", file=sys.stderr, flush=True)  # noqa: T201
         (self.folder / "method.json").write_text(json.dumps(method))
 
-    def environment(self) -> dict[str, str]:
-        """The environment of a command."""
+    def environment(self, connection: str) -> dict[str, str]:
+        """The environment of a command over this connection: client and server, each address and port."""
         path = f"{self.folder / 'bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = {
             "PATH": path,
@@ -207,12 +208,13 @@ class Guest:
             "SHELL": "/bin/sh",
             "LANG": "C.UTF-8",
             "TMPDIR": "/tmp",  # noqa: S108
+            "SSH_CONNECTION": connection,
         }
         if (self.folder / "site").exists():
             environment["PYTHONPATH"] = str(self.folder / "site")
         return environment
 
-    def run(self, command: str) -> subprocess.Popen[bytes]:
+    def run(self, command: str, connection: str) -> subprocess.Popen[bytes]:
         """Start a command in a process group of its own; refused when the guest is going down."""
         with self._lock:
             if self._ended:
@@ -224,7 +226,7 @@ class Guest:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=self.home,
-                env=self.environment(),
+                env=self.environment(connection),
                 start_new_session=True,
             )
             self.groups.add(process.pid)
@@ -334,8 +336,9 @@ def _to(ports: str, port: int) -> bool:
 class _Server(paramiko.ServerInterface):
     """The rules of one connection: the admin user, its key, commands."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, connection: str) -> None:
         self._guest = guest
+        self._connection = connection
         self._asking = threading.Lock()
 
     def get_allowed_auths(self, username: str) -> str:
@@ -352,7 +355,7 @@ class _Server(paramiko.ServerInterface):
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         try:
-            process = self._guest.run(os.fsdecode(command))
+            process = self._guest.run(os.fsdecode(command), self._connection)
         except OSError:
             return False
         threading.Thread(target=self._begin, args=(channel, process), daemon=True).start()
@@ -378,7 +381,8 @@ def _connection(guest: Guest, connection: socket.socket, key: paramiko.PKey) -> 
     options.ciphers = [cipher for cipher in _CIPHERS if cipher in options.ciphers]
     transport.add_server_key(key)
     try:
-        transport.start_server(server=_Server(guest))
+        both = (*connection.getpeername()[:2], *connection.getsockname()[:2])
+        transport.start_server(server=_Server(guest, " ".join(map(str, both))))
     except (paramiko.SSHException, EOFError, OSError):
         transport.close()
 

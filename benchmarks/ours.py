@@ -1,0 +1,82 @@
+"""One run of ours in a process of its own, so that its memory and its CPU time are its own.
+
+    python ours.py '{"worker": {...}, "disks": [[image, destination], ...], ...}'
+
+Starts when all is imported, as a service would have it: connect, start the agents, copy, commit. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from coriolis_azure import ssh, transfer
+from coriolis_azure.channel import Direct
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import Image
+from coriolis_azure.events import Event, Notice
+from coriolis_azure.model import Worker
+from coriolis_azure.pipeline import ordered
+
+
+def main(task: dict[str, Any]) -> None:
+    """Copy all disks of the task, side by side, and print what it took."""
+    if task.get("sdk"):
+        import coriolis_azure.source  # noqa: F401
+    worker = Worker(**task["worker"])
+    clock, notices = Clock(), []
+
+    def report(event: Event) -> None:
+        if isinstance(event, Notice):
+            notices.append(event.text)
+
+    direct = Direct(worker.address, task["port"], report) if task.get("port") else None
+    pace = transfer.Pace(task["rate"], clock) if task.get("rate") else None
+
+    def copy(item: tuple[int, tuple[str, str]]) -> transfer.Outcome:
+        slot, (image, target) = item
+        size = Path(image).stat().st_size
+        job = transfer.Job(
+            Path(target).name,
+            (image,),
+            size,
+            compress=task.get("compress", "none"),
+            leaf=task.get("leaf", 4096),
+            slot=slot,
+        )
+        with ssh.Line(worker, clock, report) as line, Image(Path(target)) as destination:
+            base = destination.known("id", size, task.get("chunk", 1 << 20), task.get("full", False))
+            return transfer.copy(
+                line.agent,
+                job,
+                base,
+                destination,
+                report,
+                clock=clock,
+                verify=task.get("verify", False),
+                pace=pace,
+                direct=direct,
+            )
+
+    began = time.perf_counter()
+    outcomes = list(ordered(copy, enumerate(task["disks"]), threads=4, ahead=8))
+    seconds = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "host_kib": peak,
+                "sent": sum(o.sent_bytes for o in outcomes),
+                "notices": notices,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,123 @@
+"""The direct channel: the real agent at a port of this host, strangers at it, and no way through."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_agent import Pipes
+
+from coriolis_azure import agent, transfer
+from coriolis_azure.channel import Direct
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import Image
+from coriolis_azure.events import Event, Notice
+
+CHUNK = 65536
+ADDRESS = "127.0.0.1"
+
+
+class Worker(Pipes):
+    """An agent that was told the address of its connection, as the SSH server tells it."""
+
+    def __init__(self, address: str = ADDRESS) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, agent.__file__, address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        self.heard = bytearray()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server((ADDRESS, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.write_bytes(os.urandom(20 * CHUNK) + bytes(3 * CHUNK) + b"end" * 512)
+    return path
+
+
+def copied(disk: Path, worker: Worker, direct: Direct, told: list[Event], **options) -> transfer.Outcome:
+    size = disk.stat().st_size
+    with Image(disk.with_name("os.raw")) as image, worker:
+        base = image.known("id", size, CHUNK, False)
+        job = transfer.Job("os", (str(disk),), size, wait=0.0, **options)
+        return transfer.copy(
+            lambda: worker, job, base, image, told.append, clock=Clock(), verify=True, direct=direct
+        )
+
+
+def test_data_comes_over_tls_and_only_ready_over_the_stream(disk: Path, port: int) -> None:
+    told: list[Event] = []
+    direct = Direct(ADDRESS, port, told.append)
+    for change in (b"", b"new"):
+        with disk.open("r+b") as file:
+            file.write(change)
+        worker = Worker()
+        copied(disk, worker, direct, told)
+        assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
+        kind, _, _, _, length, _ = agent.HEAD.unpack_from(worker.heard)
+        assert (kind, len(worker.heard)) == (agent.READY, agent.HEAD.size + length)
+    assert not [event for event in told if isinstance(event, Notice)]
+
+
+@pytest.mark.parametrize("why", ["nobody listens", "a stranger listens", "no address"])
+def test_where_there_is_no_way_data_comes_over_the_stream_and_it_is_said_once(
+    disk: Path, port: int, why: str
+) -> None:
+    told: list[Event] = []
+    direct = Direct(ADDRESS, port, told.append)
+    if why == "nobody listens":
+        direct._address = "127.0.0.2"
+    with socket.create_server(("127.0.0.2", port)) as stranger:
+        if why == "a stranger listens":
+            direct._address = "127.0.0.2"
+            direct._context = Silent(stranger)  # type: ignore[assignment]
+        else:
+            stranger.close()
+        worker = Worker("" if why == "no address" else ADDRESS)
+        copied(disk, worker, direct, told)
+    assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
+    assert len(worker.heard) > 20 * CHUNK
+    notices = [event.text for event in told if isinstance(event, Notice)]
+    assert len(notices) == 1
+    assert notices[0].startswith("data comes over SSH")
+    assert direct.offer(1) is None
+
+
+class Silent:
+    """A TLS context for a peer that hangs up."""
+
+    def __init__(self, stranger: socket.socket) -> None:
+        self._stranger = stranger
+
+    def wrap_bio(self, *arguments: object, **options: object) -> object:
+        self._stranger.accept()[0].close()
+        raise OSError("it hung up")
+
+
+def test_each_side_takes_one_certificate_and_no_other(port: int) -> None:
+    ours, other = Direct(ADDRESS, port, print), Direct(ADDRESS, port, print)
+    offer = ours.offer(0)
+    assert offer
+    listener = agent.Listener(ADDRESS, offer)
+    assert other.connect(port) is None  # it has another certificate, and expects another one
+    channel = ours.connect(port)
+    assert channel
+    theirs = listener.host()
+    theirs.write([b"hello"])
+    room = bytearray(5)
+    assert channel.read_into(memoryview(room)) == 5
+    assert bytes(room) == b"hello"
+    channel.close()
+    theirs.close()
