@@ -27,6 +27,7 @@ from relay import Relay
 
 from coriolis_azure import cleanup, hashing, names
 from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import Kept
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server import Server
 from coriolis_azure.source import DEAD_AFTER, Source
@@ -82,7 +83,7 @@ class Site:
         self.connection = self._serving.__enter__()
         self.environment = {**self.azure.environment(), "chunk_size_kib": 64}
         self.owner = Source(
-            self.azure.connection_info(),
+            self.connection,
             self.environment,
             transport=self.azure.transport(),
             keep_journal=False,
@@ -293,7 +294,7 @@ class CommandLine:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.to = site.folder / "images"
+        self.to: Path | str = site.folder / "images"
         self._settings = []
         for flag, name in (("-c", "connection"), ("-e", "environment")):
             path = site.folder / f"{name}.json"
@@ -317,7 +318,11 @@ class CommandLine:
 
     def images(self) -> dict[str, Path]:
         """The destination's files by disk."""
-        return {path.stem: path for path in self.to.glob("*.raw")}
+        return {path.stem: path for path in Path(self.to).glob("*.raw")}
+
+    def ahead(self) -> list[str]:
+        """The disks whose manifest says more than is at the destination."""
+        return ahead(self.images())
 
 
 def command(line: list[str]) -> None:
@@ -379,6 +384,10 @@ class Plugin:
         """The volumes by disk."""
         by_id = {entry["disk_id"].lower(): Path(entry["volume_dev"]) for entry in self.entries}
         return {disk.name: by_id[disk.id.lower()] for disk in self.site.owner.inspect("web").disks}
+
+    def ahead(self) -> list[str]:
+        """The disks whose manifest says more than is at the destination."""
+        return ahead(self.images())
 
     def _call(self, strike: Strike | None, method: str, *arguments: Any) -> tuple[int, Any]:
         """A call in a process of its own; exit code and result."""
@@ -470,7 +479,7 @@ def crash(front: CommandLine | Plugin, strike: Strike, figures: Crashes, chance:
     if (power := site.owner.inspect("web").power_state) != "running":
         figures.power_changed += 1
         wrong.append(f"the VM is {power}")
-    if not all(honest(path) for path in front.images().values()):
+    if front.ahead():
         figures.manifests_ahead += 1
         wrong.append("a manifest says more than is there")
     if wrong:
@@ -478,15 +487,26 @@ def crash(front: CommandLine | Plugin, strike: Strike, figures: Crashes, chance:
         figures.wrong.append(f"{front.name}, {strike}: {'; '.join(wrong)}\n{log}")
 
 
-def honest(path: Path) -> bool:
-    """Whether an image holds all that the manifest beside it says of it."""
-    from coriolis_azure import errors, transfer
+def ahead(images: dict[str, Path]) -> list[str]:
+    """The images beside which a manifest says more than they hold."""
     from coriolis_azure.destinations import Image
 
-    with Image(path) as image:
-        try:
-            manifest = image.stored()
-        except errors.InvalidInput:
-            return True
-        known = (i for i in range(manifest.count) if manifest.digest(i) != hashing.UNKNOWN)
-        return not list(transfer.differing(image, manifest, known))
+    found = []
+    for name, path in images.items():
+        if path.exists():
+            with Image(path) as image:
+                if not honest(image):
+                    found.append(name)
+    return found
+
+
+def honest(image: Kept) -> bool:
+    """Whether an image holds all that its manifest says of it."""
+    from coriolis_azure import errors, transfer
+
+    try:
+        manifest = image.stored()
+    except errors.InvalidInput:
+        return True
+    known = (i for i in range(manifest.count) if manifest.digest(i) != hashing.UNKNOWN)
+    return not list(transfer.differing(image, manifest, known))

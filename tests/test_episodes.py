@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from battles import MIB
-from episodes import Device, Figures, Folder, episode, good_run, opened
+from episodes import Container, Device, Figures, Folder, episode, good_run, opened
 
 
-@pytest.mark.parametrize("kind", [Folder, Device], ids=lambda kind: kind.name.replace(" ", "-"))
+@pytest.mark.parametrize("kind", [Folder, Device, Container], ids=lambda kind: kind.name.replace(" ", "-"))
 def test_a_chunk_that_goes_back_after_a_killed_run_is_in_the_image_by_name(kind, tmp_path: Path) -> None:
     """Killed between the last write and the commit: the destination is newer than its manifest.
 
