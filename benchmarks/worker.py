@@ -17,6 +17,7 @@ from pathlib import Path
 from coriolis_azure import ssh
 from coriolis_azure.model import Worker
 
+RELAY = "127.0.0.2"  # an address of its own: the port of the direct channel is the same on both sides
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 _CONFIG = """
 Port {port}
@@ -101,7 +102,7 @@ def wait_for(port: int) -> None:
 
 @contextmanager
 def relayed(port: int, one_way: float, rate: float = 0, listen: int = 0) -> Iterator[int]:
-    """The port of a relay to `port`, in a process of its own while the block lasts.
+    """The port, at RELAY, of a relay to `port`, in a process of its own while the block lasts.
 
     Each byte arrives `one_way` seconds later; `rate` bytes a second pass each way, 0 for as many as come.
     """
@@ -117,7 +118,7 @@ def relayed(port: int, one_way: float, rate: float = 0, listen: int = 0) -> Iter
 
 def relay(port: int, one_way: float, rate: float, listen: int) -> None:
     """Pass connections on until stdin ends."""
-    listener = socket.create_server(("127.0.0.1", listen))
+    listener = socket.create_server((RELAY, listen))
     print(listener.getsockname()[1], flush=True)
 
     def late(source: socket.socket, sink: socket.socket) -> None:
