@@ -60,6 +60,7 @@ Transport = HttpTransport[Any, Any]
 _SUBSCRIPTIONS_VERSION = "2022-12-01"
 _PERMISSIONS_VERSION = "2022-04-01"
 _LOCKS_VERSION = "2020-05-01"
+_POLICY_VERSION = "2024-10-01"
 _STORAGE_VERSION = "2023-05-01"
 _API_VERSION = re.compile(
     r"/resourceGroups/.*/providers/(?P<type>[\w.]+/\w+)(?=[/?]).*[?&]api-version=(?P<version>[\w-]+)",
@@ -250,6 +251,20 @@ class Azure:
         path = f"{scope}/providers/Microsoft.Authorization/permissions"
         return self._listed("the permissions at", path, _PERMISSIONS_VERSION)
 
+    def policy_restrictions(self, group: str, content: Mapping[str, Any], version: str) -> Json:
+        """What Azure Policy would say to `content`, a resource that may be partial, were it made in `group`.
+
+        `fieldRestrictions`: fields that it must have; `contentEvaluationResult`: policies that it does not comply with.
+        """
+        path = f"/subscriptions/{self.subscription}/resourceGroups/{group}"
+        asked = {"resourceDetails": {"resourceContent": dict(content), "apiVersion": version}}
+        request = HttpRequest(
+            "POST",
+            f"{path}/providers/Microsoft.PolicyInsights/checkPolicyRestrictions?api-version={_POLICY_VERSION}",
+            json=asked,
+        )
+        return self._asked("ask Azure Policy about", path, request)
+
     def locks(self, scope: str) -> list[Json]:
         """The locks at `scope`, an ARM id, and below."""
         path = f"{scope}/providers/Microsoft.Authorization/locks"
@@ -296,8 +311,12 @@ class Azure:
     def _read(self, what: str, path: str, version: str) -> Json:
         """A document for which the given SDKs have no operation; `path` may be a next page's URL."""
         url = path if path.startswith("https:") else f"{path}?api-version={version}"
-        with translated(f"read {what}", path.partition("/providers/Microsoft.Authorization")[0]):
-            response = self._resources.send_request(HttpRequest("GET", url))
+        scope = path.partition("/providers/Microsoft.Authorization")[0]
+        return self._asked(f"read {what}", scope, HttpRequest("GET", url))
+
+    def _asked(self, verb: str, resource: str, request: HttpRequest) -> Json:
+        with translated(verb, resource):
+            response = self._resources.send_request(request)
             response.raise_for_status()
             document: Any = response.json()
             if not isinstance(document, dict):

@@ -155,6 +155,12 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "check",
+        "know what Azure Policy would refuse, before anything is made",
+        "PolicyInsights/checkPolicyRestrictions/read",
+        optional=True,
+    ),
+    *_of(
+        "check",
         "know the subscription's state, quota and API versions before anything is made",
         *("Resources/subscriptions/read", "Resources/subscriptions/providers/read"),
         *("Compute/locations/usages/read", "Network/locations/usages/read"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 # Azure keeps five addresses of every subnet for itself.
 _RESERVED_ADDRESSES = 5
 _UNLIMITED = 1 << 60
+# Azure Policy wants to know the version that a resource is written in; what is asked here is the same in all.
+_ANY_VERSION = "2024-07-01"
 # The names that locations use for the quota of public addresses; a Standard address counts in each.
 _ADDRESS_QUOTAS = (
     *("PublicIPAddresses", "StaticPublicIPAddresses"),
@@ -96,6 +99,7 @@ def check(
             asked.vm(vm)
         asked.permitted()
         asked.locks()
+        asked.policy()
         size = asked.size()
         if size is not None:
             asked.capacity(size)
@@ -210,6 +214,47 @@ class _Questions:
             found |= {lock["id"].lower(): lock for lock in listed or ()}
         for lock in found.values():
             self._lock(lock)
+
+    def policy(self) -> None:
+        """What Azure Policy would refuse of what a run makes; an older Azure has no such question."""
+        if not self._azure.is_modern:
+            return
+        kinds = {"snapshot": "snapshot-os", "disk": "clone-os", "nsg": "nsg", "nic": "nic", "vm": "worker"}
+        if self._environment.export_worker_use_fip:
+            kinds["ip"] = "ip"
+        if not self._environment.export_network:
+            kinds["vnet"] = "vnet"
+        refused: dict[str, list[str]] = {}
+        fields: set[str] = set()
+        for kind, role in kinds.items():
+            told = self._asked("worker", partial(self._restrictions, kind, role), optional=True)
+            if told is None:
+                return
+            for policy in _refusing(told):
+                refused.setdefault(policy, []).append(names.TYPES[kind])
+            fields |= {
+                str(at(each, "field", "")) for each in at(told, "fieldRestrictions", []) if _demanded(each)
+            }
+        tags = sorted(field.partition(".")[2] for field in fields if field.startswith("tags."))
+        for policy, types in refused.items():
+            self._error(
+                "worker",
+                f"Azure Policy refuses {', '.join(types)} as they would be made: {policy}",
+                f"Give the tags {', '.join(tags)} in the tags of the source environment."
+                if tags
+                else "Set tags, network or size as the policy demands, or have the resource group exempted from it.",
+            )
+
+    def _restrictions(self, kind: str, role: str) -> Json:
+        run = "0" * 8
+        content = {
+            "type": names.TYPES[kind],
+            "name": names.resource(run, role),
+            "location": self._environment.location,
+            "tags": names.tags(run, role, "", datetime.now(timezone.utc), self._environment.tags),
+        }
+        version = self._azure.api_versions.get(names.TYPES[kind].lower(), _ANY_VERSION)
+        return self._azure.policy_restrictions(self._environment.resource_group, content, version)
 
     def _lock(self, lock: Json) -> None:
         """A finding for a lock over what a run makes, or over what it uses."""
@@ -511,6 +556,23 @@ class _Questions:
 
     def _fine(self, step: str, text: str) -> None:
         self.findings.append(Finding(step, "fine", text))
+
+
+def _refusing(told: Json) -> list[str]:
+    """The policies that would refuse a resource, by Azure's answer; those that only audit or change are none."""
+    found = []
+    for each in at(told, "contentEvaluationResult.policyEvaluations", []):
+        effect = str(at(each, "effectDetails.policyEffect", "deny")).lower()
+        if at(each, "evaluationResult") == "NonCompliant" and effect == "deny":
+            found.append(
+                names.name_of(str(at(each, "policyInfo.policyAssignmentId", "a policy without a name")))
+            )
+    return found
+
+
+def _demanded(field: Json) -> bool:
+    """Whether a policy demands that a resource has this field."""
+    return any(at(each, "result") == "Required" for each in at(field, "restrictions", []))
 
 
 def _why_not(azure: Azure, environment: Environment, zone: str) -> str:

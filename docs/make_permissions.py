@@ -29,8 +29,9 @@ with exactly these actions for the chosen settings; `az role definition create -
 TAIL = """
 ## What `check` cannot know
 
-* Azure Policy: which tags, names, sizes or network settings a policy of the resource group demands is not readable with
-  these permissions. A run that a policy forbids fails with `RequestDisallowedByPolicy`; what it had made is deleted.
+* Azure Policy is asked about types, names, location and tags of what would be made, not about each of their properties,
+  and does not count exemptions. A run that a policy forbids all the same fails with `RequestDisallowedByPolicy`; what
+  it had made is deleted.
 * Deny assignments are not in Azure's list of permissions.
 * Room in the location (`SkuNotAvailable`, `AllocationFailed`): only trying tells. A run then tries other sizes.
 * Whether this host reaches the worker: the worker does not exist yet.

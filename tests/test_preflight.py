@@ -73,7 +73,7 @@ def test_a_good_setup_has_no_errors_and_nothing_is_written(
         "copy",
     }
     made = [(method, path) for method, path in list(azure.requests)[asked:] if method != "GET"]
-    assert all(path.endswith("/token") for _, path in made)
+    assert all(path.endswith(("/token", "/checkPolicyRestrictions")) for _, path in made)
     assert azure.resources() == before
 
 
@@ -305,6 +305,25 @@ def test_a_missing_action_is_named(
     lax = action.optional or action.feature == permissions.SHUTDOWN
     assert action.name in texts(checked, "warning" if lax else "error")
     assert checked.ok is lax
+
+
+def test_tags_that_a_policy_demands_are_known_beforehand(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os"))
+    azure.required_tags.append("cost-center")
+    checked = connect(QUIET).check("web")
+    (finding,) = checked.errors
+    assert "required-tags" in finding.text
+    assert "Microsoft.Compute/snapshots" in finding.text
+    assert "cost-center" in finding.remedy
+    before = azure.resources()
+    with pytest.raises(errors.Denied, match="RequestDisallowedByPolicy"):
+        connect(QUIET).replicate("web", tmp_path / "images")
+    assert azure.resources() == before
+    tagged = connect({"tags": {"Cost-Center": "42"}})
+    assert tagged.check("web").ok
+    assert tagged.replicate("web", tmp_path / "images").left_behind == ()
 
 
 def test_the_role_is_enough_for_the_whole_job(

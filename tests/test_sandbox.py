@@ -280,7 +280,8 @@ def test_disks_are_attached_by_azures_rules(azure: Clients) -> None:
     assert azure.compute.disks.get(GROUP, "d0").disk_state == "Unattached"
 
 
-def test_a_detach_takes_until_its_operation_ends(azure: Clients) -> None:
+def test_a_detach_takes_until_its_operation_ends(azure: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coriolis_azure.sandbox.world.PATIENCE", 600.0)  # only polls end it
     disk = azure.disk("d")
     entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
     make_vm(azure)

@@ -70,6 +70,8 @@ def action_of(method: str, path: str) -> str:
     if len(words) == 1:
         return "Microsoft.Resources/subscriptions/providers/read"
     kinds = "/".join([words[0], *words[1::2]])
+    if words[1:] == ["checkPolicyRestrictions"]:  # a POST that only reads
+        return "Microsoft.PolicyInsights/checkPolicyRestrictions/read"
     return f"{kinds}/{_VERBS.get(method, 'action')}"
 
 

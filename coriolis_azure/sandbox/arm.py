@@ -21,6 +21,7 @@ from coriolis_azure.sandbox import (
     machines,
     network,
     offers,
+    policies,
     subnets,
 )
 from coriolis_azure.sandbox.relations import MACHINES, NETWORKS, STORAGE
@@ -99,6 +100,9 @@ def _lock_routes() -> list[_Route]:
             _route("GET", scope + "/providers/Microsoft.Authorization/permissions", access.list_permissions),
         ]
     return routes
+
+
+_POLICY = "/providers/Microsoft.PolicyInsights/checkPolicyRestrictions"
 
 
 def _kind_routes() -> list[_Route]:
@@ -189,6 +193,7 @@ _ROUTES = [
     _route("DELETE", _GROUP, groups.delete_group),
     _route("GET", _SUBSCRIPTION + "/providers/{namespace}", groups.get_provider),
     _route("POST", _SUBSCRIPTION + "/providers/{namespace}/register", groups.get_provider),
+    _route("POST", _GROUP + _POLICY, policies.restrictions),
     *_lock_routes(),
     *_kind_routes(),
     _route("GET", _MACHINE + "/instanceView", machines.get_instance_view),

@@ -27,6 +27,7 @@ from coriolis_azure.sandbox import (
     boots,
     disks,
     groups,
+    policies,
     profiles,
 )
 from coriolis_azure.sandbox.certificates import authority_file
@@ -70,6 +71,7 @@ class Sandbox:
             self._tokens = Tokens(self._world.state.identity)
             # For tests to change: the roles of the identity, and what is used of which quota.
             self.permissions = self._world.permissions
+            self.required_tags = self._world.required_tags
             self.quotas = self._world.quotas
             self._open()
         except BaseException:
@@ -167,6 +169,7 @@ class Sandbox:
             self._world.finish_overdue()
             profiles.check(self._world.api_profile, request)
             access.check(self._world, request)
+            policies.check(self._world, request)
             try:
                 return arm.answer(self._world, request)
             finally:

@@ -82,6 +82,8 @@ class World:
         self.page_ranges = 10_000
         # What the usage lists say instead of the truth: (in use, limit) by name.
         self.quotas: dict[str, tuple[int, int]] = {}
+        # The tags without which a policy lets nothing be made.
+        self.required_tags: list[str] = []
         # The identity's roles, as the permissions list shows them.
         self.permissions: list[Json] = [
             {"actions": ["*"], "notActions": [], "dataActions": ["*"], "notDataActions": []}
