@@ -19,6 +19,7 @@ from coriolis_azure.model import Worker
 
 RELAY = "127.0.0.2"  # an address of its own: the port of the direct channel is the same on both sides
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+# Bash that sshd starts at SHLVL 2 reads no .bashrc: a developer's takes longer than all else here, a worker's nothing.
 _CONFIG = """
 Port {port}
 ListenAddress 127.0.0.1
@@ -29,7 +30,7 @@ StrictModes no
 UsePAM no
 PasswordAuthentication no
 Ciphers aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com
-SetEnv PATH={folder}/bin:/usr/local/bin:/usr/bin:/bin
+SetEnv PATH={folder}/bin:/usr/local/bin:/usr/bin:/bin SHLVL=2
 MaxStartups 100
 """
 _CLIENT = """

@@ -642,7 +642,7 @@ class Scan:
         self.digester = Digester(HASHES[name](bytes.fromhex(job["key"])))
         self.heard, self.out, self.first, self.fd, self.device = heard, out, job["first"], -1, ""
         self.root = root(self.size, self.chunk, name)
-        self.ahead = max(self.threads + 1, min(6, (6 << 20) // self.chunk))
+        self.ahead = max(self.threads + 1, min(4, (4 << 20) // self.chunk))
         self.packer = Packer(job["compress"], job["packings"], out.line, self.threads)
         self.buffers = queue.Queue()  # type: queue.Queue[Any]
         for _ in range(self.ahead + 1):

@@ -392,10 +392,18 @@ def _connected(worker: Worker) -> paramiko.Transport:
             raise HostKeyChanged(
                 f"what answers at {worker.address} port {worker.port} is not our worker: its host key is another"
             )
-        key = paramiko.RSAKey.from_private_key(io.StringIO(worker.private_key))
-        transport.auth_publickey(worker.username, key)
+        transport.auth_publickey(worker.username, _own_key(worker.private_key))
         transport.set_keepalive(_KEEPALIVE_SECONDS)
     return transport
+
+
+def _own_key(text: str) -> paramiko.PKey:
+    """A key that `client_key` has made. It is not checked to be one: that took a third of a start."""
+    try:
+        key = serialization.load_pem_private_key(text.encode(), None, unsafe_skip_rsa_key_validation=True)
+    except ValueError:  # of whatever kind, and not ours
+        return _private_key(text)
+    return paramiko.RSAKey(key=key) if isinstance(key, rsa.RSAPrivateKey) else _private_key(text)
 
 
 def _opened(address: str, port: int, where: str, key_types: tuple[str, ...] = ()) -> paramiko.Transport:
