@@ -449,3 +449,17 @@ def test_tokens_that_expire_in_the_middle_of_a_run_are_renewed(
     source.replicate("web", str(tmp_path / "images"))
     assert len(set(given)) > 10
     assert (tmp_path / "images/os.raw").read_bytes() == (tmp_path / "os.raw").read_bytes()
+
+
+@pytest.mark.parametrize("sku", ["UltraSSD_LRS", "PremiumV2_LRS"])
+def test_snapshots_that_are_filled_later_are_waited_for(
+    azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], tmp_path: Path, sku: str
+) -> None:
+    """Azure calls such a snapshot Succeeded while it cannot be copied yet, and takes only incremental ones."""
+    data = image("data", seed=1)
+    azure.add_vm("web", image("os"), [data], data_sku=sku)
+    before, clock = azure.resources(), Held()
+    connect(clock=clock).replicate("web", str(tmp_path / "images"))
+    assert clock.monotonic() >= 20, "it was looked at again and again until it was full"
+    assert (tmp_path / "images/data-0.raw").read_bytes() == data.read_bytes()
+    assert azure.resources() == before

@@ -96,7 +96,11 @@ DISK_SKUS = {
     "StandardSSD_ZRS": "Standard",
     "Premium_LRS": "Premium",
     "Premium_ZRS": "Premium",
+    "UltraSSD_LRS": "Ultra",
+    "PremiumV2_LRS": "Premium",
 }
+# Data disks only, without caching; their snapshots are incremental and filled after they were made.
+FILLED_LATER = {"UltraSSD_LRS", "PremiumV2_LRS"}
 SNAPSHOT_SKUS = {"Standard_LRS": "Standard", "Premium_LRS": "Premium", "Standard_ZRS": "Standard"}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from coriolis_azure import vhd
 from coriolis_azure.sandbox import blobs_import
-from coriolis_azure.sandbox.catalog import DISK_SKUS, SNAPSHOT_SKUS
+from coriolis_azure.sandbox.catalog import DISK_SKUS, FILLED_LATER, SNAPSHOT_SKUS
 from coriolis_azure.sandbox.relations import DISKS, SNAPSHOTS, STORAGE, machine_of_disk, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.wire import ArmError, Json, Response, bad_request, invalid, not_allowed
@@ -31,6 +31,7 @@ from coriolis_azure.sandbox.world import (
 
 GIB = 1 << 30
 _MAX_GIB = 32767
+_FILLED_A_LOOK = 40.0  # percent: how much fuller a snapshot is each time that somebody looks
 _FAMILY = uuid.UUID("2f0f4b3e-2f5f-4c3b-9f0e-6f1f0c7d1a11")
 # What a copy takes over from its source when the request does not say otherwise.
 _INHERITED = (
@@ -110,6 +111,15 @@ def delete(world: World, call: Call, kind: _Kind) -> Response:
     return Response(202, headers)
 
 
+def get_snapshot(world: World, call: Call) -> Response:
+    """A snapshot, which is a little fuller than at the last look, where it is filled later."""
+    snapshot = world.existing(call, SNAPSHOTS)
+    filled = snapshot.properties.get("completionPercent")
+    if filled is not None:
+        snapshot.properties["completionPercent"] = min(100.0, filled + _FILLED_A_LOOK)
+    return Response.of(200, view(world, snapshot))
+
+
 def view(world: World, disk: Resource) -> Json:
     """The document with what follows from its content and its VM."""
     document = copy.deepcopy(disk.document)
@@ -139,6 +149,13 @@ def _create(world: World, call: Call, kind: _Kind, disk_id: str, location: str) 
     properties |= {name: given[name] for name in _GIVEN if given.get(name) is not None}
     content = _content(world, kind, location, given, properties)
     if kind.snapshot:
+        source_sku = _sku_of(world, properties["creationData"])
+        if source_sku in FILLED_LATER:
+            if not given.get("incremental"):
+                raise bad_request(
+                    f"Only incremental snapshots of disks with account type {source_sku} are supported."
+                )
+            properties["completionPercent"] = 0.0
         properties["incremental"] = bool(given.get("incremental", False))
         if properties["incremental"]:
             source = properties["creationData"].get("sourceUniqueId", disk_id)
@@ -202,6 +219,12 @@ def _imported(world: World, location: str, creation: Json, wanted: int | None) -
     return content
 
 
+def _sku_of(world: World, creation: Json) -> str:
+    """The account type of what a copy is made of; of a snapshot its own."""
+    source = world.state.find(str(creation.get("sourceResourceId") or ""))
+    return str(source.document["sku"]["name"]) if source is not None else ""
+
+
 def _source(world: World, creation: Json, location: str) -> Resource:
     source_id = str(creation.get("sourceResourceId") or "")
     if not source_id:
@@ -213,6 +236,10 @@ def _source(world: World, creation: Json, location: str) -> Resource:
         raise bad_request(
             f"The source resource {source.id} is in location '{source.location}', but the target is in "
             f"'{location}'. Source and target must be in the same location."
+        )
+    if source.properties.get("completionPercent", 100.0) < 100.0:
+        raise not_allowed(
+            f"The snapshot {source.name} is still being copied: its completionPercent is not 100."
         )
     return source
 
@@ -352,7 +379,12 @@ def _of(kind: _Kind, handler: Callable[[World, Call, _Kind], Response]) -> Calla
 
 HANDLERS = {
     DISKS: {"PUT": _of(_DISK, put), "PATCH": _of(_DISK, patch), "DELETE": _of(_DISK, delete)},
-    SNAPSHOTS: {"PUT": _of(_SNAPSHOT, put), "PATCH": _of(_SNAPSHOT, patch), "DELETE": _of(_SNAPSHOT, delete)},
+    SNAPSHOTS: {
+        "GET": get_snapshot,
+        "PUT": _of(_SNAPSHOT, put),
+        "PATCH": _of(_SNAPSHOT, patch),
+        "DELETE": _of(_SNAPSHOT, delete),
+    },
 }
 VIEWS = {DISKS.lower(): view, SNAPSHOTS.lower(): view}
 EFFECTS = {"disk-settled": _settled, "disk-removed": _removed, "disk-shrunk": _shrunk}

@@ -30,6 +30,7 @@ from coriolis_azure.sandbox import (
     policies,
     profiles,
 )
+from coriolis_azure.sandbox.catalog import DISK_SKUS, FILLED_LATER
 from coriolis_azure.sandbox.certificates import authority_file
 from coriolis_azure.sandbox.faults import Fault, Faults, failure
 from coriolis_azure.sandbox.relations import MACHINES, STORAGE, disk_entries
@@ -226,11 +227,12 @@ class Sandbox:
         *,
         zone: str | None = None,
         unmanaged: str = "",
+        data_sku: str = "StandardSSD_LRS",
     ) -> str:
         """Make a running VM whose disks are copies of raw files; its id. InvalidInput names what is wrong.
 
         With `unmanaged`, the name of a storage account that is made when missing, its disks are VHD blobs there, and
-        it is deallocated as all such VMs are.
+        it is deallocated as all such VMs are. `data_sku` is the account type of the data disks.
         """
         system = {"linux": "Linux", "windows": "Windows"}.get(os_type.lower())
         if system is None:
@@ -252,7 +254,7 @@ class Sandbox:
                     blobs_machines.new_machine(self._world, vm_id, LOCATION, size, system, files, unmanaged)
                 else:
                     contents += (self._world.contents.copied(file) for file in files)
-                    self._build_vm(group_id, name, size, system, contents, zone)
+                    self._build_vm(group_id, name, size, system, contents, zone, data_sku)
             except BaseException:
                 for made in [each for key, each in self._world.state.resources.items() if key not in before]:
                     self._world.state.remove(made)
@@ -264,7 +266,14 @@ class Sandbox:
         return vm_id
 
     def _build_vm(
-        self, group_id: str, name: str, size: str, system: str, contents: list[str], zone: str | None
+        self,
+        group_id: str,
+        name: str,
+        size: str,
+        system: str,
+        contents: list[str],
+        zone: str | None,
+        data_sku: str,
     ) -> None:
         provider = f"{group_id}/providers/Microsoft.Network"
         top: Json = {"location": LOCATION, **({"zones": [zone]} if zone else {})}
@@ -290,7 +299,7 @@ class Sandbox:
             },
         )
         made = [
-            self._build_disk(group_id, name, index, content, system, top)
+            self._build_disk(group_id, name, index, content, system, top, data_sku)
             for index, content in enumerate(contents)
         ]
         attached = [
@@ -309,16 +318,18 @@ class Sandbox:
         machine.properties["osProfile"] = {"computerName": name, "adminUsername": "azureuser", kind: {}}
 
     def _build_disk(
-        self, group_id: str, name: str, index: int, content: str, system: str, top: Json
+        self, group_id: str, name: str, index: int, content: str, system: str, top: Json, data_sku: str
     ) -> Resource:
         creation: Json = {"creationData": {"createOption": "FromImage" if index == 0 else "Empty"}}
+        if index and data_sku in FILLED_LATER:
+            creation["creationData"]["logicalSectorSize"] = 512
         if index == 0:
             creation |= {"osType": system, "hyperVGeneration": "V2"}
             creation["supportedCapabilities"] = {"architecture": "x64", "diskControllerTypes": "SCSI, NVMe"}
         suffix, sku, tier = (
             ("os", "Premium_LRS", "Premium")
             if index == 0
-            else (f"data-{index - 1}", "StandardSSD_LRS", "Standard")
+            else (f"data-{index - 1}", data_sku, DISK_SKUS[data_sku])
         )
         disk_id = f"{group_id}/providers/Microsoft.Compute/disks/{name}-{suffix}"
         outer = {key: value for key, value in top.items() if key != "location"}
