@@ -422,8 +422,9 @@ class _Copy:
 
 
 def _threads(destination: Destination, chunk: int) -> int:
-    """How many threads work at a destination."""
-    return max(_THREADS, min(_FAR_THREADS, _FAR_BYTES // chunk)) if destination.far else _THREADS
+    """How many threads work at a destination; fewer where chunks are large, as each has some in hand."""
+    near = max(2, min(_THREADS, _AHEAD_BYTES // chunk))
+    return max(near, min(_FAR_THREADS, _FAR_BYTES // chunk)) if destination.far else near
 
 
 def _ahead(threads: int, chunk: int) -> int:

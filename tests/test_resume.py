@@ -245,11 +245,6 @@ def test_damaged_bytes_on_the_way_end_the_connection_and_nothing_else(
     assert any("going on after" in text for text in notices(told))
 
 
-def in_background(act: Callable[[], object]) -> Callable[[], None]:
-    """Somebody else does `act` now, in a time of their own."""
-    return lambda: threading.Thread(target=act, daemon=True).start()
-
-
 def test_a_worker_that_reboots_gets_the_agent_again_and_goes_on(
     azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
 ) -> None:
@@ -259,7 +254,7 @@ def test_a_worker_that_reboots_gets_the_agent_again_and_goes_on(
         (vm,) = (vm for vm in somebody.list_vms() if vm["name"].startswith("coriolis-"))
         somebody.azure._kinds["vm"].begin_restart(names.group_of(vm["id"]), vm["name"])
 
-    relay.at(6 * MIB, in_background(restart))
+    relay.at(6 * MIB, restart)
     report = source.replicate("web", tmp_path / "images")
     assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
     assert report.disks[0].sent_bytes == 12 * MIB
