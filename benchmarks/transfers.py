@@ -126,10 +126,9 @@ def main() -> None:
         }
         for part in parts:
             measures[part](bench)
-        text = table(bench)
-        print("\n" + text)
-        if wanted.full and not wanted.only:
-            keep(text)
+            if wanted.full and not wanted.only:  # after each, for what comes may fail
+                keep(table(bench))
+        print("\n" + table(bench))
 
 
 def apart_from_others() -> None:
@@ -501,12 +500,12 @@ def plot(bench: Bench) -> None:
     mpl.use("svg")
     from matplotlib import pyplot
 
-    size = min(bench.size, 512 * MIB)
+    size = min(bench.size, 256 * MIB)
     image, target = bench.folder / "part", bench.folder / "target.raw"
     with images.make(bench.folder, "base", bench.size).open("rb") as source, image.open("wb") as file:
         file.write(source.read(size))
     chunks, trips = (64, 256, 1024, 4096), (0, 5, 20, 80)
-    for _ in range(min(3, bench.rounds)):
+    for _ in range(2):
         for trip in trips:
             with far(bench, trip / 2000) as there:
                 for chunk in chunks:
