@@ -423,7 +423,7 @@ def memory(bench: Bench) -> None:
     for chunk in (1, 4):
         for count, image in ((1, base), (8, small)):
             targets = [bench.folder / f"target{number}.raw" for number in range(count)]
-            with peak() as seen:
+            with peak(bench.folder) as seen:
                 disks = [(image, target) for target in targets]
                 found = ours(bench, disks, sdk=True, chunk=chunk * MIB)
             bench.note(way=OURS, case=f"memory {count} x {chunk}", worker_kib=max(seen), **found)
@@ -433,8 +433,8 @@ def memory(bench: Bench) -> None:
 
 
 @contextmanager
-def peak() -> Iterator[list[int]]:
-    """KiB that all agents together take, seen twenty times a second; shared pages count once."""
+def peak(folder: Path) -> Iterator[list[int]]:
+    """KiB that all agents of the server in `folder` together take, seen every 50 ms; shared pages once."""
     seen, over = [0], threading.Event()
 
     def look() -> None:
@@ -442,7 +442,10 @@ def peak() -> Iterator[list[int]]:
             total = 0
             for process in Path("/proc").iterdir():
                 try:
-                    if b".coriolis-azure-agent.py" in (process / "cmdline").read_bytes().split(b"\0"):
+                    ours = str(folder).encode() in (process / "environ").read_bytes()
+                    if ours and b".coriolis-azure-agent.py" in (process / "cmdline").read_bytes().split(
+                        b"\0"
+                    ):
                         told = (process / "smaps_rollup").read_text()
                         total += next(int(line.split()[1]) for line in told.splitlines() if "Pss:" in line)
                 except (OSError, StopIteration):

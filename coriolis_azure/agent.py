@@ -640,6 +640,7 @@ class Scan:
     def __init__(self, job: Any, name: str, heard: Input, out: Output) -> None:
         self.size, self.chunk, self.leaf = job["size"], job["chunk"], job["leaf"]  # type: int, int, int
         self.digester = Digester(HASHES[name](bytes.fromhex(job["key"])))
+        self.fresh = job["choose"]  # nothing is known of the destination, or only that it is empty
         self.heard, self.out, self.first, self.fd, self.device = heard, out, job["first"], -1, ""
         self.root = root(self.size, self.chunk, name)
         self.ahead = max(self.threads + 1, min(4, (4 << 20) // self.chunk))
@@ -690,7 +691,7 @@ class Scan:
             kind = SAME
         elif digest == ZERO:
             kind = ZEROS
-        elif self.leaf and had != ZERO:
+        elif self.leaf and (had != ZERO or self.sparse(grains, data)):
             kind, found = ASK, grains
         else:
             pieces = content(grains, len(data))
@@ -701,6 +702,14 @@ class Scan:
         if kind != DATA or found[3] is None:
             self.buffers.put(lent)
         return kind, index, digest, found
+
+    def sparse(self, grains: List[bytes], data: Any) -> bool:
+        """Whether leaves of a chunk where there were zeros are worth a question: DATA is of whole grains."""
+        if self.fresh or self.leaf >= GRAIN:
+            return False
+        used = [data[at * GRAIN : (at + 1) * GRAIN] for at, digest in enumerate(grains) if digest != ZERO]
+        leaves = [grain[at : at + self.leaf] for grain in used for at in range(0, len(grain), self.leaf)]
+        return 2 * sum(map(is_zero, leaves)) > len(leaves)
 
     def read(self, offset: int, view: memoryview) -> None:
         """Fill `view` from the disk. Failure naming the place when it cannot be read."""

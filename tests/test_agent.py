@@ -301,7 +301,7 @@ import importlib.util, os
 spec = importlib.util.spec_from_file_location("agent", {agent!r})
 agent = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(agent)
-job = dict(size=4096, chunk=4096, first=0, leaf=0, compress="none", packings=[], key="00" * 32)
+job = dict(size=4096, chunk=4096, first=0, choose=True, leaf=0, compress="none", packings=[], key="00" * 32)
 out = agent.Output(agent.pipe_writer(1))
 scan = agent.Scan(job, "blake2b", agent.Input(os.pipe()[0], 0), out)
 scan.fd, scan.device = os.open("/proc/self/mem", os.O_RDONLY), "/proc/self/mem"

@@ -138,6 +138,15 @@ def test_a_small_change_sends_its_leaves_only(disk: Path, path: Path) -> None:
     assert balanced(second)
 
 
+def test_a_small_change_among_zeros_sends_its_leaves_only(disk: Path, path: Path) -> None:
+    replicate(disk, path)
+    change(disk, CHUNK + 3 * LEAF, b"new")
+    second = replicate(disk, path)
+    assert path.read_bytes() == disk.read_bytes()
+    assert second.sent_bytes == LEAF
+    assert balanced(second)
+
+
 def test_without_leaves_a_change_sends_its_chunk(disk: Path, path: Path) -> None:
     replicate(disk, path)
     change(disk, 5000, b"new")
