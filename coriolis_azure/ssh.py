@@ -269,7 +269,9 @@ class Program:
         except TimeoutError as error:
             raise StreamEnded(f"nothing was heard for {self._patience:g} seconds") from error
         except _BROKEN as error:
-            raise StreamEnded(f"the connection broke: {error}") from error
+            # A program that ends while it is written to closes its channel: the connection holds all the same.
+            over = self._channel.closed and self._channel.get_transport().is_active()
+            raise StreamEnded("it ended" if over else f"the connection broke: {error}") from error
 
 
 @dataclass(frozen=True)
