@@ -321,6 +321,24 @@ def test_a_cancelled_worker_of_a_pool_undoes_itself(azure: Sandbox) -> None:
     assert azure.resources() == before
 
 
+def test_the_cancelled_network_of_a_pool_undoes_itself(azure: Sandbox) -> None:
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+        running = started("set_up_pool_shared_resources", connection, environment, "0f6f1c1e-1111")
+
+        def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+            response = answer(request)
+            if request.method == "PUT" and "/virtualNetworks/coriolis" in request.path:
+                running.send_signal(signal.SIGINT)
+            return response
+
+        azure.intercept = strike
+        _, errors = running.communicate(timeout=60)
+        azure.intercept = None
+        assert "KeyboardInterrupt" in errors
+    assert azure.resources() == before
+
+
 def test_a_deployment_that_azure_refuses_leaves_nothing_and_says_why(
     azure: Sandbox, image: Callable[..., Path]
 ) -> None:
