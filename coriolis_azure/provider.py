@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import configuration, plugin_api, settings
@@ -236,6 +237,9 @@ class AzureExportProvider(
                 volumes_info,
                 source.chosen(machine),
                 source.doubts(run),
+                container=partial(source.in_container, machine)
+                if source.environment.storage_account_name
+                else None,
                 report=self._report,
                 compress=source.environment.enable_transfer_compression == "always",
             )
@@ -250,8 +254,18 @@ class AzureExportProvider(
     def delete_replica_source_snapshots(
         self, ctxt: Any, connection_info: Json, source_environment: Json, volumes_info: list[Json]
     ) -> list[Json]:
-        """Forget the states, so that the next execution is a full one. No snapshot is kept between runs."""
-        return self._without_states(connection_info, source_environment, volumes_info)
+        """Forget the states, so that the next execution is a full one. No snapshot is kept between runs.
+
+        Volumes that are VHDs in Blob storage are deleted, as no destination does that.
+        """
+        from .destinations import writer
+
+        vhds = [volume[writer.VHD] for volume in volumes_info if volume.get(writer.VHD)]
+        if vhds:
+            with self._source(connection_info, source_environment) as source:
+                source.remove(vhds)
+        bare = self._without_states(connection_info, source_environment, volumes_info)
+        return [{key: value for key, value in volume.items() if key != writer.VHD} for volume in bare]
 
     @_translated
     def shutdown_instance(
@@ -273,9 +287,11 @@ class AzureExportProvider(
     ) -> list[Json]:
         """Refuse what would make it another machine; forget the states where the next run must be a full one.
 
-        The location and the resource group name the machine, so they stay. Another chunk size means a full run.
-        Everything else may change between executions.
+        The location and the resource group name the machine, so they stay, and so does the container while volumes are
+        kept there. Another chunk size means a full run. Everything else may change between executions.
         """
+        from .destinations import writer
+
         group = settings.Connection.from_json(connection_info).default_resource_group
         defaults = configuration.environment_defaults()
         old = settings.Environment.from_json({**defaults, **old_params}, group)
@@ -286,6 +302,14 @@ class AzureExportProvider(
                 raise InvalidInput(
                     f"{name} cannot change from {before} to {after}: {instance_name} would be another machine",
                     remedy="Create a new transfer for the machine over there.",
+                )
+        for name in ("storage_account_name", "storage_container_name"):
+            before, after = getattr(old, name), getattr(new, name)
+            if before != after and any(volume.get(writer.VHD) for volume in volumes_info):
+                raise InvalidInput(
+                    f"{name} cannot change from {before} to {after or 'nothing'}: the replica of {instance_name} is "
+                    "kept there",
+                    remedy="Delete the disks of the transfer first.",
                 )
         if new.chunk_size_kib != old.chunk_size_kib:
             return self._without_states(connection_info, {**old_params, **new_params}, volumes_info)

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote
 
 from . import (
     cleanup,
@@ -33,7 +34,16 @@ from . import (
 )
 from .clock import Clock
 from .cloud import Azure, Transport
-from .errors import AzureError, CleanupIncomplete, CoriolisAzureError, DeadlinePassed, Unreachable, WorkerGone
+from .destinations.blob import BlobFolder
+from .errors import (
+    AzureError,
+    CleanupIncomplete,
+    CoriolisAzureError,
+    DeadlinePassed,
+    InvalidInput,
+    Unreachable,
+    WorkerGone,
+)
 from .events import Notice, Report, Step, silent
 from .interrupts import shielded
 from .journal import Journal, default_folder
@@ -310,6 +320,49 @@ class Source:
         for id in resources.delete(journal.ids):
             self._report(Notice(f"could not delete {id}; it is deleted with the run's other resources"))
         return outcomes
+
+    def in_container(self, machine: Machine) -> BlobFolder:
+        """The place of the machine's replica in the container of the settings, which is made when it is missing.
+
+        InvalidInput where the settings name no container, or the place is another machine's or in use.
+        """
+        folder = self._kept(machine.name)
+        try:
+            folder.claim(machine.id)
+            folder.tell_removed([disk.name for disk in machine.disks])
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def remove(self, vhds: Iterable[str]) -> None:
+        """Delete what `in_container` has kept, by the URLs of the VHDs; what is gone is no error."""
+        container = self.storage.interim()
+        places: dict[str, list[str]] = {}
+        for url in vhds:
+            if container is None or not url.startswith(f"{container.url}/"):
+                raise InvalidInput(
+                    f"{url} is not in the container of the settings",
+                    remedy="Name its storage account and container in the source environment.",
+                )
+            place, _, name = unquote(url.removeprefix(f"{container.url}/")).rpartition("/")
+            places.setdefault(place, []).append(name.removesuffix(".vhd"))
+        if container is None or not container.exists():
+            return
+        for place, disks in places.items():
+            with self._kept(place) as folder:
+                folder.remove(disks)
+
+    def _kept(self, prefix: str) -> BlobFolder:
+        settings = self.environment
+        if not settings.storage_account_name:
+            raise InvalidInput(
+                "the settings name no container in Blob storage",
+                remedy="Set storage_account_name and storage_container_name in the source environment.",
+            )
+        return BlobFolder(
+            self.storage, settings.storage_account_name, settings.storage_container_name, prefix, self._report
+        )
 
     def doubts(self, run: Run) -> Doubts:
         """The marks of volumes that a failed run has left in doubt."""

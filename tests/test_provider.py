@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from battles import served
 from conftest import MIB
 from writer_targets import HttpsTarget, SshTarget
 
+from coriolis_azure import vhd
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
@@ -76,7 +78,15 @@ def target() -> dict[str, Any]:
     return {"backend": "file_backup_writer", "connection_details": {"ip": "127.0.0.1", "port": 22}}
 
 
-def execute(connection: Any, environment: Any, target: Any, volumes_info: Any, *, shutdown: bool) -> Any:
+def execute(
+    connection: Any,
+    environment: Any,
+    target: Any,
+    volumes_info: Any,
+    *,
+    shutdown: bool,
+    call: Callable[..., Any] = call,
+) -> Any:
     """One execution, in the orchestrator's order; the source resources are deleted however it ends."""
     info = call("get_replica_instance_info", connection, environment, "web")
     deployed = call("deploy_replica_source_resources", connection, info, environment)
@@ -402,3 +412,81 @@ def test_a_vm_on_vhd_blobs_goes_through_the_same_tasks(
     assert azure.resources() == before
     assert azure.storage.account("sandboxstorage").containers["interim"].blobs == {}
     assert azure.storage.account("oldstorage").containers["vhds"].snapshots == []
+
+
+PLACE = {"storage_account_name": "sandboxstorage", "storage_container_name": "replicas"}
+
+
+def kept_in(azure: Sandbox, entry: dict[str, Any]) -> bytes:
+    """What the VHD holds that an entry names, without its footer."""
+    found = azure.storage.blob("sandboxstorage/" + entry["vhd_url"].partition("/sandboxstorage/")[2])
+    assert found is not None
+    assert found.metadata["coriolis_state"] == "complete"
+    whole = azure.storage.content(found)
+    assert vhd.content_size(whole[-512:], len(whole), "it") == len(whole) - 512
+    return whole[:-512]
+
+
+def test_volumes_without_a_device_are_kept_in_the_container_of_the_settings(
+    azure: Sandbox, image: Callable[..., Path], tmp_path: Path, target: dict[str, Any]
+) -> None:
+    """A first execution, one that fails, an incremental one, and the deletion of the transfer's disks."""
+    os_disk, data = image("os", 3 * MIB, seed=1), image("data", 2 * MIB, seed=2)
+    azure.add_vm("web", os_disk, [data])
+    before, environment = azure.resources(), {**azure.environment(), **PLACE}
+    containers = azure.storage.account("sandboxstorage").containers
+    with served(azure) as connection:
+        info = called_here("get_replica_instance_info", connection, environment, "web")
+        given = [{"disk_id": disk["id"], "volume_dev": ""} for disk in info["devices"]["disks"]]
+        assert "replicas" not in containers
+        entries = execute(connection, environment, target, given, shutdown=False, call=called_here)
+        assert [set(entry) for entry in entries] == [{"disk_id", "volume_dev", "vhd_url"}] * 2
+        assert [kept_in(azure, entry) for entry in entries] == [os_disk.read_bytes(), data.read_bytes()]
+        containers["replicas"].blobs["web/notes.txt"] = replace(
+            containers["replicas"].blobs["web/.vm"], name="web/notes.txt"
+        )
+
+        data.write_bytes(b"x" * 4096 + data.read_bytes()[4096:])
+        azure.write("web", 0, data)
+        written: list[str] = []
+
+        def seen(request: Request, answer: Callable[[Request], Response]) -> Response:
+            if request.query.get("comp") == "page" and request.header("x-ms-page-write") == "update":
+                written.append(request.path)
+            return answer(request)
+
+        azure.intercept = seen
+        entries = execute(connection, environment, target, entries, shutdown=False, call=called_here)
+        azure.intercept = None
+        # The chunk that changed, and the footer, which a run clears before it changes anything.
+        assert written == ["/sandboxstorage/replicas/web/data-0.vhd"] * 2
+        assert [kept_in(azure, entry) for entry in entries] == [os_disk.read_bytes(), data.read_bytes()]
+        assert azure.resources() == before
+
+        update = ("check_update_source_environment_params", connection, "web", entries, environment)
+        with pytest.raises(InvalidInput, match="storage_container_name cannot change"):
+            called_here(*update, {"storage_container_name": "elsewhere"})
+        assert called_here(*update, {"chunk_size_kib": 256}) == entries
+
+        bare = call("delete_replica_source_snapshots", connection, environment, entries)
+        assert bare == given
+        assert sorted(containers["replicas"].blobs) == ["web/notes.txt"]
+        assert called_here("delete_replica_source_snapshots", connection, environment, entries) == given
+    assert azure.resources() == before
+
+
+def test_volumes_with_and_without_a_device_go_side_by_side(
+    azure: Sandbox, image: Callable[..., Path], tmp_path: Path, target: dict[str, Any]
+) -> None:
+    os_disk, data = image("os", 3 * MIB, seed=1), image("data", 2 * MIB, seed=2)
+    azure.add_vm("web", os_disk, [data])
+    environment = {**azure.environment(), **PLACE}
+    with served(azure) as connection:
+        info = called_here("get_replica_instance_info", connection, environment, "web")
+        entries = volumes(info, tmp_path / "volumes")
+        entries[1]["volume_dev"] = ""
+        entries = execute(connection, environment, target, entries, shutdown=False, call=called_here)
+    assert Path(entries[0]["volume_dev"]).read_bytes() == os_disk.read_bytes()
+    assert kept_in(azure, entries[1]) == data.read_bytes()
+    assert "vhd_url" not in entries[0]
+    assert "replica_state" not in entries[1]

@@ -537,9 +537,12 @@ def test_what_cannot_be_used_is_refused_by_name(over_https: Bench) -> None:
     shell = "ssh_backup_writer"
     assert "neither pkey nor password" in refused({"backend": shell, "connection_details": details})
     assert "no username" in refused({"backend": shell, "connection_details": {**details, "username": ""}})
-    volumes = over_https.volumes([{"disk_id": ID, "volume_dev": ""}])
-    with pytest.raises(InvalidInput, match="no volume_dev"):
-        volumes.disk("os")
+    with (
+        pytest.raises(InvalidInput, match="no volume_dev") as error,
+        over_https.volumes([{"disk_id": ID, "volume_dev": ""}]),
+    ):
+        pass
+    assert "storage_container_name" in error.value.remedy
 
 
 def test_files_of_this_host_keep_their_state_beside_them(over_https: Bench) -> None:

@@ -290,6 +290,17 @@ class BlobImage:
                 self._blob.write(self._end, footer)
             self._keep(manifest, _COMPLETE)
 
+    def remove(self) -> None:
+        """Delete the VHD and its state; what is gone is no error. InvalidInput where the blob is none of ours."""
+        with self._translated("cannot be deleted"):
+            found = self._blob.find()
+            if found is not None:
+                self._refuse_foreign(found)
+                self._take()
+                self._blob.delete()
+                self._leased = False
+            self._manifest.delete()
+
     def renew(self) -> None:
         """Keep others out for another minute."""
         if self._leased:
@@ -472,6 +483,14 @@ class BlobFolder:
             if found.name.endswith(".vhd") and _IMAGE in found.metadata
         )
         return sorted(name for name in ours if _NAME.fullmatch(name))
+
+    def remove(self, disks: Collection[str]) -> None:
+        """Delete the VHDs of these disks with their state, and with the last VHD what this place is locked by."""
+        for name in disks:
+            with self.disk(name) as vhd:
+                vhd.remove()
+        if not self.names():
+            self._owner.delete()
 
     def tell_removed(self, disks: Collection[str]) -> None:
         """Report, for each VHD of a disk that is none of `disks`, that it is no longer one of the VM's."""

@@ -7,16 +7,20 @@ not believed, and everything is sent. Runs that end well take their doubts back.
 
 An entry without a state is a volume that nothing is known of, unless the destination says that it was made
 blank (`zeroed`). It says so for ever, so the first state that is kept takes the word back.
+
+A volume without a device (`volume_dev` is empty) is kept in Blob storage, in the container that the settings name. Its
+state is beside it there, so its entry gets no more than the VHD's URL (`vhd_url`), and no doubt is set.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import names
 from ..clock import Clock
@@ -28,7 +32,11 @@ from ..pipeline import Lock
 from . import Content, Destination
 from .image import Image
 
+if TYPE_CHECKING:
+    from .blob import BlobFolder
+
 PATIENCE_SECONDS = 120.0  # of silence, after which the other side counts as gone
+VHD = "vhd_url"
 _STATE, _DEVICE, _BLANK = "replica_state", "volume_dev", "zeroed"
 
 
@@ -74,8 +82,9 @@ class Device(Protocol):
 class Volumes:
     """The volumes of one VM, as a destinations.Folder. `disks` are those the VM has now.
 
-    `compress`: whether what is sent is compressed; runs of zeros always are. `patience`: seconds of silence
-    after which the other side counts as gone. InvalidInput or Unsupported where `target` cannot be used.
+    `container` opens the place in Blob storage for volumes without a device. `compress`: whether what is sent is
+    compressed; runs of zeros always are. `patience`: seconds of silence after which the other side counts as gone.
+    InvalidInput or Unsupported where `target` cannot be used.
     """
 
     def __init__(
@@ -85,12 +94,15 @@ class Volumes:
         disks: Sequence[Disk],
         doubt: Doubt,
         *,
+        container: Callable[[], BlobFolder] | None = None,
         report: Report = silent,
         compress: bool = False,
         clock: Clock | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._doubt, self._report = doubt, report
+        self._container = container
+        self._ending = ExitStack()
         self._backend = _backend(target, report, compress, clock or Clock(), patience)
         self._entries = [dict(volume) for volume in volumes_info]
         self._by_name: dict[str, dict[str, Any]] = {}
@@ -102,6 +114,7 @@ class Volumes:
             elif entry.get("replicate_disk_data") is not False:
                 self._by_name[disk.name] = entry
         self._opened: list[FileVolume | Volume] = []
+        self._vhds: BlobFolder | None = None
 
     def names(self) -> list[str]:
         """The disks that are to be replicated."""
@@ -110,8 +123,10 @@ class Volumes:
     def disk(self, name: str) -> Destination:
         """The destination of the disk `name`."""
         entry = self._by_name[name]
-        if not entry.get(_DEVICE):
-            raise InvalidInput(f"the volume of disk {entry['disk_id']} has no {_DEVICE}")
+        if self._vhds is not None and not entry.get(_DEVICE):
+            vhd = self._vhds.disk(name)
+            entry[VHD] = vhd.url
+            return vhd
         volume: FileVolume | Volume
         if self._backend is None:
             volume = FileVolume(entry)
@@ -126,7 +141,7 @@ class Volumes:
 
     def stop(self) -> None:
         """Whatever is under way on the volumes ends soon."""
-        for volume in self._opened:
+        for volume in (*self._opened, *([self._vhds] if self._vhds is not None else [])):
             volume.stop()
 
     def tell_removed(self, disks: Collection[str]) -> None:
@@ -146,8 +161,17 @@ class Volumes:
         """Let go of all volumes."""
         for volume in self._opened:
             volume.close()
+        self._ending.close()
 
     def __enter__(self) -> Volumes:
+        without = [entry["disk_id"] for entry in self._by_name.values() if not entry.get(_DEVICE)]
+        if without and self._container is None:
+            raise InvalidInput(
+                f"the volume of disk {without[0]} has no {_DEVICE}",
+                remedy="Name storage_account_name and storage_container_name for a replica in Blob storage.",
+            )
+        if without and self._container is not None:
+            self._vhds = self._ending.enter_context(self._container())
         return self
 
     def __exit__(
