@@ -430,8 +430,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="latest, or 2020-09-01-hybrid: an Azure Stack Hub.",
 )
+@click.option(
+    "--pace",
+    type=click.FloatRange(1, 10_000),
+    default=60,
+    show_default=True,
+    help="Seconds of Azure's in one of yours: for request budgets, and the NICs of VMs that failed. "
+    "1 keeps Azure's own time.",
+)
 @json_option
-def serve(directory: Path, port: int, api_profile: str, as_json: bool) -> None:
+def serve(directory: Path, port: int, api_profile: str, pace: float, as_json: bool) -> None:
     """Serve a local Azure in the foreground, until Ctrl-C.
 
     Writes DIR/connection.json and DIR/environment.json, for -c and -e, then prints "ready".
@@ -442,7 +450,7 @@ def serve(directory: Path, port: int, api_profile: str, as_json: bool) -> None:
         click.echo(json.dumps({"ready": True}) if as_json else "ready")
 
     with contextlib.suppress(KeyboardInterrupt):
-        local.serve(directory, port=port, api_profile=api_profile, ready=ready)
+        local.serve(directory, port=port, api_profile=api_profile, pace=pace, ready=ready)
 
 
 @sandbox.command("add-vm")

@@ -13,6 +13,7 @@ import pytest
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event
 from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox.sandbox import PACE
 from coriolis_azure.source import Source
 
 MIB = 1 << 20
@@ -31,9 +32,15 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def azure(tmp_path: Path) -> Iterator[Sandbox]:
-    """A sandbox Azure of this test's own."""
-    with Sandbox(tmp_path / "azure") as sandbox:
+def clock() -> Clock:
+    """The clock of the sandbox and of all sources; a module may have a held one."""
+    return Clock()
+
+
+@pytest.fixture
+def azure(tmp_path: Path, clock: Clock) -> Iterator[Sandbox]:
+    """A sandbox Azure of this test's own. On a held clock its time is Azure's own."""
+    with Sandbox(tmp_path / "azure", clock=clock, pace=PACE if type(clock) is Clock else 1) as sandbox:
         yield sandbox
 
 
@@ -58,14 +65,14 @@ def told() -> list[Event]:
 
 
 @pytest.fixture
-def connect(azure: Sandbox, told: list[Event]) -> Iterator[Callable[..., Source]]:
+def connect(azure: Sandbox, told: list[Event], clock: Clock) -> Iterator[Callable[..., Source]]:
     """Sources on the sandbox: `connect(environment={...}, connection={...})` changes the settings."""
     opened: list[Source] = []
 
     def make(
         environment: dict[str, Any] | None = None,
         connection: dict[str, Any] | None = None,
-        clock: Clock | None = None,
+        clock: Clock = clock,
     ) -> Source:
         source = Source(
             {**azure.connection_info(), **(connection or {})},

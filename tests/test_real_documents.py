@@ -283,10 +283,11 @@ ODD = st.one_of(
     st.text(max_size=3),
     st.just("x/../%2F?#\N{SNOWMAN}"),
     st.floats(allow_nan=False, allow_infinity=False, width=16),
-    st.just([]),
-    st.just({}),
-    st.just([None, 1, "a"]),
-    st.just({"id": 7}),
+    # Each time a new one: these are put into documents that are changed again.
+    st.builds(list),
+    st.builds(dict),
+    st.builds(lambda: [None, 1, "a"]),
+    st.builds(lambda: {"id": 7}),
 )
 
 

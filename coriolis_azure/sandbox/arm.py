@@ -27,7 +27,7 @@ from coriolis_azure.sandbox import (
 from coriolis_azure.sandbox.relations import MACHINES, NETWORKS, STORAGE
 from coriolis_azure.sandbox.state import Operation
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
-from coriolis_azure.sandbox.world import RETRY_MILLISECONDS, Call, Effect, View, World, group_not_found, paged
+from coriolis_azure.sandbox.world import Call, Effect, View, World, group_not_found, paged
 
 Handler = Callable[[World, Call], Response]
 
@@ -122,7 +122,7 @@ def _status(world: World, call: Call) -> Response:
     compute = operation.style in {"compute", "disk"}
     body: Json = {"startTime": operation.started, "name": operation.id} if compute else {}
     if not done:
-        return Response.of(200, {**body, "status": "InProgress"}, {"x-ms-retry-after-ms": RETRY_MILLISECONDS})
+        return Response.of(200, {**body, "status": "InProgress"}, world.pause(operation.style))
     if compute:
         body["endTime"] = operation.ended
     if operation.error:
@@ -139,7 +139,7 @@ def _monitor(world: World, call: Call) -> Response:
     """What a Location URL answers: 202 while it runs, then the result."""
     operation, done = _asked(world, call)
     if not done:
-        return Response(202, {"x-ms-retry-after-ms": RETRY_MILLISECONDS, "Location": call.request.url})
+        return Response(202, {**world.pause(operation.style), "Location": call.request.url})
     if operation.error:
         return Response.of(409, {"error": operation.error})
     target = world.state.find(operation.target)

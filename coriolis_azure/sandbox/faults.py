@@ -7,7 +7,6 @@ documentation. Requests to the sandbox's own administration are never struck.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import uuid
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from coriolis_azure import errors
+from coriolis_azure.sandbox import budgets
 from coriolis_azure.sandbox.wire import Json, Request, Response
 
 Next = Callable[[Request], Response]
@@ -196,27 +196,13 @@ def _refused(fault: Fault) -> Response:
 
 
 def _throttled(request: Request, fault: Fault) -> Response:
-    """429: from the compute provider without the `error` that all else has around it."""
-    if fault.seconds >= 1:
-        headers = {"Retry-After": str(math.ceil(fault.seconds))}
-    else:
-        headers = {"retry-after-ms": str(round(fault.seconds * 1000))}
-    if "/providers/microsoft.compute/" not in request.path.lower():
-        code = fault.code or "SubscriptionRequestsThrottled"
-        message = (
-            f"Number of requests for operation '{request.method}' exceeded the backend storage limit. Please try "
-            f"again after '{math.ceil(fault.seconds)}' seconds."
-        )
-        return Response.of(429, {"error": {"code": code, "message": fault.message or message}}, headers)
-    counted = json.dumps(
-        {"operationGroup": "HighCostGet", "allowedRequestCount": 300, "measuredRequestCount": 1238}
-    )
-    body = {
-        "code": fault.code or "OperationNotAllowed",
-        "message": fault.message
-        or "The server rejected the request because too many requests have been received for this subscription.",
-        "details": [{"code": "TooManyRequests", "target": "HighCostGet", "message": counted}],
+    given = {name: text for name in ("code", "message") if (text := getattr(fault, name))}
+    if "/providers/microsoft.compute/" in request.path.lower():
+        return budgets.refusal("HighCostGet", 300, fault.seconds, **given)
+    error = {
+        "code": "SubscriptionRequestsThrottled",
+        "message": f"Number of requests for operation '{request.method}' exceeded the backend storage limit. Please "
+        f"try again after '{math.ceil(fault.seconds)}' seconds.",
+        **given,
     }
-    return Response.of(
-        429, body, {**headers, "x-ms-ratelimit-remaining-resource": "Microsoft.Compute/HighCostGet;0"}
-    )
+    return Response.of(429, {"error": error}, budgets.retry_after(fault.seconds))

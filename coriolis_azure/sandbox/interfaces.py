@@ -149,13 +149,14 @@ def put_interface(world: World, call: Call) -> Response:
 
 
 def delete_interface(world: World, call: Call) -> Response:
-    """Delete a NIC: 202, 204; 400 while a VM has it."""
+    """Delete a NIC: 202, 204; 400 while a VM has it, or it is kept for one."""
     interface = deleted(world, call, INTERFACES)
     if interface is None:
         return no_content()
     user = machine_of_interface(world.state, interface.id)
     if user is not None:
         raise nic_in_use(interface, user)
+    world.not_reserved(interface.id)
     return deleting(world, call, interface)
 
 

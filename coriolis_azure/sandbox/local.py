@@ -19,7 +19,7 @@ from typing import Any
 import requests
 
 from coriolis_azure import errors
-from coriolis_azure.sandbox.sandbox import Sandbox
+from coriolis_azure.sandbox.sandbox import PACE, Sandbox
 from coriolis_azure.sandbox.server import Server
 from coriolis_azure.sandbox.wire import Json
 
@@ -31,6 +31,7 @@ def serve(
     *,
     port: int = 0,
     api_profile: str = "latest",
+    pace: float = PACE,
     ready: Callable[[], None] = lambda: None,
     stop: threading.Event | None = None,
 ) -> None:
@@ -39,7 +40,10 @@ def serve(
     `ready` is called when requests are answered and connection.json and environment.json are written. Port 0
     takes the port of the last time, or any. Raises InvalidInput when the directory or the port is taken.
     """
-    with Sandbox(directory, api_profile=api_profile) as sandbox, _listening(sandbox, port) as server:
+    with (
+        Sandbox(directory, api_profile=api_profile, pace=pace) as sandbox,
+        _listening(sandbox, port) as server,
+    ):
         _write(sandbox.directory / "environment.json", sandbox.environment())
         _write(sandbox.directory / "connection.json", sandbox.connection_info(server.url))
         if stop is not None:

@@ -84,6 +84,7 @@ def checked_interfaces(world: World, machine_id: str, location: str, given: Json
         user = machine_of_interface(world.state, interface.id)
         if user is not None:
             raise nic_in_use(interface, user)
+        world.not_reserved(interface.id, machine_id)
         kept.append(
             {"id": interface.id, **({"properties": entry["properties"]} if "properties" in entry else {})}
         )

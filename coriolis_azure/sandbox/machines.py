@@ -8,6 +8,8 @@ log in, where it listens, its disks) is handed to it again whenever it changes.
 from __future__ import annotations
 
 import copy
+import json
+import re
 import uuid
 from collections.abc import Callable
 
@@ -37,7 +39,7 @@ from coriolis_azure.sandbox.relations import (
     same,
 )
 from coriolis_azure.sandbox.state import Resource
-from coriolis_azure.sandbox.wire import ArmError, Json, Response, invalid, not_allowed
+from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response, invalid, not_allowed
 from coriolis_azure.sandbox.world import (
     Call,
     World,
@@ -49,6 +51,7 @@ from coriolis_azure.sandbox.world import (
     placed,
 )
 
+_PATH = re.compile(rf"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/{MACHINES}/[^/]+/?", re.IGNORECASE)
 _POWER_NAMES = {
     "running": "VM running",
     "stopped": "VM stopped",
@@ -98,6 +101,17 @@ def delete(world: World, call: Call) -> Response:
     machine.properties["provisioningState"] = "Deleting"
     world.guests.forget(machine.id)
     return Response(202, _begin(world, call, machine, "machine-removed"))
+
+
+def refused(world: World, request: Request) -> None:
+    """Keep the NICs of a VM that Azure has just refused to make for it: it does so for a while."""
+    if request.method != "PUT" or not _PATH.fullmatch(request.path) or world.state.find(request.path):
+        return
+    try:
+        entries = json.loads(request.body)["properties"]["networkProfile"]["networkInterfaces"]
+        world.reserve([str(entry["id"]) for entry in entries], request.path)
+    except (ValueError, KeyError, TypeError):
+        return  # it names none
 
 
 def _created(world: World, call: Call, machine_id: str, location: str) -> Resource:
@@ -287,6 +301,11 @@ def _settled(world: World, machine_id: str) -> None:
     if machine.properties["provisioningState"] == "Deleting":
         return
     failure = world.guests.failure(machine_id)
+    interfaces = [str(each["id"]) for each in interface_entries(machine)]
+    if not failure:
+        world.free(interfaces)
+    elif machine.properties["provisioningState"] == "Creating":
+        world.reserve(interfaces, machine_id)
     machine.properties["provisioningState"] = "Failed" if failure else "Succeeded"
     if failure:
         raise ArmError(

@@ -1,6 +1,6 @@
 """What the network provider's types share: how a PUT begins and ends, references, tags, usage.
 
-Azure's hold of 180 seconds on the NICs of a failed VM is not imitated, nor is anything that routes packets.
+Nothing that routes packets is imitated.
 """
 
 from __future__ import annotations

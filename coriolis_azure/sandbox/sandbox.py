@@ -13,11 +13,13 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from coriolis_azure import errors
+from coriolis_azure.clock import Clock
 from coriolis_azure.sandbox import (
     access,
     arm,
@@ -27,6 +29,7 @@ from coriolis_azure.sandbox import (
     boots,
     disks,
     groups,
+    machines,
     policies,
     profiles,
 )
@@ -46,18 +49,30 @@ LOCATION = "westeurope"
 NETWORK = "sandbox-vnet"
 SUBNET_PREFIX = "127.80.0.0/16"
 WORKER_SSH_PORT = 22022
+# Operations here take moments instead of minutes; what Azure counts by the minute is as fast.
+PACE = 60.0
 STORAGE_ACCOUNT = "sandboxstorage"
 
 
 class Sandbox:
     """One sandbox in its directory. A directory has one sandbox at a time; closing ends its guests.
 
-    `api_profile` makes it an older Azure (see `profiles`).
+    `api_profile` makes it an older Azure (see `profiles`). What Azure grants or holds for a while (see `budgets`; the
+    NICs of a VM that failed) is measured by `clock`, in one second of which `pace` seconds of Azure's pass; a client's
+    waits on `transport` pass on the same clock.
 
     Raises InvalidInput when the directory is in use or cannot be one.
     """
 
-    def __init__(self, directory: Path, *, namespaces: bool = True, api_profile: str = "latest") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        namespaces: bool = True,
+        api_profile: str = "latest",
+        clock: Clock | None = None,
+        pace: float = PACE,
+    ) -> None:
         self.directory = directory.absolute()
         self.intercept: Callable[[Request, Next], Response] | None = None
         self.requests: deque[tuple[str, str]] = deque(maxlen=100_000)
@@ -67,13 +82,21 @@ class Sandbox:
         profiles.known(api_profile)
         self._hold = _held(self.directory)
         try:
-            self._world = World(self.directory, arm.VIEWS, arm.EFFECTS, namespaces=namespaces)
+            self._world = World(
+                self.directory,
+                arm.VIEWS,
+                arm.EFFECTS,
+                namespaces=namespaces,
+                clock=clock or Clock(),
+                pace=pace,
+            )
             self._world.api_profile = api_profile
             self._tokens = Tokens(self._world.state.identity)
             # For tests to change: the roles of the identity, and what is used of which quota.
             self.permissions = self._world.permissions
             self.required_tags = self._world.required_tags
             self.quotas = self._world.quotas
+            self.budgets = self._world.budgets
             self._open()
         except BaseException:
             os.close(self._hold)
@@ -134,6 +157,9 @@ class Sandbox:
         except errors.CoriolisAzureError as error:
             document = {"code": type(error).__name__, "message": error.message, "remedy": error.remedy}
             response = Response.of(400, {"error": document})
+        if response.status == 409:
+            with self._lock:
+                machines.refused(self._world, request)
         identity = str(uuid.uuid4())
         response.headers.setdefault("x-ms-request-id", identity)
         response.headers.setdefault("x-ms-correlation-request-id", identity)
@@ -172,7 +198,9 @@ class Sandbox:
             access.check(self._world, request)
             policies.check(self._world, request)
             try:
-                return arm.answer(self._world, request)
+                return self._world.budgets.around(
+                    request, operation.target if operation else "", partial(arm.answer, self._world)
+                )
             finally:
                 if request.method != "GET" and "microsoft.network" in request.path.lower():
                     boots.refresh_guests(self._world)
@@ -444,7 +472,7 @@ class Sandbox:
         """A transport for Azure SDK clients and credentials that asks this sandbox, without sockets."""
         from coriolis_azure.sandbox.transport import in_process
 
-        return in_process(self.handle)
+        return in_process(self.handle, self._world.clock.sleep)
 
     def connection_info(self, base: str = INSIDE) -> Json:
         """The connection settings of this sandbox, reached at `base`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,14 +63,21 @@ class HandlerAdapter(BaseAdapter):
         """Nothing is open."""
 
 
-def in_process(handle: Callable[[Request], Response]) -> RequestsTransport:
-    """A transport for SDK clients and credentials; one may be shared by all of them, from several threads."""
+def in_process(
+    handle: Callable[[Request], Response], sleep: Callable[[float], None] = time.sleep
+) -> RequestsTransport:
+    """A transport for SDK clients and credentials; one may be shared by all of them, from several threads.
+
+    `sleep` is how they wait, between two looks at an operation and before they repeat a request.
+    """
     session = requests.Session()
     session.trust_env = False
     adapter = HandlerAdapter(handle)
     for scheme in ("https://", "http://"):
         session.mount(scheme, adapter)
-    return RequestsTransport(session=session, session_owner=False)
+    transport = RequestsTransport(session=session, session_owner=False)
+    transport.sleep = sleep
+    return transport
 
 
 def _bytes(body: Any) -> bytes:

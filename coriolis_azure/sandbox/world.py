@@ -14,25 +14,30 @@ import hashlib
 import hmac
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+from coriolis_azure.clock import Clock
 from coriolis_azure.sandbox.blobs_store import BlobStore
+from coriolis_azure.sandbox.budgets import Budgets
 from coriolis_azure.sandbox.catalog import LOCATIONS
 from coriolis_azure.sandbox.content import Contents
 from coriolis_azure.sandbox.guests import Guests
-from coriolis_azure.sandbox.relations import GROUPS, locks_over, same
+from coriolis_azure.sandbox.relations import GROUPS, MACHINES, interface_entries, locks_over, same
 from coriolis_azure.sandbox.state import Operation, Resource, State
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 
 # The base of this sandbox's URLs until it is served: of requests that never leave the process.
 INSIDE = "https://sandbox.invalid"
 PATIENCE = 0.25
-RETRY_MILLISECONDS = "10"
+# How long Azure keeps the NICs of a VM that it could not make.
+RESERVED_SECONDS = 180
+# How long to wait between two looks at an operation: as recorded, where the sandbox keeps Azure's own time.
+_RETRY_AFTER = {"compute": "10", "disk": "2", "network": "10", "group": "15"}
 
 View = Callable[["World", Resource], Json]
 Effect = Callable[["World", str], None]
@@ -66,7 +71,14 @@ class World:
     """See the module. Not thread-safe by itself: the sandbox holds one lock around each request."""
 
     def __init__(
-        self, directory: Path, views: dict[str, View], effects: dict[str, Effect], *, namespaces: bool
+        self,
+        directory: Path,
+        views: dict[str, View],
+        effects: dict[str, Effect],
+        *,
+        namespaces: bool,
+        clock: Clock,
+        pace: float,
     ) -> None:
         self.state = State(directory / "state.json")
         self.contents = Contents(directory / "disks")
@@ -88,10 +100,42 @@ class World:
         self.permissions: list[Json] = [
             {"actions": ["*"], "notActions": [], "dataActions": ["*"], "notDataActions": []}
         ]
+        self.clock = clock
+        self.budgets = Budgets(self.seconds, pace)
+        self._pace = pace
+        # The NICs that are kept for a VM, by lower-cased id: the VM's id, and until when.
+        self._reserved: dict[str, tuple[str, float]] = {}
         self._views = views
         self._effects = effects
         self._due: dict[str, float] = {}
         self.contents.keep_only(self.contents_in_use())
+
+    # time
+
+    def seconds(self) -> float:
+        """Seconds of Azure's time: of what it grants, or holds, for a while."""
+        return self.clock.monotonic() * self._pace
+
+    def reserve(self, interfaces: Iterable[str], vm: str) -> None:
+        """Keep NICs for a VM that could not be made."""
+        until = self.seconds() + RESERVED_SECONDS
+        self._reserved |= {interface.lower(): (vm, until) for interface in interfaces}
+
+    def free(self, interfaces: Iterable[str]) -> None:
+        """Keep NICs no longer."""
+        for interface in interfaces:
+            self._reserved.pop(interface.lower(), None)
+
+    def not_reserved(self, interface: str, vm: str = "") -> None:
+        """NicReservedForAnotherVm when a NIC is kept for another VM than `vm`."""
+        keeper, until = self._reserved.get(interface.lower(), (vm, 0.0))
+        if self.seconds() < until and not same(keeper, vm):
+            raise ArmError(
+                400,
+                "NicReservedForAnotherVm",
+                f"Nic(s) in request is reserved for another Virtual Machine for {RESERVED_SECONDS} seconds. Please "
+                f"provide another nic(s) or retry after {RESERVED_SECONDS} seconds. Reserved VM: {keeper}",
+            )
 
     # resources
 
@@ -194,7 +238,7 @@ class World:
         self.state.operations[operation.id] = operation
         self._due[operation.id] = time.monotonic() + PATIENCE
         version = call.query.get("api-version", "")
-        headers = {"x-ms-retry-after-ms": RETRY_MILLISECONDS}
+        headers = self.pause(style)
         for name in follow:
             monitor = name == "Location"
             where = (
@@ -206,6 +250,10 @@ class World:
                 f"{call.request.base}{where}?p={operation.signature}{mark}&api-version={version}&{signature}"
             )
         return headers
+
+    def pause(self, style: str) -> dict[str, str]:
+        """The header that says how long to wait before an operation is asked about."""
+        return {"Retry-After": _RETRY_AFTER[style]} if self._pace == 1 else {"x-ms-retry-after-ms": "10"}
 
     def signature(self, operation: Operation) -> dict[str, str]:
         """What an operation's URL carries, as long as Azure's: it is refused when any of it is missing."""
@@ -233,6 +281,8 @@ class World:
         operation.error = fault
         target = self.state.find(operation.target)
         if target is not None:
+            if target.type == MACHINES and target.properties["provisioningState"] == "Creating":
+                self.reserve([str(each["id"]) for each in interface_entries(target)], target.id)
             target.properties["provisioningState"] = "Failed"
 
     def pending(self, target: str) -> list[Operation]:
