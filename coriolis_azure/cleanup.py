@@ -114,7 +114,7 @@ def _blobs(storage: Storage, vms: Iterable[Json]) -> Iterator[Json]:
     """What runs have made in Blob storage, told as resources are: copies, and snapshots of the VHDs of VMs."""
     for container, prefix in _places(storage, vms):
         try:
-            for found in container.blobs(prefix, snapshots=True):
+            for found in container.blobs(prefix, past=True):
                 if resources.RUN in found.metadata:
                     tags = {name.replace("_", "-"): value for name, value in found.metadata.items()}
                     url = container.blob(found.name).url

@@ -115,6 +115,8 @@ _PROFILES: dict[str, dict[str, str]] = {
         "microsoft.storage": "2019-06-01",
     },
 }
+# That of its Blob storage, which is said in a header.
+_BLOB_VERSIONS = {"2020-09-01-hybrid": "2019-07-07"}
 # Since this version a VM takes its disks with it when it is deleted, and disks say who may reach them.
 _MODERN_SINCE = "2021-12-01"
 
@@ -168,6 +170,7 @@ class Azure:
         }
         self._skus: dict[str, list[Json]] = {}
         self.api_versions = self.transport.api_versions
+        self.blob_version = _BLOB_VERSIONS.get(connection.api_profile, "")
 
     def close(self) -> None:
         """Close the connections."""

@@ -229,9 +229,10 @@ def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
         if blob is None:
             raise NotFound(f"{url} cannot be reached")
         container = blob.account.container(blob.container)
-        for found in container.blobs(blob.name, snapshots=True):
-            if found.name == blob.name and found.metadata.get(RUN) == run:
-                container.blob(found.name, found.snapshot).delete()
+        for _ in range(2):  # a blob that is deleted becomes an earlier version, where the account keeps them
+            for found in list(container.blobs(blob.name, past=True)):
+                if found.name == blob.name and found.metadata.get(RUN) == run:
+                    container.blob(found.name, found.snapshot, found.version).delete()
 
     try:
         patiently(try_it, f"deleting {url}", clock)

@@ -37,6 +37,7 @@ from .model import Json
 
 PAGE = 512
 MOST = 4 << 20  # bytes that one request may write
+_WINDOW = 128 << 30  # bytes whose pages are listed at a time: of a large blob Azure may not find out in time
 _TYPE = "Microsoft.Storage/storageAccounts"
 _COPY_SECONDS = 24 * 3600.0
 
@@ -54,10 +55,11 @@ class Properties:
 
 @dataclass(frozen=True)
 class Listed:
-    """A blob in a listing; `snapshot` names the moment where it is one."""
+    """A blob in a listing; `snapshot` names the moment where it is one, `version` the one of what it was before."""
 
     name: str
     snapshot: str
+    version: str
     metadata: Mapping[str, str]
 
 
@@ -137,6 +139,7 @@ class Account:
         self.id, self.name = str(document["id"]), str(document["name"])
         self.location = names.location(document["location"])
         self._azure, self._by_key = azure, by_key
+        self.has_versions = not azure.blob_version  # older services do not know the word
         endpoint = _endpoint(document)
         if not endpoint:
             raise InvalidInput(
@@ -154,6 +157,7 @@ class Account:
             max_single_put_size=MOST,
             max_block_size=MOST,
             user_agent=f"coriolis-azure/{__version__}",
+            api_version=azure.blob_version or None,
         )
 
     def container(self, name: str) -> Container:
@@ -210,16 +214,23 @@ class Container:
             if error.facts.get("code") != "ContainerAlreadyExists":
                 raise
 
-    def blob(self, name: str, snapshot: str = "") -> Blob:
-        """The blob `name`, there or not, or its snapshot of that moment."""
-        return Blob(self, self._client.get_blob_client(name, snapshot=snapshot or None))
+    def blob(self, name: str, snapshot: str = "", version: str = "") -> Blob:
+        """The blob `name`, there or not, or its snapshot of that moment, or that earlier version of it."""
+        client = self._client.get_blob_client(name, snapshot=snapshot or None, version_id=version or None)
+        return Blob(self, client)
 
-    def blobs(self, prefix: str = "", *, snapshots: bool = False) -> Iterator[Listed]:
-        """The blobs whose names begin with `prefix`; soft-deleted ones are not among them."""
-        include = ["metadata", "snapshots"] if snapshots else ["metadata"]
+    def blobs(self, prefix: str = "", *, past: bool = False) -> Iterator[Listed]:
+        """The blobs whose names begin with `prefix`; with `past` their snapshots and what they were before, too.
+
+        What is soft-deleted is not among them.
+        """
+        include = ["metadata"]
+        if past:
+            include += ["snapshots", "versions"] if self.account.has_versions else ["snapshots"]
         with translated("list the blobs of", self.url):
             for found in self._client.list_blobs(name_starts_with=prefix or None, include=include):
-                yield Listed(found.name, found.snapshot or "", found.metadata or {})
+                version = "" if found.is_current_version else found.version_id
+                yield Listed(found.name, found.snapshot or "", version or "", found.metadata or {})
 
 
 class Blob:
@@ -262,7 +273,7 @@ class Blob:
             self._client.upload_blob(data, overwrite=not new, metadata=dict(metadata or {}), **self._leased())
 
     def delete(self) -> None:
-        """Delete it; one that is gone is no error. Of its snapshots none is deleted along."""
+        """Delete it; one that is gone is no error. Of its snapshots and earlier versions none is deleted along."""
         try:
             with translated("delete", self.url):
                 self._client.delete_blob(**self._leased())
@@ -322,14 +333,16 @@ class Blob:
             stream = self._client.download_blob(offset, length, raw_response_hook=_not_of_pages)
             return bytes(stream.readall())
 
-    def pages(self) -> Pages:
-        """The pages that hold something: one listing, however many answers it takes."""
+    def pages(self, size: int) -> Pages:
+        """The pages that hold something among the first `size` bytes: listed once, however many answers it takes."""
         starts, ends = array("Q"), array("Q")
         with translated("list the pages of", self.url):
-            for found in self._client.list_page_ranges():
-                if not found.cleared and found.start is not None and found.end is not None:
-                    starts.append(found.start)
-                    ends.append(found.end + 1)
+            for at in range(0, size, _WINDOW):
+                length = min(_WINDOW, size - at)
+                for found in self._client.list_page_ranges(offset=at, length=length):
+                    if not found.cleared and found.start is not None and found.end is not None:
+                        starts.append(found.start)
+                        ends.append(found.end + 1)
         return Pages(starts, ends)
 
     # Leases

@@ -234,7 +234,7 @@ class DirectStream:
             job = agent.receive(self._theirs.fileno())
             heard = agent.Input(self._theirs.fileno(), job["first"], gone=lambda: None)
             name = agent.chosen(job)
-            scan = self._scan = _PageScan(job, name, heard, out, self._blob, self._blob.pages())
+            scan = self._scan = _PageScan(job, name, heard, out, self._blob, self._blob.pages(self._size))
             out.send_json(agent.READY, {"device": self._blob.url, "size": self._size, "hash": name})
             heard.go()
             scan.run()

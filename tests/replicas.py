@@ -192,6 +192,7 @@ class _AzuriteOnly:
     """What `Storage` needs of an Azure, where there is Blob storage and no resource manager."""
 
     subscription = "00000000-0000-0000-0000-000000000000"
+    blob_version = ""
 
     def __init__(self, endpoint: str, certificate: Path) -> None:
         self.credential = _Anyone()

@@ -137,6 +137,36 @@ def test_the_whole_story_into_a_container(
     assert [verdict.verified for verdict in source.verify(where)] == [True, False]
 
 
+def test_an_account_that_keeps_versions_and_what_is_deleted_changes_nothing(
+    azure: Sandbox, place: SandboxPlace
+) -> None:
+    account = azure.storage.account("sandboxstorage")
+    account.versioning = account.soft_delete = True
+    run(place, {0: A, 1: B})
+    run(place, {0: B, 1: A}, die=1)
+    place.died()
+    assert run(place, {0: A, 1: B}) == [0]
+    assert run(place, {0: A}, full=True) == [0]
+    assert place.content(SIZE) == expected({0: A})
+    with place.folder() as folder:
+        assert folder.names() == ["os"]
+
+
+def test_an_older_cloud_is_spoken_to_in_its_own_version(tmp_path: Path) -> None:
+    with Sandbox(tmp_path / "hub", api_profile="2020-09-01-hybrid") as hub:
+        place, said = SandboxPlace(hub), set()
+
+        def seen(request: Request, answer: Callable[[Request], Response]) -> Response:
+            said.add(request.header("x-ms-version"))
+            return answer(request)
+
+        hub.intercept = seen
+        run(place, {0: A})
+        assert place.content(SIZE) == expected({0: A})
+        list(place.storage.account("sandboxstorage").container("images").blobs(past=True))
+        assert said == {None, "2019-07-07"}  # the resource manager is told in the URL
+
+
 # One run at a time, and no strangers
 
 

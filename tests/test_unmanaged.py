@@ -50,7 +50,7 @@ def interim(azure: Sandbox) -> list[str]:
         each.name
         for account in (ACCOUNT, "sandboxstorage", "faraway")
         for container in azure.storage.account(account).containers.values()
-        for each in (*container.blobs.values(), *container.snapshots)
+        for each in (*container.blobs.values(), *container.snapshots, *container.versions)
         if RUN in each.metadata
     ]
 
@@ -288,11 +288,76 @@ def test_an_account_that_the_identity_does_not_see_is_named(
     assert "Reader" in error.value.remedy
 
 
-def test_soft_deleted_snapshots_are_not_taken_for_leftovers(
-    azure: Sandbox, source: Source, vm: tuple[Path, Path], tmp_path: Path
+def test_a_vhd_in_an_account_of_another_resource_group_is_found(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
-    azure.storage.account(ACCOUNT).soft_delete = True
+    resource = azure.storage.resource(ACCOUNT)
+    azure._world.state.remove(resource)
+    resource.document["id"] = resource.id.replace(
+        "/resourceGroups/sandbox/", "/resourceGroups/storage-of-old/"
+    )
+    azure._world.state.add(resource)
+    before = azure.resources()
+    source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert "os: its VHD is imported" in notices(told)
+    assert azure.resources() == before
+    assert interim(azure) == []
+
+
+def keeping(azure: Sandbox, **kept: bool) -> None:
+    """Both accounts keep what is deleted or replaced."""
+    for name in (ACCOUNT, "sandboxstorage"):
+        for what, on in kept.items():
+            setattr(azure.storage.account(name), what, on)
+
+
+def test_soft_deleted_snapshots_and_copies_are_not_taken_for_leftovers(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    keeping(azure, soft_delete=True)
+    azure.storage.imports_snapshots(False)
+    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
     report = source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
     assert report.left_behind == ()
     assert len(azure.storage.account(ACCOUNT).containers["vhds"].deleted) == 2
+    assert len(azure.storage.account("sandboxstorage").containers["interim"].deleted) == 2
     assert source.sweep(timedelta(0)) == ([], [])
+
+
+@pytest.mark.parametrize("soft_delete", [False, True])
+def test_no_version_of_an_interim_copy_stays_where_versions_are_kept(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], tmp_path: Path, soft_delete: bool
+) -> None:
+    """A version costs as much as the blob and ends with no retention. That of the VHD itself is not ours."""
+    keeping(azure, versioning=True, soft_delete=soft_delete)
+    azure.storage.imports_snapshots(False)
+    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    report = source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert report.left_behind == ()
+    assert interim(azure) == []
+    assert azure.storage.account("sandboxstorage").containers["interim"].versions == []
+    source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert source.sweep(timedelta(0)) == ([], [])
+
+
+def test_a_version_that_may_not_be_deleted_is_told_and_found_again(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Storage Blob Data Contributor may delete blobs, and not their versions."""
+    keeping(azure, versioning=True)
+    azure.storage.imports_snapshots(False)
+    right = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/deleteBlobVersion/action"
+    azure.permissions[:] = [{"actions": ["*"], "dataActions": ["*"], "notDataActions": [right]}]
+    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    report = source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", vm)
+    assert len(report.left_behind) == 2
+    assert all("/interim/coriolis-" in id for id in report.left_behind)
+    azure.permissions[:] = [{"actions": ["*"], "dataActions": ["*"]}]
+    found, stayed = source.sweep(timedelta(0))
+    assert (len(found), stayed) == (1, [])
+    assert interim(azure) == []

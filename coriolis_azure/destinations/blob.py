@@ -160,8 +160,8 @@ class BlobImage:
         if not self._dirty and noted is not None and noted != found.etag:
             raise InvalidInput(
                 f"{self.url} was changed by somebody since the last run",
-                remedy="Restore it from a snapshot or version, or give another prefix. Or let go of the change and run "
-                "with --full, which writes it anew.",
+                remedy="To keep the change, copy the blob or give another prefix. To let go of it, run with --full, "
+                "which writes the blob anew; in the orchestrator, delete the disks of the transfer first.",
             )
         if not self._dirty and noted is None:
             self._report(Notice(f"the last run to {self.url} died as it ended; it is read as a whole"))
@@ -216,7 +216,7 @@ class BlobImage:
             for index in indexes:
                 if not told:
                     self._report(Step("read back", self.name))
-                    self._pages = self._blob.pages()
+                    self._pages = self._blob.pages(self._end)
                     told = True
                 yield index
 

@@ -1,8 +1,8 @@
 """The blob endpoint of the sandbox's storage accounts, path-style: /account/container/blob.
 
 A part of Azure's Blob service: containers; page, block and (by name only) append blobs; snapshots, leases, page
-ranges in pages, conditions, server-side copies, soft delete, immutable containers. Errors have Azure's codes in
-XML. What a function here does not know it refuses, so that nobody builds on what is not there.
+ranges in pages, conditions, server-side copies, soft delete, versions, immutable containers. Errors have Azure's codes
+in XML. What a function here does not know it refuses, so that nobody builds on what is not there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from coriolis_azure.sandbox.blobs_access import (
     CONTAINER_WRITE,
     DELEGATE,
     DELETE,
+    DELETE_VERSION,
     LIST,
     READ,
     WRITE,
@@ -90,8 +91,8 @@ class _Call:
         return container
 
     def found(self) -> Blob:
-        """The blob or snapshot that the path names."""
-        blob = self.found_container().find(self.blob, self.query("snapshot"))
+        """The blob, snapshot or earlier version that the path names."""
+        blob = self.found_container().find(self.blob, self.query("snapshot"), self.query("versionid"))
         if blob is None:
             raise BlobError(404, "BlobNotFound", "The specified blob does not exist.")
         return blob
@@ -136,6 +137,8 @@ def _route(request: Request, container: str, blob: str) -> tuple[Need, Handler]:
         found = _CONTAINER_ROUTES.get((method, comp)) if kind == "container" else None
     else:
         found = _BLOB_ROUTES.get((method, comp))
+        if found is not None and method == "DELETE" and "versionid" in request.query:
+            return DELETE_VERSION, found[1]
     if found is None:
         raise _not_here(request)
     return found
@@ -216,7 +219,7 @@ def _delete_container(call: _Call) -> Response:
             "This operation is not permitted as the container has an immutability policy and blobs.",
         )
     del call.account.containers[container.name]
-    for blob in (*container.blobs.values(), *container.snapshots, *container.deleted):
+    for blob in container.all():
         call.store.release(blob)
     return Response(202)
 
@@ -226,9 +229,8 @@ def _list_blobs(call: _Call) -> Response:
     included = set(call.query("include").split(","))
     most = min(_LISTED, int(call.query("maxresults") or _LISTED))
     start = int(base64.b64decode(call.query("marker")).decode() or 0) if call.query("marker") else 0
-    listed = container.everything(snapshots="snapshots" in included, deleted="deleted" in included)
-    found = [(blob, gone) for blob, gone in listed if blob.name.startswith(prefix)]
-    rows = "".join(_row(blob, gone, "metadata" in included) for blob, gone in found[start : start + most])
+    found = [blob for blob in container.listed(included) if blob.name.startswith(prefix)]
+    rows = "".join(_row(container, blob, included) for blob in found[start : start + most])
     following = base64.b64encode(str(start + most).encode()).decode() if start + most < len(found) else ""
     return _xml(
         f'<EnumerationResults ServiceEndpoint="{escape(endpoint(call.world, call.resource))}" '
@@ -237,10 +239,13 @@ def _list_blobs(call: _Call) -> Response:
     )
 
 
-def _row(blob: Blob, gone: bool, metadata: bool) -> str:
+def _row(container: Container, blob: Blob, included: Collection[str]) -> str:
     parts = f"<Name>{escape(blob.name)}</Name>"
-    parts += "<Deleted>true</Deleted>" if gone else ""
+    parts += "<Deleted>true</Deleted>" if blob in container.deleted else ""
     parts += f"<Snapshot>{blob.snapshot}</Snapshot>" if blob.snapshot else ""
+    if blob.version and "versions" in included:
+        parts += f"<VersionId>{blob.version}</VersionId>"
+        parts += "<IsCurrentVersion>true</IsCurrentVersion>" if blob is container.blobs.get(blob.name) else ""
     lease = blob.leased()
     properties = {
         "Creation-Time": blob.made,
@@ -254,7 +259,7 @@ def _row(blob: Blob, gone: bool, metadata: bool) -> str:
     }
     inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in properties.items())
     parts += f"<Properties>{inner}</Properties>"
-    if metadata:
+    if "metadata" in included:
         kept = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in blob.metadata.items())
         parts += f"<Metadata>{kept}</Metadata>"
     return f"<Blob>{parts}</Blob>"
@@ -327,7 +332,9 @@ def _put(call: _Call) -> Response:
     if kind == "PageBlob":
         size = int(call.header("x-ms-blob-content-length") or 0)
         _aligned(size, "x-ms-blob-content-length")
+    call.store.keep_version(call.account, container, call.blob)
     blob = call.store.new_blob(container, call.blob, kind, size)
+    call.store.written(call.account, blob)
     if kind == "BlockBlob":
         call.store.contents.path(blob.file).write_bytes(call.request.body)
     blob.metadata = call.metadata() or {}
@@ -338,7 +345,9 @@ def _put(call: _Call) -> Response:
 def _copy(call: _Call, container: Container) -> Response:
     """Copy Blob: from this account by its URL, from another one with a SAS."""
     source = _copy_source(call)
+    call.store.keep_version(call.account, container, call.blob)
     blob = call.store.new_blob(container, call.blob, source.kind, 0)
+    call.store.written(call.account, blob)
     call.store.release(blob)
     call.store.contents.remove(blob.file)
     blob.file, blob.size = source.file, source.size
@@ -436,6 +445,9 @@ def _put_block_list(call: _Call) -> Response:
     if any(block not in blob.blocks for block in listed):
         raise BlobError(400, "InvalidBlockList", "The specified block list is invalid.")
     whole = b"".join(call.store.contents.path(blob.blocks[block]).read_bytes() for block in listed)
+    if blob.size:  # before its first list it is no blob yet
+        call.store.keep_version(call.account, container, blob.name)
+    call.store.written(call.account, blob)
     path = call.store.own_file(blob)
     path.write_bytes(whole)
     blocks, blob.blocks = blob.blocks, {}
@@ -461,6 +473,8 @@ def _resize(call: _Call) -> Response:
 def _set_metadata(call: _Call) -> Response:
     container, blob = call.found_container(), call.found()
     _writable(call, container, blob)
+    call.store.keep_version(call.account, container, blob.name)
+    call.store.written(call.account, blob)
     blob.metadata = call.metadata() or {}
     call.store.changed(blob)
     return Response(200, _stamps(blob))
@@ -470,15 +484,18 @@ def _take_snapshot(call: _Call) -> Response:
     container, blob = call.found_container(), call.found()
     _conditions(call, blob)
     taken = call.store.snapshot(container, blob, call.metadata())
+    call.store.keep_version(call.account, container, blob.name)
+    call.store.written(call.account, blob)
     return Response(201, {**_stamps(taken), "x-ms-snapshot": taken.snapshot})
 
 
 def _delete(call: _Call) -> Response:
     container, blob = call.found_container(), call.found()
+    current = container.blobs.get(blob.name) is blob
     snapshots = [each for each in container.snapshots if each.name == blob.name]
     choice = call.header("x-ms-delete-snapshots").lower()
-    _writable(call, container, None if blob.snapshot or choice == "only" else blob)
-    if blob.snapshot:
+    _writable(call, container, blob if current and choice != "only" else None)
+    if not current:
         snapshots = []
     elif snapshots and not choice:
         raise BlobError(
@@ -614,7 +631,10 @@ def _invalid_metadata() -> BlobError:
 
 
 def _stamps(thing: Blob | Container) -> dict[str, str]:
-    return {"ETag": thing.etag, "Last-Modified": thing.modified}
+    stamps = {"ETag": thing.etag, "Last-Modified": thing.modified}
+    return (
+        {**stamps, "x-ms-version-id": thing.version} if isinstance(thing, Blob) and thing.version else stamps
+    )
 
 
 def _metadata(metadata: dict[str, str]) -> dict[str, str]:

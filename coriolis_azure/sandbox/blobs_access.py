@@ -54,6 +54,8 @@ READ, WRITE, DELETE = (
     Need(f"{_DATA}/containers/blobs/{verb}", letter)
     for verb, letter in (("read", "r"), ("write", "w"), ("delete", "d"))
 )
+# Of the built-in roles only the owner's has it, Storage Blob Data Contributor has not.
+DELETE_VERSION = Need(f"{_DATA}/containers/blobs/deleteBlobVersion/action", "x")
 LIST = Need(READ.action, "l")
 CONTAINER_READ, CONTAINER_WRITE, CONTAINER_DELETE = (
     Need(f"{_DATA}/containers/{verb}", "") for verb in ("read", "write", "delete")

@@ -148,7 +148,7 @@ def removed(world: World, account: Resource) -> None:
     with world.blobs.lock:
         gone = world.blobs.accounts.pop(account.name, None)
         for container in gone.containers.values() if gone else ():
-            for blob in (*container.blobs.values(), *container.snapshots, *container.deleted):
+            for blob in container.all():
                 world.blobs.release(blob)
         world.blobs.save()
 

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,13 +41,14 @@ class Lease:
 
 @dataclass
 class Blob:
-    """One blob, or one snapshot of it. `ranges` are the written pages of a page blob: sorted, apart, end excluded."""
+    """One blob, or a snapshot or earlier version of it. `ranges` are its written pages: sorted, apart, end excluded."""
 
     name: str
     kind: str
     file: str
     size: int = 0
     snapshot: str = ""
+    version: str = ""
     etag: str = ""
     modified: str = ""
     made: str = ""
@@ -97,28 +98,40 @@ class Container:
     immutable: bool = False
     blobs: dict[str, Blob] = field(default_factory=dict)
     snapshots: list[Blob] = field(default_factory=list)
+    versions: list[Blob] = field(default_factory=list)
     deleted: list[Blob] = field(default_factory=list)
 
-    def find(self, name: str, snapshot: str = "") -> Blob | None:
-        """The blob, or its snapshot of that moment."""
+    def find(self, name: str, snapshot: str = "", version: str = "") -> Blob | None:
+        """The blob, or its snapshot of that moment, or that earlier version of it."""
+        if version:
+            return next((b for b in self.versions if (b.name, b.version) == (name, version)), None)
         if not snapshot:
             return self.blobs.get(name)
         return next((b for b in self.snapshots if (b.name, b.snapshot) == (name, snapshot)), None)
 
-    def everything(self, *, snapshots: bool, deleted: bool) -> Iterator[tuple[Blob, bool]]:
-        """All blobs by name, snapshots before what they are of; and whether each is soft-deleted."""
-        found = [(blob, False) for blob in self.blobs.values()]
-        found += [(blob, False) for blob in self.snapshots if snapshots]
-        found += [(blob, True) for blob in self.deleted if deleted]
-        return iter(sorted(found, key=lambda each: (each[0].name, each[0].snapshot or "~")))
+    def all(self) -> list[Blob]:
+        """Whatever takes room here."""
+        return [*self.blobs.values(), *self.snapshots, *self.versions, *self.deleted]
+
+    def listed(self, included: Collection[str]) -> list[Blob]:
+        """All blobs by name, what was before what is; of the lists beside `blobs` those that are `included`."""
+        found = list(self.blobs.values())
+        for kind in ("snapshots", "versions", "deleted"):
+            found += getattr(self, kind) if kind in included else []
+        return sorted(found, key=lambda each: (each.name, each.snapshot or each.version or "~"))
 
 
 @dataclass
 class Account:
-    """The content of a storage account. With `soft_delete` what is deleted is kept as such."""
+    """The content of a storage account.
+
+    With `soft_delete` what is deleted is kept as such, with `versioning` what a blob was before it is replaced, gets
+    other metadata, is snapshotted or is deleted. Writing pages makes no version.
+    """
 
     containers: dict[str, Container] = field(default_factory=dict)
     soft_delete: bool = False
+    versioning: bool = False
 
 
 class BlobStore:
@@ -146,10 +159,13 @@ class BlobStore:
             containers = {}
             for key, raw in account.pop("containers").items():
                 blobs = {each: _blob(found) for each, found in raw.pop("blobs").items()}
-                snapshots, gone = (
-                    [_blob(found) for found in raw.pop(each)] for each in ("snapshots", "deleted")
+                snapshots, versions, gone = (
+                    [_blob(found) for found in raw.pop(each, [])]
+                    for each in ("snapshots", "versions", "deleted")
                 )
-                containers[key] = Container(**raw, blobs=blobs, snapshots=snapshots, deleted=gone)
+                containers[key] = Container(
+                    **raw, blobs=blobs, snapshots=snapshots, versions=versions, deleted=gone
+                )
             self.accounts[name] = Account(containers, **account)
 
     def _in_use(self) -> set[str]:
@@ -157,11 +173,15 @@ class BlobStore:
             name
             for account in self.accounts.values()
             for container in account.containers.values()
-            for blob in (*container.blobs.values(), *container.snapshots, *container.deleted)
+            for blob in container.all()
             for name in (blob.file, *blob.blocks.values())
         }
 
     # etags and moments
+
+    def written(self, account: Account, blob: Blob) -> None:
+        """It has become what it is by more than writing pages: where the account keeps versions, this is a new one."""
+        blob.version = self.moment() if account.versioning else ""
 
     def changed(self, thing: Blob | Container) -> None:
         """Give it a new ETag and moment."""
@@ -193,7 +213,7 @@ class BlobStore:
             each.file == blob.file
             for account in self.accounts.values()
             for container in account.containers.values()
-            for each in (*container.blobs.values(), *container.snapshots, *container.deleted)
+            for each in container.all()
         )
         if sharers > 1:
             blob.file = self.contents.copied(self.contents.path(blob.file))
@@ -202,18 +222,30 @@ class BlobStore:
     def snapshot(self, container: Container, blob: Blob, metadata: dict[str, str] | None) -> Blob:
         """Freeze a blob as it is."""
         taken = copy.deepcopy(blob)
-        taken.snapshot, taken.lease, taken.blocks = self.moment(), None, {}
+        taken.snapshot, taken.version, taken.lease, taken.blocks = self.moment(), "", None, {}
         taken.metadata = dict(blob.metadata if metadata is None else metadata)
         container.snapshots.append(taken)
         return taken
 
+    def keep_version(self, account: Account, container: Container, name: str) -> None:
+        """What the blob is now will be an earlier version of it, where the account keeps versions."""
+        blob = container.blobs.get(name)
+        if account.versioning and blob is not None:
+            kept = copy.deepcopy(blob)
+            kept.version, kept.lease, kept.blocks = blob.version or self.moment(), None, {}
+            container.versions.append(kept)
+
     def remove(self, account: Account, container: Container, blob: Blob) -> None:
-        """Delete a blob or a snapshot."""
-        if blob.snapshot:
-            container.snapshots.remove(blob)
-        else:
+        """Delete a blob, a snapshot or an earlier version."""
+        current = container.blobs.get(blob.name) is blob
+        if current:
+            self.keep_version(account, container, blob.name)
             del container.blobs[blob.name]
-        if account.soft_delete:
+        else:
+            (container.snapshots if blob.snapshot else container.versions).remove(blob)
+        if current and account.versioning:
+            self.release(blob)
+        elif account.soft_delete:
             container.deleted.append(blob)
         else:
             self.release(blob)
