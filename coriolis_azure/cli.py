@@ -41,6 +41,7 @@ _WRAPPED = {"id", "resource", "code", "meaning", "reason"}  # columns of tables 
 EXIT_CODES = """\b
 Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
             (the ids that stayed are listed) · 130 interrupted · 1 a fault of this program"""
+_MECHANISM = settings.schema("source_environment")["properties"]["replica_export_mechanism"]
 _VERIFIED = {True: "yes", None: "not verified", False: "NO"}
 
 _out = Console()
@@ -209,15 +210,17 @@ def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None
 @cli.command()
 @source_options
 @click.argument("vm", required=False)
+@click.option("--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down.")
 @json_option
-def check(connection: Path, environment: Path, vm: str | None, as_json: bool) -> None:
+def check(connection: Path, environment: Path, vm: str | None, shutdown: bool, as_json: bool) -> None:
     """Ask everything that can be known before anything is made or shut down. Changes nothing.
 
     Credentials, permissions, locks, quota, the worker's size, image and network, and, of the VM that is named, what
-    speaks against moving it. Exit code 0 when a run can be expected to work, 2 when something speaks against it.
+    speaks against moving it. Exit code 0 when a run can be expected to work, 2 when something speaks against it, or
+    when the identity lacks an action of the role that `coriolis-azure role` prints: then not everything can be known.
     """
     with _source(connection, environment, as_json) as source:
-        checked = source.check(vm)
+        checked = source.check(vm, strict=True, shutdown=shutdown)
     if as_json:
         _print_json(checked.to_json())
     else:
@@ -247,9 +250,17 @@ def check(connection: Path, environment: Path, vm: str | None, as_json: bool) ->
 @click.option("--own-network/--existing-network", default=True, help="Without or with export_network.")
 @click.option("--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down.")
 @click.option("--customer-keys", is_flag=True, help="For disks with customer-managed keys.")
+@click.option(
+    "--mechanism",
+    type=click.Choice(_MECHANISM["enum"]),
+    default=_MECHANISM["default"],
+    show_default=True,
+    help="As replica_export_mechanism.",
+)
 @json_option
 def role(
     scopes: tuple[str, ...],
+    mechanism: str,
     public_ip: bool,
     own_network: bool,
     shutdown: bool,
@@ -261,7 +272,7 @@ def role(
     \b
     coriolis-azure role --scope /subscriptions/ID > role.json && az role definition create --role-definition role.json
     """
-    del as_json  # it is JSON anyway
+    del as_json, mechanism  # it is JSON anyway, and there is one mechanism
     chosen = {permissions.OWN_NETWORK if own_network else permissions.GIVEN_NETWORK}
     features = (
         (public_ip, permissions.PUBLIC_IP),

@@ -15,8 +15,6 @@ from .model import Disk, Json
 from .pipeline import ordered
 from .resources import Resources
 
-# Ultra and Premium SSD v2 disks have restrictions a clone need not inherit: it is read once.
-_CLONE_SKU = {"UltraSSD_LRS": "Premium_LRS", "PremiumV2_LRS": "Premium_LRS"}
 _INCREMENTAL_ONLY = {"UltraSSD_LRS", "PremiumV2_LRS"}
 _COMPLETE_SECONDS = 6 * 3600.0
 
@@ -44,6 +42,17 @@ def clone_all(resources: Resources, disks: Iterable[Disk], snapshots: dict[str, 
         return list(
             ordered(lambda disk: _clone(resources, disk, snapshots[disk.name]), disks, threads=8, ahead=16)
         )
+
+
+def clone_sku(disk: Disk) -> str:
+    """The SKU of a disk's clone: its own, except where that has restrictions which it need not have: it is read once.
+
+    A snapshot of sectors of 4096 bytes becomes an Ultra or Premium SSD v2 disk only. An Ultra disk would need a worker
+    that is made for it.
+    """
+    if disk.sku not in _INCREMENTAL_ONLY:
+        return disk.sku
+    return "Premium_LRS" if disk.sector_bytes == 512 else "PremiumV2_LRS"
 
 
 def _snapshot(resources: Resources, disk: Disk, clock: Clock, ended: list[bool]) -> str:
@@ -83,7 +92,7 @@ def _completed(resources: Resources, snapshot: Json, clock: Clock, ended: list[b
 
 def _clone(resources: Resources, disk: Disk, snapshot: str) -> str:
     body: Json = {
-        "sku": {"name": _CLONE_SKU.get(disk.sku, disk.sku) if disk.sector_bytes == 512 else disk.sku},
+        "sku": {"name": clone_sku(disk)},
         "properties": {
             "creationData": {"createOption": "Copy", "sourceResourceId": snapshot},
             **_access(resources, disk),
@@ -101,7 +110,7 @@ def _access(resources: Resources, disk: Disk) -> Json:
         access = {"networkAccessPolicy": "DenyAll", "publicNetworkAccess": "Disabled"}
     if disk.encryption_set:
         access["encryption"] = {
-            "type": "EncryptionAtRestWithCustomerKey",
+            "type": disk.encryption_type or "EncryptionAtRestWithCustomerKey",
             "diskEncryptionSetId": disk.encryption_set,
         }
     return access

@@ -62,6 +62,25 @@ _PERMISSIONS_VERSION = "2022-04-01"
 _LOCKS_VERSION = "2020-05-01"
 _POLICY_VERSION = "2024-10-01"
 _STORAGE_VERSION = "2023-05-01"
+# The forms of their answers, as far as they are read.
+_SUBSCRIPTION = {"state": str}
+_PERMISSION = {"actions": [str], "notActions": [str]}
+_LOCK = {"id": str, "name": str, "properties": {"level": str}}
+_ACCOUNT = {"id": str, "name": str, "location": str, "properties": {"primaryEndpoints": {"blob": str}}}
+_CONTAINER = {"name": str}
+_KEYS = {"keys": [{"value": str}]}
+_RESTRICTIONS = {
+    "fieldRestrictions": [{"field": str, "restrictions": [{"result": str}]}],
+    "contentEvaluationResult": {
+        "policyEvaluations": [
+            {
+                "evaluationResult": str,
+                "effectDetails": {"policyEffect": str},
+                "policyInfo": {"policyAssignmentId": str},
+            }
+        ]
+    },
+}
 _API_VERSION = re.compile(
     r"/resourceGroups/.*/providers/(?P<type>[\w.]+/\w+)(?=[/?]).*[?&]api-version=(?P<version>[\w-]+)",
     re.IGNORECASE,
@@ -230,7 +249,7 @@ class Azure:
         """The locations in which this subscription may have VMs."""
         with translated("read the provider", "Microsoft.Compute"):
             provider = _document(self._resources.providers.get("Microsoft.Compute"))
-        types = {entry["resourceType"].lower(): entry for entry in provider.get("resourceTypes", [])}
+        types = {entry.get("resourceType", "").lower(): entry for entry in provider.get("resourceTypes", [])}
         return sorted(
             names.location(place) for place in types.get("virtualmachines", {}).get("locations", [])
         )
@@ -242,17 +261,19 @@ class Azure:
         return {
             f"{namespace}/{entry['resourceType']}".lower(): list(entry.get("apiVersions") or ())
             for entry in provider.get("resourceTypes", [])
+            if "resourceType" in entry
         }
 
     def subscription_state(self) -> str:
         """Enabled, Warned, PastDue, Disabled, ...; in some of them nothing can be made."""
         path = f"/subscriptions/{self.subscription}"
-        return str(self._read("the subscription", path, _SUBSCRIPTIONS_VERSION).get("state", "unknown"))
+        told = self._read("the subscription", path, _SUBSCRIPTIONS_VERSION, _SUBSCRIPTION)
+        return str(told.get("state", "unknown"))
 
     def permissions(self, scope: str) -> list[Json]:
         """What the identity may do at `scope`, an ARM id: actions and notActions of each of its roles."""
         path = f"{scope}/providers/Microsoft.Authorization/permissions"
-        return self._listed("the permissions at", path, _PERMISSIONS_VERSION)
+        return self._listed("the permissions at", path, _PERMISSIONS_VERSION, _PERMISSION)
 
     def policy_restrictions(self, group: str, content: Mapping[str, Any], version: str) -> Json:
         """What Azure Policy would say to `content`, a resource that may be partial, were it made in `group`.
@@ -266,13 +287,13 @@ class Azure:
             f"{path}/providers/Microsoft.PolicyInsights/checkPolicyRestrictions?api-version={_POLICY_VERSION}",
             json=asked,
         )
-        return self._asked("ask Azure Policy about", path, request)
+        return self._asked("ask Azure Policy about", path, request, _RESTRICTIONS)
 
     def locks(self, scope: str) -> list[Json]:
         """The locks at `scope`, an ARM id, and below."""
         path = f"{scope}/providers/Microsoft.Authorization/locks"
-        listed = self._listed("the locks of", path, _LOCKS_VERSION)
-        return [lock for lock in listed if isinstance(lock.get("id"), str)]
+        listed = self._listed("the locks of", path, _LOCKS_VERSION, _LOCK)
+        return [lock for lock in listed if "id" in lock]
 
     def compute_usages(self, location: str) -> list[Json]:
         """Cores and VMs in use in `location`, and the quota: name, currentValue, limit."""
@@ -293,15 +314,18 @@ class Azure:
     def storage_accounts(self) -> list[Json]:
         """All storage accounts of the subscription, with their `primaryEndpoints`."""
         path = f"/subscriptions/{self.subscription}/providers/Microsoft.Storage/storageAccounts"
-        return self._listed("the storage accounts of", path, _STORAGE_VERSION)
+        listed = self._listed("the storage accounts of", path, _STORAGE_VERSION, _ACCOUNT)
+        return [account for account in listed if "id" in account]
 
     def storage_account(self, id: str) -> Json:
         """The storage account `id`, with its `primaryEndpoints`."""
-        return self._read("the storage account", id, _STORAGE_VERSION)
+        return {**self._read("the storage account", id, _STORAGE_VERSION, _ACCOUNT), "id": id}
 
     def containers(self, id: str) -> list[Json]:
         """The blob containers of the storage account `id`."""
-        return self._listed("the containers of", f"{id}/blobServices/default/containers", _STORAGE_VERSION)
+        path = f"{id}/blobServices/default/containers"
+        listed = self._listed("the containers of", path, _STORAGE_VERSION, _CONTAINER)
+        return [container for container in listed if "name" in container]
 
     def storage_key(self, id: str) -> str:
         """A key of a storage account: a secret that opens all of it."""
@@ -309,33 +333,32 @@ class Azure:
             url = f"{id}/listKeys?api-version={_STORAGE_VERSION}"
             response = self._resources.send_request(HttpRequest("POST", url))
             response.raise_for_status()
-            return str(response.json()["keys"][0]["value"])
+            keys = documents.fitting(response.json(), _KEYS).get("keys", [])
+            found = next((key["value"] for key in keys if "value" in key), "")
+            if not found:
+                raise errors.Unreadable("the answer holds no key")
+            return str(found)
 
-    def _read(self, what: str, path: str, version: str) -> Json:
+    def _read(self, what: str, path: str, version: str, form: Json) -> Json:
         """A document for which the given SDKs have no operation; `path` may be a next page's URL."""
         url = path if path.startswith("https:") else f"{path}?api-version={version}"
         scope = path.partition("/providers/Microsoft.Authorization")[0]
-        return self._asked(f"read {what}", scope, HttpRequest("GET", url))
+        return self._asked(f"read {what}", scope, HttpRequest("GET", url), form)
 
-    def _asked(self, verb: str, resource: str, request: HttpRequest) -> Json:
+    def _asked(self, verb: str, resource: str, request: HttpRequest, form: Json) -> Json:
         with translated(verb, resource):
             response = self._resources.send_request(request)
             response.raise_for_status()
-            document: Any = response.json()
-            if not isinstance(document, dict):
-                raise errors.Unreadable("the answer is no document")
+            document: Json = documents.fitting(response.json(), form)
             return document
 
-    def _listed(self, what: str, path: str, version: str) -> list[Json]:
+    def _listed(self, what: str, path: str, version: str, form: Json) -> list[Json]:
         """All pages of a listing for which the given SDKs have no operation."""
         found: list[Json] = []
         while path:
-            page = self._read(what, path, version)
-            entries = page.get("value") or []
-            if not isinstance(entries, list):
-                raise errors.Unreadable(f"could not read {what} {path}: the answer is no list of documents")
-            found += [entry for entry in entries if isinstance(entry, dict)]
-            path = str(page.get("nextLink") or "")
+            page = self._read(what, path, version, {"value": [form], "nextLink": str})
+            found += page.get("value", [])
+            path = page.get("nextLink", "")
         return found
 
     def put(self, id: str, body: Mapping[str, Any]) -> Json:
@@ -409,16 +432,17 @@ class Azure:
             with translated("look up the image", str(image)):
                 version = image.version
                 if version == "latest":
-                    newest = images.list(location, *names_, top=1, orderby="name desc")
-                    version = next((found.name for found in newest), "")
+                    newest = _documents(images.list(location, *names_, top=1, orderby="name desc"))
+                    version = next((found["name"] for found in newest if "name" in found), "")
                 return _document(images.get(location, *names_, version)) if version else None
         except errors.NotFound:
             return None
 
     def _settled(self, verb: str, id: str, begin: Callable[[], LROPoller[Any]]) -> Json:
         with translated(verb, id):
-            poller = begin()
-            poller.wait(OPERATION_SECONDS)
+            with _understood():
+                poller = begin()
+                poller.wait(OPERATION_SECONDS)
             if not poller.done():
                 raise errors.DeadlinePassed(
                     f"Azure did not finish to {verb} {id} within {OPERATION_SECONDS / 60:.0f} minutes",
@@ -599,11 +623,18 @@ def _document(model: Any) -> Json:
 
 def _documents(listed: Iterable[Any]) -> list[Json]:
     """All documents of a listing, checked."""
-    try:
+    with _understood():
         models = list(listed)
-    except (AttributeError, TypeError) as error:  # how the SDK fails on an answer that is no listing
-        raise errors.Unreadable("the answer is no list of documents") from error
     return [_document(model) for model in models]
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """How the SDKs fail on an answer of another form becomes an error that says so: only for calls of theirs."""
+    try:
+        yield
+    except (AttributeError, TypeError, KeyError) as error:
+        raise errors.Unreadable(f"the answer does not have the form that Azure promises ({error})") from error
 
 
 @contextmanager

@@ -27,6 +27,26 @@ def understood(raw: Any, model: type) -> Json:
     return document
 
 
+def fitting(raw: Any, form: Any, where: str = "") -> Any:
+    """`raw`, for which there is no model, without the nulls of what `form` names; Unreadable where the two differ.
+
+    A form is a type, a list of one form, or an object of forms by name; what an object does not name may be anything.
+    """
+    if isinstance(form, list):
+        return [fitting(item, form[0], f"{where}[{n}]") for n, item in enumerate(_a(list, raw, where))]
+    if isinstance(form, dict):
+        kept = {
+            name: item for name, item in _a(dict, raw, where).items() if item is not None or name not in form
+        }
+        named = {
+            name: fitting(kept[name], form[name], f"{where}.{name}".lstrip("."))
+            for name in form
+            if name in kept
+        }
+        return {**kept, **named}
+    return _a(form, raw, where)
+
+
 def _formed(value: Any, promised: Any, where: str) -> Any:
     """`value`, if it has the promised form."""
     if promised in _ANYTHING:

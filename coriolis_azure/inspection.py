@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from . import names, unmanaged
+from . import names, unmanaged, vhd
 from .cloud import Azure
 from .errors import AzureError, InvalidInput, NotFound, Unreadable, Unsupported
 from .model import Disk, Json, Machine, Nic, at, must
 from .pipeline import ordered
 from .storage import Storage
-from .suitability import caveats, leaving, power_state, refuse
+from .suitability import caveats, leaving, power_state, refuse, security_type
 
 LOG = logging.getLogger(__name__)
 
@@ -163,9 +163,9 @@ def machine(
     disks_read = [_disk(lun, entry, document(entry)) for lun, entry in _by_lun(vm, entries)]
     os_disk = document(entries[0])
     generation = at(os_disk, "properties.hyperVGeneration") or at(
-        vm, "properties.instanceView.hyperVGeneration"
+        vm, "properties.instanceView.hyperVGeneration", ""
     )
-    security = at(vm, "properties.securityProfile.securityType", "Standard")
+    security = security_type(vm, disks)
     references = at(vm, "properties.networkProfile.networkInterfaces", [])
     primary = {ref["id"].lower() for ref in references if at(ref, "properties.primary", len(references) == 1)}
     return Machine(
@@ -178,7 +178,7 @@ def machine(
         vcpus=size[0],
         memory_mb=size[1],
         os_type=(entries[0].get("osType") or at(os_disk, "properties.osType", "other")).lower(),
-        firmware="EFI" if generation == "V2" or security in {"TrustedLaunch", "ConfidentialVM"} else "BIOS",
+        firmware="EFI" if generation.upper() == "V2" or security != "Standard" else "BIOS",
         secure_boot=bool(at(vm, "properties.securityProfile.uefiSettings.secureBootEnabled", False)),
         hostname=at(vm, "properties.osProfile.computerName")
         or at(vm, "properties.instanceView.computerName", ""),
@@ -356,6 +356,7 @@ def _disk(lun: int | None, entry: Json, disk: Json) -> Disk:
         shareable=int(properties.get("maxShares") or 1) > 1,
         sector_bytes=int(at(disk, "properties.creationData.logicalSectorSize") or 512),
         encryption_set=at(disk, "properties.encryption.diskEncryptionSetId", ""),
+        encryption_type=at(disk, "properties.encryption.type", ""),
         bytes_per_second=at(disk, "properties.diskMBpsReadWrite", 0) * 1_000_000,
     )
 
@@ -367,6 +368,8 @@ def _size_bytes(entry: Json, disk: Json) -> int:
     the size of one that was made empty is sure.
     """
     exact, gigabytes = at(disk, "properties.diskSizeBytes", 0), at(disk, "properties.diskSizeGB", 0)
+    if not exact and (uploaded := at(disk, "properties.creationData.uploadSizeBytes", 0)):
+        exact = uploaded - vhd.FOOTER  # what was uploaded is a VHD, with its footer
     if (
         min(exact, gigabytes) < 0
         or exact % 512

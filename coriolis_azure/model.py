@@ -49,6 +49,7 @@ class Disk:
     shareable: bool = False
     sector_bytes: int = 512
     encryption_set: str = ""
+    encryption_type: str = ""
     bytes_per_second: int = 0
 
     @property

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Literal, TypeVar
 
-from . import cleanup, inspection, names, permissions, worker
+from . import cleanup, cloning, inspection, names, permissions, worker
 from .cloud import Azure
 from .errors import CoriolisAzureError, Denied, InvalidInput
 from .events import Event, Notice, Report, Step
@@ -86,10 +86,21 @@ class Checked:
 
 
 def check(
-    azure: Azure, environment: Environment, vm: str | None, report: Report, storage: Storage | None = None
+    azure: Azure,
+    environment: Environment,
+    vm: str | None,
+    report: Report,
+    storage: Storage | None = None,
+    *,
+    strict: bool = False,
+    shutdown: bool = True,
 ) -> Checked:
-    """Check connection and environment, and the VM `vm` (a name or an ARM id) where one is named."""
-    asked = _Questions(azure, environment, report, storage)
+    """Check connection and environment, and the VM `vm` (a name or an ARM id) where one is named.
+
+    A missing permission without which runs do their work all the same is a warning, and an error where the check is
+    `strict`: then nothing may be missing of what `permissions.role` holds. `shutdown`: whether runs may shut VMs down.
+    """
+    asked = _Questions(azure, environment, report, storage, strict=strict, shutdown=shutdown)
     if asked.connection():
         asked.subscription()
         asked.group()
@@ -116,9 +127,16 @@ class _Questions:
     """The questions, in the order of a run's steps, and what was found."""
 
     def __init__(
-        self, azure: Azure, environment: Environment, report: Report, storage: Storage | None
+        self,
+        azure: Azure,
+        environment: Environment,
+        report: Report,
+        storage: Storage | None,
+        *,
+        strict: bool,
+        shutdown: bool,
     ) -> None:
-        self._storage = storage
+        self._storage, self._strict, self._shutdown = storage, strict, shutdown
         self._azure, self._environment, self._report = azure, environment, report
         self._scope = f"/subscriptions/{azure.subscription}"
         self._group = f"{self._scope}/resourceGroups/{environment.resource_group}"
@@ -174,7 +192,9 @@ class _Questions:
 
     def permitted(self) -> None:
         """The actions of each step, each where it must be allowed."""
-        chosen = permissions.features(self._environment) | {permissions.SHUTDOWN}
+        chosen = permissions.features(self._environment)
+        if self._shutdown:
+            chosen.add(permissions.SHUTDOWN)
         if any(disk.encryption_set for disk in self._disks):
             chosen.add(permissions.CUSTOMER_KEYS)
         scopes = {permissions.GROUP: self._group, permissions.SUBSCRIPTION: self._scope}
@@ -199,7 +219,9 @@ class _Questions:
     def _missing(self, action: permissions.Action, scope: str) -> None:
         remedy = f"Give the identity {action.name} on {scope} (`coriolis-azure role` prints a role with all)."
         text = f"the identity lacks {action.name} on the {action.scope}: {action.why}"
-        if action.optional:
+        if self._strict:
+            self._error(action.step, text, remedy)
+        elif action.optional:
             self._warn(action.step, f"{text}. Runs work without", remedy)
         elif action.feature == permissions.SHUTDOWN:
             self._warn(action.step, f"{text}. Only runs that shut the VM down need it", remedy)
@@ -337,23 +359,11 @@ class _Questions:
                 f"{told} is being exported by somebody (it has an active shared access signature)",
                 "Wait until that has ended or revoke the access; until then the VM cannot be started.",
             )
-        if disk.sector_bytes == 4096 and disk.sku == "UltraSSD_LRS":
-            self._error(
-                "clone",
-                f"{told} is an Ultra disk with sectors of 4096 bytes: its copy is one too, which the worker "
-                "cannot attach",
-                "Leave the disk out with exclude_disks and move its data by other means.",
-            )
-        if (
-            disk.sector_bytes == 4096
-            and disk.sku == "PremiumV2_LRS"
-            and self.machine
-            and not self.machine.zones
-        ):
+        if cloning.clone_sku(disk) == "PremiumV2_LRS" and self.machine and not self.machine.zones:
             self._warn(
                 "clone",
-                f"{told} is a Premium SSD v2 disk with sectors of 4096 bytes outside of zones: in most locations "
-                "its copy can be attached within a zone only",
+                f"{told} has sectors of 4096 bytes, and no zone: its copy is a Premium SSD v2 disk, which in most "
+                "locations can be attached within a zone only",
                 "Leave the disk out with exclude_disks if the run fails when it attaches the copy.",
             )
         access = at(document, "properties.networkAccessPolicy", "AllowAll")
@@ -406,6 +416,14 @@ class _Questions:
             if left.get(name.lower(), _UNLIMITED) < wanted:
                 rest = left[name.lower()]
                 self._error("worker", f"the quota of {what} leaves {rest}, the worker needs {wanted}", remedy)
+        for name, wanted in self._disks_needed(int(inspection.capability(sku, "MaxDataDiskCount"))).items():
+            if left.get(name.lower(), _UNLIMITED) < wanted:
+                rest = left[name.lower()]
+                self._error(
+                    "clone",
+                    f"the quota of {name} in {self._environment.location} leaves {rest}, a run needs {wanted} at once",
+                    "Delete unused disks and snapshots, ask for a higher quota, or leave disks out with exclude_disks.",
+                )
         family = str(sku.get("family", ""))
         rest = left.get(family.lower(), _UNLIMITED)
         if rest < cores:
@@ -414,6 +432,15 @@ class _Questions:
                 f"the quota of {family} leaves {rest} vCPUs, {sku['name']} needs {cores}: another size will be tried",
                 "Ask for a higher quota, or choose an export_worker_size of another family.",
             )
+
+    def _disks_needed(self, slots: int) -> dict[str, int]:
+        """How many disks and snapshots a run has at once, by the names of their quotas: clones are made in rounds."""
+        managed = [disk for disk in self._disks if not disk.unmanaged]
+        kinds = [cloning.clone_sku(disk).partition("_")[0] for disk in managed]
+        needed = {f"{kind}DiskCount": min(kinds.count(kind), slots) for kind in kinds}
+        own = "StandardSSDDiskCount" if self._azure.is_modern else "StandardDiskCount"
+        needed[own] = needed.get(own, 0) + 1  # the worker's own
+        return {**needed, "StandardSnapshotCount": len(managed)} if managed else needed
 
     def image(self) -> None:
         """The worker's image."""
@@ -538,7 +565,8 @@ class _Questions:
         return {
             str(at(usage, "name.value", "")).lower(): usage["limit"] - usage["currentValue"]
             for usage in listed
-            if usage.get("limit", -1) >= 0  # a negative limit is none
+            # A negative limit is none.
+            if usage.get("limit", -1) >= 0 and "currentValue" in usage
         }
 
     def _network_id(self) -> str | None:

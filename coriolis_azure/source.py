@@ -377,12 +377,17 @@ class Source:
         for state in states:
             marks.clear(state)
 
-    def check(self, vm: str | None = None) -> preflight.Checked:
+    def check(
+        self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True
+    ) -> preflight.Checked:
         """Everything that can be known before anything is made or shut down, all findings at once.
 
-        Without `vm` only the connection and the environment are checked.
+        Without `vm` only the connection and the environment are checked. `strict` and `shutdown`: see
+        `preflight.check`.
         """
-        return preflight.check(self.azure, self.environment, vm, self._report, self.storage)
+        return preflight.check(
+            self.azure, self.environment, vm, self._report, self.storage, strict=strict, shutdown=shutdown
+        )
 
     def finish(self, run: Run, known: Sequence[str] = ()) -> list[str]:
         """Delete everything of `run`; gives back the ids that stayed."""

@@ -90,7 +90,7 @@ class Storage:
         try:
             return self._open(self._azure.storage_account(path))
         except NotFound as error:
-            elsewhere = [each for each in self._listed() if str(each["name"]).lower() == name.lower()]
+            elsewhere = [each for each in self._listed() if names.name_of(each["id"]).lower() == name.lower()]
             if elsewhere:
                 group = names.group_of(elsewhere[0]["id"])
                 raise InvalidInput(
@@ -136,7 +136,7 @@ class Account:
     """A storage account: `document` is ARM's."""
 
     def __init__(self, azure: Azure, document: Json, *, by_key: bool) -> None:
-        self.id, self.name = str(document["id"]), str(document["name"])
+        self.id, self.name = str(document["id"]), names.name_of(document["id"])
         self.location = names.location(document["location"])
         self._azure, self._by_key = azure, by_key
         self.has_versions = not azure.blob_version  # older services do not know the word

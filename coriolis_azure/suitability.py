@@ -21,9 +21,7 @@ def refuse(vm: Json, disks: Sequence[Json] = ()) -> None:
             f"VM {name} has an ephemeral OS disk: it lives on the host only, so there is nothing to snapshot",
             remedy="Redeploy the VM with a managed OS disk, then run again.",
         )
-    if at(vm, "properties.securityProfile.securityType") == "ConfidentialVM" or any(
-        map(_confidential, disks)
-    ):
+    if security_type(vm, disks) == "ConfidentialVM":
         keys = at(os_disk, "managedDisk.securityProfile.securityEncryptionType", "confidential")
         why = (
             "its OS disk is encrypted with keys bound to its virtual TPM: outside of this VM its bytes are of no use"
@@ -34,6 +32,20 @@ def refuse(vm: Json, disks: Sequence[Json] = ()) -> None:
             f"VM {name} is a confidential VM: {why}",
             remedy="Recreate the machine as an ordinary VM, or move its data by other means.",
         )
+
+
+def security_type(vm: Json, disks: Sequence[Json]) -> str:
+    """`Standard`, `TrustedLaunch` or `ConfidentialVM`, else as Azure calls it; its disk tells it too.
+
+    Disks have a kind of ConfidentialVM for each way in which they may be encrypted.
+    """
+    told = [at(vm, "properties.securityProfile.securityType", "")]
+    told += [at(disk, "properties.securityProfile.securityType", "") for disk in disks]
+    named = [text for text in told if not _is(text, "", "Standard")]
+    for text in named:
+        if text.lower().startswith("confidentialvm"):
+            return "ConfidentialVM"
+    return next(("TrustedLaunch" if _is(text, "TrustedLaunch") else text for text in named), "Standard")
 
 
 def leaving(entry: Json) -> bool:
@@ -76,7 +88,7 @@ def _encryption(vm: Json, disks: Sequence[Json]) -> list[str]:
             f"{_listed(keyed)} use customer-managed keys: copies use the same disk encryption set, and the identity "
             "needs Microsoft.Compute/diskEncryptionSets/read. The replica itself is plain."
         )
-    if at(vm, "properties.securityProfile.securityType") == "TrustedLaunch":
+    if security_type(vm, disks) == "TrustedLaunch":
         found.append(
             "Trusted Launch: the virtual TPM is not copied. What is sealed to it (BitLocker, LUKS with TPM) asks for "
             "its recovery key at the first boot elsewhere."
@@ -130,22 +142,40 @@ def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
             f"The machine was made from the marketplace offer {at(vm, 'plan.product', '?')}: its licence may not "
             "cover running it elsewhere."
         )
+    accelerated = {
+        at(entry, "name") or f"LUN {at(entry, 'lun', 'of the OS disk')}"
+        for entry in (
+            at(vm, "properties.storageProfile.osDisk", {}),
+            *at(vm, "properties.storageProfile.dataDisks", []),
+        )
+        if at(entry, "writeAcceleratorEnabled", False)
+    }
+    if accelerated:
+        found.append(
+            f"{_listed(accelerated)} use Write Accelerator, of which Azure does not promise to take snapshots: turn it "
+            "off for the runs if it refuses."
+        )
+    if edge := at(vm, "extendedLocation.name", ""):
+        found.append(
+            f"The machine is in the edge zone {edge}, where workers are not made: copies may be refused."
+        )
     licence = at(vm, "properties.licenseType", "")
     if licence:
         found.append(
             f"The licence {licence} is an Azure benefit: the machine needs a licence of its own elsewhere."
         )
-    if at(vm, "properties.priority", "Regular") in {"Spot", "Low"}:
+    if _is(at(vm, "properties.priority", ""), "Spot", "Low"):
         found.append("The VM is a Spot VM: Azure may evict it at any time; its disks stay.")
-    if at(vm, "properties.storageProfile.diskControllerType") == "NVMe":
+    if _is(at(vm, "properties.storageProfile.diskControllerType", ""), "NVMe"):
         found.append(
             "The machine sees its disks as NVMe: its fstab must not name /dev/nvme devices elsewhere."
         )
     return found
 
 
-def _confidential(disk: Json) -> bool:
-    return str(at(disk, "properties.securityProfile.securityType", "")).startswith("ConfidentialVM")
+def _is(text: str, *values: str) -> bool:
+    """Whether a text of Azure's is one of these values: their case is not always the same."""
+    return text.lower() in {value.lower() for value in values}
 
 
 def _name(disk: Json) -> str:

@@ -190,6 +190,11 @@ def test_what_cannot_be_moved_is_refused_with_the_reason(os_disk: dict[str, Any]
         ({}, [disk("data", creationData={"logicalSectorSize": 4096})], "sectors of 4096 bytes"),
         ({"licenseType": "Windows_Server"}, [], "Windows_Server is an Azure benefit"),
         ({"priority": "Spot"}, [], "Spot VM"),
+        ({"priority": "low"}, [], "Spot VM"),
+        ({"securityProfile": {"securityType": "trustedlaunch"}}, [], "virtual TPM is not copied"),
+        ({}, [disk("os", securityProfile={"securityType": "TrustedLaunch"})], "virtual TPM is not copied"),
+        ({"storageProfile": {"osDisk": {}, "diskControllerType": "nvme"}}, [], "as NVMe"),
+        ({"storageProfile": {"osDisk": {"writeAcceleratorEnabled": True}}}, [], "use Write Accelerator"),
     ],
 )
 def test_what_should_be_known_is_told(
@@ -200,9 +205,32 @@ def test_what_should_be_known_is_told(
     assert all(caveat.endswith(".") for caveat in told)
 
 
+def test_a_machine_in_an_edge_zone_is_told() -> None:
+    edge = {**vm(), "extendedLocation": {"name": "microsoftlosangeles1", "type": "EdgeZone"}}
+    assert any("edge zone microsoftlosangeles1" in caveat for caveat in suitability.caveats(edge, []))
+
+
+def test_an_uploaded_disk_is_smaller_than_its_vhd_by_the_footer() -> None:
+    creation = {"createOption": "Upload", "uploadSizeBytes": (1 << 30) + 512}
+    uploaded = disk("one", diskSizeBytes=None, diskSizeGB=None, creationData=creation)
+    machine = inspection.machine(vm(), [uploaded, *DISKS[1:]], [NIC], [], (1, 1))
+    assert machine.disks[1].size_bytes == 1 << 30
+
+
 def test_an_ordinary_machine_of_one_disk_has_no_caveats() -> None:
     os_disk = {"osType": "Linux", "managedDisk": {"id": disk_id("os")}}
     assert suitability.caveats(vm(storageProfile={"osDisk": os_disk}), DISKS[1:2]) == ()
+
+
+@pytest.mark.parametrize("where", ["vm", "disk"])
+@pytest.mark.parametrize(
+    "type_", ["ConfidentialVM", "confidentialVM", "ConfidentialVM_NonPersistedTPM", "ConfidentialVM_New"]
+)
+def test_confidential_machines_are_refused_however_azure_tells_of_them(where: str, type_: str) -> None:
+    profile = {"securityProfile": {"securityType": type_}}
+    told = (vm(**profile), []) if where == "vm" else (vm(), [disk("os", **profile)])
+    with pytest.raises(Unsupported, match="confidential VM"):
+        suitability.refuse(*told)
 
 
 def test_a_confidential_os_disk_is_refused() -> None:

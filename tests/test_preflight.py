@@ -205,18 +205,43 @@ def test_states_of_disks(azure: Sandbox, connect: Connect, image: Image, state: 
     assert "os (web-os)" in texts(connect(QUIET).check("web"), severity)
 
 
-def test_an_ultra_disk_with_large_sectors_cannot_be_read(
-    azure: Sandbox, connect: Connect, image: Image
+@pytest.mark.parametrize("sku", ["UltraSSD_LRS", "PremiumV2_LRS"])
+@pytest.mark.parametrize("zone", [None, "1"])
+def test_copies_of_disks_with_large_sectors_need_a_zone(
+    azure: Sandbox, connect: Connect, image: Image, sku: str, zone: str | None
 ) -> None:
-    azure.add_vm("web", image("os"), [image("data")])
+    azure.add_vm("web", image("os"), [image("data")], zone=zone)
 
-    def ultra(disk: Any) -> None:
-        disk["sku"]["name"] = "UltraSSD_LRS"
+    def large(disk: Any) -> None:
+        disk["sku"]["name"] = sku
         disk["properties"]["creationData"]["logicalSectorSize"] = 4096
 
-    changed(azure, "/disks/web-data-0", ultra)
-    assert "which the worker cannot attach" in texts(connect(QUIET).check("web"), "error")
-    assert connect({**QUIET, "exclude_disks": ["data-0"]}).check("web").ok
+    changed(azure, "/disks/web-data-0", large)
+    checked = connect(QUIET).check("web")
+    assert checked.ok
+    assert ("can be attached within a zone only" in texts(checked, "warning")) is (zone is None)
+
+
+@pytest.mark.parametrize(
+    ("quota", "left", "words"),
+    [
+        ("PremiumDiskCount", 0, "PremiumDiskCount in westeurope leaves 0, a run needs 1 at once"),
+        ("StandardSSDDiskCount", 4, "StandardSSDDiskCount in westeurope leaves 4, a run needs 5 at once"),
+        ("StandardSnapshotCount", 6, "StandardSnapshotCount in westeurope leaves 6, a run needs 7 at once"),
+        ("PremiumDiskCount", 1, ""),
+        ("StandardSSDDiskCount", 5, ""),
+        ("StandardSnapshotCount", 7, ""),
+    ],
+)
+def test_the_quota_of_disks_must_last_for_what_a_round_makes(
+    azure: Sandbox, connect: Connect, image: Image, quota: str, left: int, words: str
+) -> None:
+    """Seven disks, of which the worker holds four: it has one of its own."""
+    azure.add_vm("web", image("os"), [image("data", MIB)] * 6, size="Standard_D8s_v5")
+    azure.quotas[quota] = (100 - left, 100)
+    checked = connect({**QUIET, "export_worker_size": "Standard_D2s_v5"}).check("web")
+    assert words in texts(checked, "error")
+    assert checked.ok is not bool(words)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +330,19 @@ def test_a_missing_action_is_named(
     lax = action.optional or action.feature == permissions.SHUTDOWN
     assert action.name in texts(checked, "warning" if lax else "error")
     assert checked.ok is lax
+    strict = connect(QUIET).check("web", strict=True)
+    assert action.name in texts(strict, "error")
+    assert not strict.ok
+
+
+def test_a_strict_check_is_satisfied_by_the_role_and_by_nothing_less(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os"))
+    allow(azure, *permissions.role(ALL - {permissions.SHUTDOWN}, ["/"])["Actions"])
+    assert connect(QUIET).check("web", strict=True, shutdown=False).ok
+    found = connect(QUIET).check("web", strict=True)
+    assert "virtualMachines/deallocate/action" in texts(found, "error")
 
 
 def test_tags_that_a_policy_demands_are_known_beforehand(
@@ -486,6 +524,7 @@ def test_the_command_prints_a_role_that_az_takes() -> None:
         "--no-public-ip",
         "--existing-network",
         "--no-shutdown",
+        *("--mechanism", "azure_worker"),
     ]
     done = subprocess.run(
         [*command, "--scope", "/subscriptions/one"], capture_output=True, text=True, check=True
@@ -499,3 +538,39 @@ def test_the_command_prints_a_role_that_az_takes() -> None:
     }
     kinds = {action.rpartition("/")[0] for action in printed["Actions"] if action.endswith("/delete")}
     assert kinds == {names.TYPES[kind] for kind in ("vm", "disk", "snapshot", "nic", "nsg")}
+
+
+@pytest.mark.parametrize(
+    "type_", ["EncryptionAtRestWithCustomerKey", "EncryptionAtRestWithPlatformAndCustomerKeys"]
+)
+def test_copies_are_encrypted_as_their_source_is(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, type_: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    group = f"/subscriptions/{azure.connection_info()['subscription_id']}/resourceGroups/{GROUP}"
+    encryption = {
+        "type": type_,
+        "diskEncryptionSetId": f"{group}/providers/Microsoft.Compute/diskEncryptionSets/d",
+    }
+    made: dict[str, Any] = {}
+
+    def keyed(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.path.endswith("/diskEncryptionSets/d"):
+            return Response.of(200, {"id": request.path, "name": "d", "location": "westeurope"})
+        if request.method == "PUT" and request.path.endswith("-os"):
+            made[request.path.split("/")[-2]] = json.loads(request.body)["properties"].get("encryption")
+        response = answer(request)
+        if request.method == "GET" and request.path.endswith("/disks/web-os"):
+            document = json.loads(response.body)
+            document["properties"]["encryption"] = encryption
+            return Response.of(200, document)
+        return response
+
+    azure.intercept = keyed
+    source = connect(QUIET | {"export_worker_allowed_addresses": ["*"]})
+    checked = source.check("web")
+    assert checked.ok
+    assert "disk encryption set d can be read" in texts(checked, "fine")
+    assert "customer-managed keys" in texts(checked, "warning")
+    source.replicate("web", tmp_path / "images")
+    assert made == {"snapshots": encryption, "disks": encryption}

@@ -10,14 +10,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import real_azure
 from conftest import GROUP
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_azure import Json, answering, examples, machine_documents, needs_openapi, needs_recordings
+from spoiling import QUICK, spoilt
 
 from coriolis_azure import errors, inspection, names
 from coriolis_azure.model import Machine
@@ -277,67 +277,12 @@ def _sources() -> list[list[Json]]:
 
 
 SETS = _sources()
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.text(max_size=3),
-    st.just("x/../%2F?#\N{SNOWMAN}"),
-    st.floats(allow_nan=False, allow_infinity=False, width=16),
-    # Each time a new one: these are put into documents that are changed again.
-    st.builds(list),
-    st.builds(dict),
-    st.builds(lambda: [None, 1, "a"]),
-    st.builds(lambda: {"id": 7}),
-)
-
-
-def paths(document: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The place of every value in a document."""
-    pairs = document.items() if isinstance(document, dict) else enumerate(document)
-    for key, value in pairs:
-        yield (*at, key)
-        if isinstance(value, dict | list):
-            yield from paths(value, (*at, key))
-
-
-@st.composite
-def spoilt(draw: st.DrawFn) -> tuple[list[Json], list[Json]]:
-    """A set of documents as it was, and with one to three of its values missing, null, of another form or renamed."""
-    whole = draw(st.sampled_from(SETS))
-    changed = copy.deepcopy(whole)
-    for _ in range(draw(st.integers(1, 3))):
-        document = draw(st.sampled_from(changed))
-        # A resource is asked for by its id: without it there is no document to answer with.
-        places = [path for path in paths(document) if path != ("id",)]
-        if not places:
-            continue
-        *way, last = draw(st.sampled_from(places))
-        holder: Any = document
-        for step in way:
-            holder = holder[step]
-        match draw(st.sampled_from(("missing", "null", "odd", "renamed"))):
-            case "missing":
-                del holder[last]
-            case "null":
-                holder[last] = None
-            case "odd":
-                holder[last] = draw(ODD)
-            case "renamed" if isinstance(holder, dict):
-                holder[draw(st.sampled_from((str.upper, str.lower, str.swapcase)))(last)] = holder.pop(last)
-    return whole, changed
-
-
-QUICK = settings(
-    max_examples=200,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+# A resource is asked for by its id: without it there is no document to answer with.
+SPOILT = st.sampled_from(SETS).flatmap(lambda whole: st.tuples(st.just(whole), spoilt(whole, ("id",))))
 
 
 @QUICK
-@given(documents=spoilt())
+@given(documents=SPOILT)
 def test_spoilt_documents_give_a_machine_or_an_error_of_ours_and_never_a_wrong_size(
     place: tuple[Sandbox, Source], documents: tuple[list[Json], list[Json]]
 ) -> None:
@@ -354,7 +299,7 @@ def test_spoilt_documents_give_a_machine_or_an_error_of_ours_and_never_a_wrong_s
 
 
 @settings(QUICK, max_examples=60)
-@given(documents=spoilt())
+@given(documents=SPOILT)
 def test_check_of_spoilt_documents_is_a_list_of_findings(
     place: tuple[Sandbox, Source], documents: tuple[list[Json], list[Json]]
 ) -> None:

@@ -463,3 +463,27 @@ def test_snapshots_that_are_filled_later_are_waited_for(
     assert clock.monotonic() >= 20, "it was looked at again and again until it was full"
     assert (tmp_path / "images/data-0.raw").read_bytes() == data.read_bytes()
     assert azure.resources() == before
+
+
+def test_a_disk_with_large_sectors_is_copied_by_the_kind_of_disk_that_has_them(
+    azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Azure makes nothing else of their snapshots; an Ultra disk would need a worker that is made for it."""
+    data = image("data", seed=1)
+    azure.add_vm("web", image("os"), [data], zone="1", data_sku="UltraSSD_LRS")
+    made: list[str] = []
+
+    def large(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if request.method == "GET" and request.path.endswith("/disks/web-data-0"):
+            document = json.loads(response.body)
+            document["properties"]["creationData"]["logicalSectorSize"] = 4096
+            return Response.of(200, document)
+        if request.method == "PUT" and "clone-data-0" in request.path:
+            made.append(json.loads(request.body)["sku"]["name"])
+        return response
+
+    azure.intercept = large
+    connect(clock=Held()).replicate("web", str(tmp_path / "images"))
+    assert made == ["PremiumV2_LRS"]
+    assert (tmp_path / "images/data-0.raw").read_bytes() == data.read_bytes()

@@ -11,6 +11,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from azure.mgmt.compute import models as compute
+from azure.mgmt.network import models as networking
+
+from coriolis_azure.documents import understood
+from coriolis_azure.errors import Unreadable
 from coriolis_azure.sandbox import (
     access,
     blobs_accounts,
@@ -24,7 +29,16 @@ from coriolis_azure.sandbox import (
     policies,
     subnets,
 )
-from coriolis_azure.sandbox.relations import MACHINES, NETWORKS, STORAGE
+from coriolis_azure.sandbox.relations import (
+    ADDRESSES,
+    DISKS,
+    FIREWALLS,
+    INTERFACES,
+    MACHINES,
+    NETWORKS,
+    SNAPSHOTS,
+    STORAGE,
+)
 from coriolis_azure.sandbox.state import Operation
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 from coriolis_azure.sandbox.world import Call, Effect, View, World, group_not_found, paged
@@ -36,6 +50,21 @@ VIEWS: dict[str, View] = {name: view for module in _PROVIDERS for name, view in 
 EFFECTS: dict[str, Effect] = {**disks.EFFECTS, **machines.EFFECTS, **network.EFFECTS, **groups.EFFECTS}
 _KINDS: dict[str, dict[str, Handler]] = {
     kind: handlers for module in _PROVIDERS for kind, handlers in module.HANDLERS.items()
+}
+# What the body of a request must have the form of, by provider and types of its path: what Azure promises of answers.
+_MODELS: dict[str, type] = {
+    name.lower(): model
+    for name, model in {
+        MACHINES: compute.VirtualMachine,
+        f"{MACHINES}/attachDetachDataDisks": compute.AttachDetachDataDisksRequest,
+        DISKS: compute.Disk,
+        SNAPSHOTS: compute.Snapshot,
+        INTERFACES: networking.NetworkInterface,
+        ADDRESSES: networking.PublicIPAddress,
+        FIREWALLS: networking.NetworkSecurityGroup,
+        NETWORKS: networking.VirtualNetwork,
+        f"{NETWORKS}/subnets": networking.Subnet,
+    }.items()
 }
 _API_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
 
@@ -245,7 +274,7 @@ def answer(world: World, request: Request) -> Response:
     matching = [(route, match) for route, match in found if match]
     for route, match in matching:
         if route.method == request.method:
-            return route.handler(world, Call(request, match.groupdict(), subscription, _body(request)))
+            return route.handler(world, Call(request, match.groupdict(), subscription, _body(request, path)))
     if matching:
         raise ArmError(405, "MethodNotAllowed", f"The method {request.method} is not allowed on {path}.")
     raise _unknown(world, path, request.query["api-version"])
@@ -263,7 +292,7 @@ def _check_version(request: Request) -> None:
         raise ArmError(400, "InvalidApiVersionParameter", f"The api-version '{version}' is invalid.")
 
 
-def _body(request: Request) -> Json:
+def _body(request: Request, path: str) -> Json:
     if request.method not in {"PUT", "PATCH", "POST"} or not request.body:
         return {}
     try:
@@ -276,12 +305,14 @@ def _body(request: Request) -> Json:
         ) from None
     if not isinstance(document, dict):
         raise ArmError(400, "InvalidRequestContent", "The request content was invalid: it is not an object.")
-    for name in ("properties", "tags", "sku"):
-        if not isinstance(document.get(name) or {}, dict):
-            raise ArmError(
-                400, "InvalidRequestContent", f"The request content was invalid: {name} is no object."
-            )
-    return document
+    try:
+        words = path.lower().strip("/").split("/")[5:]  # provider, type, name, what is within it, ...
+        model = _MODELS.get("/".join([*words[:1], *words[1::2]]))
+        return understood(document, model) if model else document
+    except Unreadable as error:
+        raise ArmError(
+            400, "InvalidRequestContent", f"The request content was invalid: {error.message}."
+        ) from None
 
 
 def _unknown(world: World, path: str, version: str) -> ArmError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from coriolis_azure.sandbox import catalog
-from coriolis_azure.sandbox.relations import MACHINES
+from coriolis_azure.sandbox.relations import DISKS, MACHINES, SNAPSHOTS
 from coriolis_azure.sandbox.wire import ArmError, Json, Response
 from coriolis_azure.sandbox.world import Call, World
 
@@ -42,7 +42,7 @@ def list_sizes(world: World, call: Call) -> Response:
 
 
 def list_usages(world: World, call: Call) -> Response:
-    """Cores and VMs in use, and the quota."""
+    """Cores, VMs, disks and snapshots in use, and the quota."""
     place = _location(call)
     here = [each for each in world.state.of_type(MACHINES) if each.location == place]
     sizes = [catalog.SIZES[each.properties["hardwareProfile"]["vmSize"].lower()] for each in here]
@@ -53,6 +53,11 @@ def list_usages(world: World, call: Call) -> Response:
     for family in sorted({size.family for size in catalog.SIZES.values()}):
         used = sum(size.cores for size in sizes if size.family == family)
         rows.append(_usage(family, f"{family} vCPUs", used, 100))
+    for kind, counted in ((DISKS, "DiskCount"), (SNAPSHOTS, "SnapshotCount")):
+        skus = [str(each.document["sku"]["name"]) for each in world.state.of_type(kind)]
+        for sku in ("Standard", "StandardSSD", "Premium") if kind == DISKS else ("Standard", "Premium"):
+            used = sum(each.partition("_")[0] == sku for each in skus)
+            rows.append(_usage(f"{sku}{counted}", f"{sku} {kind.rpartition('/')[2]}", used, 50000))
     for row in rows:
         row["currentValue"], row["limit"] = world.quotas.get(
             row["name"]["value"], (row["currentValue"], row["limit"])
