@@ -146,8 +146,8 @@ def distant(info: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**info, "connection_details": {**details, "ip": "127.0.0.1", "port": port}}
 
 
-def relay(address: str, port: int) -> None:
-    """Pass connections on to `address`, each byte `ONE_WAY` seconds later, until stdin ends."""
+def relay(address: str, port: int, one_way: float = ONE_WAY) -> None:
+    """Pass connections on to `address`, each byte `one_way` seconds later, until stdin ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
 
@@ -171,7 +171,7 @@ def relay(address: str, port: int) -> None:
                 data = source.recv(BLOCK)
             except OSError:
                 data = b""
-            waiting.put((time.monotonic() + ONE_WAY, data))
+            waiting.put((time.monotonic() + one_way, data))
 
     def accept() -> None:
         while True:
@@ -279,6 +279,6 @@ def their_https(info: dict[str, Any], image: Path, device: Path, *, compress: bo
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["relay"]:
-        relay(sys.argv[2], int(sys.argv[3]))
+        relay(sys.argv[2], int(sys.argv[3]), *map(float, sys.argv[4:]))
     else:
         main()

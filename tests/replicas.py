@@ -195,6 +195,7 @@ class _AzuriteOnly:
     blob_version = ""
 
     def __init__(self, endpoint: str, certificate: Path) -> None:
+        self.endpoint, self.certificate = endpoint, certificate
         self.credential = _Anyone()
         self.transport = RequestsTransport(connection_verify=str(certificate))
         self._document = {
