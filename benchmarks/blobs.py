@@ -29,7 +29,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-import writers  # and with it the tests' folder
+import writers
 
 from coriolis_azure import transfer, unmanaged
 from coriolis_azure.clock import Clock
@@ -42,7 +42,8 @@ from coriolis_azure.pipeline import ordered
 from coriolis_azure.settings import Connection
 from coriolis_azure.storage import Blob, Storage
 
-import replicas  # noqa: I001  (after `writers`)
+sys.path.insert(0, str(writers.TESTS))
+import replicas  # from the tests' folder
 
 ROUNDS = 3
 MIB = 1 << 20

@@ -395,6 +395,41 @@ def test_reading_a_part_is_one_request(azure: Sandbox, place: SandboxPlace) -> N
     assert [path for method, path in azure.requests if method == "GET"] == [f"/{OS}"] * 8
 
 
+def test_the_pages_of_a_large_blob_are_listed_window_by_window(
+    azure: Sandbox, place: SandboxPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies across two windows is there, and so is what an answer had no room for."""
+    run(place, {0: A, 3: B, 15: A, 16: B, 30: A})
+    monkeypatch.setattr("coriolis_azure.storage._WINDOW", MIB)
+    azure.storage.page_ranges(1)
+    pages = place.blob().pages(3 * MIB)
+    held = [(offset // CHUNK, length // CHUNK) for offset, length in pages.within(0, 3 * MIB)]
+    assert held == [(0, 1), (3, 1), (15, 1), (16, 1), (30, 1)]
+    assert pages.is_empty(4 * CHUNK, 11 * CHUNK)
+
+
+def test_a_busy_service_is_asked_again_within_seconds(
+    azure: Sandbox, place: SandboxPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library would wait for fifteen and more."""
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    busy = 2
+
+    def refusing(request: Request, answer: Callable[[Request], Response]) -> Response:
+        nonlocal busy
+        if request.query.get("comp") == "page" and busy:
+            busy -= 1
+            return Response(503, {"x-ms-error-code": "ServerBusy"})
+        return answer(request)
+
+    azure.intercept = refusing
+    run(place, {0: A})
+    assert place.content(SIZE) == expected({0: A})
+    assert len(slept) >= 2
+    assert max(slept) < 10
+
+
 def test_no_signed_url_gets_into_a_log(
     azure: Sandbox, place: SandboxPlace, caplog: pytest.LogCaptureFixture
 ) -> None:
