@@ -34,6 +34,7 @@ from coriolis_azure.source import DEAD_AFTER, Source
 
 MIB = 1 << 20
 GROUP = "sandbox"
+SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 # A process that is forked from one that has the SDKs imported starts at once.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -90,6 +91,7 @@ class Site:
         )
         self.requests = 0
         self.struck = False
+        self.stopped_at: list[int] = []  # the numbers of the requests by which a run has a VM deallocated
         self.ill: tuple[str, int] = ("", 0)
         self._strike: Strike | None = None
         self._since = {"ssh": 0, "data": 0}
@@ -143,7 +145,7 @@ class Site:
 
     def reset(self) -> None:
         """The next strike counts from here."""
-        self.requests, self.struck = 0, False
+        self.requests, self.struck, self.stopped_at = 0, False, []
         self._since = {"ssh": self.relay.pieces, "data": self.relay.received}
         self.relay.quiet()
 
@@ -167,6 +169,8 @@ class Site:
             if self._strike.number == signal.SIGKILL:
                 raise ConnectionResetError
         response = answer(request)
+        if request.path.endswith("/deallocate") and response.status < 300:
+            self.stopped_at.append(number)
         if due and self._strike.where == "arrived":
             self._hit()
         return response
@@ -203,6 +207,13 @@ class Site:
         entries = [{"createOption": "Attach", **entry} for entry in entries]
         vm = self.owner.inspect("web").id
         self.owner.azure.patch_vm(vm, {"properties": {"storageProfile": {"dataDisks": entries}}})
+
+    def power(self, state: str) -> None:
+        """The owner has the VM running, deallocated, or stopped from within."""
+        vm, kinds = self.owner.inspect("web"), self.owner.azure._kinds["vm"]
+        if vm.power_state != state:
+            verb = {"running": "start", "deallocated": "deallocate", "stopped": "power_off"}[state]
+            getattr(kinds, f"begin_{verb}")(names.group_of(vm.id), vm.name).result()
 
     def disks(self) -> dict[str, bytes]:
         """What the disks of the VM hold now, by name."""
@@ -291,6 +302,7 @@ class CommandLine:
 
     name = "command line"
     interrupted = 130
+    shutdown = False  # whether the VM's owner wants it to be shut down for a run
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -309,6 +321,7 @@ class CommandLine:
         if at:
             self.site.relay.at(*at)
         line = ["replicate", *self._settings, "web", "--to", str(self.to), "--json"]
+        line += ["--shutdown"] if self.shutdown else []
         return self.site.run(command, line, strike=strike)
 
     def clean(self) -> list[str]:
@@ -338,6 +351,7 @@ class Plugin:
 
     name = "plugin"
     interrupted = 1
+    shutdown = False
 
     def __init__(self, site: Site, target: dict[str, Any] | None = None) -> None:
         self.site = site
@@ -360,13 +374,14 @@ class Plugin:
         if code:
             return code
         made, reached = deployed["migr_resources"], deployed["connection_info"]
-        copied, entries = self._call(
-            strike,
-            "replicate_disks",
-            *(site.environment, "web", made, reached, self.target, self.entries, True),
-        )
+        copied = self._call(strike, "shutdown_instance", site.environment, "web")[0] if self.shutdown else 0
         if not copied:
-            self.entries = entries
+            copied, entries = self._call(
+                strike,
+                "replicate_disks",
+                *(site.environment, "web", made, reached, self.target, self.entries, True),
+            )
+            self.entries = self.entries if copied else entries
         deleted, _ = self._call(strike, "delete_replica_source_resources", site.environment, made)
         self._deployed = made if deleted else None
         return copied or deleted
@@ -452,14 +467,39 @@ def measure(front: CommandLine | Plugin) -> tuple[int, int, int]:
     return front.site.requests, front.site.relay.pieces - pieces, front.site.relay.received - received
 
 
-def crash(front: CommandLine | Plugin, strike: Strike, figures: Crashes, chance: random.Random) -> None:
-    """One run that is struck, what is done after it, and what must hold then."""
+def around_shutdown(front: CommandLine | Plugin) -> list[Strike]:
+    """Strikes at the requests before the one that has the VM deallocated, at it, and after it."""
+    front.shutdown = True
+    front.site.power("running")
+    measure(front)
+    front.shutdown = False
+    (at,) = front.site.stopped_at
+    assert front.site.owner.inspect("web").power_state == "deallocated"
+    lost = [Strike("lost", at + step, signal.SIGKILL) for step in (0, -1, 1)]
+    return [*lost, *(Strike("arrived", at + step, number) for step in (0, -1, 1, 2) for number in SIGNALS)]
+
+
+def crash(
+    front: CommandLine | Plugin,
+    strike: Strike,
+    figures: Crashes,
+    chance: random.Random,
+    power: str = "running",
+    shutdown: bool = False,
+) -> None:
+    """One run that is struck, what is done after it, and what must hold then.
+
+    `power`: what the VM's owner has made of it before. With `shutdown` they want it deallocated for the run.
+    """
     site = front.site
     figures.strikes += 1
+    site.power(power)
+    front.shutdown = shutdown
     for name, content in site.disks().items():
         half = len(content) // 2
         site.write(name, content[:half] + chance.randbytes(len(content) - half))
     code = front.replicate(strike)
+    front.shutdown = False
     figures.hit += site.struck
     if not site.struck:
         codes = {0}
@@ -476,15 +516,21 @@ def crash(front: CommandLine | Plugin, strike: Strike, figures: Crashes, chance:
     if left := site.left():
         figures.leaks += 1
         wrong.append(f"left or touched: {left}")
-    if (power := site.owner.inspect("web").power_state) != "running":
+    # Deallocated if Azure was told so while the owner wanted it, else as it was; and told no more than once.
+    chosen = "deallocated" if shutdown and site.stopped_at else power
+    found = [site.owner.inspect(vm).power_state for vm in ("web", "coriolis-web")]
+    if found != [chosen, "running"] or len(site.stopped_at) > shutdown:
         figures.power_changed += 1
-        wrong.append(f"the VM is {power}")
+        wrong.append(
+            f"the VM and the stranger are {found}, after {len(site.stopped_at)} requests to shut down"
+        )
     if front.ahead():
         figures.manifests_ahead += 1
         wrong.append("a manifest says more than is there")
     if wrong:
         log = (site.folder / "log").read_text()[-2000:]
-        figures.wrong.append(f"{front.name}, {strike}: {'; '.join(wrong)}\n{log}")
+        run = f"{front.name}, {power}{', to be shut down' if shutdown else ''}, {strike}"
+        figures.wrong.append(f"{run}: {'; '.join(wrong)}\n{log}")
 
 
 def ahead(images: dict[str, Path]) -> list[str]:

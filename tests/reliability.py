@@ -1,9 +1,10 @@
 """The long form of the reliability tests: `tox -e reliability`. Its figures go into docs/reliability.md.
 
-    python tests/reliability.py [--only SECTION]... [--share N] [--rounds N]
+    python tests/reliability.py [--only SECTION]... [--share N] [--rounds N] [--minutes N]
 
 `--share N` takes every N-th strike of the crash matrix, `--rounds N` that many rounds of each fault of the replica
-matrix. Ends with 1 when anything was wrong; what it was is printed.
+matrix; after `--minutes` a section begins nothing more, and its figures say how far it came. Sections may run side by
+side, each in a process of its own. Ends with 1 when anything was wrong; what it was is printed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from battles import CommandLine, Crashes, Plugin, Site, Strike, crash, measure
+from battles import CommandLine, Crashes, Plugin, Site, Strike, around_shutdown, crash, measure
 from episodes import FRONTS, Figures, episode, opened, possible
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
@@ -28,12 +30,19 @@ Table = list[list[object]]
 LOAD = ("sparse", "sparse", "extents", "fleet")  # once more is the incremental run
 
 
-def crashes(
-    kind: type[CommandLine | Plugin], share: int, rounds: int, folder: Path
-) -> tuple[Table, list[str]]:
+class Asked(argparse.Namespace):
+    """What is to be done: see above. `until`: when a section begins nothing more, by the monotonic clock."""
+
+    only: list[str] | None
+    share: int
+    rounds: int
+    minutes: float
+    until: float
+
+
+def crashes(kind: type[CommandLine | Plugin], asked: Asked, folder: Path) -> tuple[Table, list[str]]:
     """Strikes at every ARM request, every piece of SSH and random bytes of the data of a run on one front."""
-    del rounds
-    chance, figures = random.Random(kind.name), Crashes()
+    chance, figures, tried = random.Random(kind.name), Crashes(), Counter[str]()
     with Site(folder / "site") as site:
         front = kind(site)
         requests, pieces, received = measure(front)
@@ -46,13 +55,29 @@ def crashes(
         ]
         for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
             strikes += [Strike("data", chance.randrange(received // 2), number) for _ in range(20)]
-        chosen = strikes[::share]
-        for number, strike in enumerate(chosen):
-            crash(front, strike, figures, chance)
+        # What its owner has made of the VM before, and whether they want it to be shut down for the run.
+        planned = [
+            *((strike, "running", False) for strike in strikes),
+            *((strike, "running", True) for strike in around_shutdown(front)),
+            *((strike, power, False) for power in ("stopped", "deallocated") for strike in strikes[::40]),
+            *((strike, "deallocated", True) for strike in strikes[::40]),
+        ]
+        # Strikes of all kinds from the beginning: what is broken shows early, and a part is a sample.
+        chance.shuffle(planned)
+        chosen = planned[:: asked.share]
+        for number, (strike, power, shutdown) in enumerate(chosen):
+            if time.monotonic() > asked.until:
+                break
+            crash(front, strike, figures, chance, power, shutdown)
+            tried[strike.where if strike.where in ("ssh", "data") else "arm"] += 1
+            tried["shutdown"] += shutdown
+            tried["stopped"] += power != "running"
             say(f"{kind.name}: {number + 1} of {len(chosen)}, {len(figures.wrong)} wrong")
     return [
         [f"{kind.name}", "seen"],
-        ["strikes", f"{figures.strikes} of {len(strikes)}"],
+        ["strikes", f"{figures.strikes} of {len(planned)}"],
+        ["at requests, at SSH, at data", ", ".join(str(tried[where]) for where in ("arm", "ssh", "data"))],
+        ["the VM was to be shut down, was stopped before", f"{tried['shutdown']}, {tried['stopped']}"],
         ["hit a living run", figures.hit],
         ["left something until the clean-up", figures.cleaned],
         ["leaks, strangers touched", figures.leaks],
@@ -62,9 +87,8 @@ def crashes(
     ], figures.wrong
 
 
-def replicas(share: int, rounds: int, folder: Path) -> tuple[Table, list[str]]:
+def replicas(asked: Asked, folder: Path) -> tuple[Table, list[str]]:
     """All faults on all destinations."""
-    del share
     table: Table = [["destination", "runs", "faults", "runs that ended by them", "images compared", "wrong"]]
     wrong: list[str] = []
     changes: dict[str, int] = {}
@@ -72,11 +96,13 @@ def replicas(share: int, rounds: int, folder: Path) -> tuple[Table, list[str]]:
         figures, chance = Figures(), random.Random(name)
         try:
             with opened(kind, folder / name.replace(" ", "-")) as front:
-                for number in range(rounds):
+                for number in range(asked.rounds):
+                    if time.monotonic() > asked.until:
+                        break
                     faults = possible(front)
                     chance.shuffle(faults)
                     episode(front, faults, figures, chance)
-                    say(f"{name}: round {number + 1} of {rounds}, {len(figures.wrong)} wrong")
+                    say(f"{name}: round {number + 1} of {asked.rounds}, {len(figures.wrong)} wrong")
         except OSError as error:
             if name != "block device":
                 raise
@@ -94,9 +120,9 @@ def replicas(share: int, rounds: int, folder: Path) -> tuple[Table, list[str]]:
     return table, wrong
 
 
-def load(share: int, rounds: int, folder: Path) -> tuple[Table, list[str]]:
+def load(asked: Asked, folder: Path) -> tuple[Table, list[str]]:
     """What is large: see loads.py. Each in a process of its own, whose peak is its own."""
-    del share, rounds
+    del asked
     table: Table = [["load", "seen"]]
     wrong = []
     for name in LOAD:
@@ -110,7 +136,7 @@ def load(share: int, rounds: int, folder: Path) -> tuple[Table, list[str]]:
     return table, wrong
 
 
-SECTIONS: dict[str, Callable[[int, int, Path], tuple[Table, list[str]]]] = {
+SECTIONS: dict[str, Callable[[Asked, Path], tuple[Table, list[str]]]] = {
     "crashes-command-line": partial(crashes, CommandLine),
     "crashes-plugin": partial(crashes, Plugin),
     "replicas": replicas,
@@ -140,12 +166,14 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=SECTIONS)
     parser.add_argument("--share", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    parser.add_argument("--minutes", type=float, default=24 * 60)
+    asked = parser.parse_args(namespace=Asked())
     wrong = []
     for name in asked.only or SECTIONS:
         with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
             began = time.monotonic()
-            table, found = SECTIONS[name](asked.share, asked.rounds, Path(folder))
+            asked.until = began + 60 * asked.minutes
+            table, found = SECTIONS[name](asked, Path(folder))
             written(name, table, time.monotonic() - began)
             wrong += found
     for each in wrong:

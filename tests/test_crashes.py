@@ -8,15 +8,26 @@ import signal
 from pathlib import Path
 
 import pytest
-from battles import MIB, CommandLine, Crashes, Plugin, Site, Strike, crash, measure
+from battles import (
+    MIB,
+    SIGNALS,
+    CommandLine,
+    Crashes,
+    Plugin,
+    Site,
+    Strike,
+    around_shutdown,
+    crash,
+    measure,
+)
 
 from coriolis_azure import errors, names
 from coriolis_azure.sandbox import Response
 
-SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+FRONTS = pytest.mark.parametrize("kind", [CommandLine, Plugin], ids=lambda kind: kind.name.replace(" ", "-"))
 
 
-@pytest.mark.parametrize("kind", [CommandLine, Plugin], ids=lambda kind: kind.name.replace(" ", "-"))
+@FRONTS
 def test_dying_anywhere_leaks_nothing(kind: type[CommandLine | Plugin], tmp_path: Path) -> None:
     """A few strikes from all over the run; strangers with similar names and the VM itself are as they were."""
     chance, figures = random.Random(kind.name), Crashes()
@@ -37,6 +48,23 @@ def test_dying_anywhere_leaks_nothing(kind: type[CommandLine | Plugin], tmp_path
         assert front.replicate() == 0
         content = {name: path.read_bytes() for name, path in front.images().items()}
         assert content == site.disks()
+
+
+@FRONTS
+def test_dying_around_a_shutdown_leaves_the_vm_as_its_owner_chose(
+    kind: type[CommandLine | Plugin], tmp_path: Path
+) -> None:
+    """On while Azure had not been told to shut it down, off from then on; never started again by anybody."""
+    chance, figures = random.Random(kind.name), Crashes()
+    with Site(tmp_path / "site", (MIB // 2,)) as site:
+        front = kind(site)
+        lost, *_, arrived = (each for each in around_shutdown(front)[:4])
+        crash(front, lost, figures, chance, shutdown=True)
+        assert site.owner.inspect("web").power_state == "running"
+        crash(front, arrived, figures, chance, shutdown=True)
+        assert site.owner.inspect("web").power_state == "deallocated"
+        assert figures.hit == 2
+        assert figures.wrong == []
 
 
 def test_what_stays_is_named_with_code_7_and_the_next_sweep_finishes(tmp_path: Path) -> None:
