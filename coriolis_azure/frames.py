@@ -193,7 +193,7 @@ class Dialogue:
         """Keep ahead of the agent with the digests. It always listens, so this waits for nothing but the line."""
         while self._told < min(self._base.count, due + agent.BASE_AHEAD):
             start, self._told = self._told, min(self._base.count, self._told + agent.BASE_CHUNKS)
-            self._send(agent.BASE, start, self._base.digests[DIGEST * start : DIGEST * self._told])
+            self._send(agent.BASE, start, self._base.digests.span(start, self._told))
 
     def answer(self, index: int, grains: list[int], leaves: bytes) -> None:
         """Tell the agent in which grains of a chunk the destination differs, and the leaves it has there.

@@ -117,34 +117,6 @@ class _Done:
     skipped: int = 0
 
 
-class _Digests:
-    """Digests of which some change. Only the pages that do are copied: those of a large disk take 64 MiB."""
-
-    _PAGE = DIGEST * agent.BASE_CHUNKS
-
-    def __init__(self, digests: bytes) -> None:
-        view = memoryview(digests)
-        self._pages: list[memoryview | bytearray] = [
-            view[at : at + self._PAGE] for at in range(0, len(view), self._PAGE)
-        ]
-
-    def put(self, index: int, digests: bytes) -> None:
-        """Replace those from chunk `index` on."""
-        at, rest = DIGEST * index, memoryview(digests)
-        while rest:
-            number, start = divmod(at, self._PAGE)
-            page = self._pages[number]
-            if isinstance(page, memoryview):
-                page = self._pages[number] = bytearray(page)
-            part = rest[: self._PAGE - start]
-            page[start : start + len(part)] = part
-            at, rest = at + len(part), rest[len(part) :]
-
-    def whole(self) -> bytes:
-        """All of them."""
-        return b"".join(self._pages)
-
-
 class _Copy:
     """The state that the steps of one copy share. Only `_apply` and what it calls run in several threads.
 
@@ -168,7 +140,7 @@ class _Copy:
         self._digester = base.digester()
         self._failure: Exception | None = None
         self._root = ""
-        self._holds, self._written = _Digests(base.digests), bytearray(base.count)
+        self._holds, self._written = base.digests.copy(), bytearray(base.count)
         self._settled, self._earlier = bytearray(base.count), bytes(base.count)
         self._held: dict[int, list[bytes]] = {}
         self._first = 0
@@ -248,7 +220,7 @@ class _Copy:
         hash = self._base.hash
         self._base = dialogue.begin()
         if self._base.hash != hash:
-            self._holds = _Digests(self._base.digests)
+            self._holds = self._base.digests.copy()
             self._digester = self._base.digester()
             if not self._base.fresh:
                 self._report(
@@ -282,7 +254,7 @@ class _Copy:
 
     def _known(self, fresh: bool) -> Manifest:
         """What the destination holds by now."""
-        return replace(self._base, digests=self._holds.whole(), fresh=fresh)
+        return replace(self._base, digests=self._holds.copy(), fresh=fresh)
 
     def _verified(self, manifest: Manifest) -> bool | None:
         """Read back the chunks that were written, or have the destination confirm them."""

@@ -14,7 +14,7 @@ import pytest
 
 from coriolis_azure import agent
 from coriolis_azure.errors import StreamEnded
-from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+from coriolis_azure.hashing import UNKNOWN, ZERO, Digests, Manifest
 
 CHUNK = 65536
 
@@ -87,7 +87,7 @@ class Pipes:
         self.send(agent.JOB, 0, json.dumps({**job, **changes}).encode())
         self.send(agent.GO, 0, b"")
         first = int({**job, **changes}["first"])
-        self.send(agent.BASE, first, base.digests[agent.DIGEST * first :])
+        self.send(agent.BASE, first, base.digests.span(first, base.count))
 
     def send(self, kind: int, index: int, payload: bytes, count: int = 0) -> None:
         self.write(agent.HEAD.pack(kind, 0, index, count, len(payload), ZERO) + payload)
@@ -122,7 +122,7 @@ def held(disk: Path, chunk: int = CHUNK) -> Manifest:
     base = Manifest.new(disk.stat().st_size, chunk, "", ZERO)
     digest, data = base.digester(), memoryview(disk.read_bytes())
     digests = b"".join(digest(data[at : at + chunk]) for at in range(0, len(data), chunk))
-    return Manifest(base.size, chunk, base.hash, base.key, digests)
+    return Manifest(base.size, chunk, base.hash, base.key, Digests(digests))
 
 
 def test_it_is_one_small_file_of_old_syntax() -> None:

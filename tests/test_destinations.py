@@ -19,7 +19,7 @@ from coriolis_azure import destinations
 from coriolis_azure.destinations import Image, ImageFolder
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+from coriolis_azure.hashing import UNKNOWN, ZERO, Digests, Manifest
 
 # A child is forked only where no thread of ours runs; a test runner's own threads do not matter to it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -76,7 +76,7 @@ def run(
             else:
                 image.write(offset, data)
         image.flush()
-        image.commit(replace(base, digests=b"".join(digests), fresh=False))
+        image.commit(replace(base, digests=Digests(b"".join(digests)), fresh=False))
     return sent
 
 
@@ -101,7 +101,7 @@ def test_a_new_image_is_known_to_be_zeros_and_takes_no_room(path: Path) -> None:
     with Image(path) as image:
         base = image.known("id", 1 << 40, 4 << 20, False)
         assert base.fresh
-        assert base.digests == ZERO * base.count
+        assert base.digests == Digests(ZERO * base.count)
     assert path.stat().st_size == 1 << 40
     assert path.stat().st_blocks * 512 < 1 << 20
 
@@ -553,17 +553,17 @@ def test_nothing_is_known_of_a_new_device_and_it_keeps_its_size(path: Path) -> N
     with Device(path) as device:
         base = device.known("id", 3 * CHUNK, CHUNK, False)
         assert base.fresh
-        assert base.digests == UNKNOWN * 3
-        device.commit(replace(base, digests=base.digester()(A) + ZERO * 2, fresh=False))
+        assert base.digests == Digests(UNKNOWN * 3)
+        device.commit(replace(base, digests=Digests(base.digester()(A) + ZERO * 2), fresh=False))
     with Device(path) as device:
         known = device.known("id", 4 * CHUNK, CHUNK, False)
-        assert known.digests == known.digester()(A) + ZERO * 2 + UNKNOWN
+        assert known.digests == Digests(known.digester()(A) + ZERO * 2 + UNKNOWN)
         device.expect(0, 1)
         device.write(0, B)
     with Device(path) as device:
         known = device.known("id", 4 * CHUNK, CHUNK, False)
         assert known.digest(0) == known.digester()(B)
-        assert device.known("id", 4 * CHUNK, CHUNK, True).digests == UNKNOWN * 4
+        assert device.known("id", 4 * CHUNK, CHUNK, True).digests == Digests(UNKNOWN * 4)
     assert path.stat().st_size == 4 * CHUNK
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 import zlib
 from dataclasses import replace
 
@@ -13,14 +14,14 @@ from hypothesis import strategies as st
 
 from coriolis_azure import agent
 from coriolis_azure.errors import InvalidInput
-from coriolis_azure.hashing import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Manifest, _check
+from coriolis_azure.hashing import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Digests, Manifest, _check
 
 CHUNK = 4096
 
 
 def manifest(size: int = 5 * CHUNK + 512, disk: str = "disk-1") -> Manifest:
     digests = b"".join(bytes([index + 1]) * DIGEST for index in range(-(-size // CHUNK)))
-    return Manifest(size, CHUNK, "blake2b", bytes(range(32)), digests, disk)
+    return Manifest(size, CHUNK, "blake2b", bytes(range(32)), Digests(digests), disk)
 
 
 def test_the_last_chunk_may_be_short() -> None:
@@ -49,6 +50,63 @@ def test_the_digest_of_zeros_is_zero_for_any_buffer_and_length() -> None:
     assert len(digest(data)) == DIGEST
 
 
+SOME = b"d" * DIGEST
+EDITS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("put"),
+            st.integers(0, 9000),
+            st.integers(1, 5000),
+            st.sampled_from([ZERO, UNKNOWN, b"d" * DIGEST]),
+        ),
+        st.tuples(st.just("resize"), st.integers(0, 9000), st.just(0), st.sampled_from([ZERO, UNKNOWN])),
+        st.tuples(st.just("copy"), st.just(0), st.just(0), st.just(ZERO)),
+    ),
+    max_size=8,
+)
+
+
+@given(st.integers(0, 9000), st.sampled_from([ZERO, UNKNOWN]), EDITS)
+def test_digests_in_pages_are_what_the_same_bytes_would_be(count: int, fill: bytes, edits) -> None:
+    """And what is done to a copy is not seen in what it is a copy of."""
+    digests, plain = Digests.filled(fill, count), fill * count
+    for what, index, length, digest in edits:
+        older, before = digests, plain
+        digests = digests.copy()
+        if what == "put":
+            index = min(index, len(digests))
+            length = min(length, len(digests) - index)
+            digests.put(index, digest * length)
+            plain = plain[: DIGEST * index] + digest * length + plain[DIGEST * (index + length) :]
+        elif what == "resize":
+            digests = digests.resized(index, digest)
+            plain = plain[: DIGEST * index] + digest * max(0, index - len(older))
+        assert older.span(0, len(older)) == before
+        assert len(digests) == len(plain) // DIGEST
+        assert digests.span(0, len(digests)) == plain
+        assert digests == Digests(plain)
+        for at in {0, index - 1, index, len(digests) - 1}:
+            if 0 <= at < len(digests):
+                assert digests[at] == plain[DIGEST * at : DIGEST * (at + 1)]
+                assert digests.span(at, at + 4100) == plain[DIGEST * at : DIGEST * (at + 4100)]
+
+
+def test_what_is_zeros_in_a_large_disk_takes_no_memory() -> None:
+    """Even where its manifest has been to JSON and back: a page for each 4096 chunks that hold something."""
+    made = Manifest.new(4 << 40, 1 << 20, "disk", ZERO)
+    made.digests.put(0, b"d" * DIGEST)
+    tracemalloc.start()
+    try:
+        again = Manifest.from_json(made.to_json())
+        grown = again.resized(5 << 40, ZERO)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert again == made
+    assert grown.count == 5 << 20
+    assert most < 2 << 20
+
+
 def test_json_gives_the_manifest_back() -> None:
     document = json.loads(json.dumps(manifest().to_json()))
     assert Manifest.from_json(document) == manifest()
@@ -59,7 +117,7 @@ def test_secret_and_digests_are_only_under_chunks() -> None:
     made = manifest()
     document = made.to_json()
     packed = zlib.decompress(base64.b64decode(document.pop("chunks")))
-    assert packed == made.key + made.digests
+    assert packed == made.key + made.digests.span(0, made.count)
     assert set(document) == {"version", "size", "chunk", "hash", "disk", "check"}
 
 
@@ -143,7 +201,7 @@ def test_the_root_names_content_and_shape_but_not_the_secret() -> None:
     made = manifest()
     assert made.root() == replace(made, key=bytes(32), disk="x").root()
     others = [
-        replace(made, digests=made.digests[::-1]),
+        replace(made, digests=Digests(made.digests.span(0, made.count)[::-1])),
         replace(made, size=made.size + 1),
         Manifest.new(made.size, CHUNK, "", ZERO),
     ]

@@ -16,7 +16,7 @@ from replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, a
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.hashing import UNKNOWN, ZERO
+from coriolis_azure.hashing import UNKNOWN, ZERO, Digests
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.storage import Storage
 from coriolis_azure.transfer import Job
@@ -95,7 +95,7 @@ def run(place: Place, content: dict[int, bytes], *, size=SIZE, disk="id", report
             if len(sent) == die:
                 return sent
         image.flush()
-        image.commit(replace(base, digests=b"".join(digests), fresh=False))
+        image.commit(replace(base, digests=Digests(b"".join(digests)), fresh=False))
     return sent
 
 

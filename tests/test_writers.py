@@ -35,7 +35,7 @@ from coriolis_azure.errors import (
     Unsupported,
 )
 from coriolis_azure.events import Notice, silent
-from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO, Manifest
+from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO, Digests, Manifest
 from coriolis_azure.model import Disk
 
 CHUNK = 65536
@@ -364,7 +364,7 @@ def volume(entry: dict, doubts: Doubts, told=silent) -> writer.Volume:
 
 def state(size=4 * CHUNK, chunk=CHUNK, disk="unique") -> Manifest:
     return replace(
-        Manifest.new(size, chunk, disk, ZERO), digests=b"d" * DIGEST * (size // chunk), fresh=False
+        Manifest.new(size, chunk, disk, ZERO), digests=Digests(b"d" * DIGEST * (size // chunk)), fresh=False
     )
 
 
@@ -373,7 +373,7 @@ def test_a_good_state_is_believed_and_resized(doubts: Doubts) -> None:
     entry = {"disk_id": ID, "replica_state": kept.to_json(), "zeroed": True}
     assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False) == kept
     grown = volume(entry, doubts).known("unique", 6 * CHUNK, CHUNK, False)
-    assert grown.digests == kept.digests + UNKNOWN * 2
+    assert grown.digests == Digests(kept.digests.span(0, kept.count) + UNKNOWN * 2)
     assert not grown.fresh
 
 
@@ -394,7 +394,7 @@ def test_a_state_that_cannot_be_used_means_a_full_run_with_a_notice(doubts: Doub
     entry = {"disk_id": ID, "replica_state": kept, "zeroed": True}
     base = volume(entry, doubts, told).known("unique", 4 * CHUNK, CHUNK, False)
     assert base.fresh
-    assert base.digests == UNKNOWN * 4
+    assert base.digests == Digests(UNKNOWN * 4)
     assert len(told) == 1
     assert why in told[0]
 
@@ -404,7 +404,7 @@ def test_a_state_in_doubt_is_not_believed(doubts: Doubts) -> None:
     entry = {"disk_id": ID, "replica_state": state().to_json()}
     doubts.set(writer.state_id(entry))
     base = volume(entry, doubts, told).known("unique", 4 * CHUNK, CHUNK, False)
-    assert base.digests == UNKNOWN * 4
+    assert base.digests == Digests(UNKNOWN * 4)
     assert "did not end well" in told[0]
 
 
@@ -423,11 +423,11 @@ def test_only_a_volume_that_is_said_to_be_blank_counts_as_zeros(
 ) -> None:
     entry = {"disk_id": ID, **entry}
     base = volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False)
-    assert base.digests == fill * 4
+    assert base.digests == Digests(fill * 4)
     assert base.fresh
-    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, True).digests == UNKNOWN * 4
+    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, True).digests == Digests(UNKNOWN * 4)
     doubts.set(writer.state_id(entry))
-    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False).digests == UNKNOWN * 4
+    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False).digests == Digests(UNKNOWN * 4)
 
 
 def test_a_volume_is_blank_no_more_once_it_was_written(doubts: Doubts) -> None:
@@ -438,7 +438,7 @@ def test_a_volume_is_blank_no_more_once_it_was_written(doubts: Doubts) -> None:
     one.expect(0, CHUNK)
     one.commit(state())
     del entry["replica_state"]
-    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False).digests == UNKNOWN * 4
+    assert volume(entry, doubts).known("unique", 4 * CHUNK, CHUNK, False).digests == Digests(UNKNOWN * 4)
 
 
 def test_the_doubt_is_set_once_before_the_first_write_and_taken_back_at_the_end(doubts: Doubts) -> None:
@@ -451,7 +451,7 @@ def test_the_doubt_is_set_once_before_the_first_write_and_taken_back_at_the_end(
     assert doubts.all() == [writer.state_id(entry)]
     one.settle()
     assert doubts.all() == [writer.state_id(entry)], "nothing is committed yet"
-    one.commit(replace(state(), digests=b"e" * (4 * DIGEST)))
+    one.commit(replace(state(), digests=Digests(b"e" * (4 * DIGEST))))
     one.settle()
     assert doubts.all() == []
 

@@ -36,7 +36,7 @@ from .. import vhd
 from ..clock import Clock
 from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, Waiting
-from ..hashing import DIGEST, UNKNOWN, ZERO, Manifest
+from ..hashing import UNKNOWN, ZERO, Manifest
 from ..pipeline import Lock, every, ordered
 from ..storage import MOST, PAGE, Blob, Container, Pages, Properties, Storage
 from .image import _forget
@@ -202,7 +202,7 @@ class BlobImage:
 
     def _reread(self, base: Manifest, indexes: Iterable[int]) -> Manifest:
         """The manifest with these chunks as they are in the VHD; what is not allocated is not asked for."""
-        digests = bytearray(base.digests)
+        digests = base.digests.copy()
         digest = base.digester()
         told = False
 
@@ -222,8 +222,8 @@ class BlobImage:
 
         with contextlib.closing(ordered(read, asked(), threads=_THREADS, ahead=2 * _THREADS)) as results:
             for index, found in results:
-                digests[DIGEST * index : DIGEST * (index + 1)] = found
-        return replace(base, digests=bytes(digests))
+                digests.put(index, found)
+        return replace(base, digests=digests)
 
     # Content
 

@@ -41,7 +41,7 @@ from typing import Any
 
 from ..errors import DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
-from ..hashing import DIGEST, UNKNOWN, ZERO, Manifest
+from ..hashing import UNKNOWN, ZERO, Manifest
 from ..pipeline import Lock, ordered
 
 REGION = 64 << 20
@@ -197,8 +197,7 @@ class Image:
 
     def _reread(self, base: Manifest, indexes: Iterable[int]) -> Manifest:
         """The manifest with these chunks as they are in the image."""
-        digests = bytearray()
-        digest = base.digester()
+        digests, digest = base.digests, base.digester()
 
         def read(index: int) -> tuple[int, bytes]:
             offset, length = base.span(index)
@@ -209,9 +208,9 @@ class Image:
             for index, found in results:
                 if not told:
                     self._report(Step("read back", self.name))
-                    told, digests = True, bytearray(base.digests)
-                digests[DIGEST * index : DIGEST * (index + 1)] = found
-        return replace(base, digests=bytes(digests)) if told else base
+                    told, digests = True, base.digests.copy()
+                digests.put(index, found)
+        return replace(base, digests=digests)
 
     def _is_hole(self, offset: int, length: int) -> bool:
         """Whether the file system knows the range to be empty."""
@@ -517,10 +516,10 @@ class ImageFolder:
 
 def _forget(manifest: Manifest, indexes: Iterable[int]) -> Manifest:
     """The manifest with these chunks UNKNOWN."""
-    digests = bytearray(manifest.digests)
+    digests = manifest.digests.copy()
     for index in indexes:
-        digests[DIGEST * index : DIGEST * (index + 1)] = UNKNOWN
-    return replace(manifest, digests=bytes(digests))
+        digests.put(index, UNKNOWN)
+    return replace(manifest, digests=digests)
 
 
 def _write_whole(fd: int, data: bytes) -> None:
