@@ -13,7 +13,7 @@ from typing import Any
 
 from . import inspection, names, worker
 from .cloud import Azure
-from .model import Json, Machine
+from .model import Json, Machine, at
 from .pipeline import ordered
 
 _ACCOUNTS = "Microsoft.Storage/storageAccounts"
@@ -84,6 +84,7 @@ def networks(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
         for vnet in vnets
         if not location or names.location(vnet["location"]) == names.location(location)
         for subnet in vnet["properties"].get("subnets", [])
+        if "id" in subnet
     ]
     return sorted(found, key=lambda network: network["name"])
 
@@ -92,7 +93,7 @@ def disk_types(azure: Azure, settings: Mapping[str, Any]) -> list[str]:
     """The SKUs of the disks there are."""
     group = settings.get("resource_group")
     disks = azure.resources("disk", group) if group else azure.everywhere("disk")
-    return sorted({disk["sku"]["name"] for disk in disks if disk.get("sku")})
+    return sorted({name for disk in disks if (name := at(disk, "sku.name"))})
 
 
 def options(

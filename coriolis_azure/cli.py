@@ -33,7 +33,7 @@ from rich.progress import (
 from rich.table import Table
 
 from . import __version__, codes, permissions, settings
-from .errors import CleanupIncomplete, CoriolisAzureError, CorruptChunk, InvalidInput
+from .errors import AzureError, CleanupIncomplete, CoriolisAzureError, CorruptChunk, InvalidInput
 from .events import Copied, Event, Notice, Report, Step, Waiting, json_lines
 
 INTERRUPTED = 130
@@ -612,6 +612,8 @@ def _tell_error(error: CoriolisAzureError, as_json: bool) -> None:
     else:
         _err.print(f"[bold red]error:[/] {_plain(error.message)}", highlight=False, soft_wrap=True)
         _err.print(f"[bold]what to do:[/] {_plain(error.remedy)}", highlight=False, soft_wrap=True)
+        if isinstance(error, AzureError) and error.reference:
+            _err.print(f"[dim]Azure's answer: {_plain(error.reference)}[/]", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

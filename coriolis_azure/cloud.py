@@ -49,7 +49,7 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 from requests.adapters import HTTPAdapter
 
 from . import __version__, codes, documents, errors, names
-from .model import Json
+from .model import Json, must
 from .settings import Connection, Image
 
 LOG = logging.getLogger(__name__)
@@ -208,13 +208,13 @@ class Azure:
     def groups(self) -> list[Json]:
         """All resource groups that the identity may see."""
         with translated("list the resource groups of", self.subscription):
-            return _documents(self._resources.resource_groups.list())
+            return _named(_documents(self._resources.resource_groups.list()))
 
     def get(self, id: str, **options: str) -> Json:
         """The resource `id` of one of `names.TYPES`; `expand="instanceView"` adds a VM's state."""
         with translated("read", id):
             operations = self._kinds[names.kind_of(id)]
-            return _document(operations.get(names.group_of(id), names.name_of(id), **options))
+            return _of(id, _document(operations.get(names.group_of(id), names.name_of(id), **options)))
 
     def find(self, id: str) -> Json | None:
         """The resource `id`, or None where there is none."""
@@ -228,14 +228,14 @@ class Azure:
         operations = self._kinds[kind]
         listed = operations.list_by_resource_group if kind in {"disk", "snapshot"} else operations.list
         with translated(f"list {names.TYPES[kind]} in", group):
-            return _documents(listed(group))
+            return _resources(listed(group))
 
     def everywhere(self, kind: str) -> list[Json]:
         """All resources of one kind in the subscription."""
         operations = self._kinds[kind]
         listed = operations.list if kind in {"disk", "snapshot"} else operations.list_all
         with translated(f"list {names.TYPES[kind]} in", self.subscription):
-            return _documents(listed())
+            return _resources(listed())
 
     def of_type(self, type_: str, group: str) -> list[Json]:
         """The resources of any type in a resource group, as the generic listing tells them: id, name, location."""
@@ -243,7 +243,7 @@ class Azure:
             listed = self._resources.resources.list_by_resource_group(
                 group, filter=f"resourceType eq '{type_}'"
             )
-            return _documents(listed)
+            return _named(_documents(listed))
 
     def locations(self) -> list[str]:
         """The locations in which this subscription may have VMs."""
@@ -364,11 +364,12 @@ class Azure:
     def put(self, id: str, body: Mapping[str, Any]) -> Json:
         """Create or change `id`; the resource as it is once Azure has settled."""
         operations = self._kinds[names.kind_of(id)]
-        return self._settled(
+        made = self._settled(
             "create",
             id,
             lambda: operations.begin_create_or_update(names.group_of(id), names.name_of(id), body),
         )
+        return _of(id, made)
 
     def patch_vm(self, id: str, body: Mapping[str, Any]) -> Json:
         """Change parts of a VM. A list in `body` replaces the whole list."""
@@ -416,7 +417,7 @@ class Azure:
             with translated("list the VM sizes of", location):
                 skus = self._compute.resource_skus.list(filter=f"location eq '{location}'")
                 self._skus[location] = [
-                    sku for sku in _documents(skus) if sku.get("resourceType") == "virtualMachines"
+                    sku for sku in _named(_documents(skus)) if sku.get("resourceType") == "virtualMachines"
                 ]
         return self._skus[location]
 
@@ -628,6 +629,24 @@ def _documents(listed: Iterable[Any]) -> list[Json]:
     return [_document(model) for model in models]
 
 
+def _of(id: str, document: Json) -> Json:
+    """The document of the resource `id`: what every resource has is there, whatever Azure has left out."""
+    return {"id": id, "name": names.name_of(id), "properties": {}, **document}
+
+
+def _resources(listed: Iterable[Any]) -> list[Json]:
+    """All resources of a listing; Unreadable for one of which not even id and location are told."""
+    return [
+        _of(must(document, "id"), {**document, "location": must(document, "location")})
+        for document in _documents(listed)
+    ]
+
+
+def _named(documents: list[Json]) -> list[Json]:
+    """Those that have a name: the others cannot be spoken of."""
+    return [document for document in documents if document.get("name")]
+
+
 @contextmanager
 def _understood() -> Iterator[None]:
     """How the SDKs fail on an answer of another form becomes an error that says so: only for calls of theirs."""
@@ -696,9 +715,13 @@ def _kind(error: HttpResponseError, status: int, entry: codes.Code | None) -> ty
 
 def _layers(error: HttpResponseError) -> list[Json]:
     """The error documents of an answer, each with a `code`, from the outermost to the one that names the cause."""
-    layers = list(_unwrapped(_body(error)))
+    body = _body(error) or {}
+    layers = list(_unwrapped(body))
     if layers:
         return layers
+    if str(body.get("status")).lower() == "canceled":
+        # So it is told, without a code, where a later request has taken the place of this one.
+        return [{"code": "OperationPreempted"}]
     own = getattr(error, "error", None)  # what the SDK made of the answer
     code = (
         getattr(own, "code", None)

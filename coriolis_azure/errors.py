@@ -53,6 +53,13 @@ class AzureError(CoriolisAzureError):
     exit_code = 3
     remedy = "Read Azure's message; if it does not name a cause on your side, run the command again later."
 
+    @property
+    def reference(self) -> str:
+        """By what Azure's support finds the request: its HTTP status and its id; "" where there was no answer."""
+        status, request = self.facts.get("status"), self.facts.get("request_id")
+        parts = [f"HTTP {status}" if status else "", f"request id {request}" if request else ""]
+        return ", ".join(part for part in parts if part)
+
 
 class CloudUnreachable(AzureError):
     """No answer from an Azure endpoint: network, DNS, proxy or certificate."""

@@ -310,7 +310,8 @@ def _orchestrator(module: str) -> Any:
 
 
 def orchestrators_error(error: errors.CoriolisAzureError, *, connection: bool = False) -> Exception:
-    """The error as the orchestrator passes it on to its users: message and remedy, with its own HTTP code.
+    """The error as the orchestrator passes it on to its users: message, remedy and what Azure calls the
+    request, with the class of its own HTTP code.
 
     Only classes of the orchestrator itself keep their type on their way through its message queue. Without an
     orchestrator our own class, whose text then holds the remedy too.
@@ -320,6 +321,8 @@ def orchestrators_error(error: errors.CoriolisAzureError, *, connection: bool = 
         if not error.message.endswith(".")
         else f"{error.message} {error.remedy}"
     )
+    if isinstance(error, errors.AzureError) and error.reference:
+        text += f" (Azure's answer: {error.reference})"
     exceptions = _orchestrator("exception")
     if exceptions is None:
         error.args = (text,)

@@ -634,9 +634,16 @@ def _free(subnet: Json) -> int:
     prefixes: Sequence[str] = properties.get("addressPrefixes") or [
         properties.get("addressPrefix") or "0.0.0.0/32"
     ]
-    ranges = [ipaddress.ip_network(prefix, strict=False) for prefix in prefixes]
+    ranges = [found for prefix in prefixes if (found := _range(prefix)) is not None]
     room = sum(one.num_addresses - _RESERVED_ADDRESSES for one in ranges if one.version == 4)
     return max(0, room - len(properties.get("ipConfigurations") or ()))
+
+
+def _range(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(prefix, strict=False)
+    except ValueError:
+        return None
 
 
 def _texts(told: Iterable[Event]) -> str:

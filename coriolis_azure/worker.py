@@ -20,7 +20,7 @@ from .cloud import Azure
 from .errors import AzureError, DeadlinePassed, InvalidInput, QuotaExceeded
 from .events import Notice, Report, Step
 from .inspection import capabilities, capability
-from .model import Disk, Json, Machine, Worker, at
+from .model import Disk, Json, Machine, Worker, at, must
 from .pipeline import ordered
 from .resources import Resources, patiently
 from .settings import Environment, Image
@@ -238,7 +238,8 @@ def _refused(error: AzureError, code: str) -> str:
     """
     if code in _NO_IMAGE:
         return "image"
-    return "size" if isinstance(error, QuotaExceeded) or code in _QUOTA else ""
+    unknown = code == "InvalidParameter" and "vmsize" in str(error.facts.get("target")).lower()
+    return "size" if isinstance(error, QuotaExceeded) or code in _QUOTA or unknown else ""
 
 
 def _as_large(
@@ -258,12 +259,16 @@ def check_network(azure: Azure, environment: Environment) -> Json | None:
     subnet = subnet_id(azure.subscription, environment)
     vnet_id, _, name = subnet.partition("/subnets/")
     vnet = azure.get(vnet_id)
-    if names.location(vnet["location"]) != environment.location:
+    if names.location(must(vnet, "location")) != environment.location:
         raise InvalidInput(
             f"the network {names.name_of(vnet_id)} is in {vnet['location']}, not in {environment.location}",
             remedy="Choose an export_network in the location of the VMs.",
         )
-    subnets: dict[str, Json] = {found["name"]: found for found in vnet["properties"].get("subnets", [])}
+    subnets: dict[str, Json] = {
+        found["name"]: {"properties": {}, **found, "id": f"{vnet_id}/subnets/{found['name']}"}
+        for found in at(vnet, "properties.subnets", [])
+        if "name" in found
+    }
     for found, document in subnets.items():
         if found.lower() == name.lower():
             return document
@@ -426,8 +431,9 @@ def subnet_id(subscription: str, environment: Environment) -> str:
 
 def _address(resources: Resources, environment: Environment, nic: Json) -> str:
     if environment.export_worker_use_fip:
-        return str(resources.azure.get(resources.id("ip", "ip"))["properties"]["ipAddress"])
-    return str(nic["properties"]["ipConfigurations"][0]["properties"]["privateIPAddress"])
+        return str(must(resources.azure.get(resources.id("ip", "ip")), "properties.ipAddress"))
+    configurations = must(nic, "properties.ipConfigurations")
+    return str(must(configurations[0], "properties.privateIPAddress"))
 
 
 def _nsg(environment: Environment) -> Json:

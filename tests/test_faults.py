@@ -110,6 +110,9 @@ def test_conflicts_with_others_are_waited_out_within_the_stated_time(
         azure.faults.add(
             "refuse", method=method, path=path, status=status, code=code, times=times, seconds=0.001
         )
+    azure.faults.add(
+        "failed-operation", method="PATCH", path="/virtualMachines/coriolis", code="", message=""
+    )
     assert source.replicate("web", tmp_path / "images").left_behind == ()
     assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
     assert azure.resources() == before
@@ -185,8 +188,9 @@ def test_an_operation_that_another_request_pushed_aside_is_an_error_of_ours(
 ) -> None:
     """Azure tells it as Canceled, with status 200 and an empty code."""
     azure.faults.add("failed-operation", method="PUT", code="", message="")
-    with pytest.raises(errors.AzureError, match="could not create"):
+    with pytest.raises(errors.Conflict, match="could not create") as caught:
         put(source)
+    assert caught.value.facts["code"] == "OperationPreempted"
 
 
 # Where there is no room
@@ -303,4 +307,11 @@ def test_faults_and_permissions_are_set_from_the_command_line(tmp_path: Path) ->
             assert source.list_vms() == []
             role.write_text("{}")
             assert "Actions" in command("sandbox", "permit", str(folder), str(role), check=2).stderr
+        source_files = ("-c", str(folder / "connection.json"), "-e", str(environment))
+        sandbox.fault(folder, "refuse", path="/virtualMachines", code="ScopeLocked")
+        role.write_text(json.dumps(permissions.role(set(), ["/"])))
+        command("sandbox", "permit", str(folder), str(role))
+        told = command("inspect", *source_files, "web", check=3).stderr
+        assert "ScopeLocked" in told
+        assert "Azure's answer: HTTP 409, request id " in told
         assert "meteor" in command("sandbox", "fault", str(folder), "meteor", check=2).stderr

@@ -168,8 +168,12 @@ def test_every_official_example_of_a_disk_is_sized_right_or_refused(
     others = [disk, stand_in(os_disk)]
     told = outcome(place, vm, *others)
     size = disk["properties"].get("diskSizeGB")
+    uploaded = disk["properties"]["creationData"].get("uploadSizeBytes")
     if disk["properties"].get("securityProfile", {}).get("securityType", "").startswith("Confidential"):
         assert isinstance(told, errors.Unsupported)
+    elif uploaded:
+        assert isinstance(told, Machine)
+        assert told.disks[1].size_bytes == uploaded - 512
     elif size is None or disk["properties"]["creationData"]["createOption"] != "Empty":
         assert isinstance(told, errors.Unreadable)
         assert "no size" in told.message

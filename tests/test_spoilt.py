@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import GROUP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spoiling import QUICK, spoilt
 from test_cleanup import Later
 
+from coriolis_azure import errors, names
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -122,3 +124,43 @@ def test_a_spoilt_request_to_the_sandbox_is_done_or_refused_as_azure_would(
         assert error["code"]
         assert error["message"]
     assert sandbox.resources()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/skus", {"value": [{"resourceType": "virtualMachines", "name": None}]}),
+        ("/usages", {"value": [{"name": {"value": "cores"}, "limit": 7}, {"currentValue": 7}]}),
+        ("/versions", [True]),
+        ("/versions", {"value": [{"id": "x"}]}),
+        ("/checkPolicyRestrictions", {"fieldRestrictions": False}),
+        ("/checkPolicyRestrictions", {"contentEvaluationResult": {"policyEvaluations": [7]}}),
+        ("/providers/Microsoft.Compute", {"resourceTypes": [{}, {"resourceType": None}]}),
+        ("/permissions", {"value": [{"actions": 7}]}),
+        ("/virtualMachines", {"value": [{"id": "x"}]}),
+        ("/resourceGroups", {"value": [{"location": "x"}]}),
+    ],
+)
+def test_answers_that_once_ended_a_check_with_a_trace(
+    place: tuple[Sandbox, Source, Later], path: str, body: Any
+) -> None:
+    """Found by changing real answers at random."""
+    check(place, lambda question, real: body if question.endswith(path) else real)
+
+
+def test_an_operation_whose_state_is_no_document_is_an_error_of_ours(
+    place: tuple[Sandbox, Source, Later],
+) -> None:
+    sandbox, source, _ = place
+
+    def look(request: Request, answer: Callable[[Request], Response]) -> Response:
+        return Response.of(200, [[]]) if "/operations/" in request.path else answer(request)
+
+    sandbox.intercept = look
+    id = names.resource_id(source.azure.subscription, GROUP, "nsg", "n")
+    try:
+        with pytest.raises(errors.Unreadable, match="does not have the form") as caught:
+            source.azure.put(id, {"location": "westeurope", "properties": {}})
+    finally:
+        sandbox.intercept = None
+    assert caught.value.facts["resource"] == id

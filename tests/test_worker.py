@@ -78,7 +78,7 @@ def test_only_ssh_is_let_in_and_only_from_the_addresses_asked_for(
     assert source.finish(run) == []
 
 
-@pytest.mark.parametrize("code", ["SkuNotAvailable", "OperationNotAllowed"])
+@pytest.mark.parametrize("code", ["SkuNotAvailable", "OperationNotAllowed", "InvalidParameter"])
 def test_a_size_that_azure_has_no_room_for_gives_way_to_the_next(
     azure: Sandbox, source: Source, image: Callable[..., Path], told: list[Event], code: str
 ) -> None:
@@ -90,7 +90,9 @@ def test_a_size_that_azure_has_no_room_for_gives_way_to_the_next(
         if request.method == "PUT" and "/virtualMachines/coriolis" in request.path:
             tried.append(json.loads(request.body)["properties"]["hardwareProfile"]["vmSize"])
             if len(tried) < rooms:
-                body = json.dumps({"error": {"code": code, "message": "Sold out."}}).encode()
+                body = json.dumps(
+                    {"error": {"code": code, "message": "Sold out.", "target": "vmSize"}}
+                ).encode()
                 return Response(409, {"Content-Type": "application/json"}, body)
         return answer(request)
 
@@ -102,7 +104,7 @@ def test_a_size_that_azure_has_no_room_for_gives_way_to_the_next(
     assert source.finish(run) == []
     tried.clear()
     rooms = 1000
-    with pytest.raises((errors.QuotaExceeded, errors.Conflict)):
+    with pytest.raises(errors.AzureError, match=code):
         source.prepare("web")
     assert len(set(tried)) == worker.TRIES
     assert azure.resources() == before
