@@ -220,15 +220,13 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON. Secret and digests are inside `chunks`, which callers keep out of logs."""
-        deflate = zlib.compressobj(1)
-        packed = [deflate.compress(self.key), *map(deflate.compress, self.digests.pages()), deflate.flush()]
         document = {
             "version": VERSION,
             "size": self.size,
             "chunk": self.chunk,
             "hash": self.hash,
             "disk": self.disk,
-            "chunks": base64.b64encode(b"".join(packed)).decode(),
+            "chunks": _packed(self.key, self.digests),
         }
         return {**document, "check": _check(document)}
 
@@ -263,6 +261,16 @@ def _gmac(key: bytes) -> Mac:
     """The agent's GMAC, by the library that is ours here: the tag of a message that is nothing but associated data."""
     cipher, nonce = AESGCM(key[:16]), key[16:28]
     return lambda data: cipher.encrypt(nonce, b"", data)[:DIGEST]
+
+
+def _packed(key: bytes, digests: Digests) -> str:
+    """What `_unpacked` takes."""
+    deflate = zlib.compressobj(1)
+    packed = bytearray(deflate.compress(key))
+    for page in digests.pages():
+        packed += deflate.compress(page)
+    packed += deflate.flush()
+    return base64.b64encode(packed).decode()
 
 
 def _unpacked(text: str, count: int) -> tuple[bytes, Digests]:
