@@ -59,10 +59,13 @@ def main(task: dict[str, Any]) -> None:
                 verify=task.get("verify", False),
                 pace=pace,
                 direct=direct,
+                beside=beside,
             )
 
+    at_once = transfer.at_once(task.get("chunk", 1 << 20))
+    beside = min(at_once, len(task["disks"]))
     began = time.perf_counter()
-    outcomes = list(ordered(copy, enumerate(task["disks"]), threads=4, ahead=8))
+    outcomes = list(ordered(copy, enumerate(task["disks"]), threads=at_once, ahead=2 * at_once))
     seconds = time.perf_counter() - began
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))

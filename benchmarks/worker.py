@@ -29,8 +29,8 @@ PidFile none
 StrictModes no
 UsePAM no
 PasswordAuthentication no
-Ciphers aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com
 SetEnv PATH={folder}/bin:/usr/local/bin:/usr/bin:/bin SHLVL=2
+ForceCommand cd {folder}/home && exec sh -c "$SSH_ORIGINAL_COMMAND"
 MaxStartups 100
 """
 _CLIENT = """
@@ -46,7 +46,10 @@ _SUDO = '#!/bin/sh\n[ "$1" = -n ] && shift\nexec "$@"\n'
 
 
 class SshServer:
-    """A server that lets one new key in. `worker` is how we reach it, `command` how OpenSSH's client does."""
+    """A server that lets one new key in. `worker` is how we reach it, `command` how OpenSSH's client does.
+
+    `home` is the login directory.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -64,9 +67,12 @@ class SshServer:
         for name, text in files.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o600)
+        self.home = folder / "home"
+        self.home.mkdir()
         (folder / "bin").mkdir()
         (folder / "bin" / "sudo").write_text(_SUDO)
-        (folder / "bin" / "python3").symlink_to(sys.executable)
+        # A worker's Python is a bare one: it is not to import what this machine's has been given besides.
+        (folder / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         for program in (folder / "bin").iterdir():
             program.chmod(0o755)
         Path("/run/sshd").mkdir(exist_ok=True)

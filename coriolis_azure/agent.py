@@ -308,11 +308,13 @@ def zstd() -> Callable[[bytes], bytes]:
     library, local = _libzstd(), threading.local()
 
     def pack(data: bytes) -> bytes:
+        most = library.ZSTD_compressBound(len(data))
         if not hasattr(local, "context"):
-            local.context = library.ZSTD_createCCtx()
-        room = ctypes.create_string_buffer(library.ZSTD_compressBound(len(data)))
-        size = library.ZSTD_compressCCtx(local.context, room, len(room), data, len(data), 1)
-        return room.raw[:size] if size <= len(room) else data  # error codes are huge numbers
+            local.context, local.room = library.ZSTD_createCCtx(), b""
+        if len(local.room) < most:
+            local.room = ctypes.create_string_buffer(most)
+        size = library.ZSTD_compressCCtx(local.context, local.room, most, data, len(data), 1)
+        return ctypes.string_at(local.room, size) if size <= most else data  # error codes are huge numbers
 
     return pack
 

@@ -56,7 +56,6 @@ from .storage import Storage
 # A run shows life every quarter of an hour, so one that has been silent for two hours is dead.
 DEAD_AFTER = timedelta(hours=2)
 _LIFE_SECONDS = 15 * 60.0
-_DISKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -250,14 +249,16 @@ class Source:
             with folder.disk(disk.name) as destination:
                 # What is read here is read as a whole: pieces of chunks would save nothing.
                 job = self._job(disk, (), leaf=0, slot=0)
-                return self._copied(lambda: started(disk), job, disk, destination, full, pace, None)
+                return self._copied(lambda: started(disk), job, disk, destination, full, pace, None, beside)
 
         def end() -> None:
             folder.stop()
             for stream in streams:
                 stream.close()
 
-        direct = ordered(copy, rest, threads=_DISKS_AT_ONCE, ahead=2 * _DISKS_AT_ONCE, abort=end)
+        at_once = transfer.at_once(self.environment.chunk_size_kib << 10)
+        beside = min(at_once, len(rest))
+        direct = ordered(copy, rest, threads=at_once, ahead=2 * at_once, abort=end)
         outcomes |= {disk.name: outcome for disk, outcome in zip(rest, direct, strict=True)}
         return [outcomes[disk.name] for disk in disks]
 
@@ -498,14 +499,16 @@ class Source:
             job = self._job(disk, devices, settings.leaf_size_kib << 10, slot)
             with line, folder.disk(disk.name) as destination:
                 try:
-                    return self._copied(line.agent, job, disk, destination, full, pace, direct)
+                    return self._copied(line.agent, job, disk, destination, full, pace, direct, beside)
                 except Unreachable as error:
                     if self._gone(reader):
                         raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error
                     raise
 
+        at_once = transfer.at_once(settings.chunk_size_kib << 10)
+        beside = min(at_once, len(wave))
         slots = range(len(wave))
-        return list(ordered(copy, slots, threads=_DISKS_AT_ONCE, ahead=2 * _DISKS_AT_ONCE, abort=hang_up))
+        return list(ordered(copy, slots, threads=at_once, ahead=2 * at_once, abort=hang_up))
 
     def _job(self, disk: Disk, devices: tuple[str, ...], leaf: int, slot: int) -> transfer.Job:
         """What is to be copied of a disk."""
@@ -532,8 +535,9 @@ class Source:
         full: bool,
         pace: transfer.Pace | None,
         direct: transfer.Direct | None,
+        beside: int,
     ) -> transfer.Outcome:
-        """Copy a disk from where `start` gives its chunks."""
+        """Copy a disk from where `start` gives its chunks, `beside` disks at a time."""
         settings = self.environment
         return transfer.copy(
             start,
@@ -545,6 +549,7 @@ class Source:
             verify=settings.verify_disk_integrity,
             pace=pace,
             direct=direct,
+            beside=beside,
         )
 
     def _gone(self, reader: Worker) -> bool:

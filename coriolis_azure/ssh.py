@@ -86,7 +86,8 @@ class Connection:
     def start_agent(self, window: int = WINDOW) -> AgentStream:
         """Start the agent as root; the stream to talk to it. `window`: bytes that may be under way to us."""
         # The third word is this server's own address, as seen from here on; sudo would not pass the variable on.
-        command = f'set -- $SSH_CONNECTION; exec sudo -n python3 {shlex.quote(_AGENT_PATH)} "$3"'
+        # -I: what else lies in the login directory is not imported.
+        command = f'set -- $SSH_CONNECTION; exec sudo -n python3 -I {shlex.quote(_AGENT_PATH)} "$3"'
         return self._run(command, window)
 
     def start(self, command: str, patience: float) -> Program:

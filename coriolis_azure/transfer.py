@@ -30,7 +30,7 @@ __all__ = ["Direct", "Job", "Outcome", "Pace", "Stream", "copy", "differing"]
 LEAVES_SIZES = (0, 4096, 16384, 65536)
 COMPRESSION = ("none", "auto", "always")
 _THREADS = 4
-_AHEAD_BYTES = 8 << 20  # of chunks that have arrived and are not done with
+_AHEAD_BYTES = 8 << 20  # of chunks that have arrived and are not done with, of all disks together
 # Where each write waits for another host, a link with a delay is filled by writes under way, not by threads at work.
 _FAR_THREADS, _FAR_BYTES = 16, 16 << 20
 _FRUITLESS = 3  # connections in a row that were lost before anything was settled
@@ -65,13 +65,14 @@ def copy(
     verify: bool,
     pace: Pace | None = None,
     direct: Direct | None = None,
+    beside: int = 1,
 ) -> Outcome:
     """Bring `destination`, which holds `base`, up to the disk that an agent reads; commit that.
 
     `start` gives a new agent; it is called again where the connection to the one before was lost. `pace`: how
-    fast its data may come. `direct`: the way past `start`'s stream, if there may be one. AgentFailed,
-    StreamEnded, CorruptChunk or DestinationFailed, naming the offset, or what `start` raises, and then nothing
-    is committed.
+    fast its data may come. `direct`: the way past `start`'s stream, if there may be one. `beside`: disks that are
+    copied at a time, which share threads and memory. AgentFailed, StreamEnded, CorruptChunk or DestinationFailed,
+    naming the offset, or what `start` raises, and then nothing is committed.
     """
     if job.size != base.size:
         raise ValueError(f"the job is of {job.size} bytes, the manifest of {base.size}")
@@ -88,20 +89,28 @@ def copy(
             start(), job, known, first, choose, report=report, clock=clock, pace=pace, direct=direct
         )
 
-    return _Copy(talk, job, base, destination, report, clock).run(verify)
+    return _Copy(talk, job, base, destination, report, clock, beside).run(verify)
 
 
-def differing(destination: Destination, manifest: Manifest, indexes: Iterable[int]) -> Iterator[int]:
-    """The chunks of `indexes` whose content is not what `manifest` says, in order. UNKNOWN always differs."""
+def at_once(chunk: int) -> int:
+    """How many disks are copied at a time: two fill a small worker's line, and chunks in hand take memory."""
+    return 2 if chunk <= 1 << 20 else 1
+
+
+def differing(
+    destination: Destination, manifest: Manifest, indexes: Iterable[int], beside: int = 1
+) -> Iterator[int]:
+    """The chunks of `indexes` whose content is not what `manifest` says, in order. UNKNOWN always differs.
+
+    `beside`: disks that this is done with at a time.
+    """
     digest = manifest.digester()
 
     def differs(index: int) -> tuple[int, bool]:
         return index, digest(destination.read(*manifest.span(index))) != manifest.digest(index)
 
-    threads = _threads(destination, manifest.chunk)
-    with closing(
-        ordered(differs, indexes, threads=threads, ahead=_ahead(threads, manifest.chunk))
-    ) as results:
+    threads, ahead = _in_hand(destination, manifest.chunk, beside)
+    with closing(ordered(differs, indexes, threads=threads, ahead=ahead)) as results:
         yield from (index for index, wrong in results if wrong)
 
 
@@ -134,8 +143,9 @@ class _Copy:
         destination: Destination,
         report: Report,
         clock: Clock,
+        beside: int,
     ) -> None:
-        self._talk, self._job, self._base = talk, job, base
+        self._talk, self._job, self._base, self._beside = talk, job, base, beside
         self._destination, self._report = destination, report
         self._digester = base.digester()
         self._failure: Exception | None = None
@@ -194,8 +204,7 @@ class _Copy:
             self._lost = None
         self._first = self._settled.find(0) if 0 in self._settled else self._base.count
         self._held = {}
-        threads = _threads(self._destination, self._base.chunk)
-        ahead = _ahead(threads, self._base.chunk)
+        threads, ahead = _in_hand(self._destination, self._base.chunk, self._beside)
         try:
             choose = self._base.fresh and 1 not in self._settled
             with self._talk(self._base, self._first, choose) as dialogue:
@@ -262,7 +271,7 @@ class _Copy:
         if not self._destination.readable:
             return self._destination.check()
         indexes = (index for index, changed in enumerate(self._written) if changed)
-        for index in differing(self._destination, manifest, indexes):
+        for index in differing(self._destination, manifest, indexes, self._beside):
             offset, disk = manifest.span(index)[0], self._job.disk
             text = f"{disk}: the chunk at offset {offset} reads back from the destination as something else"
             raise CorruptChunk(text, disk=disk, offset=offset)
@@ -393,15 +402,13 @@ class _Copy:
             raise dialogue.corrupt(frame.index, "did not arrive as the agent has read it")
 
 
-def _threads(destination: Destination, chunk: int) -> int:
-    """How many threads work at a destination; fewer where chunks are large, as each has some in hand."""
-    near = max(2, min(_THREADS, _AHEAD_BYTES // chunk))
-    return max(near, min(_FAR_THREADS, _FAR_BYTES // chunk)) if destination.far else near
-
-
-def _ahead(threads: int, chunk: int) -> int:
-    """How many chunks are in memory: two more than threads, or so many bytes where those would be more."""
-    return max(3, min(threads + 2, max(_AHEAD_BYTES, threads * min(chunk, 1 << 20)) // chunk))
+def _in_hand(destination: Destination, chunk: int, beside: int) -> tuple[int, int]:
+    """How many threads work for a disk, and how many chunks they may have in hand, `beside` disks at a time."""
+    threads = max(2, min(_THREADS, _AHEAD_BYTES // chunk) // beside)
+    if destination.far:
+        threads = max(threads, min(_FAR_THREADS, _FAR_BYTES // chunk) // beside)
+    room = max(_AHEAD_BYTES // beside, threads * min(chunk, 1 << 20))
+    return threads, max(3, min(threads + 2, room // chunk))
 
 
 def _gaps(pieces: list[Piece], length: int) -> list[tuple[int, int]]:
