@@ -245,6 +245,8 @@ class Source:
             streams.append(unmanaged.DirectStream(frozen[disk.name], disk.size_bytes))
             return streams[-1]
 
+        beside = self._beside(len(rest))
+
         def copy(disk: Disk) -> transfer.Outcome:
             with folder.disk(disk.name) as destination:
                 # What is read here is read as a whole: pieces of chunks would save nothing.
@@ -256,9 +258,7 @@ class Source:
             for stream in streams:
                 stream.close()
 
-        at_once = transfer.at_once(self.environment.chunk_size_kib << 10)
-        beside = min(at_once, len(rest))
-        direct = ordered(copy, rest, threads=at_once, ahead=2 * at_once, abort=end)
+        direct = ordered(copy, rest, threads=beside, ahead=2 * beside, abort=end)
         outcomes |= {disk.name: outcome for disk, outcome in zip(rest, direct, strict=True)}
         return [outcomes[disk.name] for disk in disks]
 
@@ -494,6 +494,8 @@ class Source:
             for line in lines:
                 line.close()
 
+        beside = self._beside(len(wave))
+
         def copy(slot: int) -> transfer.Outcome:
             (disk, devices), line = wave[slot], lines[slot]
             job = self._job(disk, devices, settings.leaf_size_kib << 10, slot)
@@ -505,10 +507,12 @@ class Source:
                         raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error
                     raise
 
-        at_once = transfer.at_once(settings.chunk_size_kib << 10)
-        beside = min(at_once, len(wave))
         slots = range(len(wave))
-        return list(ordered(copy, slots, threads=at_once, ahead=2 * at_once, abort=hang_up))
+        return list(ordered(copy, slots, threads=beside, ahead=2 * beside, abort=hang_up))
+
+    def _beside(self, disks: int) -> int:
+        """How many of so many disks are copied at a time."""
+        return min(transfer.at_once(self.environment.chunk_size_kib << 10), max(1, disks))
 
     def _job(self, disk: Disk, devices: tuple[str, ...], leaf: int, slot: int) -> transfer.Job:
         """What is to be copied of a disk."""
