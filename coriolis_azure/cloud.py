@@ -48,7 +48,7 @@ from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.resource.resources import ResourceManagementClient
 from requests.adapters import HTTPAdapter
 
-from . import __version__, codes, documents, errors, names
+from . import __version__, codes, documents, errors, names, tls
 from .model import Json, must
 from .settings import Connection, Image
 
@@ -531,6 +531,7 @@ class _Trusting(HTTPAdapter):
 
     def __init__(self, ca_bundle: str) -> None:
         self._context = ssl.create_default_context()
+        self._context.sslsocket_class = tls.Socket
         self._context.load_verify_locations(ca_bundle)
         super().__init__(pool_maxsize=_CONNECTIONS)
 

@@ -11,7 +11,7 @@ import io
 import shlex
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -412,10 +412,12 @@ def _own_key(text: str) -> paramiko.PKey:
 def _opened(address: str, port: int, where: str, key_types: tuple[str, ...] = ()) -> paramiko.Transport:
     """A connection on which keys are agreed upon; nobody has signed in yet."""
     try:
-        plain = socket.create_connection((address, port), timeout=_CONNECT_SECONDS)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_SECONDS)
-        transport = paramiko.Transport(plain)
+        with ExitStack() as undo:
+            plain = undo.enter_context(socket.create_connection((address, port), timeout=_CONNECT_SECONDS))
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_SECONDS)
+            transport = paramiko.Transport(plain)
+            undo.pop_all()
     except (OSError, SSHException) as error:
         raise Unreachable(f"{where} does not answer: {error}") from error
     with _signing_in(transport, where):

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "coriolis_azure"
 
 # From the ground up. A room may import from its own floor and from those below.
 FLOORS = (
-    {"errors", "clock", "__init__"},
+    {"errors", "clock", "tls", "__init__"},
     {
         "codes",
         "documents",

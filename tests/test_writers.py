@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import json
 import os
 import random
+import socket
 import struct
 import subprocess
 import sys
@@ -768,6 +770,21 @@ def test_a_server_that_is_killed_is_an_error(over_https: Bench) -> None:
     together([lambda: failures.append(fails(over_https, clock=HeldClock())), kill])
     assert isinstance(failures[0].facts["offset"], int)
     assert any("may still be locked" in text for text in over_https.told)
+
+
+def test_a_server_that_goes_before_the_handshake_leaves_no_socket_to_the_collector(
+    over_https: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was not let in yet when a listener closes is reset."""
+    connect = socket.create_connection
+
+    def reset(address: tuple[str, int], *options: object) -> socket.socket:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            return connect(listener.getsockname(), *options)
+
+    monkeypatch.setattr(socket, "create_connection", reset)
+    assert "reset by peer" in str(fails(over_https, clock=HeldClock()))
+    gc.collect()  # what it finds open is a warning, and so an error
 
 
 def test_a_server_that_says_nothing_is_an_error(over_https: Bench) -> None:

@@ -28,7 +28,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from coriolis_azure import ssh
+from coriolis_azure import ssh, tls
 from coriolis_azure.sandbox import guest
 
 SSH_PORT = 2022
@@ -139,6 +139,7 @@ class HttpsTarget(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         self.pems = certificates(folder)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.sslsocket_class = tls.Socket
         (folder / "both").write_text(self.pems["server_crt"] + self.pems["server_key"])
         context.load_cert_chain(folder / "both")
         context.load_verify_locations(folder / "ca_crt")

@@ -25,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from .. import tls
 from ..clock import Clock
 from ..errors import CorruptChunk, DestinationFailed, InvalidInput
 from ..events import Notice, Report
@@ -241,12 +242,13 @@ class Device:
             connection = self._idle.pop() if self._idle else self._target.connection()
         try:
             connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            words = answer.read(_ANSWER_BYTES)
+            with connection.getresponse() as answer:
+                words = answer.read(_ANSWER_BYTES)
+                whole = answer.isclosed()
         except BaseException:
             connection.close()
             raise
-        if answer.will_close or not answer.isclosed():
+        if answer.will_close or not whole:
             connection.close()
         else:
             with self._lock:
@@ -273,6 +275,7 @@ def _trust(certificates: dict[str, Any]) -> ssl.SSLContext:
         if not isinstance(certificates.get(name), str):
             raise InvalidInput(f"the certificates of the http_backup_writer have no {name}")
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trust.sslsocket_class = tls.Socket
     try:
         trust.load_verify_locations(cadata=certificates["ca_crt"])
         # There is no way to load a key but from a file; the folder is for this user only and gone at once.

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from coriolis_azure import tls
 from coriolis_azure.sandbox.certificates import server_files
 from coriolis_azure.sandbox.wire import Request, Response
 
@@ -34,6 +35,7 @@ class Server(ThreadingHTTPServer):
         certificate, key = server_files(directory)
         self.handle = handle
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.sslsocket_class = tls.Socket
         self._context.load_cert_chain(certificate, key)
         super().__init__(("127.0.0.1", port), _Handler)
 
