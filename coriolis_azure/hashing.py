@@ -39,6 +39,7 @@ _REMEDY = "Give the document as an earlier run returned it, or none at all: then
 _PAGE = 4096  # digests
 _ZEROS = ZERO * _PAGE
 _TEXT = 1 << 16  # letters of base64 that are looked at at a time
+_CHECK_END = b'"]'
 
 
 class Digests:
@@ -220,15 +221,29 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON. Secret and digests are inside `chunks`, which callers keep out of logs."""
-        document = {
+        letters = b"".join(_packed(self.key, self.digests)).decode()
+        document = {**self._head(), "chunks": letters}
+        return {**document, "check": _check(document)}
+
+    def text(self, beside: dict[str, Any]) -> Iterator[bytes]:
+        """The JSON text of `to_json` and what stands `beside` it, in pieces: the whole of it is large."""
+        head = self._head()
+        check = _check_begun(head)
+        yield f'{json.dumps(head)[:-1]}, "chunks": "'.encode()
+        for letters in _packed(self.key, self.digests):
+            check.update(letters)
+            yield letters
+        check.update(_CHECK_END)
+        yield f'", {json.dumps({"check": check.hexdigest(), **beside})[1:]}'.encode()
+
+    def _head(self) -> dict[str, Any]:
+        return {
             "version": VERSION,
             "size": self.size,
             "chunk": self.chunk,
             "hash": self.hash,
             "disk": self.disk,
-            "chunks": _packed(self.key, self.digests),
         }
-        return {**document, "check": _check(document)}
 
     @classmethod
     def from_json(cls, document: Any) -> Manifest:
@@ -263,14 +278,16 @@ def _gmac(key: bytes) -> Mac:
     return lambda data: cipher.encrypt(nonce, b"", data)[:DIGEST]
 
 
-def _packed(key: bytes, digests: Digests) -> str:
-    """What `_unpacked` takes."""
+def _packed(key: bytes, digests: Digests) -> Iterator[bytes]:
+    """What `_unpacked` takes, in pieces."""
     deflate = zlib.compressobj(1)
     packed = bytearray(deflate.compress(key))
     for page in digests.pages():
         packed += deflate.compress(page)
-    packed += deflate.flush()
-    return base64.b64encode(packed).decode()
+        whole = len(packed) // 3 * 3  # which four letters each stand for
+        yield base64.b64encode(packed[:whole])
+        del packed[:whole]
+    yield base64.b64encode(packed + deflate.flush())
 
 
 def _unpacked(text: str, count: int) -> tuple[bytes, Digests]:
@@ -305,13 +322,18 @@ def _unpacked(text: str, count: int) -> tuple[bytes, Digests]:
 
 def _check(document: dict[str, Any]) -> str:
     """The digest over all that counts in a manifest's document: a list of it in JSON."""
-    head = json.dumps([document[name] for name in ("version", "size", "chunk", "hash", "disk")])
-    whole = hashlib.blake2b(f'{head[:-1]}, "'.encode(), digest_size=DIGEST)
+    whole = _check_begun(document)
     text = document["chunks"]
     for at in range(0, len(text), _TEXT):  # nothing in it is written in another way in JSON
         whole.update(text[at : at + _TEXT].encode("ascii", "backslashreplace"))
-    whole.update(b'"]')
+    whole.update(_CHECK_END)
     return whole.hexdigest()
+
+
+def _check_begun(head: dict[str, Any]) -> hashlib.blake2b:
+    """That digest up to where the letters of `chunks` come."""
+    listed = json.dumps([head[name] for name in ("version", "size", "chunk", "hash", "disk")])
+    return hashlib.blake2b(f'{listed[:-1]}, "'.encode(), digest_size=DIGEST)
 
 
 def _wrong(why: str, remedy: str = _REMEDY) -> InvalidInput:

@@ -4,8 +4,8 @@ Nothing is believed: every chunk has the digest that was announced, before it is
 of them is compared at the end. A run that fails at any point is not committed. A connection that breaks is taken
 up where it was.
 
-Memory is bounded by the bytes in flight, whatever the size of the disk; only the digests, 14 bytes a chunk, grow
-with it.
+Memory is bounded by the bytes in flight, whatever the size of the disk; only what is known of it, 15 bytes a chunk,
+grows with it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def copy(
             start(), job, known, first, choose, report=report, clock=clock, pace=pace, direct=direct
         )
 
-    return _Copy(talk, job, base, destination, report, clock, beside).run(verify)
+    work = _Copy(talk, job, base, destination, report, clock, beside)
+    del base  # else its digests would be kept beside those of what is there by then
+    return work.run(verify)
 
 
 def at_once(chunk: int) -> int:
@@ -116,10 +118,10 @@ def differing(
 
 @dataclass(frozen=True)
 class _Done:
-    """What applying a frame has settled: `count` chunks from `index` on."""
+    """What applying a frame has settled: `count` chunks from `index` on; none where the agent only asked."""
 
-    index: int = 0
-    count: int = 0
+    index: int
+    count: int
     digest: bytes | None = None  # None: as in the base
     sent: int = 0
     zero: int = 0
@@ -129,10 +131,10 @@ class _Done:
 class _Copy:
     """The state that the steps of one copy share. Only `_apply` and what it calls run in several threads.
 
-    `_base` is what the destination was known to hold when the agent of now began; `_holds` is what it holds
-    now. `_settled` and `_written` have a byte for each chunk: whether its content is there, and whether it was
-    this copy that put it there; `_earlier` is `_settled` as it was when the agent of now began. `_held` are the
-    digests of the grains that the destination has of the chunks that were asked for.
+    `_base` is what the destination holds; its digests change as chunks are settled. Settled, which means that its
+    content is there, is each chunk before `_next` that is not one of `_asked`; `_earlier` are both as they were when
+    the agent of now began. `_written` has a byte for each chunk: whether it was this copy that put its content there.
+    `_held` are the digests of the grains that the destination has of the chunks that were asked for.
     """
 
     def __init__(
@@ -145,13 +147,15 @@ class _Copy:
         clock: Clock,
         beside: int,
     ) -> None:
-        self._talk, self._job, self._base, self._beside = talk, job, base, beside
+        self._talk, self._job, self._beside = talk, job, beside
+        self._base = replace(base, digests=base.digests.copy())
         self._destination, self._report = destination, report
         self._digester = base.digester()
         self._failure: Exception | None = None
         self._root = ""
-        self._holds, self._written = base.digests.copy(), bytearray(base.count)
-        self._settled, self._earlier = bytearray(base.count), bytes(base.count)
+        self._written = bytearray(base.count)
+        self._next, self._asked = 0, set[int]()
+        self._earlier = self._next, frozenset(self._asked)
         self._held: dict[int, list[bytes]] = {}
         self._first = 0
         self._sent = self._zero = self._skipped = 0
@@ -160,7 +164,6 @@ class _Copy:
 
     def run(self, verify: bool) -> Outcome:
         """The copy, from the job to the commit."""
-        base = self._base
         try:
             self._settle_all()
         except (StreamEnded, AgentFailed):
@@ -169,24 +172,25 @@ class _Copy:
                 raise self._failure from None
             raise
         self._progress.last(self._sent)
-        manifest = self._known(fresh=False)
+        manifest = replace(self._base, fresh=False)
         if self._root != manifest.root(self._first):
             disk = self._job.disk
             raise CorruptChunk(f"{disk}: the digest of the whole disk is not the agent's", disk=disk)
         self._destination.flush()
         verified = self._verified(manifest) if verify else None
         self._destination.commit(manifest)
-        return Outcome(manifest, base.size, self._sent, self._zero, self._skipped, verified, base.fresh)
+        full = self._base.fresh
+        return Outcome(manifest, manifest.size, self._sent, self._zero, self._skipped, verified, full)
 
     def _settle_all(self) -> None:
         """Let agents work until one has come to the end of the disk."""
         fruitless = 0
         while True:
-            before = self._settled.count(1)
+            before = self._settled
             self._take_up()
             if self._lost is None:
                 return
-            fruitless = 0 if self._settled.count(1) > before else fruitless + 1
+            fruitless = 0 if self._settled > before else fruitless + 1
             if fruitless == _FRUITLESS:
                 raise self._lost
             done = self._sent + self._zero + self._skipped
@@ -200,13 +204,12 @@ class _Copy:
         only asked about is as the destination had it.
         """
         if self._lost is not None:
-            self._base, self._earlier = self._known(self._base.fresh), bytes(self._settled)
-            self._lost = None
-        self._first = self._settled.find(0) if 0 in self._settled else self._base.count
+            self._earlier, self._lost = (self._next, frozenset(self._asked)), None
+        self._first = min(self._asked, default=self._next)
         self._held = {}
         threads, ahead = _in_hand(self._destination, self._base.chunk, self._beside)
         try:
-            choose = self._base.fresh and 1 not in self._settled
+            choose = self._base.fresh and not self._settled
             with self._talk(self._base, self._first, choose) as dialogue:
                 self._progress.show(self._sent + self._zero + self._skipped, self._sent)
                 self._begin(dialogue)
@@ -229,7 +232,6 @@ class _Copy:
         hash = self._base.hash
         self._base = dialogue.begin()
         if self._base.hash != hash:
-            self._holds = self._base.digests.copy()
             self._digester = self._base.digester()
             if not self._base.fresh:
                 self._report(
@@ -253,17 +255,22 @@ class _Copy:
     def _note(self, done: _Done) -> None:
         """Keep what has been settled."""
         last = done.index + done.count
-        self._settled[done.index : last] = b"\1" * done.count
+        if done.count:
+            self._asked.difference_update(range(done.index, last))
+        else:
+            self._asked.add(done.index)
+        self._next = max(self._next, last, done.index + 1)
         if done.digest is not None:
-            self._holds.put(done.index, done.digest * done.count)
+            self._base.digests.put(done.index, done.digest * done.count)
             self._written[done.index : last] = b"\1" * done.count
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
         self._progress.show(self._sent + self._zero + self._skipped, self._sent)
 
-    def _known(self, fresh: bool) -> Manifest:
-        """What the destination holds by now."""
-        return replace(self._base, digests=self._holds.copy(), fresh=fresh)
+    @property
+    def _settled(self) -> int:
+        """How many chunks are settled."""
+        return self._next - len(self._asked)
 
     def _verified(self, manifest: Manifest) -> bool | None:
         """Read back the chunks that were written, or have the destination confirm them."""
@@ -302,11 +309,12 @@ class _Copy:
         """Chunks that are as they were; where nothing had been there, they are zeros that were found."""
         base = self._base
         zero = skipped = 0
+        earlier, asked = self._earlier
         for index in range(frame.index, frame.index + frame.count):
             digest, length = base.digest(index), base.span(index)[1]
             if digest == UNKNOWN:
                 raise dialogue.corrupt(index, "is said to be unchanged, but nothing is known of it")
-            if self._earlier[index]:  # counted when it was settled
+            if index < earlier and index not in asked:  # counted when it was settled
                 continue
             if base.fresh and digest == ZERO:
                 zero += length
@@ -339,7 +347,7 @@ class _Copy:
                 leaves += self._digester.pieces(content[start : start + GRAIN], self._job.leaf)
         self._held[frame.index] = mine
         dialogue.answer(frame.index, grains, b"".join(leaves))
-        return _Done()
+        return _Done(frame.index, 0)
 
     def _data(self, dialogue: Dialogue, frame: Frame) -> _Done:
         """A chunk as a whole: whole grains, and zeros between them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -111,6 +112,15 @@ def test_json_gives_the_manifest_back() -> None:
     document = json.loads(json.dumps(manifest().to_json()))
     assert Manifest.from_json(document) == manifest()
     assert Manifest.from_json({**document, "image": {"anything": 1}}) == manifest()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9000])
+def test_its_text_in_pieces_is_its_json_and_what_stands_beside_it(count: int) -> None:
+    digests = Digests(random.Random(count).randbytes(count * DIGEST))
+    made = Manifest(count * CHUNK, CHUNK, "blake2b", bytes(range(32)), digests, 'a "disk"')
+    text = b"".join(made.text({"image": {"size": 1}}))
+    assert json.loads(text) == {**made.to_json(), "image": {"size": 1}}
+    assert Manifest.from_json(json.loads(text)) == made
 
 
 def test_secret_and_digests_are_only_under_chunks() -> None:

@@ -324,8 +324,7 @@ class BlobImage:
 
     def _keep(self, manifest: Manifest, state: str) -> Manifest:
         """Make `manifest` what the next run starts from: manifest, then the end of what is dirty, then the ETag."""
-        document = {**manifest.to_json(), "image": self._image}
-        self._manifest.put(json.dumps(document).encode())
+        self._manifest.put(b"".join(manifest.text({"image": self._image})))
         self._size, self._region = manifest.size, _region(manifest.size)
         etag = self._blob.set_metadata(self._metadata(state, set()))
         self._state, self._dirty = state, set()

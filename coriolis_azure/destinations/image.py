@@ -319,11 +319,11 @@ class Image:
     def _keep(self, manifest: Manifest) -> Manifest:
         """Make `manifest` what the next run starts from: content, then manifest, then the end of `dirty`."""
         os.fsync(self._fd)
-        text = json.dumps({**manifest.to_json(), "image": self._stamp()})
         new = self._manifest_path.with_name(self._manifest_path.name + ".new")
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            _write_whole(fd, text.encode())
+            for text in manifest.text({"image": self._stamp()}):
+                _write_whole(fd, text)
             os.fsync(fd)
         finally:
             os.close(fd)
