@@ -3,8 +3,9 @@
     python tests/reliability.py [--only SECTION]... [--share N] [--rounds N] [--minutes N]
 
 `--share N` takes every N-th strike of the crash matrix, `--rounds N` that many rounds of each fault of the replica
-matrix; after `--minutes` a section begins nothing more, and its figures say how far it came. Sections may run side by
-side, each in a process of its own. Ends with 1 when anything was wrong; what it was is printed.
+matrix; after `--minutes` a section begins nothing more, and its figures say how far it came. Figures of a share are
+printed, and the page keeps those of the whole. Sections may run side by side, each in a process of its own. Ends with 1
+when anything was wrong; what it was is printed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from episodes import FRONTS, Figures, episode, opened, possible
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 Table = list[list[object]]
-LOAD = ("sparse", "sparse", "extents", "fleet")  # once more is the incremental run
 
 
 class Asked(argparse.Namespace):
@@ -92,12 +92,14 @@ def replicas(asked: Asked, folder: Path) -> tuple[Table, list[str]]:
     table: Table = [["destination", "runs", "faults", "runs that ended by them", "images compared", "wrong"]]
     wrong: list[str] = []
     changes: dict[str, int] = {}
-    for name, kind in FRONTS.items():
+    for done, (name, kind) in enumerate(FRONTS.items()):
         figures, chance = Figures(), random.Random(name)
+        now = time.monotonic()
+        until = now + (asked.until - now) / (len(FRONTS) - done)  # each destination has its part of the time
         try:
             with opened(kind, folder / name.replace(" ", "-")) as front:
                 for number in range(asked.rounds):
-                    if time.monotonic() > asked.until:
+                    if time.monotonic() > until:
                         break
                     faults = possible(front)
                     chance.shuffle(faults)
@@ -115,17 +117,17 @@ def replicas(asked: Asked, folder: Path) -> tuple[Table, list[str]]:
         table.append(
             [name, figures.runs, faults_told, figures.ended_by_fault, figures.images, len(figures.wrong)]
         )
-    told = ", ".join(f"{change} {count}" for change, count in sorted(changes.items()))
-    table.append(["what happened to disks", told, "", "", "", ""])
+    changes_told = ", ".join(f"{change} {count}" for change, count in sorted(changes.items()))
+    table.append(["what happened to disks", changes_told, "", "", "", ""])
     return table, wrong
 
 
-def load(asked: Asked, folder: Path) -> tuple[Table, list[str]]:
+def load(runs: tuple[str, ...], asked: Asked, folder: Path) -> tuple[Table, list[str]]:
     """What is large: see loads.py. Each in a process of its own, whose peak is its own."""
     del asked
     table: Table = [["load", "seen"]]
     wrong = []
-    for name in LOAD:
+    for name in runs:
         program = Path(__file__).with_name("loads.py")
         command = [sys.executable, str(program), name, str(folder / name)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
@@ -140,7 +142,9 @@ SECTIONS: dict[str, Callable[[Asked, Path], tuple[Table, list[str]]]] = {
     "crashes-command-line": partial(crashes, CommandLine),
     "crashes-plugin": partial(crashes, Plugin),
     "replicas": replicas,
-    "load": load,
+    "load-sparse": partial(load, ("sparse", "sparse")),  # once more is the incremental run
+    "load-extents": partial(load, ("extents",)),
+    "load-fleet": partial(load, ("fleet",)),
 }
 
 
@@ -148,13 +152,18 @@ def say(text: str) -> None:
     print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", flush=True)
 
 
-def written(section: str, table: Table, seconds: float) -> None:
-    """Put a section's figures into the page, between its marks."""
+def told(table: Table, seconds: float) -> str:
+    """A section's figures, as the page has them."""
     head, *rows = [["" if cell is None else str(cell) for cell in row] for row in table]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     moment = f"{datetime.now(timezone.utc):%Y-%m-%d}"
-    text = "\n".join([*lines, "", f"Run on {moment}, {seconds / 60:.0f} minutes.", ""])
+    took = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} seconds"
+    return "\n".join([*lines, "", f"Run on {moment}, {took}.", ""])
+
+
+def written(section: str, text: str) -> None:
+    """Put a section's figures into the page, between its marks."""
     begin, end = f"<!-- {section} -->\n", f"<!-- end of {section} -->"
     page = PAGE.read_text()
     before, _, rest = page.partition(begin)
@@ -174,7 +183,10 @@ def main() -> int:
             began = time.monotonic()
             asked.until = began + 60 * asked.minutes
             table, found = SECTIONS[name](asked, Path(folder))
-            written(name, table, time.monotonic() - began)
+            text = told(table, time.monotonic() - began)
+            say(f"{name}:\n{text}")
+            if asked.share == 1:
+                written(name, text)
             wrong += found
     for each in wrong:
         print(f"WRONG {each}\n", flush=True)
