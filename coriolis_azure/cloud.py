@@ -89,6 +89,8 @@ _API_VERSION = re.compile(
 _OPERATION = re.compile(r"/(\w*operations|operationresults)/[^/]+$", re.IGNORECASE)
 _PROVIDER = re.compile(r".*/providers/(Microsoft\.\w+/\w+)", re.IGNORECASE)
 
+# What the SDKs raise where no answer came at all; a sign-in that met one of these raises another error about it.
+_NO_ANSWER = (ServiceRequestError, ServiceResponseError, requests.RequestException)
 # Connections that are kept open to one host: blobs are written by many threads.
 _CONNECTIONS = 64
 # Seconds between two looks at an operation for which Azure sets no pace. A VM's operations may be asked for
@@ -566,11 +568,10 @@ def https(connection: Connection, proxy: Proxy | None = None) -> Transport:
         session = _Proxied(proxy)
     elif urlsplit(connection.resource_manager).hostname in {"127.0.0.1", "localhost", "::1"}:
         session.trust_env = False
-    trusting = _Trusting(connection.ca_bundle) if connection.ca_bundle else None
+    verifies = not connection.allow_untrusted
+    trusting = _Trusting(connection.ca_bundle) if connection.ca_bundle and verifies else None
     session.mount("https://", trusting or HTTPAdapter(pool_maxsize=_CONNECTIONS))
-    transport: Transport = RequestsTransport(
-        session=session, connection_verify=not connection.allow_untrusted
-    )
+    transport: Transport = RequestsTransport(session=session, connection_verify=verifies)
     return transport
 
 
@@ -667,13 +668,18 @@ def translated(verb: str, resource: str) -> Iterator[None]:
     except HttpResponseError as error:
         if isinstance(error, DecodeError) and (error.status_code or 0) < 400:
             raise _unreadable(verb, resource, error) from error
+        if isinstance(error, ClientAuthenticationError) and isinstance(error.__context__, _NO_ANSWER):
+            raise _unreachable(verb, resource, error.__context__) from error
         raise _error(verb, resource, error) from error
-    except (ServiceRequestError, ServiceResponseError, requests.RequestException) as error:
-        raise errors.CloudUnreachable(
-            f"could not {verb} {resource}: no answer from Azure: {error}", resource=resource
-        ) from error
+    except _NO_ANSWER as error:
+        raise _unreachable(verb, resource, error) from error
     except SdkError as error:
         raise errors.AzureError(f"could not {verb} {resource}: {error.message}", resource=resource) from error
+
+
+def _unreachable(verb: str, resource: str, error: BaseException) -> errors.CloudUnreachable:
+    text = f"could not {verb} {resource}: no answer from Azure: {error}"
+    return errors.CloudUnreachable(text, resource=resource)
 
 
 def _unreadable(verb: str, resource: str, error: Exception) -> errors.Unreadable:

@@ -2,7 +2,8 @@
 
 One file a run, one line an id, `fsync`ed before Azure is asked. The process that runs holds a lock on the file:
 a journal that nobody holds belongs to a run that died, so the next one may finish it at once instead of waiting
-until it looks old. Ids are no secrets, and nothing else is in it.
+until it looks old. Ids are no secrets, and nothing else is in it. One that cannot be read (damaged, a newer version's,
+not ours) is set aside under another name: what its run made carries tags, and is deleted once it looks dead.
 
 Plugin calls are spread over processes and hosts, so they keep no file; for them the tags are the record.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ from typing import TextIO
 
 from .errors import InvalidInput
 from .model import Run
+
+LOG = logging.getLogger(__name__)
 
 
 class Journal:
@@ -89,8 +93,10 @@ def abandoned(folder: Path) -> Iterator[tuple[Run, Path]]:
         if lines is not None:
             try:
                 run = Run.from_json(json.loads(lines.readline()))
-            except (ValueError, TypeError):  # killed in its first write, it had created nothing
-                path.unlink(missing_ok=True)
+            except (ValueError, TypeError, RecursionError):
+                aside = path.with_suffix(".unreadable")
+                path.rename(aside)
+                LOG.warning("the journal %s cannot be read; it is kept as %s", path, aside)
                 continue
             yield run, path
 

@@ -110,6 +110,8 @@ class Source:
         self.environment = Environment.from_json(source_environment, connection.default_resource_group)
         self.azure = Azure(connection, transport=transport)
         self._report = report
+        if connection.allow_untrusted:
+            report(Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials"))
         self._clock = clock or Clock()
         self._journals = default_folder() if keep_journal else None
         self.storage = Storage(

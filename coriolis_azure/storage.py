@@ -169,8 +169,11 @@ class Account:
         return self._azure.storage_key(self.id)
 
     def readable_url(self, blob: Blob, clock: Clock) -> str:
-        """The URL of a blob with leave to read it for a day: for Azure itself, which copies it. A secret."""
-        start, end = clock.now() - timedelta(minutes=15), clock.now() + timedelta(days=1)
+        """The URL of a blob with leave to read it as long as a copy may take: for Azure itself. A secret."""
+        start, end = (
+            clock.now() - timedelta(minutes=15),
+            clock.now() + timedelta(seconds=_COPY_SECONDS, hours=1),
+        )
         with translated("sign a URL for", blob.url):
             key = None if self._by_key else self._service.get_user_delegation_key(start, end)
             sas = generate_blob_sas(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from replicas import SandboxPlace
 from test_replicas import CHUNK, LAST, SIZE, A, B, expected, run, small_regions
 
-from coriolis_azure import destinations, names, vhd
+from coriolis_azure import destinations, names, storage, vhd
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import CoriolisAzureError, Denied, DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Waiting, silent
@@ -428,6 +430,16 @@ def test_a_busy_service_is_asked_again_within_seconds(
     assert place.content(SIZE) == expected({0: A})
     assert len(slept) >= 2
     assert max(slept) < 10
+
+
+def test_a_signed_url_outlives_the_copy_it_is_for(place: SandboxPlace) -> None:
+    """The one use of a SAS: nothing that is read or written directly ends with one."""
+    run(place, {0: A})
+    account, clock = place.storage.account("sandboxstorage"), Clock()
+    (expires,) = parse_qs(urlsplit(account.readable_url(place.blob(), clock)).query)["se"]
+    ends = datetime.strptime(expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    longest = timedelta(seconds=storage._COPY_SECONDS)
+    assert longest < ends - clock.now() < longest + timedelta(hours=2)
 
 
 def test_no_signed_url_gets_into_a_log(

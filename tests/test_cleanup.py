@@ -74,14 +74,39 @@ def test_a_journal_that_nobody_holds_is_a_dead_run(source: Source, run: Run, tmp
     assert list(tmp_path.glob("*.journal")) == []
 
 
-def test_journals_are_private_and_a_torn_one_is_forgotten(run: Run, tmp_path: Path) -> None:
+def test_journals_are_private(run: Run, tmp_path: Path) -> None:
     with Journal(run, tmp_path / "new") as kept:
         kept.intend("id-1")
         path = tmp_path / "new" / f"{run.id}.journal"
         assert os.stat(path).st_mode & 0o777 == 0o600  # noqa: PTH116
-    path.write_text('{"id": "torn')
-    assert list(journal.abandoned(path.parent)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    {
+        "cut": b'{"id": "torn',
+        "empty": b"",
+        "damaged": b"\xff\0\xff\n",
+        "newer": b'{"id": "1", "subscription": "s", "group": "g", "era": "next"}\n',
+        "foreign": b'["somebody", "else"]\n',
+        "deep": b"[" * 100_000 + b"\n",
+    }.values(),
+)
+def test_a_journal_that_cannot_be_read_is_named_and_its_run_is_found_by_its_tags(
+    source: Source, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: bytes
+) -> None:
+    found, kept = made(source, run, tmp_path)
+    kept.close()
+    path = tmp_path / f"{run.id}.journal"
+    path.write_bytes(text)
+    assert sweep(source, 0, tmp_path) == []
+    assert str(path) in caplog.text
     assert not path.exists()
+    assert path.with_suffix(".unreadable").read_bytes() == text
+    caplog.clear()
+    assert sweep(source, 2.1, tmp_path) == [run.id]
+    assert caplog.text == ""
+    assert found.azure.find(found.id("nsg", "nsg")) is None
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from azure.identity import ClientSecretCredential, UsernamePasswordCredential
+from battles import served
 
 from coriolis_azure import cloud, errors
+from coriolis_azure.events import Event, Notice
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
 from coriolis_azure.source import Source
@@ -116,6 +118,36 @@ def test_single_versions_can_be_set_over_those_of_a_profile(
     azure.intercept = look
     source.azure.resources("nic", "sandbox")
     assert versions == {"2018-11-02"}
+
+
+@pytest.mark.parametrize("trusts", ["the system's authorities", "another cloud's authority"])
+def test_a_cloud_that_nobody_vouches_for_hears_nothing(azure: Sandbox, tmp_path: Path, trusts: str) -> None:
+    """Neither a secret nor a question: the certificate is refused before."""
+    with served(azure) as info:
+        del info["ca_bundle"]
+        if trusts == "another cloud's authority":
+            with Sandbox(tmp_path / "other") as other:
+                info["ca_bundle"] = other.connection_info()["ca_bundle"]
+        found = cloud.Azure(Connection.from_json(info))
+        with pytest.raises(errors.CloudUnreachable, match="CERTIFICATE_VERIFY_FAILED") as caught:
+            found.validate()
+        found.close()
+    assert "CA bundle" in caught.value.remedy
+    assert list(azure.requests) == []
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@pytest.mark.parametrize("also_a_bundle", [False, True])
+def test_allow_untrusted_and_nothing_else_takes_any_cloud_and_says_so(
+    azure: Sandbox, told: list[Event], also_a_bundle: bool
+) -> None:
+    with served(azure) as info:
+        info["allow_untrusted"] = True
+        if not also_a_bundle:
+            del info["ca_bundle"]
+        with Source(info, azure.environment(), report=told.append, keep_journal=False) as source:
+            assert source.list_vms() == []
+    assert any("allow_untrusted" in event.text for event in told if isinstance(event, Notice))
 
 
 def test_the_hosts_that_a_proxy_is_not_for() -> None:

@@ -176,7 +176,9 @@ def test_a_disk_may_grow_and_shrink(path: Path, first: int, then: int, told: Tol
     assert told == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "empty", "not json", "no image", "deep"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "changed", "missing", "empty", "not json", "no image", "deep", "newer", "foreign"]
+)
 def test_without_a_usable_manifest_the_image_itself_is_read(path: Path, damage: str, told: Told) -> None:
     run(path, {0: A, 9: B})
     kept = path.with_name("os.raw.manifest")
@@ -189,6 +191,8 @@ def test_without_a_usable_manifest_the_image_itself_is_read(path: Path, damage: 
         "not json": lambda: kept.write_bytes(b"\xff\0"),
         "no image": lambda: kept.write_text(json.dumps({**json.loads(text), "image": []})),
         "deep": lambda: kept.write_text("[" * 100000),
+        "newer": lambda: kept.write_text(text.replace('"version": 2', '"version": 3')),
+        "foreign": lambda: kept.write_text('{"version": "of something else"}'),
     }
     damaged[damage]()
     assert run(path, {0: A, 9: A}, report=told) == [9]
@@ -576,3 +580,32 @@ def test_a_device_that_is_too_small_is_refused(path: Path) -> None:
 def test_what_is_no_file_is_refused() -> None:
     with Image(Path("/dev/null")) as image, pytest.raises(InvalidInput, match="neither"):
         image.known("id", CHUNK, CHUNK, False)
+
+
+def test_whose_images_they_are_is_written_once_and_whole(tmp_path: Path) -> None:
+    """Also where a run dies over it: the next VM must not take the folder for nobody's."""
+    at, died = 0, True
+    with ImageFolder(tmp_path / "images") as folder:
+        folder.claim("/subscriptions/s/vm-1")
+
+        def again() -> None:
+            folder.claim("/SUBSCRIPTIONS/s/vm-1")
+
+        while died:
+            at += 1
+            died = dying_child(again, at, True, True)
+            with pytest.raises(InvalidInput, match="the replica of another VM: /subscriptions/s/vm-1"):
+                folder.claim("/subscriptions/s/vm-2")
+
+
+@pytest.mark.parametrize("damage", [b"/subscr", b"\xff\xfe\0", b"\x1b[31m"])
+def test_a_damaged_name_of_the_owner_is_shown_and_nothing_is_overwritten(
+    tmp_path: Path, damage: bytes
+) -> None:
+    with ImageFolder(tmp_path / "images") as folder:
+        (folder.path / ".vm").write_bytes(damage)
+        with pytest.raises(InvalidInput, match="another VM") as caught:
+            folder.claim("/subscriptions/s/vm-1")
+    assert ".vm" in caught.value.remedy
+    assert caught.value.message.isprintable()
+    assert (folder.path / ".vm").read_bytes() == damage

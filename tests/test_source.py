@@ -336,6 +336,30 @@ def test_what_cannot_be_deleted_is_reported_and_found_by_the_next_sweep(
     assert azure.resources() == before
 
 
+def test_what_an_interrupted_run_could_not_delete_is_named_with_the_code_for_it(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os"))
+    before = azure.resources()
+
+    def interrupted_and_locked(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "DELETE" and "/snapshots/coriolis" in request.path:
+            return Response.of(409, {"error": {"code": "ScopeLocked", "message": "Locked."}})
+        response = answer(request)
+        if request.method == "PUT" and "/disks/coriolis" in request.path:
+            raise KeyboardInterrupt
+        return response
+
+    azure.intercept = interrupted_and_locked
+    with pytest.raises(errors.CleanupIncomplete) as caught:
+        source.replicate("web", tmp_path / "images")
+    azure.intercept = None
+    assert caught.value.exit_code == 7
+    assert [names.kind_of(id) for id in caught.value.facts["left_behind"]] == ["snapshot"]
+    assert source.sweep(timedelta(0))[1] == []
+    assert azure.resources() == before
+
+
 @pytest.mark.parametrize("code", ["AttachDiskWhileBeingDetached", "OperationPreempted"])
 def test_other_operations_on_the_worker_are_waited_out(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path, code: str
@@ -430,10 +454,13 @@ def test_a_second_run_to_the_same_destination_is_refused(
         source.replicate("web", tmp_path / "images")
 
 
+@pytest.mark.parametrize("to", ["a folder", "a container"])
 def test_tokens_that_expire_in_the_middle_of_a_run_are_renewed(
-    azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path
+    azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path, to: str
 ) -> None:
+    """Those for the resource manager and those for Blob storage; nothing is done twice because of it."""
     azure.add_vm("web", image("os"))
+    to = str(tmp_path / "images") if to == "a folder" else "blob://sandboxstorage/replicas/web"
     given: list[str] = []
 
     def short_lived(request: Request, answer: Callable[[Request], Response]) -> Response:
@@ -446,9 +473,10 @@ def test_tokens_that_expire_in_the_middle_of_a_run_are_renewed(
         return response
 
     azure.intercept = short_lived
-    source.replicate("web", str(tmp_path / "images"))
+    report = source.replicate("web", to)
     assert len(set(given)) > 10
-    assert (tmp_path / "images/os.raw").read_bytes() == (tmp_path / "os.raw").read_bytes()
+    assert report.disks[0].sent_bytes == 2 * MIB
+    assert [verdict.verified for verdict in source.verify(to)] == [True]
 
 
 @pytest.mark.parametrize("sku", ["UltraSSD_LRS", "PremiumV2_LRS"])

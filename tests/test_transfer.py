@@ -690,6 +690,17 @@ def test_what_is_not_in_the_protocol_is_refused(path: Path, says: bytes, error: 
     assert failure.value.message.isprintable()
 
 
+def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path: Path) -> None:
+    with Guarded(path) as image:
+        image.known("", TINY.size, CHUNK, False)
+        before, says = path.stat(), READY + message(agent.ZEROS, 1, 1)
+        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        with pytest.raises(StreamEnded, match="where chunk 0 is due"):
+            transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert not path.with_name("os.raw.dirty").exists()
+
+
 def test_asking_is_only_for_a_host_that_offered_leaves(path: Path) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)

@@ -75,6 +75,9 @@ def test_only_ssh_is_let_in_and_only_from_the_addresses_asked_for(
     assert told["ssh"]["sourceAddressPrefixes"] == allowed
     assert told["ssh"]["destinationPortRange"] == str(source.environment.export_worker_ssh_port)
     assert told["nothing-else"]["access"] == "Deny"
+    let_in = [rule for rule in told.values() if rule["access"] == "Allow" and rule["direction"] == "Inbound"]
+    assert [rule["sourceAddressPrefixes"] for rule in let_in] == [allowed] * 2  # SSH, and the ports for data
+    assert max(rule["priority"] for rule in let_in) < told["nothing-else"]["priority"]
     assert source.finish(run) == []
 
 

@@ -472,13 +472,24 @@ class ImageFolder:
     def claim(self, vm: str) -> None:
         """Keep whose images these are, and refuse another VM's: they would be overwritten."""
         owner = self.path / ".vm"
-        found = owner.read_text(encoding="utf-8").strip() if owner.exists() else ""
-        if found and found.lower() != vm.lower():
+        try:
+            found = owner.read_text(encoding="utf-8", errors="replace").strip() if owner.exists() else ""
+            if not found:
+                new = owner.with_name(".vm.new")  # whoever dies here leaves all of it or nothing
+                new.write_text(vm + "\n", encoding="utf-8")
+                new.replace(owner)
+                return
+        except OSError as error:
             raise InvalidInput(
-                f"{self.path} holds the replica of another VM: {found}",
-                remedy="Give each VM a folder of its own.",
+                f"{owner} cannot be used: {error.strerror}",
+                remedy="Give a folder in which this user may read and write.",
+            ) from error
+        if found.lower() != vm.lower():
+            shown = "".join(letter for letter in found[:500] if letter.isprintable())
+            raise InvalidInput(
+                f"{self.path} holds the replica of another VM: {shown}",
+                remedy=f"Give each VM a folder of its own; if this is the VM's, remove {owner}.",
             )
-        owner.write_text(vm + "\n", encoding="utf-8")
 
     def stop(self) -> None:
         """Whatever is under way on the images ends soon."""
