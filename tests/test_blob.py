@@ -432,6 +432,31 @@ def test_a_busy_service_is_asked_again_within_seconds(
     assert max(slept) < 10
 
 
+def test_no_account_key_and_no_signature_made_with_it_gets_into_a_log(
+    azure: Sandbox,
+    connect: Callable[..., Source],
+    image: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A whole run into a container, by key, at DEBUG."""
+    azure.add_vm("web", image("os", 1 << 20))
+    source, secrets = connect({"storage_use_account_key": True}), set()
+
+    def learn(request: Request, answer: Callable[[Request], Response]) -> Response:
+        kind, _, rest = (request.header("Authorization") or "").partition(" ")
+        if kind == "SharedKey":
+            secrets.add(rest.partition(":")[2])
+        return answer(request)
+
+    azure.intercept = learn
+    with caplog.at_level("DEBUG"):
+        source.replicate("web", "blob://sandboxstorage/images/web")
+    assert len(secrets) > 5
+    secrets.add(source.storage.account("sandboxstorage")._key)
+    assert len(caplog.records) > 100
+    assert [secret for secret in secrets if secret in caplog.text] == []
+
+
 def test_a_signed_url_outlives_the_copy_it_is_for(place: SandboxPlace) -> None:
     """The one use of a SAS: nothing that is read or written directly ends with one."""
     run(place, {0: A})

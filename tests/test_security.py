@@ -16,7 +16,7 @@ import pytest
 from battles import MIB
 from test_agent import Pipes
 
-from coriolis_azure import agent, errors, ssh
+from coriolis_azure import agent, channel, errors, ssh
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.hashing import KEY, Manifest
 from coriolis_azure.sandbox import Request, Response, Sandbox
@@ -36,6 +36,14 @@ class Spy:
         self._journals = journals
         for name in ("client_key", "host_key"):
             monkeypatch.setattr(ssh, name, self._watched(name, getattr(ssh, name)))
+        identity = channel._identity
+
+        def certified(name: str) -> tuple[str, str]:
+            public, private = identity(name)
+            self.secrets[f"TLS key of {name}"] = private.split("\n")[1]
+            return public, private
+
+        monkeypatch.setattr(channel, "_identity", certified)
         azure.intercept = self
 
     def _watched(self, name: str, make: Callable[[], tuple[str, str]]) -> Callable[[], tuple[str, str]]:
@@ -119,6 +127,7 @@ def test_no_secret_of_a_whole_run_can_be_seen_anywhere(
         azure.write("web", "os", content)
         source.replicate("web", images)
     assert {"client secret", "token", "client_key", "host_key"} <= spy.secrets.keys()
+    assert {"TLS key of coriolis-azure host", "TLS key of coriolis-azure worker"} <= spy.secrets.keys()
     spy.secrets |= manifest_secrets(images)
     assert len(caplog.records) > 100
     for record in caplog.records:

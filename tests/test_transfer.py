@@ -534,23 +534,51 @@ def messages(said: bytes) -> Iterator[tuple[int, bytes]]:
         at += agent.HEAD.size + length
 
 
-def hears(path: Path, before: bytes, base: Manifest, says: bytes) -> bool:
-    """A run in which the agent says this. Whether it was committed; all errors are of the promised kinds."""
+class Past(Voice):
+    """The way past the stream, as Direct and as its connection: says the same, in pieces of their own sizes."""
+
+    def offer(self, slot: int) -> dict[str, int]:
+        return {"port": 7}
+
+    def connect(self, port: int) -> Past:
+        return self
+
+    def read_into(self, view: memoryview) -> int:
+        part = self._says[self._at : self._at + min(len(view), 1 + self._at * 7919 % 5000)]
+        if not part:
+            raise EOFError
+        view[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def hears(path: Path, before: bytes, base: Manifest, says: bytes, direct: bool = False) -> bool:
+    """A run in which the agent says this. Whether it was committed; all errors are of the promised kinds.
+
+    `direct`: all but its READY, which is a good one then, comes past the stream.
+    """
     path.write_bytes(before)
+    past = None
+    if direct:
+        ready = {"size": base.size, "hash": base.hash, "port": 7}
+        past, says = Past(says), document(agent.READY, ready)
     with Guarded(path) as image:
         image._open(os.O_RDWR)
         task = transfer.Job("os", ("/dev/x",), base.size, leaf=LEAF)
         try:
-            transfer.copy(lambda: Voice(says), task, base, image, silent, clock=Clock(), verify=True)
+            transfer.copy(
+                lambda: Voice(says), task, base, image, silent, clock=Clock(), verify=True, direct=past
+            )
         except (TransferError, WorkerError):
             assert not image.committed
         assert path.stat().st_size == base.size
         return image.committed
 
 
-def test_the_recorded_stream_is_good(recorded, path: Path) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_recorded_stream_is_good(recorded, path: Path, direct: bool) -> None:
     before, after, base, said = recorded
-    assert hears(path, before, base, said)
+    assert hears(path, before, base, said[len(next(messages(said))[1]) :] if direct else said, direct)
     assert path.read_bytes() == after
 
 
@@ -560,6 +588,9 @@ def test_a_damaged_stream_is_never_taken_for_a_good_one(
     recorded, tmp_path: Path, data: st.DataObject
 ) -> None:
     before, after, base, said = recorded
+    direct = data.draw(st.booleans())
+    if direct:
+        said = said[len(next(messages(said))[1]) :]
     heads = list(itertools.accumulate((len(whole) for _, whole in messages(said)), initial=0))
     at = data.draw(
         st.integers(0, len(said) - 1)
@@ -574,7 +605,7 @@ def test_a_damaged_stream_is_never_taken_for_a_good_one(
         "double": said[: at + 1] + said[at:],
         "insert": said[:at] + data.draw(st.binary(min_size=1, max_size=64)) + said[at:],
     }[damage]
-    if hears(tmp_path / "os.raw", before, base, says):
+    if hears(tmp_path / "os.raw", before, base, says, direct):
         assert (tmp_path / "os.raw").read_bytes() == after
 
 
@@ -584,7 +615,9 @@ def test_messages_in_another_order_are_never_taken_for_a_good_run(recorded, tmp_
     before, after, base, said = recorded
     parts = [whole for _, whole in messages(said)]
     chosen = data.draw(st.lists(st.integers(0, len(parts) - 1), max_size=2 * len(parts)))
-    if hears(tmp_path / "os.raw", before, base, parts[0] + b"".join(parts[index] for index in chosen)):
+    direct = data.draw(st.booleans())
+    says = (b"" if direct else parts[0]) + b"".join(parts[index] for index in chosen)
+    if hears(tmp_path / "os.raw", before, base, says, direct):
         assert (tmp_path / "os.raw").read_bytes() == after
 
 
