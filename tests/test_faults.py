@@ -15,8 +15,9 @@ from conftest import GROUP, MIB
 from test_cleanup import Later
 from test_cli import run as command
 from test_sandbox_clients import serving
+from test_worker import Held
 
-from coriolis_azure import errors, names, permissions, sandbox
+from coriolis_azure import errors, names, permissions, resources, sandbox
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
@@ -119,13 +120,34 @@ def test_conflicts_with_others_are_waited_out_within_the_stated_time(
     assert azure.faults.listed() == []
 
 
+@pytest.mark.parametrize(
+    ("locked", "stays"),
+    [
+        ("snapshots", ["snapshots"]),
+        # With the worker stays what it uses, which is not waited for either.
+        (
+            "virtualMachines",
+            [
+                *("virtualMachines", "networkInterfaces", "publicIPAddresses"),
+                *("networkSecurityGroups", "virtualNetworks"),
+            ],
+        ),
+    ],
+)
 def test_a_lock_is_not_waited_for_and_what_stays_is_told(
-    azure: Sandbox, source: Source, connect: Callable[..., Source], image: Image, tmp_path: Path
+    azure: Sandbox,
+    connect: Callable[..., Source],
+    image: Image,
+    tmp_path: Path,
+    locked: str,
+    stays: list[str],
 ) -> None:
     azure.add_vm("web", image("os"))
-    azure.faults.add("lock", path="/snapshots/coriolis", times=0)
-    report = source.replicate("web", tmp_path / "images")
-    assert [id.split("/")[-2] for id in report.left_behind] == ["snapshots"]
+    azure.faults.add("lock", path=f"/{locked}/coriolis", times=0)
+    clock = Held()
+    report = connect(clock=clock).replicate("web", tmp_path / "images")
+    assert [id.split("/")[-2] for id in report.left_behind] == stays
+    assert clock.monotonic() < resources.PATIENCE_SECONDS
     azure.faults.clear()
     assert connect(clock=Later(hours=3)).sweep(timedelta(hours=2))[1] == []
     assert not any("coriolis" in resource["id"] for resource in azure.resources())
