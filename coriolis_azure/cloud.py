@@ -534,7 +534,13 @@ class _Trusting(HTTPAdapter):
     def __init__(self, ca_bundle: str) -> None:
         self._context = ssl.create_default_context()
         self._context.sslsocket_class = tls.Socket
-        self._context.load_verify_locations(ca_bundle)
+        try:
+            self._context.load_verify_locations(ca_bundle)
+        except OSError as error:  # as ssl.SSLError is
+            raise errors.InvalidInput(
+                f"connection_info: ca_bundle: {ca_bundle} holds no certificate that can be read: {error}",
+                remedy="Give a file of certificates in PEM, which this user may read.",
+            ) from error
         super().__init__(pool_maxsize=_CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:

@@ -136,6 +136,14 @@ def test_a_cloud_that_nobody_vouches_for_hears_nothing(azure: Sandbox, tmp_path:
     assert list(azure.requests) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"junk", b"-----BEGIN CERTIFICATE-----\nAA==\n", bytes(100)])
+def test_a_bundle_without_certificates_is_named(azure: Sandbox, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bundle.pem").write_bytes(content)
+    info = {**azure.connection_info(), "ca_bundle": str(tmp_path / "bundle.pem")}
+    with pytest.raises(errors.InvalidInput, match=r"bundle\.pem holds no certificate"):
+        cloud.Azure(Connection.from_json(info))
+
+
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 @pytest.mark.parametrize("also_a_bundle", [False, True])
 def test_allow_untrusted_and_nothing_else_takes_any_cloud_and_says_so(

@@ -401,6 +401,33 @@ def test_dying_at_any_step_never_makes_a_wrong_image(path: Path, kind: str, opti
     assert at > 10
 
 
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_dying_at_any_step_never_makes_a_wrong_device(
+    path: Path, monkeypatch: pytest.MonkeyPatch, after, power
+) -> None:
+    """A device has no mtime that would tell of writes: what is noted before them is all there is."""
+
+    class Device(Image):
+        def _open(self, flags: int) -> None:
+            super()._open(flags)
+            self._block = True
+
+    monkeypatch.setitem(globals(), "Image", Device)
+    first, second = {0: A, 1: B, 20: A, 31: A}, {0: B, 2: A, 20: B, 31: A}
+    at, died = 0, True
+    while died:
+        at += 1
+        for found in path.parent.iterdir():
+            found.unlink()
+        path.write_bytes(b"\xaa" * SIZE)
+        run(path, first)
+        died = dying_child(lambda: run(path, second), at, after, power)
+        run(path, first)
+        assert holds(path, first), f"wrong after dying at step {at}"
+    assert at > 10
+
+
 def test_what_a_killed_run_left_in_the_cache_is_not_taken_for_kept(path: Path) -> None:
     """Killed, then run again, then the power fails: what was read back must have been made durable first."""
     at, died = 0, True

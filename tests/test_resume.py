@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from test_agent import Pipes
 from test_transfer import CHUNK, LEAF, change, job, replicate
 from test_worker import Held
 
-from coriolis_azure import errors, names, ssh, transfer
+from coriolis_azure import agent, errors, names, ssh, transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.destinations import Image
 from coriolis_azure.events import Event, Notice, Waiting, silent
@@ -31,6 +32,7 @@ class Broken(Pipes):
     def __init__(self, last: int) -> None:
         super().__init__()
         self._last = last
+        self.first = -1  # the chunk that it was told to begin with
 
     def read(self, size: int, /) -> bytes:
         if len(self.heard) + size > self._last:
@@ -39,6 +41,8 @@ class Broken(Pipes):
         return super().read(size)
 
     def write(self, data: bytes, /) -> None:
+        if self.first < 0:  # the job
+            self.first = json.loads(data[agent.HEAD.size :])["first"]
         try:
             super().write(data)
         except errors.StreamEnded as error:
@@ -50,7 +54,7 @@ class Agents:
 
     def __init__(self, breaks: list[int]) -> None:
         self._breaks = breaks
-        self.started: list[Pipes] = []
+        self.started: list[Broken] = []
 
     def __call__(self) -> Pipes:
         number = len(self.started)
@@ -140,7 +144,7 @@ def test_what_had_arrived_is_not_sent_again(disk: Path, tmp_path: Path) -> None:
         copied(disk, tmp_path / "os.raw", unbroken)
     with Agents([10 * CHUNK]) as agents:
         copied(disk, tmp_path / "data-1.raw", agents, told)
-    assert len(agents.started) == 2
+    assert [pipes.first for pipes in agents.started] == [0, 9], "what is settled is not even read again"
     assert agents.heard <= unbroken.heard + CHUNK + LEAF
     assert [event.text for event in told if isinstance(event, Notice)] == [
         f"os: the connection broke; going on after {9 * CHUNK} of {disk.stat().st_size} bytes"
