@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -78,6 +78,11 @@ class FilePlace:
     def forget(self) -> None:
         """Lose the manifest."""
         self.path.with_name("os.raw.manifest").unlink()
+
+    def spoil(self, change: Callable[[bytes], bytes]) -> None:
+        """Make the manifest another one."""
+        manifest = self.path.with_name("os.raw.manifest")
+        manifest.write_bytes(change(manifest.read_bytes()))
 
     def died(self) -> None:
         """Time goes by after a run that died."""
@@ -154,6 +159,11 @@ class BlobPlace:
     def forget(self) -> None:
         """Lose the manifest."""
         self.blob("os.vhd.manifest").delete()
+
+    def spoil(self, change: Callable[[bytes], bytes]) -> None:
+        """Make the manifest another one."""
+        manifest = self.blob("os.vhd.manifest")
+        manifest.put(change(manifest.text()))
 
     def died(self) -> None:
         """Time goes by after a run that died: its leases run out."""

@@ -230,6 +230,21 @@ def test_a_strangers_change_between_two_runs_is_never_written_over_unasked(place
     assert place.content(SIZE) == expected({0: A, 9: B})
 
 
+@pytest.mark.parametrize(
+    "spoilt", [{"coriolis_dirty": "%%"}, {"coriolis_region": "many"}, {"coriolis_region": "-1"}]
+)
+def test_damaged_notes_of_a_dead_run_mean_that_all_is_read_again(
+    place: SandboxPlace, spoilt: dict[str, str]
+) -> None:
+    run(place, {0: A, 9: B})
+    run(place, {0: B, 9: B, 20: B}, die=1)
+    place.died()
+    blob = place.blob()
+    blob.set_metadata({**blob.find().metadata, **spoilt})
+    assert run(place, {0: A, 9: B}) == [0]
+    assert place.content(SIZE) == expected({0: A, 9: B})
+
+
 def test_a_blob_of_somebody_else_is_left_as_it_is(place: SandboxPlace) -> None:
     run(place, {0: A})
     place.blob().delete()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +178,34 @@ def test_without_a_manifest_the_content_itself_is_read(place: Place) -> None:
         assert sent == [9]
         assert "read as a whole" in told[-1]
     assert place.content(SIZE) == expected({0: A, 9: A})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    {
+        "cut": (lambda text: text[: len(text) // 2], "damaged"),
+        "changed": (lambda text: text.replace(b'"size": ', b'"size": 1'), "its check does not fit"),
+        "newer": (
+            lambda text: text.replace(b'"version": 2', b'"version": 3'),
+            "this program knows version 2",
+        ),
+        "foreign": (lambda text: b'{"version": "1.0", "layers": []}', "no such document"),
+    }.values(),
+    ids=["cut", "changed", "newer", "foreign"],
+)
+def test_a_manifest_that_cannot_be_used_is_named_and_the_content_itself_is_read(
+    place: Place, change: Callable[[bytes], bytes], said: str
+) -> None:
+    """Of a device nothing is known then."""
+    told = Told()
+    run(place, {0: A, 9: B})
+    place.spoil(change)
+    sent = run(place, {0: A, 9: A}, report=told)
+    assert ".manifest" in told[0]
+    assert said in told[0]
+    assert sent == (list(range(LAST + 1)) if isinstance(place, DevicePlace) else [9])
+    assert place.content(SIZE) == expected({0: A, 9: A})
+    assert run(place, {0: A, 9: A}) == []
 
 
 def test_another_chunk_size_keeps_the_content(place: Place) -> None:

@@ -342,7 +342,10 @@ class BlobImage:
             manifest = Manifest.from_json(document)
             if document["image"] != self._image:
                 raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError, InvalidInput):
+        except InvalidInput as error:
+            self._report(Notice(f"{self._manifest.url} is not used: {error.message}"))
+            return None, None
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._report(Notice(f"{self._manifest.url} is damaged or another's, and not used"))
             return None, None
         found = self._manifest.find()
