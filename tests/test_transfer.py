@@ -13,8 +13,9 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from coriolis_azure.errors import (
     WorkerError,
 )
 from coriolis_azure.events import Copied, Event, Step, silent
+from coriolis_azure.frames import zstd
 from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
 
 CHUNK = 65536
@@ -639,7 +641,6 @@ def ask(index: int) -> bytes:
 
 READY = document(agent.READY, {"size": TINY.size, "hash": TINY.hash})
 DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
-BOMB = zlib.compress(bytes(100 << 20))
 
 
 @pytest.mark.parametrize(
@@ -708,7 +709,6 @@ BOMB = zlib.compress(bytes(100 << 20))
         ),
         "unknown packing": (READY + message(agent.DATA, 0, 0, b"", packing=7), CorruptChunk),
         "damaged packing": (READY + message(agent.DATA, 0, 0, b"zip", packing=agent.ZLIB), CorruptChunk),
-        "bomb": (READY + message(agent.DATA, 0, 0, BOMB[:CHUNK], packing=agent.ZLIB), CorruptChunk),
         "nothing more": (READY, StreamEnded),
         "nothing": (b"", StreamEnded),
     }.values(),
@@ -721,6 +721,47 @@ def test_what_is_not_in_the_protocol_is_refused(path: Path, says: bytes, error: 
             transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
         assert not image.committed
     assert failure.value.message.isprintable()
+
+
+LONG = {
+    "READY": message(agent.READY, length=1 << 31),
+    "ERROR": message(agent.ERROR, length=(1 << 32) - 1),
+    "SAME": READY + message(agent.SAME, 0, 1, length=1),
+    "ASK": READY + message(agent.ASK, 0, length=agent.DIGEST * 2),
+    "DATA": READY + message(agent.DATA, 0, 1, length=2 * CHUNK),
+    "PATCH": READY + ask(0) + message(agent.PATCH, 0, 1, length=1 << 31),
+}
+
+
+@pytest.mark.parametrize("says", LONG.values(), ids=LONG)
+def test_a_message_that_is_too_long_is_refused_before_it_is_received(path: Path, says: bytes) -> None:
+    with Guarded(path) as image:
+        image.known("", TINY.size, CHUNK, False)
+        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        with pytest.raises(StreamEnded, match=r"message \d+ of \d+ bytes"):
+            transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
+
+
+@pytest.mark.parametrize(
+    ("packing", "packed"), [(agent.ZLIB, zlib.compress), (agent.ZSTD, zstd.compress)], ids=["zlib", "zstd"]
+)
+def test_a_bomb_is_not_unpacked_further_than_a_chunk_may_be(
+    path: Path, packing: int, packed: Callable[[bytes], bytes]
+) -> None:
+    bomb = packed(bytes(50 << 20))
+    assert len(bomb) < CHUNK
+    says = READY + message(agent.DATA, 0, 1, bomb, packing=packing)
+    with Guarded(path) as image:
+        image.known("", TINY.size, CHUNK, False)
+        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        tracemalloc.start()
+        try:
+            with pytest.raises(CorruptChunk):
+                transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert most < 8 << 20
 
 
 def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path: Path) -> None:
