@@ -435,7 +435,7 @@ def memory(bench: Bench) -> None:
     for chunk in (1, 4):
         for count, image in ((1, base), (8, small)):
             targets = [bench.folder / f"target{number}.raw" for number in range(count)]
-            with peak(b".coriolis-azure-agent.py") as seen, peak(b"ours.py") as host:
+            with peak(b"# coriolis-azure agent") as seen, peak(b"ours.py") as host:
                 disks = [(image, target) for target in targets]
                 found = ours(bench, disks, sdk=True, chunk=chunk * MIB)
             bench.note(
@@ -461,7 +461,7 @@ def peak(program: bytes) -> Iterator[list[int]]:
             for process in Path("/proc").glob("[0-9]*"):
                 try:
                     words = (process / "cmdline").read_bytes().split(b"\0")
-                    if not any(word.endswith(program) for word in words) or b"python" not in words[0]:
+                    if not any(program in word for word in words) or b"python" not in words[0]:
                         continue  # the shell that starts it has the same words
                     if (process / "ns" / "net").readlink() == mine:
                         told = (process / "smaps_rollup").read_text().splitlines()

@@ -72,7 +72,7 @@ class SshServer:
         (folder / "bin").mkdir()
         (folder / "bin" / "sudo").write_text(_SUDO)
         # A worker's Python is a bare one: it is not to import what this machine's has been given besides.
-        (folder / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (folder / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
         for program in (folder / "bin").iterdir():
             program.chmod(0o755)
         Path("/run/sshd").mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
 """Reads one disk on the worker, once, and tells the host what differs from what the destination holds.
 
-This file is a module of the package and, as it stands, the whole program that is pushed to the worker:
+This file is a module of the package and, as it stands, the whole program that is sent to the worker:
 standard library only, Python 3.5 syntax, nothing of ours imported. The host imports the wire format and the
 digests from here, so both sides have one definition. Its argument is the address to listen on, if any.
 
@@ -36,7 +36,7 @@ the grain's. Zeros have the digest ZERO on every level.
 
 The disk is opened read-only. When stdin ends the host is gone, and so is the agent, whatever it was doing.
 """
-# ruff: noqa: UP006, UP032, UP035, PTH123, RUF005
+# ruff: noqa: UP006, UP032, UP035, RUF005
 
 import contextlib
 import ctypes
@@ -57,7 +57,6 @@ import threading
 import time
 import zlib
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Iterable, Iterator, List, Tuple
 
 DIGEST = 14  # bytes of a digest: of 16, which would make the kept state of a TiB larger than 20 MiB
@@ -78,9 +77,11 @@ BASE_CHUNKS = 4096  # digests of one BASE message
 BASE_AHEAD = 8192
 HANDSHAKE_SECONDS = 5.0
 TLS_PIECE = 256 << 10  # bytes that are encrypted at a time
+SHORT = 16 << 10  # bytes that are hashed without letting another thread in
 CIPHERS = "ECDHE-ECDSA-AES128-GCM-SHA256"
 
 _NOTHING = bytes(MAX_CHUNK)
+_Queue = getattr(queue, "SimpleQueue", queue.Queue)  # type: Any
 _ABSENT = (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR)
 
 
@@ -113,8 +114,8 @@ def _blake3(key: bytes) -> Mac:
 
 
 @functools.lru_cache(None)
-def _libcrypto() -> Any:
-    """The C library of OpenSSL; OSError where there is none."""
+def _libcrypto(loader: Any) -> Any:
+    """The C library of OpenSSL, as `loader` calls it; OSError where there is none."""
     pointer, number = ctypes.c_void_p, ctypes.c_int
     functions = (
         ("EVP_CIPHER_CTX_new", pointer, ()),
@@ -126,7 +127,7 @@ def _libcrypto() -> Any:
     )
     for name in ("libcrypto.so.3", "libcrypto.so.1.1", "libcrypto.so.10", "libcrypto.so.1.0.0"):
         try:
-            library = ctypes.CDLL(name)
+            library = loader(name)
             for function, result, arguments in functions:
                 getattr(library, function).restype = result
                 getattr(library, function).argtypes = arguments
@@ -138,26 +139,28 @@ def _libcrypto() -> Any:
 
 def _gmac(key: bytes) -> Mac:
     """AES-128-GMAC with one nonce: a keyed universal hash. Fast, and strong while nobody sees key and tags."""
-    library = _libcrypto()
-    init, update = library.EVP_EncryptInit_ex, library.EVP_EncryptUpdate
+    # What takes a microsecond keeps the interpreter's lock: to give it away and get it back takes longer.
+    library, letting_go = _libcrypto(ctypes.PyDLL), _libcrypto(ctypes.CDLL)
+    init, short, long = library.EVP_EncryptInit_ex, library.EVP_EncryptUpdate, letting_go.EVP_EncryptUpdate
     final, control = library.EVP_EncryptFinal_ex, library.EVP_CIPHER_CTX_ctrl
-    nonce = ctypes.create_string_buffer(key[16:28], 12)
+    nonce, at, byref = ctypes.create_string_buffer(key[16:28], 12), ctypes.c_char.from_buffer, ctypes.byref
     local = threading.local()
 
     def parts() -> Any:
         context, tag, done = library.EVP_CIPHER_CTX_new(), ctypes.create_string_buffer(16), ctypes.c_int()
         if not context or init(context, library.EVP_aes_128_gcm(), None, key[:16], nonce) != 1:
             raise OSError("libcrypto has no AES-128-GCM")
-        local.parts = context, tag, ctypes.byref(tag), ctypes.byref(done)
+        local.parts = context, tag, byref(tag), byref(done)
         return local.parts
 
     def mac(data: Any) -> bytes:
         context, tag, into, done = getattr(local, "parts", None) or parts()
         view = memoryview(data)
-        where = bytes(view) if view.readonly else ctypes.byref(ctypes.c_char.from_buffer(view))  # type: Any
+        content = bytes(view) if view.readonly else byref(at(view))  # type: Any
+        update = long if len(view) > SHORT else short
         if (
             init(context, None, None, None, nonce) != 1
-            or update(context, None, done, where, len(view)) != 1
+            or update(context, None, done, content, len(view)) != 1
             or final(context, into, done) != 1
             or control(context, 16, 16, into) != 1  # EVP_CTRL_GCM_GET_TAG
         ):
@@ -231,32 +234,43 @@ def root(size: int, chunk: int, name: str) -> Any:
     return hashlib.blake2b("{} {} {}\n".format(size, chunk, name).encode(), digest_size=16)
 
 
-def source() -> bytes:
-    """This very file: what the host pushes to the worker."""
-    with open(__file__, "rb") as file:
-        return file.read()
-
-
-def fingerprint() -> str:
-    """SHA-256 of this very file: the host's and the worker's must be the same."""
-    return hashlib.sha256(source()).hexdigest()
-
-
 def window(chunk: int) -> int:
     """How many chunks may wait for leaves at a time: 64 MiB of them, or 16."""
     return max(16, (64 << 20) // chunk)
 
 
 def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int) -> Iterator[Any]:
-    """Yield work(item) in the order of `items`, never more than `ahead` of them in memory."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending = deque()  # type: deque[Any]
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    """Yield work(item) in the order of `items`, never more than `ahead` of them in memory. For the whole process:
+
+    the threads end with it. concurrent.futures takes longer to import than a small disk to read.
+    """
+    todo = _Queue()
+
+    def serve() -> None:
+        while True:
+            item, done = todo.get()
+            try:
+                done.put((work(item), None))
+            except Exception as error:  # noqa: BLE001  (raised where the result is due)
+                done.put((None, error))
+
+    for _ in range(threads):
+        threading.Thread(target=serve, daemon=True).start()
+    pending = deque()  # type: deque[Any]
+
+    def first() -> Any:
+        result, error = pending.popleft().get()
+        if error is not None:
+            raise error
+        return result
+
+    for item in items:
+        pending.append(_Queue())
+        todo.put((item, pending[-1]))
+        if len(pending) >= ahead:
+            yield first()
+    while pending:
+        yield first()
 
 
 # Pieces
@@ -465,15 +479,19 @@ class Tls:
 
     def read_into(self, view: memoryview) -> int:
         """Some bytes, at least one, into `view`: how many. EOFError where the connection has ended."""
-        while True:
+        read, at, size = self._tls.read, 0, len(view)
+        while at < size:
             try:
-                done = self._tls.read(len(view), view)  # type: Any
+                done = read(size - at, view[at:])  # type: Any
             except ssl.SSLWantReadError:
+                if at:
+                    break
                 self._fill()
                 continue
             if not done:
                 raise EOFError
-            return int(done)
+            at += done
+        return at
 
     def close(self) -> None:
         """Break off, whatever is under way."""
@@ -837,15 +855,13 @@ def main() -> None:
     The job: {"device_candidates": paths, "size", "chunk", "first": chunk, "leaf": bytes or 0, "hashes": names, of
     which the first usable one is taken, or with "choose" the fastest, "key": hex, "compress": "none", "auto" or
     "always", "packings": names that the host knows besides zlib, "wait": seconds for a device to appear, "direct":
-    null or {"port", "certificate", "key", "peer"}, "agent": `fingerprint()`}.
+    null or {"port", "certificate", "key", "peer"}}.
     """
     out = Output(pipe_writer(1))
     try:
         with contextlib.suppress(OSError):  # only a wish; F_SETPIPE_SZ: fewer switches
             fcntl.fcntl(1, 1031, 1 << 20)
         job = receive(0)
-        if job["agent"] != fingerprint():
-            raise Failure("this file is not the agent the host has sent")
         heard = Input(0, job["first"])
         name = chosen(job)
         scan = Scan(job, name, heard, out)

@@ -186,7 +186,6 @@ class Dialogue:
             "packings": ["zstd"],
             "wait": job.wait,
             "direct": offer,
-            "agent": agent.fingerprint(),
         }
 
     def _tell_base(self, due: int) -> None:

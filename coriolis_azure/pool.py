@@ -74,7 +74,7 @@ class Pool:
     def check_health(self, reader: Worker) -> None:
         """Raise when a worker cannot be reached or cannot take the agent."""
         with ssh.connect(reader, self._clock, self._report, HEALTH_SECONDS) as connection:
-            connection.push_agent()
+            connection.try_agent()
 
     def check_fits(self, location: str) -> None:
         """Raise when the workers cannot read the disks of a machine in `location`."""

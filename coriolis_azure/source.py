@@ -201,7 +201,7 @@ class Source:
             return self._copy_vhds(resources, reader, disks, folder, full)
         if reader is None:
             raise ValueError("managed disks are read by a worker")
-        self._push_agent(reader)
+        self._try_agent(reader)
         self._report(Step("snapshot", _listed(disks)))
         snapshots = cloning.snapshot_all(resources, disks, self._clock)
 
@@ -227,7 +227,7 @@ class Source:
         outcomes: dict[str, transfer.Outcome] = {}
         by_worker = [disk for disk in disks if disk.name in imported]
         if by_worker and reader is not None:
-            self._push_agent(reader)
+            self._try_agent(reader)
             found = self._copy_waves(
                 resources,
                 reader,
@@ -273,9 +273,9 @@ class Source:
             return None
         return worker.launch(resources, worker.needs(machine, disks), self.environment, self._report)
 
-    def _push_agent(self, reader: Worker) -> None:
+    def _try_agent(self, reader: Worker) -> None:
         with ssh.connect(reader, self._clock, self._report) as connection:
-            connection.push_agent()
+            connection.try_agent()
 
     def _copy_waves(
         self,

@@ -7,12 +7,14 @@ it shows on the first connection of a run is what it must show on all others.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shlex
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 import paramiko
@@ -42,7 +44,19 @@ _SILENCE_SECONDS = 300.0
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "aes128-ctr")
 # Enough for 400 MB/s over a round trip of 20 ms; more makes paramiko slower, which keeps it in one array.
 WINDOW = 8 << 20
-_AGENT_PATH = ".coriolis-azure-agent.py"
+# What the worker's Python begins with: it takes so many bytes, and runs them if they have this digest. Python 3.5.
+_START = """# coriolis-azure agent
+import hashlib, os, sys
+size, digest, code = int(sys.argv.pop(1)), sys.argv.pop(1), b""
+while len(code) < size:
+    part = os.read(0, size - len(code))
+    if not part:
+        sys.exit(0)
+    code += part
+if hashlib.sha256(code).hexdigest() != digest:
+    sys.exit("what arrived is not the agent that was sent")
+exec(compile(code, "agent", "exec"))
+"""
 _BROKEN = (SSHException, OSError, EOFError)  # what paramiko raises on a connection that broke
 _STDERR_BYTES = 4096
 _BY_SIGNAL = 128  # a shell's way to tell of one: its number on top of this
@@ -69,26 +83,39 @@ def host_key() -> tuple[str, str]:
     return private.decode(), _public_line(key.public_key())
 
 
+def agent_words(source: bytes) -> list[str]:
+    """What a worker's Python is to be told so that it takes the program `source` from its input and runs that only.
+
+    -I: what lies in the login directory is not imported.
+    """
+    return ["-I", "-c", _START, str(len(source)), hashlib.sha256(source).hexdigest()]
+
+
 class Connection:
     """A connection to a worker. A context manager; leaving it ends everything started through it."""
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self._transport = transport
 
-    def push_agent(self) -> None:
-        """Put the agent into the login directory, whole or not at all: others may be starting it now."""
-        source = agent.source()
-        new = f"{_AGENT_PATH}.$$"
-        with self._run(f"umask 077 && cat > {new} && mv {new} {_AGENT_PATH}") as stream:
-            stream.write(source)
+    def try_agent(self) -> None:
+        """Make sure that the agent can be started: AgentFailed where there is no Python or no right to be root."""
+        with self.start_agent() as stream:
             stream.finish()
 
     def start_agent(self, window: int = WINDOW) -> AgentStream:
-        """Start the agent as root; the stream to talk to it. `window`: bytes that may be under way to us."""
+        """Start the agent as root; the stream to talk to it. `window`: bytes that may be under way to us.
+
+        It goes in over the stream itself: no file is left, and nothing on the worker can change it on the way.
+        """
+        source = Path(agent.__file__).read_bytes()
         # The third word is this server's own address, as seen from here on; sudo would not pass the variable on.
-        # -I: what else lies in the login directory is not imported.
-        command = f'set -- $SSH_CONNECTION; exec sudo -n python3 -I {shlex.quote(_AGENT_PATH)} "$3"'
-        return self._run(command, window)
+        command = f'set -- $SSH_CONNECTION; exec sudo -n python3 {shlex.join(agent_words(source))} "$3"'
+        stream = self._run(command, window)
+        try:
+            stream.write(source)
+        except ConnectionLost:
+            raise stream.ended() from None
+        return stream
 
     def start(self, command: str, patience: float) -> Program:
         """Start a command that others than the worker's agent answer to; `patience` as Program has it."""
@@ -145,7 +172,7 @@ class AgentStream:
                     f"the connection to the worker broke: {error or 'it was silent'}"
                 ) from error
             if not piece:
-                raise self._ended()
+                raise self.ended()
             pieces.append(memoryview(piece)[:missing])
             self._rest = memoryview(piece)[missing:]
             missing -= len(piece)
@@ -165,7 +192,7 @@ class AgentStream:
         except _BROKEN as error:
             raise ConnectionLost(f"the connection to the worker broke: {error}") from error
         if self._channel.recv_exit_status() != 0:
-            raise self._ended()
+            raise self.ended()
 
     def close(self) -> None:
         """End the program's input and output."""
@@ -180,7 +207,7 @@ class AgentStream:
     ) -> None:
         self.close()
 
-    def _ended(self) -> AgentFailed | ConnectionLost:
+    def ended(self) -> AgentFailed | ConnectionLost:
         """Why there is no more output: the program's own last words, where it had any."""
         if not self._channel.exit_status_ready():
             self._channel.status_event.wait(_CONNECT_SECONDS)
@@ -329,7 +356,7 @@ class Line:
     def agent(self) -> AgentStream:
         """A new agent, on a new connection; the one before is closed.
 
-        A worker that has rebooted gets the agent again. Unreachable or HostKeyChanged as `connect` raises
+        Unreachable or HostKeyChanged as `connect` raises
         them, AgentFailed where it cannot be started, ConnectionLost where the connection breaks meanwhile.
         """
         if self._connection is not None:
@@ -340,7 +367,6 @@ class Line:
         if self._closed:
             self._connection.close()
             raise Unreachable("the transfer was given up")
-        self._connection.push_agent()
         return self._connection.start_agent(self._window)
 
     def close(self) -> None:

@@ -388,7 +388,7 @@ def test_without_namespaces_python_still_sees_the_disks(tmp_path: Path) -> None:
                 "print(os.path.exists(p), os.read(f, 4), open(p,'rb').read(4), os.path.realpath(p) != p,"
                 "os.stat(p).st_size, os.listdir('/dev/disk/azure/scsi1'))"
             )
-            status, out, err = guest.run(f'sudo -n python3 -c "{program}"')
+            status, out, err = guest.run(f'sudo -n python3 -I -c "{program}"')
             assert (status, err) == (0, b"")
             assert out == b"True b'seen' b'seen' True 512 ['lun0']\n"
         (method,) = (tmp_path / "azure" / "guests").glob("*/method.json")

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import random
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -218,3 +220,22 @@ def test_the_agent_has_the_disk_open_for_reading_only(tmp_path: Path) -> None:
             for each in descriptors.iterdir()
         }
     assert open_for[str(disk)] & os.O_ACCMODE == os.O_RDONLY
+
+
+@pytest.mark.parametrize(
+    ("altered", "status", "words"),
+    [
+        (lambda source: source, 0, ""),
+        (lambda source: source[:-1] + b"#", 1, "what arrived is not the agent that was sent"),
+        (lambda source: source[:-1], 0, ""),  # the host is gone
+    ],
+    ids=["as sent", "altered", "cut off"],
+)
+def test_the_worker_runs_only_what_was_sent(
+    altered: Callable[[bytes], bytes], status: int, words: str
+) -> None:
+    source = Path(agent.__file__).read_bytes()
+    command = [sys.executable, *ssh.agent_words(source), "127.0.0.1"]
+    ended = subprocess.run(command, input=altered(source), capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (status, b"")
+    assert ended.stderr.decode().strip() == words

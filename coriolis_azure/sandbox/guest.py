@@ -83,6 +83,8 @@ esac
 """
 _NOTHING = "#!/bin/sh\n"
 _PYTHON = '#!/bin/sh\nexec "{python}" "$@"\n'
+# With -I it would not see what maps the paths.
+_MAPPING_PYTHON = '#!/bin/sh\n[ "$1" = -I ] && shift\nexec "{python}" "$@"\n'
 
 _SITECUSTOMIZE = '''"""Maps /dev/disk/ to the guest's private folder, for Python programs."""
 import builtins
@@ -192,6 +194,7 @@ class Guest:
             site = self.folder / "site"
             site.mkdir()
             (site / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(dev=str(self.folder / "dev")))
+            (self.folder / "bin" / "python3").write_text(_MAPPING_PYTHON.format(python=self.python))
             missing = "only Python programs see the disks below /dev/disk; other programs do not"
             method = {"method": "python paths", "reason": str(error), "not_imitated": missing}
             print(f"no mount namespace ({error}): {missing}", file=sys.stderr, flush=True)  # noqa: T201
