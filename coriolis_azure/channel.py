@@ -74,7 +74,7 @@ class Direct:
         except (OSError, EOFError, ssl.SSLError) as error:
             connection.close()
             self.give_up(
-                f"what answers at port {port} of the worker is not our agent ({error or 'it hung up'})"
+                f"what answers at port {port} of the worker is not our agent ({str(error) or 'it hung up'})"
             )
             return None
         return tls

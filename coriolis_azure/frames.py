@@ -141,6 +141,7 @@ class Dialogue:
         self._free: deque[bytearray] = deque()
         self._heard = clock.monotonic()
         self._listening = True
+        self._came = False  # whether a message has come over the direct channel
         self.root = ""  # the agent's, at the end
 
     # What is said
@@ -267,6 +268,7 @@ class Dialogue:
             view = memoryview(room)[:length]
             self._read_into(self._tls, view)
             frame = Frame(kind, index, count, digest, packing, view, room)
+        self._came = self._tls is not None
         if kind == agent.ERROR:
             raise self._given_up(document(frame.payload))
         return frame
@@ -310,9 +312,11 @@ class Dialogue:
                     self._pace.spent(done)
                 view = view[done:]
         except (OSError, EOFError) as error:
-            # Whether the agent has ended, and why, is heard over SSH.
-            self._stream.read(1)
-            raise ConnectionLost(f"the direct channel to the worker broke: {error or 'it ended'}") from error
+            # An agent that gives up has said so before. SSH is not asked: an agent that waits for us knows nothing yet.
+            broke = f"the direct channel to the worker broke: {str(error) or 'it ended'}"
+            if self._direct is not None and not self._came:
+                self._direct.give_up(broke)
+            raise ConnectionLost(broke) from error
 
     def close(self) -> None:
         """End the agent; whatever waits for it ends with StreamEnded."""

@@ -124,7 +124,7 @@ class Connection:
             channel.settimeout(patience)
             channel.exec_command(command)
         except _BROKEN as error:
-            raise StreamEnded(f"the connection broke: {error or 'it was silent'}") from error
+            raise StreamEnded(f"the connection broke: {str(error) or 'it was silent'}") from error
         return Program(channel, patience)
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class AgentStream:
                 piece = self._channel.recv(self._window)
             except _BROKEN as error:
                 raise ConnectionLost(
-                    f"the connection to the worker broke: {error or 'it was silent'}"
+                    f"the connection to the worker broke: {str(error) or 'it was silent'}"
                 ) from error
             if not piece:
                 raise self.ended()

@@ -14,30 +14,38 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.settings import Environment
 
 Answer = Callable[[Request], Response]
 
 
 class Relay:
-    """All SSH of a sandbox's workers goes through it. A context manager.
+    """All SSH of a sandbox's workers goes through it, and where it is asked for, the direct channel. A context manager.
 
-    `received` is the number of bytes that came from workers, `pieces` that of the pieces in both directions,
-    `refuse` how many of the next connections are closed at once.
+    Without that one there is no way past SSH. `received` is the number of bytes that came from workers, `pieces` that
+    of the pieces in both directions, `refuse` how many of the next connections are closed at once.
     """
 
-    def __init__(self, azure: Sandbox) -> None:
+    def __init__(self, azure: Sandbox, direct: bool = False) -> None:
         self.received = self.pieces = self.refuse = 0
         self._port = azure.environment()["export_worker_ssh_port"]
+        ports = [self._port]
+        if direct:
+            ports.append(Environment.from_json(azure.environment(), "").export_worker_data_port)
         self._acts: list[tuple[str, int, Callable[[], None]]] = []
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, int] = {}
         self._lock = threading.Lock()
         self._worker = ""
         self._damage = False
         parts = (random.randint(200, 250), random.randint(1, 250), random.randint(1, 250))
         self.address = "127.{}.{}.{}".format(*parts)
-        self._listener = socket.create_server((self.address, self._port))
-        self._thread = threading.Thread(target=self._accept, name="relay", daemon=True)
-        self._thread.start()
+        self._listeners = [socket.create_server((self.address, port)) for port in ports]
+        self._threads = [
+            threading.Thread(target=self._accept, args=(listener,), name="relay", daemon=True)
+            for listener in self._listeners
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def __call__(self, request: Request, answer: Answer) -> Response:
         """The sandbox's `intercept`: public addresses are the relay's."""
@@ -62,12 +70,13 @@ class Relay:
         """Forget what was to be done, and let all connections in."""
         self._acts, self.refuse, self._damage = [], 0, False
 
-    def cut(self) -> None:
+    def cut(self, but_ssh: bool = False) -> None:
         """Break all connections."""
         with self._lock:
-            for end in self._open:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+            for end, port in self._open.items():
+                if port != self._port or not but_ssh:
+                    with contextlib.suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
 
     def damage(self) -> None:
         """One of the next bytes from a worker arrives as another one."""
@@ -75,11 +84,13 @@ class Relay:
 
     def close(self) -> None:
         """End it."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
         self.cut()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def __enter__(self) -> Relay:
         return self
@@ -87,10 +98,11 @@ class Relay:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
+        port = listener.getsockname()[1]
         while True:
             try:
-                near, _ = self._listener.accept()
+                near, _ = listener.accept()
             except OSError:
                 return
             if self.refuse > 0:
@@ -98,13 +110,13 @@ class Relay:
                 near.close()
                 continue
             try:
-                far = socket.create_connection((self._worker, self._port), timeout=5)
+                far = socket.create_connection((self._worker, port), timeout=5)
             except OSError:
                 near.close()
                 continue
             far.settimeout(None)
             with self._lock:
-                self._open |= {near, far}
+                self._open |= {near: port, far: port}
             for source, sink in ((near, far), (far, near)):
                 pump = threading.Thread(target=self._pump, args=(source, sink, source is far), daemon=True)
                 pump.name = "relay"
@@ -118,7 +130,7 @@ class Relay:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         with self._lock:
-            self._open.discard(source)
+            self._open.pop(source, None)
         source.close()
 
     def _seen(self, piece: bytes, from_worker: bool) -> bytes:

@@ -106,6 +106,40 @@ class Silent:
         raise OSError("it hung up")
 
 
+def test_a_channel_that_breaks_before_anything_came_is_not_tried_again(disk: Path, port: int) -> None:
+    """As by a firewall that lets connections be made and nothing through."""
+    told: list[Event] = []
+    direct = Direct(ADDRESS, port, told.append)
+    connect = direct.connect
+
+    def broken(port: int) -> agent.Tls | None:
+        tls = connect(port)
+        assert tls is not None
+        tls._socket.shutdown(socket.SHUT_RD)
+        return tls
+
+    direct.connect = broken  # type: ignore[method-assign]
+    workers: list[Worker] = []
+
+    def start() -> Worker:
+        workers.append(Worker())
+        return workers[-1]
+
+    size = disk.stat().st_size
+    with Image(disk.with_name("os.raw")) as image:
+        base = image.known("id", size, CHUNK, False)
+        job = transfer.Job("os", (str(disk),), size, wait=0.0)
+        transfer.copy(start, job, base, image, told.append, clock=Clock(), verify=True, direct=direct)
+    for worker in workers:
+        worker.__exit__()
+    assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
+    assert len(workers) == 2
+    assert [event.text for event in told if isinstance(event, Notice)] == [
+        "data comes over SSH, which is slower: the direct channel to the worker broke: it ended",
+        f"os: the direct channel to the worker broke: it ended; going on after 0 of {size} bytes",
+    ]
+
+
 def test_each_side_takes_one_certificate_and_no_other(port: int) -> None:
     ours, other = Direct(ADDRESS, port, print), Direct(ADDRESS, port, print)
     offer = ours.offer(0)

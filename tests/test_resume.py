@@ -239,6 +239,22 @@ def test_a_network_that_fails_for_a_minute_is_waited_out(
     assert azure.resources() == before
 
 
+@pytest.mark.parametrize("fault", ["cut", "cut all", "damaged"])
+def test_the_direct_channel_may_break_by_itself_or_with_the_rest(
+    azure: Sandbox, connect: Callable[..., Source], web: Path, told: list[Event], tmp_path: Path, fault: str
+) -> None:
+    with Relay(azure, direct=True) as relay:
+        azure.intercept = relay
+        acts = {"cut": lambda: relay.cut(but_ssh=True), "cut all": relay.cut, "damaged": relay.damage}
+        relay.at(6 * MIB, acts[fault])
+        report = connect(clock=Held()).replicate("web", tmp_path / "images")
+    assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
+    assert report.disks[0].sent_bytes == 12 * MIB
+    (broke,) = (text for text in notices(told) if "going on after" in text)
+    assert int(broke.partition("going on after ")[2].split()[0]) >= 4 * MIB
+    assert not any("over SSH" in text for text in notices(told))
+
+
 def test_damaged_bytes_on_the_way_end_the_connection_and_nothing_else(
     azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
 ) -> None:
