@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from battles import MIB
@@ -183,6 +184,32 @@ def test_what_a_run_keeps_is_for_its_owner_only(azure: Sandbox, source: Source, 
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o077 for path in [images, *images.iterdir()]}
     assert {name for name, mode in modes.items() if mode} <= {".vm"}
+
+
+def test_what_a_run_makes_lets_nobody_in(
+    azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Nobody can export snapshots and clones; the worker takes no password and may do nothing in Azure."""
+    made: dict[str, list[dict[str, Any]]] = {"snapshots": [], "disks": [], "virtualMachines": []}
+
+    def note(request: Request, answer: Callable[[Request], Response]) -> Response:
+        kind, _, name = request.path.rpartition("/")
+        if request.method == "PUT" and name.startswith("coriolis-"):
+            made.setdefault(kind.rpartition("/")[2], []).append(json.loads(request.body))
+        return answer(request)
+
+    azure.add_vm("web", image("os", MIB), [image("data", MIB)])
+    azure.intercept = note
+    source.replicate("web", tmp_path / "images")
+    assert [len(made[kind]) for kind in ("snapshots", "disks", "virtualMachines")] == [2, 2, 1]
+    for body in made["snapshots"] + made["disks"]:
+        assert body["properties"]["networkAccessPolicy"] == "DenyAll"
+        assert body["properties"]["publicNetworkAccess"] == "Disabled"
+    (vm,) = made["virtualMachines"]
+    profile = vm["properties"]["osProfile"]
+    assert profile["linuxConfiguration"]["disablePasswordAuthentication"] is True
+    assert "adminPassword" not in profile
+    assert "identity" not in vm
 
 
 @pytest.mark.parametrize(
