@@ -79,7 +79,8 @@ class Site:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.azure = Sandbox(folder / "azure")
-        self.relay = Relay(self.azure)
+        self.relay = Relay(self.azure, direct=True)
+        self.relay.blocked = True  # strikes at SSH and data are counted on one way
         self._serving = served(self.azure)
         self.connection = self._serving.__enter__()
         self.environment = {**self.azure.environment(), "chunk_size_kib": 64}

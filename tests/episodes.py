@@ -43,6 +43,7 @@ class Figures:
     runs: int = 0
     changes: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    ways: Counter[str] = field(default_factory=Counter)
     ended_by_fault: int = 0
     images: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -223,6 +224,8 @@ def faulty_run(front: Front, fault: str, at: int, figures: Figures, chance: rand
     strike = None
     front.site.ill = ("slow", 0)
     relay = front.site.relay
+    relay.blocked = chance.random() < 0.5
+    figures.ways["over SSH" if relay.blocked else "past SSH"] += 1
     if fault == "kill":
         strike = Strike("data", at, signal.SIGKILL)
     elif fault == "destination full":
@@ -244,6 +247,7 @@ def faulty_run(front: Front, fault: str, at: int, figures: Figures, chance: rand
     front.site.azure.intercept = intercept
     front.site.ill = ("", 0)
     relay.quiet()
+    relay.blocked = True
     figures.ended_by_fault += code != 0
     if code and fault in SURVIVED:
         tell(front, figures, f"a run with {fault} ended with {code}")

@@ -17,13 +17,15 @@ from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Environment
 
 Answer = Callable[[Request], Response]
+_DISKS = 4  # as many as a VM of the tests has
 
 
 class Relay:
     """All SSH of a sandbox's workers goes through it, and where it is asked for, the direct channel. A context manager.
 
-    Without that one there is no way past SSH. `received` is the number of bytes that came from workers, `pieces` that
-    of the pieces in both directions, `refuse` how many of the next connections are closed at once.
+    Without that one, or while it is `blocked`, there is no way past SSH. `received` is the number of bytes that came
+    from workers, `pieces` that of the pieces in both directions, `refuse` how many of the next connections are closed
+    at once.
     """
 
     def __init__(self, azure: Sandbox, direct: bool = False) -> None:
@@ -31,7 +33,9 @@ class Relay:
         self._port = azure.environment()["export_worker_ssh_port"]
         ports = [self._port]
         if direct:
-            ports.append(Environment.from_json(azure.environment(), "").export_worker_data_port)
+            first = Environment.from_json(azure.environment()).export_worker_data_port
+            ports += range(first, first + _DISKS)
+        self.blocked = False
         self._acts: list[tuple[str, int, Callable[[], None]]] = []
         self._open: dict[socket.socket, int] = {}
         self._lock = threading.Lock()
@@ -105,6 +109,9 @@ class Relay:
                 near, _ = listener.accept()
             except OSError:
                 return
+            if self.blocked and port != self._port:
+                near.close()
+                continue
             if self.refuse > 0:
                 self.refuse -= 1
                 near.close()

@@ -114,6 +114,7 @@ def replicas(asked: Asked, folder: Path) -> tuple[Table, list[str]]:
         for change, count in figures.changes.items():
             changes[change] = changes.get(change, 0) + count
         faults_told = ", ".join(f"{fault} {count}" for fault, count in sorted(figures.faults.items()))
+        faults_told += "; " + ", ".join(f"{way} {count}" for way, count in sorted(figures.ways.items()))
         table.append(
             [name, figures.runs, faults_told, figures.ended_by_fault, figures.images, len(figures.wrong)]
         )
