@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -106,25 +107,31 @@ class Silent:
         raise OSError("it hung up")
 
 
-def test_a_channel_that_breaks_before_anything_came_is_not_tried_again(disk: Path, port: int) -> None:
-    """As by a firewall that lets connections be made and nothing through."""
+@pytest.mark.parametrize("fault", ["it ended", "timed out"])
+def test_a_channel_through_which_nothing_comes_is_not_tried_again(
+    disk: Path, port: int, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """As by a firewall that lets connections be made and nothing through, or by a worker that stands still."""
     told: list[Event] = []
+    workers: list[Worker] = []
     direct = Direct(ADDRESS, port, told.append)
+    monkeypatch.setattr("coriolis_azure.channel.SILENCE_SECONDS", 0.5)
     connect = direct.connect
 
-    def broken(port: int) -> agent.Tls | None:
+    def faulty(port: int) -> agent.Tls | None:
         tls = connect(port)
         assert tls is not None
-        tls._socket.shutdown(socket.SHUT_RD)
+        if fault == "it ended":
+            tls._socket.shutdown(socket.SHUT_RD)
+        else:
+            workers[0].process.send_signal(signal.SIGSTOP)
         return tls
-
-    direct.connect = broken  # type: ignore[method-assign]
-    workers: list[Worker] = []
 
     def start() -> Worker:
         workers.append(Worker())
         return workers[-1]
 
+    monkeypatch.setattr(direct, "connect", faulty)
     size = disk.stat().st_size
     with Image(disk.with_name("os.raw")) as image:
         base = image.known("id", size, CHUNK, False)
@@ -134,9 +141,10 @@ def test_a_channel_that_breaks_before_anything_came_is_not_tried_again(disk: Pat
         worker.__exit__()
     assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
     assert len(workers) == 2
+    broke = f"the direct channel to the worker broke: {fault}"
     assert [event.text for event in told if isinstance(event, Notice)] == [
-        "data comes over SSH, which is slower: the direct channel to the worker broke: it ended",
-        f"os: the direct channel to the worker broke: it ended; going on after 0 of {size} bytes",
+        f"data comes over SSH, which is slower: {broke}",
+        f"os: {broke}; going on after 0 of {size} bytes",
     ]
 
 

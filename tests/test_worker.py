@@ -217,6 +217,21 @@ def test_another_host_key_is_refused_before_anything_is_sent(
         ssh.connect(reader, Held(pace=100), silent)
 
 
+def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(
+    azure: Sandbox, source: Source, image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_SILENCE_SECONDS", 0.2)
+    azure.add_vm("web", image("os"))
+    run, reader = source.prepare("web")
+    with (
+        ssh.connect(reader, Clock(), silent) as connection,
+        connection._run("sleep 60") as stream,
+        pytest.raises(errors.ConnectionLost, match="it was silent"),
+    ):
+        stream.read(1)
+    assert source.finish(run) == []
+
+
 def _fields(reader: Worker) -> dict[str, Any]:
     return {name: getattr(reader, name) for name in Worker.__dataclass_fields__}
 
