@@ -251,6 +251,11 @@ def check(connection: Path, environment: Path, vm: str | None, shutdown: bool, a
 @click.option("--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down.")
 @click.option("--customer-keys", is_flag=True, help="For disks with customer-managed keys.")
 @click.option(
+    "--storage",
+    type=click.Choice(["identity", "key"]),
+    help="For Blob storage: reached as this identity, or with the account's key (storage_use_account_key).",
+)
+@click.option(
     "--mechanism",
     type=click.Choice(_MECHANISM["enum"]),
     default=_MECHANISM["default"],
@@ -265,6 +270,7 @@ def role(
     own_network: bool,
     shutdown: bool,
     customer_keys: bool,
+    storage: str | None,
     as_json: bool,
 ) -> None:
     """Print the custom role with the least permissions that the work needs. Works offline.
@@ -278,6 +284,9 @@ def role(
         (public_ip, permissions.PUBLIC_IP),
         (shutdown, permissions.SHUTDOWN),
         (customer_keys, permissions.CUSTOMER_KEYS),
+        (storage is not None, permissions.BLOB_STORAGE),
+        (storage == "identity", permissions.BLOB_DATA),
+        (storage == "key", permissions.ACCOUNT_KEY),
     )
     chosen |= {feature for wanted, feature in features if wanted}
     _print_json(permissions.role(chosen, scopes or ("/subscriptions/00000000-0000-0000-0000-000000000000",)))

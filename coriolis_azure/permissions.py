@@ -20,18 +20,29 @@ GIVEN_NETWORK = "existing network"
 SHUTDOWN = "shutdown"
 CUSTOMER_KEYS = "customer-managed keys"
 BLOB_STORAGE = "Blob storage"
+BLOB_DATA = "Blob storage without its key"
 ACCOUNT_KEY = "storage account key"
-FEATURES = (PUBLIC_IP, OWN_NETWORK, GIVEN_NETWORK, SHUTDOWN, CUSTOMER_KEYS, BLOB_STORAGE, ACCOUNT_KEY)
+FEATURES = (
+    PUBLIC_IP,
+    OWN_NETWORK,
+    GIVEN_NETWORK,
+    SHUTDOWN,
+    CUSTOMER_KEYS,
+    BLOB_STORAGE,
+    BLOB_DATA,
+    ACCOUNT_KEY,
+)
 
 # Where an action must be allowed.
-SUBSCRIPTION, GROUP, NETWORK = "subscription", "resource group", "network"
+SUBSCRIPTION, GROUP, NETWORK, ACCOUNT = "subscription", "resource group", "network", "storage account"
 
 
 @dataclass(frozen=True)
 class Action:
     """An action of Azure, the step that needs it, and where it must be allowed.
 
-    `feature` is what must be chosen for it to be needed. Without an `optional` one the work still gets done.
+    `feature` is what must be chosen for it to be needed. Without an `optional` one the work still gets done. `data`:
+    it is one of a role's data actions.
     """
 
     step: str
@@ -40,6 +51,7 @@ class Action:
     scope: str = GROUP
     feature: str = ""
     optional: bool = False
+    data: bool = False
 
 
 def _of(
@@ -49,10 +61,12 @@ def _of(
     scope: str = GROUP,
     feature: str = "",
     optional: bool = False,
+    data: bool = False,
 ) -> tuple[Action, ...]:
-    return tuple(Action(step, f"Microsoft.{name}", why, scope, feature, optional) for name in names)
+    return tuple(Action(step, f"Microsoft.{name}", why, scope, feature, optional, data) for name in names)
 
 
+_CONTAINERS = "Storage/storageAccounts/blobServices/containers"
 _IMAGE = "Compute/locations/publishers/artifacttypes/offers/skus/versions/read"
 ACTIONS: tuple[Action, ...] = (
     *_of("connect", "find the resource group", "Resources/subscriptions/resourceGroups/read"),
@@ -131,9 +145,41 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "storage",
-        "find the storage account; what is in it needs the role Storage Blob Data Contributor",
+        "find the storage account",
         "Storage/storageAccounts/read",
         feature=BLOB_STORAGE,
+    ),
+    *_of(
+        "storage",
+        "find the container, or make it",
+        *(f"{_CONTAINERS}/read", f"{_CONTAINERS}/write"),
+        scope=ACCOUNT,
+        feature=BLOB_DATA,
+    ),
+    *_of(
+        "storage",
+        "read, write and remove blobs",
+        *(f"{_CONTAINERS}/blobs/read", f"{_CONTAINERS}/blobs/write", f"{_CONTAINERS}/blobs/delete"),
+        scope=ACCOUNT,
+        feature=BLOB_DATA,
+        data=True,
+    ),
+    *_of(
+        "storage",
+        "sign for a VHD that Azure copies from another account",
+        "Storage/storageAccounts/blobServices/generateUserDelegationKey/action",
+        scope=ACCOUNT,
+        feature=BLOB_DATA,
+        optional=True,
+    ),
+    *_of(
+        "storage",
+        "remove what an account keeps as versions",
+        f"{_CONTAINERS}/blobs/deleteBlobVersion/action",
+        scope=ACCOUNT,
+        feature=BLOB_DATA,
+        optional=True,
+        data=True,
     ),
     *_of(
         "storage",
@@ -177,6 +223,8 @@ def features(environment: Environment) -> set[str]:
         chosen.add(BLOB_STORAGE)
     if environment.storage_use_account_key:
         chosen |= {BLOB_STORAGE, ACCOUNT_KEY}
+    elif environment.storage_account_name:
+        chosen.add(BLOB_DATA)
     return chosen | {PUBLIC_IP} if environment.export_worker_use_fip else chosen
 
 
@@ -193,21 +241,26 @@ def role(chosen: Collection[str], scopes: Sequence[str], name: str = "coriolis-a
         "Description": "Takes virtual machines out of Azure through a temporary worker. With: "
         + (", ".join(feature for feature in FEATURES if feature in chosen) or "nothing optional")
         + ".",
-        "Actions": sorted({action.name for action in needed(chosen)}, key=str.lower),
+        "Actions": _named(action for action in needed(chosen) if not action.data),
         "NotActions": [],
-        "DataActions": [],
+        "DataActions": _named(action for action in needed(chosen) if action.data),
         "NotDataActions": [],
         "AssignableScopes": list(scopes),
     }
 
 
-def granted(permissions: Iterable[Json], action: str) -> bool:
+def _named(actions: Iterable[Action]) -> list[str]:
+    return sorted({action.name for action in actions}, key=str.lower)
+
+
+def granted(permissions: Iterable[Json], action: Action) -> bool:
     """Whether Azure's list of permissions allows `action`.
 
     Each entry is one role's: what its notActions take away, another role may still give.
     """
+    given, taken = ("dataActions", "notDataActions") if action.data else ("actions", "notActions")
     return any(
-        _matches(entry.get("actions"), action) and not _matches(entry.get("notActions"), action)
+        _matches(entry.get(given), action.name) and not _matches(entry.get(taken), action.name)
         for entry in permissions
     )
 

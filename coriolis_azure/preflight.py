@@ -202,6 +202,11 @@ class _Questions:
             network = self._network_id()
             if network:
                 scopes[permissions.NETWORK] = network
+        account = self._environment.storage_account_name
+        if account:
+            scopes[permissions.ACCOUNT] = (
+                f"{self._group}/providers/Microsoft.Storage/storageAccounts/{account}"
+            )
         everything = True
         for kind, scope in scopes.items():
             wanted = [action for action in permissions.needed(chosen) if action.scope == kind]
@@ -209,7 +214,7 @@ class _Questions:
             if held is None:
                 everything = False
                 continue
-            missing = [action for action in wanted if not permissions.granted(held, action.name)]
+            missing = [action for action in wanted if not permissions.granted(held, action)]
             everything = everything and not missing
             for action in missing:
                 self._missing(action, scope)

@@ -15,11 +15,13 @@ What the identity of the connection settings must be allowed to do, by step. `co
 with exactly these actions for the chosen settings; `az role definition create --role-definition FILE` takes it.
 `coriolis-azure check` asks Azure what the identity may do and names each action that is missing.
 
-* **Where**: the resource group of the source environment, the subscription, or the network that `export_network`
-  names. Assigned to the subscription, a role covers all of them; assigned to a resource group, it does not cover the
-  subscription's actions, which all only read.
+* **Where**: the resource group of the source environment, the subscription, the network that `export_network` names,
+  or the storage account. Assigned to the subscription, a role covers all of them; assigned to a resource group, it does
+  not cover the subscription's actions, which all only read.
 * **For**: what must be chosen for an action to be needed; `-` means always. Without an *optional* one the work gets
   done all the same, and `check` knows less.
+* *data*: one of a role's data actions. The built-in role *Storage Blob Data Contributor* holds all that is said here
+  of blobs, but for the removal of versions.
 * *linked*: Azure asks for this action on a resource that a request only refers to.
 
 | step | action | where | for | why |
@@ -49,7 +51,12 @@ def page() -> str:
 
 
 def _for(action: permissions.Action) -> str:
-    return ", ".join(part for part in (action.feature, "*optional*" * action.optional) if part) or "-"
+    return (
+        ", ".join(
+            part for part in (action.feature, "*optional*" * action.optional, "*data*" * action.data) if part
+        )
+        or "-"
+    )
 
 
 if __name__ == "__main__":

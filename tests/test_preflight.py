@@ -313,7 +313,10 @@ def test_a_disabled_subscription_is_an_error(azure: Sandbox, connect: Connect) -
 )
 def test_what_a_list_of_permissions_allows(entries: list[dict[str, Any]], held: bool) -> None:
     """A role's notActions take away from that role only; * crosses slashes; case does not count."""
-    assert permissions.granted(entries, "Microsoft.Compute/disks/write") is held
+    action = permissions.Action("clone", "Microsoft.Compute/disks/write", "")
+    assert permissions.granted(entries, action) is held
+    as_data = [{f"data{name.capitalize()}": names for name, names in entry.items()} for entry in entries]
+    assert not permissions.granted(as_data, action)
 
 
 # Azure, and the sandbox, tell everybody what they may do.
@@ -392,6 +395,44 @@ def test_the_role_for_a_given_network_is_enough_and_smaller(
     source = connect({"export_network": "sandbox-vnet/default", "export_worker_use_fip": False})
     assert source.check("web").ok
     assert source.replicate("web", tmp_path / "images").left_behind == ()
+
+
+IN_STORAGE = {"storage_account_name": "sandboxstorage", "storage_container_name": "replicas"}
+FOR_STORAGE = ALL | {permissions.BLOB_STORAGE, permissions.BLOB_DATA}
+
+
+def test_the_role_for_blob_storage_is_enough(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os"))
+    role = permissions.role(FOR_STORAGE, ["/"])
+    azure.permissions[:] = [{"actions": role["Actions"], "dataActions": role["DataActions"]}]
+    source = connect(QUIET | IN_STORAGE | {"export_worker_allowed_addresses": ["*"]})
+    assert source.check("web", strict=True).ok
+    for full in (False, False, True):
+        done = source.replicate("web", "blob://sandboxstorage/replicas/web", full=full)
+        assert done.left_behind == ()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [action for action in permissions.needed(FOR_STORAGE) if action.feature in FOR_STORAGE - ALL],
+    ids=lambda action: action.name,
+)
+def test_a_missing_action_for_blob_storage_is_named(
+    azure: Sandbox, connect: Connect, image: Image, action: permissions.Action
+) -> None:
+    azure.add_vm("web", image("os"))
+    role = permissions.role(FOR_STORAGE, ["/"])
+    azure.permissions[:] = [
+        {
+            "actions": [name for name in role["Actions"] if name != action.name],
+            "dataActions": [name for name in role["DataActions"] if name != action.name],
+        }
+    ]
+    checked = connect(QUIET | IN_STORAGE).check("web")
+    assert action.name in texts(checked, "warning" if action.optional else "error")
+    assert checked.ok is action.optional
 
 
 @pytest.mark.parametrize(
@@ -532,6 +573,7 @@ def test_the_command_prints_a_role_that_az_takes() -> None:
     printed = json.loads(done.stdout)
     assert printed["AssignableScopes"] == ["/subscriptions/one"]
     assert printed["Actions"] == permissions.role({permissions.GIVEN_NETWORK}, ["/"])["Actions"]
+    assert printed["DataActions"] == []
     assert set(printed) == {
         *("Name", "IsCustom", "Description", "Actions", "NotActions", "DataActions", "NotDataActions"),
         "AssignableScopes",
