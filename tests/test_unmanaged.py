@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import shutil
+import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -224,6 +227,24 @@ def test_a_failure_leaves_nothing(
     azure.intercept = None
     assert azure.resources() == before
     assert interim(azure) == []
+
+
+def test_a_vhd_of_another_maker_is_read(
+    azure: Sandbox, source: Source, vm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """qemu-img's, as people upload them: it has its own creator, versions and geometry in the footer."""
+    program = shutil.which("qemu-img")
+    if program is None:
+        pytest.skip("qemu-img is not installed (Debian: qemu-utils)")
+    raw, made = tmp_path / "raw", tmp_path / "made.vhd"
+    raw.write_bytes(random.Random(3).randbytes(2 * MIB) + bytes(4 * MIB))
+    options = ("-O", "vpc", "-o", "subformat=fixed,force_size")
+    subprocess.run([program, "convert", "-f", "raw", *options, raw, made], check=True)
+    ours = azure.storage.content(blob(azure))
+    azure.storage.overwrite(blob(azure), 0, made.read_bytes())
+    assert len(azure.storage.content(blob(azure))) == len(ours)
+    source.replicate("old-1", tmp_path / "replica")
+    assert same(tmp_path / "replica", (raw, vm[1]))
 
 
 def footerless(azure: Sandbox) -> None:
