@@ -240,9 +240,9 @@ def window(chunk: int) -> int:
 
 
 def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int) -> Iterator[Any]:
-    """Yield work(item) in the order of `items`, never more than `ahead` of them in memory. For the whole process:
+    """Yield work(item) in the order of `items`, never more than `ahead` of them in memory.
 
-    the threads end with it. concurrent.futures takes longer to import than a small disk to read.
+    The threads end with the process. concurrent.futures would take longer to import than a small disk to read.
     """
     todo = _Queue()
 
@@ -443,9 +443,10 @@ def tls_context(server: bool, certificate: str, key: str, peer: str) -> ssl.SSLC
 
 
 class Tls:
-    """One side of a TLS connection. Many records are passed to and from the socket at a time: Python's own
+    """One side of a TLS connection, which either only writes or only reads, after `shake_hands`.
 
-    SSLSocket takes two system calls for each of 16 KiB. Either only writes or only reads, after `shake_hands`.
+    Many records are passed to and from the socket at a time: Python's own SSLSocket takes two system calls for each
+    of 16 KiB.
     """
 
     def __init__(self, connection: socket.socket, context: ssl.SSLContext, server: bool) -> None:
@@ -478,7 +479,7 @@ class Tls:
         self._flush()
 
     def read_into(self, view: memoryview) -> int:
-        """Some bytes, at least one, into `view`: how many. EOFError where the connection has ended."""
+        """What has come, at least one byte, into `view`: how many. EOFError where the connection has ended."""
         read, at, size = self._tls.read, 0, len(view)
         while at < size:
             try:
