@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -23,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from processes import PROCESSES, command
 from relay import Relay
 
 from coriolis_azure import cleanup, hashing, names
@@ -35,11 +35,6 @@ from coriolis_azure.source import DEAD_AFTER, Source
 MIB = 1 << 20
 GROUP = "sandbox"
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-# A process that is forked from one that has the SDKs imported starts at once.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["coriolis_azure.source", "coriolis_azure.cli", "coriolis_azure.provider", "battles"]
-)
 
 
 @contextmanager
@@ -337,14 +332,6 @@ class CommandLine:
     def ahead(self) -> list[str]:
         """The disks whose manifest says more than is at the destination."""
         return ahead(self.images())
-
-
-def command(line: list[str]) -> None:
-    """A process: the command line."""
-    from coriolis_azure import cli
-
-    sys.argv = ["coriolis-azure", *line]
-    sys.exit(cli.main())
 
 
 class Plugin:

@@ -9,20 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import MIB
+from processes import Forked, command, completed
 
 from coriolis_azure import sandbox
 
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
 
 
-def run(*arguments: object, check: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
-    )
+def run(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    done = completed([str(argument) for argument in arguments])
     assert done.returncode == check, done.stderr
     return done
 
@@ -98,12 +96,15 @@ def test_list_and_inspect_for_people_and_for_machines(settings: list[str]) -> No
 
 
 def test_the_settings_may_come_from_the_environment(served: Path) -> None:
+    """And an interpreter that has nothing imported yet does the same."""
     variables = {
         **os.environ,
         "CORIOLIS_AZURE_CONNECTION": str(served / "connection.json"),
         "CORIOLIS_AZURE_ENVIRONMENT": str(served / "environment.json"),
     }
-    assert "web" in run("list", env=variables).stdout
+    done = subprocess.run([*COMMAND, "list"], env=variables, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "web" in done.stdout
 
 
 def test_an_unknown_vm_is_an_azure_error_that_names_those_there_are(
@@ -158,11 +159,10 @@ def test_an_interrupted_run_undoes_itself(
     served: Path, settings: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
     before = run("sandbox", "resources", served).stdout
-    command = [*COMMAND, "replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr
-        for line in running.stderr:
-            if json.loads(line).get("name") == "snapshot":
+    line = ["replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
+    with Forked(command, line) as running:
+        for event in running.stderr:
+            if json.loads(event).get("name") == "snapshot":
                 break
         running.send_signal(number)
         running.stderr.read()
@@ -174,11 +174,10 @@ def test_an_impatient_second_interrupt_does_not_stop_the_deleting(
     served: Path, settings: list[str], tmp_path: Path
 ) -> None:
     before = run("sandbox", "resources", served).stdout
-    command = [*COMMAND, "replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr
-        for line in running.stderr:
-            if json.loads(line).get("name") == "clean up":
+    line = ["replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
+    with Forked(command, line) as running:
+        for event in running.stderr:
+            if json.loads(event).get("name") == "clean up":
                 running.send_signal(signal.SIGINT)
                 break
         rest = running.stderr.read()
@@ -192,11 +191,10 @@ def test_a_killed_run_is_cleaned_up_by_the_next_command(
 ) -> None:
     """Its journal shows that it is dead, so its age does not matter."""
     before = run("sandbox", "resources", served).stdout
-    command = [*COMMAND, "replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr
-        for line in running.stderr:
-            if json.loads(line).get("name") == "clone":
+    line = ["replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
+    with Forked(command, line) as running:
+        for event in running.stderr:
+            if json.loads(event).get("name") == "clone":
                 break
         running.kill()
     assert run("sandbox", "resources", served).stdout != before
@@ -211,8 +209,8 @@ def test_a_killed_run_is_cleaned_up_by_the_next_command(
 def test_schemas_and_help(tmp_path: Path) -> None:
     for name in ("connection", "source-environment"):
         assert json.loads(run("schema", name).stdout)["properties"]
-    for command in ([], ["replicate"], ["sandbox"], ["sandbox", "serve"], ["cleanup"], ["demo"]):
-        assert "Usage: " in run(*command, "--help").stdout
+    for words in ([], ["replicate"], ["sandbox"], ["sandbox", "serve"], ["cleanup"], ["demo"]):
+        assert "Usage: " in run(*words, "--help").stdout
     assert "Exit codes" in run("--help").stdout
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from battles import served
 from conftest import MIB
+from processes import Forked
 from writer_targets import HttpsTarget, SshTarget
 
 from coriolis_azure import vhd
@@ -22,29 +23,16 @@ from coriolis_azure.errors import InvalidInput
 from coriolis_azure.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 
-CALL = """
-import json, sys
-from coriolis_azure.provider import AzureExportProvider
-method, arguments = json.load(sys.stdin)
-print(json.dumps(getattr(AzureExportProvider(None), method)(None, *arguments)))
-"""
+
+def task(text: str) -> None:
+    """A process: one call of the plugin."""
+    method, arguments = json.loads(text)
+    print(json.dumps(getattr(AzureExportProvider(None), method)(None, *arguments)))
 
 
-def started(method: str, *arguments: Any) -> subprocess.Popen[str]:
+def started(method: str, *arguments: Any) -> Forked:
     """One call of the plugin in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CALL],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    assert process.stdin
-    process.stdin.write(json.dumps([method, arguments]))
-    process.stdin.close()
-    process.stdin = None
-    return process
+    return Forked(task, json.dumps([method, arguments]))
 
 
 def call(method: str, *arguments: Any) -> Any:
