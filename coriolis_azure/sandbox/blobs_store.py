@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -151,7 +151,7 @@ class BlobStore:
     def save(self) -> None:
         """Keep everything as it is now."""
         temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps({name: asdict(each) for name, each in self.accounts.items()}))
+        temporary.write_text(json.dumps(self.accounts, default=vars))
         temporary.replace(self._path)
 
     def _load(self, document: Json) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+import itertools
 import random
 
 from coriolis_azure.sandbox.network import (
@@ -261,10 +262,9 @@ def _private_address(world: World, interface_id: str, name: str, given: Json, fo
 
 def _free_in(prefix: ipaddress.IPv4Network, taken: set[str]) -> str:
     last = prefix.num_addresses - 2  # the first four and the last are Azure's
-    offsets: list[int] = list(range(4, min(last + 1, 70000)))
-    if prefix.subnet_of(LOOPBACK):
-        random.shuffle(offsets)
-    for offset in offsets:
+    offsets = range(4, min(last + 1, 70000))
+    begin = random.randrange(len(offsets)) if prefix.subnet_of(LOOPBACK) and offsets else 0  # noqa: S311
+    for offset in itertools.chain(offsets[begin:], offsets[:begin]):
         pick = str(prefix.network_address + offset)
         if pick not in taken:
             return pick

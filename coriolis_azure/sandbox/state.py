@@ -11,7 +11,7 @@ import json
 import secrets
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coriolis_azure.sandbox.wire import Json
@@ -112,13 +112,12 @@ class State:
         """Write what changed since the last time; a crash leaves the old file or the new one."""
         for old in [each.id for each in self.operations.values() if each.ended][:-_FINISHED_KEPT]:
             del self.operations[old]
-        text = json.dumps(
-            {
-                "identity": asdict(self.identity),
-                "resources": [asdict(resource) for resource in self.resources.values()],
-                "operations": [asdict(operation) for operation in self.operations.values()],
-            }
-        )
+        everything = {
+            "identity": self.identity,
+            "resources": list(self.resources.values()),
+            "operations": list(self.operations.values()),
+        }
+        text = json.dumps(everything, default=vars)  # dataclasses, without a copy of each at each request
         if text == self._saved:
             return
         temporary = self._path.with_suffix(".new")
