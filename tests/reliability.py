@@ -99,7 +99,7 @@ def replicas(asked: Asked, folder: Path) -> tuple[Table, list[str]]:
         try:
             with opened(kind, folder / name.replace(" ", "-")) as front:
                 for number in range(asked.rounds):
-                    if time.monotonic() > until:
+                    if number and time.monotonic() > until:
                         break
                     faults = possible(front)
                     chance.shuffle(faults)
