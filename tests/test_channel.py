@@ -118,11 +118,14 @@ def test_a_channel_through_which_nothing_comes_is_not_tried_again(
     monkeypatch.setattr("coriolis_azure.channel.SILENCE_SECONDS", 0.5)
     connect = direct.connect
 
+    def hung_up() -> None:
+        raise EOFError
+
     def faulty(port: int) -> agent.Tls | None:
         tls = connect(port)
         assert tls is not None
         if fault == "it ended":
-            tls._socket.shutdown(socket.SHUT_RDWR)  # for reading only, what comes is still delivered
+            monkeypatch.setattr(tls, "_fill", hung_up)  # our end alone: the agent is to notice nothing yet
         else:
             workers[0].process.send_signal(signal.SIGSTOP)
         return tls
