@@ -327,6 +327,11 @@ def test_faults_and_permissions_are_set_from_the_command_line(tmp_path: Path) ->
             role.write_text(json.dumps(permissions.role(set(), ["/"])))
             command("sandbox", "permit", str(folder), str(role))
             assert source.list_vms() == []
+            full = permissions.role({permissions.BLOB_STORAGE, permissions.BLOB_DATA}, ["/"])
+            role.write_text(json.dumps(full))
+            command("sandbox", "permit", str(folder), str(role))
+            (held,) = source.azure.permissions(f"/subscriptions/{source.azure.subscription}")
+            assert held["dataActions"] == full["DataActions"] != []
             role.write_text("{}")
             assert "Actions" in command("sandbox", "permit", str(folder), str(role), check=2).stderr
         source_files = ("-c", str(folder / "connection.json"), "-e", str(environment))

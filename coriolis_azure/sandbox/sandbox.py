@@ -530,8 +530,12 @@ def _checked_roles(roles: Any) -> list[Json]:
     found = []
     for role in roles if isinstance(roles, list) else [roles]:
         named = {str(key).lower(): value for key, value in role.items()} if isinstance(role, dict) else {}
-        kept = {name: named.get(name.lower(), []) for name in ("actions", "notActions")}
-        if not kept["actions"] or not all(isinstance(each, str) for list_ in kept.values() for each in list_):
+        kinds = ("actions", "notActions", "dataActions", "notDataActions")
+        kept = {kind: named.get(kind.lower()) or [] for kind in kinds}
+        if not kept["actions"] or not all(
+            isinstance(listed, list) and all(isinstance(each, str) for each in listed)
+            for listed in kept.values()
+        ):
             raise errors.InvalidInput(
                 "a role definition has Actions, a list of names",
                 remedy="Give what `coriolis-azure role` prints.",
