@@ -494,5 +494,6 @@ def test_no_signed_url_gets_into_a_log(
         copy.copy_from(place.blob(), {}, Clock())
     assert secret
     assert copy.find().size == place.blob().find().size
-    assert secret.partition("%")[0] not in caplog.text
+    # As a whole it might be there with another way to write what is between the %.
+    assert max(secret.split("%"), key=len) not in caplog.text
     assert "sig=" not in caplog.text.replace("sig=REDACTED", "").replace("sig=*****", "")
