@@ -47,7 +47,10 @@ def main(task: dict[str, Any]) -> None:
             leaf=task.get("leaf", 4096),
             slot=slot,
         )
-        with ssh.Line(worker, clock, report) as line, Image(Path(target)) as destination:
+        with (
+            ssh.Line(worker, clock, report, ssh.WINDOW // beside) as line,
+            Image(Path(target)) as destination,
+        ):
             base = destination.known("id", size, task.get("chunk", 1 << 20), task.get("full", False))
             return transfer.copy(
                 line.agent,

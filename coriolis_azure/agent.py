@@ -95,7 +95,7 @@ class Failure(Exception):
 
 # Digests
 
-Mac = Callable[[Any], bytes]  # the keyed digest, DIGEST bytes, of any buffer
+Mac = Callable[[Any, int], List[bytes]]  # keyed digests, DIGEST bytes, of a buffer's pieces of that size
 
 
 def is_zero(data: Any) -> bool:
@@ -103,34 +103,33 @@ def is_zero(data: Any) -> bool:
     return _NOTHING.startswith(data)
 
 
+def each(digest: Callable[[memoryview], bytes]) -> Mac:
+    """Make a Mac of what digests one piece."""
+
+    def mac(data: Any, size: int) -> List[bytes]:
+        view = memoryview(data)
+        return [digest(view[at : at + size]) for at in range(0, len(view), size)]
+
+    return mac
+
+
 def _blake2b(key: bytes) -> Mac:
     keyed = functools.partial(hashlib.blake2b, digest_size=DIGEST, key=key)
-    return lambda data: keyed(data).digest()
+    return each(lambda data: keyed(data).digest())
 
 
 def _blake3(key: bytes) -> Mac:
     blake3 = importlib.import_module("blake3").blake3  # type: Any
-    return lambda data: blake3(data, key=key).digest(DIGEST)
+    return each(lambda data: blake3(data, key=key).digest(DIGEST))
 
 
 @functools.lru_cache(None)
 def _libcrypto(loader: Any) -> Any:
     """The C library of OpenSSL, as `loader` calls it; OSError where there is none."""
-    pointer, number = ctypes.c_void_p, ctypes.c_int
-    functions = (
-        ("EVP_CIPHER_CTX_new", pointer, ()),
-        ("EVP_aes_128_gcm", pointer, ()),
-        ("EVP_EncryptInit_ex", number, (pointer, pointer, pointer, pointer, pointer)),
-        ("EVP_EncryptUpdate", number, (pointer, pointer, pointer, pointer, number)),
-        ("EVP_EncryptFinal_ex", number, (pointer, pointer, pointer)),
-        ("EVP_CIPHER_CTX_ctrl", number, (pointer, number, number, pointer)),
-    )
     for name in ("libcrypto.so.3", "libcrypto.so.1.1", "libcrypto.so.10", "libcrypto.so.1.0.0"):
         try:
             library = loader(name)
-            for function, result, arguments in functions:
-                getattr(library, function).restype = result
-                getattr(library, function).argtypes = arguments
+            library.EVP_CIPHER_CTX_new.restype = library.EVP_aes_128_gcm.restype = ctypes.c_void_p
         except (OSError, AttributeError):
             continue
         return library
@@ -143,42 +142,47 @@ def _gmac(key: bytes) -> Mac:
     library, letting_go = _libcrypto(ctypes.PyDLL), _libcrypto(ctypes.CDLL)
     init, short, long = library.EVP_EncryptInit_ex, library.EVP_EncryptUpdate, letting_go.EVP_EncryptUpdate
     final, control = library.EVP_EncryptFinal_ex, library.EVP_CIPHER_CTX_ctrl
-    nonce, at, byref = ctypes.create_string_buffer(key[16:28], 12), ctypes.c_char.from_buffer, ctypes.byref
-    local = threading.local()
+    pointer, nonce, local = ctypes.c_void_p, ctypes.create_string_buffer(key[16:28], 12), threading.local()
 
     def parts() -> Any:
-        context, tag, done = library.EVP_CIPHER_CTX_new(), ctypes.create_string_buffer(16), ctypes.c_int()
-        if not context or init(context, library.EVP_aes_128_gcm(), None, key[:16], nonce) != 1:
+        # Pointers made once, and no types declared for what is called: to check them takes as long as to hash a leaf.
+        context, cipher = pointer(library.EVP_CIPHER_CTX_new()), pointer(library.EVP_aes_128_gcm())
+        if not context or init(context, cipher, None, key[:16], nonce) != 1:
             raise OSError("libcrypto has no AES-128-GCM")
-        local.parts = context, tag, byref(tag), byref(done)
+        local.parts = context, pointer(), ctypes.create_string_buffer(DIGEST), ctypes.byref(ctypes.c_int())
         return local.parts
 
-    def mac(data: Any) -> bytes:
-        context, tag, into, done = getattr(local, "parts", None) or parts()
-        view = memoryview(data)
-        content = bytes(view) if view.readonly else byref(at(view))  # type: Any
-        update = long if len(view) > SHORT else short
-        if (
-            init(context, None, None, None, nonce) != 1
-            or update(context, None, done, content, len(view)) != 1
-            or final(context, into, done) != 1
-            or control(context, 16, 16, into) != 1  # EVP_CTRL_GCM_GET_TAG
-        ):
-            raise Failure("libcrypto failed")
-        return bytes(tag.raw[:DIGEST])
+    def mac(data: Any, size: int) -> List[bytes]:
+        context, piece, tag, done = getattr(local, "parts", None) or parts()
+        view, digests = memoryview(data), []  # type: memoryview, List[bytes]
+        if view.readonly:
+            view = memoryview(bytearray(view))
+        start, length = ctypes.addressof(ctypes.c_char.from_buffer(view)), len(view)
+        update = long if size > SHORT else short
+        for at in range(0, length, size):
+            piece.value = start + at
+            if (
+                init(context, None, None, None, nonce) != 1
+                or update(context, None, done, piece, min(size, length - at)) != 1
+                or final(context, tag, done) != 1
+                or control(context, 16, DIGEST, tag) != 1  # EVP_CTRL_GCM_GET_TAG
+            ):
+                raise Failure("libcrypto failed")
+            digests.append(tag.raw)
+        return digests
 
     return mac
 
 
 HASHES = {"gmac": _gmac, "blake3": _blake3, "blake2b": _blake2b}  # name -> function of a key of 32 bytes
-_KNOWN = {"gmac": "58e2fccefa7e3061367f1d57a4e7"}  # the digest of nothing under a key of zeros
+_KNOWN = {"gmac": "21c2eb20cd2214dbdf34c9b82ecb"}  # the digest of 16 zeros under a key of zeros
 
 
 @functools.lru_cache(None)
 def usable(name: str) -> bool:
     """Whether there is this hash here, and it computes what it should."""
     try:
-        found = HASHES[name](bytes(32))(b"")
+        found = HASHES[name](bytes(32))(bytes(16), 16)[0]
     except (KeyError, ImportError, OSError, AttributeError, TypeError, ValueError):
         return False
     return _KNOWN.get(name, found.hex()) == found.hex()
@@ -190,10 +194,10 @@ def fastest(names: List[str], seconds: float = 0.05) -> str:
     speeds = [(0.0, "")]
     for name in filter(usable, names):
         mac, done, began = HASHES[name](bytes(32)), 0, time.perf_counter()
-        mac(data)  # the first one pays for what comes with it
+        mac(data, GRAIN)  # the first one pays for what comes with it
         began = time.perf_counter()
         while time.perf_counter() < began + seconds / len(names):
-            mac(data)
+            mac(data, GRAIN)
             done += 1
         speeds.append((done / (time.perf_counter() - began), name))
     return max(speeds)[1]
@@ -204,21 +208,23 @@ class Digester:
 
     def __init__(self, mac: Mac) -> None:
         self._mac = mac
+        # What the mac makes of so many zeros: to compare that is less than to look at each leaf beforehand.
+        self._zeros = functools.lru_cache(None)(lambda size: mac(bytes(size), size)[0])
 
     def leaf(self, data: Any) -> bytes:
         """The digest of a leaf or a grain."""
-        return ZERO if is_zero(data) else self._mac(data)
+        return ZERO if is_zero(data) else self._mac(data, len(data))[0]
 
-    def pieces(self, data: Any, size: int) -> List[bytes]:
-        """The digests of all pieces of `size` bytes of `data`."""
-        view = memoryview(data)
-        return [self.leaf(view[at : at + size]) for at in range(0, len(view), size)]
+    def leaves(self, data: Any, size: int) -> List[bytes]:
+        """The digests of all leaves of `size` bytes of a grain."""
+        zeros = {self._zeros(size), self._zeros(len(data) % size or size)}
+        return [ZERO if digest in zeros else digest for digest in self._mac(data, size)]
 
     def grains(self, data: Any) -> List[bytes]:
         """The digests of the grains of a chunk."""
         if is_zero(data):
             return [ZERO] * -(-len(data) // GRAIN)
-        return self.pieces(data, GRAIN)
+        return each(self.leaf)(data, GRAIN)
 
     def of(self, grains: List[bytes]) -> bytes:
         """The digest of a chunk with such grains."""
@@ -784,7 +790,7 @@ class Scan:
             self.read(offset + start, data[start:stop])
             mine = [UNKNOWN]  # a leaf that is as large as a grain, which differs
             if self.leaf < GRAIN:
-                mine = self.digester.pieces(data[start:stop], self.leaf)
+                mine = self.digester.leaves(data[start:stop], self.leaf)
             for piece, digest in enumerate(mine):
                 if self.leaf >= GRAIN or digest != told[at : at + DIGEST]:
                     first = start + piece * self.leaf

@@ -7,6 +7,7 @@ the one that is due, every length is within its bounds before anything is receiv
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 import zlib
 from collections import deque
@@ -32,6 +33,7 @@ else:
 DEVICE_SECONDS = 60.0  # a disk that is attached while the worker runs takes seconds to appear
 _BURST_SECONDS = 0.25
 _QUIET_SECONDS = 10.0  # without anything happening, after which a watcher is told what is waited for
+_PIECE = 64 << 10  # bytes that are taken from a stream, or unpacked, at a time
 _ZSTD_WINDOW = 23  # log2 of the memory that unpacking may take: a chunk is 4 MiB at most
 
 
@@ -80,7 +82,7 @@ class Frame:
     digest: bytes
     packing: int = RAW
     payload: bytes | memoryview = b""
-    room: bytearray | None = None
+    room: mmap.mmap | None = None
 
 
 Piece = tuple[int, int, memoryview]  # start within the chunk, length, bytes: none where they are zeros
@@ -138,7 +140,7 @@ class Dialogue:
         self._grains = DIGEST * -(-base.chunk // agent.GRAIN)
         self._told = first  # the chunks whose digests in the base the agent knows
         self._writing = Lock()
-        self._free: deque[bytearray] = deque()
+        self._free: deque[mmap.mmap] = deque()
         self._heard = clock.monotonic()
         self._listening = True
         self._came = False  # whether a message has come over the direct channel
@@ -261,13 +263,14 @@ class Dialogue:
         kind, packing, index, count, length, digest = HEAD.unpack(self._read(HEAD.size))
         if length > self._limit(kind):
             raise self.foreign(f"message {kind} of {length} bytes")
-        if self._tls is None or kind not in (agent.DATA, agent.PATCH):
-            frame = Frame(kind, index, count, digest, packing, self._read(length))
-        else:
-            room = self._free.popleft() if self._free else bytearray(self._most)
+        if kind in (agent.DATA, agent.PATCH):
+            # Pages of its own, which go back when they are done with: malloc would keep some for every thread.
+            room = self._free.popleft() if self._free else mmap.mmap(-1, self._most)
             view = memoryview(room)[:length]
-            self._read_into(self._tls, view)
+            self._fill(view)
             frame = Frame(kind, index, count, digest, packing, view, room)
+        else:
+            frame = Frame(kind, index, count, digest, packing, self._read(length))
         self._came = self._tls is not None
         if kind == agent.ERROR:
             raise self._given_up(document(frame.payload))
@@ -287,30 +290,27 @@ class Dialogue:
         return MAX_JSON if kind in (agent.READY, agent.END, agent.ERROR) else 0
 
     def _read(self, size: int) -> bytes:
-        if self._tls is not None:
-            room = bytearray(size)
-            self._read_into(self._tls, memoryview(room))
-            return bytes(room)
-        if self._pace is None:
-            data = self._stream.read(size) if size else b""
-            self._heard = self._clock.monotonic()
-            return data
-        parts = []
-        while size:
-            parts.append(self._stream.read(min(size, self._pace.slice)))
-            self._heard = self._clock.monotonic()
-            self._pace.spent(len(parts[-1]))
-            size -= len(parts[-1])
-        return b"".join(parts)
+        room = bytearray(size)
+        self._fill(memoryview(room))
+        return bytes(room)
 
-    def _read_into(self, tls: agent.Tls, view: memoryview) -> None:
+    def _fill(self, view: memoryview) -> None:
+        """Fill `view` with what the agent says next, as fast as is allowed."""
+        while view:
+            done = self._read_into(view if self._pace is None else view[: self._pace.slice])
+            self._heard = self._clock.monotonic()
+            if self._pace is not None:
+                self._pace.spent(done)
+            view = view[done:]
+
+    def _read_into(self, view: memoryview) -> int:
+        """What has come into `view`: how many bytes, at least one."""
+        if self._tls is None:
+            piece = self._stream.read(min(len(view), _PIECE))
+            view[: len(piece)] = piece
+            return len(piece)
         try:
-            while view:
-                done = tls.read_into(view if self._pace is None else view[: self._pace.slice])
-                self._heard = self._clock.monotonic()
-                if self._pace is not None:
-                    self._pace.spent(done)
-                view = view[done:]
+            return self._tls.read_into(view)
         except (OSError, EOFError) as error:
             # An agent that gives up has said so before. SSH is not asked: an agent that waits for us knows nothing yet.
             broke = f"the direct channel to the worker broke: {str(error) or 'it ended'}"
@@ -381,13 +381,21 @@ class Dialogue:
             inflate = zstd.ZstdDecompressor(
                 options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
             )
+        # Into pages of its own, piece by piece: as one object it would stay behind in each thread's part of the heap.
+        body, size, more = memoryview(mmap.mmap(-1, self._most)), 0, frame.payload
         try:
-            body = inflate.decompress(frame.payload, self._most) if inflate else b""
-        except (zlib.error, zstd.ZstdError) as error:
+            while inflate is not None and not inflate.eof and size < self._most:
+                part = inflate.decompress(more, min(_PIECE, self._most - size))
+                more = getattr(inflate, "unconsumed_tail", b"")
+                body[size : size + len(part)] = part
+                size += len(part)
+                if not part and not more:
+                    break
+        except (zlib.error, zstd.ZstdError, EOFError) as error:
             raise self.corrupt(frame.index, "arrived damaged") from error
         if inflate is None or not inflate.eof or inflate.unused_data:
             raise self.corrupt(frame.index, "arrived damaged")
-        return memoryview(body)
+        return body[:size]
 
 
 def document(payload: bytes | memoryview) -> dict[str, Any]:

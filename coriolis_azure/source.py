@@ -482,7 +482,8 @@ class Source:
         full: bool,
     ) -> list[transfer.Outcome]:
         settings = self.environment
-        pace, window = self._pace(), ssh.WINDOW
+        beside = self._beside(len(wave))
+        pace, window = self._pace(), ssh.WINDOW // beside
         if settings.bandwidth_limit:
             # What may be under way is on the line already, whatever we take of it.
             window = max(64 << 10, min(window, settings.bandwidth_limit // 8))
@@ -495,8 +496,6 @@ class Source:
             folder.stop()
             for line in lines:
                 line.close()
-
-        beside = self._beside(len(wave))
 
         def copy(slot: int) -> transfer.Outcome:
             (disk, devices), line = wave[slot], lines[slot]

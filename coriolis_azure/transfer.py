@@ -30,7 +30,7 @@ __all__ = ["Direct", "Job", "Outcome", "Pace", "Stream", "copy", "differing"]
 LEAVES_SIZES = (0, 4096, 16384, 65536)
 COMPRESSION = ("none", "auto", "always")
 _THREADS = 4
-_AHEAD_BYTES = 8 << 20  # of chunks that have arrived and are not done with, of all disks together
+_AHEAD_BYTES = 6 << 20  # of chunks that have arrived and are not done with, of all disks together
 # Where each write waits for another host, a link with a delay is filled by writes under way, not by threads at work.
 _FAR_THREADS, _FAR_BYTES = 16, 16 << 20
 _FRUITLESS = 3  # connections in a row that were lost before anything was settled
@@ -344,7 +344,7 @@ class _Copy:
         if self._job.leaf < GRAIN:
             for number in grains:
                 start = number * GRAIN
-                leaves += self._digester.pieces(content[start : start + GRAIN], self._job.leaf)
+                leaves += self._digester.leaves(content[start : start + GRAIN], self._job.leaf)
         self._held[frame.index] = mine
         dialogue.answer(frame.index, grains, b"".join(leaves))
         return _Done(frame.index, 0)
@@ -358,7 +358,7 @@ class _Copy:
             if start % GRAIN or (size % GRAIN and start + size != length):
                 raise dialogue.corrupt(frame.index, "arrived in pieces that do not fit")
             if data:
-                found = self._digester.pieces(data, GRAIN)
+                found = self._digester.grains(data)
                 grains[start // GRAIN : start // GRAIN + len(found)] = found
         self._check(dialogue, frame, grains)
         self._destination.expect(offset, length)

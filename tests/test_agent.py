@@ -201,7 +201,7 @@ def test_it_keeps_scanning_while_it_waits_for_leaves_but_asks_for_no_more_than_a
         for index in range(many):
             file.seek(index * chunk + 3 * agent.GRAIN)
             file.write(b"y" * 512)
-    answer = agent.NUMBER.pack(3) + b"".join(base.digester().pieces(old, leaf)) * (leaf < agent.GRAIN)
+    answer = agent.NUMBER.pack(3) + b"".join(base.digester().leaves(old, leaf)) * (leaf < agent.GRAIN)
     with Pipes() as pipes:
         pipes.start(disk, base, leaf=leaf)
         pipes.document(agent.READY)
