@@ -374,26 +374,28 @@ class Dialogue:
     def _unpacked(self, frame: Frame) -> memoryview:
         if frame.packing == RAW:
             return memoryview(frame.payload)
-        inflate: Any = None
+        inflate: Any
         if frame.packing == ZLIB:
             inflate = zlib.decompressobj()
         elif frame.packing == ZSTD:
             inflate = zstd.ZstdDecompressor(
                 options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
             )
+        else:
+            raise self.corrupt(frame.index, "arrived damaged")
         # Into pages of its own, piece by piece: as one object it would stay behind in each thread's part of the heap.
-        body, size, more = memoryview(mmap.mmap(-1, self._most)), 0, frame.payload
+        body, size, packed = memoryview(mmap.mmap(-1, self._most)), 0, frame.payload
         try:
-            while inflate is not None and not inflate.eof and size < self._most:
-                part = inflate.decompress(more, min(_PIECE, self._most - size))
-                more = getattr(inflate, "unconsumed_tail", b"")
+            while not inflate.eof and size < self._most:
+                part = inflate.decompress(packed, min(_PIECE, self._most - size))
+                packed = getattr(inflate, "unconsumed_tail", b"")  # zlib's; a ZstdDecompressor keeps it
+                if not part and not packed:
+                    break
                 body[size : size + len(part)] = part
                 size += len(part)
-                if not part and not more:
-                    break
-        except (zlib.error, zstd.ZstdError, EOFError) as error:
+        except (zlib.error, zstd.ZstdError) as error:
             raise self.corrupt(frame.index, "arrived damaged") from error
-        if inflate is None or not inflate.eof or inflate.unused_data:
+        if not inflate.eof or inflate.unused_data:
             raise self.corrupt(frame.index, "arrived damaged")
         return body[:size]
 
