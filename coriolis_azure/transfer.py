@@ -149,7 +149,7 @@ class _Copy:
     ) -> None:
         self._talk, self._job, self._beside = talk, job, beside
         self._base = replace(base, digests=base.digests.copy())
-        self._destination, self._report = destination, report
+        self._destination, self._kept, self._report = destination, destination.grains, report
         self._digester = base.digester()
         self._failure: Exception | None = None
         self._root = ""
@@ -332,8 +332,8 @@ class _Copy:
 
     def _answer(self, dialogue: Dialogue, frame: Frame) -> _Done:
         """Compare the grains of a chunk with the destination's; of those that differ, tell the leaves there are."""
-        content = memoryview(self._destination.read(*self._base.span(frame.index)))
-        mine = self._digester.grains(content)
+        offset, length = self._base.span(frame.index)
+        mine = self._grains(frame.index)
         theirs = [bytes(frame.payload[at : at + DIGEST]) for at in range(0, len(frame.payload), DIGEST)]
         if len(theirs) != len(mine):
             raise dialogue.foreign(f"ASK for a chunk of {len(mine)} grains with {len(theirs)} digests")
@@ -342,12 +342,24 @@ class _Copy:
         ]
         leaves: list[bytes] = []
         if self._job.leaf < GRAIN:
-            for number in grains:
-                start = number * GRAIN
-                leaves += self._digester.leaves(content[start : start + GRAIN], self._job.leaf)
+            for start in (number * GRAIN for number in grains):
+                content = self._destination.read(offset + start, min(GRAIN, length - start))
+                leaves += self._digester.leaves(content, self._job.leaf)
         self._held[frame.index] = mine
         dialogue.answer(frame.index, grains, b"".join(leaves))
         return _Done(frame.index, 0)
+
+    def _grains(self, index: int) -> list[bytes]:
+        """The digests of the grains that the destination has of a chunk, read only where they are not kept."""
+        digest, (offset, length) = self._base.digest(index), self._base.span(index)
+        count = -(-length // GRAIN)
+        if digest == ZERO:
+            return [ZERO] * count
+        if digest != UNKNOWN and self._kept is not None:
+            grains = self._kept.get(index, count)
+            if len(grains) == count and self._digester.of(grains) == digest:
+                return grains
+        return self._digester.grains(memoryview(self._destination.read(offset, length)))
 
     def _data(self, dialogue: Dialogue, frame: Frame) -> _Done:
         """A chunk as a whole: whole grains, and zeros between them."""
@@ -366,6 +378,7 @@ class _Copy:
         if self._base.digest(frame.index) != ZERO:
             for start, size in _gaps(pieces, length):
                 self._destination.zero(offset + start, size)
+        self._keep(frame.index, grains)
         sent = sum(len(data) for _, _, data in pieces)
         return _Done(frame.index, 1, frame.digest, sent=sent, zero=length - sent)
 
@@ -374,25 +387,18 @@ class _Copy:
         offset, length = self._base.span(frame.index)
         pieces, grains = dialogue.pieces(frame), self._held.pop(frame.index, None)
         if grains is None:  # an agent that did not wait for the answer
-            grains = self._digester.grains(self._destination.read(offset, length))
-        content = bytearray(length)
-        touched = {
-            number
-            for start, size, _ in pieces
-            for number in range(start // GRAIN, (start + size - 1) // GRAIN + 1)
-        }
-        for at in (number * GRAIN for number in touched):
-            size = min(GRAIN, length - at)
-            content[at : at + size] = self._destination.read(offset + at, size)
-        for start, size, data in pieces:
-            content[start : start + size] = data if data else bytes(size)
-        whole = memoryview(content)
-        for number in touched:
-            grains[number] = self._digester.leaf(whole[number * GRAIN : (number + 1) * GRAIN])
+            grains = self._grains(frame.index)
+        for number, parts in _by_grain(pieces).items():
+            start = number * GRAIN
+            content = bytearray(self._destination.read(offset + start, min(GRAIN, length - start)))
+            for at, data in parts:
+                content[at : at + len(data)] = data
+            grains[number] = self._digester.leaf(content)
         self._check(dialogue, frame, grains)
         if pieces:
             self._destination.expect(offset, length)
         self._put(offset, pieces)
+        self._keep(frame.index, grains)
         sent = sum(len(data) for _, _, data in pieces)
         zero = sum(size for _, size, data in pieces if not data)
         return _Done(frame.index, 1, frame.digest, sent=sent, zero=zero, skipped=length - sent - zero)
@@ -403,6 +409,10 @@ class _Copy:
                 self._destination.write(offset + start, data)
             else:
                 self._destination.zero(offset + start, size)
+
+    def _keep(self, index: int, grains: list[bytes]) -> None:
+        if self._kept is not None:
+            self._kept.put(index, grains)
 
     def _check(self, dialogue: Dialogue, frame: Frame, grains: list[bytes]) -> None:
         """Verify where the data is still in hand."""
@@ -417,6 +427,20 @@ def _in_hand(destination: Destination, chunk: int, beside: int) -> tuple[int, in
         threads = max(threads, min(_FAR_THREADS, _FAR_BYTES // chunk) // beside)
     room = max(_AHEAD_BYTES // beside, threads * min(chunk, 1 << 20))
     return threads, max(3, min(threads + 2, room // chunk))
+
+
+def _by_grain(pieces: list[Piece]) -> dict[int, list[tuple[int, memoryview | bytes]]]:
+    """What is laid over each grain: start within it, bytes."""
+    laid: dict[int, list[tuple[int, memoryview | bytes]]] = {}
+    for start, size, data in pieces:
+        at = start
+        while at < start + size:
+            number, within = divmod(at, GRAIN)
+            length = min(GRAIN - within, start + size - at)
+            part = data[at - start : at - start + length] if data else bytes(length)
+            laid.setdefault(number, []).append((within, part))
+            at += length
+    return laid
 
 
 def _gaps(pieces: list[Piece], length: int) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import InvalidInput
 from ..events import Report
 from ..hashing import Manifest
+from .grains import Grains
 from .image import Image, ImageFolder
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "Content",
     "Destination",
     "Folder",
+    "Grains",
     "Image",
     "ImageFolder",
     "Kept",
@@ -54,6 +56,10 @@ class Destination(Protocol):
     @property
     def far(self) -> bool:
         """Whether each call waits for another host: many are made at a time, and none to make another smaller."""
+
+    @property
+    def grains(self) -> Grains | None:
+        """Where digests of grains are kept from run to run, once `known` has been called; None where they are not."""
 
     def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
         """What is held of the disk with the unique id `disk`, as one of `size` bytes, as far as it is known.

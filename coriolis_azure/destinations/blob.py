@@ -64,6 +64,7 @@ class BlobImage:
 
     readable = True
     far = True
+    grains = None
 
     def __init__(self, container: Container, path: str, storage: Storage, report: Report) -> None:
         self.name = path.rpartition("/")[2].removesuffix(".vhd")

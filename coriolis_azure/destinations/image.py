@@ -17,6 +17,8 @@ process is killed or the power fails after it:
 * The file is not as the manifest knew it (copied, edited, restored): it is read as a whole. While `dirty`
   exists, our own writes explain another mtime, so then only the inode counts.
 
+`os.raw.grains` is not part of the state: it saves reading, and is not believed. See `grains`.
+
 Our mtime is taken after fsync; a stranger's write within the same tick of the file system's clock, a few
 milliseconds, is not seen. A block device has no mtime to tell of strangers' writes; without a manifest
 nothing is known of it.
@@ -39,10 +41,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..agent import GRAIN
 from ..errors import DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
 from ..hashing import UNKNOWN, ZERO, Manifest
 from ..pipeline import Lock, ordered
+from .grains import Grains
 
 REGION = 64 << 20
 _HEADER = f"dirty regions of {REGION} bytes\n"
@@ -84,6 +88,7 @@ class Image:
         self.name = path.name.removesuffix(".raw")
         self._manifest_path = path.with_name(path.name + ".manifest")
         self._dirty_path = path.with_name(path.name + ".dirty")
+        self.grains = Grains(path.with_name(path.name + ".grains"))
         self._report = report
         self._fd = -1
         self._dirty_fd = -1
@@ -110,9 +115,11 @@ class Image:
             if kept is not None and disk and kept.manifest.disk and kept.manifest.disk != disk:
                 self._report(Notice(f"{self.path} held another disk of that name; it is written anew"))
                 full = True
-            if full or (found == 0 and not self._block):
-                return self._anew(disk, size, chunk)
-            return self._as_found(kept, disk, size, chunk)
+            anew = full or (found == 0 and not self._block)
+            if anew:
+                self.grains.forget()
+            self.grains.open(-(-chunk // GRAIN))
+            return self._anew(disk, size, chunk) if anew else self._as_found(kept, disk, size, chunk)
 
     def stored(self) -> Manifest:
         """What the last good run said the image holds; what a dead run was writing since then is UNKNOWN.
@@ -305,6 +312,7 @@ class Image:
                 os.close(fd)
         self._fd = self._dirty_fd = -1
         self._expected = set()
+        self.grains.close()
 
     def __enter__(self) -> Image:
         return self

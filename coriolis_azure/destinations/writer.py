@@ -192,6 +192,7 @@ class Volume:
 
     readable = False
     far = True
+    grains = None
 
     def __init__(
         self, entry: dict[str, Any], name: str, device: Device, doubt: Doubt, report: Report
