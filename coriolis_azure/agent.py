@@ -17,7 +17,7 @@ Wire: messages of one HEAD and a payload, big endian.
     SAME    index, count: a run of chunks that have the digest they had in BASE
     ZEROS   index, count: a run of chunks that are zeros now
     DATA    index, digest, count: pieces; payload: pieces; what is in none is zeros
-    ASK     index, digest; payload: digests of the grains of this chunk, which changed; answer with LEAVES
+    ASK     index, count; payload: the digests of the grains of a run of chunks, which changed; answer with LEAVES
     PATCH   index, digest, count: pieces; payload: pieces; what is in none is as the destination has it
     END     payload: JSON {"root": of the chunks from `first` on}
     ERROR   payload: JSON {"error", "message", "offset"}; the agent ends
@@ -72,11 +72,12 @@ UNKNOWN = b"\xff" * DIGEST  # not known what the destination holds; equals nothi
 MAX_CHUNK = 4 << 20
 MAX_JSON = 64 << 10
 GRAIN = 64 << 10  # what a digest is made of, and what zeros inside a chunk are left out in
-RUN = 64  # chunks of one SAME or ZEROS message, at most: progress is to move
+RUNS = {SAME: 64, ZEROS: 64, ASK: 16}  # chunks of one message, at most: progress is to move
 BASE_CHUNKS = 4096  # digests of one BASE message
 BASE_AHEAD = 8192
 HANDSHAKE_SECONDS = 5.0
 TLS_PIECE = 256 << 10  # bytes that are encrypted at a time
+HELD = 64 << 10  # bytes of short messages that are held back
 SHORT = 16 << 10  # bytes that are hashed without letting another thread in
 CIPHERS = "ECDHE-ECDSA-AES128-GCM-SHA256"
 
@@ -564,37 +565,49 @@ class Listener:
 
 
 class Output:
-    """The messages to the host. Runs of SAME and ZEROS are held back until they end."""
+    """The messages to the host. Runs of SAME, ZEROS and ASK are held back until they end, and what else may be."""
 
     def __init__(self, write: Callable[[List[Any]], None]) -> None:
         self.write = write
         self.line = Rate(1e9)
-        self._run = (0, 0, 0)  # kind, first chunk, chunks
+        self._run = (0, 0, [])  # type: Tuple[int, int, List[bytes]]  # kind, first chunk, what is said of each
+        self._held = bytearray()
 
-    def send(self, kind: int, index: int, count: int, digest: bytes, packing: int, buffers: Any) -> None:
-        """Write one message."""
+    def send(
+        self, kind: int, index: int, count: int, digest: bytes, packing: int, buffers: Any, hold: bool = False
+    ) -> None:
+        """Write one message; one that is to be on `hold` with others before long: each alone takes as long as all."""
         length = sum(len(buffer) for buffer in buffers)
+        self._held += HEAD.pack(kind, packing, index, count, length, digest)
+        if hold and len(self._held) + length <= HELD:
+            self._held += b"".join(buffers)
+        else:
+            self.release(buffers)
+
+    def release(self, buffers: Any = ()) -> None:
+        """Write what is held back, and what comes after it."""
+        held, self._held = self._held, bytearray()
         began = time.perf_counter()
-        self.write([HEAD.pack(kind, packing, index, count, length, digest)] + buffers)
-        self.line.add(length, time.perf_counter() - began)
+        self.write([held] + list(buffers))
+        self.line.add(len(held) + sum(len(buffer) for buffer in buffers), time.perf_counter() - began)
 
     def send_json(self, kind: int, document: Any) -> None:
         """Write one message with a JSON payload."""
         self.send(kind, 0, 0, ZERO, RAW, [json.dumps(document).encode()])
 
-    def run(self, kind: int, index: int) -> None:
-        """Chunk `index`, the one after the last, is SAME or ZEROS."""
-        if self._run[0] != kind or self._run[2] >= RUN:
+    def run(self, kind: int, index: int, said: bytes = b"") -> None:
+        """Chunk `index`, the one after the last, is SAME, ZEROS or to be asked for."""
+        if self._run[0] != kind or len(self._run[2]) >= RUNS[kind]:
             self.flush()
-            self._run = (kind, index, 0)
-        self._run = (kind, self._run[1], self._run[2] + 1)
+            self._run = (kind, index, [])
+        self._run[2].append(said)
 
     def flush(self) -> None:
         """Write the run held back, if any."""
-        kind, index, count = self._run
-        self._run = (0, 0, 0)
-        if count:
-            self.send(kind, index, count, ZERO, RAW, [])
+        kind, index, said = self._run
+        self._run = (0, 0, [])
+        if said:
+            self.send(kind, index, len(said), ZERO, RAW, [b"".join(said)])
 
 
 class Input:
@@ -607,7 +620,7 @@ class Input:
         self._fd, self._due, self._gone, self._ended = fd, first, gone, False
         self._base = {}  # type: Any
         self._more = threading.Condition()
-        self.others = queue.Queue()  # type: queue.Queue[Tuple[int, int, int, bytes]]
+        self.others = _Queue()  # of kind, index, count, payload
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
 
@@ -637,7 +650,7 @@ class Input:
         kind, index, _, _ = self.others.get()
         if kind != GO:
             raise Failure("the host sent message {} where GO is due".format(kind))
-        return index
+        return int(index)
 
     def base(self, index: int) -> bytes:
         """The digest that chunk `index` has at the destination, as soon as it is known."""
@@ -685,17 +698,15 @@ class Scan:
         chunks = range(self.first, -(-self.size // self.chunk))
         for kind, index, digest, found in ordered(self.look, chunks, self.threads, self.ahead):
             self.root.update(digest)
-            if kind in (SAME, ZEROS):
-                out.run(kind, index)
-            elif kind == DATA:
+            if kind == DATA:
                 out.flush()
                 packing, pieces, buffers, lent = found
                 out.send(DATA, index, pieces, digest, packing, buffers)
                 if lent is not None:
                     self.buffers.put(lent)
             else:
-                out.flush()
-                out.send(ASK, index, 0, digest, RAW, [b"".join(found)])
+                out.run(kind, index, found)
+            if kind == ASK:
                 self.asked.append((index, digest))
             if index % BASE_CHUNKS == 0:
                 self.heard.forget(index)
@@ -713,13 +724,13 @@ class Scan:
         grains = self.digester.grains(data)
         digest = self.digester.of(grains)
         had = self.heard.base(index)
-        found = None  # type: Any
+        found = b""  # type: Any
         if digest == had != UNKNOWN:
             kind = SAME
         elif digest == ZERO:
             kind = ZEROS
         elif self.leaf and (had != ZERO or self.sparse(grains, data)):
-            kind, found = ASK, grains
+            kind, found = ASK, b"".join(grains)
         else:
             pieces = content(grains, len(data))
             packing, buffers = self.packer.packed(layout(pieces, data))
@@ -760,19 +771,22 @@ class Scan:
         os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def patch(self, room: int) -> None:
-        """PATCH the asked chunks whose answers have come; wait for some while more than `room` are asked."""
-        while self.asked:
+        """Once more than `room` chunks are asked for, PATCH half of them: in bulk, each takes less."""
+        if len(self.asked) <= room:
+            return
+        self.out.flush()
+        while len(self.asked) > room // 2:
             index, digest = self.asked[0]
             while index not in self.answered:
-                if len(self.asked) <= room and self.heard.others.empty():
-                    return
+                if self.heard.others.empty():
+                    self.out.release()
                 kind, which, count, payload = self.heard.others.get()
                 if kind != LEAVES:
                     raise Failure("the host sent message {} where LEAVES are due".format(kind))
                 self.answered[which] = count, payload
             pieces, data = self.differing(index, *self.answered.pop(index))
             packing, buffers = self.packer.packed(layout(pieces, data))
-            self.out.send(PATCH, index, len(pieces), digest, packing, buffers)
+            self.out.send(PATCH, index, len(pieces), digest, packing, buffers, hold=True)
             self.asked.popleft()
 
     def differing(self, index: int, count: int, told: bytes) -> Tuple[Pieces, memoryview]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import agent
-from .agent import DIGEST, HEAD, MAX_JSON, PIECE, RAW, RUN, ZERO, ZLIB, ZSTD
+from .agent import DIGEST, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO, ZLIB, ZSTD
 from .channel import SILENCE_SECONDS, Direct
 from .clock import Clock
 from .errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded
@@ -85,6 +85,7 @@ class Frame:
     room: mmap.mmap | None = None
 
 
+Answer = tuple[int, list[int], bytes]  # chunk, grains of it that differ, the leaves there are
 Piece = tuple[int, int, memoryview]  # start within the chunk, length, bytes: none where they are zeros
 
 
@@ -140,7 +141,6 @@ class Dialogue:
         self._grains = DIGEST * -(-base.chunk // agent.GRAIN)
         self._told = first  # the chunks whose digests in the base the agent knows
         self._writing = Lock()
-        self._unsent: deque[bytes] = deque()
         self._free: deque[mmap.mmap] = deque()
         self._heard = clock.monotonic()
         self._listening = True
@@ -198,23 +198,25 @@ class Dialogue:
             start, self._told = self._told, min(self._base.count, self._told + agent.BASE_CHUNKS)
             self._send(agent.BASE, start, self._base.digests.span(start, self._told))
 
-    def answer(self, index: int, grains: list[int], leaves: bytes) -> None:
-        """Tell the agent in which grains of a chunk the destination differs, and the leaves it has there.
+    def answer(self, answers: list[Answer]) -> None:
+        """Tell the agent, of each of some chunks, in which grains the destination differs, and the leaves it has there.
 
         Who has computed it writes it: were it the reader's task, the agent might wait for the answer while the
         reader waits for the agent. The answers carry their chunk, so they may go out in any order.
         """
-        numbers = b"".join(map(agent.NUMBER.pack, grains))
+        said = b"".join(
+            _message(agent.LEAVES, index, b"".join(map(agent.NUMBER.pack, grains)) + leaves, len(grains))
+            for index, grains, leaves in answers
+        )
         with suppress(StreamEnded):  # the agent is gone; the reader is told so too, and hears its last words
-            self._send(agent.LEAVES, index, numbers + leaves, len(grains))
+            self._write(said)
 
-    def _send(self, kind: int, index: int, payload: bytes, count: int = 0) -> None:
-        self._unsent.append(HEAD.pack(kind, RAW, index, count, len(payload), ZERO) + payload)
+    def _send(self, kind: int, index: int, payload: bytes) -> None:
+        self._write(_message(kind, index, payload))
+
+    def _write(self, said: bytes) -> None:
         with self._writing:
-            # Whoever is first takes along what others have said meanwhile: SSH takes as long for one as for all.
-            said = b"".join(self._unsent.popleft() for _ in range(len(self._unsent)))
-            if said:
-                self._stream.write(said)
+            self._stream.write(said)
 
     # What is heard
 
@@ -232,16 +234,16 @@ class Dialogue:
                     if not asked or asked.popleft() != frame.index:
                         raise self.foreign(f"PATCH of chunk {frame.index}, which is not due")
                 elif frame.kind in (agent.SAME, agent.ZEROS, agent.DATA, agent.ASK):
-                    chunks = frame.count if frame.kind in (agent.SAME, agent.ZEROS) else 1
-                    if frame.index != due or not 1 <= chunks <= min(RUN, self._base.count - due):
+                    chunks, most = (1, 1) if frame.kind == agent.DATA else (frame.count, RUNS[frame.kind])
+                    if frame.index != due or not 1 <= chunks <= min(most, self._base.count - due):
                         raise self.foreign(
                             f"{chunks} chunk(s) from {frame.index} on where chunk {due} is due"
                         )
                     due += chunks
                     if frame.kind == agent.ASK:
-                        asked.append(frame.index)
+                        asked.extend(range(frame.index, due))
                         if not self._job.leaf or len(asked) > self._window:
-                            raise self.foreign(f"ASK for chunk {frame.index}, which is one too many")
+                            raise self.foreign(f"ASK for chunk {due - 1}, which is one too many")
                 else:
                     raise self.foreign(f"message {frame.kind} in the middle of a scan")
                 self._listening = False
@@ -291,7 +293,7 @@ class Dialogue:
         if kind in (agent.DATA, agent.PATCH):
             return self._most
         if kind == agent.ASK:
-            return self._grains
+            return self._grains * RUNS[kind]
         return MAX_JSON if kind in (agent.READY, agent.END, agent.ERROR) else 0
 
     def _read(self, size: int) -> bytes:
@@ -403,6 +405,10 @@ class Dialogue:
         if not inflate.eof or inflate.unused_data:
             raise self.corrupt(frame.index, "arrived damaged")
         return body[:size]
+
+
+def _message(kind: int, index: int, payload: bytes, count: int = 0) -> bytes:
+    return HEAD.pack(kind, RAW, index, count, len(payload), ZERO) + payload
 
 
 def document(payload: bytes | memoryview) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .clock import Clock
 from .destinations import Destination
 from .errors import AgentFailed, ConnectionLost, CorruptChunk, InvalidInput, StreamEnded
 from .events import Copied, Notice, Report, Step
-from .frames import Dialogue, Frame, Job, Pace, Piece, Stream
+from .frames import Answer, Dialogue, Frame, Job, Pace, Piece, Stream
 from .hashing import Manifest
 from .pipeline import ordered
 
@@ -118,7 +118,7 @@ def differing(
 
 @dataclass(frozen=True)
 class _Done:
-    """What applying a frame has settled: `count` chunks from `index` on; none where the agent only asked."""
+    """What applying a frame has settled: `count` chunks from `index` on; or that they are `asked` for."""
 
     index: int
     count: int
@@ -126,6 +126,7 @@ class _Done:
     sent: int = 0
     zero: int = 0
     skipped: int = 0
+    asked: bool = False
 
 
 class _Copy:
@@ -255,11 +256,9 @@ class _Copy:
     def _note(self, done: _Done) -> None:
         """Keep what has been settled."""
         last = done.index + done.count
-        if done.count:
-            self._asked.difference_update(range(done.index, last))
-        else:
-            self._asked.add(done.index)
-        self._next = max(self._next, last, done.index + 1)
+        change = self._asked.update if done.asked else self._asked.difference_update
+        change(range(done.index, last))
+        self._next = max(self._next, last)
         if done.digest is not None:
             self._base.digests.put(done.index, done.digest * done.count)
             self._written[done.index : last] = b"\1" * done.count
@@ -331,23 +330,27 @@ class _Copy:
         return _Done(frame.index, frame.count, ZERO, zero=length)
 
     def _answer(self, dialogue: Dialogue, frame: Frame) -> _Done:
-        """Compare the grains of a chunk with the destination's; of those that differ, tell the leaves there are."""
-        offset, length = self._base.span(frame.index)
-        mine = self._grains(frame.index)
-        theirs = [bytes(frame.payload[at : at + DIGEST]) for at in range(0, len(frame.payload), DIGEST)]
-        if len(theirs) != len(mine):
-            raise dialogue.foreign(f"ASK for a chunk of {len(mine)} grains with {len(theirs)} digests")
-        grains = [
-            number for number, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other
-        ]
-        leaves: list[bytes] = []
-        if self._job.leaf < GRAIN:
-            for start in (number * GRAIN for number in grains):
-                content = self._destination.read(offset + start, min(GRAIN, length - start))
-                leaves += self._digester.leaves(content, self._job.leaf)
-        self._held[frame.index] = mine
-        dialogue.answer(frame.index, grains, b"".join(leaves))
-        return _Done(frame.index, 0)
+        """Compare the grains of chunks with the destination's; of those that differ, tell the leaves there are."""
+        answers, last = list[Answer](), frame.index + frame.count
+        counts = [-(-self._base.span(index)[1] // GRAIN) for index in range(frame.index, last)]
+        if len(frame.payload) != DIGEST * sum(counts):
+            raise dialogue.foreign(
+                f"ASK for {frame.count} chunk(s) with {len(frame.payload)} bytes of digests"
+            )
+        theirs = (bytes(frame.payload[at : at + DIGEST]) for at in range(0, len(frame.payload), DIGEST))
+        for index in range(frame.index, last):
+            offset, length = self._base.span(index)
+            mine = self._grains(index)
+            grains = [number for number, digest in enumerate(mine) if digest != next(theirs)]
+            leaves: list[bytes] = []
+            if self._job.leaf < GRAIN:
+                for start in (number * GRAIN for number in grains):
+                    content = self._destination.read(offset + start, min(GRAIN, length - start))
+                    leaves += self._digester.leaves(content, self._job.leaf)
+            self._held[index] = mine
+            answers.append((index, grains, b"".join(leaves)))
+        dialogue.answer(answers)
+        return _Done(frame.index, frame.count, asked=True)
 
     def _grains(self, index: int) -> list[bytes]:
         """The digests of the grains that the destination has of a chunk, read only where they are not kept."""

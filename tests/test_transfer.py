@@ -468,6 +468,96 @@ def test_a_leaf_that_cannot_be_is_refused(disk: Path, path: Path) -> None:
         replicate(disk, path, leaf=1000)
 
 
+# Digests of grains beside the image
+
+WIDE = 4 * GRAIN
+
+
+class Counted(Image):
+    """An image that counts what is read of it."""
+
+    read_bytes = 0
+
+    def read(self, offset, length):
+        self.read_bytes += length
+        return super().read(offset, length)
+
+
+def compare(disk: Path, path: Path) -> tuple[transfer.Outcome, int]:
+    """A run with chunks of four grains, not read back: its outcome and how many bytes were read of the image."""
+    with Counted(path) as image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, WIDE, False)
+        image.read_bytes = 0
+        outcome = transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=False)
+        return outcome, image.read_bytes
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A disk of 40 chunks and a short one, more than are asked for in one message."""
+    disk = tmp_path / "wide"
+    disk.write_bytes(random.Random(7).randbytes(40 * WIDE + GRAIN + 512))
+    return disk
+
+
+def test_of_a_chunk_that_changed_only_the_grains_that_differ_are_read(wide: Path, path: Path) -> None:
+    compare(wide, path)
+    record = agent.DIGEST * WIDE // GRAIN
+    assert (path.parent / "os.raw.grains").stat().st_size == 40 * record + 2 * agent.DIGEST
+    for turn in (b"once", b"more"):  # what a PATCH leaves behind is as good as what DATA did
+        for index in range(40):
+            change(wide, index * WIDE + 2 * GRAIN + 100, turn)
+        outcome, read = compare(wide, path)
+        assert outcome.sent_bytes == 40 * LEAF
+        assert read == 40 * 2 * GRAIN  # to digest its leaves, and once more to put them together
+        assert path.read_bytes() == wide.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "spoilt", ["absent", "empty", "short", "noise", "stale", "of another key", "unreadable"]
+)
+def test_records_that_are_not_of_the_content_cost_reads_and_nothing_else(
+    wide: Path, path: Path, spoilt: str
+) -> None:
+    records = path.parent / "os.raw.grains"
+    compare(wide, path)
+    stale = records.read_bytes()
+    changed = list(range(0, 40, 3))
+    for turn in (b"one", b"two"):
+        if turn == b"two":
+            good = records.read_bytes()
+            if spoilt in ("absent", "unreadable"):
+                records.unlink()
+            if spoilt == "unreadable":
+                records.mkdir()
+            other = Manifest.new(wide.stat().st_size, WIDE, "id", ZERO).digester()
+            content = {
+                "empty": b"",
+                "short": good[: len(good) // 2 + 5],
+                "noise": random.Random(1).randbytes(len(good)),
+                "stale": stale,
+                "of another key": b"".join(other.grains(bytearray(path.read_bytes()))),
+            }
+            if spoilt in content:
+                records.write_bytes(content[spoilt])
+        for index in changed:
+            change(wide, index * WIDE + GRAIN, turn)
+        outcome, read = compare(wide, path)
+        assert outcome.sent_bytes == len(changed) * LEAF
+        assert path.read_bytes() == wide.read_bytes()
+    few, all_of_them = 2 * GRAIN * len(changed), (WIDE + 2 * GRAIN) * len(changed)
+    assert few < read <= all_of_them
+    assert (read == all_of_them) == (spoilt != "short")
+
+
+def test_an_image_that_is_written_anew_has_no_older_records(wide: Path, path: Path) -> None:
+    compare(wide, path)
+    wide.write_bytes(bytes(40 * WIDE + GRAIN + 512))
+    path.unlink()
+    compare(wide, path)
+    assert (path.parent / "os.raw.grains").stat().st_size == 0
+
+
 # A hostile agent
 
 
@@ -629,8 +719,8 @@ def document(kind: int, content: object) -> bytes:
 TINY = replace(Manifest.new(3 * CHUNK + 512, CHUNK, "", UNKNOWN), fresh=False)
 
 
-def ask(index: int) -> bytes:
-    return message(agent.ASK, index, payload=bytes(agent.DIGEST))
+def ask(index: int, count: int = 1) -> bytes:
+    return message(agent.ASK, index, count, bytes(agent.DIGEST * count))
 
 
 READY = document(agent.READY, {"size": TINY.size, "hash": TINY.hash})
@@ -659,6 +749,10 @@ DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
             READY + b"".join(map(ask, range(4))) + ask(4),
             StreamEnded,
         ),
+        "asks past the end": (READY + ask(0, 5), StreamEnded),
+        "no ask": (READY + message(agent.ASK), StreamEnded),
+        "short ask": (READY + message(agent.ASK, 0, 2, bytes(agent.DIGEST)), StreamEnded),
+        "long ask": (READY + message(agent.ASK, 0, 1, bytes(agent.DIGEST * 2)), StreamEnded),
         "end too early": (READY + message(agent.ZEROS, 0, 1) + document(agent.END, {}), StreamEnded),
         "end unpatched": (
             READY + message(agent.ZEROS, 0, 3) + ask(3) + document(agent.END, {}),
@@ -721,7 +815,7 @@ LONG = {
     "READY": message(agent.READY, length=1 << 31),
     "ERROR": message(agent.ERROR, length=(1 << 32) - 1),
     "SAME": READY + message(agent.SAME, 0, 1, length=1),
-    "ASK": READY + message(agent.ASK, 0, length=agent.DIGEST * 2),
+    "ASK": READY + message(agent.ASK, 0, 1, length=agent.DIGEST * (agent.RUNS[agent.ASK] + 1)),
     "DATA": READY + message(agent.DATA, 0, 1, length=2 * CHUNK),
     "PATCH": READY + ask(0) + message(agent.PATCH, 0, 1, length=1 << 31),
 }
@@ -775,7 +869,7 @@ def test_asking_is_only_for_a_host_that_offered_leaves(path: Path) -> None:
         task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=0)
         with pytest.raises(StreamEnded, match="one too many"):
             transfer.copy(
-                lambda: Voice(READY + message(agent.ASK, 0)),
+                lambda: Voice(READY + ask(0)),
                 task,
                 TINY,
                 image,
