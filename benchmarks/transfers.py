@@ -356,7 +356,7 @@ def compared(bench: Bench, case: str, image: Path, before: Path | None, ways: Wa
     if before:
         ours(bench, [(before, target)])
         stamp = target.stat()
-        kept = target.with_name(target.name + ".manifest").read_bytes()
+        kept = {path: path.read_bytes() for path in beside(target)}
         bench.facts[f"changed {case}"] = images.changed_bytes(before, image, 4096)
         bench.facts[f"changed chunks {case}"] = images.changed_bytes(before, image, MIB)
     for _ in range(bench.rounds):
@@ -365,7 +365,8 @@ def compared(bench: Bench, case: str, image: Path, before: Path | None, ways: Wa
                 with before.open("rb") as source, target.open("r+b") as file:
                     shutil.copyfileobj(source, file, MIB)
                 os.utime(target, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-                target.with_name(target.name + ".manifest").write_bytes(kept)
+                for path, content in kept.items():
+                    path.write_bytes(content)
             else:
                 clear(target)
             os.sync()
@@ -380,8 +381,13 @@ def compared(bench: Bench, case: str, image: Path, before: Path | None, ways: Wa
 
 def clear(target: Path) -> None:
     """Remove a target and what is kept beside it."""
-    for path in target.parent.glob(f"{target.name}*"):
-        path.unlink()
+    for path in (target, *beside(target)):
+        path.unlink(missing_ok=True)
+
+
+def beside(target: Path) -> list[Path]:
+    """What is kept beside a target."""
+    return list(target.parent.glob(f"{target.name}.*"))
 
 
 # What else the issue of speed is about
