@@ -10,6 +10,7 @@ grows with it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -208,7 +209,9 @@ class _Copy:
             self._earlier, self._lost = (self._next, frozenset(self._asked)), None
         self._first = min(self._asked, default=self._next)
         self._held = {}
-        threads, ahead = _in_hand(self._destination, self._base.chunk, self._beside)
+        # One core is the stream's reader's. A thread more than there are cores for is only in the way.
+        most = max(1, min(_THREADS, len(os.sched_getaffinity(0)) - 1))
+        threads, ahead = _in_hand(self._destination, self._base.chunk, self._beside, most)
         try:
             choose = self._base.fresh and not self._settled
             with self._talk(self._base, self._first, choose) as dialogue:
@@ -423,9 +426,9 @@ class _Copy:
             raise dialogue.corrupt(frame.index, "did not arrive as the agent has read it")
 
 
-def _in_hand(destination: Destination, chunk: int, beside: int) -> tuple[int, int]:
+def _in_hand(destination: Destination, chunk: int, beside: int, most: int = _THREADS) -> tuple[int, int]:
     """How many threads work for a disk, and how many chunks they may have in hand, `beside` disks at a time."""
-    threads = max(2, min(_THREADS, _AHEAD_BYTES // chunk) // beside)
+    threads = max(1, min(most, _AHEAD_BYTES // chunk) // beside)
     if destination.far:
         threads = max(threads, min(_FAR_THREADS, _FAR_BYTES // chunk) // beside)
     room = max(_AHEAD_BYTES // beside, threads * min(chunk, 1 << 20))
