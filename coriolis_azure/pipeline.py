@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Lock = threading.Lock
+Condition = threading.Condition
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -35,9 +35,9 @@ SSH_PORT = 2022
 
 
 class SshTarget:
-    """A host that takes commands by SSH; `home` is its login directory."""
+    """A host that takes commands by SSH, `sessions` at a time on a connection; `home` is its login directory."""
 
-    def __init__(self, folder: Path, address: str = "") -> None:
+    def __init__(self, folder: Path, address: str = "", sessions: int = 10) -> None:
         self.private, public = ssh.client_key()
         parts = (random.randrange(64, 250), random.randrange(1, 250), random.randrange(1, 250))
         self.address = address or "127.{}.{}.{}".format(*parts)
@@ -45,7 +45,8 @@ class SshTarget:
         (folder / "bin").mkdir(parents=True)
         (folder / "dev").mkdir()
         (folder / "rules.json").write_text("[]")
-        sshd = {"path": "/etc/ssh/sshd_config.d/port.conf", "content": f"Port {SSH_PORT}\n"}
+        lines = f"Port {SSH_PORT}\nMaxSessions {sessions}\n"
+        sshd = {"path": "/etc/ssh/sshd_config.d/own.conf", "content": lines}
         told = {
             "user": "user",
             "keys": [public],

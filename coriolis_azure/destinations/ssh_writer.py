@@ -1,8 +1,11 @@
-"""The orchestrator's SSH backup writer, spoken by ourselves: `write_data` on the target, one for each disk.
+"""The orchestrator's SSH backup writer, spoken by ourselves: `write_data` on the target, some for each disk.
 
-Messages are sent without waiting for the answers to those before, up to 32 MiB that are not yet answered. Each
-answer must be the id that is due. Nobody but the writing threads is at work: who has to wait takes the answers
-in, and whoever meets a failure leaves it for the others.
+Messages are sent without waiting for the answers to those before, up to 8 MiB that are not yet answered. Each
+answer must be the id that is due. A server of SSH takes in no more than it has given room for, 2 MiB a session
+with OpenSSH, which a delay turns into a limit: so threads that write at a time get receivers of their own, over
+the same connection. What they write does not overlap, so it does not matter which receiver is ahead. Nobody but
+the writing threads is at work: who has to wait takes the answers in, and whoever meets a failure leaves it for
+the others.
 
 The orchestrator's client also removes udev rules and changes lvm.conf on the target before it writes, so that
 no volume group on the volumes is activated there. That is not repeated here: the target is the destination
@@ -17,17 +20,21 @@ import importlib.util
 import io
 import zlib
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .. import ssh
 from ..clock import Clock
 from ..errors import DestinationFailed, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
-from ..pipeline import Lock
+from ..pipeline import Condition, Lock
 from . import Content, write_data
 
-IN_FLIGHT = 32 << 20  # bytes sent that are not yet answered, at most
+RECEIVERS = (
+    6  # for a device, at most; a server of SSH lets a connection have ten sessions, if nobody changed that
+)
+IN_FLIGHT = 8 << 20  # bytes sent to a receiver that are not yet answered, at most
 _PIECE = 4 << 20  # zeros of one message
 _SYNC_SECONDS = 600.0
 _LAST_WORDS_SECONDS = 5.0
@@ -125,28 +132,32 @@ class Target:
 
 
 class Device:
-    """One device, written by a `write_data` of its own. A writer.Device."""
+    """One device, written by receivers of its own. A writer.Device."""
 
     def __init__(self, target: Target, disk: str, path: str, compress: bool, patience: float) -> None:
         self._target, self._disk, self._path = target, disk, path
         self._compress, self._patience = compress, patience
-        self._lock = Lock()
         self._connection: ssh.Connection | None = None
-        self._program: ssh.Program | None = None
+        self._command = ""
+        self._receivers: list[Receiver] = []
+        self._free: list[Receiver] = []
+        self._may_start = RECEIVERS
+        self._changed = Condition()  # of what is free, and of the failure
+        self._telling = Lock()
         self._failure: DestinationFailed | None = None
-        self._next = 0
-        self._unanswered: deque[tuple[int, int, int]] = deque()  # id, offset, bytes
-        self._in_flight = 0
 
     def open(self) -> None:
-        """Connect and start the receiver. See Device."""
+        """Connect and start the first receiver. See Device."""
         try:
             self._connection = self._target.connect()
-            command = self._target.receiver(self._connection)
-            self._program = self._connection.start(command, self._patience)
+            self._command = self._target.receiver(self._connection)
+            first = Receiver(self._connection.start(self._command, self._patience))
         except (Unreachable, HostKeyChanged, StreamEnded) as error:
             self.close()
             raise self._told(error.message, None, _REMEDY) from error
+        self._may_start -= 1
+        self._receivers.append(first)
+        self._free.append(first)
 
     def write(self, offset: int, data: Content) -> None:
         """Send `data`; that it failed may be told by a later call. See Device."""
@@ -167,34 +178,37 @@ class Device:
             self._send(start, _packed_zeros(prefix, size), b"", len(prefix) + size)
 
     def flush(self) -> None:
-        """Wait for all answers, end the receiver and sync. See Device."""
-        with self._lock:
-            program = self._running()
-            try:
-                number = self._next
-                program.send(write_data.HEAD.pack(number, 0))
-                while self._unanswered:
-                    self._take_answer(program)
-                program.wait_up_to(max(_SYNC_SECONDS, self._patience))
-                self._take(program, number)
-                status = program.status(self._patience)
-                if status != 0:
-                    raise StreamEnded(f"it ended with status {status}")
-                if not self._target.ours and self._connection is not None:
-                    status = self._target.run(self._connection, "sudo -n sync", seconds=_SYNC_SECONDS)
-                    if status != 0:
-                        raise StreamEnded(f"sync ended with status {status}")
-            except StreamEnded as error:
-                raise self._failed(program, error) from error
+        """Wait for all answers, end the receivers and sync. See Device."""
+        connection = self._connected()
+        if self._failure is not None:
+            raise self._failure
+        # Step by step: what one of them syncs at its end is what all have written.
+        for receiver in self._receivers:
+            with self._watched(receiver):
+                receiver.drain()
+        for receiver in self._receivers:
+            with self._watched(receiver):
+                receiver.end()
+        for receiver in self._receivers:
+            with self._watched(receiver):
+                receiver.ended(self._patience)
+        if self._target.ours:
+            return
+        try:
+            status = self._target.run(connection, "sudo -n sync", seconds=_SYNC_SECONDS)
+        except StreamEnded as error:
+            raise self._told(f"the target's sync: {error.message}", None) from error
+        if status != 0:
+            raise self._told(f"the target's sync ended with status {status}", None)
 
     def check(self) -> bool | None:
         """The protocol has no way to ask what is on the device. See Device."""
         return None
 
     def close(self) -> None:
-        """Hang up; the receiver ends, wherever it was. See Device."""
-        if self._program is not None:
-            self._program.close()
+        """Hang up; the receivers end, wherever they were. See Device."""
+        for receiver in self._receivers:
+            receiver.program.close()
         if self._connection is not None:
             self._connection.close()
 
@@ -202,68 +216,149 @@ class Device:
         return self._path.encode() + b"\0" + write_data.OFFSET.pack(offset)
 
     def _send(self, offset: int, head: bytes, body: Content, inflated: int) -> None:
-        """Send a message as soon as there is room for it."""
-        size = len(head) + len(body)
-        with self._lock:
-            program = self._running()
-            try:
-                while self._unanswered and self._in_flight + size > IN_FLIGHT:
-                    self._take_answer(program)
-                while self._unanswered and program.ready:
-                    self._take_answer(program)
-                self._unanswered.append((self._next, offset, size))
-                self._in_flight += size
-                lengths = write_data.HEAD.pack(self._next, size) + write_data.NUMBER.pack(inflated)
-                self._next += 1
-                program.send(lengths + head)
-                program.send(memoryview(body))
-            except StreamEnded as error:
-                raise self._failed(program, error) from error
+        receiver = self._taken()
+        try:
+            with self._watched(receiver):
+                receiver.send(offset, head, body, inflated)
+        finally:
+            with self._changed:
+                self._free.append(receiver)
+                self._changed.notify()
 
-    def _running(self) -> ssh.Program:
-        if self._failure is not None:
-            raise self._failure
-        if self._program is None:
+    def _taken(self) -> Receiver:
+        """A receiver that nobody else uses: the one that was used last, a new one, or the next that is let go."""
+        while True:
+            with self._changed:
+                while self._failure is None and not self._free and not self._may_start:
+                    self._changed.wait()
+                if self._failure is not None:
+                    raise self._failure
+                if self._free:
+                    return self._free.pop()
+                self._may_start -= 1
+            if (started := self._started()) is not None:
+                return started
+
+    def _started(self) -> Receiver | None:
+        """One receiver more; None where the target allows no more of them."""
+        try:
+            receiver = Receiver(self._connected().start(self._command, self._patience))
+        except StreamEnded:  # of a connection that broke, the others tell
+            with self._changed:
+                self._may_start = 0
+            return None
+        with self._changed:
+            self._receivers.append(receiver)
+            if self._failure is not None:  # too late to be closed with the others
+                receiver.program.close()
+        return receiver
+
+    def _connected(self) -> ssh.Connection:
+        if self._connection is None:
             raise ValueError(f"{self._disk}: the device is not open")
-        return self._program
+        return self._connection
 
-    def _take_answer(self, program: ssh.Program) -> None:
-        """Take the answer to the oldest message; StreamEnded where another one comes, or none."""
-        self._take(program, self._unanswered[0][0])
-        _, _, size = self._unanswered.popleft()
-        self._in_flight -= size
+    @contextmanager
+    def _watched(self, receiver: Receiver) -> Iterator[None]:
+        """StreamEnded in the block is the end of the device, for all threads."""
+        try:
+            yield
+        except StreamEnded as error:
+            with self._telling:
+                failure = self._failure or self._reason(receiver, error)
+                with self._changed:
+                    self._failure = failure
+                    self._changed.notify_all()
+                    receivers = list(self._receivers)
+                for one in receivers:
+                    one.program.close()
+            raise failure from error
 
-    def _take(self, program: ssh.Program, due: int) -> None:
-        answer = program.receive(write_data.NUMBER.size)
-        if len(answer) < write_data.NUMBER.size:
-            raise StreamEnded("it ended")
-        (number,) = write_data.NUMBER.unpack(answer)
-        if number != due:
-            raise StreamEnded(f"it answered message {number} where {due} was due")
-
-    def _failed(self, program: ssh.Program, error: StreamEnded) -> DestinationFailed:
-        """What became of the receiver; the other threads are told the same.
+    def _reason(self, receiver: Receiver, error: StreamEnded) -> DestinationFailed:
+        """What became of the receiver.
 
         Answers are in order, so the oldest message without one is where it went wrong.
         """
-        with suppress(StreamEnded):
-            while self._unanswered and program.ready:
-                self._take_answer(program)
-        offset = self._unanswered[0][1] if self._unanswered else None
+        program = receiver.program
+        offset = receiver.oldest()
         status = program.status(min(_LAST_WORDS_SECONDS, self._patience))
         what = f"write_data on the target: {error.message}"
         if status:
             what = f"write_data on the target ended with status {status}: {_MEANING.get(status, 'not known')}"
             what += f" ({words})" if (words := program.words()) else ""
-        program.close()
-        self._failure = self._told(what, offset)
-        return self._failure
+        return self._told(what, offset)
 
     def _told(self, what: str, offset: int | None, remedy: str | None = None) -> DestinationFailed:
         where = "" if offset is None else f" (at offset {offset} of {self._path})"
         return DestinationFailed(
             f"{self._disk}: {what}{where}", disk=self._disk, offset=offset, remedy=remedy
         )
+
+
+class Receiver:
+    """A `write_data` on the target, and what it has not answered yet. Used by one thread at a time.
+
+    StreamEnded where an answer does not come, or another one than is due.
+    """
+
+    def __init__(self, program: ssh.Program) -> None:
+        self.program = program
+        self._next = 0
+        self._unanswered: deque[tuple[int, int, int]] = deque()  # id, offset, bytes
+        self._in_flight = 0
+
+    def send(self, offset: int, head: bytes, body: Content, inflated: int) -> None:
+        """Send a message as soon as there is room for it."""
+        size = len(head) + len(body)
+        while self._unanswered and self._in_flight + size > IN_FLIGHT:
+            self._take_answer()
+        self._take_ready()
+        self._unanswered.append((self._next, offset, size))
+        self._in_flight += size
+        lengths = write_data.HEAD.pack(self._next, size) + write_data.NUMBER.pack(inflated)
+        self._next += 1
+        self.program.send(lengths + head)
+        self.program.send(memoryview(body))
+
+    def drain(self) -> None:
+        """Wait for the answers to all that was sent."""
+        while self._unanswered:
+            self._take_answer()
+
+    def end(self) -> None:
+        """Tell it to end once what was written is on the medium."""
+        self.program.send(write_data.HEAD.pack(self._next, 0))
+
+    def ended(self, patience: float) -> None:
+        """Wait for its last answer, which may take its time, and then up to `patience` seconds for its status."""
+        self.program.wait_up_to(max(_SYNC_SECONDS, patience))
+        self._take(self._next)
+        status = self.program.status(patience)
+        if status != 0:
+            raise StreamEnded(f"it ended with status {status}")
+
+    def oldest(self) -> int | None:
+        """The offset of the oldest message without an answer, of those that came by now."""
+        with suppress(StreamEnded):
+            self._take_ready()
+        return self._unanswered[0][1] if self._unanswered else None
+
+    def _take_ready(self) -> None:
+        while self._unanswered and self.program.ready:
+            self._take_answer()
+
+    def _take_answer(self) -> None:
+        self._take(self._unanswered[0][0])
+        _, _, size = self._unanswered.popleft()
+        self._in_flight -= size
+
+    def _take(self, due: int) -> None:
+        answer = self.program.receive(write_data.NUMBER.size)
+        if len(answer) < write_data.NUMBER.size:
+            raise StreamEnded("it ended")
+        (number,) = write_data.NUMBER.unpack(answer)
+        if number != due:
+            raise StreamEnded(f"it answered message {number} where {due} was due")
 
 
 def _orchestrators() -> bytes | None:

@@ -28,6 +28,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +143,23 @@ class Guest:
 
     @property
     def port(self) -> int:
-        """The SSH port: 22, or what cloud-init wrote into sshd's configuration."""
+        """The SSH port."""
+        return self._sshd("Port", 22)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions a connection may have at a time."""
+        return self._sshd("MaxSessions", 10)
+
+    def _sshd(self, keyword: str, otherwise: int) -> int:
+        """The number that cloud-init wrote into sshd's configuration, or `otherwise`, as OpenSSH has it."""
         for file in self.config.get("write_files") or []:
             if "sshd_config" in str(file.get("path")):
-                found = re.search(
-                    r"^\s*Port\s+(\d+)\s*$", str(file.get("content")), re.MULTILINE | re.IGNORECASE
-                )
+                line = rf"^\s*{keyword}\s+(\d+)\s*$"
+                found = re.search(line, str(file.get("content")), re.MULTILINE | re.IGNORECASE)
                 if found:
                     return int(found.group(1))
-        return 22
+        return otherwise
 
     def host_key(self) -> paramiko.PKey:
         """The host key of the cloud-config, else a new one."""
@@ -343,6 +352,7 @@ class _Server(paramiko.ServerInterface):
         self._guest = guest
         self._connection = connection
         self._asking = threading.Lock()
+        self._sessions = threading.BoundedSemaphore(guest.sessions)
 
     def get_allowed_auths(self, username: str) -> str:
         del username
@@ -354,12 +364,14 @@ class _Server(paramiko.ServerInterface):
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         del chanid
-        return OPEN_SUCCEEDED if kind == "session" else OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+        allowed = kind == "session" and self._sessions.acquire(blocking=False)
+        return OPEN_SUCCEEDED if allowed else OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         try:
             process = self._guest.run(os.fsdecode(command), self._connection)
         except OSError:
+            self._sessions.release()
             return False
         threading.Thread(target=self._begin, args=(channel, process), daemon=True).start()
         return True
@@ -373,7 +385,7 @@ class _Server(paramiko.ServerInterface):
         transport = channel.get_transport()
         with self._asking, contextlib.suppress(paramiko.SSHException, OSError, EOFError):
             transport.global_request("begun@sandbox", wait=True)
-        _session(self._guest, channel, process)
+        _session(self._guest, channel, process, self._sessions.release)
 
 
 def _connection(guest: Guest, connection: socket.socket, key: paramiko.PKey) -> None:
@@ -390,8 +402,13 @@ def _connection(guest: Guest, connection: socket.socket, key: paramiko.PKey) -> 
         transport.close()
 
 
-def _session(guest: Guest, channel: paramiko.Channel, process: subprocess.Popen[bytes]) -> None:
-    """Pump one command's streams; when the client has gone, kill what it started."""
+def _session(
+    guest: Guest, channel: paramiko.Channel, process: subprocess.Popen[bytes], ended: Callable[[], None]
+) -> None:
+    """Pump one command's streams; when the client has gone, kill what it started.
+
+    `ended` is called before the client hears of the end: it may begin another session then.
+    """
     assert process.stdout is not None  # noqa: S101 (all three were asked for as pipes)
     assert process.stderr is not None  # noqa: S101
     done = threading.Event()
@@ -408,6 +425,7 @@ def _session(guest: Guest, channel: paramiko.Channel, process: subprocess.Popen[
         thread.join()
     status = process.wait()
     done.set()
+    ended()
     with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
         channel.send_exit_status(status if status >= 0 else 128 - status)
         channel.shutdown_write()
