@@ -99,6 +99,11 @@ class Failure(Exception):
 Mac = Callable[[Any, int], List[bytes]]  # keyed digests, DIGEST bytes, of a buffer's pieces of that size
 
 
+def grain_count(length: int) -> int:
+    """How many grains a chunk of `length` bytes has."""
+    return -(-length // GRAIN)
+
+
 def is_zero(data: Any) -> bool:
     """Whether `data`, MAX_CHUNK bytes at most, is zeros. One memcmp, no copy, for any kind of buffer."""
     return _NOTHING.startswith(data)
@@ -224,7 +229,7 @@ class Digester:
     def grains(self, data: Any) -> List[bytes]:
         """The digests of the grains of a chunk."""
         if is_zero(data):
-            return [ZERO] * -(-len(data) // GRAIN)
+            return [ZERO] * grain_count(len(data))
         return each(self.leaf)(data, GRAIN)
 
     def of(self, grains: List[bytes]) -> bytes:

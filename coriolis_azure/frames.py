@@ -138,7 +138,7 @@ class Dialogue:
         self._window = agent.window(base.chunk)
         smallest = min(agent.GRAIN, job.leaf or agent.GRAIN)
         self._most = base.chunk + PIECE.size * (base.chunk // smallest + 1)  # bytes of a chunk in pieces
-        self._grains = DIGEST * -(-base.chunk // agent.GRAIN)
+        self._grains = DIGEST * agent.grain_count(base.chunk)
         self._told = first  # the chunks whose digests in the base the agent knows
         self._writing = Lock()
         self._free: deque[mmap.mmap] = deque()

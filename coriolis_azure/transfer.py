@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from . import agent
-from .agent import DIGEST, GRAIN, UNKNOWN, ZERO
+from .agent import DIGEST, GRAIN, UNKNOWN, ZERO, grain_count
 from .channel import Direct
 from .clock import Clock
 from .destinations import Destination
@@ -335,7 +335,7 @@ class _Copy:
     def _answer(self, dialogue: Dialogue, frame: Frame) -> _Done:
         """Compare the grains of chunks with the destination's; of those that differ, tell the leaves there are."""
         answers, last = list[Answer](), frame.index + frame.count
-        counts = [-(-self._base.span(index)[1] // GRAIN) for index in range(frame.index, last)]
+        counts = [grain_count(self._base.span(index)[1]) for index in range(frame.index, last)]
         if len(frame.payload) != DIGEST * sum(counts):
             raise dialogue.foreign(
                 f"ASK for {frame.count} chunk(s) with {len(frame.payload)} bytes of digests"
@@ -358,7 +358,7 @@ class _Copy:
     def _grains(self, index: int) -> list[bytes]:
         """The digests of the grains that the destination has of a chunk, read only where they are not kept."""
         digest, (offset, length) = self._base.digest(index), self._base.span(index)
-        count = -(-length // GRAIN)
+        count = grain_count(length)
         if digest == ZERO:
             return [ZERO] * count
         if digest != UNKNOWN and self._kept is not None:
@@ -371,7 +371,7 @@ class _Copy:
         """A chunk as a whole: whole grains, and zeros between them."""
         offset, length = self._base.span(frame.index)
         pieces = dialogue.pieces(frame)
-        grains = [ZERO] * -(-length // GRAIN)
+        grains = [ZERO] * grain_count(length)
         for start, size, data in pieces:
             if start % GRAIN or (size % GRAIN and start + size != length):
                 raise dialogue.corrupt(frame.index, "arrived in pieces that do not fit")

@@ -41,7 +41,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..agent import GRAIN
+from ..agent import grain_count
 from ..errors import DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
 from ..hashing import UNKNOWN, ZERO, Manifest
@@ -118,7 +118,7 @@ class Image:
             anew = full or (found == 0 and not self._block)
             if anew:
                 self.grains.forget()
-            self.grains.open(-(-chunk // GRAIN))
+            self.grains.open(grain_count(chunk))
             return self._anew(disk, size, chunk) if anew else self._as_found(kept, disk, size, chunk)
 
     def stored(self) -> Manifest:
