@@ -37,6 +37,7 @@ import paramiko
 import requests
 import worker
 
+from coriolis_azure import agent
 from coriolis_azure.destinations import write_data, writer
 from coriolis_azure.model import Disk
 from coriolis_azure.pipeline import ordered
@@ -228,7 +229,7 @@ def ours(info: dict[str, Any], image: Path, device: Path, *, compress: bool) -> 
 
         def put(chunk: tuple[int, bytes]) -> None:
             offset, data = chunk
-            if data.count(0) == len(data):
+            if agent.is_zero(data):
                 volume.zero(offset, len(data))
             else:
                 volume.write(offset, data)

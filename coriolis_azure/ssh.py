@@ -42,6 +42,9 @@ _DEAD_SECONDS = 60
 _SILENCE_SECONDS = 300.0
 # AES-GCM first: paramiko's own first choice, AES-CTR with a separate MAC, takes twice the time.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "aes128-ctr")
+# After so many bytes new keys are agreed upon, and nothing flows for two round trips. paramiko would do that every 512
+# MiB; keys of AES may be used for 64 GiB (RFC 4344, 3.2).
+_REKEY_BYTES = 4 << 30
 # Enough for 200 MB/s over a round trip of 20 ms, of all disks together; paramiko keeps so much, twice over.
 WINDOW = 4 << 20
 _TAKEN = 256 << 10  # bytes that are taken from it at a time
@@ -314,10 +317,11 @@ class Login:
 
 
 class Target:
-    """A host that others have made, and the key it showed first."""
+    """A host that others have made, and the key it showed first. InvalidInput where ours cannot be read."""
 
     def __init__(self, login: Login) -> None:
         self._login = login
+        self._ours = _private_key(login.private_key) if login.private_key else None
         self._key = ""
         self._lock = Lock()
 
@@ -325,7 +329,6 @@ class Target:
         """A connection to it. Unreachable, or HostKeyChanged where another key was shown before."""
         login = self._login
         where = f"the target at {login.address} port {login.port}"
-        key = _private_key(login.private_key) if login.private_key else None
         transport = _opened(login.address, login.port, where)
         with _signing_in(transport, where):
             shown = transport.get_remote_server_key()
@@ -334,8 +337,8 @@ class Target:
                 self._key = self._key or line
             if line != self._key:
                 raise HostKeyChanged(f"{where} shows another host key than at first")
-            if key is not None:
-                transport.auth_publickey(login.username, key)
+            if self._ours is not None:
+                transport.auth_publickey(login.username, self._ours)
             else:
                 transport.auth_password(login.username, login.password)
             transport.set_keepalive(_KEEPALIVE_SECONDS)
@@ -443,6 +446,7 @@ def _opened(address: str, port: int, where: str, key_types: tuple[str, ...] = ()
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_SECONDS)
             transport = paramiko.Transport(plain)
+            transport.packetizer.REKEY_BYTES = _REKEY_BYTES
             undo.pop_all()
     except (OSError, SSHException) as error:
         raise Unreachable(f"{where} does not answer: {error}") from error

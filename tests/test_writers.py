@@ -247,6 +247,25 @@ def test_a_password_and_a_key_object_sign_in_too(over_ssh: Bench) -> None:
         assert "secret" not in str(failure.value) + repr(volumes.__dict__)
 
 
+def test_new_keys_are_agreed_upon_on_the_way(
+    ssh_target: SshTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ssh, "_REKEY_BYTES", CHUNK)
+    data = random.Random(1).randbytes(16 * CHUNK)
+    host = ssh.Target(ssh.Login(ssh_target.address, SSH_PORT, "user", ssh_target.private))
+    with host.connect() as connection, caplog.at_level("DEBUG", "paramiko.transport"):
+        # Its first answer tells that it runs: while keys are agreed upon, nobody may ask for anything else.
+        program = connection.start(f"head -c 1; cat > {tmp_path / 'sent'}", WITHIN)
+        program.send(b"x")
+        assert program.receive(1) == b"x"
+        for times in (1, 2):
+            program.send(data)
+            wait_for(lambda times=times: caplog.text.count("Switch to new keys") == times)
+        program.finish()
+        assert program.status(WITHIN) == 0
+    assert (tmp_path / "sent").read_bytes() == 2 * data
+
+
 def test_the_target_gets_our_receiver_only_if_it_has_none(over_ssh: Bench) -> None:
     over_ssh.run([over_ssh.entry()])
     assert [path.name for path in over_ssh.target.home.iterdir()] == [".coriolis-azure-write-data.py"]
@@ -576,6 +595,7 @@ def test_what_cannot_be_used_is_refused_by_name(over_https: Bench) -> None:
     details = {"ip": "127.0.0.1", "port": 22, "username": "user"}
     shell = "ssh_backup_writer"
     assert "neither pkey nor password" in refused({"backend": shell, "connection_details": details})
+    assert "private key" in refused({"backend": shell, "connection_details": {**details, "pkey": "no key"}})
     assert "no username" in refused({"backend": shell, "connection_details": {**details, "username": ""}})
     with (
         pytest.raises(InvalidInput, match="no volume_dev") as error,
