@@ -20,7 +20,7 @@ from types import TracebackType
 import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from paramiko.ssh_exception import AuthenticationException, SSHException
+from paramiko.ssh_exception import AuthenticationException, ChannelException, SSHException
 
 from . import agent
 from .clock import Clock
@@ -127,6 +127,8 @@ class Connection:
             channel = self._transport.open_session(timeout=_CONNECT_SECONDS)
             channel.settimeout(patience)
             channel.exec_command(command)
+        except ChannelException as error:
+            raise StreamEnded(f"it lets a connection have no more sessions (MaxSessions): {error}") from error
         except _BROKEN as error:
             raise StreamEnded(f"the connection broke: {str(error) or 'it was silent'}") from error
         return Program(channel, patience)

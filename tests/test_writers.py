@@ -369,6 +369,12 @@ def test_threads_that_write_at_a_time_get_receivers_of_their_own(
         assert len(list(target.home.glob("ended.*"))) == receivers
 
 
+def test_a_target_without_a_session_to_spare_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with closing(SshTarget(tmp_path / "ssh", sessions=0)) as target:
+        failure = fails(made(tmp_path, target))
+    assert "no more sessions (MaxSessions)" in str(failure)
+
+
 def test_another_host_key_than_at_first_is_refused(tmp_path: Path) -> None:
     first = SshTarget(tmp_path / "first")
     host = ssh.Target(ssh.Login(first.address, SSH_PORT, "user", first.private))

@@ -336,6 +336,7 @@ class Receiver:
         status = self.program.status(patience)
         if status != 0:
             raise StreamEnded(f"it ended with status {status}")
+        self.program.close()  # where a connection may have but one session, the sync is the next
 
     def oldest(self) -> int | None:
         """The offset of the oldest message without an answer, of those that came by now."""
