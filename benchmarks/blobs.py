@@ -29,15 +29,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+import worker
 import writers
 
 from coriolis_azure import transfer, unmanaged
+from coriolis_azure.agent import is_zero
 from coriolis_azure.clock import Clock
 from coriolis_azure.cloud import Azure, https
 from coriolis_azure.destinations import Image
 from coriolis_azure.destinations.blob import BlobFolder
 from coriolis_azure.events import silent
-from coriolis_azure.hashing import ZERO, Manifest
+from coriolis_azure.hashing import ZERO, Digests, Manifest
 from coriolis_azure.pipeline import ordered
 from coriolis_azure.settings import Connection
 from coriolis_azure.storage import Blob, Storage
@@ -69,8 +71,8 @@ class Target:
         azure.transport = https(here)
         if self.connection:
             known = Connection.from_json(json.loads(Path(self.connection).read_text()))
-            azure.credential = Azure(known, transport=https(known)).credential  # type: ignore[assignment]
-        return Storage(azure, "g", Clock())  # type: ignore[arg-type]
+            azure.credential = Azure(known, transport=https(known)).credential
+        return Storage(azure, "g", Clock())
 
 
 def main() -> None:
@@ -153,13 +155,14 @@ def write_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
 
         def put(chunk: tuple[int, bytes]) -> bytes:
             offset, data = chunk
-            if data.count(0) == len(data):
+            if is_zero(data):
                 return ZERO
             vhd.expect(offset, len(data))
             vhd.write(offset, data)
             return digest(data)
 
-        digests = b"".join(ordered(put, writers.chunks(image, CHUNK), threads=WRITERS, ahead=WRITERS))
+        written = ordered(put, writers.chunks(image, CHUNK), threads=WRITERS, ahead=WRITERS)
+        digests = Digests(b"".join(written))
         vhd.flush()
         vhd.commit(Manifest(size, CHUNK, base.hash, base.key, digests, "id"))
 
@@ -254,8 +257,9 @@ def distant(target: Target, delay: int) -> Iterator[Target]:
         yield target
         return
     where = urlsplit(target.endpoint)
-    relay = [writers.__file__, "relay", str(where.hostname), str(where.port), str(delay / 2000)]
-    with writers.served(relay) as port:
+    if where.port is None:
+        raise SystemExit(f"{target.endpoint} names no port")
+    with worker.relayed(where.port, delay / 2000, address="127.0.0.1") as port:
         yield Target(f"https://127.0.0.1:{port}{where.path}", target.certificate, target.connection)
 
 

@@ -108,12 +108,14 @@ def wait_for(port: int) -> None:
 
 
 @contextmanager
-def relayed(port: int, one_way: float, rate: float = 0, listen: int = 0) -> Iterator[int]:
-    """The port, at RELAY, of a relay to `port`, in a process of its own while the block lasts.
+def relayed(
+    port: int, one_way: float, rate: float = 0, listen: int = 0, address: str = RELAY
+) -> Iterator[int]:
+    """The port, at `address`, of a relay to `port`, in a process of its own while the block lasts.
 
     Each byte arrives `one_way` seconds later; `rate` bytes a second pass each way, 0 for as many as come.
     """
-    arguments = [str(port), str(one_way), str(rate), str(listen)]
+    arguments = [str(port), str(one_way), str(rate), str(listen), address]
     process = subprocess.Popen(
         [sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -123,9 +125,9 @@ def relayed(port: int, one_way: float, rate: float = 0, listen: int = 0) -> Iter
         process.communicate()
 
 
-def relay(port: int, one_way: float, rate: float, listen: int) -> None:
+def relay(port: int, one_way: float, rate: float, listen: int, address: str) -> None:
     """Pass connections on until stdin ends."""
-    listener = socket.create_server((RELAY, listen))
+    listener = socket.create_server((address, listen))
     print(listener.getsockname()[1], flush=True)
 
     def late(source: socket.socket, sink: socket.socket) -> None:
@@ -170,4 +172,4 @@ def relay(port: int, one_way: float, rate: float, listen: int) -> None:
 
 
 if __name__ == "__main__":
-    relay(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    relay(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

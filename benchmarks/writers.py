@@ -18,17 +18,14 @@ import filecmp
 import gzip
 import io
 import json
-import queue
 import random
-import socket
 import statistics
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,7 +34,7 @@ import paramiko
 import requests
 import worker
 
-from coriolis_azure import agent
+from coriolis_azure.agent import is_zero
 from coriolis_azure.destinations import write_data, writer
 from coriolis_azure.model import Disk
 from coriolis_azure.pipeline import ordered
@@ -48,8 +45,7 @@ import writer_targets  # noqa: E402  (from the tests' folder)
 
 ROUNDS = 3
 MIB = 1 << 20
-BLOCK = 64 << 10  # bytes that the relay passes on at a time
-ONE_WAY = 0.02  # seconds that it holds them back
+ONE_WAY = 0.02  # seconds from here to the distant target
 OURS, THEIRS = MIB, 10 * MIB  # bytes of a chunk
 
 
@@ -158,47 +154,8 @@ def served(command: list[str]) -> Iterator[Any]:
 def distant(info: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The target of `info`, behind a relay that delays what passes."""
     details = info["connection_details"]
-    with served([__file__, "relay", details["ip"], str(details["port"])]) as port:
-        yield {**info, "connection_details": {**details, "ip": "127.0.0.1", "port": port}}
-
-
-def relay(address: str, port: int, one_way: float = ONE_WAY) -> None:
-    """Pass connections on to `address`, each byte `one_way` seconds later, until stdin ends."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    print(listener.getsockname()[1], flush=True)
-
-    def late(source: socket.socket, sink: socket.socket) -> None:
-        waiting: queue.Queue[tuple[float, bytes]] = queue.Queue(512)
-
-        def deliver() -> None:
-            with suppress(OSError):
-                while True:
-                    due, data = waiting.get()
-                    time.sleep(max(0.0, due - time.monotonic()))
-                    if not data:
-                        sink.shutdown(socket.SHUT_WR)
-                        return
-                    sink.sendall(data)
-
-        threading.Thread(target=deliver, daemon=True).start()
-        data = b"-"
-        while data:
-            try:
-                data = source.recv(BLOCK)
-            except OSError:
-                data = b""
-            waiting.put((time.monotonic() + one_way, data))
-
-    def accept() -> None:
-        while True:
-            near, _ = listener.accept()
-            far = socket.create_connection((address, port))
-            for one, other in ((near, far), (far, near)):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=late, args=(one, other), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    sys.stdin.read()
+    with worker.relayed(details["port"], ONE_WAY, address=details["ip"]) as port:
+        yield {**info, "connection_details": {**details, "port": port}}
 
 
 # Ours
@@ -229,7 +186,7 @@ def ours(info: dict[str, Any], image: Path, device: Path, *, compress: bool) -> 
 
         def put(chunk: tuple[int, bytes]) -> None:
             offset, data = chunk
-            if agent.is_zero(data):
+            if is_zero(data):
                 volume.zero(offset, len(data))
             else:
                 volume.write(offset, data)
@@ -294,7 +251,4 @@ def their_https(info: dict[str, Any], image: Path, device: Path, *, compress: bo
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["relay"]:
-        relay(sys.argv[2], int(sys.argv[3]), *map(float, sys.argv[4:]))
-    else:
-        main()
+    main()
