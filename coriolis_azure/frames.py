@@ -44,8 +44,8 @@ class Stream(Protocol):
     ConnectionLost where it may be that only the connection to it has broken.
     """
 
-    def read(self, size: int, /) -> bytes:
-        """Exactly `size` bytes."""
+    def read(self, size: int, /) -> bytes | memoryview:
+        """What there is, at least one byte and `size` at most."""
 
     def write(self, data: bytes, /) -> None:
         """All of `data`."""

@@ -11,6 +11,7 @@ import hashlib
 import io
 import shlex
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from types import TracebackType
 import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from paramiko.buffered_pipe import PipeTimeout
 from paramiko.ssh_exception import AuthenticationException, ChannelException, SSHException
 
 from . import agent
@@ -27,7 +29,7 @@ from .clock import Clock
 from .errors import AgentFailed, ConnectionLost, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
 from .events import Report, Waiting
 from .model import Worker
-from .pipeline import Lock
+from .pipeline import Condition, Lock
 
 # A worker answers about a minute after Azure calls it started; slow images take longer.
 READY_SECONDS = 600.0
@@ -47,7 +49,7 @@ _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "a
 _REKEY_BYTES = 4 << 30
 # Enough for 200 MB/s over a round trip of 20 ms, of all disks together; paramiko keeps so much, twice over.
 WINDOW = 4 << 20
-_TAKEN = 256 << 10  # bytes that are taken from it at a time
+_TAKEN = 1 << 20  # bytes that are taken from it at a time, at most: no packet is as large
 # What the worker's Python begins with: it takes so many bytes, and runs them if they have this digest. Python 3.5.
 _START = """# coriolis-azure agent
 import hashlib, os, sys
@@ -148,11 +150,56 @@ class Connection:
     def _run(self, command: str, window: int = WINDOW) -> AgentStream:
         try:
             channel = self._transport.open_session(window_size=window, timeout=_CONNECT_SECONDS)
+            channel.in_buffer = Packets()  # type: ignore[assignment]  # has all that a channel uses
             channel.exec_command(command)
         except _BROKEN as error:
             raise ConnectionLost(f"the connection to the worker broke: {error}") from error
         channel.settimeout(_SILENCE_SECONDS)
         return AgentStream(channel)
+
+
+class Packets:
+    """What has come for a channel, in the pieces it came in: the `in_buffer` of a paramiko.Channel.
+
+    paramiko's own is one array, which grows with each piece and is moved when some is taken from it. That, and the
+    pages it takes and gives back all the time, is more work than to decrypt what comes.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes] = deque()
+        self._closed = False
+        self._changed = Condition()
+
+    def feed(self, data: bytes) -> None:
+        """Append what has come."""
+        with self._changed:
+            self._pieces.append(data)
+            self._changed.notify()
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        """The oldest piece, of which no more than `size` bytes; b"" at the end. PipeTimeout after so many seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._pieces or self._closed, timeout):
+                raise PipeTimeout
+            if not self._pieces:
+                return b""
+            piece = self._pieces.popleft()
+            if len(piece) > size:
+                self._pieces.appendleft(piece[size:])
+            return piece[:size]
+
+    def read_ready(self) -> bool:
+        """Whether there is a piece."""
+        return bool(self._pieces)
+
+    def close(self) -> None:
+        """There will be no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._pieces.copy()))
 
 
 class AgentStream:
@@ -162,26 +209,20 @@ class AgentStream:
         self._channel = channel
         self._rest = memoryview(b"")
 
-    def read(self, size: int) -> bytes:
-        """Exactly `size` bytes of its output; AgentFailed or ConnectionLost where it ends before."""
-        if len(self._rest) >= size:  # a head, as a rule
-            piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
-            return piece
-        pieces = [self._rest]
-        missing = size - len(self._rest)
-        while missing > 0:
+    def read(self, size: int) -> memoryview:
+        """What there is of its output, `size` bytes at most; AgentFailed or ConnectionLost where it has ended."""
+        if not self._rest:
             try:
-                piece = self._channel.recv(_TAKEN)
+                came = self._channel.recv(_TAKEN)
             except _BROKEN as error:
                 raise ConnectionLost(
                     f"the connection to the worker broke: {str(error) or 'it was silent'}"
                 ) from error
-            if not piece:
+            if not came:
                 raise self.ended()
-            pieces.append(memoryview(piece)[:missing])
-            self._rest = memoryview(piece)[missing:]
-            missing -= len(piece)
-        return b"".join(pieces)
+            self._rest = memoryview(came)
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
 
     def write(self, data: bytes) -> None:
         """All of `data` to its input."""

@@ -194,19 +194,16 @@ class DirectStream:
         self._ended = aside(self._serve)
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes; the AzureError that ended the reading, or StreamEnded."""
-        data = bytearray()
-        while len(data) < size:
-            try:
-                part = self._ours.recv(size - len(data))
-            except OSError:
-                part = b""
-            if not part:
-                if self._failure is not None and not self._closed:
-                    raise self._failure
-                raise StreamEnded(f"the reading of {self._blob.url} was ended")
-            data += part
-        return bytes(data)
+        """What there is, `size` bytes at most; the AzureError that ended the reading, or StreamEnded."""
+        try:
+            part = self._ours.recv(size)
+        except OSError:
+            part = b""
+        if not part:
+            if self._failure is not None and not self._closed:
+                raise self._failure
+            raise StreamEnded(f"the reading of {self._blob.url} was ended")
+        return part
 
     def write(self, data: bytes) -> None:
         """All of `data`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paramiko.buffered_pipe import PipeTimeout
 
 from coriolis_azure import errors, ssh, worker
 from coriolis_azure.clock import Clock
@@ -230,6 +231,18 @@ def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(
     ):
         stream.read(1)
     assert source.finish(run) == []
+
+
+def test_what_comes_for_a_channel_is_taken_in_order_and_in_pieces_no_larger_than_asked_for() -> None:
+    packets = ssh.Packets()
+    packets.feed(b"abc")
+    packets.feed(b"defg")
+    assert (packets.read_ready(), len(packets)) == (True, 7)
+    assert [packets.read(2), packets.read(9), packets.read(9)] == [b"ab", b"c", b"defg"]
+    with pytest.raises(PipeTimeout):
+        packets.read(9, 0.01)
+    packets.close()
+    assert (packets.read_ready(), len(packets), packets.read(9)) == (False, 0, b"")
 
 
 def _fields(reader: Worker) -> dict[str, Any]:
