@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import itertools
 import json
 import os
 import platform
@@ -438,20 +439,21 @@ def memory(bench: Bench) -> None:
     small = bench.folder / "small"
     with base.open("rb") as source, small.open("wb") as file:
         file.write(source.read(bench.size // 4))
-    for chunk in (1, 4):
-        for count, image in ((1, base), (8, small)):
-            targets = [bench.folder / f"target{number}.raw" for number in range(count)]
-            with peak(b"# coriolis-azure agent") as seen, peak(b"ours.py") as host:
-                disks = [(image, target) for target in targets]
-                found = ours(bench, disks, sdk=True, chunk=chunk * MIB)
-            bench.note(
-                way=OURS,
-                case=f"memory {count} x {chunk}",
-                worker_kib=max(seen),
-                **{**found, "host_kib": max(host)},
-            )
-            for target in targets:
-                clear(target)
+    for (way, port), chunk, (count, image) in itertools.product(
+        ((OURS, PORT), (OURS_SSH, 0)), (1, 4), ((1, base), (8, small))
+    ):
+        targets = [bench.folder / f"target{number}.raw" for number in range(count)]
+        with peak(b"# coriolis-azure agent") as seen, peak(b"ours.py") as host:
+            disks = [(image, target) for target in targets]
+            found = ours(bench, disks, port=port, sdk=True, chunk=chunk * MIB)
+        bench.note(
+            way=way,
+            case=f"memory {count} x {chunk}",
+            worker_kib=max(seen),
+            **{**found, "host_kib": max(host)},
+        )
+        for target in targets:
+            clear(target)
     small.unlink()
 
 
@@ -660,7 +662,7 @@ def _others(bench: Bench) -> str:
         if row["case"].startswith("memory"):
             _, count, _, chunk = row["case"].split()
             line(
-                f"memory, {count} disk(s), chunks of {chunk} MiB",
+                f"memory, {count} disk(s), chunks of {chunk} MiB, {row['way']}",
                 f"host {row['host_kib'] >> 10} MiB, worker {row['worker_kib'] >> 10} MiB",
                 "≤ 128 and ≤ 64 MiB",
             )

@@ -365,22 +365,23 @@ class Packer:
     """Packs payloads: never, always, or "auto": as long as that is faster than to send them as they are.
 
     `line` is how fast the line takes what is written. Packing pays where all threads together pack faster than
-    the line takes it, with room to spare: they have other things to do too.
+    the line takes it, with much room to spare: they have other things to do too, and where the line is only slow
+    because processors are busy, packing makes it slower.
     """
 
     def __init__(self, mode: str, methods: List[str], line: Rate, threads: int) -> None:
         self.mode, self.line, self.threads = mode, line, threads
         self.method, self.pack = ZLIB, lambda data: zlib.compress(data, 1)  # type: int, Callable[[bytes], bytes]
-        self.speed = Rate(40e6)
+        self.speed = Rate(60e6)
         if "zstd" in methods:
             with contextlib.suppress(OSError, AttributeError):
-                self.method, self.pack, self.speed = ZSTD, zstd(), Rate(250e6)
+                self.method, self.pack, self.speed = ZSTD, zstd(), Rate(400e6)
 
     def packed(self, buffers: List[Any]) -> Tuple[int, List[Any]]:
         """How they are packed, and the buffers of that."""
         if self.mode == "none" or len(buffers) < 2:
             return RAW, buffers
-        if self.mode == "auto" and self.threads * self.speed.now() < 1.5 * self.line.now():
+        if self.mode == "auto" and self.threads * self.speed.now() < 3 * self.line.now():
             return RAW, buffers
         sample = bytes(buffers[1][:16384])
         # Trying in vain costs more than everything else here, so a sample decides.

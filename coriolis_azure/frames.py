@@ -390,16 +390,22 @@ class Dialogue:
             )
         else:
             raise self.corrupt(frame.index, "arrived damaged")
-        # Into pages of its own, piece by piece: as one object it would stay behind in each thread's part of the heap.
-        body, size, packed = memoryview(mmap.mmap(-1, self._most)), 0, frame.payload
+        # Into pages of its own, and by small pieces on both sides: what malloc takes stays behind in each thread's part
+        # of the heap, and a ZstdDecompressor keeps a copy of what it has been given and not yet unpacked.
+        body, size, packed = memoryview(mmap.mmap(-1, self._most)), 0, memoryview(frame.payload)
         try:
-            while not inflate.eof and size < self._most:
-                part = inflate.decompress(packed, min(_PIECE, self._most - size))
-                packed = getattr(inflate, "unconsumed_tail", b"")  # zlib's; a ZstdDecompressor keeps it
-                if not part and not packed:
-                    break
-                body[size : size + len(part)] = part
-                size += len(part)
+            for at in range(0, len(packed), _PIECE):
+                if inflate.eof:
+                    raise self.corrupt(frame.index, "arrived with bytes after its end")
+                given: Any = packed[at : at + _PIECE]
+                while not inflate.eof and size < self._most:
+                    room = min(_PIECE, self._most - size)
+                    part = inflate.decompress(given, room)
+                    body[size : size + len(part)] = part
+                    size += len(part)
+                    given = getattr(inflate, "unconsumed_tail", b"")  # zlib's
+                    if len(part) < room:
+                        break
         except (zlib.error, zstd.ZstdError) as error:
             raise self.corrupt(frame.index, "arrived damaged") from error
         if not inflate.eof or inflate.unused_data:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from paramiko.buffered_pipe import PipeTimeout
+from paramiko.ssh_exception import SSHException
 
 from coriolis_azure import errors, ssh, worker
 from coriolis_azure.clock import Clock
@@ -234,15 +235,28 @@ def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(
 
 
 def test_what_comes_for_a_channel_is_taken_in_order_and_in_pieces_no_larger_than_asked_for() -> None:
-    packets = ssh.Packets()
-    packets.feed(b"abc")
-    packets.feed(b"defg")
-    assert (packets.read_ready(), len(packets)) == (True, 7)
-    assert [packets.read(2), packets.read(9), packets.read(9)] == [b"ab", b"c", b"defg"]
+    arrived = ssh.Arrived(3000007)
+    for packet in (b"abc", b"", b"defg", b""):
+        arrived.feed(packet)
+    assert (arrived.read_ready(), len(arrived)) == (True, 7)
+    assert [bytes(arrived.read(size)) for size in (2, 9)] == [b"ab", b"cdefg"]
     with pytest.raises(PipeTimeout):
-        packets.read(9, 0.01)
-    packets.close()
-    assert (packets.read_ready(), len(packets), packets.read(9)) == (False, 0, b"")
+        arrived.read(9, 0.01)
+    for number in range(100):  # of blocks that are used again
+        arrived.feed(bytes([number]) * 30000)
+        assert bytes(arrived.read(30000)) == bytes([number]) * 30000
+    packets = [bytes([number]) * 30000 for number in range(100)]
+    for packet in packets:
+        arrived.feed(packet)
+    arrived.feed(b"lastone")
+    with pytest.raises(SSHException, match="than may"):
+        arrived.feed(b"1")
+    arrived.close()
+    found = bytearray()
+    while part := arrived.read(1 << 20):
+        found += part
+    assert found == b"".join(packets) + b"lastone"
+    assert (arrived.read_ready(), len(arrived), arrived.read(9)) == (False, 0, b"")
 
 
 def _fields(reader: Worker) -> dict[str, Any]:
