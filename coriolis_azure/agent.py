@@ -228,9 +228,20 @@ class Digester:
 
     def grains(self, data: Any) -> List[bytes]:
         """The digests of the grains of a chunk."""
+        count = grain_count(len(data))
         if is_zero(data):
-            return [ZERO] * grain_count(len(data))
-        return each(self.leaf)(data, GRAIN)
+            return [ZERO] * count
+        # All grains from one that is not zeros to the next that is, in one call of the mac.
+        digests, first = [], 0  # type: List[bytes], int
+        for number in range(count + 1):
+            start = number * GRAIN
+            if number == count or is_zero(data[start : start + GRAIN]):
+                if first < number:
+                    digests += self._mac(data[first * GRAIN : start], GRAIN)
+                if number < count:
+                    digests.append(ZERO)
+                first = number + 1
+        return digests
 
     def of(self, grains: List[bytes]) -> bytes:
         """The digest of a chunk with such grains."""
@@ -691,7 +702,7 @@ class Scan:
         self.root = root(self.size, self.chunk, name)
         self.ahead = max(self.threads + 1, min(4, (4 << 20) // self.chunk))
         self.packer = Packer(job["compress"], job["packings"], out.line, self.threads)
-        self.buffers = queue.Queue()  # type: queue.Queue[Any]
+        self.buffers = _Queue()
         for _ in range(self.ahead + 1):
             self.buffers.put(mmap.mmap(-1, self.chunk))  # pages, which take no memory before they are used
         self.spare = memoryview(mmap.mmap(-1, self.chunk))
