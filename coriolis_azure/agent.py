@@ -228,6 +228,7 @@ class Digester:
 
     def grains(self, data: Any) -> List[bytes]:
         """The digests of the grains of a chunk."""
+        data = memoryview(data)
         count = grain_count(len(data))
         if is_zero(data):
             return [ZERO] * count
@@ -265,13 +266,16 @@ def window(chunk: int) -> int:
 def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int) -> Iterator[Any]:
     """Yield work(item) in the order of `items`, never more than `ahead` of them in memory.
 
-    The threads end with the process. concurrent.futures would take longer to import than a small disk to read.
+    Nobody waits for the threads, which end soon after. concurrent.futures would take longer to import than a small
+    disk to read.
     """
     todo = _Queue()
 
     def serve() -> None:
         while True:
             item, done = todo.get()
+            if done is None:
+                return
             try:
                 done.put((work(item), None))
             except Exception as error:  # noqa: BLE001  (raised where the result is due)
@@ -287,13 +291,17 @@ def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahea
             raise error
         return result
 
-    for item in items:
-        pending.append(_Queue())
-        todo.put((item, pending[-1]))
-        if len(pending) >= ahead:
+    try:
+        for item in items:
+            pending.append(_Queue())
+            todo.put((item, pending[-1]))
+            if len(pending) >= ahead:
+                yield first()
+        while pending:
             yield first()
-    while pending:
-        yield first()
+    finally:
+        for _ in range(threads):
+            todo.put((None, None))
 
 
 # Pieces
@@ -713,21 +721,25 @@ class Scan:
         """Look at every chunk from `first` on and write what is to be said of it, then END."""
         out, room = self.out, window(self.chunk)
         chunks = range(self.first, -(-self.size // self.chunk))
-        for kind, index, digest, found in ordered(self.look, chunks, self.threads, self.ahead):
-            self.root.update(digest)
-            if kind == DATA:
-                out.flush()
-                packing, pieces, buffers, lent = found
-                out.send(DATA, index, pieces, digest, packing, buffers)
-                if lent is not None:
-                    self.buffers.put(lent)
-            else:
-                out.run(kind, index, found)
-            if kind == ASK:
-                self.asked.append((index, digest))
-            if index % BASE_CHUNKS == 0:
-                self.heard.forget(index)
-            self.patch(room - 1)
+        try:
+            for kind, index, digest, found in ordered(self.look, chunks, self.threads, self.ahead):
+                self.root.update(digest)
+                if kind == DATA:
+                    out.flush()
+                    packing, pieces, buffers, lent = found
+                    out.send(DATA, index, pieces, digest, packing, buffers)
+                    if lent is not None:
+                        self.buffers.put(lent)
+                else:
+                    out.run(kind, index, found)
+                if kind == ASK:
+                    self.asked.append((index, digest))
+                if index % BASE_CHUNKS == 0:
+                    self.heard.forget(index)
+                self.patch(room - 1)
+        finally:
+            for _ in range(self.threads):  # whoever still waits for a buffer is to end
+                self.buffers.put(self.spare)
         out.flush()
         self.patch(0)
         out.send_json(END, {"root": self.root.hexdigest()})

@@ -72,3 +72,15 @@ def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(1.0)  # what it does just now may take its time
+
+
+@contextmanager
+def within(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Do `act`, in a thread of its own, where the block takes longer than that. It must not raise."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -27,10 +27,18 @@ from paramiko.ssh_exception import AuthenticationException, ChannelException, SS
 
 from . import agent
 from .clock import Clock
-from .errors import AgentFailed, ConnectionLost, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
+from .errors import (
+    AgentFailed,
+    ConnectionLost,
+    CoriolisAzureError,
+    HostKeyChanged,
+    InvalidInput,
+    StreamEnded,
+    Unreachable,
+)
 from .events import Report, Waiting
 from .model import Worker
-from .pipeline import Condition, Lock
+from .pipeline import Condition, Lock, within
 
 # A worker answers about a minute after Azure calls it started; slow images take longer.
 READY_SECONDS = 600.0
@@ -48,7 +56,8 @@ _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "a
 # After so many bytes new keys are agreed upon, and nothing flows for two round trips. paramiko would do that every 512
 # MiB; keys of AES may be used for 64 GiB (RFC 4344, 3.2).
 _REKEY_BYTES = 4 << 30
-# Enough for 500 MiB/s over a round trip of 20 ms, of all disks together. So much may be kept in memory.
+# Enough for 500 MiB/s over a round trip of 20 ms, of all disks together. So much may be kept in memory, twice that
+# from a server that means ill.
 WINDOW = 10 << 20
 _TAKEN = 256 << 10  # bytes that are taken from it at a time, at most: no packet is as large
 # What the worker's Python begins with: it takes so many bytes, and runs them if they have this digest. Python 3.5.
@@ -125,14 +134,17 @@ class Connection:
         return stream
 
     def start(self, command: str, patience: float) -> Program:
-        """Start a command that others than the worker's agent answer to; `patience` as Program has it."""
+        """Start a command that others than the worker's agent answer to; `patience` as Program has it.
+
+        SessionRefused where the server lets the connection have no session more.
+        """
         try:
-            channel = self._transport.open_session(timeout=_CONNECT_SECONDS)
-            channel.settimeout(patience)
-            channel.exec_command(command)
+            channel = self._executing(command, self._transport.default_window_size, patience)
         except ChannelException as error:
-            raise StreamEnded(f"it lets a connection have no more sessions (MaxSessions): {error}") from error
-        except _BROKEN as error:
+            raise SessionRefused(
+                f"it lets a connection have no more sessions (MaxSessions): {error}"
+            ) from error
+        except Exception as error:
             raise StreamEnded(f"the connection broke: {str(error) or 'it was silent'}") from error
         return Program(channel, patience)
 
@@ -150,13 +162,24 @@ class Connection:
 
     def _run(self, command: str, window: int = WINDOW) -> AgentStream:
         try:
-            channel = self._transport.open_session(window_size=window, timeout=_CONNECT_SECONDS)
-            channel.in_buffer = Arrived(window)  # type: ignore[assignment]  # has all that a channel uses
-            channel.exec_command(command)
-        except _BROKEN as error:
+            return AgentStream(self._executing(command, window, _SILENCE_SECONDS))
+        except Exception as error:
             raise ConnectionLost(f"the connection to the worker broke: {error}") from error
-        channel.settimeout(_SILENCE_SECONDS)
-        return AgentStream(channel)
+
+    def _executing(self, command: str, window: int, patience: float) -> paramiko.Channel:
+        """A session in which `command` runs. Raises whatever the thread that reads the connection has died of."""
+        channel = self._transport.open_session(window_size=window, timeout=_CONNECT_SECONDS)
+        # They have all that a channel uses.
+        channel.in_buffer = Arrived(window)  # type: ignore[assignment]
+        channel.in_stderr_buffer = Arrived(window)  # type: ignore[assignment]
+        channel.settimeout(patience)
+        with within(_CONNECT_SECONDS, channel.close):  # paramiko would wait for the answer for ever
+            channel.exec_command(command)
+        return channel
+
+
+class SessionRefused(StreamEnded):
+    """A server lets a connection have no session more: with OpenSSH for a moment also where one has just ended."""
 
 
 class Arrived:
@@ -271,6 +294,8 @@ class AgentStream:
             self._channel.shutdown_write()
         except _BROKEN as error:
             raise ConnectionLost(f"the connection to the worker broke: {error}") from error
+        if not self._channel.status_event.wait(_SILENCE_SECONDS):
+            raise ConnectionLost("the program on the worker does not end")
         if self._channel.recv_exit_status() != 0:
             raise self.ended()
 
@@ -296,7 +321,10 @@ class AgentStream:
             return ConnectionLost("the connection to the worker broke off")
         if status > _BY_SIGNAL:
             return ConnectionLost("the program on the worker was killed")
-        words = self._channel.recv_stderr(_STDERR_BYTES).decode(errors="replace").strip()
+        words = ""
+        self._channel.settimeout(_CONNECT_SECONDS)
+        with suppress(TimeoutError):
+            words = bytes(self._channel.recv_stderr(_STDERR_BYTES)).decode(errors="replace").strip()
         return AgentFailed(f"the program on the worker ended with status {status}: {words or 'no message'}")
 
 
@@ -353,7 +381,7 @@ class Program:
         """What it complained of so far: the last printable line."""
         text = b""
         if self._channel.recv_stderr_ready():
-            text = self._channel.recv_stderr(_STDERR_BYTES)
+            text = bytes(self._channel.recv_stderr(_STDERR_BYTES))
         lines = text.decode(errors="replace").strip().splitlines()
         return "".join(letter for letter in lines[-1][:300] if letter.isprintable()) if lines else ""
 
@@ -560,9 +588,14 @@ def _signing_in(transport: paramiko.Transport, where: str) -> Iterator[None]:
     except AuthenticationException as error:
         transport.close()
         raise Unreachable(f"{where} refuses our key: {error}") from error
-    except _BROKEN as error:
+    except CoriolisAzureError:
         transport.close()
-        raise Unreachable(f"{where} does not speak SSH with us: {error}") from error
+        raise
+    except Exception as error:  # whatever the thread that reads the connection has died of
+        transport.close()
+        raise Unreachable(
+            f"{where} does not speak SSH with us: {str(error) or type(error).__name__}"
+        ) from error
     except BaseException:
         transport.close()
         raise

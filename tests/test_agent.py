@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -331,6 +332,19 @@ def test_it_ends_when_the_host_is_gone(tmp_path: Path, when: str) -> None:
             pipes.document(agent.READY)
         pipes.process.stdin.close()
         assert pipes.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_threads_of_a_scan_end_where_the_process_goes_on(whole: bool) -> None:
+    before = set(threading.enumerate())
+    results = agent.ordered(str, range(20), 3, 4)
+    assert next(results) == "0"
+    if whole:
+        assert list(results) == [str(number) for number in range(1, 20)]
+    results.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_it_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from coriolis_azure import ssh, transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.destinations import ssh_writer, write_data, writer
 from coriolis_azure.errors import (
+    ConnectionLost,
     CorruptChunk,
     DestinationFailed,
     HostKeyChanged,
@@ -333,7 +334,7 @@ def test_disks_side_by_side(over_ssh: Bench, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sessions", "threads", "receivers"), [(10, 1, 1), (10, 3, 3), (10, 8, 6), (2, 8, 2)]
+    ("sessions", "threads", "receivers"), [(10, 1, 1), (10, 3, 3), (10, 8, 6), (2, 8, 2), (1, 8, 1)]
 )
 def test_threads_that_write_at_a_time_get_receivers_of_their_own(
     tmp_path: Path, sessions: int, threads: int, receivers: int
@@ -373,6 +374,99 @@ def test_a_target_without_a_session_to_spare_is_an_error_that_says_so(tmp_path: 
     with closing(SshTarget(tmp_path / "ssh", sessions=0)) as target:
         failure = fails(made(tmp_path, target))
     assert "no more sessions (MaxSessions)" in str(failure)
+
+
+class Odd:
+    """Content of which there turns out to be none."""
+
+    def __len__(self) -> int:
+        return 9
+
+
+def test_a_receiver_that_was_sent_part_of_a_message_is_never_sent_another(
+    ssh_target: SshTarget, tmp_path: Path
+) -> None:
+    """It would take the content of a disk for the rest of that one, and for messages after it."""
+    path = tmp_path / "device"
+    path.write_bytes(bytes(CHUNK))
+    details = ssh_target.info["connection_details"]
+    target = ssh_writer.Target(details, compress=False, clock=Clock(), patience=WITHIN)
+    device = target.device("os", str(path))
+    with closing(device):
+        device.open()
+        with pytest.raises(TypeError):
+            device.write(0, Odd())
+        for late in (lambda: device.write(100, b"x" * 100), device.flush):
+            with pytest.raises(DestinationFailed, match="could not be sent: TypeError"):
+                late()
+    assert path.read_bytes() == bytes(CHUNK)
+
+
+class Mute(paramiko.ServerInterface):
+    """Lets everybody in and everything begin, then says what it is made to say, or nothing."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.says: Callable[[], None] | None = None
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return paramiko.AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        if self.says is not None:
+            self.says()
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        self.over.wait()
+        return False
+
+
+@pytest.fixture
+def mute() -> Iterator[tuple[Mute, paramiko.Transport, ssh.Connection]]:
+    """A server's rules, its side and ours of a connection."""
+    rules = Mute()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found: list[paramiko.Transport] = []
+
+        def serve() -> None:
+            found.append(paramiko.Transport(listener.accept()[0]))
+            found[0].add_server_key(paramiko.RSAKey.generate(2048))
+            found[0].start_server(server=rules)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        login = ssh.Login("127.0.0.1", listener.getsockname()[1], "user", ssh.client_key()[0])
+        connection = ssh.Target(login).connect()
+        server.join()
+        with connection, closing(found[0]):
+            yield rules, found[0], connection
+            rules.over.set()
+
+
+def test_a_command_whose_start_is_never_answered_is_given_up(
+    mute: tuple[Mute, paramiko.Transport, ssh.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_CONNECT_SECONDS", 0.2)
+    with pytest.raises(StreamEnded):
+        mute[2].start("true", WITHIN)
+    with pytest.raises(ConnectionLost):
+        mute[2].start_agent()
+
+
+def test_what_a_server_says_out_of_turn_breaks_the_connection_and_no_more(
+    mute: tuple[Mute, paramiko.Transport, ssh.Connection],
+) -> None:
+    """The thread that reads the connection dies of a KeyError, which is raised wherever another waits for it."""
+    rules, server, connection = mute
+    message = paramiko.Message()
+    message.add_byte(bytes([199]))
+    rules.says = lambda: server._send_message(message)
+    with pytest.raises(StreamEnded, match="199"):
+        connection.start("true", WITHIN)
 
 
 def test_another_host_key_than_at_first_is_refused(tmp_path: Path) -> None:

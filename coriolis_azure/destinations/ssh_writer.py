@@ -39,6 +39,9 @@ _PIECE = 4 << 20  # zeros of one message
 _SYNC_SECONDS = 600.0
 _LAST_WORDS_SECONDS = 5.0
 _PAUSES = (1.0, 3.0)  # seconds between attempts to reach the target
+# The same between attempts at a session, where a connection may have but one: OpenSSH's server needs a moment after
+# the one before.
+_SESSION_PAUSES = (0.05, 0.1, 0.2, 0.5)
 _OURS = ".coriolis-azure-write-data.py"
 _REMEDY = (
     "Check that the target is up and lets this host in by SSH with the key it was given, then run again."
@@ -119,10 +122,19 @@ class Target:
         if self.run(connection, command, content) != 0:
             raise StreamEnded(f"{name} cannot be put into the login directory")
 
+    def started(self, connection: ssh.Connection, command: str, patience: float) -> ssh.Program:
+        """A program, as soon as the connection may have a session for it. StreamEnded where that fails."""
+        for pause in _SESSION_PAUSES:
+            try:
+                return connection.start(command, patience)
+            except ssh.SessionRefused:
+                self._clock.sleep(pause)
+        return connection.start(command, patience)
+
     def run(self, connection: ssh.Connection, command: str, content: bytes = b"", seconds: float = 0) -> int:
         """The status of a command that is given `content`; StreamEnded where there is none in time."""
         patience = max(seconds, self._patience)
-        with connection.start(command, patience) as program:
+        with self.started(connection, command, patience) as program:
             program.send(content)
             program.finish()
             status = program.status(patience)
@@ -140,7 +152,7 @@ class Device:
         self._connection: ssh.Connection | None = None
         self._command = ""
         self._receivers: list[Receiver] = []
-        self._free: list[Receiver] = []
+        self._free: deque[Receiver] = deque()
         self._may_start = RECEIVERS
         self._changed = Condition()  # of what is free, and of the failure
         self._telling = Lock()
@@ -151,7 +163,7 @@ class Device:
         try:
             self._connection = self._target.connect()
             self._command = self._target.receiver(self._connection)
-            first = Receiver(self._connection.start(self._command, self._patience))
+            first = Receiver(self._target.started(self._connection, self._command, self._patience))
         except (Unreachable, HostKeyChanged, StreamEnded) as error:
             self.close()
             raise self._told(error.message, None, _REMEDY) from error
@@ -207,8 +219,6 @@ class Device:
 
     def close(self) -> None:
         """Hang up; the receivers end, wherever they were. See Device."""
-        for receiver in self._receivers:
-            receiver.program.close()
         if self._connection is not None:
             self._connection.close()
 
@@ -217,16 +227,17 @@ class Device:
 
     def _send(self, offset: int, head: bytes, body: Content, inflated: int) -> None:
         receiver = self._taken()
-        try:
-            with self._watched(receiver):
-                receiver.send(offset, head, body, inflated)
-        finally:
-            with self._changed:
-                self._free.append(receiver)
-                self._changed.notify()
+        with self._watched(receiver):
+            receiver.send(offset, head, body, inflated)
+        with self._changed:
+            self._free.append(receiver)
+            self._changed.notify()
 
     def _taken(self) -> Receiver:
-        """A receiver that nobody else uses: the one that was used last, a new one, or the next that is let go."""
+        """A receiver that nobody else uses: one that is free, a new one, or the next that is let go.
+
+        In turn, so that what one of them has to tell is heard soon.
+        """
         while True:
             with self._changed:
                 while self._failure is None and not self._free and not self._may_start:
@@ -234,7 +245,7 @@ class Device:
                 if self._failure is not None:
                     raise self._failure
                 if self._free:
-                    return self._free.pop()
+                    return self._free.popleft()
                 self._may_start -= 1
             if (started := self._started()) is not None:
                 return started
@@ -249,8 +260,6 @@ class Device:
             return None
         with self._changed:
             self._receivers.append(receiver)
-            if self._failure is not None:  # too late to be closed with the others
-                receiver.program.close()
         return receiver
 
     def _connected(self) -> ssh.Connection:
@@ -260,27 +269,30 @@ class Device:
 
     @contextmanager
     def _watched(self, receiver: Receiver) -> Iterator[None]:
-        """StreamEnded in the block is the end of the device, for all threads."""
+        """An error in the block is the end of the device, for all threads: the first one's reason is every one's."""
         try:
             yield
-        except StreamEnded as error:
+        except BaseException as error:
             with self._telling:
                 failure = self._failure or self._reason(receiver, error)
                 with self._changed:
                     self._failure = failure
                     self._changed.notify_all()
-                    receivers = list(self._receivers)
-                for one in receivers:
-                    one.program.close()
-            raise failure from error
+                self.close()  # which also wakes who starts a receiver just now
+            if isinstance(error, StreamEnded):
+                raise failure from error
+            raise
 
-    def _reason(self, receiver: Receiver, error: StreamEnded) -> DestinationFailed:
+    def _reason(self, receiver: Receiver, error: BaseException) -> DestinationFailed:
         """What became of the receiver.
 
         Answers are in order, so the oldest message without one is where it went wrong.
         """
         program = receiver.program
         offset = receiver.oldest()
+        if not isinstance(error, StreamEnded):
+            # It may have been sent a part of a message; it would take what comes next for the rest.
+            return self._told(f"a message could not be sent: {type(error).__name__}", offset)
         status = program.status(min(_LAST_WORDS_SECONDS, self._patience))
         what = f"write_data on the target: {error.message}"
         if status:
@@ -328,6 +340,7 @@ class Receiver:
     def end(self) -> None:
         """Tell it to end once what was written is on the medium."""
         self.program.send(write_data.HEAD.pack(self._next, 0))
+        self.program.finish()
 
     def ended(self, patience: float) -> None:
         """Wait for its last answer, which may take its time, and then up to `patience` seconds for its status."""
@@ -335,7 +348,7 @@ class Receiver:
         self._take(self._next)
         status = self.program.status(patience)
         if status != 0:
-            raise StreamEnded(f"it ended with status {status}")
+            raise StreamEnded("it was killed" if status is None else f"it ended with status {status}")
         self.program.close()  # where a connection may have but one session, the sync is the next
 
     def oldest(self) -> int | None:
