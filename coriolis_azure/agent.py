@@ -45,6 +45,7 @@ import fcntl
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import mmap
 import os
@@ -229,19 +230,14 @@ class Digester:
     def grains(self, data: Any) -> List[bytes]:
         """The digests of the grains of a chunk."""
         data = memoryview(data)
-        count = grain_count(len(data))
         if is_zero(data):
-            return [ZERO] * count
-        # All grains from one that is not zeros to the next that is, in one call of the mac.
-        digests, first = [], 0  # type: List[bytes], int
-        for number in range(count + 1):
-            start = number * GRAIN
-            if number == count or is_zero(data[start : start + GRAIN]):
-                if first < number:
-                    digests += self._mac(data[first * GRAIN : start], GRAIN)
-                if number < count:
-                    digests.append(ZERO)
-                first = number + 1
+            return [ZERO] * grain_count(len(data))
+        digests = []  # type: List[bytes]
+        starts = range(0, len(data), GRAIN)
+        for zeros, run in itertools.groupby(starts, lambda start: is_zero(data[start : start + GRAIN])):
+            alike = list(run)  # all that are not zeros in one call of the mac
+            part = data[alike[0] : alike[-1] + GRAIN]
+            digests += [ZERO] * len(alike) if zeros else self._mac(part, GRAIN)
         return digests
 
     def of(self, grains: List[bytes]) -> bytes:
