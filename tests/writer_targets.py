@@ -134,6 +134,7 @@ class HttpsTarget(ThreadingHTTPServer):
     `stalled`: while it is set, chunks are not answered. `checksums`: "finished", "failed" or "" (no such thing).
     """
 
+    request_queue_size = 128  # with five, some of many connections at a time come after a second only
     daemon_threads = True
     block_on_close = False
 
