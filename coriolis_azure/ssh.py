@@ -173,8 +173,17 @@ class Connection:
         channel.in_buffer = Arrived(window)  # type: ignore[assignment]
         channel.in_stderr_buffer = Arrived(window)  # type: ignore[assignment]
         channel.settimeout(patience)
-        with within(_CONNECT_SECONDS, channel.close):  # paramiko would wait for the answer for ever
-            channel.exec_command(command)
+
+        def give_up() -> None:
+            with suppress(*_BROKEN):
+                channel.close()
+
+        try:
+            with within(_CONNECT_SECONDS, give_up):  # paramiko would wait for the answer for ever
+                channel.exec_command(command)
+        except BaseException:
+            give_up()
+            raise
         return channel
 
 
