@@ -100,11 +100,6 @@ class Failure(Exception):
 Mac = Callable[[Any, int], List[bytes]]  # keyed digests, DIGEST bytes, of a buffer's pieces of that size
 
 
-def grain_count(length: int) -> int:
-    """How many grains a chunk of `length` bytes has."""
-    return -(-length // GRAIN)
-
-
 def is_zero(data: Any) -> bool:
     """Whether `data`, MAX_CHUNK bytes at most, is zeros. One memcmp, no copy, for any kind of buffer."""
     return _NOTHING.startswith(data)
@@ -229,15 +224,11 @@ class Digester:
 
     def grains(self, data: Any) -> List[bytes]:
         """The digests of the grains of a chunk."""
-        data = memoryview(data)
-        if is_zero(data):
-            return [ZERO] * grain_count(len(data))
-        digests = []  # type: List[bytes]
-        starts = range(0, len(data), GRAIN)
-        for zeros, run in itertools.groupby(starts, lambda start: is_zero(data[start : start + GRAIN])):
+        view, digests = memoryview(data), []  # type: memoryview, List[bytes]
+        starts = range(0, len(view), GRAIN)
+        for zeros, run in itertools.groupby(starts, lambda start: is_zero(view[start : start + GRAIN])):
             alike = list(run)  # all that are not zeros in one call of the mac
-            part = data[alike[0] : alike[-1] + GRAIN]
-            digests += [ZERO] * len(alike) if zeros else self._mac(part, GRAIN)
+            digests += [ZERO] * len(alike) if zeros else self._mac(view[alike[0] : alike[-1] + GRAIN], GRAIN)
         return digests
 
     def of(self, grains: List[bytes]) -> bytes:
@@ -262,16 +253,12 @@ def window(chunk: int) -> int:
 def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int) -> Iterator[Any]:
     """Yield work(item) in the order of `items`, never more than `ahead` of them in memory.
 
-    Nobody waits for the threads, which end soon after. concurrent.futures would take longer to import than a small
-    disk to read.
+    The threads end by themselves. concurrent.futures would take longer to import than a small disk to read.
     """
     todo = _Queue()
 
     def serve() -> None:
-        while True:
-            item, done = todo.get()
-            if done is None:
-                return
+        for item, done in iter(todo.get, None):
             try:
                 done.put((work(item), None))
             except Exception as error:  # noqa: BLE001  (raised where the result is due)
@@ -297,7 +284,7 @@ def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahea
             yield first()
     finally:
         for _ in range(threads):
-            todo.put((None, None))
+            todo.put(None)
 
 
 # Pieces
@@ -380,8 +367,7 @@ class Packer:
     """Packs payloads: never, always, or "auto": as long as that is faster than to send them as they are.
 
     `line` is how fast the line takes what is written. Packing pays where all threads together pack faster than
-    the line takes it, with much room to spare: they have other things to do too, and where the line is only slow
-    because processors are busy, packing makes it slower.
+    the line takes it, with much room to spare: the line may be slow only because processors are busy already.
     """
 
     def __init__(self, mode: str, methods: List[str], line: Rate, threads: int) -> None:
@@ -717,25 +703,21 @@ class Scan:
         """Look at every chunk from `first` on and write what is to be said of it, then END."""
         out, room = self.out, window(self.chunk)
         chunks = range(self.first, -(-self.size // self.chunk))
-        try:
-            for kind, index, digest, found in ordered(self.look, chunks, self.threads, self.ahead):
-                self.root.update(digest)
-                if kind == DATA:
-                    out.flush()
-                    packing, pieces, buffers, lent = found
-                    out.send(DATA, index, pieces, digest, packing, buffers)
-                    if lent is not None:
-                        self.buffers.put(lent)
-                else:
-                    out.run(kind, index, found)
-                if kind == ASK:
-                    self.asked.append((index, digest))
-                if index % BASE_CHUNKS == 0:
-                    self.heard.forget(index)
-                self.patch(room - 1)
-        finally:
-            for _ in range(self.threads):  # whoever still waits for a buffer is to end
-                self.buffers.put(self.spare)
+        for kind, index, digest, found in ordered(self.look, chunks, self.threads, self.ahead):
+            self.root.update(digest)
+            if kind == DATA:
+                out.flush()
+                packing, pieces, buffers, lent = found
+                out.send(DATA, index, pieces, digest, packing, buffers)
+                if lent is not None:
+                    self.buffers.put(lent)
+            else:
+                out.run(kind, index, found)
+            if kind == ASK:
+                self.asked.append((index, digest))
+            if index % BASE_CHUNKS == 0:
+                self.heard.forget(index)
+            self.patch(room - 1)
         out.flush()
         self.patch(0)
         out.send_json(END, {"root": self.root.hexdigest()})

@@ -22,7 +22,7 @@ from .channel import SILENCE_SECONDS, Direct
 from .clock import Clock
 from .errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded
 from .events import Report, Waiting
-from .hashing import HASHES, Manifest
+from .hashing import HASHES, Manifest, grain_count
 from .pipeline import Lock, every
 
 if sys.version_info >= (3, 14):
@@ -138,7 +138,7 @@ class Dialogue:
         self._window = agent.window(base.chunk)
         smallest = min(agent.GRAIN, job.leaf or agent.GRAIN)
         self._most = base.chunk + PIECE.size * (base.chunk // smallest + 1)  # bytes of a chunk in pieces
-        self._grains = DIGEST * agent.grain_count(base.chunk)
+        self._grains = DIGEST * grain_count(base.chunk)
         self._told = first  # the chunks whose digests in the base the agent knows
         self._writing = Lock()
         self._free: deque[mmap.mmap] = deque()

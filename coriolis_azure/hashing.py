@@ -22,7 +22,7 @@ from typing import Any
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from . import agent
-from .agent import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Digester, Mac
+from .agent import DIGEST, GRAIN, MAX_CHUNK, UNKNOWN, ZERO, Digester, Mac
 from .errors import InvalidInput
 
 __all__ = ["DIGEST", "KEY", "MAX_CHUNK", "MIN_CHUNK", "UNKNOWN", "VERSION", "ZERO", "Digests", "Manifest"]
@@ -40,6 +40,11 @@ _PAGE = 4096  # digests
 _ZEROS = ZERO * _PAGE
 _TEXT = 1 << 16  # letters of base64 that are looked at at a time
 _CHECK_END = b'"]'
+
+
+def grain_count(length: int) -> int:
+    """How many grains a chunk of `length` bytes has."""
+    return -(-length // GRAIN)
 
 
 class Digests:

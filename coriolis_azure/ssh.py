@@ -145,7 +145,7 @@ class Connection:
                 f"it lets a connection have no more sessions (MaxSessions): {error}"
             ) from error
         except Exception as error:
-            raise StreamEnded(f"the connection broke: {str(error) or 'it was silent'}") from error
+            raise StreamEnded(f"the connection broke: {_words(error)}") from error
         return Program(channel, patience)
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class Connection:
         try:
             return AgentStream(self._executing(command, window, _SILENCE_SECONDS))
         except Exception as error:
-            raise ConnectionLost(f"the connection to the worker broke: {error}") from error
+            raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
 
     def _executing(self, command: str, window: int, patience: float) -> paramiko.Channel:
         """A session in which `command` runs. Raises whatever the thread that reads the connection has died of."""
@@ -281,9 +281,7 @@ class AgentStream:
             try:
                 came = self._channel.recv(_TAKEN)
             except _BROKEN as error:
-                raise ConnectionLost(
-                    f"the connection to the worker broke: {str(error) or 'it was silent'}"
-                ) from error
+                raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
             if not came:
                 raise self.ended()
             self._rest = memoryview(came)
@@ -295,14 +293,14 @@ class AgentStream:
         try:
             self._channel.sendall(data)
         except _BROKEN as error:
-            raise ConnectionLost(f"the connection to the worker broke: {error}") from error
+            raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
 
     def finish(self) -> None:
         """End its input and wait for it; AgentFailed unless it ends well, ConnectionLost where nobody can tell."""
         try:
             self._channel.shutdown_write()
         except _BROKEN as error:
-            raise ConnectionLost(f"the connection to the worker broke: {error}") from error
+            raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
         if not self._channel.status_event.wait(_SILENCE_SECONDS):
             raise ConnectionLost("the program on the worker does not end")
         if self._channel.recv_exit_status() != 0:
@@ -416,7 +414,7 @@ class Program:
         except _BROKEN as error:
             # A program that ends while it is written to closes its channel: the connection holds all the same.
             over = self._channel.closed and self._channel.get_transport().is_active()
-            raise StreamEnded("it ended" if over else f"the connection broke: {error}") from error
+            raise StreamEnded("it ended" if over else f"the connection broke: {_words(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -594,20 +592,19 @@ def _signing_in(transport: paramiko.Transport, where: str) -> Iterator[None]:
     """Whatever goes wrong in the block closes the connection; what SSH says of it is Unreachable."""
     try:
         yield
-    except AuthenticationException as error:
+    except BaseException as error:
         transport.close()
-        raise Unreachable(f"{where} refuses our key: {error}") from error
-    except CoriolisAzureError:
-        transport.close()
-        raise
-    except Exception as error:  # whatever the thread that reads the connection has died of
-        transport.close()
-        raise Unreachable(
-            f"{where} does not speak SSH with us: {str(error) or type(error).__name__}"
-        ) from error
-    except BaseException:
-        transport.close()
-        raise
+        if isinstance(error, AuthenticationException):
+            raise Unreachable(f"{where} refuses our key: {error}") from error
+        if isinstance(error, CoriolisAzureError) or not isinstance(error, Exception):
+            raise
+        # Whatever the thread that reads the connection has died of.
+        raise Unreachable(f"{where} does not speak SSH with us: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    """What an error of paramiko's says; many of them say nothing."""
+    return str(error) or ("it was silent" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def _private_key(text: str) -> paramiko.PKey:

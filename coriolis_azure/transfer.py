@@ -16,14 +16,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from . import agent
-from .agent import DIGEST, GRAIN, UNKNOWN, ZERO, grain_count
+from .agent import DIGEST, GRAIN, UNKNOWN, ZERO
 from .channel import Direct
 from .clock import Clock
 from .destinations import Destination
 from .errors import AgentFailed, ConnectionLost, CorruptChunk, InvalidInput, StreamEnded
 from .events import Copied, Notice, Report, Step
 from .frames import Answer, Dialogue, Frame, Job, Pace, Piece, Stream
-from .hashing import Manifest
+from .hashing import Manifest, grain_count
 from .pipeline import ordered
 
 __all__ = ["Direct", "Job", "Outcome", "Pace", "Stream", "copy", "differing"]

@@ -168,6 +168,14 @@ class _PageScan(agent.Scan):
         super().__init__(job, name, heard, out)
         self._blob, self._pages = blob, pages
 
+    def run(self) -> None:
+        """See Scan. This process goes on: where it fails, threads that still wait for a buffer are to end."""
+        try:
+            super().run()
+        finally:
+            for _ in range(self.threads):
+                self.buffers.put(self.spare)
+
     def read(self, offset: int, view: memoryview) -> None:
         """Fill `view` with these bytes of the disk."""
         if self.ended:

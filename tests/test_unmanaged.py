@@ -79,10 +79,8 @@ def test_it_is_described_like_any_other(source: Source, vm: tuple[Path, Path]) -
 def test_it_is_imported_and_read_by_the_worker(
     azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
-    before, made = (
-        azure.resources(),
-        int(time.time()),
-    )  # the second in which the blob was made, or a later one
+    before = azure.resources()
+    made = int(time.time())  # the second in which the blob was made, or a later one
     report = source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
     assert report.left_behind == ()

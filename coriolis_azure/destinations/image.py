@@ -41,10 +41,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..agent import grain_count
 from ..errors import DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
-from ..hashing import UNKNOWN, ZERO, Manifest
+from ..hashing import UNKNOWN, ZERO, Manifest, grain_count
 from ..pipeline import Lock, ordered
 from .grains import Grains
 
