@@ -38,8 +38,9 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.cloud import Azure, https
 from coriolis_azure.destinations import Image
 from coriolis_azure.destinations.blob import BlobFolder
+from coriolis_azure.digests import Digests
 from coriolis_azure.events import silent
-from coriolis_azure.hashing import ZERO, Digests, Manifest
+from coriolis_azure.hashing import ZERO, Manifest
 from coriolis_azure.pipeline import ordered
 from coriolis_azure.settings import Connection
 from coriolis_azure.storage import Blob, Storage

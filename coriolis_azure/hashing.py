@@ -1,6 +1,6 @@
 """What a destination holds, chunk by chunk, as digests.
 
-Pure. A manifest is never trusted beyond what it says: digest *i* stands there only if the destination's chunk
+A manifest is never trusted beyond what it says: digest *i* stands there only if the destination's chunk
 *i* is known to hold content of that digest; ZERO says that it reads as zeros, UNKNOWN that nothing is known.
 The digests are keyed with a secret made for this manifest, so that no guest can write what would collide on
 purpose. How they are made is the agent's, which runs where nothing of this package does; docs/performance.md
@@ -13,19 +13,21 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import IO, Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from . import agent
 from .agent import DIGEST, GRAIN, MAX_CHUNK, UNKNOWN, ZERO, Digester, Mac
+from .digests import PAGE, Digests
 from .errors import InvalidInput
 
-__all__ = ["DIGEST", "KEY", "MAX_CHUNK", "MIN_CHUNK", "UNKNOWN", "VERSION", "ZERO", "Digests", "Manifest"]
+__all__ = ["DIGEST", "KEY", "MAX_CHUNK", "MIN_CHUNK", "UNKNOWN", "VERSION", "ZERO", "Manifest"]
 
 # 1: digests of 16 bytes over whole chunks. Nothing follows from them for those of now.
 VERSION = 2
@@ -34,109 +36,14 @@ MIN_CHUNK = 4096
 _FIELDS = {"size": int, "chunk": int, "hash": str, "disk": str, "chunks": str, "check": str}
 HASHES = tuple(name for name in agent.HASHES if name == "gmac" or agent.usable(name))  # those of this host
 _REMEDY = "Give the document as an earlier run returned it, or none at all: then the whole disk is sent."
-
-
-_PAGE = 4096  # digests
-_ZEROS = ZERO * _PAGE
 _TEXT = 1 << 16  # letters of base64 that are looked at at a time
+_CHUNKS = b'"chunks": "'  # what comes before those letters in a text
 _CHECK_END = b'"]'
 
 
 def grain_count(length: int) -> int:
     """How many grains a chunk of `length` bytes has."""
     return -(-length // GRAIN)
-
-
-class Digests:
-    """The digests of many chunks, in order.
-
-    Those of 4 TiB in chunks of 1 MiB take 56 MiB, so they are kept in pages. Copies share what is not changed in
-    one of them, and pages of nothing but ZERO, which a sparse disk has many of, are all the same one.
-    """
-
-    def __init__(self, digests: bytes = b"") -> None:
-        if len(digests) % DIGEST:
-            raise ValueError(f"{len(digests)} bytes are no digests of {DIGEST}")
-        self._pages: list[
-            bytes | bytearray
-        ] = []  # bytes where others may have it too, else of this object alone
-        self._count = 0
-        for at in range(0, len(digests), DIGEST * _PAGE):
-            self._add(digests[at : at + DIGEST * _PAGE])
-
-    @classmethod
-    def filled(cls, fill: bytes, count: int) -> Digests:
-        """`count` times the digest `fill`."""
-        new = cls(fill * (count % _PAGE))
-        new._pages[:0] = [_shared(fill * _PAGE)] * (count // _PAGE)
-        new._count = count
-        return new
-
-    def _add(self, page: bytes) -> None:
-        """Append a page, which only the last one may not fill."""
-        self._pages.append(_shared(page))
-        self._count += len(page) // DIGEST
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return self._count
-
-    def __getitem__(self, index: int) -> bytes:
-        """That of one chunk."""
-        page, at = divmod(index, _PAGE)
-        return bytes(self._pages[page][DIGEST * at : DIGEST * (at + 1)])
-
-    def span(self, first: int, last: int) -> bytes:
-        """Those of the chunks from `first` up to but without `last`."""
-        return b"".join(self.pages(first, last))
-
-    def pages(self, first: int = 0, last: int | None = None) -> Iterator[memoryview]:
-        """The same in pieces."""
-        last = self._count if last is None else min(last, self._count)
-        while first < last:
-            page, at = divmod(first, _PAGE)
-            count = min(_PAGE - at, last - first)
-            yield memoryview(self._pages[page])[DIGEST * at : DIGEST * (at + count)]
-            first += count
-
-    def put(self, index: int, digests: bytes) -> None:
-        """Replace those from chunk `index` on."""
-        rest = memoryview(digests)
-        while rest:
-            number, at = divmod(index, _PAGE)
-            page = self._pages[number]
-            if isinstance(page, bytes):
-                page = self._pages[number] = bytearray(page)
-            part = rest[: len(page) - DIGEST * at]
-            page[DIGEST * at : DIGEST * at + len(part)] = part
-            index, rest = index + len(part) // DIGEST, rest[len(part) :]
-
-    def copy(self) -> Digests:
-        """The same, to be changed by itself."""
-        for number, page in enumerate(self._pages):
-            if isinstance(page, bytearray):
-                self._pages[number] = _shared(page)
-        new = Digests()
-        new._pages, new._count = self._pages.copy(), self._count
-        return new
-
-    def resized(self, count: int, fill: bytes) -> Digests:
-        """The first `count` of them, followed by as many of `fill` as are missing."""
-        kept = min(count, self._count)
-        whole = kept // _PAGE
-        new = Digests.filled(fill, count)
-        new._pages[:whole] = self.copy()._pages[:whole]
-        new.put(whole * _PAGE, self.span(whole * _PAGE, kept))
-        return new
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Digests) and self._count == other._count and self._pages == other._pages
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _shared(page: bytes | bytearray | memoryview) -> bytes:
-    return _ZEROS if page == _ZEROS else bytes(page)
 
 
 @dataclass(frozen=True)
@@ -226,15 +133,19 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON. Secret and digests are inside `chunks`, which callers keep out of logs."""
-        letters = b"".join(_packed(self.key, self.digests)).decode()
-        document = {**self._head(), "chunks": letters}
-        return {**document, "check": _check(document)}
+        head, letters = self._head(), bytearray()
+        check = _check_begun(head)
+        for piece in _packed(self.key, self.digests):
+            check.update(piece)
+            letters += piece
+        check.update(_CHECK_END)
+        return {**head, "chunks": letters.decode(), "check": check.hexdigest()}
 
     def text(self, beside: dict[str, Any]) -> Iterator[bytes]:
         """The JSON text of `to_json` and what stands `beside` it, in pieces: the whole of it is large."""
         head = self._head()
         check = _check_begun(head)
-        yield f'{json.dumps(head)[:-1]}, "chunks": "'.encode()
+        yield json.dumps(head)[:-1].encode() + b", " + _CHUNKS
         for letters in _packed(self.key, self.digests):
             check.update(letters)
             yield letters
@@ -253,6 +164,47 @@ class Manifest:
     @classmethod
     def from_json(cls, document: Any) -> Manifest:
         """The manifest of `to_json`; other keys are ignored. InvalidInput that says what is wrong with it."""
+
+        def letters() -> Iterator[bytes]:
+            text = document["chunks"]
+            for at in range(0, len(text), _TEXT):  # nothing in it is written in another way in JSON
+                yield text[at : at + _TEXT].encode("ascii", "backslashreplace")
+
+        return cls._from(document, letters)
+
+    @classmethod
+    def read(cls, file: IO[bytes]) -> tuple[Manifest, dict[str, Any]]:
+        """The manifest of a `text`, taken in piece by piece as well, and all of its JSON but the letters of `chunks`.
+
+        InvalidInput as from `from_json`; ValueError or RecursionError where it is no JSON.
+        """
+        begun = file.read(_TEXT)
+        at = begun.find(_CHUNKS) + len(_CHUNKS)
+        if at < len(_CHUNKS):
+            document = json.loads(begun + file.read())
+            return cls.from_json(document), document
+
+        def letters() -> Iterator[bytes]:
+            """Leaves the file where they end."""
+            end, start = -1, at
+            while end < 0:
+                file.seek(start)
+                piece = file.read(_TEXT)
+                if not piece:
+                    raise _wrong("it was cut off")
+                end = piece.find(b'"')
+                yield piece[:end] if end >= 0 else piece
+                start += len(piece)
+            file.seek(end - len(piece), os.SEEK_CUR)
+
+        for _ in letters():
+            pass
+        document = json.loads(begun[:at] + file.read())
+        return cls._from(document, letters), document
+
+    @classmethod
+    def _from(cls, document: Any, letters: Callable[[], Iterator[bytes]]) -> Manifest:
+        """The manifest of a document, whose `chunks` are `letters`."""
         if not isinstance(document, dict) or type(document.get("version")) is not int:
             raise _wrong("it is no such document")
         if document["version"] < VERSION:
@@ -268,12 +220,12 @@ class Manifest:
         for name, kind in _FIELDS.items():
             if type(document.get(name)) is not kind:
                 raise _wrong(f"{name!r} is missing or not {'a number' if kind is int else 'text'}")
-        if document["check"] != _check(document):
+        if document["check"] != _check(document, letters()):
             raise _wrong("it was changed or cut off: its check does not fit")
         size, chunk = document["size"], document["chunk"]
         if size <= 0 or chunk <= 0:
             raise _wrong(f"the size is {size}, the chunk size {chunk}")
-        key, digests = _unpacked(document["chunks"], -(-size // chunk))
+        key, digests = _unpacked(letters(), -(-size // chunk))
         return cls(size, chunk, document["hash"], key, digests, document["disk"])
 
 
@@ -295,10 +247,10 @@ def _packed(key: bytes, digests: Digests) -> Iterator[bytes]:
     yield base64.b64encode(packed + deflate.flush())
 
 
-def _unpacked(text: str, count: int) -> tuple[bytes, Digests]:
-    """The key and the `count` digests in `text`, which holds nothing else; page by page, as the whole is large."""
-    packed = (base64.b64decode(text[at : at + _TEXT], validate=True) for at in range(0, len(text), _TEXT))
+def _unpacked(letters: Iterator[bytes], count: int) -> tuple[bytes, Digests]:
+    """The key and the `count` digests in `letters`, which hold nothing else; page by page, as the whole is large."""
     inflate = zlib.decompressobj()
+    packed = (base64.b64decode(piece, validate=True) for piece in _in_fours(letters))
 
     def take(size: int) -> bytes:
         """The next `size` bytes, or what there is."""
@@ -313,10 +265,10 @@ def _unpacked(text: str, count: int) -> tuple[bytes, Digests]:
     try:
         key = take(KEY)
         while len(digests) < count:
-            page = take(DIGEST * min(_PAGE, count - len(digests)))
+            page = take(DIGEST * min(PAGE, count - len(digests)))
             if not page or len(page) % DIGEST:
                 break
-            digests._add(page)
+            digests.append(page)
         ended = not take(1) and inflate.eof and not inflate.unused_data and not next(packed, b"")
     except (ValueError, binascii.Error, zlib.error, OverflowError) as error:
         raise _wrong("'chunks' is damaged") from error
@@ -325,12 +277,25 @@ def _unpacked(text: str, count: int) -> tuple[bytes, Digests]:
     return key, digests
 
 
-def _check(document: dict[str, Any]) -> str:
+def _in_fours(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of whole fours, but for the last: four letters of base64 stand for three bytes."""
+    rest = b""
+    for piece in pieces:
+        whole = (len(rest) + len(piece)) // 4 * 4 - len(rest)
+        if whole > 0:
+            yield rest + piece[:whole]
+            rest = piece[whole:]
+        else:
+            rest += piece
+    if rest:
+        yield rest
+
+
+def _check(document: dict[str, Any], letters: Iterator[bytes]) -> str:
     """The digest over all that counts in a manifest's document: a list of it in JSON."""
     whole = _check_begun(document)
-    text = document["chunks"]
-    for at in range(0, len(text), _TEXT):  # nothing in it is written in another way in JSON
-        whole.update(text[at : at + _TEXT].encode("ascii", "backslashreplace"))
+    for piece in letters:
+        whole.update(piece)
     whole.update(_CHECK_END)
     return whole.hexdigest()
 

@@ -4,8 +4,7 @@ Nothing is believed: every chunk has the digest that was announced, before it is
 of them is compared at the end. A run that fails at any point is not committed. A connection that breaks is taken
 up where it was.
 
-Memory is bounded by the bytes in flight, whatever the size of the disk; only what is known of it, 15 bytes a chunk,
-grows with it.
+Memory is bounded by the bytes in flight, whatever the size of the disk.
 """
 
 from __future__ import annotations
@@ -90,9 +89,7 @@ def copy(
             start(), job, known, first, choose, report=report, clock=clock, pace=pace, direct=direct
         )
 
-    work = _Copy(talk, job, base, destination, report, clock, beside)
-    del base  # else its digests would be kept beside those of what is there by then
-    return work.run(verify)
+    return _Copy(talk, job, base, destination, report, clock, beside).run(verify)
 
 
 def at_once(chunk: int) -> int:
@@ -135,8 +132,8 @@ class _Copy:
 
     `_base` is what the destination holds; its digests change as chunks are settled. Settled, which means that its
     content is there, is each chunk before `_next` that is not one of `_asked`; `_earlier` are both as they were when
-    the agent of now began. `_written` has a byte for each chunk: whether it was this copy that put its content there.
-    `_held` are the digests of the grains that the destination has of the chunks that were asked for.
+    the agent of now began. `_before` are the digests that the destination came with. `_held` are those of the
+    grains that it has of the chunks that were asked for.
     """
 
     def __init__(
@@ -150,12 +147,11 @@ class _Copy:
         beside: int,
     ) -> None:
         self._talk, self._job, self._beside = talk, job, beside
-        self._base = replace(base, digests=base.digests.copy())
+        self._before, self._base = base.digests, replace(base, digests=base.digests.copy())
         self._destination, self._kept, self._report = destination, destination.grains, report
         self._digester = base.digester()
         self._failure: Exception | None = None
         self._root = ""
-        self._written = bytearray(base.count)
         self._next, self._asked = 0, set[int]()
         self._earlier = self._next, frozenset(self._asked)
         self._held: dict[int, list[bytes]] = {}
@@ -264,7 +260,6 @@ class _Copy:
         self._next = max(self._next, last)
         if done.digest is not None:
             self._base.digests.put(done.index, done.digest * done.count)
-            self._written[done.index : last] = b"\1" * done.count
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
         self._progress.show(self._sent + self._zero + self._skipped, self._sent)
@@ -279,8 +274,8 @@ class _Copy:
         self._report(Step("verify", self._job.disk))
         if not self._destination.readable:
             return self._destination.check()
-        indexes = (index for index, changed in enumerate(self._written) if changed)
-        for index in differing(self._destination, manifest, indexes, self._beside):
+        changed = self._before.differing(manifest.digests)
+        for index in differing(self._destination, manifest, changed, self._beside):
             offset, disk = manifest.span(index)[0], self._job.disk
             text = f"{disk}: the chunk at offset {offset} reads back from the destination as something else"
             raise CorruptChunk(text, disk=disk, offset=offset)

@@ -24,7 +24,7 @@ from coriolis_azure.frames import Dialogue
 from coriolis_azure.source import Source  # with all SDKs, whose memory counts too
 
 MIB = 1 << 20
-MOST = 200  # MiB a process may need for a disk of 4 TiB
+MOST = 128  # MiB a process may need for a disk of 4 TiB
 
 
 def peak(pid: int | str) -> int:
@@ -67,6 +67,7 @@ def sparse(folder: Path, read: int = 2 << 30, size: int = 4 << 40) -> None:
         copy._next = settled
         for index in range(0, settled, 16):
             copy._base.digests.put(index, os.urandom(hashing.DIGEST))
+        copy._before = copy._base.digests.copy()
         began = time.monotonic()
         outcome = copy.run(True)
         seconds = time.monotonic() - began

@@ -17,9 +17,10 @@ import pytest
 
 from coriolis_azure import destinations
 from coriolis_azure.destinations import Image, ImageFolder
+from coriolis_azure.digests import Digests
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.hashing import UNKNOWN, ZERO, Digests, Manifest
+from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
 
 # A child is forked only where no thread of ours runs; a test runner's own threads do not matter to it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -8,14 +8,17 @@ import random
 import tracemalloc
 import zlib
 from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coriolis_azure import agent
+from coriolis_azure.digests import Digests
 from coriolis_azure.errors import InvalidInput
-from coriolis_azure.hashing import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Digests, Manifest, _check
+from coriolis_azure.hashing import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Manifest, _check
 
 CHUNK = 4096
 
@@ -23,6 +26,11 @@ CHUNK = 4096
 def manifest(size: int = 5 * CHUNK + 512, disk: str = "disk-1") -> Manifest:
     digests = b"".join(bytes([index + 1]) * DIGEST for index in range(-(-size // CHUNK)))
     return Manifest(size, CHUNK, "blake2b", bytes(range(32)), Digests(digests), disk)
+
+
+def large(count: int) -> Manifest:
+    digests = Digests(random.Random(count).randbytes(count * DIGEST))
+    return Manifest(count * CHUNK, CHUNK, "blake2b", bytes(range(32)), digests, 'a "disk"')
 
 
 def test_the_last_chunk_may_be_short() -> None:
@@ -51,47 +59,6 @@ def test_the_digest_of_zeros_is_zero_for_any_buffer_and_length() -> None:
     assert len(digest(data)) == DIGEST
 
 
-SOME = b"d" * DIGEST
-EDITS = st.lists(
-    st.one_of(
-        st.tuples(
-            st.just("put"),
-            st.integers(0, 9000),
-            st.integers(1, 5000),
-            st.sampled_from([ZERO, UNKNOWN, b"d" * DIGEST]),
-        ),
-        st.tuples(st.just("resize"), st.integers(0, 9000), st.just(0), st.sampled_from([ZERO, UNKNOWN])),
-        st.tuples(st.just("copy"), st.just(0), st.just(0), st.just(ZERO)),
-    ),
-    max_size=8,
-)
-
-
-@given(st.integers(0, 9000), st.sampled_from([ZERO, UNKNOWN]), EDITS)
-def test_digests_in_pages_are_what_the_same_bytes_would_be(count: int, fill: bytes, edits) -> None:
-    """And what is done to a copy is not seen in what it is a copy of."""
-    digests, plain = Digests.filled(fill, count), fill * count
-    for what, index, length, digest in edits:
-        older, before = digests, plain
-        digests = digests.copy()
-        if what == "put":
-            index = min(index, len(digests))
-            length = min(length, len(digests) - index)
-            digests.put(index, digest * length)
-            plain = plain[: DIGEST * index] + digest * length + plain[DIGEST * (index + length) :]
-        elif what == "resize":
-            digests = digests.resized(index, digest)
-            plain = plain[: DIGEST * index] + digest * max(0, index - len(older))
-        assert older.span(0, len(older)) == before
-        assert len(digests) == len(plain) // DIGEST
-        assert digests.span(0, len(digests)) == plain
-        assert digests == Digests(plain)
-        for at in {0, index - 1, index, len(digests) - 1}:
-            if 0 <= at < len(digests):
-                assert digests[at] == plain[DIGEST * at : DIGEST * (at + 1)]
-                assert digests.span(at, at + 4100) == plain[DIGEST * at : DIGEST * (at + 4100)]
-
-
 def test_what_is_zeros_in_a_large_disk_takes_no_memory() -> None:
     """Even where its manifest has been to JSON and back: a page for each 4096 chunks that hold something."""
     made = Manifest.new(4 << 40, 1 << 20, "disk", ZERO)
@@ -116,11 +83,15 @@ def test_json_gives_the_manifest_back() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9000])
 def test_its_text_in_pieces_is_its_json_and_what_stands_beside_it(count: int) -> None:
-    digests = Digests(random.Random(count).randbytes(count * DIGEST))
-    made = Manifest(count * CHUNK, CHUNK, "blake2b", bytes(range(32)), digests, 'a "disk"')
+    made = large(count)
     text = b"".join(made.text({"image": {"size": 1}}))
     assert json.loads(text) == {**made.to_json(), "image": {"size": 1}}
     assert Manifest.from_json(json.loads(text)) == made
+    read, beside = Manifest.read(BytesIO(text))
+    assert read == made
+    assert beside == {**made.to_json(), "image": {"size": 1}, "chunks": ""}
+    compact = json.dumps(json.loads(text), separators=(",", ":")).encode()
+    assert Manifest.read(BytesIO(compact))[0] == made
 
 
 def test_secret_and_digests_are_only_under_chunks() -> None:
@@ -160,13 +131,44 @@ def test_secret_and_digests_are_only_under_chunks() -> None:
     ],
 )
 def test_what_is_wrong_with_a_document_is_said(change, said: str) -> None:
+    document = change(manifest().to_json())
     with pytest.raises(InvalidInput, match=said):
-        Manifest.from_json(change(manifest().to_json()))
+        Manifest.from_json(document)
+    with pytest.raises(InvalidInput, match=f"{said}|check does not fit"):
+        Manifest.read(BytesIO(json.dumps(document).encode()))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 30, 200, 70000, -2])
+def test_a_text_that_is_cut_off_is_no_manifest(kept: int) -> None:
+    made = large(9000)
+    text = b"".join(made.text({"image": {"size": 1}}))
+    with pytest.raises((InvalidInput, ValueError)):
+        Manifest.read(BytesIO(text[:kept]))
+    with pytest.raises(InvalidInput):
+        Manifest.read(BytesIO(text[:200] + (b"A" if text[200] != 65 else b"B") + text[201:]))
+
+
+def test_a_large_text_is_read_in_little_memory(tmp_path: Path) -> None:
+    made = large(100 * 4096)
+    path = tmp_path / "large.manifest"
+    tracemalloc.start()
+    try:
+        with path.open("wb") as file:
+            file.writelines(made.text({}))
+        with path.open("rb") as file:
+            again, _ = Manifest.read(file)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert again == made
+    assert path.stat().st_size > 7 << 20
+    assert most < 3 << 20
 
 
 def sealed(document: dict) -> dict:
     """The document with a check that fits: damage that no check finds."""
-    return {**document, "check": _check(document)}
+    letters = document["chunks"].encode("ascii", "backslashreplace")
+    return {**document, "check": _check(document, iter([letters]))}
 
 
 @given(st.data())

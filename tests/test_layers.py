@@ -17,6 +17,7 @@ FLOORS = (
     {
         "codes",
         "documents",
+        "digests",
         "hashing",
         "names",
         "model",

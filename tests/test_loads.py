@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-def test_4_tib_with_content_everywhere_take_less_than_200_mib_first_and_again(tmp_path: Path) -> None:
+def test_4_tib_with_content_everywhere_take_less_than_128_mib_first_and_again(tmp_path: Path) -> None:
     """One chunk in 16 of the whole disk; the program itself compares its memory with the limit."""
     program = Path(__file__).with_name("loads.py")
     for run in ("full", "incremental"):

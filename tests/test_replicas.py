@@ -15,8 +15,9 @@ from replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, a
 
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
+from coriolis_azure.digests import Digests
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.hashing import UNKNOWN, ZERO, Digests
+from coriolis_azure.hashing import UNKNOWN, ZERO
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.storage import Storage
 from coriolis_azure.transfer import Job

@@ -29,6 +29,7 @@ from writer_targets import SSH_PORT, HttpsTarget, SshTarget
 from coriolis_azure import ssh, transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.destinations import ssh_writer, write_data, writer
+from coriolis_azure.digests import Digests
 from coriolis_azure.errors import (
     ConnectionLost,
     CorruptChunk,
@@ -39,7 +40,7 @@ from coriolis_azure.errors import (
     Unsupported,
 )
 from coriolis_azure.events import Notice, silent
-from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO, Digests, Manifest
+from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO, Manifest
 from coriolis_azure.model import Disk
 
 CHUNK = 65536

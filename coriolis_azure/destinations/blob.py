@@ -25,11 +25,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from io import BytesIO
 from types import TracebackType
 
 from .. import vhd
@@ -339,8 +339,7 @@ class BlobImage:
         if raw is None:
             return None, None
         try:
-            document = json.loads(raw)
-            manifest = Manifest.from_json(document)
+            manifest, document = Manifest.read(BytesIO(raw))
             if document["image"] != self._image:
                 raise TypeError
         except InvalidInput as error:

@@ -31,7 +31,6 @@ import ctypes
 import errno
 import fcntl
 import functools
-import json
 import os
 import re
 import stat
@@ -346,8 +345,8 @@ class Image:
     def _kept(self) -> _Kept | None:
         """What stands beside the image; None where there is nothing of use."""
         try:
-            document = json.loads(self._manifest_path.read_bytes())
-            manifest = Manifest.from_json(document)
+            with self._manifest_path.open("rb") as file:
+                manifest, document = Manifest.read(file)
             stamp = document["image"]
             if not all(type(stamp[name]) is int for name in ("size", "mtime_ns", "inode")):
                 raise TypeError

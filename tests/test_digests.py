@@ -1,0 +1,157 @@
+"""Many digests: what they are like, and that they are not in memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import resource
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coriolis_azure import digests as room
+from coriolis_azure.digests import PAGE, Digests
+from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO
+
+SOME = b"d" * DIGEST
+EDITS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("put"),
+            st.integers(0, 20000),
+            st.integers(1, 9000),
+            st.sampled_from([ZERO, UNKNOWN, SOME]),
+        ),
+        st.tuples(st.just("resize"), st.integers(0, 20000), st.just(0), st.sampled_from([ZERO, UNKNOWN])),
+        st.tuples(st.just("copy"), st.just(0), st.just(0), st.just(ZERO)),
+        st.tuples(st.just("go on"), st.integers(0, 20000), st.integers(1, 9000), st.just(SOME)),
+    ),
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize("in_memory", [0, 1, 16])
+@given(st.integers(0, 20000), st.sampled_from([ZERO, UNKNOWN]), EDITS)
+def test_they_are_what_the_same_bytes_would_be(in_memory: int, count: int, fill: bytes, edits) -> None:
+    """And what is done to a copy is not seen in what it is a copy of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "_IN_MEMORY", in_memory)
+        digests, plain = Digests.filled(fill, count), fill * count
+        for what, index, length, digest in edits:
+            older, before = digests, plain
+            if what != "go on":
+                digests = digests.copy()
+            if what in ("put", "go on"):
+                index = min(index, len(digests))
+                length = min(length, len(digests) - index)
+                digests.put(index, digest * length)
+                plain = plain[: DIGEST * index] + digest * length + plain[DIGEST * (index + length) :]
+            elif what == "resize":
+                digests = digests.resized(index, digest)
+                plain = plain[: DIGEST * index] + digest * max(0, index - len(older))
+            if what != "go on":
+                assert older.span(0, len(older)) == before
+            if len(older) == len(digests):
+                now = digests.span(0, len(digests))
+                pairs = (
+                    (before[at : at + DIGEST], now[at : at + DIGEST]) for at in range(0, len(now), DIGEST)
+                )
+                expected = [number for number, (one, other) in enumerate(pairs) if one != other]
+                assert list(Digests(before).differing(digests)) == expected
+            assert len(digests) == len(plain) // DIGEST
+            assert digests.span(0, len(digests)) == plain
+            assert digests == Digests(plain)
+            for at in {0, index - 1, index, len(digests) - 1}:
+                if 0 <= at < len(digests):
+                    assert digests[at] == plain[DIGEST * at : DIGEST * (at + 1)]
+                    assert digests.span(at, at + 4100) == plain[DIGEST * at : DIGEST * (at + 4100)]
+
+
+def filled_and_changed(count: int) -> tuple[Digests, bytes]:
+    """Digests that were all put, as a run does it, then some of them once more; and what they are."""
+    told = random.Random(count)
+    plain = bytearray(told.randbytes(DIGEST * count))
+    digests = Digests.filled(UNKNOWN, count)
+    for index in range(0, count, 64):
+        digests.put(index, plain[DIGEST * index : DIGEST * (index + 64)])
+    digests = digests.copy()
+    for index in range(0, count, 1000):
+        plain[DIGEST * index : DIGEST * (index + 1)] = SOME
+        digests.put(index, SOME)
+    return digests, bytes(plain)
+
+
+def test_the_memory_they_take_does_not_grow_with_the_disk() -> None:
+    most = []
+    for pages in (40, 160):
+        tracemalloc.start()
+        try:
+            digests = Digests.filled(UNKNOWN, pages * PAGE)
+            for index in range(0, pages * PAGE, 64):
+                digests.put(index, os.urandom(DIGEST * 64))
+            other = digests.copy()
+            for index in range(0, pages * PAGE, 64):
+                other.put(index, SOME * 64)
+            assert digests.span(0, 64) != other.span(0, 64) == SOME * 64
+            most.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert most[1] < 4 << 20
+    assert most[1] < 1.1 * most[0]
+
+
+def test_their_file_has_no_name_and_is_gone_with_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gc.collect()
+    before = set(Path("/proc/self/fd").iterdir())
+    digests, plain = filled_and_changed(20 * PAGE)
+    assert list(tmp_path.iterdir()) == []
+    opened = [fd for fd in Path("/proc/self/fd").iterdir() if fd not in before and fd.is_symlink()]
+    new = [fd for fd in opened if str(tmp_path) in str(fd.readlink())]
+    assert len(new) == 1
+    assert os.fstat(int(new[0].name)).st_mode & 0o077 == 0
+    other = digests.copy()
+    del digests
+    assert other == Digests(plain)
+    del other
+    gc.collect()
+    assert not [fd for fd in new if fd.is_symlink()]
+
+
+def test_where_there_is_no_place_for_a_file_they_stay_in_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    digests, plain = filled_and_changed(20 * PAGE)
+    assert digests == Digests(plain)
+
+
+def test_where_the_place_is_full_the_others_stay_in_memory() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = 2 * DIGEST * PAGE + 100
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        digests, plain = filled_and_changed(22 * PAGE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert digests == Digests(plain)
+    assert os.fstat(digests._file._fd).st_size == size
+
+
+def test_only_whole_pages_follow_each_other() -> None:
+    digests = Digests(SOME * PAGE)
+    digests.append(SOME)
+    with pytest.raises(ValueError, match="no page"):
+        digests.append(SOME)
+    for wrong in (b"", SOME * (PAGE + 1), SOME[1:]):
+        with pytest.raises(ValueError, match="no page"):
+            Digests(SOME * PAGE).append(wrong)
+    with pytest.raises(ValueError, match="no digests"):
+        Digests(SOME[1:])
