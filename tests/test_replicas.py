@@ -184,7 +184,7 @@ def test_without_a_manifest_the_content_itself_is_read(place: Place) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     {
-        "cut": (lambda text: text[: len(text) // 2], "damaged"),
+        "cut": (lambda text: text[: len(text) // 2], "it was cut off"),
         "changed": (lambda text: text.replace(b'"size": ', b'"size": 1'), "its check does not fit"),
         "newer": (
             lambda text: text.replace(b'"version": 2', b'"version": 3'),
