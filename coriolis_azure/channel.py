@@ -26,8 +26,8 @@ _TRY_SECONDS = 3.0
 SILENCE_SECONDS = 300.0  # after which a worker counts as gone
 # A connection over which nothing comes for so long is asked whether it is alive, then given up: 75 seconds.
 _IDLE_SECONDS, _PROBES = 15, 4
-# No clock is asked: the certificates themselves are compared, and they are forgotten with the run.
-_FROM, _UNTIL = datetime.datetime(2000, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59)
+# No clock is to matter: the certificates themselves are compared, and they are forgotten with the run.
+_FROM, _UNTIL = datetime.datetime(1950, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59)
 
 
 class Direct:

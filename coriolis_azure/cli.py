@@ -650,12 +650,15 @@ def _watching(as_json: bool) -> Iterator[Report]:
         yield Lines().report
 
 
+_HELD_UP = {"": "", "source": "worker/line", "destination": "destination", "limit": "limit"}
+
+
 class Bars:
-    """Events on a terminal: a line for each step, a bar with rate and ETA for each disk."""
+    """Events on a terminal: a line for each step, a bar with rate and ETA for each disk, and what holds it up."""
 
     def __init__(self) -> None:
         self.progress = Progress(
-            TextColumn("{task.description:>10}"),
+            TextColumn("{task.description:>7}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             DownloadColumn(binary_units=True),
@@ -663,6 +666,7 @@ class Bars:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             TextColumn("sent {task.fields[sent]}"),
+            TextColumn("[dim]{task.fields[held_up]}"),
             console=_err,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -673,9 +677,11 @@ class Bars:
             self.progress.console.print(_line(event), highlight=False)
             return
         if event.disk not in self._tasks:
-            self._tasks[event.disk] = self.progress.add_task(event.disk, total=event.total, sent="")
-        task = self._tasks[event.disk]
-        self.progress.update(task, completed=event.done, total=event.total, sent=_size(event.sent))
+            self._tasks[event.disk] = self.progress.add_task(
+                event.disk, total=event.total, sent="", held_up=""
+            )
+        task, sent, held_up = self._tasks[event.disk], _size(event.sent), _HELD_UP[event.held_up_by]
+        self.progress.update(task, completed=event.done, total=event.total, sent=sent, held_up=held_up)
         if event.done == event.total:
             del self._tasks[event.disk]
 
@@ -703,7 +709,8 @@ class Lines:
         eta = (event.total - event.done) / rate if rate else 0
         click.echo(
             f"  {event.disk}: {_size(event.done)} of {_size(event.total)}, {_size(event.sent)} sent, "
-            f"{_size(rate)}/s, ETA {timedelta(seconds=round(eta))}",
+            f"{_size(rate)}/s, ETA {timedelta(seconds=round(eta))}"
+            + (f", held up by {_HELD_UP[event.held_up_by]}" if event.held_up_by else ""),
             err=True,
         )
         if event.done == event.total:

@@ -26,12 +26,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Copied:
-    """How far one disk is. Bytes: `done` of `total` compared so far, `sent` passed to the destination."""
+    """How far one disk is. Bytes: `done` of `total` compared so far, `sent` passed to the destination.
+
+    `held_up_by`: what most of the time goes to, as of late: "source" (the worker, its disk or the line to it),
+    "destination", or "limit" (of the bandwidth); "" where that is not known.
+    """
 
     disk: str
     done: int
     total: int
     sent: int
+    held_up_by: str = ""
 
 
 @dataclass(frozen=True)

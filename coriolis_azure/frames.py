@@ -32,6 +32,7 @@ else:
 
 DEVICE_SECONDS = 60.0  # a disk that is attached while the worker runs takes seconds to appear
 _BURST_SECONDS = 0.25
+_LATE_SECONDS = 1.0
 _QUIET_SECONDS = 10.0  # without anything happening, after which a watcher is told what is waited for
 _PIECE = 64 << 10  # bytes that are taken from a stream, or unpacked, at a time
 _ZSTD_WINDOW = 23  # log2 of the memory that unpacking may take: a chunk is 4 MiB at most
@@ -144,6 +145,8 @@ class Dialogue:
         self._free: deque[mmap.mmap] = deque()
         self._heard = clock.monotonic()
         self._listening = True
+        self._spent = dict.fromkeys(("source", "destination", "limit"), 0.0)  # seconds as of late
+        self._held_up_by = ""
         self._came = False  # whether a message has come over the direct channel
         self.root = ""  # the agent's, at the end
 
@@ -246,9 +249,10 @@ class Dialogue:
                             raise self.foreign(f"ASK for chunk {due - 1}, which is one too many")
                 else:
                     raise self.foreign(f"message {frame.kind} in the middle of a scan")
-                self._listening = False
+                self._listening, begun = False, self._clock.monotonic()
                 yield frame
                 self._heard, self._listening = self._clock.monotonic(), True
+                self._spent["destination"] += self._heard - begun
         if due != self._base.count or asked:
             raise self.foreign(f"END after {due} of {self._base.count} chunks, {len(asked)} still asked for")
         root = document(frame.payload).get("root")
@@ -304,11 +308,23 @@ class Dialogue:
     def _fill(self, view: memoryview) -> None:
         """Fill `view` with what the agent says next, as fast as is allowed."""
         while view:
+            begun = self._clock.monotonic()
             done = self._read_into(view if self._pace is None else view[: self._pace.slice])
             self._heard = self._clock.monotonic()
+            self._spent["source"] += self._heard - begun
             if self._pace is not None:
                 self._pace.spent(done)
+                self._spent["limit"] += self._clock.monotonic() - self._heard
             view = view[done:]
+
+    def held_up_by(self) -> str:
+        """What most of the last second or more went to: see Copied."""
+        whole = sum(self._spent.values())
+        if whole >= _LATE_SECONDS:
+            most = max(self._spent, key=lambda what: self._spent[what])
+            self._held_up_by = most if self._spent[most] > whole / 2 else ""
+            self._spent = dict.fromkeys(self._spent, 0.0)
+        return self._held_up_by
 
     def _read_into(self, view: memoryview) -> int:
         """What has come into `view`: how many bytes, at least one."""

@@ -211,7 +211,7 @@ class _Copy:
         try:
             choose = self._base.fresh and not self._settled
             with self._talk(self._base, self._first, choose) as dialogue:
-                self._progress.show(self._sent + self._zero + self._skipped, self._sent)
+                self._progress.show(self._sent + self._zero + self._skipped, self._sent, dialogue)
                 self._begin(dialogue)
 
                 def apply(frame: Frame) -> _Done:
@@ -222,6 +222,7 @@ class _Copy:
                     with closing(work) as results:
                         for done in results:
                             self._note(done)
+                            self._progress.show(self._sent + self._zero + self._skipped, self._sent, dialogue)
         except ConnectionLost as error:
             if self._failure is not None:
                 raise
@@ -262,7 +263,6 @@ class _Copy:
             self._base.digests.put(done.index, done.digest * done.count)
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
-        self._progress.show(self._sent + self._zero + self._skipped, self._sent)
 
     @property
     def _settled(self) -> int:
@@ -458,12 +458,13 @@ class Progress:
         self._disk, self._total, self._report, self._clock = disk, total, report, clock
         self._next = clock.monotonic()
 
-    def show(self, done: int, sent: int) -> None:
-        """`done` bytes are settled, `sent` of them sent."""
+    def show(self, done: int, sent: int, dialogue: Dialogue | None = None) -> None:
+        """`done` bytes are settled, `sent` of them sent; `dialogue` is where they come from."""
         now = self._clock.monotonic()
         if now >= self._next and done < self._total:
             self._next = now + 1 / _REPORTS_PER_SECOND
-            self._report(Copied(self._disk, done, self._total, sent))
+            held_up_by = dialogue.held_up_by() if dialogue else ""
+            self._report(Copied(self._disk, done, self._total, sent, held_up_by))
 
     def last(self, sent: int) -> None:
         """All bytes are settled."""
