@@ -457,7 +457,7 @@ def memory(bench: Bench) -> None:
         disks = [(image, bench.folder / f"target{number}.raw") for number in range(count)]
         peaks(bench, way, f"{count} disk(s), chunks of {chunk} MiB", disks, port=port, chunk=chunk * MIB)
     small.unlink()
-    # In chunks of 4 KiB, as nothing but their number matters here; each of them is known, and all change.
+    # In chunks of 4 KiB, as nothing but their number matters here; each of them is known, and all become zeros.
     many, target = bench.size // 512, bench.folder / "many.raw"
     with small.open("wb") as file:
         file.truncate(many * 4096)

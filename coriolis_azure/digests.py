@@ -14,18 +14,21 @@ import tempfile
 from collections.abc import Iterator
 
 from .agent import DIGEST, ZERO
+from .errors import DestinationFailed
 
 PAGE = 4096  # digests
 _ZEROS = ZERO * PAGE
+_INVERTED = bytes(range(255, -1, -1))
 _IN_MEMORY = 16  # pages from the beginning on: no file for a disk that has no more
 _OPEN = 2  # pages after those that are changed in memory: whoever works at a boundary needs two
 
 
 class Digests:
-    """The digests of many chunks, in order. One thread may `put` while others read.
+    """The digests of many chunks, in order. One thread may change them, or copy them, while others read.
 
-    The file is in the system's place for temporary files (TMPDIR), 14 MiB for a TiB in chunks of 1 MiB, readable for
-    nobody else and gone with the process. Where there is no room for it, memory is taken instead.
+    The file is in the system's place for temporary files (TMPDIR), 14 MiB for a TiB in chunks of 1 MiB and again as
+    much where all of them change, readable for nobody else and gone with the process. Where there is no room for it,
+    memory is taken instead. DestinationFailed where it cannot be read.
     """
 
     def __init__(self, digests: bytes = b"") -> None:
@@ -62,6 +65,8 @@ class Digests:
 
     def __getitem__(self, index: int) -> bytes:
         """That of one chunk."""
+        if not 0 <= index < self._count:
+            raise IndexError(f"there is no digest {index} of {self._count}")
         number, at = divmod(index, PAGE)
         return self._part(number, at, at + 1)
 
@@ -80,6 +85,10 @@ class Digests:
 
     def put(self, index: int, digests: bytes) -> None:
         """Replace those from chunk `index` on."""
+        if not 0 <= index <= self._count - len(digests) // DIGEST:
+            raise IndexError(
+                f"there are no {len(digests) // DIGEST} digests from {index} on, of {self._count}"
+            )
         rest = memoryview(digests)
         while rest:
             number, at = divmod(index, PAGE)
@@ -162,7 +171,11 @@ class Digests:
 
 
 class _File:
-    """Pages in a file without a name, each written once; it is gone when nobody has it any more."""
+    """Pages in a file without a name, each written once; it is gone when nobody has it any more.
+
+    What a medium loses reads as zeros, and digests of nothing but zeros say that a chunk is known to be empty. So the
+    bits are written the other way round: what is lost then says that nothing is known.
+    """
 
     def __init__(self) -> None:
         self._fd = -1
@@ -174,16 +187,22 @@ class _File:
             with tempfile.TemporaryFile() as file:
                 self._fd = os.dup(file.fileno())
         place = next(self._places)
-        if os.pwrite(self._fd, page, place) != len(page):
+        if os.pwrite(self._fd, page.translate(_INVERTED), place) != len(page):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return place
 
     def read(self, place: int, size: int) -> bytes:
-        """What stands there. OSError where it cannot be read."""
-        data = os.pread(self._fd, size, place)
-        if len(data) != size:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return data
+        """What stands there."""
+        try:
+            data = os.pread(self._fd, size, place)
+            if len(data) != size:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        except OSError as error:
+            raise DestinationFailed(
+                f"a temporary file of ours in {tempfile.gettempdir()} cannot be read: {error.strerror}",
+                remedy="Check the health of the medium, or name another folder in TMPDIR, then run again.",
+            ) from error
+        return data.translate(_INVERTED)
 
     def __del__(self) -> None:
         if self._fd >= 0:

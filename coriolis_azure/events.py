@@ -29,7 +29,7 @@ class Copied:
     """How far one disk is. Bytes: `done` of `total` compared so far, `sent` passed to the destination.
 
     `held_up_by`: what most of the time goes to, as of late: "source" (the worker, its disk or the line to it),
-    "destination", or "limit" (of the bandwidth); "" where that is not known.
+    "destination" (or what this host does for it), or "limit" (of the bandwidth); "" where no one does.
     """
 
     disk: str

@@ -174,7 +174,7 @@ class Manifest:
 
     @classmethod
     def read(cls, file: IO[bytes]) -> tuple[Manifest, dict[str, Any]]:
-        """The manifest of a `text`, taken in piece by piece as well, and all of its JSON but the letters of `chunks`.
+        """The manifest of a `text`, taken in piece by piece as well, and what else stands in its JSON.
 
         InvalidInput as from `from_json`; ValueError or RecursionError where it is no JSON.
         """

@@ -270,7 +270,7 @@ class _Copy:
         return self._next - len(self._asked)
 
     def _verified(self, manifest: Manifest) -> bool | None:
-        """Read back the chunks that were written, or have the destination confirm them."""
+        """Read back the chunks whose digest is another than before, or have the destination confirm them."""
         self._report(Step("verify", self._job.disk))
         if not self._destination.readable:
             return self._destination.check()

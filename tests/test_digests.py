@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import tempfile
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from coriolis_azure import digests as room
 from coriolis_azure.digests import PAGE, Digests
+from coriolis_azure.errors import DestinationFailed
 from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO
 
-SOME = b"d" * DIGEST
+SOME, OTHER = b"d" * DIGEST, b"e" * DIGEST
 EDITS = st.lists(
     st.one_of(
         st.tuples(
@@ -109,11 +111,9 @@ def test_their_file_has_no_name_and_is_gone_with_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    gc.collect()
-    before = set(Path("/proc/self/fd").iterdir())
     digests, plain = filled_and_changed(20 * PAGE)
     assert list(tmp_path.iterdir()) == []
-    opened = [fd for fd in Path("/proc/self/fd").iterdir() if fd not in before and fd.is_symlink()]
+    opened = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
     new = [fd for fd in opened if str(tmp_path) in str(fd.readlink())]
     assert len(new) == 1
     assert os.fstat(int(new[0].name)).st_mode & 0o077 == 0
@@ -143,6 +143,64 @@ def test_where_the_place_is_full_the_others_stay_in_memory() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert digests == Digests(plain)
     assert os.fstat(digests._file._fd).st_size == size
+
+
+def test_what_the_medium_loses_is_not_known() -> None:
+    digests, plain = filled_and_changed(20 * PAGE)
+    fd, size = digests._file._fd, os.fstat(digests._file._fd).st_size
+    os.ftruncate(fd, 0)
+    os.ftruncate(fd, size)
+    assert digests.span(0, 16 * PAGE) == plain[: 16 * PAGE * DIGEST]
+    lost = digests.span(16 * PAGE, 18 * PAGE)
+    assert lost == UNKNOWN * (2 * PAGE)
+    os.ftruncate(fd, 0)
+    with pytest.raises(DestinationFailed, match="cannot be read: Input") as failure:
+        digests.span(16 * PAGE, 18 * PAGE)
+    assert "TMPDIR" in failure.value.remedy
+
+
+@pytest.mark.parametrize("count", [100, 20 * PAGE + 5])
+def test_there_are_no_others(count: int) -> None:
+    digests = Digests(SOME * count)
+    for index in (-1, count):
+        with pytest.raises(IndexError):
+            digests[index]
+        with pytest.raises(IndexError):
+            digests.put(index, SOME)
+    with pytest.raises(IndexError):
+        digests.put(count - 1, SOME * 2)
+    digests.put(count, b"")
+    assert digests[count - 1] == SOME
+
+
+def test_one_thread_changes_them_while_others_read() -> None:
+    """Each reader sees one of the two digests that a chunk has had, whatever page is in memory just now."""
+    count, rounds = 24 * PAGE, 3
+    digests = Digests(SOME * count)
+    ended, seen = threading.Event(), []
+
+    def read(seed: int) -> None:
+        chance = random.Random(seed)
+        while not ended.is_set():
+            first = chance.randrange(count - 64)
+            found = digests.span(first, first + 64)
+            seen.append({found[at : at + DIGEST] for at in range(0, len(found), DIGEST)} | {digests[first]})
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(rounds):
+            for index in range(0, count, 512):
+                digests.put(index, (OTHER if number % 2 == 0 else SOME) * 512)
+            digests.copy()
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert seen
+    assert set().union(*seen) <= {SOME, OTHER}
+    assert digests.span(0, count) == OTHER * count
 
 
 def test_only_whole_pages_follow_each_other() -> None:

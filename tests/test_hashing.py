@@ -134,7 +134,9 @@ def test_what_is_wrong_with_a_document_is_said(change, said: str) -> None:
     document = change(manifest().to_json())
     with pytest.raises(InvalidInput, match=said):
         Manifest.from_json(document)
-    with pytest.raises(InvalidInput, match=f"{said}|check does not fit"):
+    if not json.dumps(document).isascii() or "\\" in json.dumps(document):
+        said = "check does not fit"  # of the letters as they stand there
+    with pytest.raises(InvalidInput, match=said):
         Manifest.read(BytesIO(json.dumps(document).encode()))
 
 

@@ -151,6 +151,20 @@ def test_what_had_arrived_is_not_sent_again(disk: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_what_arrived_before_the_connection_broke_is_read_back_too(disk: Path, tmp_path: Path) -> None:
+    class Lying(Image):
+        def flush(self) -> None:
+            super().flush()
+            self.write(CHUNK + 5, b"rot")
+
+    with Lying(tmp_path / "os.raw") as image, Agents([10 * CHUNK]) as agents:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        with pytest.raises(errors.CorruptChunk) as failure:
+            transfer.copy(agents, job(disk), base, image, silent, clock=Clock(), verify=True)
+        assert [pipes.first for pipes in agents.started] == [0, 9]
+    assert failure.value.facts == {"disk": "os", "offset": CHUNK}
+
+
 def test_connections_that_break_without_progress_are_given_up(disk: Path, tmp_path: Path) -> None:
     with Agents([100] * 9) as agents, pytest.raises(errors.ConnectionLost):
         copied(disk, tmp_path / "os.raw", agents)

@@ -36,7 +36,7 @@ from coriolis_azure.errors import (
     TransferError,
     WorkerError,
 )
-from coriolis_azure.events import Copied, Event, Step, silent
+from coriolis_azure.events import Copied, Event, Notice, Step, silent
 from coriolis_azure.frames import zstd
 from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
 
@@ -435,18 +435,52 @@ def test_a_report_that_is_interrupted_ends_the_agent(tmp_path: Path, path: Path)
         assert pipes.process.wait(10) < 0
 
 
-def test_what_reads_back_wrong_is_not_committed(disk: Path, path: Path) -> None:
-    class Lying(Image):
-        def flush(self) -> None:
-            super().flush()
-            self.write(3 * CHUNK + 5, b"rot")
+class Lying(Image):
+    """An image that has something else in chunk 3 than what was written there."""
 
-    with Lying(path) as image, Pipes() as pipes:
+    def flush(self) -> None:
+        super().flush()
+        self.write(3 * CHUNK + 5, b"rot")
+
+
+@pytest.fixture
+def without_gmac(tmp_path: Path) -> Path:
+    """The agent on a worker that has no usable libcrypto."""
+    source = Path(agent.__file__).read_text()
+    assert '"gmac": _gmac, ' in source
+    program = tmp_path / "agent.py"
+    program.write_text(source.replace('"gmac": _gmac, ', ""))
+    return program
+
+
+@pytest.mark.parametrize("run", ["first", "incremental", "with another hash"])
+def test_what_reads_back_wrong_is_not_committed(disk: Path, path: Path, without_gmac: Path, run: str) -> None:
+    if run != "first":
+        replicate(disk, path)
+    if run == "incremental":
+        change(disk, 3 * CHUNK + 4 * LEAF, b"new")
+    with Lying(path) as image, Pipes(program=without_gmac if "hash" in run else agent.__file__) as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(CorruptChunk) as failure:
             transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
     assert failure.value.facts == {"disk": "os", "offset": 3 * CHUNK}
     replicate(disk, path)
+    assert path.read_bytes() == disk.read_bytes()
+
+
+def test_a_worker_with_another_hash_compares_everything_and_is_sent_nothing_twice(
+    disk: Path, path: Path, without_gmac: Path
+) -> None:
+    told: list[Event] = []
+    with Image(path) as image, Pipes() as pipes:
+        base = replace(image.known("id", disk.stat().st_size, CHUNK, False), hash="gmac")
+        transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+    with Image(path) as image, Pipes(program=without_gmac) as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        done = transfer.copy(lambda: pipes, job(disk), base, image, told.append, clock=Clock(), verify=True)
+    (notice,) = (event.text for event in told if isinstance(event, Notice))
+    assert notice.startswith("os: this worker cannot compute gmac, so everything is compared anew, with bla")
+    assert (done.sent_bytes, done.verified, done.manifest.hash != "gmac") == (0, True, True)
     assert path.read_bytes() == disk.read_bytes()
 
 
