@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import IO, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from azure.core.credentials import AzureNamedKeyCredential
@@ -154,6 +154,7 @@ class Account:
             retry_policy=ExponentialRetry(
                 initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1
             ),
+            max_single_get_size=MOST,
             max_single_put_size=MOST,
             max_block_size=MOST,
             user_agent=f"coriolis-azure/{__version__}",
@@ -270,8 +271,19 @@ class Blob:
         except NotFound:
             return None
 
-    def put(self, data: bytes, *, new: bool = False, metadata: Mapping[str, str] | None = None) -> None:
-        """Replace it as a block blob; with `new`, Conflict when it is there."""
+    def read_into(self, file: IO[bytes]) -> bool:
+        """Write the whole content to `file`, some MiB at a time; False where it is not there."""
+        try:
+            with translated("read", self.url):
+                self._client.download_blob().readinto(file)
+        except NotFound:
+            return False
+        return True
+
+    def put(
+        self, data: bytes | IO[bytes], *, new: bool = False, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Replace it as a block blob; with `new`, Conflict when it is there. Of a file some MiB at a time are read."""
         with translated("write", self.url):
             self._client.upload_blob(data, overwrite=not new, metadata=dict(metadata or {}), **self._leased())
 

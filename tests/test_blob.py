@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from test_replicas import CHUNK, LAST, SIZE, A, B, expected, run, small_regions
 
 from coriolis_azure import destinations, names, storage, vhd
 from coriolis_azure.clock import Clock
+from coriolis_azure.digests import Digests
 from coriolis_azure.errors import CoriolisAzureError, Denied, DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Waiting, silent
+from coriolis_azure.hashing import DIGEST
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from coriolis_azure.storage import Storage
@@ -56,6 +61,33 @@ def test_a_whole_vhd_says_so_and_one_that_is_being_written_is_none(
     run(place, {0: B, 1: A})
     assert stored(azure).metadata["coriolis_state"] == "complete"
     assert vhd.content_size(place.whole()[-512:], len(place.whole()), "it") == 3 * MIB
+
+
+def test_a_large_manifest_goes_up_and_comes_down_in_pieces(azure: Sandbox, place: SandboxPlace) -> None:
+    """As many chunks as 320 GiB has, all of them different: one text of 5.7 MiB."""
+    count = 320 << 10
+    with place.open() as image:
+        nothing = image.known("id", count * CHUNK, CHUNK, False)
+        made = replace(nothing, digests=Digests(random.Random(5).randbytes(DIGEST * count)))
+        image.commit(made)
+    manifest = stored(azure, OS + ".manifest")
+    with place.open() as image:
+        again = image.known("id", count * CHUNK, CHUNK, False)
+    assert again == made
+    assert manifest.size > storage.MOST
+
+
+def test_where_there_is_no_place_for_the_manifest_it_is_said_and_the_older_one_stays(
+    azure: Sandbox, place: SandboxPlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(place, {0: A})
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        with pytest.raises(DestinationFailed, match="temporary file of ours cannot be used") as failure:
+            run(place, {0: B})
+        assert "TMPDIR" in failure.value.remedy
+    run(place, {0: B})
+    assert place.whole()[:SIZE] == expected({0: B})
 
 
 def test_only_pages_that_hold_something_are_uploaded_and_zeroed_ones_cleared(

@@ -26,11 +26,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
+import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from io import BytesIO
 from types import TracebackType
+from typing import IO
 
 from .. import vhd
 from ..clock import Clock
@@ -325,7 +326,10 @@ class BlobImage:
 
     def _keep(self, manifest: Manifest, state: str) -> Manifest:
         """Make `manifest` what the next run starts from: manifest, then the end of what is dirty, then the ETag."""
-        self._manifest.put(b"".join(manifest.text({"image": self._image})))
+        with _unnamed() as file:
+            file.writelines(manifest.text({"image": self._image}))
+            file.seek(0)
+            self._manifest.put(file)
         self._size, self._region = manifest.size, _region(manifest.size)
         etag = self._blob.set_metadata(self._metadata(state, set()))
         self._state, self._dirty = state, set()
@@ -335,11 +339,12 @@ class BlobImage:
 
     def _read_manifest(self) -> tuple[Manifest | None, str | None]:
         """The manifest and the ETag that the VHD had then; None for what is not there or of no use."""
-        raw = self._manifest.text()
-        if raw is None:
-            return None, None
         try:
-            manifest, document = Manifest.read(BytesIO(raw))
+            with _unnamed() as file:
+                if not self._manifest.read_into(file):
+                    return None, None
+                file.seek(0)
+                manifest, document = Manifest.read(file)
             if document["image"] != self._image:
                 raise TypeError
         except InvalidInput as error:
@@ -552,3 +557,16 @@ def _region(size: int) -> int:
     while region * _REGIONS < vhd.rounded(size):
         region *= 2
     return region
+
+
+@contextlib.contextmanager
+def _unnamed() -> Iterator[IO[bytes]]:
+    """A file without a name, for a text that may be too large for memory."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            yield file
+    except OSError as error:
+        raise DestinationFailed(
+            f"a temporary file of ours cannot be used: {error}",
+            remedy="Free space there, or name another folder in TMPDIR, then run again.",
+        ) from error
