@@ -513,12 +513,13 @@ def add_vm(
 @click.argument("file", type=_FILE)
 @json_option
 def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> None:
-    """Replace the content of a disk of a VM. DISK is os, or the LUN of a data disk."""
+    """Replace the content of a disk of a VM. DISK is os, or data-<lun>, or just the LUN of a data disk."""
     from . import sandbox as local
 
-    if disk != "os" and not disk.isdecimal():
-        raise InvalidInput(f"{disk!r} names no disk", remedy="Write os, or the LUN of a data disk: 0, 1, ...")
-    local.write(directory, name, disk if disk == "os" else int(disk), file)
+    lun = disk.removeprefix("data-")
+    if disk != "os" and not (lun.isascii() and lun.isdecimal()):
+        raise InvalidInput(f"{disk!r} names no disk", remedy="Write os, or data-0, data-1, ...")
+    local.write(directory, name, disk if disk == "os" else int(lun), file)
     _say(as_json, {"written": file.stat().st_size}, f"{file.stat().st_size} bytes written")
 
 

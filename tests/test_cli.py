@@ -151,7 +151,9 @@ def test_wrong_usage_is_exit_code_2_without_a_traceback(arguments: list[str]) ->
 def test_bad_durations_and_disks_are_explained(served: Path, settings: list[str]) -> None:
     assert "Write a duration as" in run("cleanup", *settings, "--older-than", "soon", check=2).stderr
     assert "names no disk" in run("sandbox", "write", served, "web", "first", settings[1], check=2).stderr
-    assert "web" in run("sandbox", "write", served, "web", "9", served.parent / "os.raw", check=2).stderr
+    assert "names no disk" in run("sandbox", "write", served, "web", "data-x", settings[1], check=2).stderr
+    for disk in ("9", "data-9"):
+        assert "web" in run("sandbox", "write", served, "web", disk, served.parent / "os.raw", check=2).stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
