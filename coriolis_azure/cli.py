@@ -30,7 +30,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import __version__, codes, permissions, settings
 from .errors import AzureError, CleanupIncomplete, CoriolisAzureError, CorruptChunk, InvalidInput
@@ -661,11 +661,10 @@ class Bars:
         self.progress = Progress(
             TextColumn("{task.description:>7}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            DownloadColumn(binary_units=True, table_column=Column(no_wrap=True)),
+            TransferSpeedColumn(table_column=Column(no_wrap=True)),
             TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             TextColumn("sent {task.fields[sent]}"),
             TextColumn("[dim]{task.fields[held_up]}"),
             console=_err,
