@@ -621,9 +621,9 @@ def _ratios(bench: Bench) -> str:
             over_ssh = theirs / (bench.middle(OURS_SSH, case) or 1)
             if goal is None:
                 line.append(f"{ratio:.1f} ({over_ssh:.1f})")
-                continue
-            verdict = f"**{ratio:.1f}**" if ratio >= goal else f"{ratio:.1f}, missed"
-            line.append(f"{verdict} ({over_ssh:.1f}), ≥ {goal:g}")
+            else:
+                verdict = f"**{ratio:.1f}**" if ratio >= goal else f"{ratio:.1f}, missed"
+                line.append(f"{verdict} ({over_ssh:.1f}), ≥ {goal:g}")
         body.append(line)
     return _rows(["times faster than"] + [_named(case) for case in cases], body)
 

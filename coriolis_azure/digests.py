@@ -119,23 +119,21 @@ class Digests:
 
     def differing(self, other: Digests) -> Iterator[int]:
         """The chunks that have another digest in `other`, which is of as many."""
-        first = 0
-        for mine, theirs in zip(self.pages(), other.pages(), strict=True):
-            if mine != theirs:
-                starts = range(0, len(mine), DIGEST)
-                yield from (
-                    first + at // DIGEST
-                    for at in starts
-                    if mine[at : at + DIGEST] != theirs[at : at + DIGEST]
-                )
-            first += PAGE
+        for number, (mine, theirs) in enumerate(zip(self._pages, other._pages, strict=True)):
+            if self._file is other._file and mine == theirs:  # not even read
+                continue
+            one, two = self._page(number), other._page(number)
+            starts = range(0, len(one) if one != two else 0, DIGEST)
+            yield from (
+                PAGE * number + at // DIGEST
+                for at in starts
+                if one[at : at + DIGEST] != two[at : at + DIGEST]
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Digests) or self._count != other._count:
             return False
-        if self._file is other._file and self._pages == other._pages:
-            return True
-        return all(mine == theirs for mine, theirs in zip(self.pages(), other.pages(), strict=True))
+        return next(self.differing(other), None) is None
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -146,18 +144,22 @@ class Digests:
             return self._file.read(page + DIGEST * first, DIGEST * (last - first))
         return bytes(page[DIGEST * first : DIGEST * last])
 
+    def _page(self, number: int) -> bytes:
+        """All of a page."""
+        return self._part(number, 0, min(PAGE, self._count - PAGE * number))
+
     def _changeable(self, number: int) -> bytearray:
         """A page in memory that this object alone has."""
         page = self._pages[number]
         if isinstance(page, bytearray):
             return page
-        changed = bytearray(self._part(number, 0, min(PAGE, self._count - PAGE * number)))
+        changed = bytearray(self._page(number))
         self._pages[number] = changed
         if number >= _IN_MEMORY:
             self._open.append(number)
             if len(self._open) > _OPEN:
                 eldest = self._open.pop(0)
-                self._pages[eldest] = self._put_away(eldest, self._part(eldest, 0, PAGE))
+                self._pages[eldest] = self._put_away(eldest, self._page(eldest))
         return changed
 
     def _put_away(self, number: int, page: bytes | bytearray) -> bytes | int:

@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
@@ -133,13 +133,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON. Secret and digests are inside `chunks`, which callers keep out of logs."""
-        head, letters = self._head(), bytearray()
-        check = _check_begun(head)
-        for piece in _packed(self.key, self.digests):
-            check.update(piece)
-            letters += piece
-        check.update(_CHECK_END)
-        return {**head, "chunks": letters.decode(), "check": check.hexdigest()}
+        head, letters = self._head(), b"".join(_packed(self.key, self.digests))
+        return {**head, "chunks": letters.decode(), "check": _check(head, [letters])}
 
     def text(self, beside: dict[str, Any]) -> Iterator[bytes]:
         """The JSON text of `to_json` and what stands `beside` it, in pieces: the whole of it is large."""
@@ -185,17 +180,15 @@ class Manifest:
             return cls.from_json(document), document
 
         def letters() -> Iterator[bytes]:
-            """Leaves the file where they end."""
-            end, start = -1, at
-            while end < 0:
-                file.seek(start)
-                piece = file.read(_TEXT)
-                if not piece:
-                    raise _wrong("it was cut off")
-                end = piece.find(b'"')
-                yield piece[:end] if end >= 0 else piece
-                start += len(piece)
-            file.seek(end - len(piece), os.SEEK_CUR)
+            """Leaves the file at the quote that ends them."""
+            file.seek(at)
+            while piece := file.read(_TEXT):
+                part, quote, rest = piece.partition(b'"')
+                yield part
+                if quote:
+                    file.seek(-len(quote + rest), os.SEEK_CUR)
+                    return
+            raise _wrong("it was cut off")
 
         for _ in letters():
             pass
@@ -291,7 +284,7 @@ def _in_fours(pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _check(document: dict[str, Any], letters: Iterator[bytes]) -> str:
+def _check(document: dict[str, Any], letters: Iterable[bytes]) -> str:
     """The digest over all that counts in a manifest's document: a list of it in JSON."""
     whole = _check_begun(document)
     for piece in letters:

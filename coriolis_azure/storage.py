@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from io import BytesIO
 from typing import IO, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -265,11 +266,8 @@ class Blob:
 
     def text(self) -> bytes | None:
         """The whole content; None where it is not there. For small blobs."""
-        try:
-            with translated("read", self.url):
-                return self._client.download_blob().readall()
-        except NotFound:
-            return None
+        room = BytesIO()
+        return room.getvalue() if self.read_into(room) else None
 
     def read_into(self, file: IO[bytes]) -> bool:
         """Write the whole content to `file`, some MiB at a time; False where it is not there."""

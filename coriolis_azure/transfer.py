@@ -191,8 +191,7 @@ class _Copy:
             fruitless = 0 if self._settled > before else fruitless + 1
             if fruitless == _FRUITLESS:
                 raise self._lost
-            done = self._sent + self._zero + self._skipped
-            told = f"{self._job.disk}: {self._lost}; going on after {done} of {self._base.size} bytes"
+            told = f"{self._job.disk}: {self._lost}; going on after {self._done} of {self._base.size} bytes"
             self._report(Notice(told))
 
     def _take_up(self) -> None:
@@ -211,7 +210,7 @@ class _Copy:
         try:
             choose = self._base.fresh and not self._settled
             with self._talk(self._base, self._first, choose) as dialogue:
-                self._progress.show(self._sent + self._zero + self._skipped, self._sent, dialogue)
+                self._progress.show(self._done, self._sent)
                 self._begin(dialogue)
 
                 def apply(frame: Frame) -> _Done:
@@ -222,7 +221,7 @@ class _Copy:
                     with closing(work) as results:
                         for done in results:
                             self._note(done)
-                            self._progress.show(self._sent + self._zero + self._skipped, self._sent, dialogue)
+                            self._progress.show(self._done, self._sent, dialogue.held_up_by())
         except ConnectionLost as error:
             if self._failure is not None:
                 raise
@@ -263,6 +262,11 @@ class _Copy:
             self._base.digests.put(done.index, done.digest * done.count)
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
+
+    @property
+    def _done(self) -> int:
+        """How many bytes are settled."""
+        return self._sent + self._zero + self._skipped
 
     @property
     def _settled(self) -> int:
@@ -458,12 +462,11 @@ class Progress:
         self._disk, self._total, self._report, self._clock = disk, total, report, clock
         self._next = clock.monotonic()
 
-    def show(self, done: int, sent: int, dialogue: Dialogue | None = None) -> None:
-        """`done` bytes are settled, `sent` of them sent; `dialogue` is where they come from."""
+    def show(self, done: int, sent: int, held_up_by: str = "") -> None:
+        """`done` bytes are settled, `sent` of them sent; `held_up_by` as Copied has it."""
         now = self._clock.monotonic()
         if now >= self._next and done < self._total:
             self._next = now + 1 / _REPORTS_PER_SECOND
-            held_up_by = dialogue.held_up_by() if dialogue else ""
             self._report(Copied(self._disk, done, self._total, sent, held_up_by))
 
     def last(self, sent: int) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,11 @@ def old_python() -> str:
 class Pipes:
     """A transfer.Stream over the pipes of an agent on this machine. Keeps what the agent said."""
 
-    def __init__(self, python: str = sys.executable, program: Path | str = agent.__file__) -> None:
+    def __init__(
+        self, python: str = sys.executable, program: Path | str = agent.__file__, words: Sequence[str] = ()
+    ) -> None:
         self.process = subprocess.Popen(
-            [python, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [python, str(program), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self.heard = bytearray()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,13 +24,7 @@ class Worker(Pipes):
     """An agent that was told the address of its connection, as the SSH server tells it."""
 
     def __init__(self, address: str = ADDRESS) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, agent.__file__, address],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        self.heard = bytearray()
+        super().__init__(words=[address])
 
 
 @pytest.fixture

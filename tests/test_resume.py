@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from relay import Relay
 from test_agent import Pipes
-from test_transfer import CHUNK, LEAF, change, job, replicate
+from test_transfer import CHUNK, LEAF, Lying, change, job, replicate
 from test_worker import Held
 
 from coriolis_azure import agent, errors, names, ssh, transfer
@@ -152,12 +152,7 @@ def test_what_had_arrived_is_not_sent_again(disk: Path, tmp_path: Path) -> None:
 
 
 def test_what_arrived_before_the_connection_broke_is_read_back_too(disk: Path, tmp_path: Path) -> None:
-    class Lying(Image):
-        def flush(self) -> None:
-            super().flush()
-            self.write(CHUNK + 5, b"rot")
-
-    with Lying(tmp_path / "os.raw") as image, Agents([10 * CHUNK]) as agents:
+    with Lying(tmp_path / "os.raw", 1) as image, Agents([10 * CHUNK]) as agents:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(errors.CorruptChunk) as failure:
             transfer.copy(agents, job(disk), base, image, silent, clock=Clock(), verify=True)

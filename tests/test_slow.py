@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from loads import Watched
 from replicas import HeldClock
 from test_agent import Pipes
 from test_channel import ADDRESS, Worker, copied
+from test_transfer import replicate
 
 from coriolis_azure import agent, transfer
 from coriolis_azure.channel import Direct
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
 from coriolis_azure.events import Copied, Event, Notice, Waiting
 from coriolis_azure.frames import Dialogue
 
@@ -75,8 +75,8 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-class Poor(Pipes):
-    """An agent on one core, that may have 1.75 GiB of addresses; `most` is the memory it took, in MiB."""
+class Poor(Watched):
+    """An agent on one core, that may have 1.75 GiB of addresses."""
 
     _CONFINED = (
         "import os, resource, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
@@ -84,19 +84,7 @@ class Poor(Pipes):
     )
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", self._CONFINED, sys.executable, agent.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        self.heard, self.most = bytearray(), 0
-
-    def read(self, size: int, /) -> bytes:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        self.most = max(self.most, int(found[1]) >> 10 if found else 0)
-        return super().read(size)
+        super().__init__(program="-c", words=[self._CONFINED, sys.executable, agent.__file__])
 
 
 @contextmanager
@@ -110,22 +98,12 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-def copy(
-    disk: Path, stream: Pipes, report: Callable[[Event], None], clock: Clock, **options
-) -> transfer.Outcome:
-    size = disk.stat().st_size
-    job = transfer.Job("os", (str(disk),), size, wait=0.0, compress=options.get("compress", "auto"))
-    with Image(disk.with_name("os.raw")) as image, stream:
-        base = image.known("id", size, options.get("chunk", MIB), False)
-        return transfer.copy(lambda: stream, job, base, image, report, clock=clock, verify=True)
-
-
 @pytest.mark.parametrize("chunk", [1 << 20, 4 << 20])
 def test_one_core_on_both_sides_and_little_memory_are_enough(disk: Path, chunk: int) -> None:
     for sent in (24 * MIB, 4096):
         worker = Poor()
         with one_core():
-            outcome = copy(disk, worker, lambda event: None, Clock(), chunk=chunk)
+            outcome = replicate(disk, disk.with_name("os.raw"), stream=worker, chunk=chunk, compress="auto")
         assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
         assert outcome.verified
         assert sent <= outcome.sent_bytes <= sent + (3 * agent.GRAIN if outcome.full else 0)
@@ -182,7 +160,8 @@ class Slow(Pipes):
 def test_on_a_line_of_1_mbit_the_progress_says_that_it_is_the_worker_or_the_line(disk: Path) -> None:
     told: list[Event] = []
     clock = HeldClock()
-    copy(disk, Slow(clock), told.append, clock)
+    line = {"stream": Slow(clock), "clock": clock}
+    replicate(disk, disk.with_name("os.raw"), report=told.append, chunk=MIB, compress="auto", **line)
     assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
     assert 24 * MIB / LINE < clock.monotonic() < 1.05 * 24 * MIB / LINE
     progress = [event for event in told if isinstance(event, Copied)]
@@ -245,7 +224,7 @@ def test_a_line_that_stalls_is_waited_for_and_the_progress_says_so(
         if stream.told(event):
             told.append(event)
 
-    copy(disk, stream, report, Clock(), compress="none")
+    replicate(disk, disk.with_name("os.raw"), stream=stream, report=report, chunk=MIB)
     assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
     assert told[0].what.startswith("os: data from the worker: its disk or the link stalls, for ")
     assert 200 < told[0].seconds < 300

@@ -49,12 +49,23 @@ def job(disk: Path, **options) -> transfer.Job:
     return transfer.Job("os", (str(disk),), disk.stat().st_size, **{"leaf": LEAF, "wait": 0.0, **options})
 
 
-def replicate(disk: Path, path: Path, *, chunk=CHUNK, full=False, verify=True, report=silent, **options):
-    """One run with the real agent."""
-    with Image(path) as image, Pipes() as pipes:
+def replicate(
+    disk: Path,
+    path: Path,
+    *,
+    chunk=CHUNK,
+    full=False,
+    verify=True,
+    report=silent,
+    stream: Pipes | None = None,
+    clock: Clock | None = None,
+    **options,
+):
+    """One run with the real agent, behind `stream` where that is given."""
+    with Image(path) as image, stream or Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, chunk, full)
         task = job(disk, **options)
-        return transfer.copy(lambda: pipes, task, base, image, report, clock=Clock(), verify=verify)
+        return transfer.copy(lambda: pipes, task, base, image, report, clock=clock or Clock(), verify=verify)
 
 
 def balanced(outcome: transfer.Outcome) -> bool:
@@ -436,11 +447,15 @@ def test_a_report_that_is_interrupted_ends_the_agent(tmp_path: Path, path: Path)
 
 
 class Lying(Image):
-    """An image that has something else in chunk 3 than what was written there."""
+    """An image that has something else in a chunk than what was written there."""
+
+    def __init__(self, path: Path, chunk: int) -> None:
+        super().__init__(path)
+        self._wrong = chunk * CHUNK + 5
 
     def flush(self) -> None:
         super().flush()
-        self.write(3 * CHUNK + 5, b"rot")
+        self.write(self._wrong, b"rot")
 
 
 @pytest.fixture
@@ -459,7 +474,7 @@ def test_what_reads_back_wrong_is_not_committed(disk: Path, path: Path, without_
         replicate(disk, path)
     if run == "incremental":
         change(disk, 3 * CHUNK + 4 * LEAF, b"new")
-    with Lying(path) as image, Pipes(program=without_gmac if "hash" in run else agent.__file__) as pipes:
+    with Lying(path, 3) as image, Pipes(program=without_gmac if "hash" in run else agent.__file__) as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(CorruptChunk) as failure:
             transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
@@ -475,9 +490,7 @@ def test_a_worker_with_another_hash_compares_everything_and_is_sent_nothing_twic
     with Image(path) as image, Pipes() as pipes:
         base = replace(image.known("id", disk.stat().st_size, CHUNK, False), hash="gmac")
         transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
-    with Image(path) as image, Pipes(program=without_gmac) as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
-        done = transfer.copy(lambda: pipes, job(disk), base, image, told.append, clock=Clock(), verify=True)
+    done = replicate(disk, path, report=told.append, stream=Pipes(program=without_gmac))
     (notice,) = (event.text for event in told if isinstance(event, Notice))
     assert notice.startswith("os: this worker cannot compute gmac, so everything is compared anew, with bla")
     assert (done.sent_bytes, done.verified, done.manifest.hash != "gmac") == (0, True, True)
