@@ -1,0 +1,378 @@
+"""The commands on VMs: one function each, whose docstring is its help."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import click
+from rich import box
+from rich.table import Table
+
+from .. import __version__, codes, permissions, settings
+from ..errors import CorruptChunk, InvalidInput
+from .options import json_option, opened, source_options
+from .output import (
+    OUT,
+    VERIFIED,
+    amount,
+    plain,
+    print_json,
+    raise_left_behind,
+    replication_table,
+    resources_table,
+    say,
+    table_of,
+)
+from .progress import watching
+
+EXIT_CODES = """\b
+Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
+            (the ids that stayed are listed) · 130 interrupted · 1 a fault of this program"""
+_MECHANISM = settings.schema("source_environment")["properties"]["replica_export_mechanism"]
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES
+)
+@click.version_option(__version__, prog_name="coriolis-azure")
+@click.option(
+    "-v", "--verbose", count=True, help="Log to stderr; twice for debug output. Secrets are never logged."
+)
+def cli(verbose: int) -> None:
+    """Take virtual machines out of Azure: once, or again and again, moving only what changed.
+
+    \b
+    New here?   coriolis-azure demo
+    For real:   coriolis-azure check     -c connection.json -e environment.json web-1
+                coriolis-azure inspect   -c connection.json -e environment.json web-1
+                coriolis-azure replicate -c connection.json -e environment.json web-1 --to /srv/replicas/web-1
+
+    What goes into the two files: coriolis-azure schema connection, coriolis-azure schema source-environment.
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # Azure's own request logging repeats every header; our lines say what matters.
+    logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
+    if not verbose:
+        for name in ("paramiko", "azure.identity"):  # what they warn of becomes an error of ours, told once
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@cli.command("schema")
+@click.argument("name", type=click.Choice(["connection", "source-environment"]))
+@json_option
+def schema(name: str, as_json: bool) -> None:
+    """Print the JSON schema of a settings file, with a description of every property."""
+    del as_json  # it is JSON anyway
+    files = {"connection": "connection_info", "source-environment": "source_environment"}
+    print_json(settings.schema(files[name]))
+
+
+@cli.command()
+@click.argument("code", required=False)
+@json_option
+def explain(code: str | None, as_json: bool) -> None:
+    """Say what an error code of Azure means and what to do about it; without CODE, list all. Works offline."""
+    if code is None:
+        if as_json:
+            print_json([each.to_json() for each in codes.CODES])
+            return
+        table = table_of("code", "class", "exit", "meaning")
+        for each in codes.CODES:
+            table.add_row(each.name, each.kind.__name__, str(each.kind.exit_code), each.meaning)
+        OUT.print(table)
+        return
+    known = codes.find(code)
+    if known is None:
+        near = " or ".join(codes.nearest(code))
+        raise InvalidInput(
+            f"{code!r} is no known code of Azure",
+            remedy=f"Try {near}; `coriolis-azure explain` lists all."
+            if near
+            else "Run `coriolis-azure explain` for the list of all.",
+        )
+    waiting = "can help" if known.waits else "does not help"
+    say(
+        as_json,
+        known.to_json(),
+        f"{known.name}: {known.kind.__name__}, exit code {known.kind.exit_code}; waiting {waiting}\n"
+        f"{known.meaning}\nwhat to do: {known.remedy}",
+    )
+
+
+@cli.command("list")
+@source_options
+@json_option
+def list_vms(connection: Path, environment: Path, as_json: bool) -> None:
+    """List the VMs of the resource group in the location."""
+    with opened(connection, environment, as_json) as source:
+        vms = source.list_vms()
+    if as_json:
+        print_json(vms)
+        return
+    table = table_of("name", "size", "OS", "disks", "zones")
+    for vm in vms:
+        table.add_row(vm["name"], vm["size"], vm["os_type"], str(vm["disks"]), ", ".join(vm["zones"]) or "-")
+    OUT.print(table if vms else "There are no VMs in this resource group and location.")
+
+
+@cli.command()
+@source_options
+@click.argument("vm")
+@json_option
+def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None:
+    """Show what is known of a VM: the export info that the orchestrator gets.
+
+    VM is a name in the resource group, or an ARM id.
+    """
+    from ..inspection import export_info
+
+    with opened(connection, environment, as_json) as source:
+        machine = source.inspect(vm)
+    if as_json:
+        print_json(export_info(machine))
+        return
+    OUT.print(f"[bold]{machine.name}[/] in {machine.group}, {machine.location}, {machine.power_state}")
+    OUT.print(
+        f"{machine.size}: {machine.vcpus} vCPUs, {machine.memory_mb} MiB · {machine.os_type} · {machine.firmware}"
+        f"{' with secure boot' if machine.secure_boot else ''} · hostname {machine.hostname or 'unknown'}"
+    )
+    disks = table_of("disk", "LUN", "size", "SKU", "caching", "name", title="Disks")
+    for disk in machine.disks:
+        lun = "-" if disk.lun is None else str(disk.lun)
+        disks.add_row(
+            disk.name, lun, amount(disk.size_bytes), disk.sku, disk.caching, disk.id.rpartition("/")[2]
+        )
+    nics = table_of("NIC", "MAC", "network", "private", "public", title="NICs")
+    for nic in machine.nics:
+        private = ", ".join(nic.private_addresses)
+        nics.add_row(nic.name, nic.mac or "-", nic.network, private or "-", nic.public_address or "-")
+    OUT.print(disks, nics)
+    for caveat in machine.caveats:
+        OUT.print(f"! {plain(caveat)}", highlight=False)
+
+
+@cli.command()
+@source_options
+@click.argument("vm", required=False)
+@click.option("--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down.")
+@json_option
+def check(connection: Path, environment: Path, vm: str | None, shutdown: bool, as_json: bool) -> None:
+    """Ask everything that can be known before anything is made or shut down. Changes nothing.
+
+    Credentials, permissions, locks, quota, the worker's size, image and network, and, of the VM that is named, what
+    speaks against moving it. Exit code 0 when a run can be expected to work, 2 when something speaks against it, or
+    when the identity lacks an action of the role that `coriolis-azure role` prints: then not everything can be known.
+    """
+    with opened(connection, environment, as_json) as source:
+        checked = source.check(vm, strict=True, shutdown=shutdown)
+    if as_json:
+        print_json(checked.to_json())
+    else:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("step", "", "result", "what to do"):
+            table.add_column(column, no_wrap=column in {"step", ""}, overflow="fold")
+        colours = {"fine": "green", "warning": "yellow", "error": "red"}
+        for finding in checked.findings:
+            severity = f"[{colours[finding.severity]}]{finding.severity}[/]"
+            table.add_row(finding.step, severity, plain(finding.text), plain(finding.remedy) or "-")
+        OUT.print(table)
+    if not checked.ok:
+        raise click.exceptions.Exit(InvalidInput.exit_code)
+
+
+@cli.command()
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    metavar="ID",
+    help="ARM id where the role may be assigned: a subscription's or a resource group's. May be repeated.",
+)
+@click.option(
+    "--public-ip/--no-public-ip", default=True, help="As export_worker_use_fip. [default: --public-ip]"
+)
+@click.option("--own-network/--existing-network", default=True, help="Without or with export_network.")
+@click.option("--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down.")
+@click.option("--customer-keys", is_flag=True, help="For disks with customer-managed keys.")
+@click.option(
+    "--storage",
+    type=click.Choice(["identity", "key"]),
+    help="For Blob storage: reached as this identity, or with the account's key (storage_use_account_key).",
+)
+@click.option(
+    "--mechanism",
+    type=click.Choice(_MECHANISM["enum"]),
+    default=_MECHANISM["default"],
+    show_default=True,
+    help="As replica_export_mechanism.",
+)
+@json_option
+def role(
+    scopes: tuple[str, ...],
+    mechanism: str,
+    public_ip: bool,
+    own_network: bool,
+    shutdown: bool,
+    customer_keys: bool,
+    storage: str | None,
+    as_json: bool,
+) -> None:
+    """Print the custom role with the least permissions that the work needs. Works offline.
+
+    \b
+    coriolis-azure role --scope /subscriptions/ID > role.json && az role definition create --role-definition role.json
+    """
+    del as_json, mechanism  # it is JSON anyway, and there is one mechanism
+    chosen = {permissions.OWN_NETWORK if own_network else permissions.GIVEN_NETWORK}
+    features = (
+        (public_ip, permissions.PUBLIC_IP),
+        (shutdown, permissions.SHUTDOWN),
+        (customer_keys, permissions.CUSTOMER_KEYS),
+        (storage is not None, permissions.BLOB_STORAGE),
+        (storage == "identity", permissions.BLOB_DATA),
+        (storage == "key", permissions.ACCOUNT_KEY),
+    )
+    chosen |= {feature for wanted, feature in features if wanted}
+    print_json(permissions.role(chosen, scopes or ("/subscriptions/00000000-0000-0000-0000-000000000000",)))
+
+
+@cli.command()
+@source_options
+@click.argument("vm")
+@click.option(
+    "--to", required=True, metavar="DEST", help="A folder or file:// URL: one sparse raw image a disk."
+)
+@click.option("--shutdown", is_flag=True, help="Deallocate the VM before its disks are copied. It stays off.")
+@click.option("--full", is_flag=True, help="Send everything, whatever the destination holds already.")
+@click.option("--limit", metavar="RATE", help="The most to use of the network, all disks together: 50MiB/s.")
+@json_option
+def replicate(
+    connection: Path,
+    environment: Path,
+    vm: str,
+    to: str,
+    shutdown: bool,
+    full: bool,
+    limit: str | None,
+    as_json: bool,
+) -> None:
+    """Copy all disks of a VM to DEST; run it again to send only what changed since.
+
+    Everything that is made in Azure for it (snapshots, disks, a worker VM and its network) is deleted again,
+    also when the run fails or is interrupted.
+    """
+    changes = {"bandwidth_limit": limit} if limit else {}
+    with opened(connection, environment, as_json, **changes) as source:
+        done = source.replicate(vm, to, shutdown=shutdown, full=full)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        OUT.print(replication_table(done.vm, done.disks, done.seconds))
+    raise_left_behind(done.left_behind)
+
+
+@cli.command()
+@partial(source_options, required=False)
+@click.argument("dest", metavar="DEST")
+@json_option
+def verify(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
+    """Read a destination again and compare it with what the last run to it has left there.
+
+    Names the first chunk of each disk that is not what was replicated. Exit code 0 when all of it is, 5 when
+    something is not, 2 when it could not be told of some disk: it is called "not verified" then. The settings are
+    needed only for a destination in Azure, blob://...
+    """
+    from .. import destinations, verification
+    from ..clock import Clock
+
+    if connection and environment and dest.lower().startswith("blob:"):
+        with opened(connection, environment, as_json) as source:
+            verdicts = source.verify(dest)
+    else:
+        with watching(as_json) as report, destinations.open(dest, report, existing=True) as place:
+            verdicts = verification.verify(place, report, Clock())
+    if as_json:
+        print_json([verdict.to_json() for verdict in verdicts])
+    else:
+        table = table_of("disk", "size", "verified", "reason")
+        for verdict in verdicts:
+            size = "-" if verdict.size_bytes is None else amount(verdict.size_bytes)
+            table.add_row(verdict.name, size, VERIFIED[verdict.verified], plain(verdict.reason) or "-")
+        OUT.print(table)
+    for verdict in verdicts:
+        if verdict.verified is False:
+            remedy = "Replicate to it again with --full: everything is sent anew."
+            raise CorruptChunk(f"{verdict.name}: {verdict.reason}", remedy=remedy, offset=verdict.bad_offset)
+    if any(verdict.verified is None for verdict in verdicts):
+        raise click.exceptions.Exit(InvalidInput.exit_code)
+
+
+@cli.command()
+@source_options
+@click.option(
+    "--older-than",
+    default="2h",
+    show_default=True,
+    help="Age of a run's last sign of life: 90s, 15m, 2h, 0s.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@json_option
+def cleanup(connection: Path, environment: Path, older_than: str, dry_run: bool, as_json: bool) -> None:
+    """Delete what runs that died have left in the resource group.
+
+    Only resources with our tags are touched. A running transfer shows life every 15 minutes; do not go below
+    that while others may be running. Runs of this host whose process is gone are deleted whatever their age.
+    """
+    age = timedelta(seconds=settings.duration(older_than))
+    with opened(connection, environment, as_json) as source:
+        found, stayed = source.sweep(age, dry_run=dry_run)
+    if as_json:
+        runs = [leftover.to_json() for leftover in found]
+        print_json({"dry_run": dry_run, "runs": runs, "left_behind": stayed})
+    elif not found:
+        OUT.print("Nothing to clean up.")
+    else:
+        table = table_of("run", "VM", "last sign of life", "resource", "")
+        for leftover in found:
+            for id in leftover.ids:
+                fate = "would be deleted" if dry_run else "STAYED" if id in stayed else "deleted"
+                table.add_row(leftover.run, leftover.instance, str(leftover.alive or "unknown"), id, fate)
+        OUT.print(table)
+    raise_left_behind(stayed)
+
+
+@cli.command()
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep the sandbox and the images in this new folder."
+)
+@json_option
+def demo(keep: Path | None, as_json: bool) -> None:
+    """Show the whole story on a local Azure, with real bytes, verified. Needs no account and no root.
+
+    A VM with an OS disk and two data disks is replicated, changed, and replicated again; every image is then
+    compared with the VM's disks, and the list of Azure resources with the one before. Exit code 0 only if
+    every comparison held.
+    """
+    from ..demo import run
+
+    with watching(as_json) as report:
+        told = run(report, keep)
+    if as_json:
+        print_json(told.to_json())
+    else:
+        for title, replicated in (("First run", told.first), ("Second run", told.second)):
+            OUT.print(replication_table(title, replicated.disks, replicated.seconds))
+        OUT.print(resources_table(told.resources_before, told.resources_after))
+        checks = table_of("check", "result")
+        for check, held in told.checks.items():
+            checks.add_row(check, "[green]holds[/]" if held else "[red]DOES NOT HOLD[/]")
+        OUT.print(checks)
+    if not told.held:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,58 @@
+"""What commands share: their options, and the Source of the settings files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from .. import settings
+from .progress import watching
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(command: F) -> F:
+    """--json, on every command."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="One JSON document on stdout; events as JSON lines on stderr."
+    )(command)
+
+
+def source_options(command: F, *, required: bool = True) -> F:
+    """-c and -e."""
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    connection = click.option(
+        "-c",
+        "--connection",
+        type=file,
+        required=required,
+        envvar="CORIOLIS_AZURE_CONNECTION",
+        show_envvar=True,
+        help="JSON file: which Azure, and as whom. Keep it readable for you only.",
+    )
+    environment = click.option(
+        "-e",
+        "--environment",
+        type=file,
+        required=required,
+        envvar="CORIOLIS_AZURE_ENVIRONMENT",
+        show_envvar=True,
+        help="JSON file: where the VMs are, and how the worker is made.",
+    )
+    return connection(environment(command))
+
+
+@contextlib.contextmanager
+def opened(connection: Path, environment: Path, as_json: bool, **changes: str) -> Iterator[Any]:
+    """A Source of the two files, watched; `changes` replace settings of the environment."""
+    from ..source import Source  # the SDKs take a second to import: not for --help
+
+    connection_info, source_environment = settings.read_json(connection), settings.read_json(environment)
+    if changes and isinstance(source_environment, dict):
+        source_environment = {**source_environment, **changes}
+    with watching(as_json) as report, Source(connection_info, source_environment, report=report) as source:
+        yield source

@@ -1,0 +1,113 @@
+"""What a watcher sees: bars on a terminal, a line now and then elsewhere, or JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import click
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column
+
+from ..events import Copied, Event, Notice, Report, Step, Waiting, json_lines
+from .output import ERR, amount
+
+_HELD_UP = {"": "", "source": "worker/line", "destination": "destination", "limit": "limit"}
+
+
+@contextlib.contextmanager
+def watching(as_json: bool) -> Iterator[Report]:
+    """A sink for events: JSON lines, bars on a terminal, a line now and then elsewhere."""
+    if as_json:
+        yield json_lines(sys.stderr)
+    elif ERR.is_terminal:
+        bars = Bars()
+        with bars.progress:
+            yield bars.report
+    else:
+        yield Lines().report
+
+
+class Bars:
+    """Events on a terminal: a line for each step, a bar with rate and ETA for each disk, and what holds it up."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:>7}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True, table_column=Column(no_wrap=True)),
+            TransferSpeedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("ETA"),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            TextColumn("sent {task.fields[sent]}"),
+            TextColumn("[dim]{task.fields[held_up]}"),
+            console=ERR,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def report(self, event: Event) -> None:
+        """Show an event."""
+        if not isinstance(event, Copied):
+            self.progress.console.print(_line(event), highlight=False)
+            return
+        if event.disk not in self._tasks:
+            self._tasks[event.disk] = self.progress.add_task(
+                event.disk, total=event.total, sent="", held_up=""
+            )
+        task, sent, held_up = self._tasks[event.disk], amount(event.sent), _HELD_UP[event.held_up_by]
+        self.progress.update(task, completed=event.done, total=event.total, sent=sent, held_up=held_up)
+        if event.done == event.total:
+            del self._tasks[event.disk]
+
+
+class Lines:
+    """Events where nobody looks at a terminal: a line for each step, and for each disk every few seconds."""
+
+    _SECONDS = 5.0
+
+    def __init__(self) -> None:
+        self._started: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+
+    def report(self, event: Event) -> None:
+        """Show an event."""
+        if not isinstance(event, Copied):
+            click.echo(_line(event), err=True)
+            return
+        now = time.monotonic()
+        began = self._started.setdefault(event.disk, now)
+        if event.done < event.total and now - self._told.get(event.disk, began) < self._SECONDS:
+            return
+        self._told[event.disk] = now
+        rate = event.done / max(now - began, 0.001)
+        eta = (event.total - event.done) / rate if rate else 0
+        click.echo(
+            f"  {event.disk}: {amount(event.done)} of {amount(event.total)}, {amount(event.sent)} sent, "
+            f"{amount(rate)}/s, ETA {timedelta(seconds=round(eta))}"
+            + (f", held up by {_HELD_UP[event.held_up_by]}" if event.held_up_by else ""),
+            err=True,
+        )
+        if event.done == event.total:
+            del self._started[event.disk], self._told[event.disk]
+
+
+def _line(event: Event) -> str:
+    match event:
+        case Step(name, target):
+            return f"→ {name}" + (f": {target}" if target else "")
+        case Waiting(what, seconds):
+            return f"  waiting for {what} (up to {timedelta(seconds=round(seconds))})"
+        case Notice(text):
+            return f"! {text}"
+    return str(event)

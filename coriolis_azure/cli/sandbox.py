@@ -1,0 +1,180 @@
+"""The commands on the sandbox, the small Azure on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import settings
+from ..errors import InvalidInput
+from .commands import cli
+from .options import json_option
+from .output import OUT, print_json, say, table_of
+
+
+@cli.group()
+def sandbox() -> None:
+    """A small Azure on this machine, to try things out and to test against."""
+
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@sandbox.command()
+@click.argument("directory", metavar="DIR", type=_FOLDER)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port of the HTTPS server; any free one unless set.",
+)
+@click.option(
+    "--api-profile",
+    default="latest",
+    show_default=True,
+    help="latest, or 2020-09-01-hybrid: an Azure Stack Hub.",
+)
+@click.option(
+    "--pace",
+    type=click.FloatRange(1, 10_000),
+    default=60,
+    show_default=True,
+    help="Seconds of Azure's in one of yours: for request budgets, and the NICs of VMs that failed. "
+    "1 keeps Azure's own time.",
+)
+@json_option
+def serve(directory: Path, port: int, api_profile: str, pace: float, as_json: bool) -> None:
+    """Serve a local Azure in the foreground, until Ctrl-C.
+
+    Writes DIR/connection.json and DIR/environment.json, for -c and -e, then prints "ready".
+    """
+    from .. import sandbox as local
+
+    def ready() -> None:
+        click.echo(json.dumps({"ready": True}) if as_json else "ready")
+
+    with contextlib.suppress(KeyboardInterrupt):
+        local.serve(directory, port=port, api_profile=api_profile, pace=pace, ready=ready)
+
+
+@sandbox.command("add-vm")
+@click.argument("directory", metavar="DIR", type=_FOLDER)
+@click.argument("name")
+@click.option(
+    "--os-disk", required=True, type=_FILE, help="A raw image; its size is a multiple of 512 bytes."
+)
+@click.option("--data-disk", "data_disks", type=_FILE, multiple=True, help="At LUN 0, 1, ... as given.")
+@click.option(
+    "--unmanaged",
+    is_flag=True,
+    help="Its disks are VHD blobs in the storage account sandboxstorage, and it is deallocated.",
+)
+@click.option("--size", default="Standard_D2s_v5", show_default=True)
+@click.option("--os-type", type=click.Choice(["linux", "windows"]), default="linux", show_default=True)
+@json_option
+def add_vm(
+    directory: Path,
+    name: str,
+    os_disk: Path,
+    data_disks: tuple[Path, ...],
+    unmanaged: bool,
+    size: str,
+    os_type: str,
+    as_json: bool,
+) -> None:
+    """Add a running VM whose disks are copies of raw image files."""
+    from .. import sandbox as local
+
+    account = "sandboxstorage" if unmanaged else ""
+    id = local.add_vm(directory, name, os_disk, data_disks, size=size, os_type=os_type, unmanaged=account)
+    say(as_json, {"id": id}, id)
+
+
+@sandbox.command()
+@click.argument("directory", metavar="DIR", type=_FOLDER)
+@click.argument("name")
+@click.argument("disk")
+@click.argument("file", type=_FILE)
+@json_option
+def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> None:
+    """Replace the content of a disk of a VM. DISK is os, or data-<lun>, or just the LUN of a data disk."""
+    from .. import sandbox as local
+
+    lun = disk.removeprefix("data-")
+    if disk != "os" and not (lun.isascii() and lun.isdecimal()):
+        raise InvalidInput(f"{disk!r} names no disk", remedy="Write os, or data-0, data-1, ...")
+    local.write(directory, name, disk if disk == "os" else int(lun), file)
+    say(as_json, {"written": file.stat().st_size}, f"{file.stat().st_size} bytes written")
+
+
+@sandbox.command()
+@click.argument("directory", metavar="DIR", type=_FOLDER)
+@click.argument("kind", required=False)
+@click.option("--method", help="Of which requests: PUT, GET, ... Any, if not given.")
+@click.option("--path", metavar="TEXT", help="With which text in their path, like /disks/ or operations.")
+@click.option("--times", type=click.IntRange(min=0), help="How many are struck; 0 for all. [default: 1]")
+@click.option("--after", type=click.IntRange(min=0), help="How many of them pass before.")
+@click.option("--code", help="Azure's error code.")
+@click.option("--status", type=int, help="The HTTP status.")
+@click.option("--message", help="Azure's message.")
+@click.option("--seconds", type=float, help="What a throttled client is told to wait.")
+@click.option("--polls", type=int, help="How often a slow operation is asked about in vain.")
+@click.option("--clear", is_flag=True, help="Switch all faults off.")
+@json_option
+def fault(directory: Path, kind: str | None, clear: bool, as_json: bool, **given: Any) -> None:
+    """Switch a fault on by rule, list what is on, or clear it.
+
+    KIND: throttle, server-error, lost-request, lost-answer, refuse, failed-operation, slow-operation, no-capacity,
+    no-allocation, quota, policy, lock. Without KIND the rules that can still strike are listed.
+    """
+    from .. import sandbox as local
+
+    if clear:
+        local.fault_rules(directory, clear=True)
+    if kind:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        local.fault(directory, kind, **chosen)
+    rules = local.fault_rules(directory)
+    if as_json:
+        print_json(rules)
+        return
+    table = table_of("id", "kind", "requests", "after", "times", "error")
+    for rule in rules:
+        requests = f"{rule['method'] or 'any'} {rule['path']}"
+        error = " ".join(str(rule[name]) for name in ("status", "code") if rule[name])
+        table.add_row(
+            rule["id"], rule["kind"], requests, str(rule["after"]), str(rule["times"] or "all"), error
+        )
+    OUT.print(table)
+
+
+@sandbox.command()
+@click.argument("directory", metavar="DIR", type=_FOLDER)
+@click.argument("role", type=_FILE)
+@json_option
+def permit(directory: Path, role: Path, as_json: bool) -> None:
+    """Give the sandbox's identity the permissions of ROLE, a role definition, and no others.
+
+    `coriolis-azure role > role.json` prints the one that the steps need.
+    """
+    from .. import sandbox as local
+
+    definition = settings.read_json(role)
+    local.permit(directory, definition if isinstance(definition, list) else [definition])
+    say(as_json, {"permitted": str(role)}, "permitted")
+
+
+@sandbox.command()
+@click.argument("directory", metavar="DIR", type=_FOLDER)
+@json_option
+def resources(directory: Path, as_json: bool) -> None:
+    """Print every ARM resource as JSON: id, type, tags."""
+    from .. import sandbox as local
+
+    del as_json  # it is JSON anyway
+    print_json(local.resources(directory))
