@@ -13,6 +13,7 @@ from typing import Any
 
 from . import inspection, names, worker
 from .cloud import Azure
+from .errors import InvalidInput, NotFound
 from .model import Json, Machine, at
 from .pipeline import ordered
 
@@ -29,6 +30,23 @@ def machines(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
     listed = azure.resources("vm", group) if group else azure.everywhere("vm")
     here = [vm for vm in listed if not location or names.location(vm["location"]) == names.location(location)]
     return sorted(here, key=lambda vm: str(vm["id"]).lower())
+
+
+def called(vms: Iterable[Json], name: str) -> Json:
+    """The one machine that a user calls `name`: its name or its ARM id.
+
+    NotFound where there is none, InvalidInput where machines of several resource groups have the name.
+    """
+    found = [vm for vm in vms if name.lower() in (str(vm["name"]).lower(), str(vm["id"]).lower())]
+    if not found:
+        raise NotFound(f"there is no VM {name}")
+    if len(found) > 1:
+        ids = " or ".join(str(vm["id"]) for vm in found)
+        raise InvalidInput(
+            f"{len(found)} VMs are called {name}",
+            remedy=f"Set resource_group, or give the ARM id of the VM that is meant: {ids}.",
+        )
+    return found[0]
 
 
 def page(

@@ -64,21 +64,37 @@ def read(azure: Azure, group: str, location: str, name: str, storage: Storage | 
 
 
 def chosen(machine: Machine, excluded: Iterable[str]) -> tuple[Disk, ...]:
-    """The disks that are not excluded, by role, name or ARM id; InvalidInput when a name there is no disk of the VM."""
-    out = {name.lower() for name in excluded}
-    known = {
-        disk.name: {disk.name, disk.id.lower(), names.name_of(disk.id).lower()} for disk in machine.disks
-    }
-    unknown = out - set().union(*known.values())
-    if unknown:
-        raise InvalidInput(
-            f"exclude_disks: {', '.join(sorted(unknown))} is no disk of {machine.name}",
-            remedy=f"Its disks are {', '.join(known)}.",
-        )
-    kept = tuple(disk for disk in machine.disks if not known[disk.name] & out)
+    """The disks that are not excluded, by role, name or ARM id.
+
+    InvalidInput where a word names no disk of the VM, where it names two of them, and where no disk is left.
+    """
+    out = {_named(machine, word).name for word in excluded}
+    kept = tuple(disk for disk in machine.disks if disk.name not in out)
     if not kept:
         raise InvalidInput(f"exclude_disks leaves out every disk of {machine.name}")
     return kept
+
+
+def _named(machine: Machine, word: str) -> Disk:
+    """The one disk that a user calls `word`."""
+    asked = word.lower()
+    found = [
+        disk
+        for disk in machine.disks
+        if asked in {disk.name, disk.id.lower(), names.name_of(disk.id).lower()}
+    ]
+    if not found:
+        raise InvalidInput(
+            f"exclude_disks: {word} is no disk of {machine.name}",
+            remedy=f"Its disks are {', '.join(disk.name for disk in machine.disks)}.",
+        )
+    if len(found) > 1:
+        raise InvalidInput(
+            f"exclude_disks: {word} names {len(found)} disks of {machine.name}: "
+            + ", ".join(f"{disk.name} ({names.name_of(disk.id)})" for disk in found),
+            remedy=f"Give the ARM id of the disk that is meant: {' or '.join(disk.id for disk in found)}.",
+        )
+    return found[0]
 
 
 def vm_id(subscription: str, group: str, name: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import configuration, plugin_api, settings
 from .clock import Clock
-from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, NotFound
+from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput
 from .events import Copied, Event, Notice, Step, Waiting, logged
 from .model import Json, Run, Worker
 from .pipeline import Lock
@@ -114,10 +114,9 @@ class AzureExportProvider(
         from . import catalog, inspection
 
         with _azure(connection_info) as azure:
-            for vm in catalog.machines(azure, _chosen(connection_info, source_environment)):
-                if instance_name.lower() in (str(vm["name"]).lower(), str(vm["id"]).lower()):
-                    return inspection.export_info(inspection.any_machine(azure, vm["id"]))
-        raise NotFound(f"there is no VM {instance_name}")
+            vms = catalog.machines(azure, _chosen(connection_info, source_environment))
+            vm = catalog.called(vms, instance_name)
+            return inspection.export_info(inspection.any_machine(azure, vm["id"]))
 
     @_translated
     def get_networks(self, ctxt: Any, connection_info: Json, env: Json) -> list[Json]:

@@ -6,6 +6,7 @@ told as one line that names the property and what it must be.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -257,7 +258,11 @@ def rate(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]i?|)B/s", text)
     per_second = round(float(found[1]) * _BYTES[found[2]]) if found else 0
     if per_second < 1:
-        raise InvalidInput(f"{text!r} is not a rate", remedy="Write a rate above zero as 50MiB/s.")
+        number = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)i?B?(?:/s)?", text)
+        meant = f"{number[1]}{number[2] or 'M'}iB/s" if number and float(number[1]) else "50MiB/s"
+        raise InvalidInput(
+            f"{text!r} is not a rate", remedy=f"Write a rate with its unit, in bytes a second: {meant}."
+        )
     return per_second
 
 
@@ -277,8 +282,7 @@ def _must_be(fault: ValidationError) -> str:
         case "additionalProperties" if rule is False:
             where: Any = fault.schema
             known = where.get("properties", {})
-            unknown = sorted(key for key in given if key not in known)
-            return f"{', '.join(unknown)} is not a known property; known are {', '.join(sorted(known))}"
+            return "; ".join(_unknown(key, known) for key in sorted(given) if key not in known)
         case "type":
             return f"must be of type {rule}, not {_type(given)}"
         case "enum":
@@ -289,9 +293,19 @@ def _must_be(fault: ValidationError) -> str:
             return f"must be {'at least' if fault.validator == 'minimum' else 'at most'} {rule}"
         case "pattern" if "propertyNames" in fault.absolute_schema_path:
             return "has a name that Azure does not take as a tag, or that begins with coriolis-"
+        case "pattern" if isinstance(fault.schema, dict) and "examples" in fault.schema:
+            return f"must be written like {fault.schema['examples'][0]}"
         case "pattern":
             return f"must match {rule}"
     return str(fault.message)
+
+
+def _unknown(key: str, known: Mapping[str, Any]) -> str:
+    """A property that there is not, with the one that was probably meant."""
+    spellings = {name.replace("_", ""): name for name in known}
+    near = difflib.get_close_matches(re.sub("[^a-z0-9]", "", key.lower()), spellings, n=1)
+    hint = f"did you mean {spellings[near[0]]}?" if near else f"known are {', '.join(sorted(known))}"
+    return f"{key} is not a known property; {hint}"
 
 
 def _type(value: Any) -> str:

@@ -19,7 +19,7 @@ import pytest
 from battles import served
 from conftest import GROUP, MIB
 
-from coriolis_azure import AzureExportProvider, errors, plugin_api
+from coriolis_azure import AzureExportProvider, catalog, errors, plugin_api
 from coriolis_azure.destinations.writer import state_id
 from coriolis_azure.events import Copied, Notice, Step
 from coriolis_azure.model import Run
@@ -150,6 +150,19 @@ def test_one_instance_by_name_and_by_id(
         assert len(info["devices"]["disks"]) == 2
     with pytest.raises(errors.NotFound, match="no VM other"):
         provider.get_instance(None, connection, azure.environment(), "other")
+
+
+def test_a_name_that_machines_of_two_groups_have_is_refused_with_both() -> None:
+    vms = [
+        {"name": name, "id": f"/groups/{group}/vms/{name}"}
+        for group in "ab"
+        for name in ("web", f"db-{group}")
+    ]
+    with pytest.raises(errors.InvalidInput, match="2 VMs are called WEB") as refusal:
+        catalog.called(vms, "WEB")
+    assert "/groups/a/vms/web or /groups/b/vms/web" in refusal.value.remedy
+    assert catalog.called(vms, "/GROUPS/b/vms/web") is vms[2]
+    assert catalog.called(vms, "db-b") is vms[3]
 
 
 def test_networks_storage_and_inventory(

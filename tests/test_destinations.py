@@ -637,3 +637,18 @@ def test_a_damaged_name_of_the_owner_is_shown_and_nothing_is_overwritten(
     assert ".vm" in caught.value.remedy
     assert caught.value.message.isprintable()
     assert (folder.path / ".vm").read_bytes() == damage
+
+
+@pytest.mark.parametrize(
+    "url", ["host:/x", "me@host:/x", "C:/replicas", "s3:bucket", "blob:account/c/web", "file:/x"]
+)
+def test_a_place_on_another_host_is_refused_and_no_folder_of_that_name_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="is no folder of this host") as refusal:
+        destinations.open(url, silent)
+    assert list(tmp_path.iterdir()) == []
+    remedied = refusal.value.remedy.rpartition(" ")[2]
+    with destinations.open(remedied, silent):
+        assert (tmp_path / url).is_dir()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coriolis_azure import inspection, suitability
-from coriolis_azure.errors import Unreadable, Unsupported
+from coriolis_azure.errors import InvalidInput, Unreadable, Unsupported
+from coriolis_azure.inspection import chosen
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
 
 GROUP = "/subscriptions/s/resourceGroups/g/providers"
 
@@ -239,3 +245,26 @@ def test_a_confidential_os_disk_is_refused() -> None:
     confidential = vm(securityProfile={"securityType": "ConfidentialVM"}, storageProfile={"osDisk": os_disk})
     with pytest.raises(Unsupported, match="virtual TPM"):
         suitability.refuse(confidential)
+
+
+@pytest.mark.parametrize("word", ["data-1", "DATA-1"])
+def test_a_word_that_names_two_disks_is_refused_with_both(
+    azure: Sandbox, source: Source, image: Callable[..., Path], word: str
+) -> None:
+    """The disk at LUN 0 is called data-1, which is also what the disk at LUN 1 is called here."""
+    azure.add_vm("web", image("os"), [image("zero"), image("one")])
+    machine = source.inspect("web")
+    named = replace(machine.disks[1], id=machine.disks[1].id.rpartition("/")[0] + "/data-1")
+    machine = replace(machine, disks=(machine.disks[0], named, machine.disks[2]))
+    with pytest.raises(InvalidInput, match=r"names 2 disks of web: data-0 \(data-1\), data-1 \(") as refusal:
+        chosen(machine, [word])
+    for disk in machine.disks[1:]:
+        assert disk.id in refusal.value.remedy
+        assert disk not in chosen(machine, [disk.id.upper()])
+        assert len(chosen(machine, [disk.id])) == 2
+
+
+def test_a_disk_may_be_named_twice(azure: Sandbox, source: Source, image: Callable[..., Path]) -> None:
+    azure.add_vm("web", image("os"), [image("zero")])
+    machine = source.inspect("web")
+    assert chosen(machine, ["data-0", machine.disks[1].id]) == machine.disks[:1]

@@ -29,6 +29,7 @@ FLOORS = (
         "configuration",
         "suitability",
         "vhd",
+        "formats",
     },
     {"cloud", "storage", "pipeline", "journal", "interrupts"},
     {"resources", "ssh", "channel", "frames", "destinations"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -550,3 +552,37 @@ def test_unimitated_options_are_refused_in_clear_words(azure: Clients) -> None:
 @pytest.mark.parametrize("body", ["text", [1], {"properties": "x"}, {"location": HERE, "tags": "x"}])
 def test_a_body_of_the_wrong_shape_is_refused(azure: Clients, body: Any) -> None:
     assert azure.refused("PUT", azure.id(DISKS, "d"), body)[:2] == (400, "InvalidRequestContent")
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "name"),
+    [
+        ("qcow2", "", "qcow2"),
+        ("qed", "", "QED"),
+        ("vmdk", "subformat=monolithicSparse", "VMDK"),
+        ("vmdk", "subformat=monolithicFlat", "VMDK"),
+        ("vpc", "subformat=dynamic", "VHD"),
+        ("vpc", "subformat=fixed", "VHD"),
+        ("vhdx", "", "VHDX"),
+        ("vdi", "", "VDI"),
+    ],
+)
+def test_an_image_that_is_not_raw_is_named_and_the_remedy_makes_it_raw(
+    sandbox: Sandbox, raw: Path, kind: str, option: str, name: str
+) -> None:
+    program = shutil.which("qemu-img")
+    if program is None:
+        pytest.skip("qemu-img is not installed (Debian: qemu-utils)")
+    folder, before = raw.parent, sandbox.resources()
+    options = ["-o", option] if option else []
+    command = [program, "convert", "-f", "raw", "-O", kind, *options, raw.name, "image"]
+    subprocess.run(command, cwd=folder, check=True)
+    with pytest.raises(errors.InvalidInput, match=rf"image is a {name} image, not a raw one") as refusal:
+        sandbox.add_vm("web", folder / "image")
+    assert sandbox.resources() == before
+    remedy = refusal.value.remedy.partition("raw image of it: ")[2].replace("IMAGE", "image").split()
+    subprocess.run([program, *remedy[1:]], cwd=folder, check=True)
+    sandbox.add_vm("web", folder / "image.raw")
+    assert sandbox.content("web", "os").read_bytes().startswith(raw.read_bytes())
+    with pytest.raises(errors.InvalidInput, match=rf"is a {name} image"):
+        sandbox.write("web", "os", folder / "image")

@@ -173,3 +173,41 @@ def test_what_is_no_object_is_refused_in_one_line(kind: Any, raw: Any) -> None:
     found = faults(kind, raw)
     assert len(found) == 1
     assert "must be of type object" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "meant"),
+    [
+        (settings.Environment, "storage_acount_name", "storage_account_name"),
+        (settings.Environment, "exclude-disks", "exclude_disks"),
+        (settings.Environment, "ExportWorkerSize", "export_worker_size"),
+        (settings.Connection, "allow_untrused", "allow_untrusted"),
+        (settings.Connection, "subscriptionId", "subscription_id"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_name(kind: Any, key: str, meant: str) -> None:
+    given = {"location": "w", "resource_group": "g"} if kind is settings.Environment else CONNECTION
+    (fault,) = faults(kind, {**given, key: "x"})
+    assert fault.endswith(f": {key} is not a known property; did you mean {meant}?")
+
+
+def test_a_setting_that_is_near_to_none_is_told_which_there_are() -> None:
+    nested = {
+        **CONNECTION,
+        "service_principal_credentials": {"client_id": "x", "client_secret": "y", "quux": 1},
+    }
+    (fault,) = faults(settings.Connection, nested)
+    assert "quux is not a known property; known are client_certificate_password, " in fault
+
+
+@pytest.mark.parametrize(
+    ("rate", "meant"),
+    [("10", "10MiB/s"), ("10M", "10MiB/s"), ("1.5 GB", "1.5GiB/s"), ("10Mbps", "50MiB/s"), ("0", "50MiB/s")],
+)
+def test_a_rate_without_a_unit_says_what_may_be_meant(rate: str, meant: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        settings.rate(rate)
+    assert caught.value.remedy == f"Write a rate with its unit, in bytes a second: {meant}."
+    assert settings.rate(meant) > 0
+    (fault,) = faults(settings.Environment, {"location": "w", "resource_group": "g", "bandwidth_limit": rate})
+    assert fault == "source_environment: bandwidth_limit: must be written like 50MiB/s"

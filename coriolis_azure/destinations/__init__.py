@@ -34,6 +34,7 @@ Content = bytes | bytearray | memoryview
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCHEMES = ("file://", "blob://")
+_ELSEWHERE = re.compile(r"[^/]+:")  # what rsync, scp and others take for a host, a drive or a service
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]*[^/\\\x00-\x1f\x7f.]")
@@ -160,6 +161,12 @@ def open(url: str, report: Report, storage: Storage | None = None, *, existing: 
     if scheme is None:
         if not url:
             raise InvalidInput("the destination is empty", remedy="Give the path of a folder.")
+        if _ELSEWHERE.match(url):
+            raise InvalidInput(
+                f"{url} is no folder of this host",
+                remedy="Mount the place and give its path, or give a URL that begins with "
+                f"{' or '.join(_SCHEMES)}. A folder of that very name is ./{url}",
+            )
         return ImageFolder(Path(url), report, existing=existing)
     parts = urlsplit(url)
     if scheme[1].lower() == "blob":

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from coriolis_azure import errors
+from coriolis_azure import errors, formats
 from coriolis_azure.clock import Clock
 from coriolis_azure.sandbox import (
     access,
@@ -423,10 +423,18 @@ class Sandbox:
         return blobs_accounts.Inside(self._world)
 
     def _machine(self, name: str) -> Resource:
-        found = [each for each in self._world.state.of_type(MACHINES) if each.name.lower() == name.lower()]
+        """The one VM with this name or ARM id."""
+        there = list(self._world.state.of_type(MACHINES))
+        found = [each for each in there if name.lower() in (each.name.lower(), each.id.lower())]
         if not found:
-            known = ", ".join(each.name for each in self._world.state.of_type(MACHINES)) or "none"
+            known = ", ".join(each.name for each in there) or "none"
             raise errors.InvalidInput(f"VM {name!r} does not exist in the sandbox; there are: {known}")
+        if len(found) > 1:
+            ids = " or ".join(each.id for each in found)
+            raise errors.InvalidInput(
+                f"{len(found)} VMs of the sandbox are called {name!r}",
+                remedy=f"Give the ARM id of the VM that is meant: {ids}.",
+            )
         return found[0]
 
     def _vhd(self, machine: Resource, disk: str | int) -> str | None:
@@ -548,12 +556,18 @@ def _checked_raw(file: Path) -> int:
     """The size of a raw disk file; InvalidInput when it cannot be a disk."""
     try:
         size = file.stat().st_size if file.is_file() else None
-        with file.open("rb"):
-            pass
+        if size is None:
+            raise errors.InvalidInput(f"{file} is not a file")
+        with file.open("rb") as content:
+            head = content.read(formats.HEAD)
+            content.seek(max(0, size - formats.TAIL))
+            tail = content.read()
     except OSError as error:
         raise errors.InvalidInput(f"{file} cannot be read: {error.strerror}") from None
-    if size is None:
-        raise errors.InvalidInput(f"{file} is not a file")
+    if wrapped := formats.wrapped(head, tail):
+        raise errors.InvalidInput(
+            f"{file} is a {wrapped} image, not a raw one", remedy=formats.remedy(wrapped)
+        )
     if size == 0 or size % 512:
         raise errors.InvalidInput(
             f"{file} has {size} bytes, which is not a multiple of 512",
