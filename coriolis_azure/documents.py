@@ -126,10 +126,24 @@ def _fields(model: Any) -> dict[str, tuple[str, Any]]:
         return {}
     module = sys.modules[model.__module__]
     package = sys.modules[model.__module__.rpartition(".")[0]]
+    scope = {**vars(module), "_models": package}
     found = {}
-    for attribute, promised in get_type_hints(model, {**vars(module), "_models": package}).items():
+    for attribute, hint in get_type_hints(model, scope).items():
+        promised = _resolved(hint, scope)
         field = inspect.getattr_static(model, attribute, None)
         if hasattr(field, "_rest_name_input"):
             name = field._rest_name_input or attribute
             found[str(name).lower()] = (str(name), promised)
     return found
+
+
+def _resolved(hint: Any, scope: dict[str, Any]) -> Any:
+    """`hint` without names in quotes: Python 3.10 leaves those inside `list[...]` and `dict[...]` unresolved."""
+    if isinstance(hint, str):
+        return eval(hint, scope)  # noqa: S307 - part of the SDK's own source, as in get_type_hints
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Union:
+        return Union[tuple(_resolved(part, scope) for part in parts)]  # noqa: UP007 - of a tuple
+    if origin in (list, dict):
+        return origin[tuple(_resolved(part, scope) for part in parts)]
+    return hint
