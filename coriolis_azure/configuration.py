@@ -1,7 +1,7 @@
-"""The orchestrator's configuration file: its group of our options, and its proxy.
+"""The orchestrator's configuration file: its group of our options, its proxy, its password for temporary keys.
 
 The options are defaults for what a source environment and a connection leave out. Their names are those that
-the orchestrator's documentation has for Azure as a source. Without oslo.config there is neither group nor proxy.
+the orchestrator's documentation has for Azure as a source. Without oslo.config there is none of it.
 """
 
 from __future__ import annotations
@@ -74,15 +74,8 @@ def filled_connection(connection_info: Json) -> Json:
 
 def proxy() -> tuple[str, tuple[str, ...]] | None:
     """The proxy of the orchestrator's group `[proxy]`: its URL with the credentials in it, and the exceptions."""
-    if cfg is None:
-        return None
-    try:
-        # The orchestrator registers these options in a module that not every one of its processes loads.
-        importlib.import_module("coriolis.osmorphing.manager")
-        told = cfg.CONF["proxy"]
-    except (ImportError, cfg.NoSuchOptError):
-        return None
-    if not told.url:
+    told = _orchestrators("osmorphing.manager", "proxy")
+    if not told or not told.url:
         return None
     parts = urlsplit(told.url if "://" in told.url else f"http://{told.url}")
     if not parts.hostname:
@@ -91,6 +84,26 @@ def proxy() -> tuple[str, tuple[str, ...]] | None:
         login = ":".join(quote(part, safe="") for part in (told.username, told.password) if part)
         parts = parts._replace(netloc=f"{login}@{parts.netloc}")
     return parts.geturl(), tuple(name.strip().lstrip(".").lower() for name in told.no_proxy)
+
+
+def temporary_keys_password() -> str:
+    """The password that keys of temporary machines are encrypted with on their way between tasks; "" for none."""
+    told = _orchestrators("tasks.base", "serialization")
+    return (told and told.temp_keypair_password) or ""
+
+
+def _orchestrators(module: str, group: str) -> Any:
+    """The orchestrator's own options of `group`, None without it.
+
+    They are registered by a module that not every one of its processes loads.
+    """
+    if cfg is None:
+        return None
+    try:
+        importlib.import_module(f"coriolis.{module}")
+        return cfg.CONF[group]
+    except (ImportError, cfg.NoSuchOptError):
+        return None
 
 
 def _value(option: str) -> Any:

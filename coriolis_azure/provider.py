@@ -8,7 +8,6 @@ orchestrator's own, with the remedy in their text.
 from __future__ import annotations
 
 import functools
-import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -546,24 +545,24 @@ def _made(run: Run, worker: Worker) -> Json:
 
 
 def _reached(worker: Worker) -> Json:
-    """How a worker is reached, in the orchestrator's shape."""
+    """How a worker is reached, in the orchestrator's shape, with its private key as the `password`.
+
+    The orchestrator logs what tasks return, and its own mask covers `password` but not `pkey`. The key is encrypted
+    where a password for temporary keys is configured, since databases and debug logs have no mask.
+    """
+    from . import ssh
+
+    key, password = worker.private_key, configuration.temporary_keys_password()
     return {
         "ip": worker.address,
         "port": worker.port,
         "username": worker.username,
-        "pkey": worker.private_key,
+        "password": ssh.encrypted(key, password) if password else key,
     }
 
 
 def _worker(made: Json, connection: Json) -> Worker:
-    """The worker of `_made`, reached as the orchestrator says."""
-    pkey = connection.get("pkey")
-    if pkey is None:
-        raise InvalidInput("the worker's connection info has no pkey")
-    if not isinstance(pkey, str):  # the orchestrator hands over a key object for the text it was given
-        text = io.StringIO()
-        pkey.write_private_key(text)
-        pkey = text.getvalue()
+    """The worker of `_made`, reached as `_reached` says."""
     return Worker(
         vm=made["worker"]["vm"],
         address=connection["ip"],
@@ -571,8 +570,28 @@ def _worker(made: Json, connection: Json) -> Worker:
         username=connection["username"],
         host_key=made["worker"]["host_key"],
         slots=made["worker"]["slots"],
-        private_key=pkey,
+        private_key=_opened(connection.get("password") or ""),
     )
+
+
+def _opened(private_key: str) -> str:
+    """The private key of `_reached`, without the password for temporary keys."""
+    from . import ssh
+
+    if not private_key:
+        raise InvalidInput(
+            "the worker's connection info has no password",
+            remedy="Run again; where the worker is a pool's, refresh the pool.",
+        )
+    if not private_key.startswith("-----BEGIN ENCRYPTED"):
+        return private_key
+    try:
+        return ssh.decrypted(private_key, configuration.temporary_keys_password())
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            "the worker's key is encrypted with another [serialization] temp_keypair_password than this host has",
+            remedy="Configure the same one on all worker hosts. Then run again, or refresh the pool.",
+        ) from error
 
 
 class _Told:

@@ -22,6 +22,7 @@ from types import TracebackType
 import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from paramiko.buffered_pipe import PipeTimeout
 from paramiko.ssh_exception import AuthenticationException, ChannelException, SSHException
 
@@ -80,14 +81,31 @@ _PACKET_BYTES = 32768  # what servers take in one packet
 
 
 def client_key() -> tuple[str, str]:
-    """A fresh key pair to sign in with: private PEM, public OpenSSH line. RSA: the orchestrator passes no other."""
+    """A fresh key pair to sign in with: private PEM, public OpenSSH line. RSA: every SSH server takes it."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
-    private = key.private_bytes(
+    return _plain(key), _public_line(key.public_key())
+
+
+def encrypted(private: str, password: str) -> str:
+    """A private key of `client_key` as a PEM that takes `password` to open."""
+    key = serialization.load_pem_private_key(private.encode(), None)
+    encryption = serialization.BestAvailableEncryption(password.encode())
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    ).decode()
+
+
+def decrypted(private: str, password: str) -> str:
+    """What `encrypted` was given. ValueError or TypeError where it is not that password's."""
+    return _plain(serialization.load_pem_private_key(private.encode(), password.encode()))
+
+
+def _plain(key: PrivateKeyTypes) -> str:
+    return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.TraditionalOpenSSL,
         serialization.NoEncryption(),
-    )
-    return private.decode(), _public_line(key.public_key())
+    ).decode()
 
 
 def host_key() -> tuple[str, str]:

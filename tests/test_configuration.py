@@ -1,4 +1,4 @@
-"""What the orchestrator's configuration file says is honoured: our group of defaults, and its proxy."""
+"""What the orchestrator's configuration file says is honoured: our defaults, its proxy, its password for keys."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ cfg.CONF.register_opts(
     [cfg.StrOpt(name) for name in ("url", "username", "password")] + [cfg.ListOpt("no_proxy", default=[])],
     "proxy",
 )
+"""
+# Of the orchestrator: the module that registers the password for temporary keys.
+TASKS = """
+from oslo_config import cfg
+cfg.CONF.register_opts([cfg.StrOpt("temp_keypair_password")], "serialization")
 """
 
 
@@ -92,15 +97,16 @@ def proxy() -> Iterator[Proxy]:
 
 def task(folder: Path, configuration: str, method: str, *arguments: Any) -> Any:
     """What a call gives back in a process that is configured so; RuntimeError with its last words."""
-    package = folder / "orchestrator" / "coriolis" / "osmorphing"
-    if not package.is_dir():
-        package.mkdir(parents=True)
-        for module in (package.parent / "__init__.py", package / "__init__.py"):
-            module.touch()
-        (package / "manager.py").write_text(MANAGER)
+    packages = folder / "orchestrator"
+    for module, text in {"osmorphing.manager": MANAGER, "tasks.base": TASKS}.items():
+        path = packages.joinpath("coriolis", *module.split(".")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for package in (path.parent, path.parent.parent):
+            (package / "__init__.py").touch()
+        path.write_text(text)
     file = folder / "coriolis.conf"
     file.write_text(configuration)
-    path = f"{package.parent.parent}:{Path(__file__).parent.parent}"
+    path = f"{packages}:{Path(__file__).parent.parent}"
     done = subprocess.run(
         [sys.executable, "-c", TASK, str(file)],
         input=json.dumps([method, arguments]),
@@ -167,3 +173,27 @@ def test_azure_is_reached_through_the_orchestrators_proxy_except_where_it_says_o
         proxy.passed.clear()
         assert task(tmp_path, configured("127.0.0.1"), "validate_connection", None, connection) is None
         assert proxy.passed == []
+
+
+def test_the_workers_key_travels_encrypted_where_a_password_for_temporary_keys_is_configured(
+    azure: Sandbox, tmp_path: Path
+) -> None:
+    password = "[serialization]\ntemp_keypair_password = between us\n"
+    environment = azure.environment()
+    with served(azure) as connection:
+        shared = task(
+            tmp_path, password, "set_up_pool_shared_resources", None, connection, environment, "pool"
+        )
+        made = task(
+            *(tmp_path, password, "create_minion"),
+            *(None, connection, environment, "pool", "linux", shared, "minion"),
+        )
+        reached = made["connection_info"]
+        assert reached["password"].startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----")
+        check = "healthcheck_minion", None, connection, made["minion_provider_properties"]
+        assert task(tmp_path, password, *check, reached) is None
+        for other in ("", password.replace("us", "others")):
+            with pytest.raises(RuntimeError, match=r"encrypted with another .*temp_keypair_password"):
+                task(tmp_path, other, *check, reached)
+        with pytest.raises(RuntimeError, match=r"no password.*refresh the pool"):
+            task(tmp_path, password, *check, {**reached, "password": None})

@@ -14,10 +14,10 @@ from typing import Any
 
 import jsonschema
 import orchestrator_schemas as schemas
-import paramiko
 import pytest
 from battles import served
 from conftest import GROUP, MIB
+from orchestrator_logs import logged, shown
 
 from coriolis_azure import AzureExportProvider, catalog, errors, plugin_api
 from coriolis_azure.destinations.writer import state_id
@@ -283,10 +283,10 @@ def test_marks_of_volumes_in_doubt_go_with_their_states_even_where_azure_is_gone
     assert provider.delete_replica_source_snapshots(None, gone, environment, volumes) == bare
 
 
-def as_a_task_gets_it(reached: dict[str, Any]) -> dict[str, Any]:
-    """The key as an object: the orchestrator loads the text, with its password for temporary keys if it has one."""
-    key = paramiko.RSAKey.from_private_key(io.StringIO(reached["pkey"]), "temp_keypair_password")
-    return {**reached, "pkey": key}
+def logged_and_shown(properties: dict[str, Any], reached: dict[str, Any]) -> str:
+    """A pool's worker in the orchestrator's logs, and in its REST API."""
+    result = {"minion_connection_info": reached, "minion_provider_properties": properties}
+    return json.dumps([logged(result), shown(properties, reached)])
 
 
 def test_a_pool_of_warm_workers(
@@ -310,8 +310,9 @@ def test_a_pool_of_warm_workers(
     )
     properties, reached = made["minion_provider_properties"], made["connection_info"]
     valid(reached, schemas.REPLICATION_WORKER_CONN_INFO)
-    assert "PRIVATE" not in json.dumps(properties)
-    provider.healthcheck_minion(None, connection, properties, as_a_task_gets_it(reached))
+    assert "PRIVATE" in reached["password"]
+    assert "PRIVATE" not in logged_and_shown(properties, reached)
+    provider.healthcheck_minion(None, connection, properties, reached)
     provider.shutdown_minion(None, connection, properties)
     with pytest.raises(errors.AzureError):
         provider.start_minion(

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orchestrator_logs
 import pytest
-from battles import MIB
+from battles import MIB, served
 from test_agent import Pipes
 
-from coriolis_azure import agent, channel, errors, ssh
+from coriolis_azure import AzureExportProvider, agent, channel, errors, ssh
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.hashing import KEY, Manifest
 from coriolis_azure.sandbox import Request, Response, Sandbox
@@ -144,6 +145,40 @@ def test_no_secret_of_a_whole_run_can_be_seen_anywhere(
         if path.is_file() and not of_the_sandbox and path.suffix not in (".manifest", ".raw"):
             spy.search(f"the file {path.name}", text_of(path))
     assert spy.looked >= 10
+    assert sorted(set(spy.found)) == []
+
+
+def test_no_secret_is_in_what_the_orchestrator_logs_and_shows_of_a_transfer_and_a_pool(
+    azure: Sandbox, spy: Spy, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Every result goes to the logs of two services. With a pool, what is kept of its worker is shown too."""
+    content = tmp_path / "content"
+    content.write_bytes(random.Random(1).randbytes(MIB))
+    azure.add_vm("web", content)
+    environment, provider = azure.environment(), AzureExportProvider(None)
+    target = {"backend": "file_backup_writer", "connection_details": {"ip": "127.0.0.1", "port": 22}}
+    with served(azure) as connection, caplog.at_level(logging.DEBUG):
+        info = provider.get_replica_instance_info(None, connection, environment, "web")
+        volumes = [{"disk_id": info["devices"]["disks"][0]["id"], "volume_dev": str(tmp_path / "volume")}]
+        made = provider.deploy_replica_source_resources(None, connection, info, environment)
+        shared = provider.set_up_pool_shared_resources(None, connection, environment, "pool")
+        minion = provider.create_minion(None, connection, environment, "pool", "linux", shared, "minion")
+        for resources, reached in (
+            (made["migr_resources"], made["connection_info"]),
+            (minion["minion_provider_properties"], minion["connection_info"]),
+        ):
+            copied = provider.replicate_disks(
+                None, connection, environment, "web", resources, reached, target, volumes, True
+            )
+            for result in (
+                {"source_resources": resources, "source_resources_connection_info": reached},
+                {"minion_provider_properties": resources, "minion_connection_info": reached},
+                {"volumes_info": copied},
+            ):
+                spy.search("the orchestrator's log", repr(orchestrator_logs.logged(result)))
+            spy.search("its REST API", repr(orchestrator_logs.shown(resources, reached)))
+    assert {"client secret", "token", "client_key"} <= spy.secrets.keys()
+    spy.search("the log", caplog.text)
     assert sorted(set(spy.found)) == []
 
 
