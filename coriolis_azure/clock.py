@@ -6,6 +6,11 @@ import time
 from datetime import datetime, timezone
 
 
+def rfc3339(moment: datetime) -> str:
+    """A moment as documents and events tell it: UTC, with milliseconds."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class Clock:
     """The machine's clock."""
 

@@ -758,7 +758,7 @@ def _unwrapped(document: Any) -> Iterator[Json]:
 def _message(error: HttpResponseError, layers: list[Json]) -> str:
     """The innermost message that is meant for people."""
     said = [text for layer in reversed(layers) if (text := layer.get("message")) and _parsed(text) is None]
-    return str(said[0]) if said else error.message.partition("\n")[0]
+    return " ".join(str(said[0]).split()) if said else error.message.partition("\n")[0]
 
 
 def _body(error: HttpResponseError) -> Any:

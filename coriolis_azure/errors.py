@@ -3,25 +3,54 @@
 Families end in `Error`; leaves name the fact. Each class carries its exit code and a remedy: one sentence in
 the imperative that says what to do. A raise may give a better remedy than its class. Bugs (`KeyError`,
 `TypeError`, ...) are not wrapped: they travel to the top with their trace.
+
+Messages hold words of others: Azure's, the worker's, names of files. `cleaned` makes them safe to show.
 """
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
+
+# Control and format characters (escape sequences, line breaks, bidirectional overrides), surrogates, unassigned.
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def cleaned(text: object, limit: int | None = None) -> str:
+    r"""Text on one line that a terminal only shows: what it would act on is escaped (`\x1b`, `\n`, `\u202e`).
+
+    At most `limit` characters of it are kept.
+    """
+    shown = str(text)[:limit]
+    if shown.isprintable():
+        return shown
+    return "".join(map(_escaped, shown))
+
+
+def _escaped(letter: str) -> str:
+    if unicodedata.category(letter) not in _UNSAFE:
+        return letter
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 class CoriolisAzureError(Exception):
-    """The root of the tree: `message`, `remedy`, `exit_code`, and `facts` for machines (offset, code, ids, ...)."""
+    """The root of the tree: `message`, `remedy`, `exit_code`, and `facts` for machines (offset, code, ids, ...).
+
+    `message` is cleaned. Several lines are given as several strings: a line break within one is escaped. `facts` are as
+    they came.
+    """
 
     exit_code = 1
     remedy = "Report this as a fault of coriolis-azure, with the message."
 
-    def __init__(self, message: str, *, remedy: str | None = None, **facts: Any) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: str | Sequence[str], *, remedy: str | None = None, **facts: Any) -> None:
+        lines = [message] if isinstance(message, str) else message
+        self.message = "\n".join(map(cleaned, lines))
+        super().__init__(self.message)
         self.facts = facts
         if remedy is not None:
-            self.remedy = remedy
+            self.remedy = cleaned(remedy)
 
     def to_json(self) -> dict[str, Any]:
         """The error as `--json` prints it."""
@@ -58,7 +87,7 @@ class AzureError(CoriolisAzureError):
         """By what Azure's support finds the request: its HTTP status and its id; "" where there was no answer."""
         status, request = self.facts.get("status"), self.facts.get("request_id")
         parts = [f"HTTP {status}" if status else "", f"request id {request}" if request else ""]
-        return ", ".join(part for part in parts if part)
+        return cleaned(", ".join(part for part in parts if part))
 
 
 class CloudUnreachable(AzureError):

@@ -13,6 +13,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
+from .clock import Clock, rfc3339
+from .errors import cleaned
+
 LOG = logging.getLogger(__name__)
 
 
@@ -58,6 +61,20 @@ Event = Step | Copied | Waiting | Notice
 Report = Callable[[Event], None]
 
 
+def line(event: Event) -> str:
+    """An event as one line for people, with what it holds of others' words cleaned."""
+    match event:
+        case Step(name, target):
+            text = f"{name}: {target}" if target else name
+        case Waiting(what, seconds):
+            text = f"waiting for {what}, {seconds:.0f} s at most"
+        case Notice(text):
+            pass
+        case Copied(disk, done, total, sent):
+            text = f"{disk}: {done} of {total} bytes, {sent} sent"
+    return cleaned(text)
+
+
 def silent(event: Event) -> None:
     """The sink of callers that do not watch."""
     del event
@@ -65,20 +82,17 @@ def silent(event: Event) -> None:
 
 def logged(event: Event) -> None:
     """One log line an event; per-chunk progress only at DEBUG."""
-    if isinstance(event, Notice):
-        LOG.warning("%s", event.text)
-    elif isinstance(event, Copied):
-        LOG.debug("%s: %d of %d bytes, %d sent", event.disk, event.done, event.total, event.sent)
-    else:
-        LOG.info("%s", event)
+    level = {Notice: logging.WARNING, Copied: logging.DEBUG}.get(type(event), logging.INFO)
+    LOG.log(level, "%s", line(event))
 
 
 def json_lines(stream: TextIO) -> Report:
-    """A sink that writes each event to `stream` as one line of JSON: {"event": "copied", ...}."""
+    """A sink that writes each event to `stream` as one line of JSON: {"event": "copied", "time": ..., ...}."""
+    clock = Clock()
 
     def report(event: Event) -> None:
-        line = json.dumps({"event": type(event).__name__.lower(), **asdict(event)})
-        stream.write(line + "\n")
+        told = {"event": type(event).__name__.lower(), "time": rfc3339(clock.now()), **asdict(event)}
+        stream.write(json.dumps(told) + "\n")
         stream.flush()
 
     return report

@@ -20,7 +20,7 @@ from . import agent
 from .agent import DIGEST, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO, ZLIB, ZSTD
 from .channel import SILENCE_SECONDS, Direct
 from .clock import Clock
-from .errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded
+from .errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded, cleaned
 from .events import Report, Waiting
 from .hashing import HASHES, Manifest, grain_count
 from .pipeline import Lock, every
@@ -446,4 +446,4 @@ def document(payload: bytes | memoryview) -> dict[str, Any]:
 
 def _words(said: Any) -> str:
     """A text of the agent's, as a person may see it."""
-    return "".join(letter for letter in str(said)[:500] if letter.isprintable())
+    return cleaned(said, 500)

@@ -75,7 +75,7 @@ class Checked:
         """The machine, if nothing speaks against its run; else InvalidInput with all errors and remedies."""
         if self.machine is None or not self.ok:
             raise InvalidInput(
-                "\n".join(finding.text for finding in self.errors) or "no VM was named",
+                [finding.text for finding in self.errors] or "no VM was named",
                 remedy=" ".join(dict.fromkeys(finding.remedy for finding in self.errors)) or None,
             )
         return self.machine

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import configuration, plugin_api, settings
 from .clock import Clock
 from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput
-from .events import Copied, Event, Notice, Step, Waiting, logged
+from .events import Copied, Event, Notice, line, logged
 from .model import Json, Run, Worker
 from .pipeline import Lock
 
@@ -620,14 +620,12 @@ class _Told:
 
     def _tell(self, event: Event) -> None:
         match event:
-            case Step(name, target):
-                self._handler.add_progress_update(f"{name}: {target}" if target else name)
-            case Waiting(what, seconds):
-                self._handler.add_progress_update(f"waiting for {what}, up to {seconds:.0f} s")
-            case Notice(text):
-                self._handler.add_event(text, level="WARNING")
+            case Notice():
+                self._handler.add_event(line(event), level="WARNING")
             case Copied():
                 self._advance(event)
+            case _:
+                self._handler.add_progress_update(line(event))
 
     def _advance(self, event: Copied) -> None:
         now = self._clock.monotonic()

@@ -78,7 +78,7 @@ class Connection:
         )
         faults = connection._faults()
         if faults:
-            raise InvalidInput("\n".join(f"connection_info: {fault}" for fault in faults))
+            raise InvalidInput([f"connection_info: {fault}" for fault in faults])
         return connection
 
     def _faults(self) -> list[str]:
@@ -173,7 +173,7 @@ class Environment:
         if ("storage_account_name" in given) != ("storage_container_name" in given):
             faults.append("storage_account_name and storage_container_name: are needed together")
         if faults:
-            raise InvalidInput("\n".join(f"source_environment: {fault}" for fault in faults))
+            raise InvalidInput([f"source_environment: {fault}" for fault in faults])
         image, limit = given.get("export_worker_image"), given.get("bandwidth_limit")
         return cls(
             location=names.location(given["location"]),
@@ -232,7 +232,7 @@ def checked(name: str, raw: Any) -> Json:
     validator = jsonschema.Draft7Validator(rules)
     faults = sorted({_line(name, fault) for fault in validator.iter_errors(raw)})
     if faults:
-        raise InvalidInput("\n".join(faults))
+        raise InvalidInput(faults)
     defaults = {key: rule["default"] for key, rule in rules["properties"].items() if "default" in rule}
     return {**defaults, **raw}
 

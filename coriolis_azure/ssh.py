@@ -36,6 +36,7 @@ from .errors import (
     InvalidInput,
     StreamEnded,
     Unreachable,
+    cleaned,
 )
 from .events import Report, Waiting
 from .model import Worker
@@ -349,7 +350,8 @@ class AgentStream:
         words = ""
         self._channel.settimeout(_CONNECT_SECONDS)
         with suppress(TimeoutError):
-            words = bytes(self._channel.recv_stderr(_STDERR_BYTES)).decode(errors="replace").strip()
+            said = bytes(self._channel.recv_stderr(_STDERR_BYTES)).decode(errors="replace")
+            words = " | ".join(line.strip() for line in said.splitlines() if line.strip())
         return AgentFailed(f"the program on the worker ended with status {status}: {words or 'no message'}")
 
 
@@ -408,7 +410,7 @@ class Program:
         if self._channel.recv_stderr_ready():
             text = bytes(self._channel.recv_stderr(_STDERR_BYTES))
         lines = text.decode(errors="replace").strip().splitlines()
-        return "".join(letter for letter in lines[-1][:300] if letter.isprintable()) if lines else ""
+        return cleaned(lines[-1], 300) if lines else ""
 
     def close(self) -> None:
         """End its input and output; the other side ends it then."""

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import click
-from rich import box
-from rich.table import Table
+from rich.text import Text
 
-from .. import __version__, codes, permissions, settings
+from .. import __version__, codes, names, permissions, settings
 from ..errors import CorruptChunk, InvalidInput
-from .options import json_option, opened, source_options
+from . import logs
+from .options import json_is_asked_for, json_option, opened, source_options
 from .output import (
-    OUT,
     VERIFIED,
+    Table,
     amount,
-    plain,
+    out,
     print_json,
     raise_left_behind,
     replication_table,
     resources_table,
     say,
-    table_of,
+    show_machine,
 )
 from .progress import watching
 
@@ -53,15 +51,7 @@ def cli(verbose: int) -> None:
 
     What goes into the two files: coriolis-azure schema connection, coriolis-azure schema source-environment.
     """
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # Azure's own request logging repeats every header; our lines say what matters.
-    logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
-    if not verbose:
-        for name in ("paramiko", "azure.identity"):  # what they warn of becomes an error of ours, told once
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    logs.start(verbose, json_is_asked_for())
 
 
 @cli.command("schema")
@@ -83,10 +73,10 @@ def explain(code: str | None, as_json: bool) -> None:
         if as_json:
             print_json([each.to_json() for each in codes.CODES])
             return
-        table = table_of("code", "class", "exit", "meaning")
-        for each in codes.CODES:
-            table.add_row(each.name, each.kind.__name__, str(each.kind.exit_code), each.meaning)
-        OUT.print(table)
+        Table(
+            ("code", "class", "exit", "meaning"),
+            [(each.name, each.kind.__name__, str(each.kind.exit_code), each.meaning) for each in codes.CODES],
+        ).show()
         return
     known = codes.find(code)
     if known is None:
@@ -116,10 +106,16 @@ def list_vms(connection: Path, environment: Path, as_json: bool) -> None:
     if as_json:
         print_json(vms)
         return
-    table = table_of("name", "size", "OS", "disks", "zones")
-    for vm in vms:
-        table.add_row(vm["name"], vm["size"], vm["os_type"], str(vm["disks"]), ", ".join(vm["zones"]) or "-")
-    OUT.print(table if vms else "There are no VMs in this resource group and location.")
+    if not vms:
+        out().print("There are no VMs in this resource group and location.")
+        return
+    Table(
+        ("name", "size", "OS", "disks", "zones"),
+        [
+            (vm["name"], vm["size"], vm["os_type"], str(vm["disks"]), ", ".join(vm["zones"]) or "-")
+            for vm in vms
+        ],
+    ).show()
 
 
 @cli.command()
@@ -138,24 +134,7 @@ def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None
     if as_json:
         print_json(export_info(machine))
         return
-    OUT.print(f"[bold]{machine.name}[/] in {machine.group}, {machine.location}, {machine.power_state}")
-    OUT.print(
-        f"{machine.size}: {machine.vcpus} vCPUs, {machine.memory_mb} MiB · {machine.os_type} · {machine.firmware}"
-        f"{' with secure boot' if machine.secure_boot else ''} · hostname {machine.hostname or 'unknown'}"
-    )
-    disks = table_of("disk", "LUN", "size", "SKU", "caching", "name", title="Disks")
-    for disk in machine.disks:
-        lun = "-" if disk.lun is None else str(disk.lun)
-        disks.add_row(
-            disk.name, lun, amount(disk.size_bytes), disk.sku, disk.caching, disk.id.rpartition("/")[2]
-        )
-    nics = table_of("NIC", "MAC", "network", "private", "public", title="NICs")
-    for nic in machine.nics:
-        private = ", ".join(nic.private_addresses)
-        nics.add_row(nic.name, nic.mac or "-", nic.network, private or "-", nic.public_address or "-")
-    OUT.print(disks, nics)
-    for caveat in machine.caveats:
-        OUT.print(f"! {plain(caveat)}", highlight=False)
+    show_machine(machine)
 
 
 @cli.command()
@@ -175,14 +154,19 @@ def check(connection: Path, environment: Path, vm: str | None, shutdown: bool, a
     if as_json:
         print_json(checked.to_json())
     else:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("step", "", "result", "what to do"):
-            table.add_column(column, no_wrap=column in {"step", ""}, overflow="fold")
         colours = {"fine": "green", "warning": "yellow", "error": "red"}
-        for finding in checked.findings:
-            severity = f"[{colours[finding.severity]}]{finding.severity}[/]"
-            table.add_row(finding.step, severity, plain(finding.text), plain(finding.remedy) or "-")
-        OUT.print(table)
+        Table(
+            ("step", "", "result", "what to do"),
+            [
+                (
+                    finding.step,
+                    Text(finding.severity, colours[finding.severity]),
+                    finding.text,
+                    finding.remedy or "-",
+                )
+                for finding in checked.findings
+            ],
+        ).show()
     if not checked.ok:
         raise click.exceptions.Exit(InvalidInput.exit_code)
 
@@ -274,7 +258,7 @@ def replicate(
     if as_json:
         print_json(done.to_json())
     else:
-        OUT.print(replication_table(done.vm, done.disks, done.seconds))
+        replication_table(done.vm, done.disks, done.seconds).show()
     raise_left_behind(done.left_behind)
 
 
@@ -301,11 +285,11 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
     if as_json:
         print_json([verdict.to_json() for verdict in verdicts])
     else:
-        table = table_of("disk", "size", "verified", "reason")
+        records = []
         for verdict in verdicts:
             size = "-" if verdict.size_bytes is None else amount(verdict.size_bytes)
-            table.add_row(verdict.name, size, VERIFIED[verdict.verified], plain(verdict.reason) or "-")
-        OUT.print(table)
+            records.append((verdict.name, size, VERIFIED[verdict.verified], verdict.reason or "-"))
+        Table(("disk", "size", "verified", "reason"), records).show()
     for verdict in verdicts:
         if verdict.verified is False:
             remedy = "Replicate to it again with --full: everything is sent anew."
@@ -337,14 +321,15 @@ def cleanup(connection: Path, environment: Path, older_than: str, dry_run: bool,
         runs = [leftover.to_json() for leftover in found]
         print_json({"dry_run": dry_run, "runs": runs, "left_behind": stayed})
     elif not found:
-        OUT.print("Nothing to clean up.")
+        out().print("Nothing to clean up.")
     else:
-        table = table_of("run", "VM", "last sign of life", "resource", "")
+        records = []
         for leftover in found:
             for id in leftover.ids:
                 fate = "would be deleted" if dry_run else "STAYED" if id in stayed else "deleted"
-                table.add_row(leftover.run, leftover.instance, str(leftover.alive or "unknown"), id, fate)
-        OUT.print(table)
+                alive = names.stamp(leftover.alive) if leftover.alive else "unknown"
+                records.append((leftover.run, leftover.instance, alive, fate, id))
+        Table(("run", "VM", "last sign of life", "", "resource"), records).show()
     raise_left_behind(stayed)
 
 
@@ -368,11 +353,11 @@ def demo(keep: Path | None, as_json: bool) -> None:
         print_json(told.to_json())
     else:
         for title, replicated in (("First run", told.first), ("Second run", told.second)):
-            OUT.print(replication_table(title, replicated.disks, replicated.seconds))
-        OUT.print(resources_table(told.resources_before, told.resources_after))
-        checks = table_of("check", "result")
-        for check, held in told.checks.items():
-            checks.add_row(check, "[green]holds[/]" if held else "[red]DOES NOT HOLD[/]")
-        OUT.print(checks)
+            replication_table(title, replicated.disks, replicated.seconds).show()
+        resources_table(told.resources_before, told.resources_after).show()
+        outcomes = {True: Text("holds", "green"), False: Text("DOES NOT HOLD", "red")}
+        Table(
+            ("check", "result"), [(check, outcomes[held]) for check, held in told.checks.items()], "Checks"
+        ).show()
     if not told.held:
         raise click.exceptions.Exit(1)

@@ -1,18 +1,23 @@
-"""Where the command line begins and ends: signals, and errors as words and exit codes."""
+"""Where the command line begins and ends: its streams, signals, and errors as words and exit codes."""
 
 from __future__ import annotations
 
 import json
 import signal
-import sys
+import traceback
 from types import FrameType
+from typing import Any
 
 import click
+from rich.text import Text
 
-from ..errors import AzureError, CoriolisAzureError
+from ..clock import Clock, rfc3339
+from ..errors import AzureError, CoriolisAzureError, InvalidInput, cleaned
 from . import sandbox  # noqa: F401 - its commands belong to the group
 from .commands import cli
-from .output import ERR, plain
+from .options import json_is_asked_for
+from .output import err
+from .streams import ended_streams, ready_streams
 
 INTERRUPTED = 130
 
@@ -23,22 +28,35 @@ class Terminated(KeyboardInterrupt):
 
 def main() -> int:
     """Run the command line; the exit code."""
+    ready_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _terminate)
-    as_json = "--json" in sys.argv
+    status = _run()
+    lost = ended_streams()
+    return (status or _tell(_unwritable(lost))) if lost else status
+
+
+def _run() -> int:
     try:
         # What a command's Exit carries comes back as the result; a command itself has none.
         return cli.main(prog_name="coriolis-azure", standalone_mode=False) or 0
     except CoriolisAzureError as error:
-        _tell_error(error, as_json)
-        return error.exit_code
+        return _tell(error)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _tell(_usage(error))
     except (KeyboardInterrupt, click.Abort):
-        ERR.print("interrupted")
+        _tell_interrupted()
         return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - a bug: its trace holds words of others, which Python would not clean
+        return _tell_bug(error)
+
+
+def _unwritable(error: OSError) -> InvalidInput:
+    return InvalidInput(
+        f"the result could not be written to standard output: {error.strerror}",
+        remedy="Free space where standard output goes, or send it elsewhere, then run again.",
+    )
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -46,11 +64,44 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _tell_error(error: CoriolisAzureError, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"event": "error", **error.to_json()}, default=str), err=True)
+def _usage(error: click.ClickException) -> InvalidInput:
+    """What click does not understand, as one of our errors."""
+    command = (
+        error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "coriolis-azure"
+    )
+    return InvalidInput(error.format_message(), remedy=f"Run `{command} --help` for what can be given.")
+
+
+def _tell(error: CoriolisAzureError) -> int:
+    """Show an error; its exit code."""
+    if json_is_asked_for():
+        _tell_json(error.to_json())
+        return error.exit_code
+    err().print(Text.assemble(("error: ", "bold red"), error.message))
+    err().print(Text.assemble(("what to do: ", "bold"), error.remedy))
+    if isinstance(error, AzureError) and error.reference:
+        err().print(Text(f"Azure's answer: {error.reference}", "dim"))
+    return error.exit_code
+
+
+def _tell_interrupted() -> None:
+    if json_is_asked_for():
+        _tell_json({"error": "Interrupted", "message": "interrupted", "exit_code": INTERRUPTED})
     else:
-        ERR.print(f"[bold red]error:[/] {plain(error.message)}", highlight=False, soft_wrap=True)
-        ERR.print(f"[bold]what to do:[/] {plain(error.remedy)}", highlight=False, soft_wrap=True)
-        if isinstance(error, AzureError) and error.reference:
-            ERR.print(f"[dim]Azure's answer: {plain(error.reference)}[/]", highlight=False, soft_wrap=True)
+        err().print("interrupted")
+
+
+def _tell_bug(error: Exception) -> int:
+    lines = [cleaned(line) for part in traceback.format_exception(error) for line in part.splitlines()]
+    told = CoriolisAzureError(f"{type(error).__name__}: {error}")
+    if json_is_asked_for():
+        _tell_json({**told.to_json(), "traceback": lines})
+        return told.exit_code
+    for line in lines:
+        err().print(line)
+    return _tell(told)
+
+
+def _tell_json(document: dict[str, Any]) -> None:
+    told = {"event": "error", "time": rfc3339(Clock().now()), **document}
+    click.echo(json.dumps(told, default=str), err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,11 @@ from .. import settings
 from .progress import watching
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_is_asked_for() -> bool:
+    """Whether --json was given, also where the command line is not understood otherwise."""
+    return "--json" in sys.argv[1:]
 
 
 def json_option(command: F) -> F:

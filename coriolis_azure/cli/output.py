@@ -1,54 +1,171 @@
-"""Documents and tables on stdout, and the two consoles."""
+"""Documents and tables on stdout, and the two consoles.
+
+What is shown never loses data and is never taken for markup. A table in a pipe has one line a record, as wide as it is;
+on a terminal that is too narrow each record becomes a block, and what is longer than a line is left to the terminal to
+wrap, so that it can be copied in one piece.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
+from rich.text import Text
 
-from ..errors import CleanupIncomplete
+from ..errors import CleanupIncomplete, cleaned
+from ..model import Machine
 
-_WRAPPED = {"id", "resource", "code", "meaning", "reason"}  # columns of tables that may take several lines
 VERIFIED = {True: "yes", None: "not verified", False: "NO"}
+_PROSE = {"meaning", "reason", "result", "what to do"}  # columns that are wrapped between words
+_PROSE_WIDTH = 24  # the least that is readable
+_GAP = 2
+_ENDLESS = 1 << 20
 
-OUT = Console()
-ERR = Console(stderr=True)
+Cell = str | Text
+
+
+def out(width: int | None = None) -> Console:
+    """The console on stdout, for text that is shown as it is."""
+    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is None)
+
+
+def err() -> Console:
+    """The console on stderr, for text that is shown as it is."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records under named columns."""
+
+    columns: Sequence[str]
+    records: Sequence[Sequence[Cell]]
+    title: str = ""
+
+    def show(self) -> None:
+        """Print it in the form that fits stdout."""
+        rows = [[_text(cell) for cell in record] for record in self.records]
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        if on_terminal and self._least_width(rows) > out().width:
+            self._show_blocks(rows)
+        else:
+            self._show_grid(rows, out().width if on_terminal else _ENDLESS)
+
+    def _show_grid(self, rows: Iterable[Sequence[Text]], width: int) -> None:
+        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for column in self.columns:
+            grid.add_column(column, no_wrap=column not in _PROSE, overflow="fold")
+        for row in rows:
+            grid.add_row(*row)
+        console = out(width)
+        with console.capture() as capture:
+            console.print(grid)
+        lines = [line.rstrip() for line in capture.get().splitlines()]
+        self._show_title()
+        click.echo("\n".join(lines).strip("\n"))
+
+    def _show_blocks(self, rows: Iterable[Sequence[Text]]) -> None:
+        self._show_title()
+        margin = max(map(cell_len, self.columns)) + _GAP
+        for number, row in enumerate(rows):
+            if number:
+                out().print()
+            for column, cell in zip(self.columns, row, strict=True):
+                if cell.plain:
+                    out().print(Text.assemble((column.ljust(margin), "bold"), cell))
+
+    def _show_title(self) -> None:
+        if self.title:
+            out().print()
+            out().print(Text(cleaned(self.title), "italic"))
+
+    def _least_width(self, rows: Sequence[Sequence[Text]]) -> int:
+        """The columns of a terminal that it needs: prose may be wrapped, but no word of it."""
+        widths = []
+        for index, column in enumerate(self.columns):
+            lengths = [cell_len(column)]
+            for row in rows:
+                cell = row[index].plain
+                if column in _PROSE:
+                    words = max(map(cell_len, cell.split()), default=0)
+                    lengths += [words, min(cell_len(cell), _PROSE_WIDTH)]
+                else:
+                    lengths.append(cell_len(cell))
+            widths.append(max(lengths))
+        return sum(widths) + _GAP * (len(widths) + 1)
+
+
+def _text(cell: Cell) -> Text:
+    return cell if isinstance(cell, Text) else Text(cleaned(cell))
+
+
+def show_machine(machine: Machine) -> None:
+    out().print(
+        Text.assemble(
+            (cleaned(machine.name), "bold"),
+            cleaned(f" in {machine.group}, {machine.location}, {machine.power_state}"),
+        )
+    )
+    firmware = f"{machine.firmware} with secure boot" if machine.secure_boot else machine.firmware
+    out().print(
+        cleaned(
+            f"{machine.size}: {machine.vcpus} vCPUs, {machine.memory_mb} MiB · {machine.os_type} · {firmware} · "
+            f"hostname {machine.hostname or 'unknown'}"
+        )
+    )
+    disks = [
+        (
+            disk.name,
+            "-" if disk.lun is None else str(disk.lun),
+            amount(disk.size_bytes),
+            disk.sku,
+            disk.caching,
+            disk.id.rpartition("/")[2],
+        )
+        for disk in machine.disks
+    ]
+    Table(("disk", "LUN", "size", "SKU", "caching", "name"), disks, "Disks").show()
+    nics = [
+        (
+            nic.name,
+            nic.mac or "-",
+            nic.network,
+            ", ".join(nic.private_addresses) or "-",
+            nic.public_address or "-",
+        )
+        for nic in machine.nics
+    ]
+    Table(("NIC", "MAC", "network", "private", "public"), nics, "NICs").show()
+    for caveat in machine.caveats:
+        out().print(f"! {cleaned(caveat)}")
 
 
 def replication_table(title: str, disks: Any, seconds: float) -> Table:
-    table = table_of(
-        "disk", "size", "read", "sent", "zero", "same", "run", "verified", title=f"{title}: {seconds:.1f} s"
-    )
+    columns = ("disk", "size", "read", "sent", "zero", "same", "run", "verified")
+    records = []
     for disk in disks:
         sizes = (disk.size_bytes, disk.read_bytes, disk.sent_bytes, disk.zero_bytes, disk.skipped_bytes)
-        table.add_row(
-            disk.name, *map(amount, sizes), "full" if disk.full else "changes", VERIFIED[disk.verified]
-        )
-    return table
+        run = "full" if disk.full else "changes"
+        records.append((disk.name, *map(amount, sizes), run, VERIFIED[disk.verified]))
+    return Table(columns, records, f"{title}: {seconds:.1f} s")
 
 
 def resources_table(before: list[Any], after: list[Any]) -> Table:
-    table = table_of("Azure resource", "before", "after")
     ids = {resource["id"]: resource["type"] for resource in (*before, *after)}
     held = [{resource["id"] for resource in resources} for resources in (before, after)]
-    for id, type_ in sorted(ids.items()):
-        table.add_row(
-            f"{type_}/{id.rpartition('/')[2]}", *("there" if id in ids_then else "-" for ids_then in held)
-        )
-    return table
-
-
-def table_of(*columns: str, title: str | None = None) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    for column in columns:
-        table.add_column(column, no_wrap=column not in _WRAPPED, overflow="fold")
-    return table
+    records = [
+        (f"{type_}/{id.rpartition('/')[2]}", *("there" if id in ids_then else "-" for ids_then in held))
+        for id, type_ in sorted(ids.items())
+    ]
+    return Table(("Azure resource", "before", "after"), records, "Resources in Azure")
 
 
 def raise_left_behind(ids: Any) -> None:
@@ -60,7 +177,7 @@ def say(as_json: bool, document: Any, text: str) -> None:
     if as_json:
         print_json(document)
     else:
-        click.echo(text)
+        click.echo("\n".join(map(cleaned, text.split("\n"))))
 
 
 def print_json(document: Any) -> None:
@@ -74,8 +191,3 @@ def amount(count: float) -> str:
     while count >= 1000 and power < len(units) - 1:
         count, power = count / 1024, power + 1
     return f"{count:.3g} {units[power]}"
-
-
-def plain(text: str) -> str:
-    """Text as it is: names in brackets are not markup."""
-    return text.replace("[", r"\[")

@@ -20,8 +20,9 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from ..events import Copied, Event, Notice, Report, Step, Waiting, json_lines
-from .output import ERR, amount
+from ..errors import cleaned
+from ..events import Copied, Event, Notice, Report, Step, Waiting, json_lines, line
+from .output import amount, err
 
 _HELD_UP = {"": "", "source": "worker/line", "destination": "destination", "limit": "limit"}
 
@@ -31,7 +32,7 @@ def watching(as_json: bool) -> Iterator[Report]:
     """A sink for events: JSON lines, bars on a terminal, a line now and then elsewhere."""
     if as_json:
         yield json_lines(sys.stderr)
-    elif ERR.is_terminal:
+    elif err().is_terminal and not err().is_dumb_terminal:
         bars = Bars()
         with bars.progress:
             yield bars.report
@@ -44,26 +45,26 @@ class Bars:
 
     def __init__(self) -> None:
         self.progress = Progress(
-            TextColumn("{task.description:>7}"),
+            TextColumn("{task.description:>7}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True, table_column=Column(no_wrap=True)),
             TransferSpeedColumn(table_column=Column(no_wrap=True)),
             TextColumn("ETA"),
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-            TextColumn("sent {task.fields[sent]}"),
+            TextColumn("sent {task.fields[sent]}", markup=False),
             TextColumn("[dim]{task.fields[held_up]}"),
-            console=ERR,
+            console=err(),
         )
         self._tasks: dict[str, TaskID] = {}
 
     def report(self, event: Event) -> None:
         """Show an event."""
         if not isinstance(event, Copied):
-            self.progress.console.print(_line(event), highlight=False)
+            self.progress.console.print(_line(event))
             return
         if event.disk not in self._tasks:
             self._tasks[event.disk] = self.progress.add_task(
-                event.disk, total=event.total, sent="", held_up=""
+                cleaned(event.disk), total=event.total, sent="", held_up=""
             )
         task, sent, held_up = self._tasks[event.disk], amount(event.sent), _HELD_UP[event.held_up_by]
         self.progress.update(task, completed=event.done, total=event.total, sent=sent, held_up=held_up)
@@ -93,7 +94,7 @@ class Lines:
         rate = event.done / max(now - began, 0.001)
         eta = (event.total - event.done) / rate if rate else 0
         click.echo(
-            f"  {event.disk}: {amount(event.done)} of {amount(event.total)}, {amount(event.sent)} sent, "
+            f"  {cleaned(event.disk)}: {amount(event.done)} of {amount(event.total)}, {amount(event.sent)} sent, "
             f"{amount(rate)}/s, ETA {timedelta(seconds=round(eta))}"
             + (f", held up by {_HELD_UP[event.held_up_by]}" if event.held_up_by else ""),
             err=True,
@@ -102,12 +103,8 @@ class Lines:
             del self._started[event.disk], self._told[event.disk]
 
 
+_MARKS = {Step: "→ ", Waiting: "  ", Notice: "! "}
+
+
 def _line(event: Event) -> str:
-    match event:
-        case Step(name, target):
-            return f"→ {name}" + (f": {target}" if target else "")
-        case Waiting(what, seconds):
-            return f"  waiting for {what} (up to {timedelta(seconds=round(seconds))})"
-        case Notice(text):
-            return f"! {text}"
-    return str(event)
+    return _MARKS.get(type(event), "") + line(event)

@@ -13,7 +13,7 @@ from .. import settings
 from ..errors import InvalidInput
 from .commands import cli
 from .options import json_option
-from .output import OUT, print_json, say, table_of
+from .output import Table, print_json, say
 
 
 @cli.group()
@@ -143,14 +143,13 @@ def fault(directory: Path, kind: str | None, clear: bool, as_json: bool, **given
     if as_json:
         print_json(rules)
         return
-    table = table_of("id", "kind", "requests", "after", "times", "error")
+    records = []
     for rule in rules:
         requests = f"{rule['method'] or 'any'} {rule['path']}"
         error = " ".join(str(rule[name]) for name in ("status", "code") if rule[name])
-        table.add_row(
-            rule["id"], rule["kind"], requests, str(rule["after"]), str(rule["times"] or "all"), error
-        )
-    OUT.print(table)
+        times = str(rule["times"] or "all")
+        records.append((rule["id"], rule["kind"], requests, str(rule["after"]), times, error))
+    Table(("id", "kind", "requests", "after", "times", "error"), records).show()
 
 
 @sandbox.command()

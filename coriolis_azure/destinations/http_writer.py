@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import tls
 from ..clock import Clock
-from ..errors import CorruptChunk, DestinationFailed, InvalidInput
+from ..errors import CorruptChunk, DestinationFailed, InvalidInput, cleaned
 from ..events import Notice, Report
 from ..pipeline import Lock, ordered
 from . import Content
@@ -303,4 +303,4 @@ def _zeros(length: int) -> tuple[bytes, bytes]:
 
 def _printable(words: Any) -> str:
     text = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
-    return "".join(letter for letter in text[:_WORDS].strip() if letter.isprintable()) or "no words"
+    return cleaned(text.strip(), _WORDS) or "no words"

@@ -491,9 +491,8 @@ class ImageFolder:
                 remedy="Give a folder in which this user may read and write.",
             ) from error
         if found.lower() != vm.lower():
-            shown = "".join(letter for letter in found[:500] if letter.isprintable())
             raise InvalidInput(
-                f"{self.path} holds the replica of another VM: {shown}",
+                f"{self.path} holds the replica of another VM: {found[:500]}",
                 remedy=f"Give each VM a folder of its own; if this is the VM's, remove {owner}.",
             )
 
