@@ -202,8 +202,11 @@ _IN_USE = (
     Code(
         "ConflictingUserInput",
         Conflict,
-        "A disk belongs to another VM already, or the request contradicts itself.",
-        "Detach the disk from the VM that Azure's message names.",
+        "A disk belongs to another VM already, a disk of the name that a new VM's OS disk is to have exists already "
+        "(that of a VM that failed to start stays for a while), or the request contradicts itself.",
+        "Read Azure's message. Detach the disk if it names a VM that has it. Run `coriolis-azure cleanup`, then the "
+        "command again, if it says that the disk already exists.",
+        vague=True,
     ),
     Code(
         "AcquireDiskLeaseFailed",
@@ -420,6 +423,14 @@ _REFUSED = (
         "Give the identity a role with that action at that scope. Wait up to ten minutes if it was given just now.",
     ),
     Code(
+        "DenyAssignmentAuthorizationFailed",
+        Denied,
+        "A deny assignment forbids the action, whatever roles the identity has: of a deployment stack, of a managed "
+        "application, or of a resource group that another service keeps.",
+        "Ask the owner of the deny assignment that Azure's message names to leave the identity out of it. Choose "
+        "another resource_group or export_network if it protects only that one.",
+    ),
+    Code(
         "LinkedAuthorizationFailed",
         Denied,
         "The identity may change the resource, but not use another one that it refers to: joining a subnet, reading "
@@ -614,6 +625,13 @@ _PROVISIONING = (
 )
 
 _SERVER = (
+    Code(
+        "ResourceReadFailed",
+        AzureError,
+        "Azure could not read a resource within its own time, most often one that the request refers to.",
+        f"{_RETRY} Give Azure's support the request id if it repeats.",
+        waits=True,
+    ),
     Code(
         "InternalServerError",
         AzureError,

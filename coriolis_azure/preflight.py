@@ -441,7 +441,7 @@ class _Questions:
     def _disks_needed(self, slots: int) -> dict[str, int]:
         """How many disks and snapshots a run has at once, by the names of their quotas: clones are made in rounds."""
         managed = [disk for disk in self._disks if not disk.unmanaged]
-        kinds = [cloning.clone_sku(disk).partition("_")[0] for disk in managed]
+        kinds = [cloning.clone_sku(disk).removesuffix("_LRS").replace("_", "") for disk in managed]
         needed = {f"{kind}DiskCount": min(kinds.count(kind), slots) for kind in kinds}
         own = "StandardSSDDiskCount" if self._azure.is_modern else "StandardDiskCount"
         needed[own] = needed.get(own, 0) + 1  # the worker's own
@@ -619,6 +619,9 @@ def _why_not(azure: Azure, environment: Environment, zone: str) -> str:
         for restriction in sku.get("restrictions", [])
         if restriction.get("type") != "Zone" or zone in at(restriction, "restrictionInfo.zones", [])
     ]
+    zones = worker.zones_of(sku, environment.location)
+    if zone and zones is not None and zone not in zones:
+        barred.append(f"sold in {_zones(zones)}, not in zone {zone}")
     told = inspection.capabilities(sku)
     return ", ".join(barred) or (
         f"processor {told.get('CpuArchitectureType', 'x64')}, disks {told.get('DiskControllerTypes', 'SCSI')}, "
@@ -628,9 +631,12 @@ def _why_not(azure: Azure, environment: Environment, zone: str) -> str:
 
 def _places(restriction: Json) -> str:
     zones = at(restriction, "restrictionInfo.zones", [])
-    return (
-        f"zones {', '.join(zones)}" if zones else ", ".join(restriction.get("values", [])) or "this location"
-    )
+    return _zones(zones) if zones else ", ".join(restriction.get("values", [])) or "this location"
+
+
+def _zones(zones: Iterable[str]) -> str:
+    """Zones in words; "no zone" for none."""
+    return f"zones {', '.join(sorted(zones))}" if zones else "no zone"
 
 
 def _free(subnet: Json) -> int:

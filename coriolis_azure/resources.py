@@ -62,11 +62,13 @@ class Resources:
         self._journal.intend(id)
         return self.azure.put(id, {**body, "location": self.run.location, "tags": self._tags_of(role)})
 
+    def expect(self, kind: str, role: str) -> None:
+        """Journal what Azure is going to make along with another resource of ours, for instance a VM's OS disk."""
+        self._journal.intend(self.id(kind, role))
+
     def adopt(self, kind: str, role: str) -> None:
-        """Make ours, so that it is deleted, what Azure has made along with another resource of ours."""
-        id = self.id(kind, role)
-        self._journal.intend(id)
-        self.azure.tag(id, self._tags_of(role))
+        """Tag what was expected, where Azure does not pass on the tags of what it was made with."""
+        self.azure.tag(self.id(kind, role), self._tags_of(role))
 
     def _tags_of(self, role: str) -> dict[str, str]:
         tags = names.tags(self.run.id, role, self.run.instance, self._clock.now(), self._tags)

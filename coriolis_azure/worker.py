@@ -10,15 +10,16 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from . import channel, names, ssh
 from .clock import Clock
 from .cloud import Azure
 from .errors import AzureError, DeadlinePassed, InvalidInput, QuotaExceeded
-from .events import Notice, Report, Step
+from .events import Notice, Report, Step, silent
 from .inspection import capabilities, capability
 from .model import Disk, Json, Machine, Worker, at, must
 from .pipeline import ordered
@@ -29,7 +30,7 @@ LOG = logging.getLogger(__name__)
 
 USERNAME = "coriolis"
 # How often a VM is asked for, each time with another size or image, when Azure has no room or no such image.
-TRIES = 4
+TRIES = 8
 # A worker that reads faster than this is not chosen for its speed: the network to the destination is slower.
 ENOUGH = 600_000_000
 _QUOTA = {"OperationNotAllowed", "QuotaExceeded"}
@@ -57,7 +58,8 @@ IMAGES = (
     Image("Debian", "debian-12", "12-gen2"),
     Image("Debian", "debian-13", "13-gen2"),
 )
-_OS_DISK = "worker-os"
+# Of less a Linux image may not boot. It counts only for sizes that nobody asked for.
+_MEMORY_GIB = 2
 _NETWORK, _SUBNET = "10.117.0.0/24", "10.117.0.0/26"
 
 
@@ -65,13 +67,15 @@ _NETWORK, _SUBNET = "10.117.0.0/24", "10.117.0.0/26"
 class Size:
     """A VM size a worker may have; `slots` is how many clones it holds at once, `rate` what it reads: bytes a second.
 
-    `rate` and `vcpus` are 0 where Azure does not tell them.
+    `rate`, `vcpus` and `memory_gib` are 0 where Azure does not tell them.
     """
 
     name: str
     slots: int
     rate: float = field(default=0, compare=False)
     vcpus: float = field(default=0, compare=False)
+    memory_gib: float = field(default=0, compare=False)
+    family: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -108,39 +112,15 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
                 "host's outgoing address in export_worker_allowed_addresses"
             )
         )
-    size = choose_size(azure, needed, environment, report)
-    image = choose_image(azure, environment, report)
+    choose_size(azure, needed, environment, silent)  # what can be refused is refused before anything is made
+    choose_image(azure, environment, silent)
     private_key, public_key = ssh.client_key()
     host_private, host_public = ssh.host_key()
     custom_data = cloud_config(host_private, host_public, environment.export_worker_ssh_port)
-    sizes_refused: set[str] = set()
-    images_refused: set[Image] = set()
     with resources.undone_on_error():
         nic = _network(resources, environment)
-        for last in (*[False] * (TRIES - 1), True):
-            report(Step("boot worker", f"{size.name}, {image}"))
-            body = _vm(resources, size.name, image, nic["id"], public_key, custom_data)
-            try:
-                vm = resources.create("vm", "worker", body)
-                break
-            except AzureError as error:
-                code = error.facts.get("code") or ""
-                refused = _refused(error, code)
-                if last or not refused:
-                    raise
-                resources.delete([resources.id("vm", "worker")])
-                if refused == "image":
-                    report(Notice(f"Azure does not take the image {image} ({code})"))
-                    images_refused.add(image)
-                    image = choose_image(azure, environment, report, frozenset(images_refused))
-                    continue
-                report(Notice(f"Azure has no room for a {size.name} now ({code})"))
-                sizes_refused.add(size.name.lower())
-                if code in _QUOTA:
-                    sizes_refused |= _as_large(azure, needed, environment, size, sizes_refused)
-                size = choose_size(azure, needed, environment, report, frozenset(sizes_refused))
-        if not resources.azure.is_modern:
-            resources.adopt("disk", _OS_DISK)
+        body = partial(_vm, resources, nic=nic["id"], public_key=public_key, custom_data=custom_data)
+        vm, size = _booted(resources, needed, environment, report, body)
         return Worker(
             vm=vm["id"],
             address=_address(resources, environment, nic),
@@ -150,6 +130,77 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
             slots=size.slots,
             private_key=private_key,
         )
+
+
+def _booted(
+    resources: Resources,
+    needed: Needs,
+    environment: Environment,
+    report: Report,
+    body: Callable[[str, Image, str], Json],
+) -> tuple[Json, Size]:
+    """The VM and its size. Where Azure refuses a size or image it is asked again with another, `TRIES` times in all."""
+    azure = resources.azure
+    refused = _Refused()
+    for attempt in range(TRIES):
+        try:
+            size = choose_size(azure, needed, environment, report, refused.sizes)
+            image = choose_image(azure, environment, report, frozenset(refused.images))
+        except InvalidInput:
+            if refused.error is None:
+                raise
+            break  # nothing is left to try
+        report(Step("boot worker", f"{size.name}, {image}"))
+        disk = _os_disk(attempt)
+        resources.expect("disk", disk)
+        try:
+            vm = resources.create("vm", "worker", body(size.name, image, disk))
+        except AzureError as error:
+            refused.note(error, size, image, report)
+            if (error.facts.get("code") or "") in _QUOTA:
+                refused.barred |= _as_large(azure, needed, environment, size, refused.sizes)
+            resources.delete([resources.id("vm", "worker"), resources.id("disk", disk)])
+        else:
+            if not azure.is_modern:
+                resources.adopt("disk", disk)
+            return vm, size
+    raise refused.summary()
+
+
+@dataclass
+class _Refused:
+    """What Azure had no room for, or did not take, and the last of its errors."""
+
+    tried: list[Size] = field(default_factory=list)
+    images: set[Image] = field(default_factory=set)
+    barred: set[str] = field(default_factory=set)
+    error: AzureError | None = None
+
+    @property
+    def sizes(self) -> Barred:
+        """The sizes that are not asked for again, and the families that are asked last."""
+        names = {size.name.lower() for size in self.tried} | self.barred
+        return Barred(frozenset(names), frozenset(size.family for size in self.tried if size.family))
+
+    def note(self, error: AzureError, size: Size, image: Image, report: Report) -> None:
+        """Take note of a refusal; raises the error where no other size and no other image could help."""
+        code = error.facts.get("code") or ""
+        refused = _refused(error, code)
+        if not refused:
+            raise error
+        if refused == "image":
+            report(Notice(f"Azure does not take the image {image} ({code})"))
+            self.images.add(image)
+        else:
+            report(Notice(f"Azure has no room for a {size.name} now ({code})"))
+            self.tried.append(size)
+        self.error = error
+
+    def summary(self) -> AzureError:
+        """The last error, with all that was tried."""
+        error = self.error or AzureError("no worker was asked for")
+        tried = [size.name for size in self.tried] + [str(image) for image in self.images]
+        return type(error)(f"{error.message} (tried {', '.join(tried)})", remedy=error.remedy, **error.facts)
 
 
 @contextmanager
@@ -191,36 +242,41 @@ def _set_disks(azure: Azure, worker: Worker, entries: list[Json], clock: Clock) 
     patiently(lambda: azure.patch_vm(worker.vm, body), f"changing the disks of {worker.vm}", clock)
 
 
+@dataclass(frozen=True)
+class Barred:
+    """Sizes that Azure has no room for, by lower-cased name, and the families that they are of."""
+
+    names: Set[str] = frozenset()
+    families: Set[str] = frozenset()
+
+
 def choose_size(
     azure: Azure,
     needed: Needs,
     environment: Environment,
     report: Report,
-    without: frozenset[str] = frozenset(),
+    barred: Barred = Barred(),
 ) -> Size:
-    """The size of the settings where the location offers it, else the first of `SIZES` that suits the disks.
+    """The size of the settings where the location and zone offer it, else the first of `SIZES` that suits the disks.
 
     That is: it holds all of them and reads as fast as they give, up to `ENOUGH`; else the fastest that holds all;
-    else the one that holds most. None of `without`, sizes that Azure had no room for. InvalidInput when there is
-    none that can be a worker.
+    else the one that holds most. Sizes outside `SIZES` come after them, those of a barred family last. InvalidInput
+    when there is none that can be a worker.
     """
     offered = _offered(azure, environment.location, needed)
-    offered = {name: size for name, size in offered.items() if name not in without}
+    offered = {name: size for name, size in offered.items() if name not in barred.names}
     asked = environment.export_worker_size
     if asked.lower() in offered:
         return offered[asked.lower()]
-    preferred = [offered[size.lower()] for size in SIZES if size.lower() in offered]
-    candidates = preferred or sorted(offered.values(), key=lambda size: size.slots)
+    candidates = _preferred(offered, barred.families)
     if not candidates:
+        zone = f" zone {needed.zone}" if needed.zone else ""
         raise InvalidInput(
-            f"{environment.location} offers this subscription no VM size that can be a worker",
-            remedy="Ask for access to a general purpose size (Dsv5, Dsv3, ...) in that location.",
+            f"{environment.location}{zone} offers this subscription no VM size that can be a worker",
+            remedy="Ask for access to a general purpose size (Dsv5, Dsv3, ...) in that location and zone.",
         )
-    most = max(candidates, key=lambda size: size.slots)
-    holding = [size for size in candidates if size.slots >= needed.disks] or [most]
-    fast = [size for size in holding if size.rate >= min(needed.rate, ENOUGH)]
-    chosen = fast[0] if fast else max(holding, key=lambda size: size.rate)
-    if asked and asked.lower() not in without:
+    chosen = _suited(candidates, needed)
+    if asked and asked.lower() not in barred.names:
         report(
             Notice(
                 f"export_worker_size {asked} cannot be used in {environment.location} today (retired, restricted or "
@@ -228,6 +284,28 @@ def choose_size(
             )
         )
     return chosen
+
+
+def _preferred(offered: Mapping[str, Size], families: Set[str]) -> list[Size]:
+    """The best sizes there are: of `SIZES` and of no barred family, else what comes next.
+
+    A family that has no room for one size rarely has it for another: both run on the same machines.
+    """
+    listed = [offered[size.lower()] for size in SIZES if size.lower() in offered]
+    others = sorted(
+        (size for size in offered.values() if size not in listed),
+        key=lambda size: (size.memory_gib < _MEMORY_GIB, size.vcpus, size.slots, size.name),
+    )
+    fresh = [[size for size in sizes if size.family not in families] for sizes in (listed, others)]
+    return next((sizes for sizes in (*fresh, listed, others) if sizes), [])
+
+
+def _suited(candidates: Sequence[Size], needed: Needs) -> Size:
+    """The first of the candidates that suits the disks."""
+    most = max(candidates, key=lambda size: size.slots)
+    holding = [size for size in candidates if size.slots >= needed.disks] or [most]
+    fast = [size for size in holding if size.rate >= min(needed.rate, ENOUGH)]
+    return fast[0] if fast else max(holding, key=lambda size: size.rate)
 
 
 def _refused(error: AzureError, code: str) -> str:
@@ -242,12 +320,10 @@ def _refused(error: AzureError, code: str) -> str:
     return "size" if isinstance(error, QuotaExceeded) or code in _QUOTA or unknown else ""
 
 
-def _as_large(
-    azure: Azure, needed: Needs, environment: Environment, size: Size, refused: Collection[str]
-) -> set[str]:
+def _as_large(azure: Azure, needed: Needs, environment: Environment, size: Size, barred: Barred) -> set[str]:
     """The sizes with as many vCPUs as one that a quota was too small for, if smaller ones of `SIZES` are left."""
     offered = _offered(azure, environment.location, needed)
-    ours = {name.lower() for name in SIZES} - set(refused)
+    ours = {name.lower() for name in SIZES} - barred.names
     smaller = {name for name, one in offered.items() if name in ours and one.vcpus < size.vcpus}
     return {name for name in offered if name not in smaller} if smaller else set()
 
@@ -356,24 +432,39 @@ def images(azure: Azure, location: str) -> list[Image]:
 
 def _offered(azure: Azure, location: str, needed: Needs) -> dict[str, Size]:
     """The usable sizes of `location`, by lower-cased name."""
-    found = (_usable(sku, needed) for sku in azure.sizes(location))
+    found = (_usable(sku, location, needed) for sku in azure.sizes(location))
     return {size.name.lower(): size for size in found if size is not None}
 
 
-def _usable(sku: Json, needed: Needs) -> Size | None:
+def _usable(sku: Json, location: str, needed: Needs) -> Size | None:
     """The size as a worker, or None where it cannot be one."""
     told = capabilities(sku)
     slots = int(capability(sku, "MaxDataDiskCount"))
+    zones = zones_of(sku, location)
     fits = (
         slots > 0
         and told.get("CpuArchitectureType", "x64") == "x64"
         and "SCSI" in told.get("DiskControllerTypes", "SCSI")
         and "V2" in told.get("HyperVGenerations", "V1,V2")
         and (told.get("PremiumIO", "False") == "True" or not needed.premium)
+        and not told.get("ConfidentialComputingType")  # takes confidential VMs only
+        and (not needed.zone or zones is None or needed.zone in zones)
         and not any(_bars(restriction, needed.zone) for restriction in sku.get("restrictions", []))
     )
-    rate, vcpus = capability(sku, "UncachedDiskBytesPerSecond"), capability(sku, "vCPUs")
-    return Size(sku["name"], slots, rate, vcpus) if fits else None
+    rate, vcpus, memory = (
+        capability(sku, name) for name in ("UncachedDiskBytesPerSecond", "vCPUs", "MemoryGB")
+    )
+    return Size(sku["name"], slots, rate, vcpus, memory, str(sku.get("family", ""))) if fits else None
+
+
+def zones_of(sku: Json, location: str) -> set[str] | None:
+    """The zones of `location` in which a SKU is sold, by `locationInfo`; None where Azure does not tell."""
+    told = [
+        info
+        for info in sku.get("locationInfo", [])
+        if names.location(info.get("location", location)) == location
+    ]
+    return {zone for info in told for zone in info.get("zones", [])} if told else None
 
 
 def _bars(restriction: Json, zone: str) -> bool:
@@ -485,8 +576,14 @@ def network(resources: Resources) -> str:
 
 def ids(resources: Resources) -> list[str]:
     """The ids of all that `launch` and `network` make: names are derived, so nothing needs to be remembered."""
-    roles = {"vm": "worker", "disk": _OS_DISK, "nic": "nic", "ip": "ip", "nsg": "nsg", "vnet": "vnet"}
-    return [resources.id(kind, role) for kind, role in roles.items()]
+    roles = {"vm": "worker", "nic": "nic", "ip": "ip", "nsg": "nsg", "vnet": "vnet"}
+    disks = [resources.id("disk", _os_disk(attempt)) for attempt in range(TRIES)]
+    return disks + [resources.id(kind, role) for kind, role in roles.items()]
+
+
+def _os_disk(attempt: int) -> str:
+    """The role of the worker's OS disk, another at each try: the disk of a VM that failed may stay for a while."""
+    return f"worker-os-{attempt + 1}"
 
 
 def _vnet() -> Json:
@@ -503,7 +600,16 @@ def _deleted_along(azure: Azure) -> Json:
     return {"deleteOption": "Delete"} if azure.is_modern else {}
 
 
-def _vm(resources: Resources, size: str, image: Image, nic: str, public_key: str, custom_data: str) -> Json:
+def _vm(
+    resources: Resources,
+    size: str,
+    image: Image,
+    disk: str,
+    *,
+    nic: str,
+    public_key: str,
+    custom_data: str,
+) -> Json:
     azure, run = resources.azure, resources.run
     name = names.resource(run.id, "worker")
     body: Json = {
@@ -517,7 +623,7 @@ def _vm(resources: Resources, size: str, image: Image, nic: str, public_key: str
                     "version": image.version,
                 },
                 "osDisk": {
-                    "name": names.resource(run.id, _OS_DISK),
+                    "name": names.resource(run.id, disk),
                     "createOption": "FromImage",
                     "caching": "ReadWrite",
                     "managedDisk": {

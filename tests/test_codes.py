@@ -45,6 +45,7 @@ EXPLAINED = """
     DiskRestorePointUsedByCustomer AcquireDiskLeaseFailed DiskBlobAlreadyInUseByAnotherDisk LeaseIdMissing
     SnapshotsPresent NoPendingCopyOperation KeyBasedAuthenticationNotPermitted AuthorizationFailure BlobNotFound
     AADSTS700016 AADSTS7000215 AADSTS90002 AADSTS50034 AADSTS50126
+    DenyAssignmentAuthorizationFailed ResourceReadFailed
 """
 
 # What a remedy's sentences may begin with: the person is told to do something.

@@ -185,6 +185,15 @@ def test_disks_in_rounds_and_the_time_that_a_full_read_takes(
     assert "rounds" not in texts(fewer.check("big"), "fine")
 
 
+def test_a_size_that_the_zone_lacks_is_told_with_the_zones_that_have_it(
+    azure: Sandbox, connect: Connect, image: Callable[..., Path]
+) -> None:
+    azure.add_vm("web", image("os"), zone="3")
+    checked = connect({**QUIET, "export_worker_size": "Standard_D2as_v5"}).check("web")
+    assert "(sold in zones 1, 2, not in zone 3)" in texts(checked, "warning")
+    assert "size Standard_D2s_v5 is offered in westeurope, zone 3" in texts(checked, "fine")
+
+
 @pytest.mark.parametrize(
     ("size", "why"),
     [("Standard_A1", "does not have it"), ("Standard_D2ps_v5", "Arm64"), ("Standard_D2s_v6", "NVMe")],
@@ -220,6 +229,17 @@ def test_copies_of_disks_with_large_sectors_need_a_zone(
     checked = connect(QUIET).check("web")
     assert checked.ok
     assert ("can be attached within a zone only" in texts(checked, "warning")) is (zone is None)
+
+
+@pytest.mark.parametrize("sku", ["StandardSSD_ZRS", "Premium_ZRS"])
+def test_zone_redundant_disks_have_quotas_of_their_own(
+    azure: Sandbox, connect: Connect, image: Image, sku: str
+) -> None:
+    azure.add_vm("web", image("os"), [image("data", MIB)], data_sku=sku)
+    name = f"{sku.replace('_', '')}DiskCount"
+    azure.quotas[name] = (100, 100)
+    told = texts(connect(QUIET).check("web"), "error")
+    assert f"the quota of {name} in westeurope leaves 0, a run needs 1 at once" in told
 
 
 @pytest.mark.parametrize(

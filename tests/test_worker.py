@@ -11,7 +11,7 @@ import pytest
 from paramiko.buffered_pipe import PipeTimeout
 from paramiko.ssh_exception import SSHException
 
-from coriolis_azure import errors, ssh, worker
+from coriolis_azure import errors, names, ssh, worker
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, silent
 from coriolis_azure.journal import Journal
@@ -115,6 +115,69 @@ def test_a_size_that_azure_has_no_room_for_gives_way_to_the_next(
     assert azure.resources() == before
 
 
+def test_each_try_has_an_os_disk_of_its_own(
+    azure: Sandbox, source: Source, image: Callable[..., Path], told: list[Event]
+) -> None:
+    """The disk of a VM that failed for want of room may stay for a while: its name is taken."""
+    azure.add_vm("web", image("os"))
+    before = azure.resources()
+    disks = []
+
+    def look(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "PUT" and "/virtualMachines/coriolis" in request.path:
+            disks.append(json.loads(request.body)["properties"]["storageProfile"]["osDisk"]["name"])
+        return answer(request)
+
+    azure.intercept = look
+    azure.faults.add("no-allocation", path="/virtualMachines/coriolis", times=2)
+    run, _ = source.prepare("web")
+    assert len(disks) == len(set(disks)) == 3
+    assert sum("no room" in event.text for event in told if isinstance(event, Notice)) == 2
+    made = worker.ids(source.resources(run, Journal(run)))
+    assert {names.name_of(id) for id in made} >= set(disks)
+    assert source.finish(run) == []
+    assert azure.resources() == before
+
+
+def test_a_worker_is_of_a_size_that_its_zone_has(
+    azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], told: list[Event]
+) -> None:
+    """The SKU list tells the zones in `locationInfo` alone: nothing there is restricted."""
+    azure.add_vm("web", image("os"), zone="3")
+    tried = []
+
+    def look(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "PUT" and "/virtualMachines/coriolis" in request.path:
+            tried.append(json.loads(request.body)["properties"]["hardwareProfile"]["vmSize"])
+        return answer(request)
+
+    azure.intercept = look
+    azure.faults.add("no-capacity", path="/virtualMachines/coriolis", times=1)
+    source = connect(environment={"export_worker_size": "Standard_D2s_v4"})
+    run, _ = source.prepare("web")
+    assert tried == ["Standard_D2s_v5", "Standard_B2ms"]
+    notice = "export_worker_size Standard_D2s_v4 cannot be used in westeurope today"
+    assert any(notice in event.text for event in told if isinstance(event, Notice))
+    assert source.finish(run) == []
+
+
+def test_sizes_outside_our_list_are_tried_and_all_that_was_tried_is_told(
+    azure: Sandbox, source: Source, image: Callable[..., Path]
+) -> None:
+    azure.add_vm("web", image("os"), zone="3")
+    azure.faults.add("no-capacity", path="/virtualMachines/coriolis", times=0)
+    with pytest.raises(errors.QuotaExceeded, match="tried Standard_D2s_v5, Standard_B2ms, Standard_E2s_v5"):
+        source.prepare("web")
+
+
+def test_a_size_for_confidential_vms_is_no_worker(azure: Sandbox, source: Source) -> None:
+    """Azure makes no other VM of such a size."""
+    sku = next(sku for sku in source.azure.sizes("westeurope") if sku["name"] == "Standard_D2s_v5")
+    assert worker._usable(sku, "westeurope", worker.Needs()) is not None
+    sku["capabilities"].append({"name": "ConfidentialComputingType", "value": "SNP"})
+    assert worker._usable(sku, "westeurope", worker.Needs()) is None
+
+
 @pytest.mark.parametrize(
     ("disks", "rate", "size"),
     [
@@ -148,7 +211,7 @@ def test_a_quota_that_is_too_small_makes_way_for_fewer_vcpus(
     run, _ = source.prepare("web")
     made = source.azure.resources("vm", "sandbox")
     assert {vm["properties"]["hardwareProfile"]["vmSize"] for vm in made if "coriolis" in vm["name"]} == {
-        "Standard_D2s_v5"
+        "Standard_D2as_v5"  # of another family too: quotas are also of families
     }
     assert source.finish(run) == []
 

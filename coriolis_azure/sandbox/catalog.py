@@ -30,6 +30,12 @@ class Size:
     accelerated: bool = True
     temporary_mib: int = 0
     closed_in: tuple[str, ...] = field(default=())
+    # Zones in which no location has it: Azure tells that in `locationInfo` alone, not among the restrictions.
+    closed_zones: tuple[str, ...] = field(default=())
+
+    def zones(self, location: str) -> list[str]:
+        """The zones of a location in which it can be had."""
+        return [zone for zone in LOCATIONS[location][1] if zone not in self.closed_zones]
 
     def capabilities(self) -> list[Json]:
         """As the SKU list has them: all values are text."""
@@ -64,7 +70,7 @@ _SIZES = (
     Size("Standard_D2s_v5", "standardDSv5Family", 2, 8, 4, 85 * _MB),
     Size("Standard_D4s_v5", "standardDSv5Family", 4, 16, 8, 145 * _MB),
     Size("Standard_D8s_v5", "standardDSv5Family", 8, 32, 16, 290 * _MB),
-    Size("Standard_D2as_v5", "standardDASv5Family", 2, 8, 4, 82 * _MB),
+    Size("Standard_D2as_v5", "standardDASv5Family", 2, 8, 4, 82 * _MB, closed_zones=("3",)),
     Size(
         "Standard_D2s_v3",
         "standardDSv3Family",
@@ -74,8 +80,9 @@ _SIZES = (
         48 * _MB,
         temporary_mib=16384,
         closed_in=("northeurope",),
+        closed_zones=("3",),
     ),
-    Size("Standard_D2s_v4", "standardDSv4Family", 2, 8, 4, 48 * _MB),
+    Size("Standard_D2s_v4", "standardDSv4Family", 2, 8, 4, 48 * _MB, closed_zones=("3",)),
     Size("Standard_D2_v5", "standardDv5Family", 2, 8, 4, 85 * _MB, premium=False),
     Size("Standard_D2s_v6", "standardDsv6Family", 2, 8, 8, 106 * _MB, controllers="NVMe", generations="V2"),
     Size(
@@ -83,8 +90,12 @@ _SIZES = (
     ),
     Size("Standard_B2ms", "standardBSFamily", 2, 8, 4, 22 * _MB, accelerated=False, temporary_mib=16384),
     Size("Standard_B1s", "standardBSFamily", 1, 1, 2, 10 * _MB, accelerated=False, temporary_mib=4096),
-    Size("Standard_DS2_v2", "standardDSv2Family", 2, 7, 8, 96 * _MB, temporary_mib=14336),
-    Size("Standard_F2s_v2", "standardFSv2Family", 2, 4, 4, 47 * _MB, temporary_mib=16384),
+    Size(
+        "Standard_DS2_v2", "standardDSv2Family", 2, 7, 8, 96 * _MB, temporary_mib=14336, closed_zones=("3",)
+    ),
+    Size(
+        "Standard_F2s_v2", "standardFSv2Family", 2, 4, 4, 47 * _MB, temporary_mib=16384, closed_zones=("3",)
+    ),
     Size("Standard_E2s_v5", "standardESv5Family", 2, 16, 4, 85 * _MB),
     Size("Standard_E4s_v5", "standardESv5Family", 4, 32, 8, 145 * _MB),
 )
@@ -203,7 +214,7 @@ def _size_sku(size: Size, location: str) -> Json:
         "size": f"{series}_{number}" if number else series,
         "family": size.family,
         "locations": [location],
-        "locationInfo": [{"location": location, "zones": list(LOCATIONS[location][1]), "zoneDetails": []}],
+        "locationInfo": [{"location": location, "zones": size.zones(location), "zoneDetails": []}],
         "capabilities": size.capabilities(),
         "restrictions": restrictions,
     }

@@ -30,8 +30,10 @@ _RESERVED_NAMES = (
 _KEY_TYPES = ("ssh-rsa ", "ssh-ed25519 ")
 
 
-def checked_size(given: Json, location: str) -> catalog.Size:
-    """The size of the body; refused when it is unknown, or closed in this location."""
+def checked_size(
+    given: Json, location: str, machine_id: str = "", zones: list[str] | None = None
+) -> catalog.Size:
+    """The size of the body; refused when it is unknown, or cannot be had in this location or in these zones."""
     name = str((given.get("hardwareProfile") or {}).get("vmSize") or "")
     if not name:
         raise invalid("Required parameter 'hardwareProfile.vmSize' is missing (null).", "vmSize")
@@ -52,6 +54,14 @@ def checked_size(given: Json, location: str) -> catalog.Size:
             f"{size.name}' is currently not available in location '{location}'. Please try another size or "
             "deploy to a different location or different zone. See https://aka.ms/azureskunotavailable for "
             "details.",
+        )
+    if zones and not set(zones) <= set(size.zones(location)):
+        raise ArmError(
+            409,
+            "SkuNotAvailable",
+            f"The requested size for resource '{machine_id}' is currently not available in location '{location}' "
+            f"zones '{','.join(zones)}' for subscription '{machine_id.split('/')[2]}'. Please try another size or "
+            "deploy to a different location or zones. See https://aka.ms/azureskunotavailable for details.",
         )
     return size
 
@@ -305,7 +315,8 @@ def _disk_id(machine: Resource, name: str) -> str:
 
 def implicit_sku(world: World, machine: Resource, size: catalog.Size, name: str, given: Json) -> str:
     """The SKU of a disk that is to be made with the VM; refused when the name is taken or the size lacks it."""
-    if world.state.find(_disk_id(machine, name)) is not None:
+    disk_id = _disk_id(machine, name)
+    if world.state.find(disk_id) is not None or world.reserved(disk_id):
         raise ArmError(
             409,
             "ConflictingUserInput",

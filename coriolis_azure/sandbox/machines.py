@@ -118,7 +118,7 @@ def _created(world: World, call: Call, machine_id: str, location: str) -> Resour
     given = call.body.get("properties") or {}
     name = call.part["name"]
     zones = checked_zones(call.body, location)
-    size = checked_size(given, location)
+    size = checked_size(given, location, machine_id, zones)
     document: Json = {
         "name": name,
         "id": machine_id,
@@ -168,7 +168,7 @@ def _changed(world: World, call: Call, machine: Resource) -> Response:
     _nothing_fixed_changes(machine, given)
     size = catalog.SIZES[machine.properties["hardwareProfile"]["vmSize"].lower()]
     if (given.get("hardwareProfile") or {}).get("vmSize"):
-        size = checked_size(given, machine.location)
+        size = checked_size(given, machine.location, machine.id, machine.document.get("zones"))
         data_disks_allowed(size, machine.properties["storageProfile"]["dataDisks"])
         machine.properties["hardwareProfile"]["vmSize"] = size.name
     machine.properties.update({key: copy.deepcopy(given[key]) for key in _KEPT if key in given})
@@ -305,7 +305,7 @@ def _settled(world: World, machine_id: str) -> None:
     if not failure:
         world.free(interfaces)
     elif machine.properties["provisioningState"] == "Creating":
-        world.reserve(interfaces, machine_id)
+        world.failed_to_start(machine)
     machine.properties["provisioningState"] = "Failed" if failure else "Succeeded"
     if failure:
         raise ArmError(
@@ -319,6 +319,11 @@ def _removed(world: World, machine_id: str) -> None:
         return
     world.guests.forget(machine.id)
     world.state.remove(machine)
+    if machine.hidden.get("never started"):
+        # The OS disk of a VM that failed goes slowly: for a while its name is taken.
+        world.reserve(
+            [str(reference(machine.properties["storageProfile"]["osDisk"], "managedDisk"))], machine.id
+        )
     for entry in disk_entries(machine):
         if entry.get("deleteOption") == "Delete" and "managedDisk" in entry:
             _go_along(world, entry["managedDisk"]["id"])

@@ -54,15 +54,20 @@ def list_usages(world: World, call: Call) -> Response:
         used = sum(size.cores for size in sizes if size.family == family)
         rows.append(_usage(family, f"{family} vCPUs", used, 100))
     for kind, counted in ((DISKS, "DiskCount"), (SNAPSHOTS, "SnapshotCount")):
-        skus = [str(each.document["sku"]["name"]) for each in world.state.of_type(kind)]
-        for sku in ("Standard", "StandardSSD", "Premium") if kind == DISKS else ("Standard", "Premium"):
-            used = sum(each.partition("_")[0] == sku for each in skus)
+        skus = [_counted(str(each.document["sku"]["name"])) for each in world.state.of_type(kind)]
+        for sku in sorted({*map(_counted, catalog.DISK_SKUS)} if kind == DISKS else {"Standard", "Premium"}):
+            used = skus.count(sku)
             rows.append(_usage(f"{sku}{counted}", f"{sku} {kind.rpartition('/')[2]}", used, 50000))
     for row in rows:
         row["currentValue"], row["limit"] = world.quotas.get(
             row["name"]["value"], (row["currentValue"], row["limit"])
         )
     return Response.of(200, {"value": rows})
+
+
+def _counted(sku: str) -> str:
+    """An account type as the usage lists count it: `Premium_ZRS` as PremiumZRS, `Premium_LRS` as Premium."""
+    return sku.removesuffix("_LRS").replace("_", "")
 
 
 def _usage(name: str, display: str, used: int, limit: int) -> Json:

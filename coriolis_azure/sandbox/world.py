@@ -103,7 +103,7 @@ class World:
         self.clock = clock
         self.budgets = Budgets(self.seconds, pace)
         self._pace = pace
-        # The NICs that are kept for a VM, by lower-cased id: the VM's id, and until when.
+        # The NICs, and the names of disks, that are kept for a VM, by lower-cased id: the VM's id, and until when.
         self._reserved: dict[str, tuple[str, float]] = {}
         self._views = views
         self._effects = effects
@@ -116,10 +116,20 @@ class World:
         """Seconds of Azure's time: of what it grants, or holds, for a while."""
         return self.clock.monotonic() * self._pace
 
-    def reserve(self, interfaces: Iterable[str], vm: str) -> None:
-        """Keep NICs for a VM that could not be made."""
+    def reserve(self, ids: Iterable[str], vm: str) -> None:
+        """Keep NICs, or the names of disks, for a VM that could not be made."""
         until = self.seconds() + RESERVED_SECONDS
-        self._reserved |= {interface.lower(): (vm, until) for interface in interfaces}
+        self._reserved |= {id.lower(): (vm, until) for id in ids}
+
+    def reserved(self, id: str) -> bool:
+        """Whether an id is kept for a VM that could not be made."""
+        _, until = self._reserved.get(id.lower(), ("", 0.0))
+        return self.seconds() < until
+
+    def failed_to_start(self, machine: Resource) -> None:
+        """What follows from a VM that was made and did not start."""
+        self.reserve([str(each["id"]) for each in interface_entries(machine)], machine.id)
+        machine.hidden["never started"] = True
 
     def free(self, interfaces: Iterable[str]) -> None:
         """Keep NICs no longer."""
@@ -282,7 +292,7 @@ class World:
         target = self.state.find(operation.target)
         if target is not None:
             if target.type == MACHINES and target.properties["provisioningState"] == "Creating":
-                self.reserve([str(each["id"]) for each in interface_entries(target)], target.id)
+                self.failed_to_start(target)
             target.properties["provisioningState"] = "Failed"
 
     def pending(self, target: str) -> list[Operation]:
