@@ -217,6 +217,12 @@ class DeadlinePassed(CoriolisAzureError):
     remedy = "Run again; if it repeats, look at the named resource in the Azure portal."
 
 
+class WaitEnded(DeadlinePassed):
+    """A wait was called off, because what waited is to end."""
+
+    remedy = "Run again; whoever called it off will know why."
+
+
 class CleanupIncomplete(CoriolisAzureError):
     """Temporary resources could not be deleted. Fact: `left_behind`, their ids."""
 

@@ -2,7 +2,7 @@
 
 The core hands frozen events to a `Report`; it never formats for people. Sinks are functions of one event:
 `silent`, `logged`, `json_lines(stream)`. Bars for a terminal are the command line's, percentage steps for the
-orchestrator are the provider's.
+orchestrator are the provider's. A sink that fails never stops what it watches: see `unfailing`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,31 @@ def line(event: Event) -> str:
         case Copied(disk, done, total, sent):
             text = f"{disk}: {done} of {total} bytes, {sent} sent"
     return cleaned(text)
+
+
+class _Unfailing:
+    """A sink around another."""
+
+    def __init__(self, sink: Report) -> None:
+        self._sink, self._failed = sink, False
+
+    def __call__(self, event: Event) -> None:
+        """Tell the event; log the first failure."""
+        try:
+            self._sink(event)
+        except Exception as error:  # noqa: BLE001 - whatever a caller's sink raises: see `unfailing`
+            if not self._failed:
+                LOG.warning("events cannot be told, the work goes on: %s: %s", type(error).__name__, error)
+            self._failed = True
+
+
+def unfailing(sink: Report) -> Report:
+    """`sink`, except that its errors go no further: the first one is logged.
+
+    Its next events are still told, for what keeps a sink from one event may pass. What asks the process to end
+    (KeyboardInterrupt, SystemExit) is no error.
+    """
+    return sink if isinstance(sink, _Unfailing) else _Unfailing(sink)
 
 
 def silent(event: Event) -> None:

@@ -11,7 +11,7 @@ from . import names, resources, ssh, worker
 from .clock import Clock
 from .cloud import Azure
 from .errors import CleanupIncomplete, InvalidInput
-from .events import Report, Step
+from .events import Report, Step, unfailing
 from .journal import Journal
 from .model import Run, Worker
 from .settings import Environment
@@ -27,7 +27,7 @@ class Pool:
 
     def __init__(self, azure: Azure, environment: Environment, id: str, report: Report, clock: Clock) -> None:
         self._azure, self._environment, self._id = azure, environment, id
-        self._report, self._clock = report, clock
+        self._report, self._clock = unfailing(report), clock
 
     def check(self) -> None:
         """Raise when no worker could be made."""

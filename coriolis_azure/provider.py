@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import configuration, plugin_api, settings
 from .clock import Clock
 from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput
-from .events import Copied, Event, Notice, line, logged
+from .events import Copied, Event, Notice, line, logged, unfailing
 from .model import Json, Run, Worker
 from .pipeline import Lock
 
@@ -65,7 +65,8 @@ class AzureExportProvider(
     platform = "azure"
 
     def __init__(self, event_handler: Any = None) -> None:
-        self._report = _Told(event_handler)
+        # A handler that fails (the task may have been cancelled) must not break a transfer or a clean-up.
+        self._report = unfailing(_Told(event_handler))
 
     # The endpoint
 
@@ -597,8 +598,7 @@ def _opened(private_key: str) -> str:
 class _Told:
     """Events for the orchestrator's users: lines, and a bar for each disk that never goes back.
 
-    Disks are copied side by side and the orchestrator's handler is not made for threads, so there is a lock. A
-    handler that fails (the task may have been cancelled) must not break a transfer or a clean-up.
+    Disks are copied side by side and the orchestrator's handler is not made for threads, so there is a lock.
     """
 
     def __init__(self, handler: Any, clock: Clock | None = None) -> None:
@@ -613,10 +613,7 @@ class _Told:
         if self._handler is None:
             return
         with self._lock:
-            try:
-                self._tell(event)
-            except Exception as error:  # noqa: BLE001 - see above
-                LOG.warning("could not tell the orchestrator of %s: %s", type(event).__name__, error)
+            self._tell(event)
 
     def _tell(self, event: Event) -> None:
         match event:

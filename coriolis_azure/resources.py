@@ -7,16 +7,16 @@ tags travel in the request that creates, so a resource is ours exactly if it car
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from . import codes, names
-from .clock import Clock
+from .clock import Clock, hurried
 from .cloud import Azure
-from .errors import AzureError, DeadlinePassed, NotFound
-from .interrupts import shielded
+from .errors import AzureError, CoriolisAzureError, DeadlinePassed, NotFound
+from .interrupts import Spare, shielded
 from .journal import Journal
 from .model import Json, Run
 from .pipeline import ordered
@@ -50,6 +50,7 @@ class Resources:
         self._tags = tags
         self._clock = clock
         self._storage = storage
+        self.spare = Spare()
 
     def id(self, kind: str, role: str) -> str:
         """The id of the resource that plays `role`; the same in every process."""
@@ -99,15 +100,22 @@ class Resources:
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """Delete what the block created when it ends with any error, an interrupt included."""
+        """Delete what the block created when it ends with any error, an interrupt included. That error is kept."""
         mark = len(self._journal.ids)
         try:
             yield
         except BaseException:
-            with shielded(LOG.warning):
-                for id in self.delete(reversed(self._journal.ids[mark:])):
-                    LOG.error("could not delete %s; `coriolis-azure cleanup` will try again", id)
+            self._undo(self._journal.ids[mark:])
             raise
+
+    def _undo(self, ids: Sequence[str]) -> None:
+        self.spare.give()
+        try:
+            with shielded(LOG.warning):
+                for id in self.delete(reversed(ids)):
+                    LOG.error("could not delete %s; `coriolis-azure cleanup` will try again", id)
+        except BaseException as error:  # noqa: BLE001 - it must not replace the error that is being handled
+            LOG.error("could not delete what was made: %s: %s", type(error).__name__, error)
 
     def show_life(self) -> None:
         """Mark the run as alive, so that no sweep takes a long transfer for a dead one.
@@ -196,7 +204,7 @@ def patiently(act: Callable[[], object], what: str, clock: Clock, patience: floa
             # Asking before Azure permits it only prolongs throttling.
             pause = max(_PAUSE_SECONDS, error.facts.get("retry_after") or 0)
             helps = codes.waits(error.facts.get("code") or "", error.facts.get("status") or 0)
-            if not helps or clock.monotonic() + pause > patient_until:
+            if not helps or hurried() or clock.monotonic() + pause > patient_until:
                 raise
             LOG.info("%s has to wait, trying again: %s", what, error)
             clock.sleep(pause)
@@ -216,10 +224,15 @@ def _deleted(azure: Azure, clock: Clock, patience: float, id: str) -> bool:
 
     try:
         patiently(try_it, f"deleting {id}", clock, patience)
-    except (AzureError, DeadlinePassed) as error:
-        LOG.error("%s", error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
+        _tell_undeleted(id, error)
         return False
     return True
+
+
+def _tell_undeleted(id: str, error: Exception) -> None:
+    unexpected = None if isinstance(error, CoriolisAzureError) else error
+    LOG.error("could not delete %s: %s", id, error, exc_info=unexpected)
 
 
 def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
@@ -241,9 +254,9 @@ def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
     except NotFound as error:
         if error.facts.get("code") in {"ContainerNotFound", "BlobNotFound"}:
             return True
-        LOG.error("%s", error)
+        _tell_undeleted(id, error)
         return False
-    except (AzureError, DeadlinePassed) as error:
-        LOG.error("%s", error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
+        _tell_undeleted(id, error)
         return False
     return True

@@ -10,6 +10,7 @@ spread them over processes: `prepare`, `stop`, `copy`, `finish`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -44,7 +45,7 @@ from .errors import (
     Unreachable,
     WorkerGone,
 )
-from .events import Notice, Report, Step, silent
+from .events import Notice, Report, Step, silent, unfailing
 from .interrupts import shielded
 from .journal import Journal, default_folder
 from .model import Disk, Json, Machine, Run, Worker
@@ -52,6 +53,8 @@ from .pipeline import every, ordered
 from .resources import Doubts, Resources
 from .settings import Connection, Environment
 from .storage import Storage
+
+LOG = logging.getLogger(__name__)
 
 # A run shows life every quarter of an hour, so one that has been silent for two hours is dead.
 DEAD_AFTER = timedelta(hours=2)
@@ -92,8 +95,9 @@ class Replicated:
 class Source:
     """One Azure subscription and one source environment. A context manager.
 
-    `report` is told what happens. `transport` and `clock` replace HTTPS and time. `keep_journal` is for callers
-    that stay until a run is finished: it lets the next one on this host see at once that a run has died.
+    `report` is told what happens; what it raises is logged and stops nothing. `transport` and `clock` replace HTTPS
+    and time. `keep_journal` is for callers that stay until a run is finished: it lets the next one on this host see at
+    once that a run has died.
     """
 
     def __init__(
@@ -109,9 +113,11 @@ class Source:
         connection = Connection.from_json(connection_info)
         self.environment = Environment.from_json(source_environment, connection.default_resource_group)
         self.azure = Azure(connection, transport=transport)
-        self._report = report
+        self._report = unfailing(report)
         if connection.allow_untrusted:
-            report(Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials"))
+            self._report(
+                Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials")
+            )
         self._clock = clock or Clock()
         self._journals = default_folder() if keep_journal else None
         self.storage = Storage(
@@ -318,7 +324,7 @@ class Source:
         """
         journal = Journal(run)
         resources = self.resources(run, journal)
-        with resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
+        with resources.spare, resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
             outcomes = self.copy(resources, reader, disks, folder)
         for id in resources.delete(journal.ids):
             self._report(Notice(f"could not delete {id}; it is deleted with the run's other resources"))
@@ -443,10 +449,10 @@ class Source:
         with Journal(run, self._journals) as journal:
             resources = self.resources(run, journal)
             try:
-                with every(_LIFE_SECONDS, resources.show_life):
+                with resources.spare, every(_LIFE_SECONDS, resources.show_life):
                     yield resources, stayed
             except BaseException as error:
-                stayed += self._ended(run, journal)
+                stayed += self._ended(resources, journal)
                 if isinstance(error, CoriolisAzureError) and stayed:
                     error.facts["left_behind"] = stayed
                 elif isinstance(error, KeyboardInterrupt) and stayed:
@@ -454,20 +460,22 @@ class Source:
                         f"interrupted; not deleted: {', '.join(stayed)}", left_behind=stayed
                     ) from error
                 raise
-            stayed += self._ended(run, journal)
+            stayed += self._ended(resources, journal)
 
-    def _ended(self, run: Run, journal: Journal) -> list[str]:
-        """Delete everything of a run; the ids that stayed, or may have stayed."""
+    def _ended(self, resources: Resources, journal: Journal) -> list[str]:
+        """Delete everything of a run; the ids that stayed, or may have stayed. Nothing is raised: see `_run`."""
+        resources.spare.give()
         try:
             with shielded(lambda text: self._report(Notice(text))):
-                stayed = self.finish(run, journal.ids)
-        except (AzureError, DeadlinePassed, KeyboardInterrupt) as error:
+                stayed = self.finish(resources.run, journal.ids)
+            if not stayed:
+                journal.done()
+        except BaseException as error:  # it must not replace how the run itself has ended
+            LOG.log(_level(error), "deleting was not completed", exc_info=error)
             self._report(Notice(f"deleting was not completed: {str(error) or 'interrupted'}"))
-            stayed = journal.ids
+            stayed = list(journal.ids)
         if stayed:
             self._report(Notice(f"not deleted, run `coriolis-azure cleanup`: {', '.join(stayed)}"))
-        else:
-            journal.done()
         return stayed
 
     def _tell_caveats(self, machine: Machine) -> None:
@@ -563,6 +571,11 @@ class Source:
             return self.azure.find(reader.vm) is None
         except (AzureError, DeadlinePassed):
             return False
+
+
+def _level(error: BaseException) -> int:
+    """How to log an error of the clean-up: with a trace for all to see where it is a fault of this program."""
+    return logging.DEBUG if isinstance(error, CoriolisAzureError | KeyboardInterrupt) else logging.ERROR
 
 
 def _listed(disks: Sequence[Disk]) -> str:
