@@ -18,6 +18,7 @@ from io import BytesIO
 from typing import IO, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from azure.core import MatchConditions
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.storage.blob import (
     BlobClient,
@@ -278,12 +279,15 @@ class Blob:
             return False
         return True
 
-    def put(
-        self, data: bytes | IO[bytes], *, new: bool = False, metadata: Mapping[str, str] | None = None
-    ) -> None:
-        """Replace it as a block blob; with `new`, Conflict when it is there. Of a file some MiB at a time are read."""
+    def put(self, data: bytes | IO[bytes], *, new: bool = False, only: str = "") -> str:
+        """Replace it as a block blob; the ETag that it has then. Of a file some MiB at a time are read.
+
+        With `new` only where there is none, with `only` only while it has this ETag; else AzureError with the
+        status 409 or 412.
+        """
         with translated("write", self.url):
-            self._client.upload_blob(data, overwrite=not new, metadata=dict(metadata or {}), **self._leased())
+            done = self._client.upload_blob(data, overwrite=not new, **self._leased(), **_while(only))
+            return str(done["etag"])
 
     def delete(self) -> None:
         """Delete it; one that is gone is no error. Of its snapshots and earlier versions none is deleted along."""
@@ -293,10 +297,11 @@ class Blob:
         except NotFound:
             return
 
-    def set_metadata(self, metadata: Mapping[str, str]) -> str:
-        """Replace the metadata; the ETag that it has then."""
+    def set_metadata(self, metadata: Mapping[str, str], *, only: str = "") -> str:
+        """Replace the metadata; the ETag that it has then. `only`: see `put`."""
         with translated("write the metadata of", self.url):
-            return str(self._client.set_blob_metadata(dict(metadata), **self._leased())["etag"])
+            done = self._client.set_blob_metadata(dict(metadata), **self._leased(), **_while(only))
+            return str(done["etag"])
 
     def take_snapshot(self, metadata: Mapping[str, str]) -> Blob:
         """A snapshot of it as it is now, with metadata of its own."""
@@ -320,10 +325,14 @@ class Blob:
 
     # As pages
 
-    def create_pages(self, size: int, metadata: Mapping[str, str]) -> None:
-        """Make it a page blob of zeros, in place of what was there."""
+    def create_pages(self, size: int, metadata: Mapping[str, str], *, new: bool = False) -> str:
+        """Make it a page blob of zeros, in place of what was there; its ETag. With `new`, Conflict when it is there."""
+        condition = MatchConditions.IfMissing if new else None
         with translated("create", self.url):
-            self._client.create_page_blob(size, metadata=dict(metadata), **self._leased())
+            done = self._client.create_page_blob(
+                size, metadata=dict(metadata), **self._leased(), match_condition=condition
+            )
+            return str(done["etag"])
 
     def resize(self, size: int) -> None:
         """Cut it, or make it longer with zeros."""
@@ -367,8 +376,30 @@ class Blob:
             lease.acquire(lease_duration=seconds)
         self._lease = lease
 
+    @property
+    def lease_id(self) -> str:
+        """The id of our lease; "" without one."""
+        return str(self._lease.id) if self._lease is not None else ""
+
+    def inherit(self, lease_id: str) -> bool:
+        """Go on with a lease of this id, which another process has had; False where that cannot be.
+
+        True proves that nobody but that process can have changed the blob since it had the lease: Azure renews one
+        that has run out only while nobody has changed or leased the blob. The lease has another id then, so that
+        process can change nothing any more.
+        """
+        lease = BlobLeaseClient(self._client, lease_id=lease_id)
+        try:
+            with translated("take over the lease of", self.url):
+                lease.renew()
+                lease.change(str(uuid.uuid4()))
+        except Conflict:
+            return False
+        self._lease = lease
+        return True
+
     def renew(self) -> None:
-        """Keep the lease for as long again."""
+        """Keep the lease for as long again; AzureError where it is lost."""
         if self._lease is not None:
             with translated("renew the lease of", self.url):
                 self._lease.renew()
@@ -406,6 +437,11 @@ class Pages:
     def is_empty(self, offset: int, length: int) -> bool:
         """Whether nothing of a range holds anything: it reads as zeros."""
         return next(self.within(offset, length), None) is None
+
+
+def _while(etag: str) -> dict[str, Any]:
+    """The options by which a request is refused where the blob has another ETag; none for ""."""
+    return {"etag": etag, "match_condition": MatchConditions.IfNotModified} if etag else {}
 
 
 def _endpoint(document: Json) -> str:

@@ -36,6 +36,11 @@ class Forked:
         its_err.close()
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid or 0
+
+    @property
     def returncode(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
         return self._process.exitcode

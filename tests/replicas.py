@@ -166,10 +166,13 @@ class BlobPlace:
         manifest.put(change(manifest.text()))
 
     def died(self) -> None:
-        """Time goes by after a run that died: its leases run out."""
-        for name in (".vm", "os.vhd"):
-            with suppress(ResourceExistsError, ResourceNotFoundError):
-                BlobLeaseClient(self.blob(name)._client).break_lease(lease_break_period=0)
+        """Time goes by after a run that died: the lease by which its folder is locked runs out."""
+        self.break_lease(".vm")
+
+    def break_lease(self, name: str = "os.vhd") -> None:
+        """What a user does to a lease."""
+        with suppress(ResourceExistsError, ResourceNotFoundError):
+            BlobLeaseClient(self.blob(name)._client).break_lease(lease_break_period=0)
 
 
 class SandboxPlace(BlobPlace):
@@ -179,6 +182,10 @@ class SandboxPlace(BlobPlace):
         self.sandbox = sandbox
         self.azure = Azure(Connection.from_json(sandbox.connection_info()), transport=sandbox.transport())
         super().__init__(Storage(self.azure, "sandbox", HeldClock()), "sandboxstorage")
+
+    def died(self) -> None:
+        """Time goes by after a run that died: its leases run out."""
+        self.sandbox.storage.end_leases()
 
 
 class _Anyone:
@@ -198,7 +205,7 @@ class _Anyone:
         return AccessToken(f"{part({'alg': 'none'})}.{part(claims)}.c2ln", now + 3600)
 
 
-class _AzuriteOnly:
+class AzuriteOnly:
     """What `Storage` needs of an Azure, where there is Blob storage and no resource manager."""
 
     subscription = "00000000-0000-0000-0000-000000000000"
@@ -234,7 +241,7 @@ def azurite_program() -> str | None:
 
 
 @contextmanager
-def azurite(program: str) -> Iterator[_AzuriteOnly]:
+def azurite(program: str) -> Iterator[AzuriteOnly]:
     """Azurite with a certificate of its own, in a process of its own, for as long as this lasts."""
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="azurite-")))
@@ -260,7 +267,7 @@ def azurite(program: str) -> Iterator[_AzuriteOnly]:
                 break
         else:
             raise RuntimeError("Azurite did not start")
-        azure = _AzuriteOnly(f"https://127.0.0.1:{port}/{ACCOUNT}", folder / "cert.pem")
+        azure = AzuriteOnly(f"https://127.0.0.1:{port}/{ACCOUNT}", folder / "cert.pem")
         ending.callback(azure.transport.close)
         yield azure
 

@@ -244,7 +244,7 @@ def test_a_stranger_cannot_write_while_a_run_does(place: SandboxPlace) -> None:
 def test_a_run_whose_lease_was_broken_stops_and_says_so(place: SandboxPlace) -> None:
     with place.open() as image:
         image.known("id", SIZE, CHUNK, False)
-        place.died()
+        place.break_lease()
         with pytest.raises(DestinationFailed, match=r"os\.vhd") as error:
             image.expect(0, CHUNK)
     assert "lease was broken" in error.value.remedy
@@ -271,6 +271,7 @@ def test_damaged_notes_of_a_dead_run_mean_that_all_is_read_again(
     run(place, {0: A, 9: B})
     run(place, {0: B, 9: B, 20: B}, die=1)
     place.died()
+    place.break_lease()
     blob = place.blob()
     blob.set_metadata({**blob.find().metadata, **spoilt})
     assert run(place, {0: A, 9: B}) == [0]

@@ -160,6 +160,22 @@ def test_a_chunk_that_a_dead_run_changed_is_not_taken_for_its_older_self(place: 
     assert place.content(SIZE) == expected({0: A, 20: A})
 
 
+def test_what_a_stranger_wrote_after_a_run_died_is_read_and_not_believed(place: Place) -> None:
+    """In a chunk far from all that the dead run was to change, and back to what the disk had once."""
+    if isinstance(place, FilePlace):
+        pytest.skip("see test_destinations")
+    run(place, {0: A, 20: B, 30: A})
+    run(place, {0: B, 20: B, 30: A}, die=1)
+    place.died()
+    place.break_lease()
+    place.scribble(20 * CHUNK, A)
+    told = Told()
+    assert run(place, {0: A, 20: B, 30: A}, report=told) == [0, 20]
+    assert "somebody may have written" in told[0]
+    assert place.content(SIZE) == expected({0: A, 20: B, 30: A})
+    assert run(place, {0: A, 20: B, 30: A}) == []
+
+
 def test_what_a_dead_run_had_brought_is_not_sent_again(place: Place) -> None:
     run(place, {0: A})
     run(place, {0: A, 3: B, 4: B}, die=1)

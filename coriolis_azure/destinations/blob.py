@@ -3,10 +3,12 @@
 Beside `os.vhd` stands `os.vhd.manifest`, a block blob: what the VHD holds, as of the last run that ended well. What
 the VHD itself is at the moment is in its metadata, which changes together with it:
 
-    coriolis_image   an id made with the blob: another one means that somebody has replaced it
-    coriolis_state   `complete`, or `writing` from a run's first change until it has ended well
-    coriolis_dirty   the regions that a run was to change since the manifest was written, as bits
-    coriolis_region  the bytes of such a region
+    coriolis_image     an id made with the blob: another one means that somebody has replaced it
+    coriolis_state     `complete`, or `writing` from a run's first change until it has ended well
+    coriolis_dirty     the regions that a run was to change since the manifest was written, as bits
+    coriolis_region    the bytes of such a region
+    coriolis_manifest  the manifests that may be believed, each named by the run that wrote it
+    coriolis_lease     the lease under which this was written
 
 The rule is that of `image`: *a chunk outside of the dirty regions holds what the manifest says.* A region is dirty
 before its first byte changes. Dying leaves `writing`, and a VHD without its footer, so nothing takes it for whole.
@@ -14,9 +16,14 @@ before its first byte changes. Dying leaves `writing`, and a VHD without its foo
 * Begin to change: metadata (`writing`, the region); then the footer is cleared; then content.
 * Commit: content; the footer; the manifest; metadata (`complete`, nothing dirty), which gives the VHD its ETag;
   that ETag into the manifest's metadata. Dying before the last step costs one reading of the whole VHD.
+* While a run writes, the VHD is leased, and every change of it carries the lease. A run that was suspended until its
+  lease ran out and another took over can change nothing of it. The manifest has no lease: what such a run still puts
+  there is not named in the VHD's metadata, and not believed.
+* After a run that died, the lease tells whether anybody else has written since. If it can be taken over nobody has,
+  and only the dirty regions are read again; else the whole VHD is.
 * While nothing is dirty, an ETag other than the noted one is a stranger's change, which no run overwrites unasked.
-* Leases keep others out: one on `.vm`, beside the VHDs, is the folder's lock, one on each VHD goes with every write.
-  A run that died keeps the next one waiting for a minute at most.
+* The lease on `.vm`, beside the VHDs, is the folder's lock. A run that died keeps the next one waiting for a minute
+  at most.
 
 After the disk's own bytes come zeros up to a whole MiB, then the footer.
 """
@@ -28,7 +35,7 @@ import contextlib
 import re
 import tempfile
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import IO
@@ -49,34 +56,49 @@ _RENEW_SECONDS = 15
 _THREADS = 16
 _IMAGE, _STATE, _DIRTY = "coriolis_image", "coriolis_state", "coriolis_dirty"
 _REGION, _DISK, _SIZE, _ETAG = "coriolis_region", "coriolis_disk", "coriolis_size", "coriolis_etag"
+_MANIFEST, _LEASE = "coriolis_manifest", "coriolis_lease"
 _WRITING, _COMPLETE = "writing", "complete"
 _NAME = re.compile(r"os|data-[0-9]{1,3}")
 _TAKEN = ("LeaseAlreadyPresent",)
+_OTHERWISE = (409, 412)  # the statuses of a refusal because a blob is another one than it was
 _LOST = (
     "LeaseIdMissing",
     "LeaseIdMismatchWithBlobOperation",
     "LeaseLost",
     "LeaseNotPresentWithBlobOperation",
+    "LeaseIdMismatchWithLeaseOperation",
+    "LeaseNotPresentWithLeaseOperation",
+    "ConditionNotMet",
 )
 
 
 class BlobImage:
-    """One fixed VHD in a page blob: a Destination. Nothing is made before it is used."""
+    """One fixed VHD in a page blob: a Destination. Nothing is made before it is used.
+
+    `hold` renews the lock on the place that the VHD is in, or raises AzureError where it is lost.
+    """
 
     readable = True
     far = True
     grains = None
 
-    def __init__(self, container: Container, path: str, storage: Storage, report: Report) -> None:
+    def __init__(
+        self, container: Container, path: str, storage: Storage, report: Report, hold: Callable[[], None]
+    ) -> None:
         self.name = path.rpartition("/")[2].removesuffix(".vhd")
         self._blob = container.blob(path)
         self._manifest = container.blob(f"{path}.manifest")
-        self._clock, self._report = storage.clock, report
+        self._clock, self._report, self._hold = storage.clock, report, hold
         self._lock = Lock()
         self._stopped = False
         self._leased = False
+        self._undisturbed = False  # whether the lease proves that nobody has written since a run that died
         self._pages: Pages | None = None
         self._kept: Manifest | None = None
+        # What this run's manifest is named by; which ones may be believed; the ETag of the one that is there.
+        self._run = uuid.uuid4().hex
+        self._believed: tuple[str, ...] = ()
+        self._put: str | None = None
         # As in the metadata.
         self._image, self._disk, self._region = "", "", REGION
         self._state = _WRITING
@@ -97,9 +119,9 @@ class BlobImage:
         with self._translated("cannot be prepared"):
             found = self._blob.find()
             if found is None:
-                return self._anew(disk, size, chunk)
+                return self._anew(disk, size, chunk, new=True)
             self._refuse_foreign(found)
-            self._take()
+            self._take(found)
             found = self._blob.find() or found
             self._remember(found.metadata)
             kept, noted = self._read_manifest()
@@ -159,14 +181,7 @@ class BlobImage:
         if kept is None:
             self._report(Notice(f"{self.url} has no usable state beside it; it is read as a whole"))
             return None
-        if not self._dirty and noted is not None and noted != found.etag:
-            raise InvalidInput(
-                f"{self.url} was changed by somebody since the last run",
-                remedy="To keep the change, copy the blob or give another prefix. To let go of it, run with --full, "
-                "which writes the blob anew; in the orchestrator, delete the disks of the transfer first.",
-            )
-        if not self._dirty and noted is None:
-            self._report(Notice(f"the last run to {self.url} died as it ended; it is read as a whole"))
+        if not self._undisturbed and not self._unchanged(found, noted):
             return None
         if kept.chunk != chunk:
             self._report(Notice(f"the chunk size has changed; {self.url} is read as a whole"))
@@ -175,15 +190,45 @@ class BlobImage:
             self._report(Notice(f"the last run to {self.url} did not end well; what it wrote is read again"))
         return kept
 
-    def _anew(self, disk: str, size: int, chunk: int) -> Manifest:
-        """A page blob of zeros, whatever there was; it has no footer yet."""
-        self._manifest.delete()
+    def _unchanged(self, found: Properties, noted: str | None) -> bool:
+        """Whether the VHD is as the last run left it; `noted`: its ETag then. InvalidInput for a stranger's change."""
+        if noted == found.etag and not self._dirty:
+            return True
+        if self._state == _WRITING:
+            what = "did not end well, and somebody may have written to it since"
+        elif noted is None:
+            what = "died as it ended"
+        else:
+            raise InvalidInput(
+                f"{self.url} was changed by somebody since the last run",
+                remedy="To keep the change, copy the blob or give another prefix. To let go of it, run with --full, "
+                "which writes the blob anew; in the orchestrator, delete the disks of the transfer first.",
+            )
+        self._report(Notice(f"the last run to {self.url} {what}; it is read as a whole"))
+        return False
+
+    def _anew(self, disk: str, size: int, chunk: int, *, new: bool = False) -> Manifest:
+        """A page blob of zeros, whatever there was unless it is to be `new`; it has no footer yet."""
         self._image, self._disk, self._size = uuid.uuid4().hex, disk, size
         self._state, self._dirty, self._region = _WRITING, set(), _region(size)
         self._end, self._begun = vhd.rounded(size), True
-        self._blob.create_pages(self._end + vhd.FOOTER, self._metadata())
+        self._believed = (self._run,)
+        made = self._create(new)
         self._take()
+        found = self._blob.find()
+        if found is None or found.etag != made:
+            raise DestinationFailed(f"{self.url} was changed by somebody as it was made", disk=self.name)
         return self._keep(Manifest.new(size, chunk, disk, ZERO), _WRITING)
+
+    def _create(self, new: bool) -> str:
+        """Make the page blob; its ETag."""
+        try:
+            return self._blob.create_pages(self._end + vhd.FOOTER, self._metadata(), new=new)
+        except AzureError as error:
+            found = self._blob.find() if error.facts.get("status") in _OTHERWISE else None
+            if found is None or found.metadata.get(_IMAGE) != self._image:
+                raise
+            return found.etag  # ours: the answer was lost, and the request made again
 
     def _resized(self, base: Manifest, size: int) -> Manifest:
         """Give the VHD the size of the disk. After the disk's end there are zeros, at every moment."""
@@ -298,7 +343,7 @@ class BlobImage:
             found = self._blob.find()
             if found is not None:
                 self._refuse_foreign(found)
-                self._take()
+                self._take(found)
                 self._blob.delete()
                 self._leased = False
             self._manifest.delete()
@@ -309,10 +354,11 @@ class BlobImage:
             self._blob.renew()
 
     def close(self) -> None:
-        """Give the lease up. See Destination."""
+        """Give the lease up; one over a half-written VHD runs out by itself, and the next run takes it over."""
         if self._leased:
             self._leased = False
-            self._blob.release()
+            if self._state == _COMPLETE:
+                self._blob.release()
 
     def __enter__(self) -> BlobImage:
         return self
@@ -327,34 +373,70 @@ class BlobImage:
     def _keep(self, manifest: Manifest, state: str) -> Manifest:
         """Make `manifest` what the next run starts from: manifest, then the end of what is dirty, then the ETag."""
         with _unnamed() as file:
-            file.writelines(manifest.text({"image": self._image}))
-            file.seek(0)
-            self._manifest.put(file)
+            file.writelines(manifest.text({"image": self._image, "run": self._run}))
+            self._put = self._put_manifest(file)
         self._size, self._region = manifest.size, _region(manifest.size)
+        self._believed = (self._run,)
         etag = self._blob.set_metadata(self._metadata(state, set()))
         self._state, self._dirty = state, set()
-        self._manifest.set_metadata({_ETAG: etag.strip('"')})
+        self._put = self._note(etag.strip('"'))
         self._kept = manifest
         return manifest
 
+    def _put_manifest(self, file: IO[bytes]) -> str:
+        """Replace the manifest; its ETag. One that is not the one we know is replaced only while the lease is ours."""
+        if self._put is None:
+            found = self._manifest.find()
+            self._put = found.etag if found else ""
+        for last in (False, False, True):
+            file.seek(0)
+            try:
+                return self._manifest.put(file, new=not self._put, only=self._put)
+            except AzureError as error:
+                if last or error.facts.get("status") not in _OTHERWISE:
+                    raise
+                self._blob.renew()
+                found = self._manifest.find()
+                self._put = found.etag if found else ""
+        raise AssertionError("the last try returns or raises")
+
+    def _note(self, etag: str) -> str:
+        """Keep the VHD's ETag with the manifest, while that is ours; the manifest's own ETag then."""
+        try:
+            return self._manifest.set_metadata({_ETAG: etag}, only=self._put or "")
+        except AzureError as error:
+            found = self._manifest.find() if error.facts.get("status") in _OTHERWISE else None
+            if found is None or found.metadata.get(_ETAG) != etag:
+                raise
+            return found.etag  # ours: the answer was lost, and the request made again
+
     def _read_manifest(self) -> tuple[Manifest | None, str | None]:
         """The manifest and the ETag that the VHD had then; None for what is not there or of no use."""
+        found = self._manifest.find()
+        self._put = found.etag if found else ""
         try:
             with _unnamed() as file:
-                if not self._manifest.read_into(file):
+                if found is None or not self._manifest.read_into(file):
                     return None, None
                 file.seek(0)
                 manifest, document = Manifest.read(file)
             if document["image"] != self._image:
                 raise TypeError
+            # Replicas of older versions name none.
+            if self._believed and document["run"] not in self._believed:
+                self._report(
+                    Notice(f"{self._manifest.url} is of a run that lost the VHD to another, and not used")
+                )
+                return None, None
         except InvalidInput as error:
             self._report(Notice(f"{self._manifest.url} is not used: {error.message}"))
             return None, None
         except (ValueError, KeyError, TypeError, RecursionError):
             self._report(Notice(f"{self._manifest.url} is damaged or another's, and not used"))
             return None, None
-        found = self._manifest.find()
-        etag = found.metadata.get(_ETAG) if found else None
+        if named := document.get("run"):
+            self._believed = (str(named),)
+        etag = found.metadata.get(_ETAG)
         self._kept = manifest
         return manifest, f'"{etag}"' if etag else None
 
@@ -362,6 +444,9 @@ class BlobImage:
         said = {_IMAGE: self._image, _STATE: state, _REGION: str(self._region), _SIZE: str(self._size)}
         if self._disk:
             said[_DISK] = self._disk
+        if self._blob.lease_id:
+            said[_LEASE] = self._blob.lease_id
+        said[_MANIFEST] = ",".join(dict.fromkeys((*self._believed, self._run)))
         if dirty:
             bits = sum(1 << region for region in dirty)
             raw = bits.to_bytes(-(-bits.bit_length() // 8), "little")
@@ -372,6 +457,7 @@ class BlobImage:
         """Take over what the metadata says. Damaged, it means that everything is dirty."""
         self._image, self._disk = metadata.get(_IMAGE, ""), metadata.get(_DISK, "")
         self._state = _COMPLETE if metadata.get(_STATE) == _COMPLETE else _WRITING
+        self._believed = tuple(name for name in metadata.get(_MANIFEST, "").split(",") if name)
         try:
             self._region = int(metadata[_REGION])
             bits = int.from_bytes(base64.b64decode(metadata.get(_DIRTY, ""), validate=True), "little")
@@ -397,11 +483,19 @@ class BlobImage:
                 remedy="Give another prefix, or remove the blob if nobody needs it.",
             )
 
-    def _take(self) -> None:
-        """Lease the VHD."""
-        if not self._leased:
+    def _take(self, found: Properties | None = None) -> None:
+        """Lease the VHD, which had these properties: with the lease that a dead run has left, where it still holds."""
+        if self._leased:
+            return
+        left = found.metadata.get(_LEASE) if found is not None else None
+        self._undisturbed = bool(left) and self._blob.inherit(str(left))
+        if not self._undisturbed:
             _lease(self._blob, self.url, self._clock, self._report)
-            self._leased = True
+        self._leased = True
+        self._hold()  # whoever lost the place while it waited must not begin
+        if self._undisturbed and found is not None and found.metadata.get(_STATE) != _COMPLETE:
+            # Whoever takes over from us finds our lease.
+            self._blob.set_metadata({**found.metadata, _LEASE: self._blob.lease_id})
 
     @contextlib.contextmanager
     def _translated(self, what: str, offset: int | None = None) -> Iterator[None]:
@@ -462,7 +556,9 @@ class BlobFolder:
         """The VHD of the disk `name`: "os" or "data-<lun>"."""
         if not _NAME.fullmatch(name):
             raise InvalidInput(f"{name!r} is no name of a disk", remedy="Use os, or data-<lun>.")
-        image = BlobImage(self._container, f"{self._prefix}{name}.vhd", self._storage, self._report)
+        image = BlobImage(
+            self._container, f"{self._prefix}{name}.vhd", self._storage, self._report, self._owner.renew
+        )
         self._opened.append(image)
         return image
 

@@ -539,7 +539,14 @@ def _lease(call: _Call) -> Response:
             "LeaseIdMismatchWithLeaseOperation",
             "The lease ID specified did not match the lease ID for the blob.",
         )
-    if action == "renew":
+    if action == "change":
+        given = call.header("x-ms-proposed-lease-id")
+        if held is None:
+            raise BlobError(
+                409, "LeaseNotPresentWithLeaseOperation", "There is currently no lease on the blob."
+            )
+        blob.lease = Lease(given, blob.lease.seconds, blob.lease.until)
+    elif action == "renew":
         blob.lease = Lease(given, blob.lease.seconds, _until(blob.lease.seconds))
     elif action == "release":
         blob.lease = None
@@ -596,6 +603,8 @@ def _writable(call: _Call, container: Container, blob: Blob | None) -> None:
         lost = blob is not None and blob.lease is not None
         code = "LeaseLost" if lost else "LeaseNotPresentWithBlobOperation"
         raise BlobError(412, code, "There is currently no lease on the blob.")
+    if blob is not None and held is None:
+        blob.lease = None  # one that has run out cannot be renewed after a change
 
 
 def _conditions(call: _Call, blob: Blob | None) -> None:
