@@ -49,6 +49,7 @@ _OTHER_IMAGE = (
     "Set export_worker_image to an image that the location offers. Leave it unset, and a current one is chosen "
     "instead."
 )
+_ADDRESSES = "with the message and export_worker_allowed_addresses: they are checked before Azure is asked."
 _UNDONE = (
     "Look whether the named resource still exists, and remove it with `coriolis-azure cleanup` if it does."
 )
@@ -813,8 +814,25 @@ _REQUEST = (
     Code(
         "SecurityRuleInvalidAddressPrefix",
         AzureError,
-        "An address or range in a network security rule is not one.",
-        "Correct export_worker_allowed_addresses: IP addresses, or ranges as 192.0.2.0/24.",
+        "An address or range in a network security rule is not one, or is a service tag that Azure does not know.",
+        "Correct export_worker_allowed_addresses: IP addresses, ranges as 192.0.2.0/24, or one service tag.",
+    ),
+    *(
+        Code(name, AzureError, meaning, f"Report this as a fault of coriolis-azure, {_ADDRESSES}")
+        for name, meaning in (
+            (
+                "SecurityRuleParameterContainsUnsupportedValue",
+                "A service tag stands in a list of addresses of a network security rule.",
+            ),
+            (
+                "ResourceCannotContainAddressPrefixesFromDifferentAddressFamilies",
+                "The addresses of a network security rule are of IPv4 and of IPv6.",
+            ),
+            (
+                "OverlappingSubnetsNotPermittedInSecurityRule",
+                "Two ranges of a network security rule have addresses in common.",
+            ),
+        )
     ),
     Code(
         "InvalidTagNameCharacters",

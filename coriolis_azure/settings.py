@@ -7,9 +7,10 @@ told as one line that names the property and what it must be.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -153,7 +154,7 @@ class Environment:
     @property
     def worker_is_open_to_all(self) -> bool:
         """Whether everybody may try the worker's SSH port."""
-        everywhere = {"*", "0.0.0.0/0", "::/0", "internet", "any"}
+        everywhere = {"*", "0.0.0.0/0", "internet"}
         allowed = {address.lower() for address in self.export_worker_allowed_addresses}
         return self.export_worker_use_fip and not allowed.isdisjoint(everywhere)
 
@@ -172,6 +173,10 @@ class Environment:
             faults[-1] += "for the run is reached only by its public address"
         if ("storage_account_name" in given) != ("storage_container_name" in given):
             faults.append("storage_account_name and storage_container_name: are needed together")
+        faults += (
+            f"export_worker_allowed_addresses: {fault}"
+            for fault in _faults_of_sources(given["export_worker_allowed_addresses"])
+        )
         if faults:
             raise InvalidInput([f"source_environment: {fault}" for fault in faults])
         image, limit = given.get("export_worker_image"), given.get("bandwidth_limit")
@@ -197,6 +202,40 @@ class Environment:
             verify_disk_integrity=given["verify_disk_integrity"],
             bandwidth_limit=rate(limit) if limit else None,
         )
+
+
+# Azure's names for ranges of addresses: VirtualNetwork, AzureDevOps, AzureCloud.WestEurope; * is any address.
+_SERVICE_TAG = re.compile(r"(?!Any$)[A-Z][A-Za-z0-9]+(\.[A-Za-z0-9]+)?|internet|virtualnetwork|\*")
+
+
+def _faults_of_sources(sources: Sequence[str]) -> Iterator[str]:
+    """What Azure, or the IPv4 address of the worker, has against these as the sources of a security rule."""
+    networks: list[ipaddress.IPv4Network] = []
+    for source in sources:
+        if _SERVICE_TAG.fullmatch(source):
+            if len(sources) > 1:
+                yield f"{source} stands for a range of Azure's own: give it alone, or addresses only"
+            continue
+        try:
+            network = ipaddress.ip_network(source)
+        except ValueError:
+            yield f"{source} is {_why_no_network(source)}"
+            continue
+        if isinstance(network, ipaddress.IPv6Network):
+            yield f"{source} is an IPv6 range, but the worker has an IPv4 address: give this host's IPv4 address"
+            continue
+        for other in networks:
+            if network.overlaps(other):
+                wide, narrow = sorted((network, other), key=lambda one: one.prefixlen)
+                yield f"{narrow} is part of {wide}: leave it out"
+        networks.append(network)
+
+
+def _why_no_network(source: str) -> str:
+    try:
+        return f"an address within a range: write the range as {ipaddress.ip_network(source, strict=False)}"
+    except ValueError:
+        return "no IPv4 address, and no range such as 192.0.2.0/24"
 
 
 # What a pool's workers are made with; what is about one transfer is not.

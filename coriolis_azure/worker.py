@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -510,7 +511,7 @@ def subnet_id(subscription: str, environment: Environment) -> str:
     """The ARM id of the subnet that the settings name."""
     asked = environment.export_network
     if asked.startswith("/"):
-        return asked
+        return _own_subnet(subscription, asked)
     network, slash, subnet = asked.partition("/")
     if not slash:
         raise InvalidInput(
@@ -518,6 +519,29 @@ def subnet_id(subscription: str, environment: Environment) -> str:
             remedy="Write it as vnet/subnet, or as a subnet's ARM id.",
         )
     return names.resource_id(subscription, environment.resource_group, "vnet", network) + f"/subnets/{subnet}"
+
+
+_SUBNET_ID = re.compile(
+    r"/subscriptions/([^/]+)/resourceGroups/[^/]+/providers/Microsoft\.Network/virtualNetworks/[^/]+/subnets/[^/]+",
+    re.IGNORECASE,
+)
+
+
+def _own_subnet(subscription: str, id: str) -> str:
+    """`id` if it is a subnet's, of this subscription: Azure connects a VM to networks of its own subscription only."""
+    found = _SUBNET_ID.fullmatch(id)
+    if not found:
+        raise InvalidInput(
+            f"export_network {id} is not the ARM id of a subnet",
+            remedy="Write it as vnet/subnet, or as the whole ARM id of a subnet.",
+        )
+    if found[1].lower() != subscription.lower():
+        raise InvalidInput(
+            f"export_network is in subscription {found[1]}, the VMs are in {subscription}: Azure connects a VM only "
+            "to networks of its own subscription",
+            remedy="Choose a subnet of the subscription of the VMs; its network may be peered with the other one.",
+        )
+    return id
 
 
 def _address(resources: Resources, environment: Environment, nic: Json) -> str:

@@ -636,3 +636,27 @@ def test_copies_are_encrypted_as_their_source_is(
     assert "customer-managed keys" in texts(checked, "warning")
     source.replicate("web", tmp_path / "images")
     assert made == {"snapshots": encryption, "disks": encryption}
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (
+            "/subscriptions/0f0f0f0f-0000-0000-0000-000000000000/resourceGroups/sandbox/providers/Microsoft.Network"
+            "/virtualNetworks/net/subnets/default",
+            "export_network is in subscription 0f0f0f0f-0000-0000-0000-000000000000, the VMs are in",
+        ),
+        ("/subscriptions/x/resourceGroups/net", "is not the ARM id of a subnet"),
+    ],
+)
+def test_a_network_of_another_subscription_is_refused_before_anything_is_made(
+    azure: Sandbox, connect: Connect, image: Image, network: str, words: str
+) -> None:
+    """Azure connects a VM to networks of its own subscription only."""
+    azure.add_vm("web", image("os"))
+    before = azure.resources()
+    source = connect({**QUIET, "export_network": network})
+    assert words in texts(source.check("web"), "error")
+    with pytest.raises(errors.InvalidInput, match=words):
+        source.prepare("web")
+    assert azure.resources() == before

@@ -586,3 +586,27 @@ def test_an_image_that_is_not_raw_is_named_and_the_remedy_makes_it_raw(
     assert sandbox.content("web", "os").read_bytes().startswith(raw.read_bytes())
     with pytest.raises(errors.InvalidInput, match=rf"is a {name} image"):
         sandbox.write("web", "os", folder / "image")
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "code"),
+    [
+        (["10.0.0.0/8", "VirtualNetwork"], "SecurityRuleParameterContainsUnsupportedValue"),
+        (["20.20.20.20/16"], "SecurityRuleInvalidAddressPrefix"),
+        (["192.168.0.0/34"], "SecurityRuleInvalidAddressPrefix"),
+        (["10.0.0.0/8", "2001:db8::/32"], "ResourceCannotContainAddressPrefixesFromDifferentAddressFamilies"),
+        (["10.0.0.0/8", "10.1.0.0/16"], "OverlappingSubnetsNotPermittedInSecurityRule"),
+        (["10.0.0.0/8", "192.0.2.1"], None),
+    ],
+)
+def test_security_rules_are_refused_as_azure_refuses_them(
+    azure: Clients, prefixes: list[str], code: str | None
+) -> None:
+    rule = {"protocol": "Tcp", "access": "Allow", "direction": "Inbound", "priority": 100}
+    ends = {"sourceAddressPrefixes": prefixes, "destinationAddressPrefix": "*", "destinationPortRange": "22"}
+    body = {
+        "location": HERE,
+        "properties": {"securityRules": [{"name": "r", "properties": {**rule, **ends}}]},
+    }
+    answer = azure.arm("PUT", azure.id("Microsoft.Network/networkSecurityGroups", "n"), body)
+    assert (answer.json().get("error") or {}).get("code") == code

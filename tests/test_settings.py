@@ -211,3 +211,41 @@ def test_a_rate_without_a_unit_says_what_may_be_meant(rate: str, meant: str) -> 
     assert settings.rate(meant) > 0
     (fault,) = faults(settings.Environment, {"location": "w", "resource_group": "g", "bandwidth_limit": rate})
     assert fault == "source_environment: bandwidth_limit: must be written like 50MiB/s"
+
+
+PLACE = {"location": "w", "resource_group": "g"}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "fault"),
+    [
+        (["192.0.2.1", "2001:db8::1"], "2001:db8::1 is an IPv6 range, but the worker has an IPv4 address"),
+        (["::/0"], "::/0 is an IPv6 range"),
+        (["192.0.2.1", "VirtualNetwork"], "VirtualNetwork stands for a range of Azure's own: give it alone"),
+        (["*", "192.0.2.1"], r"\* stands for a range of Azure's own"),
+        (["192.168.0.0/34"], "192.168.0.0/34 is no IPv4 address, and no range such as 192.0.2.0/24"),
+        (["20.20.20.20/16"], "an address within a range: write the range as 20.20.0.0/16"),
+        (["office.example.com"], "office.example.com is no IPv4 address"),
+        (["backup-host"], "backup-host is no IPv4 address"),
+        (["Any"], "Any is no IPv4 address"),
+        ([" 192.0.2.1"], "is no IPv4 address"),
+        (["192.0.2.1-192.0.2.9"], "is no IPv4 address"),
+        (["10.0.0.0/8", "192.0.2.1", "10.1.0.0/16"], "10.1.0.0/16 is part of 10.0.0.0/8: leave it out"),
+        (["192.0.2.1", "192.0.2.1"], "192.0.2.1/32 is part of 192.0.2.1/32"),
+    ],
+)
+def test_sources_that_a_security_rule_cannot_have_are_refused(addresses: list[str], fault: str) -> None:
+    with pytest.raises(InvalidInput, match=f"export_worker_allowed_addresses: .*{fault}"):
+        settings.Environment.from_json({**PLACE, "export_worker_allowed_addresses": addresses})
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        *(["*"], ["Internet"], ["virtualnetwork"], ["AzureCloud.WestEurope"], ["0.0.0.0/0"]),
+        ["192.0.2.1", "198.51.100.0/24", "203.0.113.7/32"],
+    ],
+)
+def test_sources_that_azure_takes_are_accepted(addresses: list[str]) -> None:
+    made = settings.Environment.from_json({**PLACE, "export_worker_allowed_addresses": addresses})
+    assert made.export_worker_allowed_addresses == tuple(addresses)

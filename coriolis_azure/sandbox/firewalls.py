@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
+import re
 
 from coriolis_azure.sandbox.network import (
     answered,
@@ -95,6 +97,8 @@ def _rule(firewall_id: str, given: Json) -> Json:
             "range 100-4096.",
         )
     rule_id = f"{firewall_id}/securityRules/{name}"
+    for end in ("source", "destination"):
+        _checked_prefixes(rule_id, end.capitalize(), properties, f"{end}AddressPrefix")
     kind = f"{FIREWALLS}/securityRules"
     return {
         "name": name,
@@ -103,6 +107,48 @@ def _rule(firewall_id: str, given: Json) -> Json:
         "type": kind,
         "properties": {"provisioningState": "Succeeded", **properties},
     }
+
+
+_TAG = re.compile(r"\*|[A-Za-z]+(\.[A-Za-z0-9]+)?")
+
+
+def _checked_prefixes(rule_id: str, end: str, properties: Json, field: str) -> None:
+    """Refuse addresses as Azure does: tags in a list, host bits, two families, ranges that overlap."""
+    single, several = properties.get(field), properties.get(f"{field}es") or []
+    if single and not _TAG.fullmatch(single):
+        several = [single, *several]
+    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+    for value in several:
+        if _TAG.fullmatch(value):
+            raise ArmError(
+                400,
+                "SecurityRuleParameterContainsUnsupportedValue",
+                f"Security rule parameter {end}AddressPrefix for rule with Id {rule_id} cannot specify existing "
+                f"VIRTUALNETWORK, INTERNET, AZURELOADBALANCER, '*' or system tags. Unsupported value used: {value}.",
+            )
+        try:
+            network = ipaddress.ip_network(value)
+        except ValueError:
+            raise ArmError(
+                400,
+                "SecurityRuleInvalidAddressPrefix",
+                f"Security rule {rule_id} has invalid Address prefix. Value provided: {value}",
+            ) from None
+        if any(each.version != network.version for each in networks):
+            raise ArmError(
+                400,
+                "ResourceCannotContainAddressPrefixesFromDifferentAddressFamilies",
+                f"{rule_id} contains IP addresses or prefixes that belong to different address families. All IP "
+                "addresses or prefixes in the resource should belong to the same address family.",
+            )
+        if any(each.overlaps(network) for each in networks):
+            raise ArmError(
+                400,
+                "OverlappingSubnetsNotPermittedInSecurityRule",
+                f"Security rule parameter {end}AddressPrefix for rule with Id {rule_id} cannot specify overlapping "
+                f"prefixes. Overlapping value used: {value}.",
+            )
+        networks.append(network)
 
 
 def _default_rules(firewall_id: str) -> list[Json]:
