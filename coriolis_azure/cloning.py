@@ -36,12 +36,20 @@ def snapshot_all(resources: Resources, disks: Sequence[Disk], clock: Clock) -> d
         return {disk.name: snapshot for disk, snapshot in zip(disks, taken, strict=True)}
 
 
-def clone_all(resources: Resources, disks: Iterable[Disk], snapshots: dict[str, str]) -> list[str]:
-    """A new disk from the snapshot of each disk, in their order; the clones' ids."""
+def clone_all(
+    resources: Resources, disks: Iterable[Disk], snapshots: dict[str, str], before: int = 0
+) -> list[str]:
+    """A new disk from the snapshot of each disk, in their order; the clones' ids.
+
+    `before`: how often these disks were cloned in this run. Each time they have other names.
+    """
+    suffix = f"-{before + 1}" if before else ""
+
+    def clone(disk: Disk) -> str:
+        return _clone(resources, disk, snapshots[disk.name], f"clone-{disk.name}{suffix}")
+
     with resources.undone_on_error():
-        return list(
-            ordered(lambda disk: _clone(resources, disk, snapshots[disk.name]), disks, threads=8, ahead=16)
-        )
+        return list(ordered(clone, disks, threads=8, ahead=16))
 
 
 def clone_sku(disk: Disk) -> str:
@@ -90,7 +98,7 @@ def _completed(resources: Resources, snapshot: Json, clock: Clock, ended: list[b
     return id
 
 
-def _clone(resources: Resources, disk: Disk, snapshot: str) -> str:
+def _clone(resources: Resources, disk: Disk, snapshot: str, role: str) -> str:
     body: Json = {
         "sku": {"name": clone_sku(disk)},
         "properties": {
@@ -100,7 +108,7 @@ def _clone(resources: Resources, disk: Disk, snapshot: str) -> str:
     }
     if resources.run.zone and not disk.sku.endswith("_ZRS"):
         body["zones"] = [resources.run.zone]
-    return str(resources.create("disk", f"clone-{disk.name}", body)["id"])
+    return str(resources.create("disk", role, body)["id"])
 
 
 def _access(resources: Resources, disk: Disk) -> Json:

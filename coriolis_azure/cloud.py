@@ -408,8 +408,13 @@ class Azure:
         vms = self._kinds["vm"]
         self._settled("deallocate", id, lambda: vms.begin_deallocate(names.group_of(id), names.name_of(id)))
 
+    def power_off(self, id: str) -> None:
+        """Cut a VM's power; it keeps its host and addresses. Wait until it is done."""
+        vms, group, name = self._kinds["vm"], names.group_of(id), names.name_of(id)
+        self._settled("power off", id, lambda: vms.begin_power_off(group, name, skip_shutdown=True))
+
     def start(self, id: str) -> None:
-        """Start a deallocated VM; wait until it runs."""
+        """Start a VM that is deallocated or powered off; wait until it runs."""
         vms = self._kinds["vm"]
         self._settled("start", id, lambda: vms.begin_start(names.group_of(id), names.name_of(id)))
 

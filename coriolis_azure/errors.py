@@ -166,6 +166,15 @@ class WorkerGone(WorkerError):
     )
 
 
+class WorkerRestarted(WorkerError):
+    """The worker boots again and again while it is read."""
+
+    remedy = (
+        "Find out in the activity log who restarts it, or choose another export_worker_image or export_worker_size, "
+        "then run again: only what had not arrived is sent."
+    )
+
+
 class HostKeyChanged(WorkerError):
     """Something else than our worker answered at its address."""
 

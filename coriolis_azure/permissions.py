@@ -108,6 +108,12 @@ ACTIONS: tuple[Action, ...] = (
         "make the worker, attach disks, remove it",
         *("Compute/virtualMachines/write", "Compute/virtualMachines/delete"),
     ),
+    *_of(
+        "worker",
+        "stop and start it where it has booted again with clones attached",
+        *("Compute/virtualMachines/powerOff/action", "Compute/virtualMachines/start/action"),
+        optional=True,
+    ),
     *_of("worker", "find an image that exists today", _IMAGE, scope=SUBSCRIPTION),
     *_of(
         "worker",

@@ -62,7 +62,8 @@ class Pool:
             raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
 
     def start(self, vm: str) -> None:
-        """Start a worker that was shut down."""
+        """Start a worker that was shut down, without any disk that a dead run has left attached to it."""
+        worker.emptied(self._azure, vm, self._report, self._clock)
         self._report(Step("start worker", names.name_of(vm)))
         self._azure.start(vm)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,7 @@ from . import (
     verification,
     worker,
 )
+from .attachment import Attachment
 from .clock import Clock
 from .cloud import Azure, Transport
 from .destinations.blob import BlobFolder
@@ -42,6 +44,7 @@ from .errors import (
     CoriolisAzureError,
     DeadlinePassed,
     InvalidInput,
+    OperationFailed,
     Unreachable,
     WorkerGone,
 )
@@ -211,9 +214,9 @@ class Source:
         self._report(Step("snapshot", _listed(disks)))
         snapshots = cloning.snapshot_all(resources, disks, self._clock)
 
-        def clones(wave: Sequence[Disk]) -> list[str]:
+        def clones(wave: Sequence[Disk], before: int) -> list[str]:
             self._report(Step("clone", _listed(wave)))
-            return cloning.clone_all(resources, wave, snapshots)
+            return cloning.clone_all(resources, wave, snapshots, before)
 
         return self._copy_waves(resources, reader, disks, clones, folder, full)
 
@@ -234,14 +237,16 @@ class Source:
         by_worker = [disk for disk in disks if disk.name in imported]
         if by_worker and reader is not None:
             self._try_agent(reader)
-            found = self._copy_waves(
-                resources,
-                reader,
-                by_worker,
-                lambda wave: [imported[disk.name] for disk in wave],
-                folder,
-                full,
-            )
+
+            def clones(wave: Sequence[Disk], before: int) -> list[str]:
+                if before:
+                    again = unmanaged.import_all(resources, self.storage, wave, frozen, self._report, before)
+                    imported.update(again)
+                    if missing := [disk.name for disk in wave if disk.name not in again]:
+                        raise OperationFailed(f"Azure does not import the VHD of {', '.join(missing)} again")
+                return [imported[disk.name] for disk in wave]
+
+            found = self._copy_waves(resources, reader, by_worker, clones, folder, full)
             outcomes = {disk.name: outcome for disk, outcome in zip(by_worker, found, strict=True)}
         rest = [disk for disk in disks if disk.name not in outcomes]
         if rest:
@@ -288,7 +293,7 @@ class Source:
         resources: Resources,
         reader: Worker,
         disks: Sequence[Disk],
-        clone: Callable[[Sequence[Disk]], list[str]],
+        clone: Callable[[Sequence[Disk], int], list[str]],
         folder: destinations.Folder,
         full: bool,
     ) -> list[transfer.Outcome]:
@@ -296,11 +301,13 @@ class Source:
         outcomes: list[transfer.Outcome] = []
         for first in range(0, len(disks), reader.slots):
             wave = disks[first : first + reader.slots]
-            clones = clone(wave)
-            self._report(Step("copy", _listed(wave)))
-            with worker.attached(self.azure, reader, clones, self._clock) as devices:
-                outcomes += self._copy_wave(reader, list(zip(wave, devices, strict=True)), folder, full)
-            resources.delete(clones)
+            attachment = Attachment(
+                self.azure, reader, partial(clone, wave), resources.delete, self._clock, self._report
+            )
+            with attachment:
+                self._report(Step("copy", _listed(wave)))
+                outcomes += self._copy_wave(reader, attachment, wave, folder, full)
+            resources.delete(attachment.clones)
         return outcomes
 
     def prepare(self, vm: str) -> tuple[Run, Worker]:
@@ -322,6 +329,8 @@ class Source:
 
         However it ends, what the copying made is deleted again; the worker stays.
         """
+        if worker.emptied(self.azure, reader.vm, self._report, self._clock):
+            self.azure.start(reader.vm)
         journal = Journal(run)
         resources = self.resources(run, journal)
         with resources.spare, resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
@@ -485,7 +494,8 @@ class Source:
     def _copy_wave(
         self,
         reader: Worker,
-        wave: Sequence[tuple[Disk, tuple[str, ...]]],
+        attachment: Attachment,
+        wave: Sequence[Disk],
         folder: destinations.Folder,
         full: bool,
     ) -> list[transfer.Outcome]:
@@ -502,15 +512,18 @@ class Source:
 
         def hang_up() -> None:
             folder.stop()
+            attachment.stop()
             for line in lines:
                 line.close()
 
         def copy(slot: int) -> transfer.Outcome:
-            (disk, devices), line = wave[slot], lines[slot]
-            job = self._job(disk, devices, settings.leaf_size_kib << 10, slot)
+            disk, line = wave[slot], lines[slot]
+            job = self._job(disk, attachment.devices[slot], settings.leaf_size_kib << 10, slot)
             with line, folder.disk(disk.name) as destination:
                 try:
-                    return self._copied(line.agent, job, disk, destination, full, pace, direct, beside)
+                    return self._copied(
+                        lambda: attachment.agent(line), job, disk, destination, full, pace, direct, beside
+                    )
                 except Unreachable as error:
                     if self._gone(reader):
                         raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error

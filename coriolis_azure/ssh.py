@@ -77,6 +77,7 @@ exec(compile(code, "agent", "exec"))
 """
 _BROKEN = (SSHException, OSError, EOFError)  # what paramiko raises on a connection that broke
 _STDERR_BYTES = 4096
+_BOOT_ID_BYTES = 64  # it has 36 and a newline
 _BY_SIGNAL = 128  # a shell's way to tell of one: its number on top of this
 _PACKET_BYTES = 32768  # what servers take in one packet
 
@@ -151,6 +152,14 @@ class Connection:
         except ConnectionLost:
             raise stream.ended() from None
         return stream
+
+    def boot_id(self) -> str:
+        """Which boot of the worker this is. AgentFailed where it does not tell, ConnectionLost where that breaks."""
+        said = b""
+        with self._run("cat /proc/sys/kernel/random/boot_id") as stream:
+            while not said.endswith(b"\n") and len(said) < _BOOT_ID_BYTES:
+                said += stream.read(_BOOT_ID_BYTES)
+        return said.decode(errors="replace").strip()
 
     def start(self, command: str, patience: float) -> Program:
         """Start a command that others than the worker's agent answer to; `patience` as Program has it.
@@ -488,12 +497,8 @@ class Line:
         self._connection: Connection | None = None
         self._closed = False
 
-    def agent(self) -> AgentStream:
-        """A new agent, on a new connection; the one before is closed.
-
-        Unreachable or HostKeyChanged as `connect` raises
-        them, AgentFailed where it cannot be started, ConnectionLost where the connection breaks meanwhile.
-        """
+    def connect(self) -> Connection:
+        """A new connection; the one before is closed. Unreachable or HostKeyChanged as `connect` raises them."""
         if self._connection is not None:
             self._connection.close()
         self._connection = connect(
@@ -502,7 +507,11 @@ class Line:
         if self._closed:
             self._connection.close()
             raise Unreachable("the transfer was given up")
-        return self._connection.start_agent(self._window)
+        return self._connection
+
+    def agent(self) -> AgentStream:
+        """A new agent on the connection. AgentFailed where it cannot be started, ConnectionLost where that breaks."""
+        return (self._connection or self.connect()).start_agent(self._window)
 
     def close(self) -> None:
         """End it. Harmless when repeated."""

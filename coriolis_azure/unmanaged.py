@@ -59,17 +59,26 @@ def must_be_direct(storage: Storage, disk: Disk, location: str) -> str:
 
 
 def import_all(
-    resources: Resources, storage: Storage, disks: Sequence[Disk], frozen: dict[str, Blob], report: Report
+    resources: Resources,
+    storage: Storage,
+    disks: Sequence[Disk],
+    frozen: dict[str, Blob],
+    report: Report,
+    before: int = 0,
 ) -> dict[str, str]:
     """A managed disk from the snapshot of each disk, for the worker; ids by disk name.
 
-    A disk that is missing there cannot be imported, and `report` was told why.
+    A disk that is missing there cannot be imported, and `report` was told why. `before`: how often these disks were
+    imported in this run.
     """
     made: dict[str, str] = {}
     for disk, found in zip(
         disks,
         ordered(
-            lambda disk: _imported(resources, storage, disk, frozen[disk.name]), disks, threads=8, ahead=16
+            lambda disk: _imported(resources, storage, disk, frozen[disk.name], before),
+            disks,
+            threads=8,
+            ahead=16,
         ),
         strict=True,
     ):
@@ -81,14 +90,15 @@ def import_all(
     return made
 
 
-def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob) -> str:
+def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob, before: int) -> str:
     """The id of a managed disk from a snapshot, or, if need be, from a copy of it; else why there is none."""
     why = must_be_direct(storage, disk, resources.run.location)
     if why:
         return why
+    name = f"{disk.name}-{before + 1}" if before else disk.name
     try:
         if snapshot.account.location == resources.run.location:
-            return _disk_from(resources, disk, snapshot, "clone")
+            return _disk_from(resources, disk, snapshot, f"clone-{name}")
     except CloudUnreachable:
         raise
     except AzureError as error:
@@ -98,8 +108,8 @@ def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob
         return why
     try:
         container.ensure()
-        copy = resources.copy_blob(snapshot, container, f"copy-{disk.name}")
-        return _disk_from(resources, disk, copy, "import")
+        copy = resources.copy_blob(snapshot, container, f"copy-{name}")
+        return _disk_from(resources, disk, copy, f"import-{name}")
     except CloudUnreachable:
         raise
     except AzureError as error:
@@ -119,7 +129,7 @@ def _disk_from(resources: Resources, disk: Disk, blob: Blob, role: str) -> str:
             "publicNetworkAccess": "Disabled",
         },
     }
-    made = resources.create("disk", f"{role}-{disk.name}", body)
+    made = resources.create("disk", role, body)
     size = at(made, "properties.diskSizeBytes", 0)
     if size != disk.size_bytes:
         return f"the imported disk has {size} bytes instead of {disk.size_bytes}"

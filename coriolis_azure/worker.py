@@ -237,6 +237,26 @@ def attached(
     _set_disks(azure, worker, [], clock)
 
 
+def emptied(azure: Azure, vm: str, report: Report, clock: Clock) -> bool:
+    """Detach whatever data disks a worker of a pool has, after it was deallocated; whether it had any.
+
+    They are clones of a run that died, and may be what the worker has booted from since.
+    """
+    disks = at(azure.get(vm), "properties.storageProfile.dataDisks", [])
+    if not disks:
+        return False
+    name = names.name_of(vm)
+    report(
+        Notice(
+            f"the worker {name} has {len(disks)} disk(s) of another run attached: it is stopped and rid of them"
+        )
+    )
+    azure.deallocate(vm)
+    body: Json = {"properties": {"storageProfile": {"dataDisks": []}}}
+    patiently(lambda: azure.patch_vm(vm, body), f"changing the disks of {vm}", clock)
+    return True
+
+
 def _set_disks(azure: Azure, worker: Worker, entries: list[Json], clock: Clock) -> None:
     """Make `entries` the worker's data disks. What another operation on it holds up is waited out."""
     body = {"properties": {"storageProfile": {"dataDisks": entries}}}

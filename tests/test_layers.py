@@ -38,6 +38,7 @@ FLOORS = (
         "unmanaged",
         "cloning",
         "worker",
+        "attachment",
         "transfer",
         "verification",
         "cleanup",

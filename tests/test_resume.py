@@ -280,20 +280,44 @@ def test_damaged_bytes_on_the_way_end_the_connection_and_nothing_else(
     assert any("going on after" in text for text in notices(told))
 
 
-def test_a_worker_that_reboots_gets_the_agent_again_and_goes_on(
+def test_a_worker_that_reboots_gets_new_clones_and_the_copy_goes_on(
     azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
 ) -> None:
-    source, somebody = connect(clock=Hasty()), connect()
+    """While it boots it may write to what is attached: a clone that looks like its own root."""
+    source, somebody, before = connect(clock=Hasty()), connect(), azure.resources()
 
     def restart() -> None:
         (vm,) = (vm for vm in somebody.list_vms() if vm["name"].startswith("coriolis-"))
+        clone = azure.content(vm["name"], 0)
         somebody.azure._kinds["vm"].begin_restart(names.group_of(vm["id"]), vm["name"])
+        with clone.open("r+b") as file:
+            for offset in (0, 2 * MIB, 11 * MIB):
+                file.seek(offset)
+                file.write(b"mounted by the worker")
 
     relay.at(6 * MIB, restart)
     report = source.replicate("web", tmp_path / "images")
     assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
     assert report.disks[0].sent_bytes == 12 * MIB
-    assert any("going on after" in text for text in notices(told))
+    assert gone_on_after(told) > 0
+    assert any("made anew from the snapshots" in text for text in notices(told))
+    assert azure.resources() == before
+
+
+def test_a_worker_that_reboots_again_and_again_is_given_up(
+    azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, tmp_path: Path
+) -> None:
+    source, somebody, before = connect(clock=Hasty()), connect(), azure.resources()
+
+    def restart() -> None:
+        relay.at(MIB, restart)
+        (vm,) = (vm for vm in somebody.list_vms() if vm["name"].startswith("coriolis-"))
+        somebody.azure._kinds["vm"].begin_restart(names.group_of(vm["id"]), vm["name"])
+
+    relay.at(2 * MIB, restart)
+    with pytest.raises(errors.WorkerRestarted, match="4 times"):
+        source.replicate("web", tmp_path / "images")
+    assert azure.resources() == before
 
 
 def test_a_worker_that_somebody_deletes_is_named_and_the_next_run_goes_on_with_another(

@@ -28,6 +28,7 @@ import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ exec "$@"
 """
 _CLOUD_INIT = """#!/bin/sh
 if [ "$1" = status ]; then echo "status: done"; fi
+"""
+# Each guest has a boot of its own; the kernel's is the machine's.
+_CAT = """#!/bin/sh
+[ "$1" = /proc/sys/kernel/random/boot_id ] && set -- "{boot_id}"
+exec /bin/cat "$@"
 """
 _BLOCKDEV = """#!/bin/sh
 case "$1" in
@@ -173,10 +179,12 @@ class Guest:
     def furnish(self) -> None:
         """Make what the guest's commands find: home, programs, files of the cloud-config."""
         self.home.mkdir(mode=0o700, parents=True)
+        (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
         programs = {
             "sudo": _SUDO,
             "cloud-init": _CLOUD_INIT,
             "blockdev": _BLOCKDEV,
+            "cat": _CAT.format(boot_id=self.folder / "boot_id"),
             "systemctl": _NOTHING,
             "udevadm": _NOTHING,
             "python3": _PYTHON.format(python=self.python),

@@ -1,0 +1,77 @@
+"""Workers that may have booted with clones attached: a pool's, before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from coriolis_azure import cloning, destinations, ssh, worker
+from coriolis_azure.clock import Clock
+from coriolis_azure.events import Event, Notice, silent
+from coriolis_azure.journal import Journal
+from coriolis_azure.model import Worker
+from coriolis_azure.pool import Pool
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
+
+
+def boot_of(reader: Worker) -> str:
+    with ssh.connect(reader, Clock(), silent) as connection:
+        return connection.boot_id()
+
+
+def luns(source: Source, reader: Worker) -> list[int]:
+    return [
+        entry["lun"] for entry in source.azure.get(reader.vm)["properties"]["storageProfile"]["dataDisks"]
+    ]
+
+
+@pytest.fixture
+def pool(source: Source, told: list[Event]) -> Pool:
+    return Pool(source.azure, source.environment, "0f6f1c1e-1111", told.append, Clock())
+
+
+def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
+    azure: Sandbox,
+    source: Source,
+    pool: Pool,
+    image: Callable[..., Path],
+    told: list[Event],
+    tmp_path: Path,
+) -> None:
+    content = image("os")
+    azure.add_vm("web", content)
+    machine = source.inspect("web")
+    disks = source.chosen(machine)
+    shared, subnet = pool.share()
+    made, reader = pool.add("9a7b6c5d-aaaa", subnet)
+    dead = source.resources(source.new_run(machine), Journal(source.new_run(machine)))
+    snapshots = cloning.snapshot_all(dead, disks, Clock())
+
+    def dies_with_a_clone(before: int) -> None:
+        (clone,) = cloning.clone_all(dead, disks, snapshots, before)
+        entry = {"lun": 5, "createOption": "Attach", "managedDisk": {"id": clone}}
+        body = {"properties": {"storageProfile": {"dataDisks": [entry]}}}
+        source.azure.patch_vm(reader.vm, body)
+        assert luns(source, reader) == [5]
+
+    dies_with_a_clone(0)
+    boot = boot_of(reader)
+    with destinations.open(str(tmp_path / "images"), silent, source.storage) as folder:
+        source.resume(source.new_run(machine), reader, disks, folder)
+    assert (tmp_path / "images/os.raw").read_bytes() == content.read_bytes()
+    assert (boot_of(reader) != boot, luns(source, reader)) == (True, [])
+    assert any("of another run attached" in event.text for event in told if isinstance(event, Notice))
+
+    dies_with_a_clone(1)
+    pool.stop(reader.vm)
+    pool.start(reader.vm)
+    assert luns(source, reader) == []
+    pool.check_health(reader)
+    boot = boot_of(reader)
+    assert not worker.emptied(source.azure, reader.vm, silent, Clock())
+    assert boot_of(reader) == boot
+    pool.remove(made)
+    pool.remove(shared)
