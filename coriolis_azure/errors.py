@@ -200,6 +200,12 @@ class CorruptChunk(TransferError):
     )
 
 
+class IncompleteReplica(TransferError):
+    """The images of a replica are not all there, or are not of one run. Fact: `disk`, one that is not."""
+
+    remedy = "Run the replication again: what had arrived is kept, and only the rest is sent."
+
+
 class DestinationFailed(TransferError):
     """The destination refused to take or give back content."""
 

@@ -37,6 +37,7 @@ from . import (
 from .attachment import Attachment
 from .clock import Clock
 from .cloud import Azure, Transport
+from .destinations import sets
 from .destinations.blob import BlobFolder
 from .errors import (
     AzureError,
@@ -184,7 +185,11 @@ class Source:
                 reader = self._reader(resources, machine, disks)
                 if shutdown:
                     self.stop(machine)
+                record = sets.begin(folder, machine.id, self._begun(resources.run, machine, disks))
                 outcomes = self.copy(resources, reader, disks, folder, full=full)
+                roots = [outcome.manifest.root() for outcome in outcomes]
+                names_of = [disk.name for disk in disks]
+                sets.complete(folder, record, dict(zip(names_of, roots, strict=True)))
         return Replicated(
             vm=machine.name,
             mechanism=self.environment.replica_export_mechanism,
@@ -192,6 +197,12 @@ class Source:
             seconds=round(self._clock.monotonic() - started, 3),
             left_behind=tuple(left_behind),
         )
+
+    def _begun(self, run: Run, machine: Machine, disks: Sequence[Disk]) -> sets.Begun:
+        """What is written down of a run before it copies these disks."""
+        names_of = [disk.name for disk in disks]
+        left_out = tuple(disk.name for disk in machine.disks if disk.name not in names_of)
+        return sets.Begun(run.id, names.stamp(self._clock.now()), tuple(names_of), left_out)
 
     def copy(
         self,

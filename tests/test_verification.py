@@ -17,7 +17,7 @@ from test_transfer import CHUNK, job
 
 from coriolis_azure import destinations, transfer, verification
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
+from coriolis_azure.destinations import Image, sets
 from coriolis_azure.errors import InvalidInput, NotFound
 from coriolis_azure.events import silent
 from coriolis_azure.sandbox import Sandbox
@@ -42,6 +42,9 @@ def images(tmp_path: Path) -> Path:
         disk = tmp_path / name
         disk.write_bytes(random.Random(seed).randbytes(SIZE))
         replicate(disk, folder / f"{name}.raw")
+    with destinations.open(str(folder), silent) as place:
+        record = sets.begin(place, "/vm", sets.Begun("run", "2026-01-01T00:00:00Z", ("os", "data-0")))
+        sets.complete(place, record, {name: place.disk(name).stored().root() for name in place.names()})
     return folder
 
 

@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from .. import __version__, codes, names, permissions, settings
-from ..errors import CorruptChunk, InvalidInput
+from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
 from . import logs
 from .options import json_is_asked_for, json_option, opened, source_options
 from .output import (
@@ -269,9 +269,10 @@ def replicate(
 def verify(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
     """Read a destination again and compare it with what the last run to it has left there.
 
-    Names the first chunk of each disk that is not what was replicated. Exit code 0 when all of it is, 5 when
-    something is not, 2 when it could not be told of some disk: it is called "not verified" then. The settings are
-    needed only for a destination in Azure, blob://...
+    Names the first chunk of each disk that is not what was replicated, images that are missing, and disks that are
+    not of one run. Exit code 0 when all is as the last run left it, 5 when something is not, 2 when it could not be
+    told of some disk: it is called "not verified" then. The settings are needed only for a destination in Azure,
+    blob://...
     """
     from .. import destinations, verification
     from ..clock import Clock
@@ -291,6 +292,8 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
             records.append((verdict.name, size, VERIFIED[verdict.verified], verdict.reason or "-"))
         Table(("disk", "size", "verified", "reason"), records).show()
     for verdict in verdicts:
+        if verdict.verified is False and verdict.of_set:
+            raise IncompleteReplica(f"{verdict.name}: {verdict.reason}", disk=verdict.name)
         if verdict.verified is False:
             remedy = "Replicate to it again with --full: everything is sent anew."
             raise CorruptChunk(f"{verdict.name}: {verdict.reason}", remedy=remedy, offset=verdict.bad_offset)

@@ -146,6 +146,12 @@ class Place(Folder, Protocol):
     def disk(self, name: str) -> Kept:
         """See Folder."""
 
+    def record(self) -> bytes | None:
+        """The document that says which disks belong together; None where there is none. See `sets`."""
+
+    def keep_record(self, text: bytes) -> None:
+        """Replace that document as a whole, durably."""
+
     def __enter__(self) -> Place: ...
 
 

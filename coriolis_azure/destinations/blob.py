@@ -47,6 +47,7 @@ from ..events import Notice, Report, Step, Waiting
 from ..hashing import UNKNOWN, ZERO, Manifest
 from ..pipeline import Lock, every, ordered
 from ..storage import MOST, PAGE, Blob, Container, Pages, Properties, Storage
+from . import sets
 from .image import _forget
 
 REGION = 64 << 20
@@ -550,6 +551,9 @@ class BlobFolder:
             raise InvalidInput(f"there is no replica at {self.url}", remedy="Replicate a VM to it first.")
         _lease(self._owner, self.url, storage.clock, report)
         self._ending.callback(self._owner.release)
+        # Leased as long as the place is ours: who has lost the place cannot replace it any more.
+        self._record = self._container.blob(f"{self._prefix}{sets.NAME}")
+        self._ending.callback(self._record.release)
         self._ending.enter_context(every(_RENEW_SECONDS, self._renew))
 
     def disk(self, name: str) -> BlobImage:
@@ -573,6 +577,24 @@ class BlobFolder:
         if not found:
             self._owner.put(vm.encode())
 
+    def record(self) -> bytes | None:
+        """The document that says which disks belong together. See Place."""
+        return self._record.text() or None
+
+    def keep_record(self, text: bytes) -> None:
+        """Replace that document, while the place is ours. See Place."""
+        try:
+            if not self._record.lease_id:
+                with contextlib.suppress(Conflict):
+                    self._record.put(b"", new=True)
+                _lease(self._record, self._record.url, self._storage.clock, self._report)
+                self._owner.renew()
+            self._record.put(text)
+        except AzureError as error:
+            raise DestinationFailed(
+                f"{self._record.url} cannot be written: {error}", remedy=error.remedy
+            ) from error
+
     def stop(self) -> None:
         """Whatever is under way on the VHDs ends soon."""
         for image in self._opened:
@@ -593,6 +615,7 @@ class BlobFolder:
             with self.disk(name) as vhd:
                 vhd.remove()
         if not self.names():
+            self._record.delete()
             self._owner.delete()
 
     def tell_removed(self, disks: Collection[str]) -> None:
@@ -619,7 +642,7 @@ class BlobFolder:
 
     def _renew(self) -> None:
         """One that cannot be renewed is told by the next write."""
-        for renew in (self._owner.renew, *(image.renew for image in self._opened)):
+        for renew in (self._owner.renew, self._record.renew, *(image.renew for image in self._opened)):
             with contextlib.suppress(AzureError):
                 renew()
 

@@ -44,6 +44,7 @@ from ..errors import DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
 from ..hashing import UNKNOWN, ZERO, Manifest, grain_count
 from ..pipeline import Lock, ordered
+from . import sets
 from .grains import Grains
 
 REGION = 64 << 20
@@ -495,6 +496,34 @@ class ImageFolder:
                 f"{self.path} holds the replica of another VM: {found[:500]}",
                 remedy=f"Give each VM a folder of its own; if this is the VM's, remove {owner}.",
             )
+
+    def record(self) -> bytes | None:
+        """The document that says which disks belong together. See Place."""
+        path = self.path / sets.NAME
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
+
+    def keep_record(self, text: bytes) -> None:
+        """Replace that document as a whole, durably. See Place."""
+        path = self.path / sets.NAME
+        new = path.with_name(path.name + ".new")
+        try:
+            new.unlink(missing_ok=True)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            try:
+                _write_whole(fd, text)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            new.replace(path)
+        except OSError as error:
+            raise DestinationFailed(
+                f"{path} cannot be written: {error.strerror}", remedy=_REMEDIES.get(error.errno or 0)
+            ) from error
 
     def stop(self) -> None:
         """Whatever is under way on the images ends soon."""
