@@ -11,15 +11,21 @@ from collections.abc import Iterable, Sequence
 
 from .clock import Clock
 from .errors import DeadlinePassed, OperationFailed
+from .events import Report, Waiting
 from .model import Disk, Json
 from .pipeline import ordered
 from .resources import Resources
 
 _INCREMENTAL_ONLY = {"UltraSSD_LRS", "PremiumV2_LRS"}
-_COMPLETE_SECONDS = 6 * 3600.0
+# Bytes a second that a background copy is taken to move, for estimates only.
+BACKGROUND_RATE = 100_000_000
+# A background copy may take a day. One that does not move for so long is given up.
+_STALLED_SECONDS = 6 * 3600.0
+# How often a wait for one is told, and the longest time between two looks.
+_TELL_SECONDS, _LONGEST_PAUSE = 900.0, 120.0
 
 
-def snapshot_all(resources: Resources, disks: Sequence[Disk], clock: Clock) -> dict[str, str]:
+def snapshot_all(resources: Resources, disks: Sequence[Disk], report: Report, clock: Clock) -> dict[str, str]:
     """A snapshot of every disk, taken side by side; snapshot ids by disk name.
 
     Raises an AzureError; what had been taken is then deleted again.
@@ -27,7 +33,7 @@ def snapshot_all(resources: Resources, disks: Sequence[Disk], clock: Clock) -> d
     ended: list[bool] = []
     with resources.undone_on_error():
         taken = ordered(
-            lambda disk: _snapshot(resources, disk, clock, ended),
+            lambda disk: _snapshot(resources, disk, report, clock, ended),
             disks,
             threads=len(disks) or 1,
             ahead=len(disks) or 1,
@@ -63,7 +69,7 @@ def clone_sku(disk: Disk) -> str:
     return "Premium_LRS" if disk.sector_bytes == 512 else "PremiumV2_LRS"
 
 
-def _snapshot(resources: Resources, disk: Disk, clock: Clock, ended: list[bool]) -> str:
+def _snapshot(resources: Resources, disk: Disk, report: Report, clock: Clock, ended: list[bool]) -> str:
     made = resources.create(
         "snapshot",
         f"snapshot-{disk.name}",
@@ -71,31 +77,56 @@ def _snapshot(resources: Resources, disk: Disk, clock: Clock, ended: list[bool])
             "sku": {"name": "Standard_LRS"},
             "properties": {
                 "creationData": {"createOption": "Copy", "sourceResourceId": disk.id},
-                "incremental": disk.sku in _INCREMENTAL_ONLY,
+                "incremental": copied_in_background(disk),
                 **_access(resources, disk),
             },
         },
     )
-    return _completed(resources, made, clock, ended)
+    return _completed(resources, disk, made, report, clock, ended)
 
 
-def _completed(resources: Resources, snapshot: Json, clock: Clock, ended: list[bool]) -> str:
-    """Wait until a snapshot can be used, or the run has `ended`.
+def _completed(
+    resources: Resources, disk: Disk, snapshot: Json, report: Report, clock: Clock, ended: list[bool]
+) -> str:
+    """Wait until a snapshot can be used, or the run has `ended`, or its background copy stands still.
 
-    Azure leaves `completionPercent` out where that is at once.
+    Azure leaves `completionPercent` out where a snapshot can be used at once.
     """
-    id, until = str(snapshot["id"]), clock.monotonic() + _COMPLETE_SECONDS
+    id, begun, told = str(snapshot["id"]), clock.monotonic(), -_TELL_SECONDS
+    best, moved = -1.0, begun
     while (done := snapshot["properties"].get("completionPercent")) is not None and done < 100:
         fault = snapshot["properties"].get("copyCompletionError")
         if fault:
             raise OperationFailed(f"the background copy of {id} failed: {fault}", resource=id)
         if ended:
             raise OperationFailed(f"the wait for {id} was ended", resource=id)
-        if clock.monotonic() > until:
-            raise DeadlinePassed(f"{id} was {done:.0f} % copied after {_COMPLETE_SECONDS / 3600:.0f} hours")
-        clock.sleep(10)
+        now = clock.monotonic()
+        if done > best:
+            best, moved = done, now
+        if now - moved > _STALLED_SECONDS:
+            raise DeadlinePassed(
+                f"the background copy of {id} has stood at {done:.0f} % for {_STALLED_SECONDS / 3600:.0f} hours",
+                resource=id,
+            )
+        if now - begun - told >= _TELL_SECONDS:
+            told = now - begun
+            left = (
+                told * (100 - done) / done if done and told else background_seconds(disk) * (1 - done / 100)
+            )
+            report(Waiting(f"the background copy of the snapshot of {disk.name} ({done:.0f} % done)", left))
+        clock.sleep(min(_LONGEST_PAUSE, max(10.0, (now - begun) / 20)))
         snapshot = resources.azure.get(id)
     return id
+
+
+def copied_in_background(disk: Disk) -> bool:
+    """Whether a snapshot of the disk can be used only when Azure has copied it in the background: in each run."""
+    return disk.sku in _INCREMENTAL_ONLY
+
+
+def background_seconds(disk: Disk) -> float:
+    """An estimate of how long that takes for a full disk. Azure promises no rate."""
+    return disk.size_bytes / BACKGROUND_RATE
 
 
 def _clone(resources: Resources, disk: Disk, snapshot: str, role: str) -> str:

@@ -19,6 +19,7 @@ OWN_NETWORK = "own network"
 GIVEN_NETWORK = "existing network"
 SHUTDOWN = "shutdown"
 CUSTOMER_KEYS = "customer-managed keys"
+WORKER_KEY = "a disk encryption set for the worker"
 BLOB_STORAGE = "Blob storage"
 BLOB_DATA = "Blob storage without its key"
 ACCOUNT_KEY = "storage account key"
@@ -28,6 +29,7 @@ FEATURES = (
     GIVEN_NETWORK,
     SHUTDOWN,
     CUSTOMER_KEYS,
+    WORKER_KEY,
     BLOB_STORAGE,
     BLOB_DATA,
     ACCOUNT_KEY,
@@ -35,6 +37,7 @@ FEATURES = (
 
 # Where an action must be allowed.
 SUBSCRIPTION, GROUP, NETWORK, ACCOUNT = "subscription", "resource group", "network", "storage account"
+ENCRYPTION_SET = "disk encryption set"
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,13 @@ ACTIONS: tuple[Action, ...] = (
         "stop and start it where it has booted again with clones attached",
         *("Compute/virtualMachines/powerOff/action", "Compute/virtualMachines/start/action"),
         optional=True,
+    ),
+    *_of(
+        "worker",
+        "linked: the worker's own disk uses the disk encryption set of the settings",
+        "Compute/diskEncryptionSets/read",
+        scope=ENCRYPTION_SET,
+        feature=WORKER_KEY,
     ),
     *_of("worker", "find an image that exists today", _IMAGE, scope=SUBSCRIPTION),
     *_of(
@@ -225,6 +235,8 @@ ACTIONS: tuple[Action, ...] = (
 def features(environment: Environment) -> set[str]:
     """What the settings choose; shutting down and keys are the caller's and the disks' to choose."""
     chosen = {GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
+    if environment.export_worker_disk_encryption_set:
+        chosen.add(WORKER_KEY)
     if environment.storage_account_name:
         chosen.add(BLOB_STORAGE)
     if environment.storage_use_account_key:

@@ -32,6 +32,7 @@ class Pool:
     def check(self) -> None:
         """Raise when no worker could be made."""
         worker.check_network(self._azure, self._environment)
+        worker.check_encryption(self._azure, self._environment)
         worker.choose_size(self._azure, _NEEDS, self._environment, self._report)
         worker.choose_image(self._azure, self._environment, self._report)
 

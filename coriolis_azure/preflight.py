@@ -115,6 +115,7 @@ def check(
         if size is not None:
             asked.capacity(size)
         asked.image()
+        asked.encryption()
         asked.network()
         asked.network_quota()
         asked.leftovers()
@@ -202,6 +203,8 @@ class _Questions:
             network = self._network_id()
             if network:
                 scopes[permissions.NETWORK] = network
+        if self._environment.export_worker_disk_encryption_set:
+            scopes[permissions.ENCRYPTION_SET] = self._environment.export_worker_disk_encryption_set
         account = self._environment.storage_account_name
         if account:
             scopes[permissions.ACCOUNT] = (
@@ -280,6 +283,8 @@ class _Questions:
             "location": self._environment.location,
             "tags": names.tags(run, role, "", datetime.now(timezone.utc), self._environment.tags),
         }
+        if kind == "vm" and self._environment.export_worker_encryption_at_host:
+            content["properties"] = {"securityProfile": {"encryptionAtHost": True}}
         version = self._azure.api_versions.get(names.TYPES[kind].lower(), _ANY_VERSION)
         return self._azure.policy_restrictions(self._environment.resource_group, content, version)
 
@@ -363,6 +368,14 @@ class _Questions:
                 "snapshot",
                 f"{told} is being exported by somebody (it has an active shared access signature)",
                 "Wait until that has ended or revoke the access; until then the VM cannot be started.",
+            )
+        if cloning.copied_in_background(disk):
+            self._warn(
+                "snapshot",
+                f"{told} is of the type {disk.sku}: in each run Azure copies its snapshot in the background before it "
+                f"can be used, about {_duration(cloning.background_seconds(disk))} if the disk is full and Azure "
+                f"copies {cloning.BACKGROUND_RATE / 1e6:.0f} MB/s (an estimate: it promises no rate)",
+                "Plan the run with that time, or leave the disk out with exclude_disks.",
             )
         if cloning.clone_sku(disk) == "PremiumV2_LRS" and self.machine and not self.machine.zones:
             self._warn(
@@ -457,6 +470,13 @@ class _Questions:
             self._warn("worker", _texts(told), "Set export_worker_image to an image that exists.")
         if image is not None:
             self._fine("worker", f"image {image} exists")
+
+    def encryption(self) -> None:
+        """The disk encryption set of the settings: there, in the location."""
+        found = self._asked("worker", lambda: worker.check_encryption(self._azure, self._environment))
+        if found:
+            name = names.name_of(self._environment.export_worker_disk_encryption_set)
+            self._fine("worker", f"disk encryption set {name} can be read, for the worker's own disk")
 
     def network(self) -> None:
         """The subnet of the settings: there, with room for a NIC."""

@@ -134,6 +134,8 @@ class Environment:
     resource_group: str
     export_worker_size: str
     export_worker_image: Image | None
+    export_worker_encryption_at_host: bool
+    export_worker_disk_encryption_set: str
     storage_account_name: str
     storage_container_name: str
     storage_use_account_key: bool
@@ -185,6 +187,8 @@ class Environment:
             resource_group=group,
             export_worker_size=given.get("export_worker_size", ""),
             export_worker_image=Image(**image) if image else None,
+            export_worker_encryption_at_host=given["export_worker_encryption_at_host"],
+            export_worker_disk_encryption_set=given.get("export_worker_disk_encryption_set", ""),
             storage_account_name=given.get("storage_account_name", ""),
             storage_container_name=given.get("storage_container_name", ""),
             storage_use_account_key=given["storage_use_account_key"],
@@ -241,6 +245,7 @@ def _why_no_network(source: str) -> str:
 # What a pool's workers are made with; what is about one transfer is not.
 _POOL = (
     *("location", "resource_group", "export_worker_size", "export_worker_image", "export_network"),
+    *("export_worker_encryption_at_host", "export_worker_disk_encryption_set"),
     *("export_worker_use_fip", "export_worker_allowed_addresses", "export_worker_ssh_port"),
     *("export_worker_data_port", "tags"),
 )

@@ -223,7 +223,7 @@ class Source:
             raise ValueError("managed disks are read by a worker")
         self._try_agent(reader)
         self._report(Step("snapshot", _listed(disks)))
-        snapshots = cloning.snapshot_all(resources, disks, self._clock)
+        snapshots = cloning.snapshot_all(resources, disks, self._report, self._clock)
 
         def clones(wave: Sequence[Disk], before: int) -> list[str]:
             self._report(Step("clone", _listed(wave)))

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from . import channel, names, ssh
@@ -90,6 +90,7 @@ class Needs:
     premium: bool = False
     zone: str = ""
     rate: int = 0
+    host_encryption: bool = False
 
 
 def needs(machine: Machine, disks: Sequence[Disk]) -> Needs:
@@ -106,6 +107,7 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
     """
     azure = resources.azure
     check_network(azure, environment)
+    check_encryption(azure, environment)
     if environment.worker_is_open_to_all:
         report(
             Notice(
@@ -120,7 +122,14 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
     custom_data = cloud_config(host_private, host_public, environment.export_worker_ssh_port)
     with resources.undone_on_error():
         nic = _network(resources, environment)
-        body = partial(_vm, resources, nic=nic["id"], public_key=public_key, custom_data=custom_data)
+        body = partial(
+            _vm,
+            resources,
+            environment=environment,
+            nic=nic["id"],
+            public_key=public_key,
+            custom_data=custom_data,
+        )
         vm, size = _booted(resources, needed, environment, report, body)
         return Worker(
             vm=vm["id"],
@@ -284,7 +293,7 @@ def choose_size(
     else the one that holds most. Sizes outside `SIZES` come after them, those of a barred family last. InvalidInput
     when there is none that can be a worker.
     """
-    offered = _offered(azure, environment.location, needed)
+    offered = _offered(azure, environment.location, _with_settings(needed, environment))
     offered = {name: size for name, size in offered.items() if name not in barred.names}
     asked = environment.export_worker_size
     if asked.lower() in offered:
@@ -329,6 +338,26 @@ def _suited(candidates: Sequence[Size], needed: Needs) -> Size:
     return fast[0] if fast else max(holding, key=lambda size: size.rate)
 
 
+def check_encryption(azure: Azure, environment: Environment) -> Json | None:
+    """The disk encryption set of the settings, None without one; raises where the worker's disk cannot use it."""
+    id = environment.export_worker_disk_encryption_set
+    if not id:
+        return None
+    subscription = id.split("/")[2]
+    if subscription.lower() != azure.subscription.lower():
+        raise InvalidInput(
+            f"export_worker_disk_encryption_set is in subscription {subscription}, the VMs are in {azure.subscription}",
+            remedy="Choose a disk encryption set of the subscription of the VMs.",
+        )
+    found = azure.encryption_set(id)
+    if names.location(must(found, "location")) != environment.location:
+        raise InvalidInput(
+            f"the disk encryption set {names.name_of(id)} is in {found['location']}, not in {environment.location}",
+            remedy="Choose a disk encryption set in the location of the VMs.",
+        )
+    return found
+
+
 def _refused(error: AzureError, code: str) -> str:
     """Whether another `size` or another `image` may be taken where this one was refused; "" where that is no help.
 
@@ -343,7 +372,7 @@ def _refused(error: AzureError, code: str) -> str:
 
 def _as_large(azure: Azure, needed: Needs, environment: Environment, size: Size, barred: Barred) -> set[str]:
     """The sizes with as many vCPUs as one that a quota was too small for, if smaller ones of `SIZES` are left."""
-    offered = _offered(azure, environment.location, needed)
+    offered = _offered(azure, environment.location, _with_settings(needed, environment))
     ours = {name.lower() for name in SIZES} - barred.names
     smaller = {name for name, one in offered.items() if name in ours and one.vcpus < size.vcpus}
     return {name for name in offered if name not in smaller} if smaller else set()
@@ -451,6 +480,11 @@ def images(azure: Azure, location: str) -> list[Image]:
     return [image for image in IMAGES if azure.image(location, image) is not None]
 
 
+def _with_settings(needed: Needs, environment: Environment) -> Needs:
+    """What the disks need, and what the settings demand."""
+    return replace(needed, host_encryption=environment.export_worker_encryption_at_host)
+
+
 def _offered(azure: Azure, location: str, needed: Needs) -> dict[str, Size]:
     """The usable sizes of `location`, by lower-cased name."""
     found = (_usable(sku, location, needed) for sku in azure.sizes(location))
@@ -468,6 +502,7 @@ def _usable(sku: Json, location: str, needed: Needs) -> Size | None:
         and "SCSI" in told.get("DiskControllerTypes", "SCSI")
         and "V2" in told.get("HyperVGenerations", "V1,V2")
         and (told.get("PremiumIO", "False") == "True" or not needed.premium)
+        and (told.get("EncryptionAtHostSupported", "False") == "True" or not needed.host_encryption)
         and not told.get("ConfidentialComputingType")  # takes confidential VMs only
         and (not needed.zone or zones is None or needed.zone in zones)
         and not any(_bars(restriction, needed.zone) for restriction in sku.get("restrictions", []))
@@ -650,6 +685,7 @@ def _vm(
     image: Image,
     disk: str,
     *,
+    environment: Environment,
     nic: str,
     public_key: str,
     custom_data: str,
@@ -670,9 +706,7 @@ def _vm(
                     "name": names.resource(run.id, disk),
                     "createOption": "FromImage",
                     "caching": "ReadWrite",
-                    "managedDisk": {
-                        "storageAccountType": "StandardSSD_LRS" if azure.is_modern else "Standard_LRS"
-                    },
+                    "managedDisk": _os_disk_of(azure, environment),
                     **_deleted_along(azure),
                 },
             },
@@ -692,7 +726,17 @@ def _vm(
             "networkProfile": {"networkInterfaces": [{"id": nic, "properties": {"primary": True}}]},
         }
     }
+    if environment.export_worker_encryption_at_host:
+        body["properties"]["securityProfile"] = {"encryptionAtHost": True}
     return {**body, "zones": [run.zone]} if run.zone else body
+
+
+def _os_disk_of(azure: Azure, environment: Environment) -> Json:
+    """How the worker's own disk is kept: its type, and whose key encrypts it."""
+    kept: Json = {"storageAccountType": "StandardSSD_LRS" if azure.is_modern else "Standard_LRS"}
+    if environment.export_worker_disk_encryption_set:
+        kept["diskEncryptionSet"] = {"id": environment.export_worker_disk_encryption_set}
+    return kept
 
 
 def _devices(lun: int) -> tuple[str, ...]:

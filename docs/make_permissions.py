@@ -16,8 +16,8 @@ with exactly these actions for the chosen settings; `az role definition create -
 `coriolis-azure check` asks Azure what the identity may do and names each action that is missing.
 
 * **Where**: the resource group of the source environment, the subscription, the network that `export_network` names,
-  or the storage account. Assigned to the subscription, a role covers all of them; assigned to a resource group, it does
-  not cover the subscription's actions, which all only read.
+  the disk encryption set of the settings, or the storage account. Assigned to the subscription, a role covers all of
+  them; assigned to a resource group, it does not cover the subscription's actions, which all only read.
 * **For**: what must be chosen for an action to be needed; `-` means always. Without an *optional* one the work gets
   done all the same, and `check` knows less.
 * *data*: one of a role's data actions. The built-in role *Storage Blob Data Contributor* holds all that is said here

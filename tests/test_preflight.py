@@ -228,6 +228,7 @@ def test_copies_of_disks_with_large_sectors_need_a_zone(
     changed(azure, "/disks/web-data-0", large)
     checked = connect(QUIET).check("web")
     assert checked.ok
+    assert "in each run Azure copies its snapshot in the background" in texts(checked, "warning")
     assert ("can be attached within a zone only" in texts(checked, "warning")) is (zone is None)
 
 
@@ -636,6 +637,68 @@ def test_copies_are_encrypted_as_their_source_is(
     assert "customer-managed keys" in texts(checked, "warning")
     source.replicate("web", tmp_path / "images")
     assert made == {"snapshots": encryption, "disks": encryption}
+
+
+def with_set(azure: Sandbox, location: str) -> str:
+    """The id of a disk encryption set that is there, in `location`."""
+    group = f"/subscriptions/{azure.connection_info()['subscription_id']}/resourceGroups/{GROUP}"
+
+    def look(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.path.endswith("/diskEncryptionSets/d"):
+            return Response.of(200, {"id": request.path, "name": "d", "location": location})
+        return answer(request)
+
+    azure.intercept = look
+    return f"{group}/providers/Microsoft.Compute/diskEncryptionSets/d"
+
+
+def test_the_workers_own_disk_and_host_are_encrypted_as_policies_demand(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os"))
+    set_id = with_set(azure, "westeurope")
+    allow(azure, *permissions.role(ALL | {permissions.WORKER_KEY}, ["/"])["Actions"])
+    source = connect(
+        QUIET
+        | {"export_worker_encryption_at_host": True, "export_worker_disk_encryption_set": set_id}
+        | {"export_worker_allowed_addresses": ["*"]}
+    )
+    checked = source.check("web")
+    assert checked.ok
+    assert "disk encryption set d can be read, for the worker's own disk" in texts(checked, "fine")
+    run, reader = source.prepare("web")
+    vm = source.azure.get(reader.vm)
+    assert vm["properties"]["securityProfile"] == {"encryptionAtHost": True}
+    disk = source.azure.get(vm["properties"]["storageProfile"]["osDisk"]["managedDisk"]["id"])
+    assert disk["properties"]["encryption"] == {
+        "type": "EncryptionAtRestWithCustomerKey",
+        "diskEncryptionSetId": set_id,
+    }
+    assert source.finish(run) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"location": "northeurope"}, "the disk encryption set d is in northeurope, not in westeurope"),
+        ({"subscription": "0f0f"}, "export_worker_disk_encryption_set is in subscription 0f0f"),
+        ({"name": "gone"}, "could not read"),
+    ],
+)
+def test_a_disk_encryption_set_that_the_worker_cannot_use_is_refused_before_anything_is_made(
+    azure: Sandbox, connect: Connect, image: Image, change: dict[str, str], words: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    set_id = with_set(azure, change.get("location", "westeurope"))
+    if "subscription" in change:
+        set_id = set_id.replace(set_id.split("/")[2], change["subscription"])
+    set_id = set_id.removesuffix("/d") + f"/{change.get('name', 'd')}"
+    before = azure.resources()
+    source = connect(QUIET | {"export_worker_disk_encryption_set": set_id})
+    assert words in texts(source.check("web"), "error")
+    with pytest.raises(errors.CoriolisAzureError, match=words):
+        source.prepare("web")
+    assert azure.resources() == before
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,14 @@ def test_a_size_for_confidential_vms_is_no_worker(azure: Sandbox, source: Source
     assert worker._usable(sku, "westeurope", worker.Needs()) is None
 
 
+def test_a_size_without_encryption_at_host_is_none_where_that_is_demanded(source: Source) -> None:
+    sku = next(sku for sku in source.azure.sizes("westeurope") if sku["name"] == "Standard_D2s_v5")
+    demanding = worker.Needs(host_encryption=True)
+    assert worker._usable(sku, "westeurope", demanding) is not None
+    told = [each for each in sku["capabilities"] if each["name"] != "EncryptionAtHostSupported"]
+    assert worker._usable({**sku, "capabilities": told}, "westeurope", demanding) is None
+
+
 @pytest.mark.parametrize(
     ("disks", "rate", "size"),
     [

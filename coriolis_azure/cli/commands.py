@@ -184,7 +184,7 @@ def check(connection: Path, environment: Path, vm: str | None, shutdown: bool, a
 )
 @click.option("--own-network/--existing-network", default=True, help="Without or with export_network.")
 @click.option("--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down.")
-@click.option("--customer-keys", is_flag=True, help="For disks with customer-managed keys.")
+@click.option("--customer-keys", is_flag=True, help="For disks with customer-managed keys, the worker's too.")
 @click.option(
     "--storage",
     type=click.Choice(["identity", "key"]),
@@ -219,6 +219,7 @@ def role(
         (public_ip, permissions.PUBLIC_IP),
         (shutdown, permissions.SHUTDOWN),
         (customer_keys, permissions.CUSTOMER_KEYS),
+        (customer_keys, permissions.WORKER_KEY),
         (storage is not None, permissions.BLOB_STORAGE),
         (storage == "identity", permissions.BLOB_DATA),
         (storage == "key", permissions.ACCOUNT_KEY),

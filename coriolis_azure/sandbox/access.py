@@ -90,7 +90,7 @@ def _linked(request: Request) -> Iterator[tuple[str, str]]:
             yield f"{_JOINED[kind.lower()]}/join/action", target
         elif name == "sourceResourceId":
             yield f"{kind}/beginGetAccess/action", target
-        elif name == "diskEncryptionSetId":
+        elif name == "diskEncryptionSetId" or kind.lower() == "microsoft.compute/diskencryptionsets":
             yield f"{kind}/read", target
 
 

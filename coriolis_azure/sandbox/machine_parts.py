@@ -305,6 +305,10 @@ def implicit_disk(
     top: Json = {"sku": {"name": sku, "tier": catalog.DISK_SKUS[sku]}}
     if "zones" in machine.document and not sku.endswith("_ZRS"):
         top["zones"] = list(machine.document["zones"])
+    key = reference(given.get("managedDisk") or {}, "diskEncryptionSet")
+    if key:
+        encryption = {"type": "EncryptionAtRestWithCustomerKey", "diskEncryptionSetId": key}
+        properties = {**properties, "encryption": encryption}
     content = world.contents.zeros(gib * disks.GIB)
     return disks.new_disk(world, _disk_id(machine, name), machine.location, content, properties, **top)
 

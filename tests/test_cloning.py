@@ -1,0 +1,72 @@
+"""Snapshots that Azure fills in the background are waited for as long as they move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import MIB
+from test_worker import Held
+
+from coriolis_azure import cloning, errors
+from coriolis_azure.clock import Clock
+from coriolis_azure.events import Event, Report, Waiting
+from coriolis_azure.journal import Journal
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Held()
+
+
+def filled(azure: Sandbox, percent: Callable[[], float]) -> None:
+    """What snapshots say of their background copy."""
+
+    def look(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if request.method == "GET" and "/snapshots/" in request.path and response.status == 200:
+            document = json.loads(response.body)
+            document["properties"]["completionPercent"] = percent()
+            return replace(response, body=json.dumps(document).encode())
+        return response
+
+    azure.intercept = look
+
+
+def snapshots(source: Source, report: Report, clock: Clock) -> dict[str, str]:
+    machine = source.inspect("web")
+    run = source.new_run(machine)
+    return cloning.snapshot_all(source.resources(run, Journal(run)), machine.disks[1:], report, clock)
+
+
+def test_a_background_copy_may_take_a_day(
+    azure: Sandbox, source: Source, image: Callable[..., Path], clock: Held, told: list[Event]
+) -> None:
+    azure.add_vm("web", image("os"), [image("data", MIB)], data_sku="PremiumV2_LRS")
+    begun = clock.moment
+    filled(azure, lambda: min(100.0, (clock.moment - begun) / (24 * HOUR) * 100))
+    made = snapshots(source, told.append, clock)
+    assert clock.moment - begun >= 24 * HOUR
+    assert set(made) == {"data-0"}
+    waits = [event for event in told if isinstance(event, Waiting)]
+    assert len(waits) > 20
+    assert all("the background copy of the snapshot of data-0" in wait.what for wait in waits)
+    assert waits[len(waits) // 2].seconds == pytest.approx(12 * HOUR, rel=0.05)
+
+
+def test_a_background_copy_that_stands_still_is_given_up_and_leaves_nothing(
+    azure: Sandbox, source: Source, image: Callable[..., Path], clock: Held, told: list[Event]
+) -> None:
+    azure.add_vm("web", image("os"), [image("data", MIB)], data_sku="PremiumV2_LRS")
+    before = azure.resources()
+    filled(azure, lambda: 40.0)
+    with pytest.raises(errors.DeadlinePassed, match="has stood at 40 % for 6 hours"):
+        snapshots(source, told.append, clock)
+    assert azure.resources() == before
