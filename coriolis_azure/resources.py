@@ -61,6 +61,7 @@ class Resources:
         """Create the resource that plays `role` and wait until it is there; gives back Azure's document."""
         id = self.id(kind, role)
         self._journal.intend(id)
+        LOG.info("create %s", id)
         return self.azure.put(id, {**body, "location": self.run.location, "tags": self._tags_of(role)})
 
     def expect(self, kind: str, role: str) -> None:
@@ -218,6 +219,7 @@ def _deleted(azure: Azure, clock: Clock, patience: float, id: str) -> bool:
     def try_it() -> None:
         document = azure.find(id)
         if document is not None and is_ours(document):
+            LOG.info("delete %s", id)
             azure.delete(id)
         elif document is not None:
             LOG.warning("left %s alone: it does not carry our tags", id)

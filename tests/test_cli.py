@@ -216,6 +216,36 @@ def test_schemas_and_help(tmp_path: Path) -> None:
     assert "Exit codes" in run("--help").stdout
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_v_works_before_and_after_the_command_and_logs_each_step_once(
+    settings: list[str], tmp_path: Path, before: bool
+) -> None:
+    line = ["replicate", *settings, "web", "--to", str(tmp_path / "images")]
+    done = run(*(["-v", *line] if before else [*line, "-v"]))
+    for step in ("inspect: web", "snapshot: os, data-0", "clean up: "):
+        (told,) = (told for told in done.stderr.splitlines() if step in told)
+        assert " INFO coriolis_azure." in told
+    made = [
+        told for told in done.stderr.splitlines() if " INFO coriolis_azure.resources: create /subs" in told
+    ]
+    assert len(made) > 5
+    assert " DEBUG " not in done.stderr
+
+
+def test_v_counts_wherever_it_is_given(served: Path) -> None:
+    assert " DEBUG " in run("-v", "sandbox", "-v", "resources", served).stderr
+    assert " DEBUG " in run("sandbox", "resources", served, "-vv").stderr
+    assert run("sandbox", "resources", served).stderr == ""
+
+
+def test_a_limit_without_a_unit_says_what_is_meant(settings: list[str], tmp_path: Path) -> None:
+    failed = run("replicate", *settings, "web", "--to", tmp_path / "images", "--limit", "10", check=2)
+    assert "--limit: '10' is not a rate" in failed.stderr
+    assert "in bytes a second: 10MiB/s." in failed.stderr
+    assert not (tmp_path / "images").exists()
+    run("replicate", *settings, "web", "--to", tmp_path / "images", "--limit", "10MiB/s")
+
+
 def test_no_secret_is_logged_at_any_level(served: Path, settings: list[str], tmp_path: Path) -> None:
     secret = json.loads((served / "connection.json").read_text())["service_principal_credentials"][
         "client_secret"

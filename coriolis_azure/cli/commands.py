@@ -11,8 +11,7 @@ from rich.text import Text
 
 from .. import __version__, codes, names, permissions, settings
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
-from . import logs
-from .options import json_is_asked_for, json_option, opened, source_options
+from .options import Group, json_option, opened, rate, source_options
 from .output import (
     VERIFIED,
     Table,
@@ -34,13 +33,12 @@ _MECHANISM = settings.schema("source_environment")["properties"]["replica_export
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXIT_CODES,
 )
 @click.version_option(__version__, prog_name="coriolis-azure")
-@click.option(
-    "-v", "--verbose", count=True, help="Log to stderr; twice for debug output. Secrets are never logged."
-)
-def cli(verbose: int) -> None:
+def cli() -> None:
     """Take virtual machines out of Azure: once, or again and again, moving only what changed.
 
     \b
@@ -51,7 +49,6 @@ def cli(verbose: int) -> None:
 
     What goes into the two files: coriolis-azure schema connection, coriolis-azure schema source-environment.
     """
-    logs.start(verbose, json_is_asked_for())
 
 
 @cli.command("schema")
@@ -236,7 +233,12 @@ def role(
 )
 @click.option("--shutdown", is_flag=True, help="Deallocate the VM before its disks are copied. It stays off.")
 @click.option("--full", is_flag=True, help="Send everything, whatever the destination holds already.")
-@click.option("--limit", metavar="RATE", help="The most to use of the network, all disks together: 50MiB/s.")
+@click.option(
+    "--limit",
+    metavar="RATE",
+    callback=rate,
+    help="The most to use of the network, all disks together: 50MiB/s.",
+)
 @json_option
 def replicate(
     connection: Path,

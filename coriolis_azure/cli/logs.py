@@ -16,13 +16,17 @@ def start(verbose: int, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     # Azure's own request logging repeats every header; our lines say what matters.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
-    if not verbose:
-        for name in ("paramiko", "azure.identity"):  # what they warn of becomes an error of ours, told once
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in ("paramiko", "azure.identity"):  # what they warn of becomes an error of ours, told once
+        logging.getLogger(name).setLevel(logging.NOTSET if verbose else logging.CRITICAL)
+
+
+def steps_are_logged() -> bool:
+    """Whether what is done stands in the log, and need not be shown beside it."""
+    return logging.getLogger("coriolis_azure").isEnabledFor(logging.INFO)
 
 
 class _Plain(logging.Formatter):

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from .. import settings
+from ..errors import InvalidInput
+from . import logs
 from .progress import watching
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -19,6 +21,53 @@ F = TypeVar("F", bound=Callable[..., Any])
 def json_is_asked_for() -> bool:
     """Whether --json was given, also where the command line is not understood otherwise."""
     return "--json" in sys.argv[1:]
+
+
+def _verbose_option() -> click.Option:
+    """-v, before the name of a command and after it: all that are given count."""
+
+    def count(context: click.Context, option: click.Parameter, given: int) -> None:
+        del option
+        context.meta[__name__] = context.meta.get(__name__, 0) + given
+        logs.start(context.meta[__name__], json_is_asked_for())
+
+    return click.Option(
+        ["-v", "--verbose"],
+        count=True,
+        expose_value=False,
+        callback=count,
+        help="Log to stderr; twice for debug output. Secrets are never logged.",
+    )
+
+
+class Command(click.Command):
+    """A command that takes -v."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(_verbose_option())
+
+
+class Group(click.Group):
+    """A group of such commands that takes -v, too."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(_verbose_option())
+
+
+def rate(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    """The callback of an option that is a rate."""
+    del context
+    if given is not None:
+        try:
+            settings.rate(given)
+        except InvalidInput as error:
+            raise InvalidInput(f"{option.opts[0]}: {error.message}", remedy=error.remedy) from error
+    return given
 
 
 def json_option(command: F) -> F:

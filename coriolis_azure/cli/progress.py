@@ -21,7 +21,8 @@ from rich.progress import (
 from rich.table import Column
 
 from ..errors import cleaned
-from ..events import Copied, Event, Notice, Report, Step, Waiting, json_lines, line
+from ..events import Copied, Event, Notice, Report, Step, Waiting, json_lines, line, logged
+from .logs import steps_are_logged
 from .output import amount, err
 
 _HELD_UP = {"": "", "source": "worker/line", "destination": "destination", "limit": "limit"}
@@ -32,6 +33,9 @@ def watching(as_json: bool) -> Iterator[Report]:
     """A sink for events: JSON lines, bars on a terminal, a line now and then elsewhere."""
     if as_json:
         yield json_lines(sys.stderr)
+    elif steps_are_logged():
+        lines = Lines()
+        yield lambda event: lines.report(event) if isinstance(event, Copied) else logged(event)
     elif err().is_terminal and not err().is_dumb_terminal:
         bars = Bars()
         with bars.progress:
