@@ -36,7 +36,7 @@ import worker
 
 from coriolis_azure.agent import is_zero
 from coriolis_azure.destinations import write_data, writer
-from coriolis_azure.model import Disk
+from coriolis_azure.model import Disk, Record
 from coriolis_azure.pipeline import ordered
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -161,17 +161,24 @@ def distant(info: dict[str, Any]) -> Iterator[dict[str, Any]]:
 # Ours
 
 
-class NoDoubt:
-    """No run of a benchmark is ever doubted."""
+class InMemory:
+    """The records of volumes that nobody else writes to."""
 
-    def is_set(self, id: str) -> bool:
-        return False
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
 
-    def set(self, id: str) -> None:
-        pass
+    def find(self, id: str) -> Record | None:
+        return self._records.get(id)
 
-    def clear(self, id: str) -> None:
-        pass
+    def of_disk(self, disk: str) -> list[Record]:
+        return list(self._records.values())
+
+    def update(self, id: str, change: Callable[[Record | None], Record]) -> Record:
+        self._records[id] = change(self._records.get(id))
+        return self._records[id]
+
+    def delete(self, id: str) -> None:
+        self._records.pop(id, None)
 
 
 def ours(info: dict[str, Any], image: Path, device: Path, *, compress: bool) -> None:
@@ -179,7 +186,7 @@ def ours(info: dict[str, Any], image: Path, device: Path, *, compress: bool) -> 
     size = image.stat().st_size
     disk = Disk("id", "os", None, size, "unique", "", "")
     entries = [{"disk_id": "id", "volume_dev": str(device)}]
-    with writer.Volumes(info, entries, [disk], NoDoubt(), compress=compress) as volumes:
+    with writer.Volumes(info, entries, [disk], InMemory(), run="0", compress=compress) as volumes:
         volume = volumes.disk("os")
         volume.known("unique", size, OURS, True)
         volume.expect(0, size)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from . import journal, names, resources
+from . import journal, names, resources, worker
 from .clock import Clock
 from .cloud import Azure
 from .errors import AzureError, CoriolisAzureError, NotFound
@@ -48,6 +48,7 @@ def finish(
     stayed = resources.delete(azure, known, clock, storage)
     listed = [id for found in leftovers(azure, run.group, storage) if found.run == run.id for id in found.ids]
     tried = {id.lower() for id in stayed}
+    worker.free(azure, listed, clock)
     return stayed + resources.delete(azure, [id for id in listed if id.lower() not in tried], clock, storage)
 
 
@@ -82,6 +83,7 @@ def sweep(
     ]
     if dry_run:
         return found, []
+    worker.free(azure, [id for leftover in found for id in leftover.ids], clock)
     stayed = resources.delete(azure, [id for leftover in found for id in leftover.ids], clock, storage)
     unfinished = {leftover.run for leftover in found if set(leftover.ids) & set(stayed)}
     for run, path in dead.items():

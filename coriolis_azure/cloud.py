@@ -363,21 +363,26 @@ class Azure:
             path = page.get("nextLink", "")
         return found
 
-    def put(self, id: str, body: Mapping[str, Any]) -> Json:
-        """Create or change `id`; the resource as it is once Azure has settled."""
+    def put(self, id: str, body: Mapping[str, Any], etag: str = "") -> Json:
+        """Create or change `id`; the resource as it is once Azure has settled.
+
+        With an `etag`, only if that is still the resource's; a Conflict with the status 412 otherwise.
+        """
         operations = self._kinds[names.kind_of(id)]
+        options = {"headers": {"If-Match": etag}} if etag else {}
         made = self._settled(
             "create",
             id,
-            lambda: operations.begin_create_or_update(names.group_of(id), names.name_of(id), body),
+            lambda: operations.begin_create_or_update(names.group_of(id), names.name_of(id), body, **options),
         )
         return _of(id, made)
 
-    def patch_vm(self, id: str, body: Mapping[str, Any]) -> Json:
-        """Change parts of a VM. A list in `body` replaces the whole list."""
+    def patch_vm(self, id: str, body: Mapping[str, Any], etag: str = "") -> Json:
+        """Change parts of a VM. A list in `body` replaces the whole list. `etag`: see `put`."""
         vms = self._kinds["vm"]
+        options = {"headers": {"If-Match": etag}} if etag else {}
         return self._settled(
-            "update", id, lambda: vms.begin_update(names.group_of(id), names.name_of(id), body)
+            "update", id, lambda: vms.begin_update(names.group_of(id), names.name_of(id), body, **options)
         )
 
     def tag(self, id: str, tags: Mapping[str, str]) -> None:

@@ -212,6 +212,12 @@ class DestinationFailed(TransferError):
     remedy = "Check space, permissions and health of the destination, then run again."
 
 
+class VolumeTaken(TransferError):
+    """Another run has taken a volume over, or is writing to it."""
+
+    remedy = "Wait until the other run of this VM has ended, then run again."
+
+
 class StreamEnded(TransferError):
     """The worker's stream broke off, or said something that is not in the protocol."""
 

@@ -1,8 +1,9 @@
-"""Clean-up is not interrupted by the signal that asks for it, nor by an impatient second one."""
+"""When work is interrupted: by the end of the process that waits for it. Clean-up is not, except by a second Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -16,6 +17,29 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TELL_SECONDS = 0.05
 # What deleting needs where nothing is left: a connection for each of its threads, and the files that one reads.
 _SPARE_DESCRIPTORS = 16
+_LOOK_SECONDS = 0.5
+
+
+@contextmanager
+def ended_with_parent() -> Iterator[None]:
+    """Interrupt the block as Ctrl-C does, once, when the process that waits for this one's result is gone.
+
+    That is the one that started this one by `multiprocessing`; where there is none, this does nothing.
+    """
+    parent = multiprocessing.parent_process()
+    interrupted = False
+
+    def look() -> None:
+        nonlocal interrupted
+        if parent is not None and not interrupted and not parent.is_alive():
+            interrupted = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+    if parent is None:
+        yield
+        return
+    with every(_LOOK_SECONDS, look):
+        yield
 
 
 @contextmanager

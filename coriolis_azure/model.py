@@ -153,6 +153,25 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Record:
+    """What is known, outside of the orchestrator, of one volume that its writers cannot read back.
+
+    `disk` is the digest of the id of the disk it is a copy of. `holds` names the state that it holds, "" where nobody
+    can say. `writer` is the run that may write to it, "" for none. `beat` changes with each sign of the writer's life.
+    """
+
+    id: str
+    disk: str
+    holds: str = ""
+    writer: str = ""
+    beat: str = ""
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Worker:
     """All that another process needs to reach a running worker and to attach disks to it."""
 

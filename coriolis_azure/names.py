@@ -18,11 +18,15 @@ ROLE_TAG = "coriolis-role"
 INSTANCE_TAG = "coriolis-instance"
 MADE_TAG = "coriolis-made"
 ALIVE_TAG = "coriolis-alive"
-# Resources that outlive runs on purpose: the workers of a pool, and the marks of volumes in doubt. They carry one
-# of these instead of RUN_TAG, so that no sweep takes them for leftovers.
+# Resources that outlive runs on purpose: the workers of a pool, and the records of volumes. They carry one of these
+# instead of RUN_TAG, so that no sweep takes them for leftovers.
 POOL_TAG = "coriolis-pool"
-DOUBT_TAG = "coriolis-doubt"
-OURS = frozenset({RUN_TAG, POOL_TAG, DOUBT_TAG})
+VOLUME_TAG = "coriolis-volume"
+OURS = frozenset({RUN_TAG, POOL_TAG, VOLUME_TAG})
+# What a volume's record says: whose copy the volume is, which state it holds, and which run may write to it.
+DISK_TAG = "coriolis-disk"
+HOLDS_TAG = "coriolis-holds"
+WRITER_TAG = "coriolis-writer"
 
 # The kinds of resources we make, in the order in which they can be deleted: whatever uses another comes first.
 TYPES = {

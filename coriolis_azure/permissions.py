@@ -133,7 +133,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "worker",
-        "its firewall, and the marks of volumes in doubt; linked: the NIC uses it",
+        "its firewall, and the records of volumes; linked: the NIC uses it",
         *("Network/networkSecurityGroups/read", "Network/networkSecurityGroups/write"),
         *("Network/networkSecurityGroups/delete", "Network/networkSecurityGroups/join/action"),
     ),

@@ -19,6 +19,7 @@ from . import configuration, plugin_api, settings
 from .clock import Clock
 from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput
 from .events import Copied, Event, Notice, line, logged, unfailing
+from .interrupts import ended_with_parent
 from .model import Json, Run, Worker
 from .pipeline import Lock
 
@@ -33,6 +34,17 @@ configuration.register()
 _SECONDS_BETWEEN_STEPS = 1.0
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _ended_with_service(method: F) -> F:
+    """A task that is interrupted, and undoes what it made, when the service that waits for its result is gone."""
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with ended_with_parent():
+            return method(*arguments, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def _translated(method: F) -> F:
@@ -188,6 +200,7 @@ class AzureExportProvider(
             return export_info(source.inspect(instance_name))
 
     @_translated
+    @_ended_with_service
     def deploy_replica_source_resources(
         self, ctxt: Any, connection_info: Json, export_info: Json, source_environment: Json
     ) -> Json:
@@ -207,6 +220,7 @@ class AzureExportProvider(
             raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
 
     @_translated
+    @_ended_with_service
     def replicate_disks(
         self,
         ctxt: Any,
@@ -224,6 +238,7 @@ class AzureExportProvider(
         `incremental` says nothing: the orchestrator always passes True. What a volume holds is in its state.
         """
         from .destinations import writer
+        from .source import DEAD_AFTER
 
         run = Run.from_json(source_resources["run"])
         worker = _worker(source_resources, source_conn_info)
@@ -231,11 +246,13 @@ class AzureExportProvider(
             machine = source.inspect(instance_name)
             if run.pool:
                 run = replace(source.new_run(machine), zone=run.zone)
+                source.sweep(DEAD_AFTER)
             volumes = writer.Volumes(
                 target_conn_info,
                 volumes_info,
                 source.chosen(machine),
-                source.doubts(run),
+                source.records(run),
+                run=run.id,
                 container=partial(source.in_container, machine)
                 if source.environment.storage_account_name
                 else None,
@@ -243,10 +260,10 @@ class AzureExportProvider(
                 compress=source.environment.enable_transfer_compression == "always",
             )
             with volumes:
+                source.bury(run, volumes.fenced)
                 wanted = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
                 if wanted:
                     source.resume(run, worker, wanted, volumes)
-                volumes.settle()
                 return volumes.to_json()
 
     @_translated
@@ -263,8 +280,8 @@ class AzureExportProvider(
         if vhds:
             with self._source(connection_info, source_environment) as source:
                 source.remove(vhds)
-        bare = self._without_states(connection_info, source_environment, volumes_info)
-        return [{key: value for key, value in volume.items() if key != writer.VHD} for volume in bare]
+        self._forget(connection_info, source_environment, writer.records_of(volumes_info))
+        return [writer.forgotten(volume) for volume in volumes_info]
 
     @_translated
     def shutdown_instance(
@@ -284,7 +301,7 @@ class AzureExportProvider(
         old_params: Json,
         new_params: Json,
     ) -> list[Json]:
-        """Refuse what would make it another machine; forget the states where the next run must be a full one.
+        """Refuse what would make it another machine; the volumes, none of which is taken for a blank one any more.
 
         The location and the resource group name the machine, so they stay, and so does the container while volumes are
         kept there. Another chunk size means a full run. Everything else may change between executions.
@@ -310,9 +327,7 @@ class AzureExportProvider(
                     "kept there",
                     remedy="Delete the disks of the transfer first.",
                 )
-        if new.chunk_size_kib != old.chunk_size_kib:
-            return self._without_states(connection_info, {**old_params, **new_params}, volumes_info)
-        return volumes_info
+        return [writer.touched(volume) for volume in volumes_info]
 
     def get_os_morphing_tools(self, os_type: str, osmorphing_info: Json) -> list[type]:
         """None: leaving Azure needs no change of the guest; what the destination needs, its own tools bring."""
@@ -345,6 +360,7 @@ class AzureExportProvider(
             pool.check()
 
     @_translated
+    @_ended_with_service
     def set_up_pool_shared_resources(
         self, ctxt: Any, connection_info: Json, environment_options: Json, pool_identifier: str
     ) -> Json:
@@ -364,6 +380,7 @@ class AzureExportProvider(
             pool.remove(Run.from_json(pool_shared_resources["run"]))
 
     @_translated
+    @_ended_with_service
     def create_minion(
         self,
         ctxt: Any,
@@ -451,23 +468,17 @@ class AzureExportProvider(
         with self._pool(connection_info, minion_properties["environment"]) as pool:
             pool.check_fits(export_info.get("location") or environment_options["location"])
 
-    def _without_states(
-        self, connection_info: Json, source_environment: Json, volumes_info: list[Json]
-    ) -> list[Json]:
-        """The volumes without what we know of them; marks in Azure that this is in doubt are removed too.
+    def _forget(self, connection_info: Json, source_environment: Json, records: list[str]) -> None:
+        """Delete the records of volumes.
 
-        That must work where Azure cannot be reached any more: a mark that stays costs nothing.
+        That must work where Azure cannot be reached any more: a record that stays costs nothing.
         """
-        from .destinations import writer
-
         try:
             with self._source(connection_info, source_environment) as source:
-                source.forget(writer.state_id(volume) for volume in volumes_info)
+                for id in records:
+                    source.records().delete(id)
         except CoriolisAzureError as error:
-            self._report(Notice(f"marks of volumes in doubt may have stayed in Azure: {error.message}"))
-        return [
-            {key: value for key, value in volume.items() if key != "replica_state"} for volume in volumes_info
-        ]
+            self._report(Notice(f"records of volumes may have stayed in Azure: {error.message}"))
 
     @contextmanager
     def _source(self, connection_info: Json, source_environment: Json) -> Iterator[Source]:

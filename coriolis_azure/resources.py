@@ -135,37 +135,6 @@ class Resources:
             LOG.warning("could not mark run %s as alive: %s", self.run.id, error)
 
 
-class Doubts:
-    """Which volumes are in doubt: marks that outlive a failed task and can be read from any host.
-
-    A run that is about to change a volume sets the mark of the state that its caller holds; a run that ended
-    well clears it. While it is set, that state must not be believed. A mark is an empty network security group:
-    it costs nothing, and it is there as soon as Azure has answered.
-    """
-
-    def __init__(self, azure: Azure, run: Run, tags: Mapping[str, str], clock: Clock) -> None:
-        self._azure, self._run, self._tags, self._clock = azure, run, tags, clock
-
-    def is_set(self, state: str) -> bool:
-        """Whether a run that held `state` began to write and did not end well."""
-        return self._azure.find(self._id(state)) is not None
-
-    def set(self, state: str) -> None:
-        """Mark `state`; durable on return."""
-        tags = names.tags(self._run.id, "doubt", self._run.instance, self._clock.now(), self._tags)
-        del tags[names.RUN_TAG]
-        body = {"location": self._run.location, "tags": {**tags, names.DOUBT_TAG: state}, "properties": {}}
-        self._azure.put(self._id(state), body)
-
-    def clear(self, state: str) -> None:
-        """Remove the mark. One that stays only costs the next run a full comparison."""
-        delete(self._azure, [self._id(state)], self._clock)
-
-    def _id(self, state: str) -> str:
-        name = names.resource("doubt", state)
-        return names.resource_id(self._run.subscription, self._run.group, "nsg", name)
-
-
 def is_ours(document: Json) -> bool:
     """Whether a resource carries one of our tags."""
     return not names.OURS.isdisjoint(document.get("tags") or {})

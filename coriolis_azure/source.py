@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,8 @@ from .interrupts import shielded
 from .journal import Journal, default_folder
 from .model import Disk, Json, Machine, Run, Worker
 from .pipeline import every, ordered
-from .resources import Doubts, Resources
+from .records import Records
+from .resources import Resources
 from .settings import Connection, Environment
 from .storage import Storage
 
@@ -350,6 +351,13 @@ class Source:
             self._report(Notice(f"could not delete {id}; it is deleted with the run's other resources"))
         return outcomes
 
+    def bury(self, run: Run, dead: Iterable[str]) -> None:
+        """Delete what the runs of these ids have left, which do nothing any more for the VM of `run`."""
+        for id in dead:
+            stayed = self.finish(replace(run, id=id)) if id != run.id else []
+            if stayed:
+                self._report(Notice(f"could not delete what the run {id} has left: {', '.join(stayed)}"))
+
     def in_container(self, machine: Machine) -> BlobFolder:
         """The place of the machine's replica in the container of the settings, which is made when it is missing.
 
@@ -393,18 +401,12 @@ class Source:
             self.storage, settings.storage_account_name, settings.storage_container_name, prefix, self._report
         )
 
-    def doubts(self, run: Run) -> Doubts:
-        """The marks of volumes that a failed run has left in doubt."""
-        return Doubts(self.azure, run, self.environment.tags, self._clock)
-
-    def forget(self, states: Iterable[str]) -> None:
-        """Remove the marks that states are in doubt: nobody will start from these states again."""
+    def records(self, run: Run | None = None) -> Records:
+        """The records of volumes in the resource group; `run` is whose they are when they are made."""
         nobody = Run(
             "", self.azure.subscription, self.environment.resource_group, self.environment.location, "", ""
         )
-        marks = self.doubts(nobody)
-        for state in states:
-            marks.clear(state)
+        return Records(self.azure, run or nobody, self.environment.tags, self._clock)
 
     def check(
         self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True

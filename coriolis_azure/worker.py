@@ -11,7 +11,7 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -219,31 +219,29 @@ def attached(
 ) -> Iterator[list[tuple[str, ...]]]:
     """The clones on the worker while the block runs; gives, for each, the device names it may have there.
 
-    All are attached in one request: Azure allows a VM about twelve changes in a row.
+    All are attached in one request: Azure allows a VM about twelve changes in a row. A pool's worker may hold clones of
+    another run, which an execution that was given up goes on with: they stay as they are.
     """
-    entries: list[Json] = [
-        {
-            "lun": lun,
-            "createOption": "Attach",
-            "caching": "None",
-            "managedDisk": {"id": clone},
-            **_deleted_along(azure),
-        }
-        for lun, clone in enumerate(clones)
-    ]
+    luns: list[int] = []
+
+    def added(held: list[Json]) -> list[Json]:
+        used = {entry.get("lun") for entry in held}
+        luns[:] = [lun for lun in range(len(held) + len(clones)) if lun not in used][: len(clones)]
+        return [*held, *(_attached(azure, lun, clone) for lun, clone in zip(luns, clones, strict=True))]
+
     try:
-        _set_disks(azure, worker, entries, clock)
-        yield [_devices(lun) for lun in range(len(clones))]
+        _change_disks(azure, worker.vm, added, clock)
+        yield [_devices(lun) for lun in luns]
     except BaseException:
         try:
-            _set_disks(azure, worker, [], clock)
+            detach(azure, worker.vm, clones, clock)
         except (
             AzureError,
             DeadlinePassed,
         ) as error:  # the first error is the one to tell; the worker's deletion detaches too
             LOG.warning("could not detach the clones: %s", error)
         raise
-    _set_disks(azure, worker, [], clock)
+    detach(azure, worker.vm, clones, clock)
 
 
 def emptied(azure: Azure, vm: str, report: Report, clock: Clock) -> bool:
@@ -261,15 +259,56 @@ def emptied(azure: Azure, vm: str, report: Report, clock: Clock) -> bool:
         )
     )
     azure.deallocate(vm)
-    body: Json = {"properties": {"storageProfile": {"dataDisks": []}}}
-    patiently(lambda: azure.patch_vm(vm, body), f"changing the disks of {vm}", clock)
+    _change_disks(azure, vm, lambda _: [], clock)
     return True
 
 
-def _set_disks(azure: Azure, worker: Worker, entries: list[Json], clock: Clock) -> None:
-    """Make `entries` the worker's data disks. What another operation on it holds up is waited out."""
-    body = {"properties": {"storageProfile": {"dataDisks": entries}}}
-    patiently(lambda: azure.patch_vm(worker.vm, body), f"changing the disks of {worker.vm}", clock)
+def detach(azure: Azure, vm: str, disks: Collection[str], clock: Clock) -> None:
+    """Take these disks, and no others, from a VM."""
+    leaving = {disk.lower() for disk in disks}
+
+    def left(held: list[Json]) -> list[Json]:
+        return [entry for entry in held if str(at(entry, "managedDisk.id", "")).lower() not in leaving]
+
+    _change_disks(azure, vm, left, clock)
+
+
+def free(azure: Azure, ids: Iterable[str], clock: Clock) -> None:
+    """Take the disks among `ids`, which are to be deleted, from the workers of pools that hold them."""
+    holders: dict[str, list[str]] = {}
+    for id in ids:
+        if not names.is_blob(id) and names.kind_of(id) == "disk":
+            holder = (azure.find(id) or {}).get("managedBy")
+            holders.setdefault(holder or "", []).append(id)
+    holders.pop("", None)
+    for vm, disks in holders.items():
+        document = azure.find(vm)
+        if document is not None and names.POOL_TAG in (document.get("tags") or {}):
+            detach(azure, vm, disks, clock)
+
+
+def _attached(azure: Azure, lun: int, clone: str) -> Json:
+    return {
+        "lun": lun,
+        "createOption": "Attach",
+        "caching": "None",
+        "managedDisk": {"id": clone},
+        **_deleted_along(azure),
+    }
+
+
+def _change_disks(azure: Azure, vm: str, change: Callable[[list[Json]], list[Json]], clock: Clock) -> None:
+    """Make of a VM's data disks what `change` says. What another operation on it holds up is waited out."""
+
+    def once() -> None:
+        document = azure.get(vm)
+        held: list[Json] = at(document, "properties.storageProfile.dataDisks", [])
+        entries = change(held)
+        if entries != held:
+            body = {"properties": {"storageProfile": {"dataDisks": entries}}}
+            azure.patch_vm(vm, body, document.get("etag", ""))
+
+    patiently(once, f"changing the disks of {vm}", clock)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from conftest import GROUP, MIB
 from orchestrator_logs import logged, shown
 
 from coriolis_azure import AzureExportProvider, catalog, errors, plugin_api
-from coriolis_azure.destinations.writer import state_id
 from coriolis_azure.events import Copied, Notice, Step, unfailing
-from coriolis_azure.model import Run
+from coriolis_azure.model import Record, Run
 from coriolis_azure.provider import _Told
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.blobs_store import Container
@@ -248,7 +247,7 @@ def test_what_may_change_between_executions(
         return provider.check_update_source_environment_params(None, connection, "web", volumes, old, new)
 
     assert change(export_worker_size="Standard_D4s_v5") == volumes
-    assert change(chunk_size_kib=256) == [{"disk_id": "a", "volume_id": "v"}]
+    assert change(chunk_size_kib=256) == volumes
     assert (
         provider.check_update_source_environment_params(None, connection, "web", [], old, {"tags": {}}) == []
     )
@@ -259,26 +258,29 @@ def test_what_may_change_between_executions(
         change(colour="red")
 
 
-def test_marks_of_volumes_in_doubt_go_with_their_states_even_where_azure_is_gone(
+def test_records_of_volumes_go_with_the_transfers_disks_even_where_azure_is_gone(
     azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any]
 ) -> None:
-    """Else they would stay in Azure for ever; and disks at the destination are to be deleted without Azure, too."""
+    """And an update leaves them alone, but has no volume taken for a blank one after it."""
     before, environment = azure.resources(), azure.environment()
-    volumes = [{"disk_id": "a", "replica_state": {"check": "x"}, "volume_id": "v"}, {"disk_id": "b"}]
-    bare = [{"disk_id": "a", "volume_id": "v"}, {"disk_id": "b"}]
-    run = Run("0", connection["subscription_id"], GROUP, "westeurope", "", "web")
-    for forget in (
-        lambda: provider.delete_replica_source_snapshots(None, connection, environment, volumes),
-        lambda: provider.check_update_source_environment_params(
-            None, connection, "web", volumes, environment, {"chunk_size_kib": 256}
-        ),
-    ):
-        with Source(connection, environment) as source:
-            for volume in volumes:
-                source.doubts(run).set(state_id(volume))
-        assert azure.resources() != before
-        assert forget() == bare
-        assert azure.resources() == before
+    id = "0123456789abcdef"
+    volumes = [
+        {"disk_id": "a", "replica_state": {"check": "x", "record": id}, "volume_id": "v", "zeroed": True},
+        {"disk_id": "b", "zeroed": True},
+    ]
+    with Source(connection, environment) as source:
+        run = Run("0", connection["subscription_id"], GROUP, "westeurope", "", "web")
+        source.records(run).update(id, lambda _: Record(id, "d", "x"))
+    kept = azure.resources()
+    assert kept != before
+    touched = [{**volume, "zeroed": False} for volume in volumes]
+    change = {"chunk_size_kib": 256}
+    update = ("web", volumes, environment, change)
+    assert provider.check_update_source_environment_params(None, connection, *update) == touched
+    assert azure.resources() == kept
+    bare = [{"disk_id": "a", "volume_id": "v", "zeroed": False}, {"disk_id": "b", "zeroed": False}]
+    assert provider.delete_replica_source_snapshots(None, connection, environment, volumes) == bare
+    assert azure.resources() == before
     gone = {**connection, "ca_bundle": "/no/such/file"}
     assert provider.delete_replica_source_snapshots(None, gone, environment, volumes) == bare
 

@@ -32,7 +32,7 @@ FLOORS = (
         "formats",
     },
     {"cloud", "storage", "pipeline", "journal", "interrupts"},
-    {"resources", "ssh", "channel", "frames", "destinations"},
+    {"resources", "records", "ssh", "channel", "frames", "destinations"},
     {
         "inspection",
         "unmanaged",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 from battles import served
 from conftest import MIB
 from processes import Forked
-from writer_targets import HttpsTarget, SshTarget
 
 from coriolis_azure import vhd
 from coriolis_azure.errors import InvalidInput
@@ -125,68 +123,6 @@ def test_two_executions_and_a_failed_one_in_between(
         assert [entry["disk_id"] for entry in forgotten] == [entry["disk_id"] for entry in after]
         assert not any("replica_state" in entry for entry in forgotten)
     assert azure.resources() == before
-
-
-@pytest.fixture(params=["ssh", "https"])
-def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SshTarget | HttpsTarget]:
-    """The receiving end of a backup writer, as a destination plugin deploys it."""
-    kind = SshTarget if request.param == "ssh" else HttpsTarget
-    target = kind(tmp_path / "receiver")
-    yield target
-    target.close()
-
-
-def test_content_that_goes_back_after_a_killed_run_is_in_the_volume_by_name(
-    azure: Sandbox, image: Callable[..., Path], tmp_path: Path, writer: SshTarget | HttpsTarget
-) -> None:
-    """The caller keeps the state of the last good run; the killed one has changed the volume since."""
-    older = image("data", 2 * MIB, seed=2)
-    newer = tmp_path / "newer.raw"
-    newer.write_bytes(bytes(4096) + os.urandom(MIB) + older.read_bytes()[MIB + 4096 :])
-    azure.add_vm("web", image("os", MIB), [older])
-    before, environment = azure.resources(), azure.environment()
-    with served(azure) as connection:
-        info = call("get_replica_instance_info", connection, environment, "web")
-        entries = volumes(info, tmp_path / "volumes")
-        for entry, disk in zip(entries, info["devices"]["disks"], strict=True):
-            os.truncate(entry["volume_dev"], disk["size_bytes"] + MIB)
-            entry["zeroed"] = True
-        target = json.loads(json.dumps(writer.info))
-        kept = execute(connection, environment, target, entries, shutdown=False)
-        assert content(kept[1]) == older.read_bytes()
-        assert azure.resources() == before
-
-        azure.write("web", 0, newer)
-        deployed = call("deploy_replica_source_resources", connection, info, environment)
-        resources, reached = deployed["migr_resources"], deployed["connection_info"]
-        running = started(
-            "replicate_disks", connection, environment, "web", resources, reached, target, kept, True
-        )
-
-        def kill(request: Request, answer: Callable[[Request], Response]) -> Response:
-            if (
-                request.method == "PATCH"
-                and json.loads(request.body)["properties"]["storageProfile"]["dataDisks"] == []
-            ):
-                running.kill()
-            return answer(request)
-
-        azure.intercept = kill  # everything is copied; the clones are about to be detached
-        running.communicate(timeout=60)
-        azure.intercept = None
-        assert running.returncode == -signal.SIGKILL
-        assert content(kept[1]) == newer.read_bytes()
-        call("delete_replica_source_resources", connection, environment, resources)
-
-        azure.write("web", 0, older)
-        again = execute(connection, environment, target, kept, shutdown=False)
-        assert content(again[1]) == older.read_bytes()
-        assert azure.resources() == before
-
-
-def content(entry: dict[str, Any]) -> bytes:
-    """What a volume holds, without what it is larger by."""
-    return Path(entry["volume_dev"]).read_bytes()[:-MIB]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

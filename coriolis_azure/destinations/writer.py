@@ -1,21 +1,20 @@
 """The volumes that the orchestrator hands over, written through one of its backup writers' ways.
 
-A volume's state travels in its entry of `volumes_info` under `replica_state`. It comes back to us only from
-runs that ended well, so a run that died leaves the caller with a state that is older than the volume. The rule:
-*before a run's first write, a Doubt is set that names the state which the caller holds*; a state in doubt is
-not believed, and everything is sent. Runs that end well take their doubts back.
+A volume's state travels in its entry of `volumes_info` under `replica_state`. It comes back to us only from runs whose
+answer arrived, so it may be older than the volume: whether it may be believed, and whether this run may write, its
+record says (`claims`). The state names the record.
 
-An entry without a state is a volume that nothing is known of, unless the destination says that it was made
-blank (`zeroed`). It says so for ever, so the first state that is kept takes the word back.
+An entry without a state is a volume that nothing is known of, unless the destination says that it was made blank
+(`zeroed`). It says so for ever, and some say so of volumes that they only attach; so that is believed only while no
+run has had to do with a volume of the disk, and the first state that is kept takes the word back.
 
 A volume without a device (`volume_dev` is empty) is kept in Blob storage, in the container that the settings name. Its
-state is beside it there, so its entry gets no more than the VHD's URL (`vhd_url`), and no doubt is set.
+state is beside it there, so its entry gets no more than the VHD's URL (`vhd_url`), and it has no record.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,8 +27,9 @@ from ..errors import DestinationFailed, InvalidInput, Unsupported
 from ..events import Notice, Report, silent
 from ..hashing import UNKNOWN, ZERO, Manifest
 from ..model import Disk
-from ..pipeline import Lock
-from . import Content, Destination
+from ..pipeline import Lock, every, ordered
+from . import Content, Destination, claims
+from .claims import Claim
 from .image import Image
 
 if TYPE_CHECKING:
@@ -38,19 +38,6 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 120.0  # of silence, after which the other side counts as gone
 VHD = "vhd_url"
 _STATE, _DEVICE, _BLANK = "replica_state", "volume_dev", "zeroed"
-
-
-class Doubt(Protocol):
-    """Marks that outlive a failed run and are seen from every host. A mark is named by 16 hex digits."""
-
-    def is_set(self, id: str, /) -> bool:
-        """Whether the mark is there."""
-
-    def set(self, id: str, /) -> None:
-        """Make the mark. Durable on return; harmless when repeated."""
-
-    def clear(self, id: str, /) -> None:
-        """Remove the mark; harmless when there is none."""
 
 
 class Device(Protocol):
@@ -82,9 +69,10 @@ class Device(Protocol):
 class Volumes:
     """The volumes of one VM, as a destinations.Folder. `disks` are those the VM has now.
 
-    `container` opens the place in Blob storage for volumes without a device. `compress`: whether what is sent is
-    compressed; runs of zeros always are. `patience`: seconds of silence after which the other side counts as gone.
-    InvalidInput or Unsupported where `target` cannot be used.
+    `records` are those of volumes; this run's claims there carry the id `run`. `container` opens the place in Blob
+    storage for volumes without a device. `compress`: whether what is sent is compressed; runs of zeros always are.
+    `patience`: seconds of silence after which the other side counts as gone. InvalidInput or Unsupported where
+    `target` cannot be used. Entering claims every volume: VolumeTaken where another run may be writing to one.
     """
 
     def __init__(
@@ -92,18 +80,21 @@ class Volumes:
         target: dict[str, Any],
         volumes_info: Sequence[dict[str, Any]],
         disks: Sequence[Disk],
-        doubt: Doubt,
+        records: claims.Records,
         *,
+        run: str,
         container: Callable[[], BlobFolder] | None = None,
         report: Report = silent,
         compress: bool = False,
         clock: Clock | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
-        self._doubt, self._report = doubt, report
+        self._report, self._clock = report, clock or Clock()
+        self._records, self._run = records, run
+        self._claims: dict[str, Claim] = {}
         self._container = container
         self._ending = ExitStack()
-        self._backend = _backend(target, report, compress, clock or Clock(), patience)
+        self._backend = _backend(target, report, compress, self._clock, patience)
         self._entries = [dict(volume) for volume in volumes_info]
         self._by_name: dict[str, dict[str, Any]] = {}
         for disk in disks:
@@ -132,7 +123,7 @@ class Volumes:
             volume = FileVolume(entry)
         else:
             device = self._backend.device(name, entry[_DEVICE])
-            volume = Volume(entry, name, device, self._doubt, self._report)
+            volume = Volume(entry, name, device, self._claims[name], self._report)
         self._opened.append(volume)
         return volume
 
@@ -141,29 +132,40 @@ class Volumes:
 
     def stop(self) -> None:
         """Whatever is under way on the volumes ends soon."""
+        for claim in self._claims.values():
+            claim.stop()
         for volume in (*self._opened, *([self._vhds] if self._vhds is not None else [])):
             volume.stop()
 
     def tell_removed(self, disks: Collection[str]) -> None:
         """Nothing: the orchestrator keeps the list of volumes."""
 
-    def settle(self) -> None:
-        """Take back the doubts of this run: all disks have succeeded, and the caller will get `to_json`."""
-        for volume in self._opened:
-            if isinstance(volume, Volume):
-                volume.settle()
+    @property
+    def fenced(self) -> set[str]:
+        """The runs from which volumes were taken over: what they have made for these is nobody's any more."""
+        return {writer.partition("-")[0] for claim in self._claims.values() for writer in claim.fenced}
 
     def to_json(self) -> list[dict[str, Any]]:
         """The whole of `volumes_info`, with the states of what was committed."""
         return self._entries
 
     def close(self) -> None:
-        """Let go of all volumes."""
+        """Let go of all volumes, and when nothing is on its way to any, of the claims on them."""
         for volume in self._opened:
             volume.close()
+        for claim in self._claims.values():
+            claim.release()
         self._ending.close()
 
     def __enter__(self) -> Volumes:
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _open(self) -> None:
         without = [entry["disk_id"] for entry in self._by_name.values() if not entry.get(_DEVICE)]
         if without and self._container is None:
             raise InvalidInput(
@@ -172,7 +174,35 @@ class Volumes:
             )
         if without and self._container is not None:
             self._vhds = self._ending.enter_context(self._container())
-        return self
+        if self._backend is not None:
+            self._claim(secrets.token_hex(4))
+
+    def _claim(self, attempt: str) -> None:
+        """Claim the volumes. A task may be done twice, so a run's id alone does not name who writes."""
+        for name, entry in self._by_name.items():
+            if entry.get(_DEVICE):
+                state = entry.get(_STATE)
+                self._claims[name] = Claim(
+                    self._records,
+                    f"{self._run}-{attempt}",
+                    name,
+                    claims.digest(str(entry["disk_id"]).lower()),
+                    claims.record_of(state),
+                    claims.name_of_state(state),
+                    self._report,
+                    self._clock,
+                )
+        all_ = list(self._claims.values())
+        list(ordered(Claim.take, all_, threads=4, ahead=8, abort=self.stop))
+        self._ending.enter_context(every(claims.BEAT_SECONDS, self._beat))
+        for claim in all_:
+            claim.outlast()
+
+    def _beat(self) -> None:
+        """Confirm the claims; what is another run's now is not written to any more."""
+        for claim in self._claims.values():
+            if not claim.beat():
+                self.stop()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -195,19 +225,18 @@ class Volume:
     grains = None
 
     def __init__(
-        self, entry: dict[str, Any], name: str, device: Device, doubt: Doubt, report: Report
+        self, entry: dict[str, Any], name: str, device: Device, claim: Claim, report: Report
     ) -> None:
         self._entry, self._name, self._device = entry, name, device
-        self._doubt, self._report = doubt, report
-        self._state_id = state_id(entry)
+        self._claim, self._report = claim, report
         self._lock = Lock()
-        self._doubted = False
-        self._committed = False
+        self._begun = False
         self._size = 0
         self._stopped = False
 
     def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
         """What the volume holds as its entry says, where that may be believed. See Destination."""
+        self._claim.confirm()
         base = self._base(disk, size, chunk, full)
         self._size = size
         self._device.open()
@@ -217,13 +246,11 @@ class Volume:
         fill = UNKNOWN
         if full:
             pass
-        elif self._doubt.is_set(self._state_id):
-            self._tell("the last run did not end well")
         elif _STATE in self._entry:
             kept = self._kept(disk, chunk)
             if kept is not None:
                 return kept.resized(size, UNKNOWN)
-        elif self._entry.get(_BLANK) is True:
+        elif self._entry.get(_BLANK) is True and self._claim.untouched:
             fill = ZERO
         return Manifest.new(size, chunk, disk, fill)
 
@@ -234,7 +261,9 @@ class Volume:
         except InvalidInput as error:
             self._tell(error.message)
             return None
-        if kept.disk != disk:
+        if not self._claim.believed:
+            self._tell("the last run did not end well, or its result was lost")
+        elif kept.disk != disk:
             self._tell("the volume held another disk")
         elif kept.chunk != chunk:
             self._tell("the chunk size has changed")
@@ -246,31 +275,34 @@ class Volume:
         self._report(Notice(f"{self._name} is sent as a whole: {why}"))
 
     def expect(self, offset: int, length: int) -> None:
-        """The volume is about to change; the caller's state is in doubt on return. See Destination."""
+        """The volume is about to change; no state of it is believed on return. See Destination."""
         del offset, length
-        if self._doubted:
+        if self._begun:
             return
         with self._lock:
-            if not self._doubted:
-                self._doubt.set(self._state_id)
-                self._doubted = True
+            if not self._begun:
+                self._claim.begin()
+                self._begun = True
 
     def write(self, offset: int, data: Content) -> None:
         """Put `data` there. See Destination."""
         self._guard(offset, len(data))
         self._device.write(offset, data)
+        self._claim.wrote()
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros. See Destination."""
         self._guard(offset, length)
         self._device.zero(offset, length)
+        self._claim.wrote()
 
     def stop(self) -> None:
         """Writes under way are the last ones; from any thread."""
         self._stopped = True
 
     def _guard(self, offset: int, length: int) -> None:
-        """A volume may be larger than the disk: what is beyond the disk is not ours."""
+        """A volume may be larger than the disk: what is beyond the disk is not ours. Nor is what another run took."""
+        self._claim.hold()
         if self._stopped:
             raise DestinationFailed(f"{self._name} was given up", disk=self._name, offset=offset)
         if not 0 <= offset <= offset + length <= self._size:
@@ -291,17 +323,12 @@ class Volume:
         return self._device.check()
 
     def commit(self, manifest: Manifest) -> None:
-        """Put the manifest into the entry; it is no blank volume any more. See Destination."""
-        self._entry[_STATE] = manifest.to_json()
+        """Record what the volume holds, and put it into the entry; it is no blank volume any more. See Destination."""
+        state = {**manifest.to_json(), "record": self._claim.id}
+        self._claim.settle(claims.name_of_state(state))
+        self._entry[_STATE] = state
         if _BLANK in self._entry:
             self._entry[_BLANK] = False
-        self._committed = True
-
-    def settle(self) -> None:
-        """Take back the doubt of this run, if what it wrote is committed."""
-        if self._doubted and self._committed:
-            self._doubt.clear(self._state_id)
-            self._doubted = False
 
     def close(self) -> None:
         """See Device."""
@@ -333,17 +360,19 @@ class FileVolume(Image):
         self._entry[_STATE] = manifest.to_json()
 
 
-def state_id(entry: dict[str, Any]) -> str:
-    """The name of what the caller knows of a volume: of its state, or of the entry where there is none yet.
+def touched(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a volume that is not, or no longer, as the destination has made it."""
+    return {**entry, _BLANK: False} if _BLANK in entry else dict(entry)
 
-    `volume_dev` is left out: the name of a device is another one in each run.
-    """
-    state = entry.get(_STATE)
-    check = state.get("check") if isinstance(state, dict) else None
-    if not isinstance(check, str):
-        rest = {key: value for key, value in entry.items() if key not in (_STATE, _DEVICE)}
-        check = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(check.encode()).hexdigest()[:16]
+
+def forgotten(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry without what we know of its volume."""
+    return {key: value for key, value in touched(entry).items() if key not in (_STATE, VHD)}
+
+
+def records_of(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The ids of the records of volumes that entries name."""
+    return [id for entry in entries if (id := claims.record_of(entry.get(_STATE)))]
 
 
 def _backend(

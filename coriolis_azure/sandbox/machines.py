@@ -159,6 +159,13 @@ def _created(world: World, call: Call, machine_id: str, location: str) -> Resour
 
 def _changed(world: World, call: Call, machine: Resource) -> Response:
     _not_going(machine, "update")
+    match = call.request.header("If-Match")
+    if match and match not in ("*", machine.document["etag"]):
+        raise ArmError(
+            412,
+            "PreconditionFailed",
+            f"Etag provided in if-match header {match} does not match etag {machine.document['etag']} of resource.",
+        )
     if not world.guests.booting(machine.id):
         for operation in world.pending(machine.id):
             world.finish(operation)

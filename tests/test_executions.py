@@ -1,0 +1,330 @@
+"""Executions of a transfer in which a task, its service or its answer is lost: the volumes are right after the next."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from battles import served
+from conductor import Transfer
+from conftest import MIB
+from writer_targets import HttpsTarget, SshTarget
+
+from coriolis_azure.provider import AzureExportProvider
+from coriolis_azure.sandbox import Request, Response, Sandbox
+
+POOL = "0f6f1c1e-1111-4222-8333-444455556666"
+
+
+def content(seed: int, number: int, size: int = MIB) -> bytes:
+    """Random halves, and zeros where another seed has none."""
+    half, chance = size // 2, random.Random(f"{seed} {number}")
+    parts = [chance.randbytes(half), bytes(half)]
+    return b"".join(parts if seed % 2 else reversed(parts))
+
+
+class Site:
+    """The sandbox with `web` of two disks, a pool of two workers, and the other end of a writer."""
+
+    def __init__(
+        self, azure: Sandbox, connection: Any, folder: Path, target: SshTarget | HttpsTarget
+    ) -> None:
+        self.azure, self.connection, self.folder, self.target = azure, connection, folder, target
+        self._workers: list[Any] = []
+        paths = [self._file(1, number) for number in range(2)]
+        azure.add_vm("web", paths[0], [paths[1]])
+        self.shared = self._call("set_up_pool_shared_resources", azure.environment(), POOL)
+        self.worker(0)
+        self.idle = self.left()
+
+    def _file(self, seed: int, number: int) -> Path:
+        path = self.folder / f"content-{number}.raw"
+        path.write_bytes(content(seed, number))
+        return path
+
+    def holds(self, seed: int) -> None:
+        """The VM's disks have this content from now on."""
+        for number, name in enumerate(("os", 0)):
+            self.azure.write("web", name, self._file(seed, number))
+
+    def transfer(self, name: str = "volumes") -> Transfer:
+        environment = {**self.azure.environment(), "chunk_size_kib": 64}
+        return Transfer(self.connection, environment, self.target.info, self.folder / name, self.worker(0))
+
+    def worker(self, number: int) -> Any:
+        """A worker of the pool."""
+        while len(self._workers) <= number:
+            name = f"{len(self._workers):08d}-aaaa-4bbb-8ccc-ddddeeeeffff"
+            environment = self.azure.environment()
+            made = self._call("create_minion", environment, POOL, "linux", self.shared, name)
+            self._workers.append((made["minion_provider_properties"], made["connection_info"]))
+        return self._workers[number]
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        made = getattr(AzureExportProvider(None), method)(None, self.connection, *arguments)
+        return json.loads(json.dumps(made))
+
+    def left(self) -> list[str]:
+        """What there is in Azure but for the records of volumes."""
+        return [
+            each["id"] for each in self.azure.resources() if "coriolis-volume" not in (each.get("tags") or {})
+        ]
+
+
+@pytest.fixture(params=["ssh", "https"])
+def site(request: pytest.FixtureRequest, azure: Sandbox, tmp_path: Path) -> Iterator[Site]:
+    kind = SshTarget if request.param == "ssh" else HttpsTarget
+    target = kind(tmp_path / "receiver")
+    try:
+        with served(azure) as connection:
+            yield Site(azure, connection, tmp_path, target)
+    finally:
+        azure.intercept = None
+        target.close()
+
+
+def right(transfer: Transfer, seed: int) -> bool:
+    """Whether all volumes hold that content."""
+    return [transfer.content(number) for number in range(2)] == [content(seed, number) for number in range(2)]
+
+
+def at(
+    site: Site, when: Callable[[Request], bool], act: Callable[[], object], *, after: bool = False
+) -> list[str]:
+    """Do `act` at the first request for which `when`; the paths of those at which it was done."""
+    struck: list[str] = []
+
+    def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+        due = not struck and when(request)
+        if due:
+            struck.append(request.path)
+        response = answer(request) if after or not due else None
+        if due:
+            act()
+        return response or answer(request)
+
+    site.azure.intercept = strike
+    return struck
+
+
+def detaching(request: Request) -> bool:
+    """Everything is copied; the clones are about to be taken from the worker."""
+    if request.method != "PATCH" or "/virtualMachines/" not in request.path:
+        return False
+    return json.loads(request.body)["properties"].get("storageProfile", {}).get("dataDisks") == []
+
+
+def recording(request: Request) -> bool:
+    """A change of what outlives runs: the record, or the mark, of a volume."""
+    name = request.path.rpartition("/")[2]
+    return (
+        request.method in ("PUT", "DELETE")
+        and name.startswith("coriolis-")
+        and ("volume" in name or "doubt" in name)
+    )
+
+
+@pytest.mark.parametrize("how", ["answer lost", "service killed", "task killed"])
+def test_a_result_that_is_not_stored_is_not_believed(site: Site, how: str) -> None:
+    """A, then B by a run whose answer the orchestrator never hears of, then A again: nothing seems changed."""
+    transfer = site.transfer()
+    transfer.execute()
+    assert right(transfer, 1)
+    site.holds(2)
+    with transfer.start() as task:
+        acts = {"service killed": task.kill_service, "task killed": lambda: task.signal(signal.SIGKILL)}
+        if how in acts:
+            assert at(site, detaching, acts[how]) is not None
+        result = task.result()
+        task.wait_for_end()
+    site.azure.intercept = None
+    assert ("returned" in result) == (how == "answer lost")
+    assert right(transfer, 2)
+    site.holds(1)
+    transfer.execute()
+    assert right(transfer, 1)
+    transfer.execute()
+    assert right(transfer, 1)
+    assert site.left() == site.idle
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before Azure acts", "after"])
+def test_a_cancel_in_the_last_bookkeeping_leaves_no_state_that_is_believed_and_wrong(
+    site: Site, after: bool
+) -> None:
+    transfer = site.transfer()
+    transfer.execute()
+    site.holds(2)
+    with transfer.start() as task:
+        struck = at(
+            site,
+            lambda request: recording(request) and right(transfer, 2),
+            lambda: task.signal(signal.SIGINT),
+            after=after,
+        )
+        assert "returned" not in task.result()
+    site.azure.intercept = None
+    assert struck
+    site.holds(1)
+    transfer.execute()
+    assert right(transfer, 1)
+    assert site.left() == site.idle
+
+
+def test_a_run_whose_execution_was_given_up_ends_before_it_writes_beside_its_successor(site: Site) -> None:
+    """A forced cancel sends no signal: the old process goes on, and the next one gets the pool's other worker."""
+    transfer = site.transfer()
+    transfer.execute()
+    site.holds(2)
+    with transfer.start(bandwidth_limit="8KiB/s") as orphan:
+        wait_until(lambda: transfer.content(1) != content(1, 1) or not orphan.lives())
+        assert orphan.lives()
+        site.holds(3)
+        transfer.execute(site.worker(1))
+        assert right(transfer, 3)
+        orphan.wait_for_end()
+        assert "VolumeTaken" in orphan.result().get("error", "")
+    assert right(transfer, 3)
+    site.holds(1)
+    transfer.execute()
+    assert right(transfer, 1)
+
+
+def test_a_run_that_was_stopped_over_its_lease_writes_nothing_when_it_wakes(site: Site) -> None:
+    transfer = site.transfer()
+    transfer.execute()
+    site.holds(2)
+    with transfer.start(bandwidth_limit="8KiB/s") as orphan:
+        wait_until(lambda: transfer.content(1) != content(1, 1) or not orphan.lives())
+        orphan.signal(signal.SIGSTOP)
+        site.holds(3)
+        transfer.execute(site.worker(1))
+        orphan.signal(signal.SIGCONT)
+        orphan.wait_for_end()
+        assert "VolumeTaken" in orphan.result().get("error", "")
+    assert right(transfer, 3)
+
+
+def test_without_a_state_a_run_is_refused_while_another_of_the_disk_lives(site: Site) -> None:
+    """First executions: nothing tells whether both write to the same volume. A killed one is outlasted."""
+    transfer = site.transfer()
+    with transfer.start(bandwidth_limit="8KiB/s") as orphan:
+        wait_until(lambda: any(transfer.content(1)) or not orphan.lives())
+        with transfer.start(site.worker(1)) as refused:
+            assert "VolumeTaken" in refused.result().get("error", "")
+        assert orphan.lives()
+        orphan.signal(signal.SIGKILL)
+        orphan.result()
+    site.holds(2)
+    transfer.execute(site.worker(1))
+    assert right(transfer, 2)
+
+
+def half_way(site: Site, transfer: Transfer) -> None:
+    """An execution that is killed when it has written to both volumes."""
+    with transfer.start() as task:
+        struck = at(
+            site,
+            lambda request: detaching(request),
+            lambda: task.signal(signal.SIGKILL),
+        )
+        task.result()
+    site.azure.intercept = None
+    assert struck
+
+
+def test_what_a_failed_first_execution_has_written_is_overwritten_with_zeros_after_an_update(
+    site: Site,
+) -> None:
+    transfer = site.transfer()
+    half_way(site, transfer)
+    transfer.update(chunk_size_kib=128)
+    site.holds(2)
+    transfer.execute()
+    assert right(transfer, 2)
+
+
+@pytest.mark.parametrize("anew", ["rebuilt", "attached", "with a note of its own"])
+def test_volumes_that_are_handed_over_anew_are_not_taken_for_blank_ones(site: Site, anew: str) -> None:
+    """Their entries say `zeroed` each time, as some destinations' do, and lack what we have put into them."""
+    transfer = site.transfer()
+    notes = iter(range(9))
+
+    def deploy(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        bare = [{key: entry[key] for key in ("disk_id", "volume_dev")} for entry in entries]
+        note = {"attachment_id": next(notes)} if anew == "with a note of its own" else {}
+        return [{**entry, "zeroed": True, **note} for entry in bare]
+
+    transfer.deploy = deploy
+    if anew == "with a note of its own":
+        half_way(site, transfer)
+    else:
+        transfer.execute()
+    site.holds(2)
+    if anew == "attached":
+        attached = site.transfer("another")
+        attached.entries = deploy(transfer.entries)
+        transfer = attached
+    transfer.execute()
+    assert right(transfer, 2)
+
+
+def test_a_good_run_of_another_transfer_vouches_for_nothing(site: Site) -> None:
+    """Two transfers whose entries say the same words; only the devices differ."""
+    one, other = site.transfer("one"), site.transfer("other")
+    half_way(site, one)
+    other.execute()
+    assert right(other, 1)
+    site.holds(2)
+    one.execute()
+    assert right(one, 2)
+    other.execute()
+    assert right(other, 2)
+
+
+@pytest.mark.parametrize("step", ["/snapshots/coriolis", "/disks/coriolis", "detaching"])
+def test_what_a_killed_run_on_a_pools_worker_has_left_goes_with_the_next_one(site: Site, step: str) -> None:
+    transfer = site.transfer()
+    transfer.execute()
+    site.holds(2)
+    with transfer.start() as task:
+        struck = at(
+            site,
+            detaching
+            if step == "detaching"
+            else lambda request: request.method == "PUT" and step in request.path,
+            lambda: task.signal(signal.SIGKILL),
+            after=step != "detaching",
+        )
+        task.result()
+    site.azure.intercept = None
+    assert struck
+    assert site.left() != site.idle
+    site.holds(3)
+    transfer.execute()
+    assert right(transfer, 3)
+    assert site.left() == site.idle
+
+
+def test_a_task_ends_by_itself_when_its_service_is_killed(site: Site) -> None:
+    """And cleans up as when it is cancelled: nobody is there to take its result."""
+    transfer = site.transfer()
+    with transfer.start(bandwidth_limit="8KiB/s") as task:
+        wait_until(lambda: any(transfer.content(1)) or not task.lives())
+        task.kill_service()
+        task.wait_for_end(20)
+    assert site.left() == site.idle
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
