@@ -41,6 +41,7 @@ _ANSWER_BYTES = 1 << 20
 _ALGORITHM = "sha256"
 _SENT = struct.Struct(">QQ32s")  # offset, length, digest
 _END = 0  # what is added to the offset after a range's last byte: a checksum "stops at" end_offset, before it
+_ACQUIRE_SECONDS = 8.0
 _CHECK_SECONDS = 3600.0
 _POLL_SECONDS = (0.02, 5.0)  # the first pause, and the longest
 _NO_SUCH_THING = (404, 405, 501)
@@ -86,8 +87,11 @@ class Device:
         self._lock = Lock()
 
     def open(self) -> None:
-        """Lock the device for us. See Device."""
-        self._request("POST", "/acquire")
+        """Lock the device for us; a run that was ended a moment ago may still hold it. See Device."""
+        clock = self._target.clock
+        until = clock.monotonic() + _ACQUIRE_SECONDS
+        while self._request("POST", "/acquire", missing=(409,) if clock.monotonic() < until else ()) is None:
+            clock.sleep(0.5)
         self._acquired = True
 
     def write(self, offset: int, data: Content) -> None:
