@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import sandbox
 from .errors import CoriolisAzureError
-from .events import Notice, Report, Step
+from .events import Notice, Report, Step, amount
 from .model import Json
 from .settings import read_json
 from .source import Replicated, Source
@@ -83,7 +83,7 @@ def run(report: Report, keep: Path | None = None) -> Told:
         written = _change(disks, report)
         for name in written:
             sandbox.write(azure, VM, "os" if name == "os" else int(name.removeprefix("data-")), disks[name])
-        report(Step("second run", f"{sum(written.values()) >> 10} KiB were changed"))
+        report(Step("second run", f"{amount(sum(written.values()))} were changed"))
         second = source.replicate(VM, images)
         checks.update(_compared("second run", disks, images))
 

@@ -18,6 +18,8 @@ from .errors import cleaned
 
 LOG = logging.getLogger(__name__)
 
+_TELL_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Step:
@@ -44,10 +46,15 @@ class Copied:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing can be done but wait: for `what`, `seconds` at most."""
+    """Nothing can be done but wait: for `what`, `seconds` at most, of which `waited` have passed.
+
+    Told again every ten seconds while it lasts. `percent`: how much of it is done, where that is known.
+    """
 
     what: str
     seconds: float
+    waited: float = 0.0
+    percent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,17 +68,52 @@ Event = Step | Copied | Waiting | Notice
 Report = Callable[[Event], None]
 
 
+class Wait:
+    """Tells of one wait, when it begins and then every ten seconds."""
+
+    def __init__(self, report: Report, clock: Clock, what: str, seconds: float) -> None:
+        self._report, self._clock = report, clock
+        self._what, self._seconds = what, seconds
+        self._began = clock.monotonic()
+        self._next = 0.0
+
+    def still(self, percent: float | None = None) -> None:
+        """What is waited for is not there yet."""
+        waited = self._clock.monotonic() - self._began
+        if waited >= self._next:
+            self._next = waited + _TELL_SECONDS
+            done = None if percent is None else int(percent)
+            self._report(Waiting(self._what, self._seconds, round(waited, 3), done))
+
+
+def amount(count: float) -> str:
+    """Bytes as people read them: three digits are enough."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while count >= 1000 and power < len(units) - 1:
+        count, power = count / 1024, power + 1
+    return f"{count:.3g} {units[power]}"
+
+
+def span(seconds: float) -> str:
+    """A time span as a clock shows it: 0:05, 12:00, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def line(event: Event) -> str:
     """An event as one line for people, with what it holds of others' words cleaned."""
     match event:
         case Step(name, target):
             text = f"{name}: {target}" if target else name
-        case Waiting(what, seconds):
-            text = f"waiting for {what}, {seconds:.0f} s at most"
+        case Waiting(what, seconds, waited, percent):
+            done = "" if percent is None else f", {percent} % done"
+            text = f"waiting for {what}{done} ({span(waited)} of up to {span(seconds)})"
         case Notice(text):
             pass
         case Copied(disk, done, total, sent):
-            text = f"{disk}: {done} of {total} bytes, {sent} sent"
+            text = f"{disk}: {amount(done)} of {amount(total)}, {amount(sent)} sent"
     return cleaned(text)
 
 

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 from . import cleanup, cloning, inspection, names, permissions, worker
 from .cloud import Azure
 from .errors import CoriolisAzureError, Denied, InvalidInput
-from .events import Event, Notice, Report, Step
+from .events import Event, Notice, Report, Step, amount
 from .model import Disk, Json, Machine, at
 from .settings import Environment
 from .storage import Storage
@@ -335,7 +335,7 @@ class _Questions:
         if chosen is not None:
             total = sum(disk.size_bytes for disk in chosen)
             out = f", {len(machine.disks) - len(chosen)} left out" if len(chosen) < len(machine.disks) else ""
-            self._fine("inspect", f"VM {machine.name}: {len(chosen)} disk(s), {_gib(total)} in all{out}")
+            self._fine("inspect", f"VM {machine.name}: {len(chosen)} disk(s), {amount(total)} in all{out}")
         for disk in self._disks:
             if disk.unmanaged:
                 self._fine("snapshot", f"{disk.name} is a VHD blob: {disk.id}")
@@ -418,7 +418,7 @@ class _Questions:
         if rate and total:
             self._fine(
                 "copy",
-                f"{size.name} reads {rate / 1e6:.0f} MB/s: {_duration(total / rate)} for a full read of {_gib(total)}",
+                f"{size.name} reads {amount(rate)}/s: {_duration(total / rate)} for a full read of {amount(total)}",
             )
         return sku
 
@@ -679,10 +679,6 @@ def _range(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 def _texts(told: Iterable[Event]) -> str:
     return "; ".join(event.text for event in told if isinstance(event, Notice))
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.3g} GiB"
 
 
 def _duration(seconds: float) -> str:

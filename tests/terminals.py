@@ -19,13 +19,15 @@ from processes import PROCESSES
 _SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def shown(work: Callable[..., None], *arguments: Any, width: int = 80, term: str = "xterm") -> str:
+def shown(
+    work: Callable[..., None], *arguments: Any, width: int = 80, variables: dict[str, str] | None = None
+) -> str:
     """All that `work(*arguments)` writes to its terminal until it ends."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     with Connection(its) as terminal:
         env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "CI")}
-        begin = (terminal, {**env, "TERM": term}, work, arguments)
+        begin = (terminal, {**env, "TERM": "xterm", **(variables or {})}, work, arguments)
         process = PROCESSES.Process(target=_begin, args=begin)
         process.start()
     said = bytearray()

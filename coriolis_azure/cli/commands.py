@@ -11,11 +11,11 @@ from rich.text import Text
 
 from .. import __version__, codes, names, permissions, settings
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
+from ..events import amount
 from .options import Group, json_option, opened, rate, source_options
 from .output import (
     VERIFIED,
     Table,
-    amount,
     out,
     print_json,
     raise_left_behind,

@@ -9,14 +9,13 @@ from types import FrameType
 from typing import Any
 
 import click
-from rich.text import Text
 
 from ..clock import Clock, rfc3339
 from ..errors import AzureError, CoriolisAzureError, InvalidInput, cleaned
 from . import sandbox  # noqa: F401 - its commands belong to the group
 from .commands import cli
 from .options import json_is_asked_for
-from .output import err
+from .output import err, show
 from .streams import ended_streams, ready_streams
 
 INTERRUPTED = 130
@@ -77,10 +76,10 @@ def _tell(error: CoriolisAzureError) -> int:
     if json_is_asked_for():
         _tell_json(error.to_json())
         return error.exit_code
-    err().print(Text.assemble(("error: ", "bold red"), error.message))
-    err().print(Text.assemble(("what to do: ", "bold"), error.remedy))
+    show(err(), error.message, "error: ", "bold red")
+    show(err(), error.remedy, "what to do: ", "bold")
     if isinstance(error, AzureError) and error.reference:
-        err().print(Text(f"Azure's answer: {error.reference}", "dim"))
+        show(err(), error.reference, "Azure's answer: ", "dim")
     return error.exit_code
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import TextWrapper
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ..errors import CleanupIncomplete, cleaned
+from ..events import amount
 from ..model import Machine
 
 VERIFIED = {True: "yes", None: "not verified", False: "NO"}
@@ -40,6 +42,19 @@ def out(width: int | None = None) -> Console:
 def err() -> Console:
     """The console on stderr, for text that is shown as it is."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def show(console: Console, words: str, lead: str = "", style: str = "") -> None:
+    """Print prose after a `lead` in `style`: on a terminal lines end between words; a long word (an id) is left whole."""
+    lines = (lead + words).splitlines()
+    if console.file.isatty():
+        wrap = TextWrapper(
+            console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        lines = [wrapped for line in lines for wrapped in wrap.wrap(line)]
+    text = Text("\n".join(lines))
+    text.stylize(style, 0, len(lead))
+    console.print(text)
 
 
 @dataclass(frozen=True)
@@ -145,7 +160,7 @@ def show_machine(machine: Machine) -> None:
     ]
     Table(("NIC", "MAC", "network", "private", "public"), nics, "NICs").show()
     for caveat in machine.caveats:
-        out().print(f"! {cleaned(caveat)}")
+        show(out(), f"! {cleaned(caveat)}")
 
 
 def replication_table(title: str, disks: Any, seconds: float) -> Table:
@@ -182,12 +197,3 @@ def say(as_json: bool, document: Any, text: str) -> None:
 
 def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
-
-
-def amount(count: float) -> str:
-    """Bytes as people read them: three digits are enough."""
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = 0
-    while count >= 1000 and power < len(units) - 1:
-        count, power = count / 1024, power + 1
-    return f"{count:.3g} {units[power]}"
