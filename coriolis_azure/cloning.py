@@ -113,7 +113,8 @@ def _completed(
             left = (
                 told * (100 - done) / done if done and told else background_seconds(disk) * (1 - done / 100)
             )
-            report(Waiting(f"the background copy of the snapshot of {disk.name} ({done:.0f} % done)", left))
+            what = f"the background copy of the snapshot of {disk.name}"
+            report(Waiting(what, left + told, waited=told, percent=int(done)))
         clock.sleep(min(_LONGEST_PAUSE, max(10.0, (now - begun) / 20)))
         snapshot = resources.azure.get(id)
     return id

@@ -13,7 +13,9 @@ import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,6 +51,8 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 from requests.adapters import HTTPAdapter
 
 from . import __version__, codes, documents, errors, names, tls
+from .clock import Clock
+from .events import Report, Wait, Waiting, silent
 from .model import Json, must
 from .settings import Connection, Image
 
@@ -101,6 +105,7 @@ POLLING_SECONDS = 5
 _RETRIES = 6
 # The longest that one operation may take. Azure itself gives up on a VM that does not start after about 25 minutes.
 OPERATION_SECONDS = 45 * 60.0
+_LONG_SECONDS = 10.0  # an operation that takes longer is told of
 
 # Microsoft's own public client, the one that the Azure CLI signs in as; user credentials need a client.
 _PUBLIC_CLIENT = "04b07795-8ddb-461a-bbee-02f9e1bf7b46"
@@ -155,13 +160,16 @@ _BY_STATUS: dict[int, type[errors.AzureError]] = {
 class Azure:
     """One subscription of one Azure, seen as the identity of the connection settings.
 
-    `transport` replaces the HTTPS connections of all SDK clients. `is_modern` is false for an Azure Stack Hub,
-    which refuses what newer versions know. Every verb raises an `errors.AzureError`.
+    `transport` replaces the HTTPS connections of all SDK clients. `report` is told what is waited for. `is_modern` is
+    false for an Azure Stack Hub, which refuses what newer versions know. Every verb raises an `errors.AzureError`.
     """
 
-    def __init__(self, connection: Connection, *, transport: Transport | None = None) -> None:
+    def __init__(
+        self, connection: Connection, *, transport: Transport | None = None, report: Report = silent
+    ) -> None:
         self.subscription = connection.subscription_id
-        self.transport = _Shared(transport or https(connection))
+        self.report = report
+        self.transport = _Shared(transport or https(connection), report)
         with translated("sign in to", connection.cloud_profile):
             authority, manager, audience = _profile(connection, self.transport)
             self.credential = _credential(connection, authority, self.transport)
@@ -455,13 +463,24 @@ class Azure:
         with translated(verb, id):
             with _understood():
                 poller = begin()
-                poller.wait(OPERATION_SECONDS)
+                self._wait(poller, f"Azure to {verb} {names.name_of(id)}")
             if not poller.done():
                 raise errors.DeadlinePassed(
                     f"Azure did not finish to {verb} {id} within {OPERATION_SECONDS / 60:.0f} minutes",
                     resource=id,
                 )
             return _document(poller.result())
+
+    def _wait(self, poller: LROPoller[Any], what: str) -> None:
+        clock = Clock()
+        waiting, until = (
+            Wait(self.report, clock, what, OPERATION_SECONDS),
+            clock.monotonic() + OPERATION_SECONDS,
+        )
+        poller.wait(_LONG_SECONDS)
+        while not poller.done() and clock.monotonic() < until:
+            waiting.still()
+            poller.wait(_LONG_SECONDS)
 
 
 class _ApiVersions(SansIOHTTPPolicy[Any, Any]):
@@ -492,11 +511,15 @@ class _ApiVersions(SansIOHTTPPolicy[Any, Any]):
             request.http_request.url = path + question + query
 
 
-class _Shared(Transport):
-    """One transport for all clients: closing a client leaves it open for the others."""
+# Whether the last answer in this thread was "too many requests": what the SDK sleeps for then.
+_throttled: ContextVar[bool] = ContextVar("throttled", default=False)
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+
+class _Shared(Transport):
+    """One transport for all clients: closing a client leaves it open for the others. Tells of throttling."""
+
+    def __init__(self, transport: Transport, report: Report) -> None:
+        self._transport, self._report = transport, report
         # By lower-cased resource type, the API version with which it was asked for.
         self.api_versions: dict[str, str] = {}
 
@@ -504,9 +527,13 @@ class _Shared(Transport):
         asked = _API_VERSION.search(request.url)
         if asked:
             self.api_versions[asked["type"].lower()] = asked["version"]
-        return self._transport.send(request, **options)
+        response = self._transport.send(request, **options)
+        _throttled.set(response.status_code == HTTPStatus.TOO_MANY_REQUESTS)
+        return response
 
     def sleep(self, duration: float) -> None:
+        if _throttled.get():
+            self._report(Waiting("Azure, which throttles our requests", duration))
         self._transport.sleep(duration)
 
     def open(self) -> None:

@@ -46,13 +46,13 @@ class Copied:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing can be done but wait: for `what`, `seconds` at most, of which `waited` have passed.
+    """Nothing can be done but wait: for `what`, `seconds` at most where there is a limit; `waited` have passed.
 
     Told again every ten seconds while it lasts. `percent`: how much of it is done, where that is known.
     """
 
     what: str
-    seconds: float
+    seconds: float | None
     waited: float = 0.0
     percent: int | None = None
 
@@ -71,7 +71,7 @@ Report = Callable[[Event], None]
 class Wait:
     """Tells of one wait, when it begins and then every ten seconds."""
 
-    def __init__(self, report: Report, clock: Clock, what: str, seconds: float) -> None:
+    def __init__(self, report: Report, clock: Clock, what: str, seconds: float | None = None) -> None:
         self._report, self._clock = report, clock
         self._what, self._seconds = what, seconds
         self._began = clock.monotonic()
@@ -109,7 +109,8 @@ def line(event: Event) -> str:
             text = f"{name}: {target}" if target else name
         case Waiting(what, seconds, waited, percent):
             done = "" if percent is None else f", {percent} % done"
-            text = f"waiting for {what}{done} ({span(waited)} of up to {span(seconds)})"
+            limit = "so far" if seconds is None else f"of up to {span(seconds)}"
+            text = f"waiting for {what}{done} ({span(waited)} {limit})"
         case Notice(text):
             pass
         case Copied(disk, done, total, sent):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import configuration, plugin_api, settings
 from .clock import Clock
 from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput
-from .events import Copied, Event, Notice, line, logged, unfailing
+from .events import Copied, Event, Notice, Waiting, line, logged, unfailing
 from .interrupts import ended_with_parent
 from .model import Json, Run, Worker
 from .pipeline import Lock
@@ -32,6 +32,7 @@ LOG = logging.getLogger(__name__)
 configuration.register()
 # Users read along; a database keeps every line.
 _SECONDS_BETWEEN_STEPS = 1.0
+_SECONDS_BETWEEN_WAITS = 60.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -617,6 +618,7 @@ class _Told:
         self._clock = clock or Clock()
         self._lock = Lock()
         self._bars: dict[str, tuple[Any, int, float]] = {}
+        self._waits: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         """Log the event and tell it."""
@@ -628,12 +630,22 @@ class _Told:
 
     def _tell(self, event: Event) -> None:
         match event:
+            case Waiting() if not self._is_due(event):
+                pass
             case Notice():
                 self._handler.add_event(line(event), level="WARNING")
             case Copied():
                 self._advance(event)
             case _:
                 self._handler.add_progress_update(line(event))
+
+    def _is_due(self, event: Waiting) -> bool:
+        """Whether to tell of a wait: it has just begun, or was not told of for a minute."""
+        now, told = self._clock.monotonic(), self._waits.get(event.what)
+        due = told is None or now - told >= _SECONDS_BETWEEN_WAITS
+        if due:
+            self._waits[event.what] = now
+        return due
 
     def _advance(self, event: Copied) -> None:
         now = self._clock.monotonic()

@@ -16,6 +16,7 @@ from . import codes, names
 from .clock import Clock, hurried
 from .cloud import Azure
 from .errors import AzureError, CoriolisAzureError, DeadlinePassed, NotFound
+from .events import Report, Wait, silent
 from .interrupts import Spare, shielded
 from .journal import Journal
 from .model import Json, Run
@@ -152,21 +153,35 @@ def delete(azure: Azure, ids: Iterable[str], clock: Clock, storage: Storage | No
     for id in {id.lower(): id for id in known if id not in blobs}.values():  # listings change the case of ids
         by_kind.setdefault(names.kind_of(id), []).append(id)
     stayed: list[str] = []
+    all_, tried = len(blobs) + sum(map(len, by_kind.values())), 0
+    waiting = Wait(azure.report, clock, f"the deletion of {all_} resources")
+    if all_ > 1:
+        waiting.still(0)
     for kind in names.TYPES:
         of_kind = by_kind.get(kind, [])
         used = not names.USERS.get(kind, set()).isdisjoint(names.kind_of(id) for id in stayed)
         patience = 0 if used else PATIENCE_SECONDS
         gone = ordered(partial(_deleted, azure, clock, patience), of_kind, threads=4, ahead=8)
-        stayed += [id for id, is_gone in zip(of_kind, gone, strict=True) if not is_gone]
+        for id, is_gone in zip(of_kind, gone, strict=True):
+            stayed += [] if is_gone else [id]
+            tried += 1
+            waiting.still(100 * tried / all_)
     return stayed + [id for id in blobs if not _blobs_deleted(storage, clock, id)]
 
 
-def patiently(act: Callable[[], object], what: str, clock: Clock, patience: float = PATIENCE_SECONDS) -> None:
+def patiently(
+    act: Callable[[], object],
+    what: str,
+    clock: Clock,
+    patience: float = PATIENCE_SECONDS,
+    report: Report = silent,
+) -> None:
     """Do `act`; where Azure says that it is busy and waiting can help, again, for `patience` seconds.
 
     Raises the last AzureError. A lock, for one, is somebody's decision: no waiting lifts it.
     """
     patient_until = clock.monotonic() + patience
+    waiting = Wait(report, clock, f"Azure to be ready for {what}", patience)
     while True:
         try:
             act()
@@ -177,6 +192,7 @@ def patiently(act: Callable[[], object], what: str, clock: Clock, patience: floa
             if not helps or hurried() or clock.monotonic() + pause > patient_until:
                 raise
             LOG.info("%s has to wait, trying again: %s", what, error)
+            waiting.still()
             clock.sleep(pause)
         else:
             return
@@ -194,7 +210,7 @@ def _deleted(azure: Azure, clock: Clock, patience: float, id: str) -> bool:
             LOG.warning("left %s alone: it does not carry our tags", id)
 
     try:
-        patiently(try_it, f"deleting {id}", clock, patience)
+        patiently(try_it, f"deleting {id}", clock, patience, azure.report)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
         _tell_undeleted(id, error)
         return False

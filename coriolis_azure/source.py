@@ -49,7 +49,7 @@ from .errors import (
     Unreachable,
     WorkerGone,
 )
-from .events import Notice, Report, Step, silent, unfailing
+from .events import Copied, Notice, Report, Step, silent, unfailing
 from .interrupts import shielded
 from .journal import Journal, default_folder
 from .model import Disk, Json, Machine, Run, Worker
@@ -84,11 +84,17 @@ class DiskReport:
 
 @dataclass(frozen=True)
 class Replicated:
-    """What a replication did, and the ids of temporary resources that could not be deleted."""
+    """What a replication did, and the ids of temporary resources that could not be deleted.
+
+    `started` and `point` are moments in UTC, as RFC 3339 writes them. What the VM had written by `point` is in the
+    replica: the snapshots were taken right after it.
+    """
 
     vm: str
     mechanism: str
     disks: tuple[DiskReport, ...]
+    started: str
+    point: str
     seconds: float
     left_behind: tuple[str, ...]
 
@@ -117,8 +123,8 @@ class Source:
     ) -> None:
         connection = Connection.from_json(connection_info)
         self.environment = Environment.from_json(source_environment, connection.default_resource_group)
-        self.azure = Azure(connection, transport=transport)
         self._report = unfailing(report)
+        self.azure = Azure(connection, transport=transport, report=self._report)
         if connection.allow_untrusted:
             self._report(
                 Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials")
@@ -174,7 +180,7 @@ class Source:
         already holds is not used. Whatever was made in Azure is deleted again, on any error too; what could not
         be is in `left_behind`.
         """
-        started = self._clock.monotonic()
+        began, started = self._clock.monotonic(), names.stamp(self._clock.now())
         machine = self.inspect(vm)
         self._tell_caveats(machine)
         disks = self.chosen(machine)
@@ -186,7 +192,10 @@ class Source:
                 reader = self._reader(resources, machine, disks)
                 if shutdown:
                     self.stop(machine)
-                record = sets.begin(folder, machine.id, self._begun(resources.run, machine, disks))
+                for disk in disks:  # whoever watches knows the total from the start
+                    self._report(Copied(disk.name, 0, disk.size_bytes, 0))
+                begun = self._begun(resources.run, machine, disks)
+                record = sets.begin(folder, machine.id, begun)
                 outcomes = self.copy(resources, reader, disks, folder, full=full)
                 roots = [outcome.manifest.root() for outcome in outcomes]
                 names_of = [disk.name for disk in disks]
@@ -195,7 +204,9 @@ class Source:
             vm=machine.name,
             mechanism=self.environment.replica_export_mechanism,
             disks=tuple(_reported(disk, outcome) for disk, outcome in zip(disks, outcomes, strict=True)),
-            seconds=round(self._clock.monotonic() - started, 3),
+            started=started,
+            point=begun.time,
+            seconds=round(self._clock.monotonic() - began, 3),
             left_behind=tuple(left_behind),
         )
 

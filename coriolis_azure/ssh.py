@@ -38,7 +38,7 @@ from .errors import (
     Unreachable,
     cleaned,
 )
-from .events import Report, Waiting
+from .events import Report, Wait
 from .model import Worker
 from .pipeline import Condition, Lock, within
 
@@ -541,7 +541,7 @@ def connect(
     until it is `given_up`.
     """
     until = clock.monotonic() + patience
-    told = False
+    waiting = Wait(report, clock, "the worker to answer on SSH", patience)
     while True:
         try:
             return Connection(_connected(worker))
@@ -550,9 +550,7 @@ def connect(
             # put ours in place. Nothing is sent to it then.
             if clock.monotonic() > until or given_up():
                 raise error
-            if not told:
-                report(Waiting("the worker's SSH server", patience))
-                told = True
+            waiting.still()
             clock.sleep(_RETRY_SECONDS)
 
 

@@ -308,7 +308,7 @@ def _change_disks(azure: Azure, vm: str, change: Callable[[list[Json]], list[Jso
             body = {"properties": {"storageProfile": {"dataDisks": entries}}}
             azure.patch_vm(vm, body, document.get("etag", ""))
 
-    patiently(once, f"changing the disks of {vm}", clock)
+    patiently(once, f"changing the disks of {vm}", clock, report=azure.report)
 
 
 @dataclass(frozen=True)

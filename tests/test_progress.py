@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MIB
@@ -13,8 +17,11 @@ from replicas import HeldClock
 from rich.console import Console
 from terminals import shown, text
 
+from coriolis_azure import cloud
 from coriolis_azure.cli.progress import Lines, Screen, watching
 from coriolis_azure.events import Copied, Event, Notice, Step, Wait, Waiting, amount, json_lines, line, span
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
 
 
 def test_a_wait_is_told_as_it_begins_and_every_ten_seconds() -> None:
@@ -147,3 +154,31 @@ def test_time_spans(seconds: float, shown_: str) -> None:
 )
 def test_amounts_of_bytes(count: int, shown_: str) -> None:
     assert amount(count) == shown_
+
+
+def test_a_run_tells_its_times_the_size_of_all_disks_and_what_it_waits_for(
+    azure: Sandbox,
+    source: Source,
+    image: Callable[..., Path],
+    told: list[Event],
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.setattr(cloud, "_LONG_SECONDS", 0.05)  # on Azure an operation takes seconds and minutes
+    azure.add_vm("web", image("os"), [image("data", MIB, seed=1)])
+    azure.faults.add("slow-operation", method="PUT", path="/snapshots/", times=1)
+    azure.faults.add("throttle", path="/disks/", seconds=1.5)
+    before = datetime.now(timezone.utc)
+    done = source.replicate("web", tmp_path / "images")
+    after = datetime.now(timezone.utc)
+    started, point = (
+        datetime.fromisoformat(time.replace("Z", "+00:00")) for time in (done.started, done.point)
+    )
+    assert before - timedelta(seconds=1) <= started <= point <= after
+    assert done.started.endswith("Z")
+    copied = [event for event in told if isinstance(event, Copied)]
+    assert copied[:2] == [Copied("os", 0, 3 * MIB, 0), Copied("data-0", 0, MIB, 0)]
+    waits = " | ".join(line(event) for event in told if isinstance(event, Waiting))
+    assert "waiting for Azure, which throttles our requests (0:00 of up to 0:02)" in waits
+    assert "waiting for Azure to create coriolis-" in waits
+    assert re.search(r"waiting for the deletion of \d+ resources, 0 % done \(0:00 so far\)", waits)

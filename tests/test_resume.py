@@ -252,7 +252,8 @@ def test_a_network_that_fails_for_a_minute_is_waited_out(
     assert settled > 0
     # Up to the cut 6 MiB; then what was not settled, and some for the frames and SSH.
     assert relay.received < 6 * MIB + (12 * MIB - settled) + MIB
-    assert Waiting("the worker's SSH server", ssh.RECONNECT_SECONDS) in told
+    waits = [(event.what, event.seconds) for event in told if isinstance(event, Waiting)]
+    assert ("the worker to answer on SSH", ssh.RECONNECT_SECONDS) in waits
     assert azure.resources() == before
 
 

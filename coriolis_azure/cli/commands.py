@@ -261,7 +261,7 @@ def replicate(
     if as_json:
         print_json(done.to_json())
     else:
-        replication_table(done.vm, done.disks, done.seconds).show()
+        replication_table(done.vm, done).show()
     raise_left_behind(done.left_behind)
 
 
@@ -359,7 +359,7 @@ def demo(keep: Path | None, as_json: bool) -> None:
         print_json(told.to_json())
     else:
         for title, replicated in (("First run", told.first), ("Second run", told.second)):
-            replication_table(title, replicated.disks, replicated.seconds).show()
+            replication_table(title, replicated).show()
         resources_table(told.resources_before, told.resources_after).show()
         outcomes = {True: Text("holds", "green"), False: Text("DOES NOT HOLD", "red")}
         Table(

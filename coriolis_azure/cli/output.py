@@ -45,7 +45,7 @@ def err() -> Console:
 
 
 def show(console: Console, words: str, lead: str = "", style: str = "") -> None:
-    """Print prose after a `lead` in `style`: on a terminal lines end between words; a long word (an id) is left whole."""
+    """Print prose after a `lead` in `style`. On a terminal, lines end between words, and a long word stays whole."""
     lines = (lead + words).splitlines()
     if console.file.isatty():
         wrap = TextWrapper(
@@ -163,14 +163,14 @@ def show_machine(machine: Machine) -> None:
         show(out(), f"! {cleaned(caveat)}")
 
 
-def replication_table(title: str, disks: Any, seconds: float) -> Table:
+def replication_table(title: str, done: Any) -> Table:
     columns = ("disk", "size", "read", "sent", "zero", "same", "run", "verified")
     records = []
-    for disk in disks:
+    for disk in done.disks:
         sizes = (disk.size_bytes, disk.read_bytes, disk.sent_bytes, disk.zero_bytes, disk.skipped_bytes)
         run = "full" if disk.full else "changes"
         records.append((disk.name, *map(amount, sizes), run, VERIFIED[disk.verified]))
-    return Table(columns, records, f"{title}: {seconds:.1f} s")
+    return Table(columns, records, f"{title}: as of {done.point}, {done.seconds:.1f} s")
 
 
 def resources_table(before: list[Any], after: list[Any]) -> Table:

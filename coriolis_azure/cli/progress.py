@@ -69,18 +69,20 @@ class _Course:
         self.now = clock.monotonic
         self._step, self._since = Step(""), self.now()
         self._waiting: tuple[Waiting, float] | None = None
+        self._waits: set[str] = set()
         self.disks: dict[str, _Disk] = {}
 
     def begin(self, step: Step) -> str:
         """Note a step; what the one before took, if that was long."""
         took, name = self.now() - self._since, self._step.name
-        self._step, self._since, self._waiting = step, self.now(), None
+        self._step, self._since, self._waiting, self._waits = step, self.now(), None, set()
         return f"  {cleaned(name)} took {span(took)}" if name and took >= _LONG_SECONDS else ""
 
     def wait(self, waiting: Waiting) -> bool:
-        """Note a wait; whether it is another than before."""
-        is_new = self._waiting is None or self._waiting[0].what != waiting.what
+        """Note a wait; whether it is told of for the first time in this step."""
         self._waiting = waiting, self.now()
+        is_new = waiting.what not in self._waits
+        self._waits.add(waiting.what)
         return is_new
 
     def copied(self, event: Copied) -> None:
