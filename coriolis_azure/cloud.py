@@ -34,8 +34,6 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.core.pipeline import PipelineRequest
-from azure.core.pipeline.policies import SansIOHTTPPolicy
 from azure.core.pipeline.transport import HttpTransport, RequestsTransport
 from azure.core.polling import LROPoller
 from azure.core.rest import HttpRequest
@@ -51,6 +49,7 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 from requests.adapters import HTTPAdapter
 
 from . import __version__, codes, documents, errors, names, tls
+from .api_versions import ApiVersions
 from .clock import Clock
 from .events import Report, Wait, Waiting, silent
 from .model import Json, must
@@ -66,12 +65,15 @@ _PERMISSIONS_VERSION = "2022-04-01"
 _LOCKS_VERSION = "2020-05-01"
 _POLICY_VERSION = "2024-10-01"
 _STORAGE_VERSION = "2023-05-01"
+# By which a cloud is asked for the versions that it offers: old enough for all.
+_PROVIDERS_VERSION = "2019-10-01"
 # The forms of their answers, as far as they are read.
 _SUBSCRIPTION = {"state": str}
 _PERMISSION = {"actions": [str], "notActions": [str]}
 _LOCK = {"id": str, "name": str, "properties": {"level": str}}
 _ACCOUNT = {"id": str, "name": str, "location": str, "properties": {"primaryEndpoints": {"blob": str}}}
 _CONTAINER = {"name": str}
+_PROVIDER_TYPES = {"resourceTypes": [{"resourceType": str, "apiVersions": [str]}]}
 _KEYS = {"keys": [{"value": str}]}
 _RESTRICTIONS = {
     "fieldRestrictions": [{"field": str, "restrictions": [{"result": str}]}],
@@ -89,9 +91,6 @@ _API_VERSION = re.compile(
     r"/resourceGroups/.*/providers/(?P<type>[\w.]+/\w+)(?=[/?]).*[?&]api-version=(?P<version>[\w-]+)",
     re.IGNORECASE,
 )
-
-_OPERATION = re.compile(r"/(\w*operations|operationresults)/[^/]+$", re.IGNORECASE)
-_PROVIDER = re.compile(r".*/providers/(Microsoft\.\w+/\w+)", re.IGNORECASE)
 
 # What the SDKs raise where no answer came at all; a sign-in that met one of these raises another error about it.
 _NO_ANSWER = (ServiceRequestError, ServiceResponseError, requests.RequestException)
@@ -181,10 +180,10 @@ class Azure:
             "retry_status": _RETRIES,
             "user_agent": f"coriolis-azure/{__version__}",
         }
-        versions = _ApiVersions({**_PROFILES[connection.api_profile], **connection.api_versions})
-        if versions:
-            options["per_call_policies"] = [versions]
-        self.is_modern = versions.of("microsoft.compute/virtualmachines", _MODERN_SINCE) >= _MODERN_SINCE
+        self._versions = ApiVersions(
+            {**_PROFILES[connection.api_profile], **connection.api_versions}, self.offered_versions
+        )
+        options["per_call_policies"] = [self._versions]
         self._compute = ComputeManagementClient(self.credential, self.subscription, **options)
         self._network = NetworkManagementClient(self.credential, self.subscription, **options)
         self._resources = ResourceManagementClient(self.credential, self.subscription, **options)
@@ -200,6 +199,11 @@ class Azure:
         self._skus: dict[str, list[Json]] = {}
         self.api_versions = self.transport.api_versions
         self.blob_version = _BLOB_VERSIONS.get(connection.api_profile, "")
+
+    @property
+    def is_modern(self) -> bool:
+        """Whether this Azure knows what came with newer API versions, as far as it has told by now."""
+        return self._versions.newest("microsoft.compute/virtualmachines", _MODERN_SINCE) >= _MODERN_SINCE
 
     def close(self) -> None:
         """Close the connections."""
@@ -266,10 +270,10 @@ class Azure:
 
     def offered_versions(self, namespace: str) -> dict[str, list[str]]:
         """The API versions that a resource provider offers, by lower-cased type (`microsoft.compute/disks`)."""
-        with translated("read the provider", namespace):
-            provider = _document(self._resources.providers.get(namespace))
+        path = f"/subscriptions/{self.subscription}/providers/{namespace}"
+        provider = self._read("the provider", path, _PROVIDERS_VERSION, _PROVIDER_TYPES)
         return {
-            f"{namespace}/{entry['resourceType']}".lower(): list(entry.get("apiVersions") or ())
+            f"{namespace}/{entry['resourceType']}".lower(): entry.get("apiVersions", [])
             for entry in provider.get("resourceTypes", [])
             if "resourceType" in entry
         }
@@ -481,34 +485,6 @@ class Azure:
         while not poller.done() and clock.monotonic() < until:
             waiting.still()
             poller.wait(_LONG_SECONDS)
-
-
-class _ApiVersions(SansIOHTTPPolicy[Any, Any]):
-    """Requests are sent with these API versions, by lower-cased resource provider or type, instead of the SDK's."""
-
-    def __init__(self, versions: Mapping[str, str]) -> None:
-        self._versions = {name.lower(): version for name, version in versions.items()}
-
-    def __bool__(self) -> bool:
-        return bool(self._versions)
-
-    def of(self, type_: str, default: str) -> str:
-        """The version for a resource type, `default` where none is asked for."""
-        return self._versions.get(type_, self._versions.get(type_.partition("/")[0], default))
-
-    def on_request(self, request: PipelineRequest[Any]) -> None:
-        """Change the version in the URL, those of next pages included. An operation's URL is left as Azure gave it."""
-        path, question, query = request.http_request.url.partition("?")
-        if _OPERATION.search(path):
-            return
-        provider = _PROVIDER.search(path)
-        type_ = provider[1].lower() if provider else "microsoft.resources"
-        if type_.startswith("microsoft.compute/locations"):  # of sizes, images, usages and operations
-            type_ = "microsoft.compute"
-        version = self.of(type_, "")
-        if version:
-            query = re.sub(r"(?i)(?<=api-version=)[\w-]+", version, query)
-            request.http_request.url = path + question + query
 
 
 # Whether the last answer in this thread was "too many requests": what the SDK sleeps for then.

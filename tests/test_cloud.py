@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,20 +87,56 @@ def test_an_azure_stack_hub_is_spoken_to_in_its_own_versions(
 STACK = {"export_network": "sandbox-vnet/default", "export_worker_use_fip": False}
 
 
-def test_without_its_profile_an_azure_stack_hub_is_told_by_the_versions_that_it_offers(
+def test_versions_that_a_cloud_refuses_give_way_to_those_that_it_offers(
+    tmp_path: Path, image: Callable[..., Path]
+) -> None:
+    """Nobody has told that this Azure is years behind: it is asked what it offers, once for each provider."""
+    os_disk, refused, questions = image("os"), [], []
+    with Sandbox(tmp_path / "azure", api_profile="2020-09-01-hybrid") as azure:
+        azure.add_vm("web", os_disk)
+        before = azure.resources()
+        connection = azure.connection_info()
+        del connection["custom_cloud_properties"]["api_profile"]
+
+        def look(request: Request, answer: Callable[[Request], Response]) -> Response:
+            response = answer(request)
+            if b"NoRegisteredProviderFound" in response.body:
+                refused.append(request.path.split("/providers/")[-1])
+            if re.fullmatch(r"/subscriptions/[^/]+/providers/[^/]+", request.path):
+                questions.append((request.path.rpartition("/")[2], request.query["api-version"]))
+            return response
+
+        azure.intercept = look
+        with Source(connection, {**azure.environment(), **STACK}, transport=azure.transport()) as source:
+            assert source.replicate("web", tmp_path / "images", shutdown=True).left_behind == ()
+            assert not source.azure.is_modern
+            assert source.check("web").ok
+        assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
+        assert azure.resources() == before
+    assert 2 <= len(refused) <= 4
+    assert {("Microsoft.Compute", "2019-10-01"), ("Microsoft.Network", "2019-10-01")} <= set(questions)
+
+
+def test_a_cloud_that_does_not_tell_its_versions_gives_its_own_refusal(
     tmp_path: Path, image: Callable[..., Path]
 ) -> None:
     with Sandbox(tmp_path / "azure", api_profile="2020-09-01-hybrid") as azure:
         azure.add_vm("web", image("os"))
         connection = azure.connection_info()
         del connection["custom_cloud_properties"]["api_profile"]
-        with Source(connection, azure.environment(), transport=azure.transport()) as source:
-            checked = source.check("web")
-            assert not checked.ok
-            assert any("supported api-versions are '2020-06-01'" in found.text for found in checked.errors)
-            with pytest.raises(errors.AzureError, match="NoRegisteredProviderFound") as caught:
-                source.inspect("web")
-            assert "api_profile" in caught.value.remedy
+
+        def question(request: Request, answer: Callable[[Request], Response]) -> Response:
+            if re.fullmatch(r"/subscriptions/[^/]+/providers/[^/]+", request.path):
+                return Response.of(403, {"error": {"code": "AuthorizationFailed", "message": "No."}})
+            return answer(request)
+
+        azure.intercept = question
+        with (
+            Source(connection, azure.environment(), transport=azure.transport()) as source,
+            pytest.raises(errors.AzureError, match="NoRegisteredProviderFound") as caught,
+        ):
+            source.inspect("web")
+        assert "api_profile" in caught.value.remedy
 
 
 def test_single_versions_can_be_set_over_those_of_a_profile(

@@ -31,7 +31,7 @@ FLOORS = (
         "vhd",
         "formats",
     },
-    {"cloud", "storage", "pipeline", "journal", "interrupts"},
+    {"api_versions", "cloud", "storage", "pipeline", "journal", "interrupts"},
     {"resources", "records", "ssh", "channel", "frames", "destinations"},
     {
         "inspection",
@@ -51,7 +51,7 @@ FLOORS = (
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 OWNERS = {
-    "azure": {"cloud", "storage", "sandbox"},
+    "azure": {"api_versions", "cloud", "storage", "sandbox"},
     "paramiko": {"ssh", "sandbox"},
     "requests": {"cloud", "sandbox"},
     "coriolis": {"plugin_api", "destinations"},

@@ -21,8 +21,12 @@ _NAMESPACES = {
         "virtualMachines",
         "disks",
         "snapshots",
+        "locations",
+        "locations/operations",
+        "locations/DiskOperations",
         "locations/usages",
         "locations/vmSizes",
+        "locations/publishers",
         "skus",
     ),
     "Microsoft.Network": (
