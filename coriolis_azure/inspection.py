@@ -29,8 +29,17 @@ _NOT_FOR_US = {400, 403, 404}
 _UNKNOWN_SIZE = "Azure does not describe the size of this VM any more: its vCPUs and memory are told as 0."
 
 
-def read(azure: Azure, group: str, location: str, name: str, storage: Storage | None = None) -> Machine:
+def read(
+    azure: Azure,
+    group: str,
+    location: str,
+    name: str,
+    storage: Storage | None = None,
+    excluded: Iterable[str] = (),
+) -> Machine:
     """The VM `name` (a name in `group`, or an ARM id). `storage` reaches disks that are VHD blobs.
+
+    Of the disks that are `excluded` (see `chosen`) nothing need be known: not even whether they can be read.
 
     NotFound where there is none, InvalidInput where it is in another location, Unsupported where it cannot be
     moved.
@@ -50,15 +59,18 @@ def read(azure: Azure, group: str, location: str, name: str, storage: Storage | 
                 f"VM {names.name_of(id)} has unmanaged disks (VHD blobs in a storage account)",
                 remedy="Give access to Blob storage.",
             )
-        found = found._replace(disks=[*found.disks, *unmanaged.documents(storage, vhds)])
+        needed = _not_excluded(vm, vhds, excluded)
+        found = found._replace(disks=[*found.disks, *unmanaged.documents(storage, needed)])
     read_vm = machine(vm, *found)
-    missing = [disk.name for disk in read_vm.disks if not disk.unique_id]
+    out = {word.lower() for word in excluded}
+    needed_disks = [disk for disk in read_vm.disks if _words(disk).isdisjoint(out)]
+    missing = [disk.name for disk in needed_disks if not disk.unique_id]
     if missing:
         raise NotFound(
             f"VM {read_vm.name} names disks that Azure does not know: {', '.join(missing)}",
             remedy="Detach them from the VM, or wait until an operation on them has ended, then run again.",
         )
-    if unsized := [disk.name for disk in read_vm.disks if not disk.size_bytes]:
+    if unsized := [disk.name for disk in needed_disks if not disk.size_bytes]:
         raise Unreadable(f"Azure tells no size of disks of VM {read_vm.name}: {', '.join(unsized)}")
     return read_vm
 
@@ -75,14 +87,24 @@ def chosen(machine: Machine, excluded: Iterable[str]) -> tuple[Disk, ...]:
     return kept
 
 
+def _words(disk: Disk) -> set[str]:
+    """What users may call a disk."""
+    return {disk.name, disk.id.lower(), names.name_of(disk.id).lower()}
+
+
+def _not_excluded(vm: Json, entries: Sequence[Json], excluded: Iterable[str]) -> list[Json]:
+    """Those of a VM's disk entries that users have not left out."""
+    out = {word.lower() for word in excluded}
+    by_lun = _by_lun(vm, _disk_entries(vm))
+    return [
+        entry for lun, entry in by_lun if entry in entries and _words(_disk(lun, entry, {})).isdisjoint(out)
+    ]
+
+
 def _named(machine: Machine, word: str) -> Disk:
     """The one disk that a user calls `word`."""
     asked = word.lower()
-    found = [
-        disk
-        for disk in machine.disks
-        if asked in {disk.name, disk.id.lower(), names.name_of(disk.id).lower()}
-    ]
+    found = [disk for disk in machine.disks if asked in _words(disk)]
     if not found:
         raise InvalidInput(
             f"exclude_disks: {word} is no disk of {machine.name}",

@@ -322,15 +322,16 @@ class _Questions:
         """The VM, its disks, and what a person should know before moving it."""
         self._report(Step("inspect", vm))
         group, here = self._environment.resource_group, self._environment.location
+        excluded = self._environment.exclude_disks
         self.machine = self._asked(
-            "inspect", lambda: inspection.read(self._azure, group, here, vm, self._storage)
+            "inspect", lambda: inspection.read(self._azure, group, here, vm, self._storage, excluded)
         )
         if self.machine is None:
             return
         machine = self.machine
         for caveat in machine.caveats:
             self._warn("inspect", caveat)
-        chosen = self._asked("inspect", lambda: inspection.chosen(machine, self._environment.exclude_disks))
+        chosen = self._asked("inspect", lambda: inspection.chosen(machine, excluded))
         self._disks = chosen if chosen is not None else machine.disks
         if chosen is not None:
             total = sum(disk.size_bytes for disk in chosen)

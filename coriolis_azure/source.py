@@ -162,7 +162,7 @@ class Source:
         """The VM `vm` (name or ARM id), as Azure describes it now."""
         self._report(Step("inspect", vm))
         group, location = self.environment.resource_group, self.environment.location
-        return inspection.read(self.azure, group, location, vm, self.storage)
+        return inspection.read(self.azure, group, location, vm, self.storage, self.environment.exclude_disks)
 
     def stop(self, machine: Machine) -> None:
         """Deallocate the VM and wait until it is done. Never called unless asked for."""

@@ -150,7 +150,10 @@ def _document(storage: Storage, uri: str) -> Json:
     blob = _blob(storage, uri)
     found = blob.find()
     if found is None:
-        raise NotFound(f"{uri} does not exist, but a VM names it as a disk")
+        raise NotFound(
+            f"{uri} does not exist, but a VM names it as a disk",
+            remedy="Restore the VHD, or leave the disk out with exclude_disks.",
+        )
     if found.kind != "PageBlob" or found.size < vhd.FOOTER:
         raise Unsupported(
             f"{uri} cannot be read as a disk: it is a {found.kind} of {found.size} bytes",

@@ -437,6 +437,24 @@ class Image:
             ) from error
 
 
+def _unusable(path: Path, error: OSError) -> InvalidInput:
+    """Why a folder cannot be a destination."""
+    remedies = {
+        errno.ENOENT: "Give a folder that is there.",
+        errno.ENOTDIR: "Give a folder: a file of that name, or of one above it, is in the way.",
+        errno.EEXIST: "Give a folder: a file of that name is in the way.",
+        errno.EACCES: f"Give this user the right to read and write {path}, or give another folder.",
+        errno.EPERM: f"Give this user the right to read and write {path}, or give another folder.",
+        errno.EROFS: "Give a folder on a file system that is not mounted read-only.",
+        errno.ENOSPC: "Free space at the destination, or give another folder.",
+        errno.EDQUOT: "Raise the quota at the destination, or give another folder.",
+    }
+    return InvalidInput(
+        f"{path} cannot be used as a destination: {error.strerror}",
+        remedy=remedies.get(error.errno or 0, "Give another folder."),
+    )
+
+
 class ImageFolder:
     """A folder of images, `os.raw` and `data-<lun>.raw`, ours alone while it is open. A destinations.Folder.
 
@@ -461,12 +479,7 @@ class ImageFolder:
             ) from error
         except OSError as error:
             self.close()
-            raise InvalidInput(
-                f"{path} cannot be used as a destination: {error.strerror}",
-                remedy="Give a folder that is there."
-                if existing
-                else "Give a folder that this user may create or write to.",
-            ) from error
+            raise _unusable(path, error) from error
 
     def disk(self, name: str) -> Image:
         """The image of the disk `name`: "os" or "data-<lun>"."""
