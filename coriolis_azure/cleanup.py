@@ -75,10 +75,11 @@ def sweep(
         for run, path in (journal.abandoned(folder) if folder and known_here else ())
         if run.subscription == azure.subscription and run.group.lower() == group.lower()
     }
-    before = clock.now() - older_than
+    listed = leftovers(azure, group, storage)
+    before = azure.now(clock) - older_than  # only now Azure has told the time
     found = [
         leftover
-        for leftover in leftovers(azure, group, storage)
+        for leftover in listed
         if leftover.run not in living and (leftover.run in dead or _silent(leftover, before, older_than))
     ]
     if dry_run:
@@ -93,7 +94,8 @@ def sweep(
 
 
 def _silent(leftover: Leftover, before: datetime, older_than: timedelta) -> bool:
-    return not older_than if leftover.alive is None else leftover.alive <= before
+    """Whether a run has shown no life for so long. Zero means any; else an unknown age is never enough."""
+    return not older_than or (leftover.alive is not None and leftover.alive <= before)
 
 
 def leftovers(azure: Azure, group: str, storage: Storage | None = None) -> list[Leftover]:

@@ -11,13 +11,16 @@ import json
 import logging
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -34,6 +37,8 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
+from azure.core.paging import ItemPaged
+from azure.core.pipeline.policies import RetryPolicy
 from azure.core.pipeline.transport import HttpTransport, RequestsTransport
 from azure.core.polling import LROPoller
 from azure.core.rest import HttpRequest
@@ -44,13 +49,14 @@ from azure.identity import (
     UsernamePasswordCredential,
 )
 from azure.mgmt.compute import ComputeManagementClient
+from azure.mgmt.core.polling.arm_polling import ARMPolling
 from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.resource.resources import ResourceManagementClient
 from requests.adapters import HTTPAdapter
 
 from . import __version__, codes, documents, errors, names, tls
 from .api_versions import ApiVersions
-from .clock import Clock
+from .clock import Clock, wait
 from .events import Report, Wait, Waiting, silent
 from .model import Json, must
 from .settings import Connection, Image
@@ -58,6 +64,7 @@ from .settings import Connection, Image
 LOG = logging.getLogger(__name__)
 
 Transport = HttpTransport[Any, Any]
+T = TypeVar("T")
 
 # Of what the given SDKs have no operation for.
 _SUBSCRIPTIONS_VERSION = "2022-12-01"
@@ -105,25 +112,51 @@ _RETRIES = 6
 # The longest that one operation may take. Azure itself gives up on a VM that does not start after about 25 minutes.
 OPERATION_SECONDS = 45 * 60.0
 _LONG_SECONDS = 10.0  # an operation that takes longer is told of
+# The longest that one request may take with all its repetitions: Azure's budgets of requests are filled within half
+# an hour.
+REQUEST_SECONDS = 30 * 60.0
+# What no listing exceeds: a hundred thousand VMs come in some hundred pages.
+LISTING_SECONDS, PAGES = 30 * 60.0, 10_000
 
 # Microsoft's own public client, the one that the Azure CLI signs in as; user credentials need a client.
 _PUBLIC_CLIENT = "04b07795-8ddb-461a-bbee-02f9e1bf7b46"
 
+
+@dataclass(frozen=True)
+class _Profile:
+    """A cloud: who signs us in, its resource manager, the audience of tokens, and the domains of its Blob storage."""
+
+    authority: str
+    manager: str
+    audience: str
+    storage: tuple[str, ...]
+
+    def owns(self, url: str) -> bool:
+        """Whether a token may be sent to `url`: over HTTPS to the resource manager, or to Blob storage."""
+        parts = urlsplit(url)
+        host, manager = parts.hostname or "", urlsplit(self.manager).hostname or ""
+        domains = [f".{name}" for name in (manager, *self.storage) if name]
+        return parts.scheme == "https" and (host == manager or host.endswith(tuple(domains)))
+
+
 _CLOUDS = {
-    "AzureCloud": (
+    "AzureCloud": _Profile(
         "https://login.microsoftonline.com",
         "https://management.azure.com",
         "https://management.azure.com",
+        ("blob.core.windows.net", "blob.storage.azure.net"),
     ),
-    "AzureChinaCloud": (
+    "AzureChinaCloud": _Profile(
         "https://login.chinacloudapi.cn",
         "https://management.chinacloudapi.cn",
         "https://management.core.chinacloudapi.cn/",
+        ("blob.core.chinacloudapi.cn",),
     ),
-    "AzureUSGovernment": (
+    "AzureUSGovernment": _Profile(
         "https://login.microsoftonline.us",
         "https://management.usgovcloudapi.net",
         "https://management.core.usgovcloudapi.net/",
+        ("blob.core.usgovcloudapi.net",),
     ),
 }
 
@@ -159,25 +192,32 @@ _BY_STATUS: dict[int, type[errors.AzureError]] = {
 class Azure:
     """One subscription of one Azure, seen as the identity of the connection settings.
 
-    `transport` replaces the HTTPS connections of all SDK clients. `report` is told what is waited for. `is_modern` is
-    false for an Azure Stack Hub, which refuses what newer versions know. Every verb raises an `errors.AzureError`.
+    `transport` replaces the HTTPS connections of all SDK clients; `report` is told what is waited for. `is_modern` is
+    false for an Azure Stack Hub, which refuses what newer versions know. Every verb raises an `errors.AzureError`, or
+    DeadlinePassed: nothing is waited for longer than OPERATION_SECONDS.
     """
 
     def __init__(
-        self, connection: Connection, *, transport: Transport | None = None, report: Report = silent
+        self,
+        connection: Connection,
+        *,
+        transport: Transport | None = None,
+        report: Report = silent,
+        clock: Clock | None = None,
     ) -> None:
         self.subscription = connection.subscription_id
         self.report = report
-        self.transport = _Shared(transport or https(connection), report)
+        self.transport = _Shared(transport or https(connection), clock or Clock())
+        retries = partial(_Retries, report)
         with translated("sign in to", connection.cloud_profile):
-            authority, manager, audience = _profile(connection, self.transport)
-            self.credential = _credential(connection, authority, self.transport)
+            profile = _profile(connection, self.transport)
+            self.credential = _credential(connection, profile.authority, self.transport, retries)
+        self.transport.profile = profile
         options: dict[str, Any] = {
-            "base_url": manager,
-            "credential_scopes": [f"{audience.rstrip('/')}/.default"],
+            "base_url": profile.manager,
+            "credential_scopes": [f"{profile.audience.rstrip('/')}/.default"],
             "transport": self.transport,
-            "polling_interval": POLLING_SECONDS,
-            "retry_status": _RETRIES,
+            "retry_policy": retries(),
             "user_agent": f"coriolis-azure/{__version__}",
         }
         self._versions = ApiVersions(
@@ -209,10 +249,17 @@ class Azure:
         """Close the connections."""
         self.transport.really_close()
 
+    def now(self, clock: Clock) -> datetime:
+        """This moment by Azure's clock: what `clock` says, put right by the date of Azure's latest answer.
+
+        Hosts compare the ages of each other's resources, so one whose clock is wrong must not go by it.
+        """
+        return clock.now() + self.transport.skew
+
     def validate(self) -> None:
         """Ask one harmless question, to learn whether endpoint, identity and subscription are right."""
         with translated("read the subscription", self.subscription):
-            _documents(islice(self._resources.resource_groups.list(top=1), 1))
+            _documents(islice(whole(self._resources.resource_groups.list(top=1)), 1))
 
     def group(self, name: str) -> Json:
         """The resource group `name`."""
@@ -369,10 +416,13 @@ class Azure:
     def _listed(self, what: str, path: str, version: str, form: Json) -> list[Json]:
         """All pages of a listing for which the given SDKs have no operation."""
         found: list[Json] = []
+        pages = _Pages()
         while path:
             page = self._read(what, path, version, {"value": [form], "nextLink": str})
             found += page.get("value", [])
             path = page.get("nextLink", "")
+            with translated("list", what):
+                pages.turned(path)
         return found
 
     def put(self, id: str, body: Mapping[str, Any], etag: str = "") -> Json:
@@ -382,58 +432,43 @@ class Azure:
         """
         operations = self._kinds[names.kind_of(id)]
         options = {"headers": {"If-Match": etag}} if etag else {}
-        made = self._settled(
-            "create",
-            id,
-            lambda: operations.begin_create_or_update(names.group_of(id), names.name_of(id), body, **options),
-        )
-        return _of(id, made)
+        begin = partial(operations.begin_create_or_update, **options)
+        return _of(id, self._settled("create", id, begin, body))
 
     def patch_vm(self, id: str, body: Mapping[str, Any], etag: str = "") -> Json:
         """Change parts of a VM. A list in `body` replaces the whole list. `etag`: see `put`."""
-        vms = self._kinds["vm"]
         options = {"headers": {"If-Match": etag}} if etag else {}
-        return self._settled(
-            "update", id, lambda: vms.begin_update(names.group_of(id), names.name_of(id), body, **options)
-        )
+        return self._settled("update", id, partial(self._kinds["vm"].begin_update, **options), body)
 
     def tag(self, id: str, tags: Mapping[str, str]) -> None:
         """Replace the tags of a resource."""
         operations, body = self._kinds[names.kind_of(id)], {"tags": dict(tags)}
-        group, name = names.group_of(id), names.name_of(id)
         if hasattr(operations, "update_tags"):
             with translated("tag", id):
-                operations.update_tags(group, name, body)
+                operations.update_tags(names.group_of(id), names.name_of(id), body)
         else:
-            self._settled("tag", id, lambda: operations.begin_update(group, name, body))
+            self._settled("tag", id, operations.begin_update, body)
 
     def delete(self, id: str) -> None:
         """Delete `id` and wait until it is gone; one that is gone already is no error. A VM is not shut down first."""
         operations, kind = self._kinds[names.kind_of(id)], names.kind_of(id)
         options = {"force_deletion": True} if kind == "vm" else {}
         try:
-            self._settled(
-                "delete",
-                id,
-                lambda: operations.begin_delete(names.group_of(id), names.name_of(id), **options),
-            )
+            self._settled("delete", id, partial(operations.begin_delete, **options))
         except errors.NotFound:
             return
 
     def deallocate(self, id: str) -> None:
         """Shut a VM down and give back its host; wait until it is done."""
-        vms = self._kinds["vm"]
-        self._settled("deallocate", id, lambda: vms.begin_deallocate(names.group_of(id), names.name_of(id)))
+        self._settled("deallocate", id, self._kinds["vm"].begin_deallocate)
 
     def power_off(self, id: str) -> None:
         """Cut a VM's power; it keeps its host and addresses. Wait until it is done."""
-        vms, group, name = self._kinds["vm"], names.group_of(id), names.name_of(id)
-        self._settled("power off", id, lambda: vms.begin_power_off(group, name, skip_shutdown=True))
+        self._settled("power off", id, partial(self._kinds["vm"].begin_power_off, skip_shutdown=True))
 
     def start(self, id: str) -> None:
         """Start a VM that is deallocated or powered off; wait until it runs."""
-        vms = self._kinds["vm"]
-        self._settled("start", id, lambda: vms.begin_start(names.group_of(id), names.name_of(id)))
+        self._settled("start", id, self._kinds["vm"].begin_start)
 
     def sizes(self, location: str) -> list[Json]:
         """The VM sizes that `location` knows, with capabilities and restrictions. Several MB: asked once."""
@@ -463,39 +498,129 @@ class Azure:
         except errors.NotFound:
             return None
 
-    def _settled(self, verb: str, id: str, begin: Callable[[], LROPoller[Any]]) -> Json:
+    def _settled(self, verb: str, id: str, begin: Callable[..., LROPoller[Any]], *body: Any) -> Json:
+        """Begin an operation on a resource and see it through."""
         with translated(verb, id):
             with _understood():
-                poller = begin()
-                self._wait(poller, f"Azure to {verb} {names.name_of(id)}")
-            if not poller.done():
-                raise errors.DeadlinePassed(
-                    f"Azure did not finish to {verb} {id} within {OPERATION_SECONDS / 60:.0f} minutes",
-                    resource=id,
-                )
+                polling = _Polling(verb, id, self.report)
+                poller = begin(names.group_of(id), names.name_of(id), *body, polling=polling)
             return _document(poller.result())
 
-    def _wait(self, poller: LROPoller[Any], what: str) -> None:
-        clock = Clock()
-        waiting, until = (
-            Wait(self.report, clock, what, OPERATION_SECONDS),
-            clock.monotonic() + OPERATION_SECONDS,
+
+class _Retries(RetryPolicy[Any, Any]):
+    """azure-core's retries, which obey Retry-After, for REQUEST_SECONDS at most. Throttling is told.
+
+    Where Azure asks for more, its answer is the result: a retry before that only prolongs throttling.
+    """
+
+    def __init__(self, report: Report, **options: Any) -> None:
+        super().__init__(**{"retry_status": _RETRIES, **options})
+        self._report = report
+
+    def configure_retries(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What is known of one request and its repetitions."""
+        return {**super().configure_retries(options), "begun": time.monotonic(), "waited": 0.0}
+
+    def increment(self, settings: dict[str, Any], response: Any = None, error: Any = None) -> bool:
+        """Count a failure; whether the request is repeated."""
+        again = super().increment(settings, response, error)
+        return (
+            again and _spent(settings) + self._pause(settings, None if error else response) <= REQUEST_SECONDS
         )
-        poller.wait(_LONG_SECONDS)
-        while not poller.done() and clock.monotonic() < until:
-            waiting.still()
-            poller.wait(_LONG_SECONDS)
+
+    def sleep(self, settings: dict[str, Any], transport: Any, response: Any = None) -> None:
+        """Wait before a repetition."""
+        pause = self._pause(settings, response)
+        if response is not None and response.http_response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+            self._report(Waiting("Azure, which throttles our requests", pause))
+        super().sleep(settings, transport, response)
+        settings["waited"] += pause
+
+    def _pause(self, settings: dict[str, Any], response: Any) -> float:
+        asked = self.get_retry_after(response) if response is not None else None
+        return asked or self.get_backoff_time(settings)
 
 
-# Whether the last answer in this thread was "too many requests": what the SDK sleeps for then.
-_throttled: ContextVar[bool] = ContextVar("throttled", default=False)
+def _spent(settings: dict[str, Any]) -> float:
+    """Seconds since a request was first sent: by the clock, or by what was waited where time is held."""
+    return max(time.monotonic() - float(settings["begun"]), float(settings["waited"]))
+
+
+class _Polling(ARMPolling):
+    """azure-core's polling, on the calling thread, for OPERATION_SECONDS at most.
+
+    The SDKs' pollers use threads of their own, and a process that has none left must be able to clean up.
+    """
+
+    def __init__(self, verb: str, id: str, report: Report) -> None:
+        super().__init__(timeout=POLLING_SECONDS)
+        self._what, self._id = f"{verb} {id}", id
+        self._begun, self._waited = time.monotonic(), 0.0
+        self._waiting = Wait(report, Clock(), f"Azure to {verb} {names.name_of(id)}", OPERATION_SECONDS)
+
+    def initialize(self, client: Any, initial_response: Any, deserialization_callback: Any) -> None:
+        """Read the first answer and see the operation through: the poller then has nothing left to do."""
+        super().initialize(client, initial_response, deserialization_callback)
+        if not self.finished():
+            self.run()
+
+    def _delay(self) -> None:
+        spent = max(time.monotonic() - self._begun, self._waited)
+        left = OPERATION_SECONDS - spent
+        if left <= 0:
+            raise errors.DeadlinePassed(
+                f"Azure did not finish to {self._what} within {OPERATION_SECONDS / 60:.0f} minutes",
+                resource=self._id,
+            )
+        pause = min(self._extract_delay(), left)
+        if spent + pause > _LONG_SECONDS:
+            self._waiting.still()
+        self._sleep(pause)
+        self._waited += pause
+
+
+class _Pages:
+    """The pages of one listing: one that goes in a circle, or on for ever, is ended."""
+
+    def __init__(self) -> None:
+        self._links: set[str] = set()
+        self._until = time.monotonic() + LISTING_SECONDS
+
+    def turned(self, link: str | None) -> None:
+        """After a page: `link` is where the next one is."""
+        if not link:
+            return
+        if link in self._links or len(self._links) >= PAGES:
+            raise errors.Unreadable(
+                f"a listing does not end: {len(self._links) + 1} pages, and still a next one"
+            )
+        if time.monotonic() > self._until:
+            raise errors.DeadlinePassed(f"a listing did not end within {LISTING_SECONDS / 60:.0f} minutes")
+        self._links.add(link)
+
+
+def whole(listed: Iterable[T]) -> Iterator[T]:
+    """What an SDK lists, page by page, if it ends."""
+    if not isinstance(listed, ItemPaged):
+        yield from listed
+        return
+    pages, turn = listed.by_page(), _Pages()
+    for page in pages:
+        yield from page
+        turn.turned(getattr(pages, "continuation_token", None))
 
 
 class _Shared(Transport):
-    """One transport for all clients: closing a client leaves it open for the others. Tells of throttling."""
+    """One transport for all clients: closing a client leaves it open for the others.
 
-    def __init__(self, transport: Transport, report: Report) -> None:
-        self._transport, self._report = transport, report
+    Whatever an answer names as the place to go on (a next page, an operation, an account), what proves who we are
+    goes to no other hosts than those of the cloud's profile.
+    """
+
+    def __init__(self, transport: Transport, clock: Clock) -> None:
+        self._transport, self._clock = transport, clock
+        self.profile: _Profile | None = None
+        self.skew = timedelta(0)  # how far Azure's clock is ahead of this host's
         # By lower-cased resource type, the API version with which it was asked for.
         self.api_versions: dict[str, str] = {}
 
@@ -503,13 +628,18 @@ class _Shared(Transport):
         asked = _API_VERSION.search(request.url)
         if asked:
             self.api_versions[asked["type"].lower()] = asked["version"]
+        if "Authorization" in request.headers and not (self.profile and self.profile.owns(request.url)):
+            parts = urlsplit(request.url)
+            raise errors.Unreadable(
+                f"{parts.scheme}://{parts.hostname} is not of this cloud: no credentials are sent there"
+            )
         response = self._transport.send(request, **options)
-        _throttled.set(response.status_code == HTTPStatus.TOO_MANY_REQUESTS)
+        date = _date(response.headers.get("Date"))
+        if date is not None:
+            self.skew = date - self._clock.now()
         return response
 
     def sleep(self, duration: float) -> None:
-        if _throttled.get():
-            self._report(Waiting("Azure, which throttles our requests", duration))
         self._transport.sleep(duration)
 
     def open(self) -> None:
@@ -590,12 +720,20 @@ def https(connection: Connection, proxy: Proxy | None = None) -> Transport:
     verifies = not connection.allow_untrusted
     trusting = _Trusting(connection.ca_bundle) if connection.ca_bundle and verifies else None
     session.mount("https://", trusting or HTTPAdapter(pool_maxsize=_CONNECTIONS))
-    transport: Transport = RequestsTransport(session=session, connection_verify=verifies)
+    transport: Transport = _Https(session=session, connection_verify=verifies)
     return transport
 
 
-def _profile(connection: Connection, transport: Transport) -> tuple[str, str, str]:
-    """Authority, resource manager and token audience."""
+class _Https(RequestsTransport):  # type: ignore[misc]  # its module is untyped
+    """HTTPS; what azure-core waits for can be called off."""
+
+    def sleep(self, duration: float) -> None:
+        """Wait before a request is repeated, or between two looks at an operation."""
+        wait(duration)
+
+
+def _profile(connection: Connection, transport: Transport) -> _Profile:
+    """The cloud of the settings. What a custom one does not say is asked of its resource manager."""
     if connection.cloud_profile != "CustomCloud":
         return _CLOUDS[connection.cloud_profile]
     manager = connection.resource_manager.rstrip("/")
@@ -610,11 +748,18 @@ def _profile(connection: Connection, transport: Transport) -> tuple[str, str, st
         told = answer.json().get("authentication", {})
         authority = authority or told.get("loginEndpoint", "")
         audience = audience or next(iter(told.get("audiences", [])), manager)
-    return authority.rstrip("/"), manager, audience
+    # Its services share a domain: management.local.example and account.blob.local.example. An address has none.
+    host = urlsplit(manager).hostname or ""
+    is_name = host.count(".") >= 2 and not host.replace(".", "").isdigit()
+    domain = host.partition(".")[2] if is_name else ""
+    suffix = connection.endpoints.get("storage_endpoint", "").rpartition("//")[2].strip("./")
+    return _Profile(authority.rstrip("/"), manager, audience, (domain, suffix))
 
 
-def _credential(connection: Connection, authority: str, transport: Transport) -> TokenCredential:
-    options: dict[str, Any] = {"authority": authority, "transport": transport}
+def _credential(
+    connection: Connection, authority: str, transport: Transport, retries: Callable[..., Any]
+) -> TokenCredential:
+    options: dict[str, Any] = {"authority": authority, "transport": transport, "retry_policy_class": retries}
     if connection.cloud_profile == "CustomCloud":
         # A custom cloud is unknown to the public cloud's directory of authorities.
         options["disable_instance_discovery"] = True
@@ -646,7 +791,7 @@ def _document(model: Any) -> Json:
 def _documents(listed: Iterable[Any]) -> list[Json]:
     """All documents of a listing, checked."""
     with _understood():
-        models = list(listed)
+        models = list(whole(listed))
     return [_document(model) for model in models]
 
 
@@ -808,6 +953,15 @@ def _sign_in_code(error: HttpResponseError) -> str | None:
             return code[0]
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _date(header: str | None) -> datetime | None:
+    """The moment that a Date header names; None without one, or where it is no date."""
+    try:
+        found = parsedate_to_datetime(header) if header else None
+    except ValueError:
+        return None
+    return found if found is not None and found.tzinfo else None
 
 
 def _seconds(header: str | None) -> float | None:

@@ -76,7 +76,7 @@ class Records:
         return delete(self._azure, [self._arm(id)], self._clock)
 
     def _tags_of(self, document: Json, record: Record) -> dict[str, str]:
-        now = self._clock.now()
+        now = self._azure.now(self._clock)
         made = names.tags("", "volume", self._run.instance, now, self._tags)
         del made[names.RUN_TAG]
         said = {

@@ -74,7 +74,7 @@ class Resources:
         self.azure.tag(self.id(kind, role), self._tags_of(role))
 
     def _tags_of(self, role: str) -> dict[str, str]:
-        tags = names.tags(self.run.id, role, self.run.instance, self._clock.now(), self._tags)
+        tags = names.tags(self.run.id, role, self.run.instance, self.azure.now(self._clock), self._tags)
         if self.run.pool:
             tags[names.POOL_TAG] = self.run.pool
             del tags[names.RUN_TAG]
@@ -97,7 +97,7 @@ class Resources:
         return copy
 
     def _metadata(self, role: str) -> dict[str, str]:
-        tags = names.tags(self.run.id, role, self.run.instance, self._clock.now(), {})
+        tags = names.tags(self.run.id, role, self.run.instance, self.azure.now(self._clock), {})
         return {name.replace("-", "_"): value for name, value in tags.items()}
 
     @contextmanager
@@ -129,7 +129,7 @@ class Resources:
             for id in (self.id("nsg", "nsg"), *made):
                 document = self.azure.find(id)
                 if document is not None:
-                    mark = {names.ALIVE_TAG: names.stamp(self._clock.now())}
+                    mark = {names.ALIVE_TAG: names.stamp(self.azure.now(self._clock))}
                     self.azure.tag(id, {**document.get("tags", {}), **mark})
                     return
         except (AzureError, DeadlinePassed) as error:

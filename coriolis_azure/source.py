@@ -124,12 +124,12 @@ class Source:
         connection = Connection.from_json(connection_info)
         self.environment = Environment.from_json(source_environment, connection.default_resource_group)
         self._report = unfailing(report)
-        self.azure = Azure(connection, transport=transport, report=self._report)
+        self._clock = clock or Clock()
+        self.azure = Azure(connection, transport=transport, report=self._report, clock=self._clock)
         if connection.allow_untrusted:
             self._report(
                 Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials")
             )
-        self._clock = clock or Clock()
         self._journals = default_folder() if keep_journal else None
         self.storage = Storage(
             self.azure,

@@ -33,7 +33,7 @@ from azure.storage.blob import (
 
 from . import __version__, names
 from .clock import Clock
-from .cloud import Azure, translated
+from .cloud import Azure, translated, whole
 from .errors import AzureError, Conflict, DeadlinePassed, InvalidInput, NotFound, OperationFailed
 from .model import Json
 
@@ -174,8 +174,8 @@ class Account:
     def readable_url(self, blob: Blob, clock: Clock) -> str:
         """The URL of a blob with leave to read it as long as a copy may take: for Azure itself. A secret."""
         start, end = (
-            clock.now() - timedelta(minutes=15),
-            clock.now() + timedelta(seconds=_COPY_SECONDS, hours=1),
+            self._azure.now(clock) - timedelta(minutes=15),
+            self._azure.now(clock) + timedelta(seconds=_COPY_SECONDS, hours=1),
         )
         with translated("sign a URL for", blob.url):
             key = None if self._by_key else self._service.get_user_delegation_key(start, end)
@@ -234,7 +234,7 @@ class Container:
         if past:
             include += ["snapshots", "versions"] if self.account.has_versions else ["snapshots"]
         with translated("list the blobs of", self.url):
-            for found in self._client.list_blobs(name_starts_with=prefix or None, include=include):
+            for found in whole(self._client.list_blobs(name_starts_with=prefix or None, include=include)):
                 version = "" if found.is_current_version else found.version_id
                 yield Listed(found.name, found.snapshot or "", version or "", found.metadata or {})
 
@@ -361,7 +361,7 @@ class Blob:
         with translated("list the pages of", self.url):
             for at in range(0, size, _WINDOW):
                 length = min(_WINDOW, size - at)
-                for found in self._client.list_page_ranges(offset=at, length=length):
+                for found in whole(self._client.list_page_ranges(offset=at, length=length)):
                     if not found.cleared and found.start is not None and found.end is not None:
                         starts.append(found.start)
                         ends.append(found.end + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from typing import Any
 
 import requests
@@ -41,7 +42,7 @@ class HandlerAdapter(BaseAdapter):
             )
         except Lost as error:
             raise requests.ConnectionError(error) from error
-        head = HTTPHeaderDict(answer.headers)
+        head = HTTPHeaderDict({"Date": formatdate(usegmt=True), **answer.headers})
         head.setdefault("Content-Length", str(len(answer.body)))
         raw = HTTPResponse(
             body=io.BytesIO(answer.body),
@@ -52,7 +53,7 @@ class HandlerAdapter(BaseAdapter):
         )
         response = requests.Response()
         response.status_code = answer.status
-        response.headers.update(answer.headers)
+        response.headers.update(head)
         response.raw = raw
         response.url = str(request.url)
         response.request = request

@@ -1,0 +1,305 @@
+"""What Azure asks us to wait for is waited for within bounds, told, and called off by the first Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from test_cleanup import NSG, Later
+from test_worker import Held
+
+from coriolis_azure import cleanup, cloud, errors, interrupts, names, resources
+from coriolis_azure.clock import Clock, Scope
+from coriolis_azure.events import Event, Waiting
+from coriolis_azure.journal import Journal
+from coriolis_azure.model import Run
+from coriolis_azure.pipeline import ordered
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
+
+Answer = Callable[[Request], Response]
+
+
+@pytest.fixture
+def clock() -> Held:
+    """What is waited for passes at once."""
+    return Later()
+
+
+@pytest.fixture
+def nsg(source: Source) -> str:
+    run = Run(names.new_run(), source.azure.subscription, "sandbox", "westeurope", "", "web")
+    kept = resources.Resources(source.azure, run, Journal(run), {}, Later())
+    return str(kept.create("nsg", "nsg", NSG)["id"])
+
+
+def throttled(method: str, seconds: float) -> Callable[[Request, Answer], Response]:
+    def intercept(request: Request, answer: Answer) -> Response:
+        if request.method == method and request.path.startswith("/subscriptions/"):
+            error = {"error": {"code": "TooManyRequests", "message": "later"}}
+            return Response.of(429, error, {"Retry-After": str(seconds)})
+        return answer(request)
+
+    return intercept
+
+
+def test_a_delete_that_may_be_tried_in_an_hour_is_not_waited_for(
+    azure: Sandbox, source: Source, nsg: str, clock: Held
+) -> None:
+    azure.intercept = throttled("DELETE", 3600)
+    assert resources.delete(source.azure, [nsg], clock) == [nsg]
+    assert clock.monotonic() == 0
+    with pytest.raises(errors.Throttled) as caught:
+        source.azure.delete(nsg)
+    assert caught.value.facts["retry_after"] == 3600
+    azure.intercept = None
+    assert resources.delete(source.azure, [nsg], clock) == []
+
+
+def test_a_list_that_may_be_asked_for_in_eleven_days_is_not_waited_for(
+    azure: Sandbox, source: Source, clock: Held
+) -> None:
+    azure.intercept = throttled("GET", 999_999)
+    with pytest.raises(errors.Throttled):
+        source.list_vms()
+    assert clock.monotonic() == 0
+
+
+def test_throttling_is_waited_out_for_half_an_hour_in_all_and_told(
+    azure: Sandbox, source: Source, clock: Held, told: list[Event]
+) -> None:
+    azure.intercept = throttled("GET", 700)
+    with pytest.raises(errors.Throttled):
+        source.list_vms()
+    assert clock.monotonic() == 1400
+    assert [event.seconds for event in told if isinstance(event, Waiting)] == [700, 700]
+
+
+@pytest.mark.parametrize("new", [False, True], ids=["a circle", "ever new"])
+@pytest.mark.parametrize("path", ["virtualMachines", "locks"])
+def test_a_listing_without_end_is_an_error(
+    azure: Sandbox, source: Source, monkeypatch: pytest.MonkeyPatch, new: bool, path: str
+) -> None:
+    monkeypatch.setattr(cloud, "PAGES", 20)
+    asked: list[str] = []
+
+    def endless(request: Request, answer: Answer) -> Response:
+        if request.method == "GET" and request.path.endswith(f"/{path}"):
+            asked.append(request.url)
+            link = request.url.partition("&page=")[0] + f"&page={len(asked) if new else 0}"
+            return Response.of(200, {"value": [], "nextLink": link})
+        return answer(request)
+
+    azure.intercept = endless
+    act: dict[str, Callable[[], object]] = {
+        "locks": lambda: source.azure.locks(f"/subscriptions/{source.azure.subscription}"),
+        "virtualMachines": source.list_vms,
+    }
+    with pytest.raises(errors.Unreadable, match="does not end"):
+        act[path]()
+    assert len(asked) == (21 if new else 2)
+
+
+def test_an_operation_without_end_ends_after_its_time_and_is_told(
+    azure: Sandbox, source: Source, nsg: str, clock: Held, told: list[Event]
+) -> None:
+    def endless(request: Request, answer: Answer) -> Response:
+        if "operations/" in request.path:
+            return Response.of(200, {"status": "InProgress"}, {"Retry-After": "999999"})
+        return answer(request)
+
+    azure.intercept = endless
+    with pytest.raises(errors.DeadlinePassed, match="45 minutes"):
+        source.azure.delete(nsg)
+    assert clock.monotonic() == cloud.OPERATION_SECONDS
+    before = clock.monotonic()
+    azure.intercept = lambda request, answer: (
+        Response.of(200, {"status": "InProgress"}) if "operations/" in request.path else answer(request)
+    )
+    with pytest.raises(errors.DeadlinePassed):
+        source.azure.put(nsg, {"location": "westeurope", **NSG})
+    assert clock.monotonic() == before + cloud.OPERATION_SECONDS
+    whats = list(
+        dict.fromkeys(event.what.partition(" coriolis")[0] for event in told if isinstance(event, Waiting))
+    )
+    assert whats == ["Azure to delete", "Azure to create"]
+
+
+def test_operations_need_no_thread(azure: Sandbox, source: Source, nsg: str) -> None:
+    before = threading.active_count()
+    seen: list[int] = []
+
+    def count(request: Request, answer: Answer) -> Response:
+        seen.append(threading.active_count())
+        return answer(request)
+
+    azure.intercept = count
+    source.azure.delete(nsg)
+    assert set(seen) == {before}
+
+
+# Called off
+
+
+def test_an_interrupt_ends_the_waits_of_all_threads_at_once() -> None:
+    """Each waits for an hour, in a map within a map."""
+    waiting = threading.Barrier(2)
+
+    def work(number: int) -> None:
+        waiting.wait(10)
+        if number:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        Clock().sleep(3600)
+
+    def maps(number: int) -> None:
+        list(ordered(work, [number], threads=1, ahead=1))
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(ordered(maps, range(2), threads=2, ahead=2))
+    assert time.monotonic() - begun < 60
+
+
+def test_the_first_interrupt_of_a_clean_up_ends_long_waits_and_no_short_ones() -> None:
+    """What Azure is deleting is seen through; what it asks us to wait for is left to the next clean-up."""
+    waits: list[str] = []
+    said: list[str] = []
+
+    def wait(seconds: float) -> None:
+        try:
+            Clock().sleep(seconds)
+            waits.append("waited")
+        except errors.WaitEnded:
+            waits.append("called off")
+
+    with interrupts.shielded(said.append):
+        signal.raise_signal(signal.SIGINT)
+        wait(0.2)
+        wait(3600)
+        list(ordered(wait, [3600, 3600], threads=2, ahead=2))
+        while not said:
+            time.sleep(0.01)
+    assert waits == ["waited", *["called off"] * 3]
+    assert "still deleting" in said[0]
+
+
+def test_the_second_interrupt_ends_all_waits_of_a_clean_up() -> None:
+    def wait(seconds: float) -> None:
+        signal.raise_signal(signal.SIGINT)
+        Clock().sleep(seconds)
+
+    with pytest.raises(KeyboardInterrupt), interrupts.shielded(lambda text: None):
+        list(ordered(wait, [10, 10], threads=2, ahead=2))
+
+
+def test_a_clean_up_is_not_called_off_with_the_work_around_it() -> None:
+    scope = Scope()
+    scope.cancel()
+    with scope.entered():
+        with pytest.raises(errors.WaitEnded):
+            Clock().sleep(1)
+        with interrupts.shielded(lambda text: None):
+            Clock().sleep(0.01)
+
+
+def test_a_hurried_clean_up_tries_everything_once(
+    azure: Sandbox, source: Source, nsg: str, clock: Held
+) -> None:
+    def busy(request: Request, answer: Answer) -> Response:
+        if request.method == "DELETE":
+            return Response.of(409, {"error": {"code": "OperationNotAllowed", "message": "busy"}})
+        return answer(request)
+
+    azure.intercept = busy
+    scope = Scope()
+    scope.hurry()
+    with scope.entered():
+        assert resources.delete(source.azure, [nsg], clock) == [nsg]
+    assert clock.monotonic() == 0
+
+
+# Clocks
+
+
+def test_ages_are_by_azures_clock(azure: Sandbox, connect: Callable[..., Source], nsg: str) -> None:
+    """A host that is three hours fast deletes nobody's living run; what it makes can be deleted elsewhere."""
+    fast, right = connect(clock=Later(hours=3)), connect(clock=Later())
+    assert fast.sweep(timedelta(hours=2)) == ([], [])
+    run = Run(names.new_run(), fast.azure.subscription, "sandbox", "westeurope", "", "web")
+    made = fast.resources(run, Journal(run))
+    made.create("nsg", "nsg", NSG)
+    made.show_life()
+    alive = {found.run: found.alive for found in cleanup.leftovers(right.azure, "sandbox")}[run.id]
+    assert alive is not None
+    assert abs(alive - Clock().now()) < timedelta(minutes=1)
+    assert right.sweep(timedelta(hours=2)) == ([], [])
+    assert {found.run for found in right.sweep(timedelta(0))[0]} >= {run.id}
+
+
+def test_what_is_from_the_future_is_deleted_by_an_age_of_zero(azure: Sandbox, source: Source) -> None:
+    id = names.resource_id(source.azure.subscription, "sandbox", "nsg", "coriolis-x-nsg")
+    tags = {names.RUN_TAG: "x", names.MADE_TAG: "2999-01-01T00:00:00Z"}
+    source.azure.put(id, {**NSG, "location": "westeurope", "tags": tags})
+    assert source.sweep(timedelta(hours=2)) == ([], [])
+    assert source.sweep(timedelta(0))[1] == []
+    assert source.azure.find(id) is None
+
+
+# Where our token goes
+
+
+@pytest.mark.parametrize(
+    "where", ["nextLink", "own next page", "Azure-AsyncOperation", "Location", "account"]
+)
+def test_no_token_goes_to_a_host_that_an_answer_names(
+    azure: Sandbox, source: Source, nsg: str, where: str
+) -> None:
+    evil = "https://management.example.net/subscriptions/x"
+    asked: list[str] = []
+
+    def lie(request: Request, answer: Answer) -> Response:
+        if request.url.startswith("https://management.example.net"):
+            asked.append(request.header("Authorization") or "")
+        if where in {"nextLink", "own next page"} and "/providers/" in request.path:
+            return Response.of(200, {"value": [], "nextLink": evil})
+        if request.method == "DELETE" and where in {"Azure-AsyncOperation", "Location"}:
+            return Response(202, {where: evil})
+        if where == "account" and request.path.endswith("/storageAccounts/a"):
+            blob = {"primaryEndpoints": {"blob": "https://management.example.net/"}}
+            return Response.of(200, {"id": request.path, "location": "westeurope", "properties": blob})
+        return answer(request)
+
+    azure.intercept = lie
+    act: dict[str, Callable[[], object]] = {
+        "nextLink": source.list_vms,
+        "own next page": lambda: source.azure.locks(f"/subscriptions/{source.azure.subscription}"),
+        "Azure-AsyncOperation": lambda: source.azure.delete(nsg),
+        "Location": lambda: source.azure.delete(nsg),
+        "account": lambda: source.storage.account("a").container("c").exists(),
+    }
+    with pytest.raises(errors.Unreadable, match=r"https://management\.example\.net is not of this cloud"):
+        act[where]()
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("url", "owned"),
+    [
+        ("https://management.azure.com/subscriptions", True),
+        ("https://westeurope.management.azure.com/x", True),
+        ("https://account.blob.core.windows.net/c", True),
+        ("https://account.z12.blob.storage.azure.net/c", True),
+        ("http://management.azure.com/x", False),
+        ("https://management.azure.com.example.net/x", False),
+        ("https://xmanagement.azure.com/x", False),
+        ("https://blob.core.windows.net.evil.net/x", False),
+        ("https://management.azure.com@evil.net/x", False),
+        ("https://account.queue.core.windows.net/c", False),
+    ],
+)
+def test_the_hosts_of_the_public_cloud(url: str, owned: bool) -> None:
+    assert cloud._CLOUDS["AzureCloud"].owns(url) == owned
