@@ -843,7 +843,8 @@ def translated(verb: str, resource: str) -> Iterator[None]:
 
 def _unreachable(verb: str, resource: str, error: BaseException) -> errors.CloudUnreachable:
     text = f"could not {verb} {resource}: no answer from Azure: {error}"
-    return errors.CloudUnreachable(text, resource=resource)
+    limit = errors.exhausted(error)  # a socket that could not be opened says nothing of Azure
+    return errors.CloudUnreachable(text, remedy=limit.remedy if limit else None, resource=resource)
 
 
 def _unreadable(verb: str, resource: str, error: Exception) -> errors.Unreadable:

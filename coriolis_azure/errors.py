@@ -9,6 +9,8 @@ Messages hold words of others: Azure's, the worker's, names of files. `cleaned` 
 
 from __future__ import annotations
 
+import errno
+import os
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +70,12 @@ class InvalidInput(CoriolisAzureError):
 
     exit_code = 2
     remedy = "Correct the named setting or argument and run the command again; nothing was created."
+
+
+class HostExhausted(InvalidInput):
+    """This host has run out of something that the work needs: descriptors, threads, memory, space."""
+
+    remedy = "Free what the message names, or raise its limit, then run again."
 
 
 class Unsupported(InvalidInput):
@@ -249,3 +257,32 @@ class CleanupIncomplete(CoriolisAzureError):
 
     exit_code = 7
     remedy = "Remove what blocks them (locks, permissions), then run `coriolis-azure cleanup`."
+
+
+_LIMITS = {
+    errno.EMFILE: "Raise this user's limit of open files (ulimit -n; LimitNOFILE= of a service), then run again.",
+    errno.ENFILE: "Raise the host's limit of open files (fs.file-max), or stop what holds them, then run again.",
+    errno.ENOMEM: "Free memory of this host, or raise the limit of this process, then run again.",
+    errno.ENOSPC: "Free space there, then run again.",
+    errno.EDQUOT: "Raise the quota there, then run again.",
+}
+_NO_THREAD = "can't start new thread"  # CPython's own words: there is no code
+
+
+def exhausted(error: BaseException) -> HostExhausted | None:
+    """What this host has run out of, where `error` or what it comes from is a foreign exception that says so."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _LIMITS:
+            where = f"{cause.filename}: " if cause.filename else ""
+            return HostExhausted(f"{where}{os.strerror(cause.errno)}", remedy=_LIMITS[cause.errno])
+        if isinstance(cause, MemoryError):
+            return HostExhausted("there is no memory left", remedy=_LIMITS[errno.ENOMEM])
+        if isinstance(cause, RuntimeError) and str(cause).startswith(_NO_THREAD):
+            return HostExhausted(
+                "this host does not let the process start another thread",
+                remedy="Raise this user's limit of processes (ulimit -u; TasksMax= of a service), lower the size of a "
+                "thread's stack (ulimit -s), or free memory, then run again.",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -15,11 +15,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from .errors import InvalidInput
+from .errors import InvalidInput, exhausted
 from .model import Run
 
 LOG = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ class Journal:
             try:
                 self._begin(self._path)
             except OSError as error:
-                raise InvalidInput(
-                    f"the journal {self._path} cannot be written: {error.strerror}",
-                    remedy="Set XDG_STATE_HOME to a folder that this user may write to.",
-                ) from error
+                self.close()
+                with suppress(OSError):
+                    self._path.with_suffix(".new").unlink()
+                raise self._unwritable(error) from error
 
     def _begin(self, path: Path) -> None:
         """Make the journal: locked and with its first line before it has its name, so nobody takes it for dead."""
@@ -54,7 +55,10 @@ class Journal:
     def intend(self, id: str) -> None:
         """Make durable that `id` is about to be created."""
         self.ids.append(id)
-        self._append({"id": id})
+        try:
+            self._append({"id": id})
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def done(self) -> None:
         """Nothing of the run is left: forget it."""
@@ -77,14 +81,29 @@ class Journal:
 
     def _append(self, line: dict[str, str]) -> None:
         if self._descriptor >= 0:
-            os.write(self._descriptor, (json.dumps(line) + "\n").encode())
+            left = (json.dumps(line) + "\n").encode()
+            while left:
+                left = left[os.write(self._descriptor, left) :]
             os.fsync(self._descriptor)
+
+    def _unwritable(self, error: OSError) -> InvalidInput:
+        full = exhausted(error)
+        return InvalidInput(
+            f"the journal {self._path} cannot be written: {error.strerror}",
+            remedy=full.remedy if full else "Set XDG_STATE_HOME to a folder that this user may write to.",
+        )
 
 
 def default_folder() -> Path:
     """Where a user's journals are: $XDG_STATE_HOME/coriolis-azure, else ~/.local/state/coriolis-azure."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "coriolis-azure"
+    state = os.environ.get("XDG_STATE_HOME")
+    try:
+        return (Path(state) if state else Path.home() / ".local" / "state") / "coriolis-azure"
+    except RuntimeError as error:
+        raise InvalidInput(
+            "this user has no home folder, and there is no other place for the journals of runs",
+            remedy="Set XDG_STATE_HOME to a folder that this user may write to.",
+        ) from error
 
 
 def abandoned(folder: Path) -> Iterator[tuple[Run, Path]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import configuration, plugin_api, settings
 from .clock import Clock
-from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput
+from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, exhausted
 from .events import Copied, Event, Notice, Waiting, line, logged, unfailing
 from .interrupts import ended_with_parent
 from .model import Json, Run, Worker
@@ -58,6 +58,10 @@ def _translated(method: F) -> F:
         except CoriolisAzureError as error:
             connection = method.__name__ == "validate_connection"
             raise plugin_api.orchestrators_error(error, connection=connection) from error
+        except Exception as error:
+            if limit := exhausted(error):
+                raise plugin_api.orchestrators_error(limit) from error
+            raise
 
     return call  # type: ignore[return-value]
 

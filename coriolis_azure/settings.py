@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import json
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +22,7 @@ from jsonschema.exceptions import ValidationError
 
 from . import names
 from .errors import InvalidInput
-from .model import Json
+from .model import Json, at
 
 # Installed, the schemas are part of the package; in a checkout they stand beside it.
 _HERE = Path(__file__).parent
@@ -29,6 +30,8 @@ _FOLDERS = (_HERE / "schemas", _HERE.parent / "schemas")
 
 _COMPRESSION = {False: "none", True: "always", "auto": "auto"}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_SECONDS = 36500 * 86400.0
+_FASTEST = 1000 << 30
 _BYTES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -287,6 +290,31 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{file} is not a readable JSON file: {error}") from error
+    except RecursionError as error:
+        raise InvalidInput(f"{file} is not a readable JSON file: it is nested too deeply") from error
+
+
+def exposed(file: Path, connection_info: Any) -> list[str]:
+    """What of a connection's secrets every user of this host may read, as warnings."""
+    secrets = (
+        *("service_principal_credentials.client_secret", "user_credentials.password"),
+        "service_principal_credentials.client_certificate_password",
+    )
+    key = at(connection_info, "service_principal_credentials.client_certificate_path")
+    files = [file] if any(at(connection_info, path) for path in secrets) else []
+    files += [Path(key)] if isinstance(key, str) and key else []
+    return [
+        f"every user of this host may read {path}, which holds a secret: chmod go-rwx {path}"
+        for path in files
+        if _readable_by_all(path)
+    ]
+
+
+def _readable_by_all(file: Path) -> bool:
+    try:
+        return bool(file.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
 
 
 def duration(text: str) -> float:
@@ -294,13 +322,21 @@ def duration(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not found:
         raise InvalidInput(f"{text!r} is not a duration", remedy="Write a duration as 90s, 15m, 2h or 0s.")
-    return float(found[1]) * _SECONDS[found[2]]
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if seconds > _LONGEST_SECONDS:
+        raise InvalidInput(f"{text[:40]!r} is too long a duration", remedy="Write one of 36500d at most.")
+    return seconds
 
 
 def rate(text: str) -> int:
     """Bytes a second of `50MiB/s`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]i?|)B/s", text)
-    per_second = round(float(found[1]) * _BYTES[found[2]]) if found else 0
+    asked = float(found[1]) * _BYTES[found[2]] if found else 0
+    if asked > _FASTEST:
+        raise InvalidInput(
+            f"{text[:40]!r} is too high a rate", remedy="Write one of 1000GiB/s at most, or none."
+        )
+    per_second = round(asked)
     if per_second < 1:
         number = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)i?B?(?:/s)?", text)
         meant = f"{number[1]}{number[2] or 'M'}iB/s" if number and float(number[1]) else "50MiB/s"

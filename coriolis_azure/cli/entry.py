@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..clock import Clock, rfc3339
-from ..errors import AzureError, CoriolisAzureError, InvalidInput, cleaned
+from ..errors import AzureError, CoriolisAzureError, InvalidInput, cleaned, exhausted
 from . import sandbox  # noqa: F401 - its commands belong to the group
 from .commands import cli
 from .options import json_is_asked_for
@@ -48,7 +48,8 @@ def _run() -> int:
         _tell_interrupted()
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - a bug: its trace holds words of others, which Python would not clean
-        return _tell_bug(error)
+        limit = exhausted(error)
+        return _tell(limit) if limit else _tell_bug(error)
 
 
 def _unwritable(error: OSError) -> InvalidInput:

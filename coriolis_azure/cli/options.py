@@ -12,6 +12,7 @@ import click
 
 from .. import settings
 from ..errors import InvalidInput
+from ..events import Notice
 from . import logs
 from .progress import watching
 
@@ -109,5 +110,8 @@ def opened(connection: Path, environment: Path, as_json: bool, **changes: str) -
     connection_info, source_environment = settings.read_json(connection), settings.read_json(environment)
     if changes and isinstance(source_environment, dict):
         source_environment = {**source_environment, **changes}
-    with watching(as_json) as report, Source(connection_info, source_environment, report=report) as source:
-        yield source
+    with watching(as_json) as report:
+        for warning in settings.exposed(connection, connection_info):
+            report(Notice(warning))
+        with Source(connection_info, source_environment, report=report) as source:
+            yield source
