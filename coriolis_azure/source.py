@@ -173,18 +173,21 @@ class Source:
         """The disks that the settings do not leave out; InvalidInput when a name there is no disk of the VM."""
         return inspection.chosen(machine, self.environment.exclude_disks)
 
-    def replicate(self, vm: str, to: str | Path, *, shutdown: bool = False, full: bool = False) -> Replicated:
+    def replicate(
+        self, vm: str, to: str | Path, *, shutdown: bool = False, full: bool = False, adopt: bool = False
+    ) -> Replicated:
         """Replicate `vm` to the destination `to`; a second time sends only what changed.
 
         With `shutdown` the VM is deallocated when everything is ready to copy. With `full` what the destination
-        already holds is not used. Whatever was made in Azure is deleted again, on any error too; what could not
-        be is in `left_behind`.
+        already holds is not used. With `adopt` images that no run of ours has made are taken over. Whatever was
+        made in Azure is deleted again, on any error too; what could not be is in `left_behind`.
         """
         began, started = self._clock.monotonic(), names.stamp(self._clock.now())
         machine = self.inspect(vm)
         self._tell_caveats(machine)
         disks = self.chosen(machine)
-        with destinations.open(str(to), self._report, self.storage) as folder:
+        with destinations.open(str(to), self._report, self.storage, adopt=adopt) as folder:
+            folder.reserve([disk.name for disk in disks])
             folder.claim(machine.id)
             folder.tell_removed([disk.name for disk in machine.disks])
             self.sweep(DEAD_AFTER)
@@ -352,6 +355,7 @@ class Source:
 
         However it ends, what the copying made is deleted again; the worker stays.
         """
+        folder.reserve([disk.name for disk in disks])
         if worker.emptied(self.azure, reader.vm, self._report, self._clock):
             self.azure.start(reader.vm)
         journal = Journal(run)

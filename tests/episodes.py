@@ -61,7 +61,7 @@ class Device(CommandLine):
         folder.mkdir()
         for disk in ("os", "data-0", "data-1", "data-2"):
             backing = site.folder / f"{disk}.backing"
-            backing.write_bytes(b"\xee" * MOST)
+            backing.write_bytes(bytes(MIB) + b"\xee" * (MOST - 2 * MIB) + bytes(MIB))
             done = subprocess.run(
                 ["losetup", "--find", "--show", str(backing)], capture_output=True, text=True
             )

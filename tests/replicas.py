@@ -54,13 +54,13 @@ class FilePlace:
         self.path = folder / "os.raw"
 
     @contextmanager
-    def open(self, report: Report = silent) -> Iterator[Destination]:
+    def open(self, report: Report = silent, *, adopt: bool = False) -> Iterator[Destination]:
         """The destination, for one run."""
-        with self._image(report) as image:
+        with self._image(report, adopt) as image:
             yield image
 
-    def _image(self, report: Report) -> Image:
-        return Image(self.path, report)
+    def _image(self, report: Report, adopt: bool) -> Image:
+        return Image(self.path, report, adopt=adopt)
 
     def content(self, size: int) -> bytes:
         """The bytes of the disk, as another program sees them."""
@@ -94,15 +94,15 @@ class DevicePlace(FilePlace):
     def __init__(self, folder: Path, size: int) -> None:
         super().__init__(folder)
         self._size = size
-        self.path.write_bytes(b"\xaa" * size)
+        self.path.write_bytes(bytes(1 << 20) + b"\xaa" * (size - (2 << 20)) + bytes(1 << 20))
 
-    def _image(self, report: Report) -> Image:
+    def _image(self, report: Report, adopt: bool) -> Image:
         class Device(Image):
             def _open(self, flags: int) -> None:
                 super()._open(flags)
                 self._block = True
 
-        return Device(self.path, report)
+        return Device(self.path, report, adopt=adopt)
 
     def content(self, size: int) -> bytes:
         """The bytes of the disk; the device may be larger."""

@@ -58,7 +58,7 @@ OWNERS = {
     "click": {"cli"},
     "rich": {"cli"},
     "jsonschema": {"settings"},
-    "signal": {"interrupts", "cli", "sandbox"},
+    "signal": {"interrupts", "destinations", "cli", "sandbox"},
     "socket": {"ssh", "channel", "agent", "unmanaged", "destinations", "sandbox"},
     "threading": {"sandbox", "pipeline", "agent"},
     "concurrent": {"pipeline", "agent", "sandbox"},

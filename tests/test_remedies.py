@@ -212,15 +212,16 @@ def test_a_replica_that_differs_is_right_after_a_full_run(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
     """What `verify` says to do is done: --full."""
+    images = tmp_path / "images"
     azure.add_vm("web", image("os"))
-    source.replicate("web", tmp_path)
-    with (tmp_path / "os.raw").open("r+b") as stranger:
+    source.replicate("web", images)
+    with (images / "os.raw").open("r+b") as stranger:
         stranger.write(b"x" * 4096)
-    done = completed(["verify", str(tmp_path)])
+    done = completed(["verify", str(images)])
     assert done.returncode == CorruptChunk.exit_code
     assert "with --full" in done.stderr
-    source.replicate("web", tmp_path, full=True)
-    assert completed(["verify", str(tmp_path)]).returncode == 0
+    source.replicate("web", images, full=True)
+    assert completed(["verify", str(images)]).returncode == 0
 
 
 # The network

@@ -15,7 +15,7 @@ from processes import completed
 
 from coriolis_azure.destinations import sets
 from coriolis_azure.errors import CoriolisAzureError, InvalidInput
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from coriolis_azure.verification import Verdict
 
@@ -61,13 +61,20 @@ class Replica:
             container = self.source.storage.account("sandboxstorage").container("images")
             container.ensure()
             container.blob(f"web/{name}.vhd").put(b"somebody's")
-        else:
-            self.path(f"{name}.raw").mkdir(parents=True)
+        else:  # from the first snapshot on: what is there before that is refused before anything is made
+
+            def stand_in_the_way(request: Request, answer: Callable[[Request], Response]) -> Response:
+                if request.method == "PUT" and "/snapshots/" in request.path:
+                    self.path(f"{name}.raw").mkdir(exist_ok=True)
+                return answer(request)
+
+            self.azure.intercept = stand_in_the_way
 
     def unblock(self, name: str) -> None:
         if self.to == BLOB:
             self.source.storage.account("sandboxstorage").container("images").blob(f"web/{name}.vhd").delete()
         else:
+            self.azure.intercept = None
             self.path(f"{name}.raw").rmdir()
 
     def lose(self, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -393,6 +394,29 @@ def test_another_vms_replica_is_not_overwritten(
         source.replicate("db", tmp_path / "images")
     assert (tmp_path / "images/os.raw").read_bytes() == first.read_bytes()
     assert not any(method == "PUT" for method, path in azure.requests)
+
+
+@pytest.mark.parametrize("why", ["no run of ours has made it", "in use", "is a qcow2 image"])
+def test_an_image_that_may_not_be_written_is_refused_before_anything_is_made(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, why: str
+) -> None:
+    disk, to = image("os", seed=1), tmp_path / "images"
+    azure.add_vm("web", disk)
+    to.mkdir()
+    (to / "os.raw").write_bytes((b"QFI\xfb" if "qcow2" in why else b"mine") * 1000)
+    before = (to / "os.raw").read_bytes()
+    azure.requests.clear()
+    with ExitStack() as ending:
+        if why == "in use":
+            ending.enter_context((to / "os.raw").open("r+b"))
+        with pytest.raises(errors.InvalidInput, match=why):
+            source.replicate("web", to, shutdown=True, adopt=why == "in use")
+    assert not any(method == "PUT" or "deallocate" in path for method, path in azure.requests)
+    assert (to / "os.raw").read_bytes() == before
+    assert {path.name for path in to.iterdir()} == {"os.raw", ".lock"}
+    if "qcow2" not in why:
+        source.replicate("web", to, adopt=True)
+        assert (to / "os.raw").read_bytes() == disk.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -119,6 +120,21 @@ def test_what_a_dead_run_was_writing_is_not_verified(images: Path) -> None:
     assert verdicts["os"].unknown_bytes == SIZE  # all of it is in one region
     assert verdicts["data-0"].verified is True
     assert command(images).returncode == 2
+
+
+def test_an_image_that_a_dead_run_had_only_begun_is_not_verified(images: Path) -> None:
+    """Killed between the first state and the file's size."""
+    path = images / "os.raw"
+    for kept in images.glob("os.raw*"):
+        kept.unlink()
+    child = os.fork()
+    if not child:
+        os.ftruncate = lambda fd, size: os._exit(9)
+        Image(path).known("id", SIZE, CHUNK, False)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    verdict = verify(images)["os"]
+    assert (verdict.verified, verdict.unknown_bytes) == (None, SIZE)
+    assert "did not end well" in verdict.reason
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "altered"])

@@ -234,6 +234,9 @@ def role(
 @click.option("--shutdown", is_flag=True, help="Deallocate the VM before its disks are copied. It stays off.")
 @click.option("--full", is_flag=True, help="Send everything, whatever the destination holds already.")
 @click.option(
+    "--adopt", is_flag=True, help="Take over images at DEST that no run has made; else they are refused."
+)
+@click.option(
     "--limit",
     metavar="RATE",
     callback=rate,
@@ -247,6 +250,7 @@ def replicate(
     to: str,
     shutdown: bool,
     full: bool,
+    adopt: bool,
     limit: str | None,
     as_json: bool,
 ) -> None:
@@ -257,7 +261,7 @@ def replicate(
     """
     changes = {"bandwidth_limit": limit} if limit else {}
     with opened(connection, environment, as_json, **changes) as source:
-        done = source.replicate(vm, to, shutdown=shutdown, full=full)
+        done = source.replicate(vm, to, shutdown=shutdown, full=full, adopt=adopt)
     if as_json:
         print_json(done.to_json())
     else:

@@ -114,6 +114,9 @@ class Folder(Protocol):
     def claim(self, vm: str) -> None:
         """From now on this place is for the VM with the ARM id `vm`. InvalidInput when it is another's."""
 
+    def reserve(self, disks: Collection[str]) -> None:
+        """Take what is here of `disks` for this run. InvalidInput where it may not be written, before anything is."""
+
     def stop(self) -> None:
         """Whatever is under way on its disks ends soon, with DestinationFailed. From any thread."""
 
@@ -155,11 +158,13 @@ class Place(Folder, Protocol):
     def __enter__(self) -> Place: ...
 
 
-def open(url: str, report: Report, storage: Storage | None = None, *, existing: bool = False) -> Place:
+def open(
+    url: str, report: Report, storage: Storage | None = None, *, existing: bool = False, adopt: bool = False
+) -> Place:
     """The place that `url` names: a folder by its path or file:// URL, or Blob storage.
 
     The latter as blob://account/container/prefix; `storage` reaches it. A folder or a container is made when it is
-    missing, unless it must be `existing`.
+    missing, unless it must be `existing`. `adopt`: images in a folder that no run of ours has made are taken over.
 
     InvalidInput when it is no such thing, cannot be used, or is in use by another run.
     """
@@ -173,9 +178,14 @@ def open(url: str, report: Report, storage: Storage | None = None, *, existing: 
                 remedy="Mount the place and give its path, or give a URL that begins with "
                 f"{' or '.join(_SCHEMES)}. A folder of that very name is ./{url}",
             )
-        return ImageFolder(Path(url), report, existing=existing)
+        return ImageFolder(Path(url), report, existing=existing, adopt=adopt)
     parts = urlsplit(url)
     if scheme[1].lower() == "blob":
+        if adopt:
+            raise InvalidInput(
+                "a VHD in Blob storage that no run has made cannot be adopted",
+                remedy="Give another prefix, or the path of a folder.",
+            )
         return _in_storage(url, report, storage, existing)
     if scheme[1].lower() != "file":
         raise InvalidInput(
@@ -184,7 +194,7 @@ def open(url: str, report: Report, storage: Storage | None = None, *, existing: 
         )
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
         raise InvalidInput(f"{url} names no folder of this host", remedy="Give it as file:///path/of/folder.")
-    return ImageFolder(Path(unquote(parts.path)), report, existing=existing)
+    return ImageFolder(Path(unquote(parts.path)), report, existing=existing, adopt=adopt)
 
 
 def _in_storage(url: str, report: Report, storage: Storage | None, existing: bool) -> Place:

@@ -618,6 +618,9 @@ class BlobFolder:
             self._record.delete()
             self._owner.delete()
 
+    def reserve(self, disks: Collection[str]) -> None:
+        """Nothing: each VHD is leased when it is used. See Folder."""
+
     def tell_removed(self, disks: Collection[str]) -> None:
         """Report, for each VHD of a disk that is none of `disks`, that it is no longer one of the VM's."""
         for name in self.names():

@@ -13,7 +13,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from ..errors import InvalidInput
 from ..hashing import DIGEST
+from . import statefiles
 
 
 class Grains:
@@ -29,8 +31,8 @@ class Grains:
         self.close()
         self._record = DIGEST * grains
         if grains > 1:
-            with suppress(OSError):
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with suppress(OSError, InvalidInput):
+                self._fd = statefiles.open_or_create(self._path, os.O_RDWR)
 
     def put(self, index: int, digests: list[bytes]) -> None:
         """Keep those of chunk `index`."""

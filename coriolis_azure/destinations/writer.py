@@ -30,7 +30,8 @@ from ..model import Disk
 from ..pipeline import Lock, every, ordered
 from . import Content, Destination, claims
 from .claims import Claim
-from .image import Image
+from .image import Image, State
+from .runmark import RunMark
 
 if TYPE_CHECKING:
     from .blob import BlobFolder
@@ -105,6 +106,7 @@ class Volumes:
             elif entry.get("replicate_disk_data") is not False:
                 self._by_name[disk.name] = entry
         self._opened: list[FileVolume | Volume] = []
+        self._files: dict[str, FileVolume] = {}
         self._vhds: BlobFolder | None = None
 
     def names(self) -> list[str]:
@@ -120,12 +122,20 @@ class Volumes:
             return vhd
         volume: FileVolume | Volume
         if self._backend is None:
-            volume = FileVolume(entry)
+            volume = self._files.setdefault(name, FileVolume(entry, self._report))
         else:
             device = self._backend.device(name, entry[_DEVICE])
             volume = Volume(entry, name, device, self._claims[name], self._report)
         self._opened.append(volume)
         return volume
+
+    def reserve(self, disks: Collection[str]) -> None:
+        """Open the volumes that are files or devices of this host, for this run alone. See Folder."""
+        if self._backend is None:
+            for name in disks:
+                volume = self.disk(name) if self._by_name[name].get(_DEVICE) else None
+                if isinstance(volume, FileVolume):
+                    volume.take()
 
     def claim(self, vm: str) -> None:
         """Nothing: the orchestrator keeps whose volumes these are."""
@@ -344,10 +354,18 @@ class Volume:
 
 
 class FileVolume(Image):
-    """A volume that is a file or a block device of this host. The state beside it is what tells of dead runs."""
+    """A volume that is a file or a block device of this host.
 
-    def __init__(self, entry: dict[str, Any]) -> None:
-        super().__init__(Path(entry[_DEVICE]))
+    The state beside a file must be the one in the entry, else nothing of it is believed and the file is read. A device
+    has another name in each run, so nothing is kept beside it: it is read.
+    """
+
+    foreign_remedy = (
+        "Hand over another volume, or empty this one if nothing in it is needed: truncate -s 0 FILE"
+    )
+
+    def __init__(self, entry: dict[str, Any], report: Report = silent) -> None:
+        super().__init__(Path(entry[_DEVICE]), report)
         self._entry = entry
 
     def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
@@ -358,6 +376,37 @@ class FileVolume(Image):
         """Keep the manifest beside the volume and in its entry."""
         super().commit(manifest)
         self._entry[_STATE] = manifest.to_json()
+
+    def close(self) -> None:
+        """Let go of it. See Destination."""
+        super().close()
+        if self._mark is not None:
+            self._mark.end()
+            self._mark = None
+
+    def _open(self, flags: int) -> None:
+        super()._open(flags)
+        self._stateless = self._block
+        if not self._block:
+            mark = RunMark(self.path.with_name(self.path.name + ".run"), self._fd)
+            mark.take()
+            self._mark = mark
+
+    def _kept(self, *, ours: bool = True) -> State | None:
+        """The state that is both in the entry and beside the volume; of a device, the one in the entry."""
+        try:
+            given = Manifest.from_json(self._entry[_STATE]) if self._entry.get(_STATE) else None
+        except InvalidInput as error:
+            self._report(Notice(f"{self.path}: {error.message}"))
+            given = None
+        if self._stateless:
+            return None if given is None else State(given, {})
+        kept = super()._kept(ours=ours)
+        if kept is None or kept.manifest == given:
+            return kept
+        if given is not None:
+            self._report(Notice(f"{self.path} is not as the state in its entry says"))
+        return None
 
 
 def touched(entry: dict[str, Any]) -> dict[str, Any]:

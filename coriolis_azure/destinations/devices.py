@@ -1,0 +1,41 @@
+"""Which block device it is: `/dev` names are given anew at each boot, so they say nothing."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_NUMBERS = Path("/sys/dev/block")
+# The first that is there counts: of a LUN, an NVMe namespace, a SCSI or virtio disk, a mapping such as an LV, RAID.
+_IDENTITIES = ("device/wwid", "wwid", "serial", "device/serial", "dm/uuid", "md/uuid")
+
+
+def identity(number: int) -> str:
+    """What is lasting about the device with this number; "" where the kernel knows nothing of the kind."""
+    place = _NUMBERS / f"{os.major(number)}:{os.minor(number)}"
+    start = _text(place / "start")
+    if _text(place / "partition"):  # inside of the disk's own folder
+        whole = _of_disk(place.resolve().parent)
+        return f"{whole}, partition at {start}" if whole else ""
+    return _of_disk(place)
+
+
+def _of_disk(place: Path) -> str:
+    for name in _IDENTITIES:
+        found = _text(place / name)
+        if found:
+            return f"{name.rpartition('/')[0] or 'disk'} {found}"
+    backing = _text(place / "loop/backing_file")
+    if backing:
+        with suppress(OSError):
+            file = os.stat(backing)  # noqa: PTH116
+            return f"loop over {file.st_dev}:{file.st_ino}"
+    return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,84 @@
+"""Whether somebody else uses an image or a device, and keeping others out while we write.
+
+* A block device is opened with O_EXCL: refused while it or a partition of it is mounted, is swap, or belongs to LVM,
+  RAID or another mapping.
+* A file that any program has open for writing does not get a read lease.
+* QEMU locks bytes 100 to 263 of its images (`block/file-posix.c`). We lock them too: we are refused while QEMU has the
+  image open, and QEMU, or another run, while we have.
+* A loop device names its file in /sys.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import InvalidInput
+
+_QEMU_FIRST, _QEMU_LENGTH = 100, 200
+_BUSY = (errno.EAGAIN, errno.EACCES)
+_LOOPS = Path("/sys/block")
+
+
+def open_device(path: Path) -> int:
+    """Open the block device for reading and writing. InvalidInput while something else uses it."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise InvalidInput(
+            f"{path} is in use: mounted, swap, part of LVM, RAID or another mapping, or written by another run",
+            remedy=f"Release it (lsblk {path} shows what uses it), or give another device.",
+        ) from error
+
+
+def refuse_writers(fd: int, path: Path) -> None:
+    """InvalidInput while another program has the file open for writing. `fd` is one for reading alone."""
+    try:
+        # Whoever opens the file for writing in these microseconds is told of in a signal, whose default ends us.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise _in_use(path) from error
+    else:
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def lock(fd: int, path: Path) -> None:
+    """Keep QEMU and other runs out until `fd` is closed. InvalidInput while one of them has the file open."""
+    request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _QEMU_FIRST, _QEMU_LENGTH, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        if error.errno in _BUSY:
+            raise _in_use(path) from error
+        # Other errors: a file system without locks. RunMark is what is left there.
+
+
+def refuse_loops(fd: int, path: Path) -> None:
+    """InvalidInput while a loop device is set up over the file, mounted or not."""
+    mine = os.fstat(fd)
+    for backing in _LOOPS.glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            behind = Path(backing.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n"))
+            if os.path.samestat(os.stat(behind), mine):  # noqa: PTH116
+                device = f"/dev/{backing.parts[-3]}"
+                raise InvalidInput(
+                    f"{path} is in use: {device} is set up over it",
+                    remedy=f"Unmount it, then detach it: losetup --detach {device}",
+                )
+
+
+def _in_use(path: Path) -> InvalidInput:
+    return InvalidInput(
+        f"{path} is in use: another program, such as QEMU or another run, has it open",
+        remedy=f"End that program (lsof {path} names it), then run again.",
+    )

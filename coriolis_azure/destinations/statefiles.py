@@ -1,0 +1,143 @@
+"""The files we keep beside images: never reached through a link, for their owner only, replaced as a whole.
+
+A folder of images may be one in which others can make files. A link laid there in advance must not lead our writes
+elsewhere, and a file of somebody else's must not be taken for our state.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import InvalidInput
+
+_UNKNOWN_TO_THE_FILE_SYSTEM = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def create(path: Path, flags: int = os.O_RDWR) -> int:
+    """Make the file `path`, readable for its owner only whatever the umask; FileExistsError where something is."""
+    fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with suppress(OSError):  # some file systems have no modes
+        os.fchmod(fd, 0o600)
+    return fd
+
+
+def open_existing(path: Path, flags: int, *, ours: bool = True) -> int:
+    """Open the file `path`. InvalidInput where it is a link or no file, or, if it must be `ours`, somebody else's."""
+    try:
+        # Opening a pipe would wait for its other end.
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InvalidInput(
+                f"{path} is a link", remedy="Remove it and run again: links are not followed."
+            ) from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InvalidInput(f"{path} is not a regular file", remedy="Remove it and run again.")
+        if ours:
+            refuse_foreign(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_or_create(path: Path, flags: int) -> int:
+    """Open the file `path`, which is made when it is missing. InvalidInput as from `open_existing`."""
+    try:
+        return open_existing(path, flags)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            return create(path, flags)
+        return open_existing(path, flags)
+
+
+def refuse_foreign(fd: int, path: Path) -> None:
+    """InvalidInput where the file belongs to another user, or may be written by others.
+
+    A file that we make here is the measure: a file system may show another owner or mode than it was asked for.
+    """
+    found = os.fstat(fd)
+    if found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_WRITE:
+        return
+    try:
+        owner, mode = _as_made_here(path.parent)
+    except OSError:
+        return
+    if found.st_uid != owner:
+        raise InvalidInput(
+            f"{path} belongs to another user (uid {found.st_uid})",
+            remedy=f"Run as that user, or make the file yours: chown {owner} {path}",
+        )
+    if found.st_mode & _OTHERS_WRITE & ~mode:
+        raise InvalidInput(
+            f"{path} may be written by other users", remedy=f"Take that right away: chmod go-w {path}"
+        )
+
+
+def _as_made_here(folder: Path) -> tuple[int, int]:
+    """Owner and mode that a file of ours has in this folder."""
+    path = folder / f".probe-{secrets.token_hex(8)}"
+    fd = create(path)
+    try:
+        made = os.fstat(fd)
+    finally:
+        os.close(fd)
+        os.unlink(path)  # noqa: PTH108
+    return made.st_uid, made.st_mode
+
+
+def read(path: Path, *, ours: bool = True) -> bytes:
+    """The content of a small file. FileNotFoundError; InvalidInput as from `open_existing`."""
+    with open(open_existing(path, os.O_RDONLY, ours=ours), "rb") as file:
+        return file.read()
+
+
+def replace(path: Path, pieces: Iterable[bytes]) -> None:
+    """Make `pieces` the content of `path`, durably. Whoever dies over it leaves all of it, or what was there."""
+    new = path.with_name(path.name + ".new")
+    with suppress(FileNotFoundError):
+        os.unlink(new)  # noqa: PTH108
+    fd = create(new, os.O_WRONLY)
+    try:
+        for piece in pieces:
+            write(fd, piece)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(new, path)  # noqa: PTH105  (beside os.fsync: the steps of this module)
+    sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove the file, durably; harmless when there is none."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108
+        sync_folder(path.parent)
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all of `data` where the file stands."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in the folder durable, as far as its file system knows how to."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _UNKNOWN_TO_THE_FILE_SYSTEM:
+            raise
+    finally:
+        os.close(fd)

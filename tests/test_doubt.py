@@ -1,0 +1,459 @@
+"""What is not proved is read: strangers who write, flushes that fail, devices that are others than they were."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from block_devices import command, fresh, loop, mounted
+from test_destinations import CHUNK, REGION, SIZE, A, B, Told, dies_after_writing, holds, run
+
+from coriolis_azure.destinations import Image
+from coriolis_azure.destinations.writer import FileVolume
+from coriolis_azure.digests import Digests
+from coriolis_azure.errors import DestinationFailed, InvalidInput
+from coriolis_azure.hashing import ZERO
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions of 1 MiB, so that images of a few MiB have several."""
+    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", REGION)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "os.raw"
+
+
+FAR = 2 * REGION // CHUNK  # a chunk in another region than chunk 0
+
+
+# Strangers
+
+
+def killed_after_writing(path: Path, index: int, data: bytes) -> None:
+    """A run that dies at once: nothing is noted at its end."""
+    child = os.fork()
+    if not child:
+        image = Image(path)
+        image.known("id", SIZE, CHUNK, False)
+        image.expect(index * CHUNK, CHUNK)
+        image.write(index * CHUNK, data)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def edit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(FAR * CHUNK)
+        file.write(B)
+
+
+def edit_and_put_the_time_back(path: Path) -> None:
+    before = path.stat()
+    edit(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def restore_over_it(path: Path) -> None:
+    """cp --preserve of an older backup: the file stays the same, and gets the backup's time."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(A + bytes(SIZE - CHUNK))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def cut_and_grow(path: Path) -> None:
+    before = path.stat()
+    os.truncate(path, FAR * CHUNK)
+    os.truncate(path, SIZE)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def clone_over_it(path: Path) -> None:
+    """cp --reflink=auto into the file that is there."""
+    other = path.with_name("other")
+    other.write_bytes(A + bytes(SIZE - CHUNK))
+    command("cp", "--reflink=auto", "--no-preserve=all", other, path)
+    other.unlink()
+
+
+@pytest.mark.parametrize(
+    "stranger", [edit, edit_and_put_the_time_back, restore_over_it, cut_and_grow, clone_over_it]
+)
+@pytest.mark.parametrize("last", ["ended well", "failed", "was killed"])
+def test_what_a_stranger_writes_after_a_run_is_seen(path: Path, last: str, stranger) -> None:
+    content = {0: A, FAR: A}
+    run(path, content)
+    if last == "failed":
+        dies_after_writing(path, 0, B)
+    elif last == "was killed":
+        killed_after_writing(path, 0, B)
+    stranger(path)
+    run(path, content)
+    assert holds(path, content)
+
+
+def test_after_a_failed_run_that_noted_how_it_left_the_image_only_its_regions_are_read(
+    path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(path, {0: A, 1: A, FAR: A})
+    dies_after_writing(path, 0, B)
+    read: list[int] = []
+    real = os.preadv
+
+    def counting(fd: int, buffers: Any, offset: int) -> int:
+        read.append(offset)
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counting)
+    assert run(path, {0: A, 1: A, FAR: A}, report=told) == [0]
+    assert sorted(read) == [0, CHUNK]
+    assert "what it wrote is read again" in told[0]
+    killed_after_writing(path, 0, B)
+    read.clear()
+    assert run(path, {0: A, 1: A, FAR: A}, report=told) == [0]
+    assert sorted(read) == [0, CHUNK, FAR * CHUNK]
+    assert "did not end well" in told[1]
+
+
+def test_a_clean_image_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(path, {0: A, FAR: A})
+
+    def refused(*arguments: object) -> bytes:
+        raise AssertionError("nothing had to be read")
+
+    monkeypatch.setattr(os, "preadv", refused)
+    monkeypatch.setattr(os, "pread", refused)
+    with Image(path) as image:
+        image.known("id", SIZE, CHUNK, False)
+
+
+def test_who_writes_while_a_run_is_at_work_ends_it(path: Path) -> None:
+    run(path, {0: A, FAR: A})
+    with Image(path) as image:
+        base = image.known("id", SIZE, CHUNK, False)
+        edit(path)
+        with pytest.raises(DestinationFailed, match="changed by somebody else"):
+            image.expect(0, CHUNK)
+        with pytest.raises(DestinationFailed, match="changed by somebody else"):
+            image.commit(base)
+    run(path, {0: A, FAR: A})
+    assert holds(path, {0: A, FAR: A})
+
+
+def test_a_manifest_of_an_earlier_build_is_read_and_the_image_as_a_whole(path: Path, told: Told) -> None:
+    """It has no ctime, so it does not prove that nobody has written since."""
+    run(path, {0: A, FAR: A})
+    manifest = path.with_name("os.raw.manifest")
+    text = manifest.read_text()
+    at = text.index(', "ctime_ns"')
+    manifest.write_text(text[:at] + text[text.index(",", at + 2) :])
+    assert run(path, {0: A, FAR: A}, report=told) == []
+    assert "read as a whole" in told[0]
+
+
+# Flushes
+
+
+@pytest.fixture
+def thin(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A loop device of 16 MiB over a file system that has room for 4, and that file system."""
+    with mounted("none", tmp_path / "small", "-t", "tmpfs", "-o", "size=4m") as small:
+        backing = small / "backing"
+        backing.touch()
+        os.truncate(backing, 16 << 20)
+        with loop(backing) as device:
+            yield device, small
+
+
+BIG = 12 << 20
+
+
+def big(letter: bytes) -> dict[int, bytes]:
+    return dict.fromkeys(range(BIG // CHUNK), letter * CHUNK)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["alone", "held open by somebody"])
+def test_what_a_failed_flush_has_lost_is_sent_again(
+    tmp_path: Path, thin: tuple[Path, Path], held: bool
+) -> None:
+    """The pages whose writing failed look clean, and say what is on no medium."""
+    device, small = thin
+    image = tmp_path / "os.raw"
+    image.symlink_to(device)
+    somebody = os.open(device, os.O_RDONLY) if held else -1
+    run(image, {0: A}, size=BIG)
+    with pytest.raises(DestinationFailed, match="cannot be flushed") as failure:
+        run(image, big(b"B"), size=BIG)
+    assert failure.value.remedy
+    command("mount", "-o", "remount,size=32m", small)
+    run(image, big(b"B"), size=BIG)
+    if held:
+        os.close(somebody)
+    assert fresh(device)[:BIG] == b"B" * BIG
+
+
+def test_what_a_failed_flush_of_an_image_has_lost_is_sent_again(
+    tmp_path: Path, thin: tuple[Path, Path]
+) -> None:
+    device, small = thin
+    command("mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1", device)
+    with mounted(device, tmp_path / "fs") as place:
+        image = place / "os.raw"
+        run(image, {0: A}, size=BIG)
+        with pytest.raises(DestinationFailed):
+            run(image, big(b"B"), size=BIG)
+        command("mount", "-o", "remount,size=32m", small)
+        run(image, big(b"B"), size=BIG)
+        assert fresh(image) == b"B" * BIG
+
+
+# Block devices
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Iterator[list[Path]]:
+    """Two empty devices."""
+    backing = [tmp_path / "first", tmp_path / "second"]
+    for file in backing:
+        file.touch()
+        os.truncate(file, SIZE + REGION)
+    with loop(backing[0]) as first, loop(backing[1]) as second:
+        yield [first, second]
+
+
+def volume_run(entry: dict[str, Any], content: dict[int, bytes], device: Path) -> None:
+    """What a run does to a volume of the file writer."""
+    with FileVolume({**entry, "volume_dev": str(device)}) as volume:
+        base = volume.known("id", SIZE, CHUNK, False)
+        digest = base.digester()
+        digests = b""
+        for index in range(base.count):
+            offset, length = base.span(index)
+            new = digest(content[index][:length]) if index in content else ZERO
+            digests += new
+            if new == base.digest(index):
+                continue
+            volume.expect(offset, length)
+            if new == ZERO:
+                volume.zero(offset, length)
+            else:
+                volume.write(offset, content[index][:length])
+        volume.flush()
+        volume.commit(replace(base, digests=Digests(digests), fresh=False))
+        entry["replica_state"] = volume._entry["replica_state"]
+
+
+def disk_of(content: dict[int, bytes]) -> bytes:
+    return b"".join(content.get(index, b"").ljust(CHUNK, b"\0") for index in range(-(-SIZE // CHUNK)))[:SIZE]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 0), (0, 0, 0), (0, 1, 1)])
+def test_a_volume_gets_another_device_in_each_run(devices: list[Path], order: tuple[int, ...]) -> None:
+    """A, B, A: what stands beside a name, or in the entry, says nothing of the device that has the name now."""
+    entry: dict[str, Any] = {"disk_id": "id"}
+    before = set(Path("/dev").iterdir())
+    for number, content in zip(order, ({0: A, FAR: A}, {0: B}, {0: A, FAR: A}), strict=True):
+        volume_run(entry, content, devices[number])
+        assert fresh(devices[number])[:SIZE] == disk_of(content)
+    assert not any("loop" in path.name for path in set(Path("/dev").iterdir()) - before)
+
+
+def test_two_volumes_get_one_device_name_in_turn(devices: list[Path]) -> None:
+    one: dict[str, Any] = {"disk_id": "one"}
+    other: dict[str, Any] = {"disk_id": "other"}
+    volume_run(one, {0: A}, devices[0])
+    volume_run(other, {0: B}, devices[0])
+    volume_run(one, {0: A}, devices[0])
+    assert fresh(devices[0])[:SIZE] == disk_of({0: A})
+
+
+def test_a_device_that_was_written_between_two_good_runs_is_put_right(
+    tmp_path: Path, devices: list[Path]
+) -> None:
+    told = Told()
+    image = tmp_path / "os.raw"
+    image.symlink_to(devices[0])
+    run(image, {0: A, FAR: A})
+    with devices[0].open("r+b") as file:
+        file.seek(FAR * CHUNK)
+        file.write(B)
+    assert run(image, {0: A, FAR: A}, report=told) == [FAR]
+    assert "was changed since the last run" in told[0]
+    assert fresh(devices[0])[:SIZE] == disk_of({0: A, FAR: A})
+
+
+def test_a_device_that_was_swapped_is_refused_unless_it_is_empty(tmp_path: Path, devices: list[Path]) -> None:
+    image = tmp_path / "os.raw"
+    image.symlink_to(devices[0])
+    run(image, {0: A})
+    image.unlink()
+    image.symlink_to(devices[1])
+    run(image, {0: A})
+    assert fresh(devices[1])[:SIZE] == disk_of({0: A})
+    image.unlink()
+    image.symlink_to(devices[0])
+    with pytest.raises(InvalidInput, match="another device than at the last run"):
+        run(image, {0: B})
+    assert fresh(devices[0])[:SIZE] == disk_of({0: A})
+    assert run(image, {0: A, 1: B}, adopt=True) == [1]
+
+
+def test_a_state_that_is_not_the_one_in_the_entry_is_not_believed(tmp_path: Path) -> None:
+    """The answer of the second run was lost: the caller hands over the state of the first."""
+    volume = tmp_path / "volume"
+    volume.touch()
+    entry: dict[str, Any] = {"disk_id": "id"}
+    volume_run(entry, {0: A}, volume)
+    first = dict(entry)
+    volume_run(entry, {0: B}, volume)
+    volume_run(first, {0: A}, volume)
+    assert holds(volume, {0: A})
+
+
+# Who else uses it
+
+
+def test_a_mounted_device_is_refused_and_its_file_system_stays(tmp_path: Path, devices: list[Path]) -> None:
+    command("mkfs.ext4", "-q", devices[0])
+    image = tmp_path / "os.raw"
+    image.symlink_to(devices[0])
+    with mounted(devices[0], tmp_path / "fs") as place:
+        (place / "file").write_text("precious")
+        for options in ({}, {"adopt": True}, {"full": True}):
+            with pytest.raises(InvalidInput, match="in use") as refused:
+                run(image, {0: A}, **options)
+        assert "lsblk" in refused.value.remedy
+        with pytest.raises(InvalidInput, match="in use"):
+            volume_run({"disk_id": "id"}, {0: A}, devices[0])
+    with mounted(devices[0], tmp_path / "fs") as place:
+        assert (place / "file").read_text() == "precious"
+
+
+def test_an_image_that_is_mounted_through_a_loop_device_is_refused(path: Path) -> None:
+    run(path, {0: A})
+    with loop(path), pytest.raises(InvalidInput, match="in use") as refused:
+        run(path, {0: B})
+    assert refused.value.remedy
+    assert holds(path, {0: A})
+    read_only = command("losetup", "--read-only", "--find", "--show", path)
+    try:
+        with pytest.raises(InvalidInput, match=f"{read_only} is set up over it") as refused:
+            run(path, {0: B})
+    finally:
+        command("losetup", "--detach", read_only)
+    assert f"losetup --detach {read_only}" in refused.value.remedy
+    run(path, {0: B})
+
+
+def test_an_image_that_another_program_writes_to_is_refused(path: Path) -> None:
+    run(path, {0: A})
+    with path.open("r+b"), pytest.raises(InvalidInput, match="in use"):
+        run(path, {0: B})
+    with path.open("rb"):  # reading it harms nobody
+        run(path, {0: B})
+    assert holds(path, {0: B})
+
+
+@pytest.mark.parametrize("options", [[], ["-r"]], ids=["for writing", "for reading"])
+def test_an_image_that_qemu_has_open_is_refused(path: Path, options: list[str]) -> None:
+    run(path, {0: A})
+    command("qemu-io", "--version")
+    line = ["qemu-io", *options, "-f", "raw", str(path)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as qemu:
+        assert qemu.stdin is not None
+        assert qemu.stdout is not None
+        qemu.stdin.write("read 0 512\n")
+        qemu.stdin.flush()
+        while "read 512/512" not in qemu.stdout.readline():
+            pass
+        with pytest.raises(InvalidInput, match="QEMU"):
+            run(path, {0: B})
+        qemu.stdin.close()
+    run(path, {0: B})
+
+
+def test_qemu_does_not_open_an_image_that_a_run_writes_to(path: Path) -> None:
+    run(path, {0: A})
+    command("qemu-io", "--version")
+    with Image(path) as image:
+        image.known("id", SIZE, CHUNK, False)
+        line = ["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", str(path)]
+        done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode
+    assert "lock" in done.stderr
+
+
+def test_two_runs_on_one_image_or_volume_of_this_host_are_refused(path: Path) -> None:
+    entry = {"disk_id": "id", "volume_dev": str(path)}
+    with FileVolume(entry) as one, FileVolume(entry) as other:
+        one.known("id", SIZE, CHUNK, False)
+        with pytest.raises(InvalidInput, match="in use"):
+            other.known("id", SIZE, CHUNK, False)
+
+
+# Whose it is
+
+
+def test_an_image_that_no_run_has_made_is_refused_unless_it_is_adopted(path: Path, told: Told) -> None:
+    path.write_bytes(disk_of({0: A, FAR: B}))
+    for full in (False, True):
+        with pytest.raises(InvalidInput, match="no run of ours has made it") as refused:
+            run(path, {0: A}, full=full)
+        assert "--adopt" in refused.value.remedy
+    assert holds(path, {0: A, FAR: B})
+    assert run(path, {0: A, FAR: A}, report=told, adopt=True) == [FAR]
+    assert "read as a whole" in told[0]
+    assert run(path, {0: A, FAR: A}) == []
+
+
+def test_an_image_in_another_format_is_named(path: Path) -> None:
+    command("qemu-img", "create", "-q", "-f", "qcow2", path, "4M")
+    for adopt in (False, True):
+        with pytest.raises(InvalidInput, match="is a qcow2 image") as refused:
+            run(path, {0: A}, adopt=adopt)
+    assert "qemu-img convert" in refused.value.remedy
+
+
+@pytest.mark.parametrize("kind", ["of no length", "of holes", "of zeros"])
+def test_an_empty_file_is_anybodys(path: Path, kind: str) -> None:
+    path.write_bytes(bytes(SIZE) if kind == "of zeros" else b"")
+    if kind == "of holes":
+        os.truncate(path, SIZE)
+    run(path, {0: A})
+    assert holds(path, {0: A})
+
+
+def test_a_volume_with_foreign_data_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.write_bytes(B)
+    with pytest.raises(InvalidInput, match="no run of ours") as refused:
+        volume_run({"disk_id": "id"}, {0: A}, volume)
+    assert volume.read_bytes() == B
+    command(*refused.value.remedy.rpartition(": ")[2].replace("FILE", str(volume)).split())
+    volume_run({"disk_id": "id"}, {0: A}, volume)
+    assert holds(volume, {0: A})
+
+
+def test_an_image_with_another_name_is_refused(path: Path) -> None:
+    """A backup of hard links would change with it."""
+    run(path, {0: A})
+    backup = path.with_name("backup")
+    backup.hardlink_to(path)
+    with pytest.raises(InvalidInput, match="hard links"):
+        run(path, {0: B})
+    assert holds(backup, {0: A})

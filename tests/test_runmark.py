@@ -1,0 +1,155 @@
+"""Two runs that no lock keeps apart: one ends with an error before it commits, and the replica is right."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from block_devices import command
+from test_destinations import CHUNK, SIZE, A, B, Told, holds, run
+
+from coriolis_azure.destinations import Image, ImageFolder
+from coriolis_azure.destinations.writer import FileVolume
+from coriolis_azure.digests import Digests
+from coriolis_azure.errors import CorruptChunk, DestinationFailed
+
+
+@pytest.fixture(autouse=True)
+def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions of 1 MiB, so that images of a few MiB have several."""
+    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", 1 << 20)
+
+
+@contextmanager
+def through_fuse(folder: Path, place: Path) -> Iterator[Path]:
+    """The folder through a FUSE file system of its own, which keeps its locks to itself, as one on another host."""
+    place.mkdir()
+    command("bindfs", "--no-allow-other", folder, place)
+    try:
+        yield place
+    finally:
+        command("fusermount3", "-u", place)
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """One folder as two hosts have it that do not see each other's locks."""
+    folder = tmp_path / "images"
+    folder.mkdir(mode=0o700)
+    with ExitStack() as ending:
+        one, other = (
+            ending.enter_context(through_fuse(folder, tmp_path / name)) for name in ("one", "other")
+        )
+        with (one / "probe").open("w") as held, (other / "probe").open() as tried:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            fcntl.flock(tried, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody keeps us out
+        (one / "probe").unlink()
+        yield one, other
+
+
+def begun(image: Image, data: bytes) -> Digests:
+    """A run that has written chunk 0, and the digests it would commit."""
+    base = image.known("id", SIZE, CHUNK, False)
+    digests = base.digests.copy()
+    digests.put(0, base.digester()(data))
+    image.expect(0, CHUNK)
+    image.write(0, data)
+    return digests
+
+
+def test_the_first_of_two_runs_ends_before_it_commits(sides: tuple[Path, Path]) -> None:
+    one, other = sides
+    told = Told()
+    with ImageFolder(one) as first, first.disk("os") as image:
+        digests = begun(image, A)
+        manifest = replace(image.stored(), digests=digests)
+        with ImageFolder(other, told) as second, second.disk("os") as later:
+            found = later.known("id", SIZE, CHUNK, False)
+            assert found.digest(0) == found.digester()(A)
+            for act in (
+                lambda: image.write(0, B),
+                lambda: image.expect(SIZE - 512, 512),
+                lambda: image.commit(manifest),
+            ):
+                with pytest.raises(DestinationFailed, match="another run has begun to write") as ended:
+                    act()
+            assert "one run at a time" in ended.value.remedy
+            later.flush()
+            later.commit(found)
+    assert "another run may still have been writing" in told[0]
+    with ImageFolder(one) as third, third.disk("os") as image:
+        known = image.known("id", SIZE, CHUNK, False)
+        assert known.digest(0) == known.digester()(A)
+
+
+def test_what_the_first_run_writes_too_late_is_found_before_the_second_commits(
+    sides: tuple[Path, Path],
+) -> None:
+    """A write that was under way: the file system of the first host holds it back for as long as it likes."""
+    one, other = sides
+    with ImageFolder(one) as first, first.disk("os") as image:
+        begun(image, A)
+        with ImageFolder(other) as second, second.disk("os") as later:
+            found = later.known("id", SIZE, CHUNK, False)
+            later.expect(CHUNK, CHUNK)
+            later.write(CHUNK, B)
+            digests = found.digests.copy()
+            digests.put(1, found.digester()(B))
+            os.pwrite(image._fd, B, 0)
+            later.flush()
+            with pytest.raises(CorruptChunk, match="offset 0 was changed by another run"):
+                later.commit(replace(found, digests=digests))
+    with ImageFolder(one) as third, third.disk("os") as image:
+        known = image.known("id", SIZE, CHUNK, False)
+        assert known.digest(0) == known.digester()(B)
+
+
+def test_after_a_run_that_was_killed_the_mark_costs_nothing(tmp_path: Path) -> None:
+    """The lock is proof that it is dead, so nobody waits for it or reads anything for its sake."""
+    folder = tmp_path / "images"
+    with ImageFolder(folder):
+        pass
+    child = os.fork()
+    if not child:
+        ImageFolder(folder)
+        os._exit(9)
+    os.waitpid(child, 0)
+    assert (folder / ".run").exists()
+    with ImageFolder(folder) as images:
+        assert images._mark is not None
+        assert not images._mark.contested
+    assert not (folder / ".run").exists()
+
+
+def test_volumes_of_the_file_writer_are_marked_too(sides: tuple[Path, Path]) -> None:
+    one, other = sides
+    (one / "volume").touch()
+    first = FileVolume({"disk_id": "id", "volume_dev": str(one / "volume")})
+    second = FileVolume({"disk_id": "id", "volume_dev": str(other / "volume")})
+    with first, second:
+        begun(first, A)
+        second.known("id", SIZE, CHUNK, False)
+        with pytest.raises(DestinationFailed, match="another run has begun to write"):
+            first.expect(SIZE - 512, 512)
+    assert sorted(path.name for path in one.iterdir()) == ["volume", "volume.manifest"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refused(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    monkeypatch.setattr(fcntl, "fcntl", refused)
+    with ImageFolder(tmp_path / "images") as images:
+        images.reserve(["os"])
+    run(tmp_path / "images/os.raw", {0: A})
+    assert holds(tmp_path / "images/os.raw", {0: A})

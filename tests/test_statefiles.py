@@ -1,0 +1,175 @@
+"""The files beside images: never through a link, for their owner only, and what a reader leaves: nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from block_devices import command
+from test_destinations import CHUNK, SIZE, A, B, holds, run
+
+from coriolis_azure import destinations
+from coriolis_azure.clock import Clock
+from coriolis_azure.destinations import ImageFolder, sets, statefiles
+from coriolis_azure.errors import InvalidInput
+from coriolis_azure.events import silent
+from coriolis_azure.verification import verify
+
+VM = "/subscriptions/s/vm-1"
+NOBODY = 65534
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the image of a disk."""
+    path = tmp_path / "images"
+    with ImageFolder(path) as images:
+        images.claim(VM)
+        record = sets.begin(images, VM, sets.Begun("run", "2026-01-01T00:00:00Z", ("os",)))
+        run(path / "os.raw", {0: A})
+        sets.complete(images, record, {"os": images.disk("os").stored().root()})
+    return path
+
+
+def whole_run(folder: Path) -> None:
+    """All that a run does in a folder of images, with a change."""
+    with ImageFolder(folder) as images:
+        images.claim(VM)
+        images.reserve(["os"])
+    run(folder / "os.raw", {0: B})
+
+
+READ = [".lock", ".run", ".vm", "os.raw", "os.raw.manifest", "os.raw.dirty"]
+REPLACED = [".vm.new", "os.raw.manifest.new", "os.raw.grains"]  # or done without
+
+
+@pytest.mark.parametrize("name", READ + REPLACED)
+@pytest.mark.parametrize("dangling", [False, True])
+def test_no_link_is_followed(folder: Path, name: str, dangling: bool) -> None:
+    victim = folder.parent / "victim"
+    if not dangling:
+        victim.write_text("precious")
+    kept = folder.parent / "kept"
+    if (folder / name).exists():
+        (folder / name).rename(kept)
+    (folder / name).symlink_to(victim)
+    if name in REPLACED:
+        whole_run(folder)
+    else:
+        with pytest.raises(InvalidInput, match="is a link") as refused:
+            whole_run(folder)
+        assert str(folder / name) in refused.value.message
+        assert "Remove it" in refused.value.remedy
+        (folder / name).unlink()
+        if kept.exists():
+            kept.rename(folder / name)
+        whole_run(folder)
+    assert holds(folder / "os.raw", {0: B})
+    assert victim.exists() is not dangling
+    assert dangling or victim.read_text() == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
+@pytest.mark.parametrize("name", [".lock", ".vm", "os.raw", "os.raw.manifest"])
+def test_a_file_of_another_user_is_not_taken_for_ours(folder: Path, name: str) -> None:
+    os.chown(folder / name, NOBODY, NOBODY)
+    with pytest.raises(InvalidInput, match="belongs to another user") as refused:
+        whole_run(folder)
+    assert holds(folder / "os.raw", {0: A})
+    command(*refused.value.remedy.rpartition(": ")[2].split())
+    whole_run(folder)
+
+
+@pytest.mark.parametrize("name", [".lock", ".vm", "os.raw", "os.raw.manifest"])
+def test_a_file_that_others_may_write_is_not_taken_for_ours(folder: Path, name: str) -> None:
+    (folder / name).chmod(0o666)
+    with pytest.raises(InvalidInput, match="may be written by other users") as refused:
+        whole_run(folder)
+    assert holds(folder / "os.raw", {0: A})
+    command(*refused.value.remedy.rpartition(": ")[2].split())
+    whole_run(folder)
+
+
+@pytest.mark.parametrize("mask", [0, 0o027, 0o777])
+def test_all_files_are_for_their_owner_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        path = tmp_path / "images"
+        with ImageFolder(path) as images:
+            images.claim(VM)
+            with images.disk("os") as image:
+                image.known("id", SIZE, CHUNK, False)
+                image.expect(0, CHUNK)
+                modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes.keys() >= {".lock", ".run", ".vm", "os.raw", "os.raw.manifest", "os.raw.dirty"}
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder: Path) -> None:
+    for name in (".vm", "os.raw.dirty"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+        with pytest.raises(InvalidInput, match="not a regular file"):
+            whole_run(folder)
+        (folder / name).unlink()
+
+
+def test_a_file_system_that_cannot_make_names_durable_is_no_error() -> None:
+    """/proc says so to fsync of its folders; some network file systems do."""
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(os.open("/proc", os.O_RDONLY))
+    statefiles.sync_folder(Path("/proc"))
+
+
+# Who only reads
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[Path]:
+    """The folder on a mount that takes no writes."""
+    place = folder.parent / "read-only"
+    place.mkdir()
+    command("mount", "--bind", folder, place)
+    try:
+        command("mount", "-o", "remount,bind,ro", place)
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_verify_needs_no_right_to_write(folder: Path) -> None:
+    with read_only(folder) as place, destinations.open(str(place), silent, existing=True) as images:
+        assert [verdict.verified for verdict in verify(images, silent, Clock())] == [True]
+
+
+def test_verify_leaves_nothing_behind_and_changes_nothing(folder: Path) -> None:
+    (folder / ".lock").unlink()
+    before = {file.name: (file.stat().st_mtime_ns, file.stat().st_ctime_ns) for file in folder.iterdir()}
+    made = folder.stat().st_mtime_ns
+    line = [sys.executable, "-m", "coriolis_azure", "verify", str(folder), "--json"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {
+        file.name: (file.stat().st_mtime_ns, file.stat().st_ctime_ns) for file in folder.iterdir()
+    } == before
+    assert folder.stat().st_mtime_ns == made
+
+
+def test_verify_and_a_run_keep_each_other_out(folder: Path) -> None:
+    with ImageFolder(folder), pytest.raises(InvalidInput, match="another run"):
+        destinations.open(str(folder), silent, existing=True)
+    with destinations.open(str(folder), silent, existing=True) as reader:
+        destinations.open(str(folder), silent, existing=True).close()
+        with pytest.raises(InvalidInput, match="another run"):
+            ImageFolder(folder)
+        reader.close()
+    ImageFolder(folder).close()
