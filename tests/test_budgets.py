@@ -49,9 +49,9 @@ def throttled(azure: Sandbox) -> list[tuple[str, dict[str, str], Any]]:
 @pytest.mark.parametrize(
     ("ask", "name", "capacity", "refill"),
     [
-        (lambda source, vm: source.azure.get(vm), "GetVM", 36, 12),
-        (lambda source, vm: source.azure.tag(vm, {"a": "b"}), "UpdateVM", 12, 4),
-        (lambda source, vm: source.azure.deallocate(vm), "DeleteVM", 12, 4),
+        (lambda source, vm: source.azure.get(vm), "LowCostGetResource", 36, 12),
+        (lambda source, vm: source.azure.tag(vm, {"a": "b"}), "UpdateVMResource", 12, 4),
+        (lambda source, vm: source.azure.deallocate(vm), "DeleteVMResource", 12, 4),
     ],
     ids=["read", "update", "deallocate"],
 )
@@ -133,8 +133,8 @@ def test_a_job_in_many_rounds_needs_less_than_what_azure_grants_at_once(
     changes = Counter(path for method, path in azure.requests if method == "PATCH" and "coriolis" in path)
     assert list(changes.values()) == [8], "each round attaches and detaches all of its disks at once"
     (worker,) = changes
-    assert azure.budgets.left(worker)["UpdateVM"] == 4
-    assert azure.budgets.left(vm_id(source))["GetVM"] >= 30
+    assert azure.budgets.left(worker)["UpdateVMResource"] == 4
+    assert azure.budgets.left(vm_id(source))["LowCostGetResource"] >= 30
 
 
 def test_operations_that_last_are_asked_about_as_often_as_azure_takes(

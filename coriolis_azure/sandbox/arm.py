@@ -157,7 +157,8 @@ def _status(world: World, call: Call) -> Response:
     if operation.error:
         # One that another request has pushed aside is Canceled, without a code.
         state = "Failed" if operation.error["code"] else "Canceled"
-        return Response.of(200, {**body, "status": state, "error": operation.error})
+        error = operation.error if compute else {"details": [], **operation.error}
+        return Response.of(200, {**body, "status": state, "error": error})
     target = world.state.find(operation.target)
     if operation.result and target is not None:
         body["properties"] = {"output": world.view(target)}
@@ -172,6 +173,8 @@ def _monitor(world: World, call: Call) -> Response:
     if operation.error:
         return Response.of(409, {"error": operation.error})
     target = world.state.find(operation.target)
+    if operation.style == "network" and target is None:
+        return Response(204)
     return Response.of(200, world.view(target) if operation.result and target is not None else None)
 
 

@@ -5,8 +5,8 @@ its answers were seen to tell as left. Buckets begin full and get more once in t
 each bucket that means it. Where one is empty it is answered with 429 and the time to wait; who asks again before that
 time waits for a whole period from then.
 
-A header names the buckets with what is left in them. Azure's own names of a VM's buckets were not to be found: here
-they are called by their operations.
+A header names the buckets with what is left in them, by the names that Azure was recorded with; those of a subscription
+that were not recorded are formed like the one that was.
 """
 
 from __future__ import annotations
@@ -39,16 +39,22 @@ def _counters(name: str, short: int, long: int) -> tuple[Policy, ...]:
 
 # By what is done with a VM: the VM's own bucket, and the subscription's in the location.
 _OF_A_VM = {
-    "put": (Policy("PutVM", 12, 4), Policy("PutVMSubscription", 1500, 500)),
-    "update": (Policy("UpdateVM", 12, 4), Policy("UpdateVMSubscription", 1500, 500)),
-    "delete": (Policy("DeleteVM", 12, 4), Policy("DeleteVMSubscription", 1500, 500)),
-    "attach": (Policy("AttachDetachDataDisks", 12, 4), Policy("UpdateVMSubscription", 1500, 500)),
-    "get": (Policy("GetVM", 36, 12), Policy("GetVMSubscription", 24000, 8000)),
-    "operation": (Policy("GetVMOperation", 45, 15), Policy("GetVMOperationSubscription", 15000, 5000)),
+    "put": (Policy("PutVMResource", 12, 4), Policy("PutVMSubscriptionMaximum", 1500, 500)),
+    "update": (Policy("UpdateVMResource", 12, 4), Policy("UpdateVMSubscriptionMaximum", 1500, 500)),
+    "delete": (Policy("DeleteVMResource", 12, 4), Policy("DeleteVMSubscriptionMaximum", 1500, 500)),
+    "attach": (
+        Policy("AttachDetachVMDisksResource", 12, 4),
+        Policy("UpdateVMSubscriptionMaximum", 1500, 500),
+    ),
+    "get": (Policy("LowCostGetResource", 36, 12), Policy("LowCostGetSubscriptionMaximum", 24000, 8000)),
+    "operation": (
+        Policy("GetOperationResource", 45, 15),
+        Policy("GetOperationSubscriptionMaximum", 15000, 5000),
+    ),
 }
 _VERBS = {"GET": "get", "HEAD": "get", "PUT": "put", "DELETE": "delete"}
 _ACTIONS = {"deallocate": "delete", "attachdetachdatadisks": "attach", "instanceview": "get"}
-_VMS = (Policy("HighCostGetVM", 900, 300),)
+_VMS = (Policy("HighCostGetSubscriptionMaximum", 900, 300),)
 
 _DISKS = _counters("CreateUpdateDisks", 3000, 25000)
 _SNAPSHOT = _counters("HighCostSnapshotCreateHydrate", 1000, 8000)
@@ -95,6 +101,7 @@ class Budgets:
         for bucket in buckets.values():
             bucket.left -= 1
         response = answer(request)
+        response.headers.update(_of_manager(request.method))
         if buckets:
             response.headers["x-ms-ratelimit-remaining-resource"] = ",".join(
                 f"Microsoft.Compute/{policy.name};{bucket.left}" for policy, bucket in buckets.items()
@@ -135,6 +142,17 @@ class _Bucket:
         self.since = now if self.early else self.since
         self.early = True
         return self.since + policy.seconds - now
+
+
+def _of_manager(method: str) -> dict[str, str]:
+    """What the resource manager says of its own buckets: full ones, for here nobody is refused because of them."""
+    if method in {"GET", "HEAD"}:
+        return {"x-ms-ratelimit-remaining-subscription-global-reads": "3749"}
+    kind = "deletes" if method == "DELETE" else "writes"
+    return {
+        f"x-ms-ratelimit-remaining-subscription-{kind}": "199",
+        f"x-ms-ratelimit-remaining-subscription-global-{kind}": "2999",
+    }
 
 
 def refusal(group: str, allowed: int, seconds: float, **given: str) -> Response:

@@ -117,7 +117,7 @@ def _free_loopback(world: World) -> str:
 
 
 def put_interface(world: World, call: Call) -> Response:
-    """Create or update a NIC: done at once, as Azure mostly does it."""
+    """Create or update a NIC: it is there at once, and Azure gives an operation all the same."""
     interface_id, location, existing = begin_put(world, call, INTERFACES)
     given = given_properties(call)
     requested = given.get("ipConfigurations") or []
@@ -146,7 +146,7 @@ def put_interface(world: World, call: Call) -> Response:
     interface = keep(world, call, INTERFACES, interface_id, location, properties, kind="Regular")
     interface.hidden.setdefault("mac", _mac())
     interface.properties["provisioningState"] = "Succeeded"
-    return Response.of(200 if existing else 201, world.view(interface))
+    return answered(world, call, interface, existing is not None)
 
 
 def delete_interface(world: World, call: Call) -> Response:

@@ -179,6 +179,8 @@ def _changed(world: World, call: Call, machine: Resource) -> Response:
         data_disks_allowed(size, machine.properties["storageProfile"]["dataDisks"])
         machine.properties["hardwareProfile"]["vmSize"] = size.name
     machine.properties.update({key: copy.deepcopy(given[key]) for key in _KEPT if key in given})
+    if not given:  # of tags alone Azure makes no operation
+        return Response.of(200, view(world, machine))
     entries = (given.get("storageProfile") or {}).get("dataDisks")
     if entries is not None:
         replace_data_disks(world, machine, size, entries)

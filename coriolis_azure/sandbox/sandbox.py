@@ -153,7 +153,7 @@ class Sandbox:
         try:
             response = self._dispatch(request)
         except ArmError as error:
-            response = error.response()
+            response = error.response(**_of_network(request, error))
         except errors.CoriolisAzureError as error:
             document = {"code": type(error).__name__, "message": error.message, "remedy": error.remedy}
             response = Response.of(400, {"error": document})
@@ -163,6 +163,11 @@ class Sandbox:
         identity = str(uuid.uuid4())
         response.headers.setdefault("x-ms-request-id", identity)
         response.headers.setdefault("x-ms-correlation-request-id", identity)
+        if etag := _etag(request, response):
+            response.headers["ETag"] = etag
+        response.headers.setdefault("x-ms-routing-request-id", f"SANDBOX:{identity}")
+        if b'"ResourceNotFound"' in response.body or b'"ResourceGroupNotFound"' in response.body:
+            response.headers["x-ms-failure-cause"] = "gateway"
         return response
 
     def _dispatch(self, request: Request) -> Response:
@@ -550,6 +555,19 @@ def _checked_roles(roles: Any) -> list[Json]:
             )
         found.append(kept)
     return found
+
+
+def _etag(request: Request, response: Response) -> str:
+    """The entity tag of a network resource, which Azure tells in a header too; "" for other answers."""
+    if "/providers/microsoft.network/" not in request.path.lower() or b'"etag"' not in response.body:
+        return ""
+    return str(json.loads(response.body).get("etag", ""))
+
+
+def _of_network(request: Request, error: ArmError) -> Json:
+    """What the network provider's refusals hold besides code and message; the gateway before it has none of it."""
+    own = "/providers/microsoft.network/" in request.path.lower() and error.status == 400
+    return {"details": []} if own else {}
 
 
 def _checked_raw(file: Path) -> int:

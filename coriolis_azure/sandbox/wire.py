@@ -79,9 +79,9 @@ class ArmError(Exception):
             document["target"] = self.target
         return document
 
-    def response(self) -> Response:
-        """The response that carries it."""
-        return Response.of(self.status, {"error": self.document()})
+    def response(self, **more: Any) -> Response:
+        """The response that carries it; `more` are further properties of the error."""
+        return Response.of(self.status, {"error": {**self.document(), **more}})
 
 
 def invalid(message: str, target: str | None = None) -> ArmError:

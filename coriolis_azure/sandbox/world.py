@@ -249,6 +249,8 @@ class World:
         self._due[operation.id] = time.monotonic() + PATIENCE
         version = call.query.get("api-version", "")
         headers = self.pause(style)
+        if style in {"compute", "network"}:
+            headers["Azure-AsyncNotification"] = "Enabled"
         for name in follow:
             monitor = name == "Location"
             where = (
