@@ -225,9 +225,10 @@ def attached(
     luns: list[int] = []
 
     def added(held: list[Json]) -> list[Json]:
-        used = {entry.get("lun") for entry in held}
-        luns[:] = [lun for lun in range(len(held) + len(clones)) if lun not in used][: len(clones)]
-        return [*held, *(_attached(azure, lun, clone) for lun, clone in zip(luns, clones, strict=True))]
+        others = _without(held, clones)  # an update that Azure has given up may have attached some
+        used = {entry.get("lun") for entry in others}
+        luns[:] = [lun for lun in range(len(others) + len(clones)) if lun not in used][: len(clones)]
+        return [*others, *(_attached(azure, lun, clone) for lun, clone in zip(luns, clones, strict=True))]
 
     try:
         _change_disks(azure, worker.vm, added, clock)
@@ -265,12 +266,13 @@ def emptied(azure: Azure, vm: str, report: Report, clock: Clock) -> bool:
 
 def detach(azure: Azure, vm: str, disks: Collection[str], clock: Clock) -> None:
     """Take these disks, and no others, from a VM."""
+    _change_disks(azure, vm, lambda held: _without(held, disks), clock)
+
+
+def _without(held: Sequence[Json], disks: Collection[str]) -> list[Json]:
+    """The entries of a VM's data disks but those of `disks`."""
     leaving = {disk.lower() for disk in disks}
-
-    def left(held: list[Json]) -> list[Json]:
-        return [entry for entry in held if str(at(entry, "managedDisk.id", "")).lower() not in leaving]
-
-    _change_disks(azure, vm, left, clock)
+    return [entry for entry in held if str(at(entry, "managedDisk.id", "")).lower() not in leaving]
 
 
 def free(azure: Azure, ids: Iterable[str], clock: Clock) -> None:
