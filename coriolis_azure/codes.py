@@ -883,7 +883,7 @@ _SIGN_IN = (
     _sign_in(
         7000218,
         "The application must prove who it is, and the request held neither secret nor certificate.",
-        "Give client_secret or client_certificate in service_principal_credentials.",
+        "Give client_secret or client_certificate_path in service_principal_credentials.",
     ),
     _sign_in(
         700027,
@@ -942,7 +942,7 @@ _SIGN_IN = (
     _sign_in(
         70003,
         "The tenant does not permit this way of signing in.",
-        f"Give client_secret or client_certificate. {_USER_TO_APPLICATION}",
+        f"Give client_secret or client_certificate_path. {_USER_TO_APPLICATION}",
     ),
 )
 

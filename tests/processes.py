@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["coriolis_azure.source", "coriolis_azure.cli", "coriolis_azure.provider", "battles"]
+    ["coriolis_azure.source", "coriolis_azure.cli.entry", "coriolis_azure.provider", "battles"]
 )
 
 

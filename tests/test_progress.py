@@ -83,6 +83,7 @@ def test_a_live_display_fits_its_terminal(width: int) -> None:
     screen = Screen(clock, console)
     for name in ("os", "data-0"):
         screen.report(Copied(name, 0, 200 * MIB, 0))
+    for name in ("os", "data-0"):
         screen.report(Copied(name, 40 * MIB, 200 * MIB, 10 * MIB, "destination"))
     screen.report(Waiting("the worker's SSH server", 300, 40.0))
     clock.sleep(2)

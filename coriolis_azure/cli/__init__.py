@@ -4,6 +4,13 @@
 `output` documents and tables; `progress` what a watcher sees meanwhile; `entry` turns errors into words and exit codes.
 """
 
-from .entry import main
+from __future__ import annotations
 
-__all__ = ["main"]
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    try:
+        from .entry import run  # takes a moment, in which somebody may press Ctrl-C
+    except KeyboardInterrupt:
+        return 130
+    return run()

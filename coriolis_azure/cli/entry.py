@@ -25,7 +25,7 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end; handled like Ctrl-C, so that what was made is undone."""
 
 
-def main() -> int:
+def run() -> int:
     """Run the command line; the exit code."""
     ready_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -73,7 +73,9 @@ class _Course:
         self.disks: dict[str, _Disk] = {}
 
     def begin(self, step: Step) -> str:
-        """Note a step; what the one before took, if that was long."""
+        """Note a step; what the one before took, if that was long. What is done with one disk meanwhile is no step."""
+        if any(disk.began is not None for disk in self.disks.values()):
+            return ""
         took, name = self.now() - self._since, self._step.name
         self._step, self._since, self._waiting, self._waits = step, self.now(), None, set()
         return f"  {cleaned(name)} took {span(took)}" if name and took >= _LONG_SECONDS else ""
@@ -145,6 +147,8 @@ class Screen:
     def _copied(self, event: Copied) -> None:
         self._course.copied(event)
         disks = self._course.disks
+        if disks[event.disk].began is None and event.done < event.total:
+            return  # its turn will come
         self._show(event.disk, event)
         if event.done == event.total:
             self._bars.remove_task(self._tasks.pop(event.disk))
@@ -168,7 +172,10 @@ class Screen:
 
     def _rendered(self) -> RenderableType:
         self._status.update(text=Text(self._course.status()))
-        return Group(self._bars.get_renderable(), self._status) if self._tasks else self._status
+        if not self._tasks:
+            return self._status
+        total_last = sorted(self._bars.tasks, key=lambda task: task.id == self._tasks.get(_TOTAL))
+        return Group(self._bars.make_tasks_table(total_last), self._status)
 
 
 class _Words(ProgressColumn):

@@ -1,0 +1,94 @@
+"""What remedies name is there: settings, commands and options."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coriolis_azure import codes, settings
+from coriolis_azure.cli import entry
+
+PACKAGE = Path(__file__).parent.parent / "coriolis_azure"
+WRITERS = {"file_backup_writer", "http_backup_writer", "ssh_backup_writer"}  # the orchestrator's
+
+
+def remedies() -> Iterator[tuple[str, str]]:
+    """Every remedy in the code, in pieces, with its place."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            given: list[ast.AST] = []
+            if isinstance(node, ast.Call):
+                given = [keyword.value for keyword in node.keywords if keyword.arg == "remedy"]
+            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                given = [node.value] if any("remed" in ast.dump(target).lower() for target in targets) else []
+            for part in (part for value in given for part in ast.walk(value)):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield f"{path.name}:{part.lineno}", part.value
+    yield from ((code.name, code.remedy) for code in codes.CODES)
+
+
+REMEDIES = list(remedies())
+
+
+def properties(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {})
+        for part in schema.values():
+            yield from properties(part)
+
+
+def commands(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield f"{above}{name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{above}{name} ")
+
+
+COMMANDS = dict(commands(entry.cli))
+
+
+def test_all_remedies_are_found() -> None:
+    assert len(REMEDIES) > 200
+    assert {"errors.py", "image.py", "cloud.py", "worker.py"} <= {
+        place.partition(":")[0] for place, _ in REMEDIES
+    }
+
+
+def test_settings_that_remedies_name_are_settings() -> None:
+    known = WRITERS.union(
+        *(properties(settings.schema(name)) for name in ("connection_info", "source_environment"))
+    )
+    named = {
+        (place, word) for place, text in REMEDIES for word in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text)
+    }
+    assert {word for _, word in named} & known
+    assert {(place, word) for place, word in named if word not in known} == set()
+
+
+def test_commands_that_remedies_name_are_commands() -> None:
+    named = {
+        (place, line) for place, text in REMEDIES for line in re.findall(r"`coriolis-azure ([^`]+)`", text)
+    }
+    assert named
+    for place, line in named:
+        words = [word for word in line.split() if re.fullmatch(r"[a-z-]+", word) and not word.startswith("-")]
+        assert " ".join(words) in COMMANDS or words[0] in COMMANDS, (place, line)
+
+
+def test_options_that_remedies_name_are_options() -> None:
+    known = {option for command in COMMANDS.values() for each in command.params for option in each.opts} | {
+        "--help"
+    }
+    named = {
+        (place, option)
+        for place, text in REMEDIES
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub("`az [^`]+`", "", text))
+    }
+    assert named
+    assert {(place, option) for place, option in named if option not in known} == set()
