@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from . import inspection, names, worker
 from .cloud import Azure
-from .errors import InvalidInput, NotFound
+from .errors import Denied, InvalidInput, NotFound
 from .model import Json, Machine, at
 from .pipeline import ordered
+
+LOG = logging.getLogger(__name__)
 
 _ACCOUNTS = "Microsoft.Storage/storageAccounts"
 COLUMNS = (
@@ -122,7 +125,8 @@ def options(
 ) -> list[Json]:
     """The values that settings may take, as source_options; all that are known when none is named.
 
-    What depends on a location or a resource group is told once that is chosen. Of `defaults`, what is taken where
+    What depends on a location or a resource group is told once that is chosen; what the identity may not list is left
+    out. Of `defaults`, what is taken where
     a setting is left out is told with it.
     """
     location, group = settings.get("location"), settings.get("resource_group")
@@ -138,7 +142,9 @@ def options(
     if group:
         tellers["export_network"] = lambda: networks(azure, settings)
         tellers["storage_account_name"] = lambda: sorted(
-            found["name"] for found in azure.of_type(_ACCOUNTS, group)
+            names.name_of(found["id"])
+            for found in azure.storage_accounts()
+            if names.group_of(found["id"]).lower() == str(group).lower()
         )
     account = settings.get("storage_account_name")
     if group and account:
@@ -148,7 +154,11 @@ def options(
     told = []
     for name, values in tellers.items():
         if name in asked:
-            option: Json = {"name": name, "values": values()}
+            try:
+                option: Json = {"name": name, "values": values()}
+            except Denied as error:
+                LOG.info("the values of %s are not told: %s", name, error)
+                continue
             if defaults and name in defaults:
                 option["config_default"] = defaults[name]
             told.append(option)

@@ -298,14 +298,6 @@ class Azure:
         with translated(f"list {names.TYPES[kind]} in", self.subscription):
             return _resources(listed())
 
-    def of_type(self, type_: str, group: str) -> list[Json]:
-        """The resources of any type in a resource group, as the generic listing tells them: id, name, location."""
-        with translated(f"list {type_} in", group):
-            listed = self._resources.resources.list_by_resource_group(
-                group, filter=f"resourceType eq '{type_}'"
-            )
-            return _named(_documents(listed))
-
     def locations(self) -> list[str]:
         """The locations in which this subscription may have VMs."""
         with translated("read the provider", "Microsoft.Compute"):

@@ -18,6 +18,7 @@ PUBLIC_IP = "public IP"
 OWN_NETWORK = "own network"
 GIVEN_NETWORK = "existing network"
 SHUTDOWN = "shutdown"
+POOL = "worker pool"
 CUSTOMER_KEYS = "customer-managed keys"
 WORKER_KEY = "a disk encryption set for the worker"
 BLOB_STORAGE = "Blob storage"
@@ -28,6 +29,7 @@ FEATURES = (
     OWN_NETWORK,
     GIVEN_NETWORK,
     SHUTDOWN,
+    POOL,
     CUSTOMER_KEYS,
     WORKER_KEY,
     BLOB_STORAGE,
@@ -123,6 +125,12 @@ ACTIONS: tuple[Action, ...] = (
         "Compute/diskEncryptionSets/read",
         scope=ENCRYPTION_SET,
         feature=WORKER_KEY,
+    ),
+    *_of(
+        "worker",
+        "stop a worker that is idle, and start it again",
+        *("Compute/virtualMachines/deallocate/action", "Compute/virtualMachines/start/action"),
+        feature=POOL,
     ),
     *_of("worker", "find an image that exists today", _IMAGE, scope=SUBSCRIPTION),
     *_of(
@@ -233,7 +241,7 @@ ACTIONS: tuple[Action, ...] = (
 
 
 def features(environment: Environment) -> set[str]:
-    """What the settings choose; shutting down and keys are the caller's and the disks' to choose."""
+    """What the settings choose; the caller chooses shutting down and pools, the disks choose keys."""
     chosen = {GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
     if environment.export_worker_disk_encryption_set:
         chosen.add(WORKER_KEY)

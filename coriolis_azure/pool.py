@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import names, resources, ssh, worker
+from . import names, permissions, preflight, resources, ssh, worker
 from .clock import Clock
 from .cloud import Azure
 from .errors import CleanupIncomplete, InvalidInput
@@ -30,11 +30,10 @@ class Pool:
         self._report, self._clock = unfailing(report), clock
 
     def check(self) -> None:
-        """Raise when no worker could be made."""
-        worker.check_network(self._azure, self._environment)
-        worker.check_encryption(self._azure, self._environment)
-        worker.choose_size(self._azure, _NEEDS, self._environment, self._report)
-        worker.choose_image(self._azure, self._environment, self._report)
+        """InvalidInput with all that would keep workers from being made, stopped or started."""
+        preflight.check(
+            self._azure, self._environment, None, self._report, uses={permissions.POOL}, may_use=()
+        ).require()
 
     def share(self) -> tuple[Run, str]:
         """Make what all workers share; the subnet they are in. Nothing is left when it fails."""

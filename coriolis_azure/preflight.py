@@ -8,7 +8,7 @@ versions) is a warning where it cannot be known: the work may be possible all th
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -38,6 +38,7 @@ _ADDRESS_QUOTAS = (
 _UPLOADING = {"ReadyToUpload", "ActiveUpload"}
 _HIBERNATED = {"Frozen", "ActiveSASFrozen"}
 _EXPORTING = {"ActiveSAS", "ActiveSASFrozen"}
+_NEED = {permissions.SHUTDOWN: "runs that shut the VM down need", permissions.POOL: "a pool of workers needs"}
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,19 @@ class Checked:
         """Whether nothing speaks against a run."""
         return not self.errors
 
-    def checked_machine(self) -> Machine:
-        """The machine, if nothing speaks against its run; else InvalidInput with all errors and remedies."""
-        if self.machine is None or not self.ok:
+    def require(self) -> None:
+        """InvalidInput with all errors and remedies, if there are any."""
+        if not self.ok:
             raise InvalidInput(
-                [finding.text for finding in self.errors] or "no VM was named",
+                [finding.text for finding in self.errors],
                 remedy=" ".join(dict.fromkeys(finding.remedy for finding in self.errors)) or None,
             )
+
+    def checked_machine(self) -> Machine:
+        """The machine, if nothing speaks against its run; else InvalidInput."""
+        self.require()
+        if self.machine is None:
+            raise InvalidInput("no VM was named")
         return self.machine
 
     def to_json(self) -> Json:
@@ -93,14 +100,17 @@ def check(
     storage: Storage | None = None,
     *,
     strict: bool = False,
-    shutdown: bool = True,
+    uses: Collection[str] = (),
+    may_use: Collection[str] = (permissions.SHUTDOWN, permissions.POOL),
 ) -> Checked:
     """Check connection and environment, and the VM `vm` (a name or an ARM id) where one is named.
 
     A missing permission without which runs do their work all the same is a warning, and an error where the check is
-    `strict`: then nothing may be missing of what `permissions.role` holds. `shutdown`: whether runs may shut VMs down.
+    `strict`: then nothing may be missing of what `permissions.role` holds.
+
+    `uses` and `may_use`: features of `permissions` that the caller chooses, or may choose later.
     """
-    asked = _Questions(azure, environment, report, storage, strict=strict, shutdown=shutdown)
+    asked = _Questions(azure, environment, report, storage, strict=strict, uses=uses, may_use=may_use)
     if asked.connection():
         asked.subscription()
         asked.group()
@@ -135,9 +145,11 @@ class _Questions:
         storage: Storage | None,
         *,
         strict: bool,
-        shutdown: bool,
+        uses: Collection[str],
+        may_use: Collection[str],
     ) -> None:
-        self._storage, self._strict, self._shutdown = storage, strict, shutdown
+        self._storage, self._strict = storage, strict
+        self._uses, self._may_use = uses, may_use
         self._azure, self._environment, self._report = azure, environment, report
         self._scope = f"/subscriptions/{azure.subscription}"
         self._group = f"{self._scope}/resourceGroups/{environment.resource_group}"
@@ -193,9 +205,7 @@ class _Questions:
 
     def permitted(self) -> None:
         """The actions of each step, each where it must be allowed."""
-        chosen = permissions.features(self._environment)
-        if self._shutdown:
-            chosen.add(permissions.SHUTDOWN)
+        chosen = permissions.features(self._environment).union(self._uses, self._may_use)
         if any(disk.encryption_set for disk in self._disks):
             chosen.add(permissions.CUSTOMER_KEYS)
         scopes = {permissions.GROUP: self._group, permissions.SUBSCRIPTION: self._scope}
@@ -219,22 +229,25 @@ class _Questions:
                 continue
             missing = [action for action in wanted if not permissions.granted(held, action)]
             everything = everything and not missing
-            for action in missing:
+            # Two steps may need the same action: the one that cannot do without it counts.
+            for action in {each.name: each for each in sorted(missing, key=self._lax, reverse=True)}.values():
                 self._missing(action, scope)
         if everything:
             self._fine("permissions", "the identity may do everything that the steps need")
 
+    def _lax(self, action: permissions.Action) -> bool:
+        """Whether there are runs that do their work without an action."""
+        return action.optional or action.feature in self._may_use
+
     def _missing(self, action: permissions.Action, scope: str) -> None:
         remedy = f"Give the identity {action.name} on {scope} (`coriolis-azure role` prints a role with all)."
         text = f"the identity lacks {action.name} on the {action.scope}: {action.why}"
-        if self._strict:
+        if self._strict or not self._lax(action):
             self._error(action.step, text, remedy)
         elif action.optional:
             self._warn(action.step, f"{text}. Runs work without", remedy)
-        elif action.feature == permissions.SHUTDOWN:
-            self._warn(action.step, f"{text}. Only runs that shut the VM down need it", remedy)
         else:
-            self._error(action.step, text, remedy)
+            self._warn(action.step, f"{text}. Only {_NEED[action.feature]} it", remedy)
 
     def locks(self) -> None:
         """Locks that would stop a run, or its cleanup."""

@@ -27,6 +27,7 @@ from . import (
     destinations,
     inspection,
     names,
+    permissions,
     preflight,
     ssh,
     transfer,
@@ -424,15 +425,17 @@ class Source:
         return Records(self.azure, run or nobody, self.environment.tags, self._clock)
 
     def check(
-        self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True
+        self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True, pool: bool = True
     ) -> preflight.Checked:
         """Everything that can be known before anything is made or shut down, all findings at once.
 
-        Without `vm` only the connection and the environment are checked. `strict` and `shutdown`: see
-        `preflight.check`.
+        Without `vm` only the connection and the environment are checked. `strict`: see `preflight.check`. `shutdown`
+        and `pool`: whether runs may shut the VM down, and use workers of an orchestrator's pool.
         """
+        wanted = (shutdown, permissions.SHUTDOWN), (pool, permissions.POOL)
+        may_use = {feature for may, feature in wanted if may}
         return preflight.check(
-            self.azure, self.environment, vm, self._report, self.storage, strict=strict, shutdown=shutdown
+            self.azure, self.environment, vm, self._report, self.storage, strict=strict, may_use=may_use
         )
 
     def finish(self, run: Run, known: Sequence[str] = ()) -> list[str]:

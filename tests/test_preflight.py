@@ -25,7 +25,8 @@ ROOT = Path(__file__).parent.parent
 Image = Callable[..., Path]
 Connect = Callable[..., Source]
 
-ALL = {permissions.PUBLIC_IP, permissions.OWN_NETWORK, permissions.SHUTDOWN}
+CALLERS = {permissions.SHUTDOWN, permissions.POOL}
+ALL = {permissions.PUBLIC_IP, permissions.OWN_NETWORK} | CALLERS
 # This host is the only one that may come in: no warning is left.
 QUIET = {"export_worker_allowed_addresses": ["192.0.2.1"]}
 
@@ -351,7 +352,7 @@ def test_a_missing_action_is_named(
     azure.add_vm("web", image("os"))
     allow(azure, *(each for each in permissions.role(ALL, ["/"])["Actions"] if each != action.name))
     checked = connect(QUIET).check("web")
-    lax = action.optional or action.feature == permissions.SHUTDOWN
+    lax = action.optional or action.feature in CALLERS
     assert action.name in texts(checked, "warning" if lax else "error")
     assert checked.ok is lax
     strict = connect(QUIET).check("web", strict=True)
@@ -363,10 +364,14 @@ def test_a_strict_check_is_satisfied_by_the_role_and_by_nothing_less(
     azure: Sandbox, connect: Connect, image: Image
 ) -> None:
     azure.add_vm("web", image("os"))
-    allow(azure, *permissions.role(ALL - {permissions.SHUTDOWN}, ["/"])["Actions"])
-    assert connect(QUIET).check("web", strict=True, shutdown=False).ok
-    found = connect(QUIET).check("web", strict=True)
-    assert "virtualMachines/deallocate/action" in texts(found, "error")
+    allow(azure, *permissions.role(ALL - CALLERS, ["/"])["Actions"])
+    source = connect(QUIET)
+    assert source.check("web", strict=True, shutdown=False, pool=False).ok
+    lacking = source.check("web", strict=True, pool=False)
+    assert "virtualMachines/deallocate/action" in texts(lacking, "error")
+    lacking = source.check("web", strict=True, shutdown=False)
+    for action in ("deallocate", "start"):
+        assert f"virtualMachines/{action}/action" in texts(lacking, "error")
 
 
 def test_tags_that_a_policy_demands_are_known_beforehand(
@@ -586,6 +591,7 @@ def test_the_command_prints_a_role_that_az_takes() -> None:
         "--no-public-ip",
         "--existing-network",
         "--no-shutdown",
+        "--no-pool",
         *("--mechanism", "azure_worker"),
     ]
     done = subprocess.run(

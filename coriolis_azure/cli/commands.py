@@ -134,12 +134,25 @@ def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None
     show_machine(machine)
 
 
+shutdown_option = click.option(
+    "--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down. [default: --shutdown]"
+)
+pool_option = click.option(
+    "--pool/--no-pool",
+    default=True,
+    help="Whether an orchestrator may keep a pool of workers, which it stops and starts. [default: --pool]",
+)
+
+
 @cli.command()
 @source_options
 @click.argument("vm", required=False)
-@click.option("--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down.")
+@shutdown_option
+@pool_option
 @json_option
-def check(connection: Path, environment: Path, vm: str | None, shutdown: bool, as_json: bool) -> None:
+def check(
+    connection: Path, environment: Path, vm: str | None, shutdown: bool, pool: bool, as_json: bool
+) -> None:
     """Ask everything that can be known before anything is made or shut down. Changes nothing.
 
     Credentials, permissions, locks, quota, the worker's size, image and network, and, of the VM that is named, what
@@ -147,7 +160,7 @@ def check(connection: Path, environment: Path, vm: str | None, shutdown: bool, a
     when the identity lacks an action of the role that `coriolis-azure role` prints: then not everything can be known.
     """
     with opened(connection, environment, as_json) as source:
-        checked = source.check(vm, strict=True, shutdown=shutdown)
+        checked = source.check(vm, strict=True, shutdown=shutdown, pool=pool)
     if as_json:
         print_json(checked.to_json())
     else:
@@ -180,7 +193,8 @@ def check(connection: Path, environment: Path, vm: str | None, shutdown: bool, a
     "--public-ip/--no-public-ip", default=True, help="As export_worker_use_fip. [default: --public-ip]"
 )
 @click.option("--own-network/--existing-network", default=True, help="Without or with export_network.")
-@click.option("--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down.")
+@shutdown_option
+@pool_option
 @click.option("--customer-keys", is_flag=True, help="For disks with customer-managed keys, the worker's too.")
 @click.option(
     "--storage",
@@ -201,6 +215,7 @@ def role(
     public_ip: bool,
     own_network: bool,
     shutdown: bool,
+    pool: bool,
     customer_keys: bool,
     storage: str | None,
     as_json: bool,
@@ -215,6 +230,7 @@ def role(
     features = (
         (public_ip, permissions.PUBLIC_IP),
         (shutdown, permissions.SHUTDOWN),
+        (pool, permissions.POOL),
         (customer_keys, permissions.CUSTOMER_KEYS),
         (customer_keys, permissions.WORKER_KEY),
         (storage is not None, permissions.BLOB_STORAGE),
