@@ -19,7 +19,7 @@ from .errors import AzureError, InvalidInput, NotFound, Unreadable, Unsupported
 from .model import Disk, Json, Machine, Nic, at, must
 from .pipeline import ordered
 from .storage import Storage
-from .suitability import caveats, leaving, power_state, refuse, security_type
+from .suitability import caveats, leaving, licence, power_state, refuse, security_type
 
 LOG = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def machine(
         nics=tuple(_nic(nic, ip_by_id, nic["id"].lower() in primary) for nic in nics),
         security=security,
         plan=":".join(at(vm, f"plan.{part}", "") for part in ("publisher", "product", "name")).strip(":"),
-        licence=at(vm, "properties.licenseType", ""),
+        licence=licence(vm),
         caveats=(*caveats(vm, disks), *([] if size[0] else [_UNKNOWN_SIZE])),
     )
 

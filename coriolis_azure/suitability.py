@@ -11,6 +11,10 @@ from . import names
 from .errors import Unsupported
 from .model import Json, at, must
 
+# Publishers whose images are paid for by the hour, but for these.
+_VENDORS = {"redhat": "Red Hat", "suse": "SUSE"}
+_FREE = ("byos", "opensuse")
+
 
 def refuse(vm: Json, disks: Sequence[Json] = ()) -> None:
     """Raise Unsupported for a VM whose disks cannot be copied, or would be of no use."""
@@ -55,16 +59,33 @@ def leaving(entry: Json) -> bool:
 
 def power_state(vm: Json) -> str:
     """`running`, `stopped` (in the guest, still billed), `deallocated`, ...; `unknown` where Azure does not say."""
+    return _status(vm, "PowerState") or "unknown"
+
+
+def licence(vm: Json) -> str:
+    """The `licenseType` of a VM; "" where it has none."""
+    told = str(at(vm, "properties.licenseType", ""))
+    return "" if _is(told, "None") else told
+
+
+def _status(vm: Json, family: str) -> str:
+    """What the VM's instance view says of one thing, in lower case; "" where it says nothing."""
     for status in at(vm, "properties.instanceView.statuses", []):
-        family, _, state = at(status, "code", "").partition("/")
-        if family.lower() == "powerstate":
+        of, _, state = at(status, "code", "").partition("/")
+        if _is(of, family):
             return str(state).lower()
-    return "unknown"
+    return ""
 
 
 def caveats(vm: Json, disks: Sequence[Json]) -> tuple[str, ...]:
     """What a person should know before moving this VM, most important first."""
-    return (*_encryption(vm, disks), *_consistency(vm, disks), *_platform(vm, disks))
+    return (
+        *_encryption(vm, disks),
+        *_consistency(vm, disks),
+        *_state(vm),
+        *_licences(vm, disks),
+        *_platform(vm, disks),
+    )
 
 
 def _encryption(vm: Json, disks: Sequence[Json]) -> list[str]:
@@ -129,6 +150,66 @@ def _consistency(vm: Json, disks: Sequence[Json]) -> list[str]:
     return found
 
 
+def _state(vm: Json) -> list[str]:
+    found = []
+    if _status(vm, "HibernationState") == "hibernated":
+        found.append(
+            "The VM is hibernated: the content of its memory is on the OS disk and will be in the replica. "
+            "Start the VM and shut it down before the last run."
+        )
+    if _status(vm, "OSState") == "generalized":
+        found.append(
+            "The VM is generalized: its system is prepared as an image, so the replica's first boot is a first set-up."
+        )
+    if _is(at(vm, "properties.provisioningState", ""), "Failed"):
+        found.append(
+            "Azure's last operation on the VM failed: what Azure tells of it may be wrong. Reapply the VM "
+            "(`az vm reapply`) and compare its disks before the last run."
+        )
+    return found
+
+
+def _licences(vm: Json, disks: Sequence[Json]) -> list[str]:
+    """What of the software's licences is paid for through Azure, and stays there."""
+    found, told = [], licence(vm)
+    if vm.get("plan"):
+        found.append(
+            f"The machine was made from the marketplace offer {at(vm, 'plan.product', '?')}: its licence may not "
+            "cover running it elsewhere."
+        )
+    if _is(told, "Windows_Server", "Windows_Client") or told.upper().endswith("_BYOS"):
+        return found  # a licence of the customer's own goes where the customer goes
+    system = at(vm, "properties.storageProfile.osDisk.osType", "")
+    if told:
+        found.append(
+            f"The licence {told} is paid for through Azure: the machine needs one of its own elsewhere."
+        )
+    elif _is(system, "Windows"):
+        found.append(
+            "Its Windows is licensed through Azure: the machine needs a licence of its own elsewhere."
+        )
+    elif vendor := _subscribed(vm, disks):
+        found.append(
+            f"Its {vendor} subscription is paid for through Azure: elsewhere the machine needs one of its own to get "
+            "updates."
+        )
+    return found
+
+
+def _subscribed(vm: Json, disks: Sequence[Json]) -> str:
+    """Whose subscription came with the image that the machine was made from; "" where none did."""
+    image = at(vm, "properties.storageProfile.imageReference", {})
+    told = " ".join(str(at(image, part, "")) for part in ("publisher", "offer", "sku"))
+    sources = [at(disk, "properties.creationData.imageReference.id", "") for disk in disks]
+    for source in (text.lower() for text in (told, *sources)):
+        if any(word in source for word in _FREE):
+            continue
+        for publisher, vendor in _VENDORS.items():
+            if source.startswith(f"{publisher} ") or f"/publishers/{publisher}/" in source:
+                return vendor
+    return ""
+
+
 def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
     found = []
     large = {_name(disk) for disk in disks if at(disk, "properties.creationData.logicalSectorSize") == 4096}
@@ -136,11 +217,6 @@ def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
         found.append(
             f"{_listed(large)} have sectors of 4096 bytes: partitions are not found on a destination with sectors of "
             "512 bytes."
-        )
-    if vm.get("plan"):
-        found.append(
-            f"The machine was made from the marketplace offer {at(vm, 'plan.product', '?')}: its licence may not "
-            "cover running it elsewhere."
         )
     accelerated = {
         at(entry, "name") or f"LUN {at(entry, 'lun', 'of the OS disk')}"
@@ -159,12 +235,7 @@ def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
         found.append(
             f"The machine is in the edge zone {edge}, where workers are not made: copies may be refused."
         )
-    licence = at(vm, "properties.licenseType", "")
-    if licence:
-        found.append(
-            f"The licence {licence} is an Azure benefit: the machine needs a licence of its own elsewhere."
-        )
-    if _is(at(vm, "properties.priority", ""), "Spot", "Low"):
+    if _is(at(vm, "properties.priority", ""), "Spot", "SpotPlus", "Low"):
         found.append("The VM is a Spot VM: Azure may evict it at any time; its disks stay.")
     if _is(at(vm, "properties.storageProfile.diskControllerType", ""), "NVMe"):
         found.append(

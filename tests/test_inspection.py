@@ -179,6 +179,11 @@ def test_what_cannot_be_moved_is_refused_with_the_reason(os_disk: dict[str, Any]
         suitability.refuse(vm(storageProfile={"osDisk": os_disk, "dataDisks": []}))
 
 
+def states(*codes: str) -> dict[str, Any]:
+    """A VM's instance view with these states beside its power state."""
+    return {"instanceView": {"statuses": [{"code": code} for code in ("PowerState/deallocated", *codes)]}}
+
+
 @pytest.mark.parametrize(
     ("change", "disks", "words"),
     [
@@ -194,9 +199,12 @@ def test_what_cannot_be_moved_is_refused_with_the_reason(os_disk: dict[str, Any]
         ({}, DISKS[:2], "Several disks of a running machine"),
         ({"instanceView": {"statuses": [{"code": "PowerState/stopped"}]}}, [], "still billed"),
         ({}, [disk("data", creationData={"logicalSectorSize": 4096})], "sectors of 4096 bytes"),
-        ({"licenseType": "Windows_Server"}, [], "Windows_Server is an Azure benefit"),
         ({"priority": "Spot"}, [], "Spot VM"),
         ({"priority": "low"}, [], "Spot VM"),
+        ({"priority": "SpotPlus"}, [], "Spot VM"),
+        ({"provisioningState": "Failed"}, [], "last operation on the VM failed"),
+        (states("HibernationState/Hibernated"), [], "memory is on the OS disk and will be in the replica"),
+        (states("OSState/generalized"), [], "generalized"),
         ({"securityProfile": {"securityType": "trustedlaunch"}}, [], "virtual TPM is not copied"),
         ({}, [disk("os", securityProfile={"securityType": "TrustedLaunch"})], "virtual TPM is not copied"),
         ({"storageProfile": {"osDisk": {}, "diskControllerType": "nvme"}}, [], "as NVMe"),
@@ -209,6 +217,51 @@ def test_what_should_be_known_is_told(
     told = suitability.caveats(vm(**change), disks)
     assert any(words in caveat for caveat in told)
     assert all(caveat.endswith(".") for caveat in told)
+
+
+def image(publisher: str, offer: str) -> dict[str, str]:
+    return {"publisher": publisher, "offer": offer, "sku": "gen2", "version": "latest"}
+
+
+def made_from(publisher: str, offer: str) -> dict[str, Any]:
+    """A disk made from an image, by which Azure names it where the VM does not."""
+    kinds = f"Publishers/{publisher}/ArtifactTypes/VMImage/Offers/{offer}/Skus/gen2/Versions/1"
+    id = f"/Subscriptions/0/Providers/Microsoft.Compute/Locations/westeurope/{kinds}"
+    return disk("os", creationData={"createOption": "FromImage", "imageReference": {"id": id}})
+
+
+@pytest.mark.parametrize("where", ["vm", "disk"])
+@pytest.mark.parametrize(
+    ("system", "publisher", "offer", "license_type", "words"),
+    [
+        ("Windows", "MicrosoftWindowsServer", "WindowsServer", None, "Windows is licensed through Azure"),
+        ("Windows", "MicrosoftWindowsServer", "WindowsServer", "None", "Windows is licensed through Azure"),
+        ("Windows", "MicrosoftWindowsServer", "WindowsServer", "Windows_Server", ""),
+        ("windows", "MicrosoftWindowsDesktop", "windows-11", "windows_client", ""),
+        ("Linux", "RedHat", "RHEL", None, "Red Hat subscription is paid for through Azure"),
+        ("Linux", "RedHat", "RHEL", "None", "Red Hat subscription is paid for through Azure"),
+        ("Linux", "RedHat", "RHEL", "RHEL_BYOS", ""),
+        ("Linux", "RedHat", "rhel-byos", None, ""),
+        ("Linux", "RedHat", "rhel-byos", "RHEL_BASE", "RHEL_BASE is paid for through Azure"),
+        ("Linux", "SUSE", "sles-15-sp5", None, "SUSE subscription is paid for through Azure"),
+        ("Linux", "SUSE", "sles-sap-15-sp5-byos", None, ""),
+        ("Linux", "SUSE", "openSUSE-Leap-15-5", None, ""),
+        ("Linux", "SUSE", "sles-15-sp5", "SLES_BYOS", ""),
+        ("Linux", "Canonical", "ubuntu-24_04-lts", None, ""),
+        ("Linux", "Canonical", "ubuntu-24_04-lts", "UBUNTU_PRO", "UBUNTU_PRO is paid for through Azure"),
+    ],
+)
+def test_a_licence_that_stays_in_azure_is_told_and_one_of_the_customers_own_is_not(
+    where: str, system: str, publisher: str, offer: str, license_type: str | None, words: str
+) -> None:
+    reference = image(publisher, offer) if where == "vm" else None
+    storage = {"osDisk": {"osType": system}, "imageReference": reference}
+    machine = vm(storageProfile=storage, **({"licenseType": license_type} if license_type else {}))
+    disks = [made_from(publisher, offer)] if where == "disk" else []
+    (told,) = suitability.caveats(machine, disks) or ("",)
+    assert words in told
+    assert bool(told) is bool(words)
+    assert suitability.licence(machine) == ("" if license_type == "None" else license_type or "")
 
 
 def test_a_machine_in_an_edge_zone_is_told() -> None:

@@ -67,7 +67,8 @@ def test_a_vm_that_its_guest_has_stopped_is_still_billed(azure: Sandbox, source:
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "spot": ({"priority": "Spot", "evictionPolicy": "Deallocate"}, "may evict it"),
     "trusted launch": ({"securityProfile": {"securityType": "TrustedLaunch"}}, "virtual TPM is not copied"),
-    "windows with licence": ({"licenseType": "Windows_Server"}, "licence of its own"),
+    "licence of azure": ({"licenseType": "SLES_STANDARD"}, "SLES_STANDARD is paid for through Azure"),
+    "failed": ({"provisioningState": "Failed"}, "last operation on the VM failed"),
     "nothing known": ({"priority": "Cosmic", "evictionPolicy": "Shatter", "newer": {"than": ["this"]}}, ""),
 }
 
