@@ -22,8 +22,8 @@ LOG = logging.getLogger(__name__)
 
 _ACCOUNTS = "Microsoft.Storage/storageAccounts"
 COLUMNS = (
-    *("ID", "Name", "Resource group", "Location", "Power state", "Guest OS", "Firmware", "Size"),
-    *("CPUs", "Memory (MB)", "Total disk (GB)", "Disks", "NICs"),
+    *("VM ID", "VM Name", "Guest OS", "Firmware Type", "Num CPUs", "Memory (MB)", "Total Disk Size (GB)"),
+    *("Disks", "NIC Count", "NICs", "Resource Group", "Location", "Power State", "VM Size"),
 )
 
 
@@ -183,7 +183,7 @@ def _row(machine: Machine) -> list[Any]:
         for nic in machine.nics
     )
     return [
-        *(machine.id, machine.name, machine.group, machine.location, machine.power_state),
-        *(machine.os_type, machine.firmware, machine.size, machine.vcpus, machine.memory_mb),
-        *(f"{sum(disk.size_bytes for disk in machine.disks) / 2**30:g}", disks, nics),
+        *(machine.id, machine.name, machine.os_type, machine.firmware, machine.vcpus, machine.memory_mb),
+        *(f"{sum(disk.size_bytes for disk in machine.disks) / 2**30:g}", disks, len(machine.nics), nics),
+        *(machine.group, machine.location, machine.power_state, machine.size),
     ]

@@ -57,6 +57,13 @@ def register() -> None:
             LOG.info("[%s] %s is registered already", GROUP, name)
 
 
+def quiet() -> None:
+    """Keep what Azure's SDKs log of each request and each token out of logs at INFO, unless a level is configured."""
+    sdks = logging.getLogger("azure")
+    if sdks.level == logging.NOTSET:
+        sdks.setLevel(logging.WARNING)
+
+
 def environment_defaults() -> Json:
     """What is configured for source environments."""
     return {name: value for option, name in _ENVIRONMENT.items() if (value := _value(option))}

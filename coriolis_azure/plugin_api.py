@@ -77,7 +77,7 @@ class BaseEndpointStorageProvider(abc.ABC):
     """An endpoint whose storage types can be listed."""
 
     @abc.abstractmethod
-    def get_storage(self, ctxt: Any, connection_info: Json, env: Json) -> Json:
+    def get_storage(self, ctxt: Any, connection_info: Json, target_environment: Json) -> Json:
         """The storage types as vm_storage."""
 
 

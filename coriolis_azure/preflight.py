@@ -50,6 +50,11 @@ class Finding:
     text: str
     remedy: str = ""
 
+    @property
+    def told(self) -> str:
+        """The text and the remedy as sentences."""
+        return f"{self.text.removesuffix('.')}. {self.remedy}".strip()
+
     def to_json(self) -> Json:
         """Plain JSON values."""
         return asdict(self)

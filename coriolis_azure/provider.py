@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import configuration, plugin_api, settings
 from .clock import Clock
 from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, exhausted
-from .events import Copied, Event, Notice, Waiting, line, logged, unfailing
+from .events import Copied, Event, Notice, Step, Waiting, amount, line, logged, unfailing
 from .interrupts import ended_with_parent
 from .model import Json, Run, Worker
 from .pipeline import Lock
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from .cloud import Azure, Transport
     from .pool import Pool
     from .source import Source
+    from .transfer import Outcome
 
 LOG = logging.getLogger(__name__)
 configuration.register()
+configuration.quiet()
 # Users read along; a database keeps every line.
 _SECONDS_BETWEEN_STEPS = 1.0
 _SECONDS_BETWEEN_WAITS = 60.0
@@ -144,12 +146,12 @@ class AzureExportProvider(
             return catalog.networks(azure, _chosen(connection_info, env))
 
     @_translated
-    def get_storage(self, ctxt: Any, connection_info: Json, env: Json) -> Json:
+    def get_storage(self, ctxt: Any, connection_info: Json, target_environment: Json) -> Json:
         """The account types (SKUs) of the disks there are: what destinations map storage by."""
         from . import catalog
 
         with _azure(connection_info) as azure:
-            types = catalog.disk_types(azure, _chosen(connection_info, env))
+            types = catalog.disk_types(azure, _chosen(connection_info, target_environment))
         return {"storage_backends": [{"id": name, "name": name} for name in types]}
 
     @_translated
@@ -191,7 +193,7 @@ class AzureExportProvider(
             checked = source.check(instance_name)
         for finding in checked.findings:
             if finding.severity == "warning":
-                self._report(Notice(f"{finding.text}. {finding.remedy}".strip()))
+                self._report(Notice(finding.told))
         return export_info(checked.checked_machine())
 
     @_translated
@@ -268,7 +270,9 @@ class AzureExportProvider(
                 source.bury(run, volumes.fenced)
                 wanted = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
                 if wanted:
-                    source.resume(run, worker, wanted, volumes)
+                    outcomes = source.resume(run, worker, wanted, volumes)
+                    for disk, outcome in zip(wanted, outcomes, strict=True):
+                        self._report(Step(f"copied {disk.name}", _figures(outcome)))
                 return volumes.to_json()
 
     @_translated
@@ -553,6 +557,18 @@ def _chosen(connection_info: Json, environment: Json | None) -> Json:
     return {"resource_group": group, **chosen} if group else chosen
 
 
+def _figures(outcome: Outcome) -> str:
+    """What became of a disk, for people."""
+    counts = {
+        "read": outcome.read_bytes,
+        "sent": outcome.sent_bytes,
+        "zeros": outcome.zero_bytes,
+        "unchanged": outcome.skipped_bytes,
+    }
+    verified = "verified" if outcome.verified else "not verified"
+    return ", ".join([*(f"{amount(count)} {what}" for what, count in counts.items()), verified])
+
+
 def _made(run: Run, worker: Worker) -> Json:
     """What another process needs to use and to delete a worker; no secrets."""
     return {
@@ -633,11 +649,10 @@ class _Told:
             self._tell(event)
 
     def _tell(self, event: Event) -> None:
+        """Everything is a progress update: no client of the orchestrator shows its events."""
         match event:
             case Waiting() if not self._is_due(event):
                 pass
-            case Notice():
-                self._handler.add_event(line(event), level="WARNING")
             case Copied():
                 self._advance(event)
             case _:
@@ -655,7 +670,7 @@ class _Told:
         now = self._clock.monotonic()
         percent = 100 * event.done // event.total
         if event.disk not in self._bars:
-            text = f"copying {event.disk} ({event.total / 2**30:.1f} GiB)"
+            text = f"copying {event.disk} ({amount(event.total)})"
             bar = self._handler.add_progress_update(text, initial_step=0, total_steps=100, return_event=True)
             self._bars[event.disk] = (self._handler.get_progress_update_identifier(bar), 0, now)
         bar, told, when = self._bars[event.disk]

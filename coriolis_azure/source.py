@@ -539,7 +539,9 @@ class Source:
         direct = None
         if settings.export_worker_data_port:
             direct = transfer.Direct(reader.address, settings.export_worker_data_port, self._report)
-        lines = [ssh.Line(reader, self._clock, self._report, window) for _ in wave]
+        lines = [
+            ssh.Line(reader, self._clock, self._report, window, lambda: self._gone(reader)) for _ in wave
+        ]
 
         def hang_up() -> None:
             folder.stop()

@@ -492,8 +492,17 @@ class Line:
     `close`, from any thread, is for good: what waits for the worker ends soon.
     """
 
-    def __init__(self, worker: Worker, clock: Clock, report: Report, window: int = WINDOW) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        clock: Clock,
+        report: Report,
+        window: int = WINDOW,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`gone`: whether there is no such worker any more, which need not be waited for."""
         self._worker, self._clock, self._report, self._window = worker, clock, report, window
+        self._gone = gone
         self._connection: Connection | None = None
         self._closed = False
 
@@ -502,7 +511,7 @@ class Line:
         if self._connection is not None:
             self._connection.close()
         self._connection = connect(
-            self._worker, self._clock, self._report, RECONNECT_SECONDS, lambda: self._closed
+            self._worker, self._clock, self._report, RECONNECT_SECONDS, lambda: self._closed or self._gone()
         )
         if self._closed:
             self._connection.close()

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from . import agent
 from .agent import DIGEST, GRAIN, UNKNOWN, ZERO
@@ -275,11 +276,17 @@ class _Copy:
 
     def _verified(self, manifest: Manifest) -> bool | None:
         """Read back the chunks whose digest is another than before, or have the destination confirm them."""
-        self._report(Step("verify", self._job.disk))
         if not self._destination.readable:
+            if not self._destination.checkable:
+                return None
+            self._report(Step("verify", self._job.disk))
             return self._destination.check()
         changed = self._before.differing(manifest.digests)
-        for index in differing(self._destination, manifest, changed, self._beside):
+        first = next(changed, None)
+        if first is None:
+            return True
+        self._report(Step("verify", self._job.disk))
+        for index in differing(self._destination, manifest, chain([first], changed), self._beside):
             offset, disk = manifest.span(index)[0], self._job.disk
             text = f"{disk}: the chunk at offset {offset} reads back from the destination as something else"
             raise CorruptChunk(text, disk=disk, offset=offset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from battles import served
 from conftest import GROUP, MIB
 from orchestrator_logs import logged, shown
+from writer_targets import SshTarget
 
 from coriolis_azure import AzureExportProvider, catalog, errors, plugin_api
 from coriolis_azure.events import Copied, Notice, Step, unfailing
@@ -33,7 +35,7 @@ CALLS = {
     "get_instance": "ctxt connection_info source_environment instance_name",
     "get_source_environment_options": "ctxt connection_info env option_names",
     "get_networks": "ctxt connection_info env",
-    "get_storage": "ctxt connection_info env",
+    "get_storage": "ctxt connection_info target_environment",
     "export_instance_inventory": "ctxt connection_info source_environment",
     "get_minion_pool_options": "ctxt connection_info env option_names",
     "validate_replica_export_input": "ctxt connection_info instance_name source_environment",
@@ -180,8 +182,12 @@ def test_networks_storage_and_inventory(
             "StandardSSD_LRS",
         ]
     rows = list(csv.DictReader(io.StringIO(provider.export_instance_inventory(None, connection, {}))))
-    assert [row["Name"] for row in rows] == ["a", "b"]
-    assert rows[0]["CPUs"] == "2"
+    assert list(rows[0])[:6] == [
+        *("VM ID", "VM Name", "Guest OS", "Firmware Type", "Num CPUs", "Memory (MB)")
+    ]
+    assert [row["VM Name"] for row in rows] == ["a", "b"]
+    assert rows[0]["Num CPUs"] == "2"
+    assert rows[0]["NIC Count"] == "1"
     assert rows[1]["Disks"].startswith("os ")
 
 
@@ -392,24 +398,73 @@ def test_progress_never_goes_back_and_is_told_a_few_times_a_second_at_most() -> 
 
     handler, clock = Handler(), Held()
     told = _Told(handler, clock)
-    for done in (0, 100, 50, 300, 600, 1000):
-        told(Copied("os", done, 1000, 0))
+    for done in (0, 100, 50, 300, 600, 1024):
+        told(Copied("os", done, 1024, 0))
         clock.sleep(1)
-    for done in range(0, 1001, 10):
-        told(Copied("data-0", done, 1000, 0))
+    for done in range(0, 1025, 16):
+        told(Copied("data-0", done, 1024, 0))
         clock.sleep(0.01)
-    told(Notice("replaced"))
     told(Step("snapshot", "os"))
-    assert [step for bar, step in handler.steps if bar == 0] == [10, 30, 60, 100]
+    told(Notice("replaced"))
+    assert [step for bar, step in handler.steps if bar == 0] == [9, 29, 58, 100]
     assert [step for bar, step in handler.steps if bar == 1] == [100]
-    assert handler.events == [("WARNING", "replaced")]
-    assert handler.lines[-1] == "snapshot: os"
+    assert handler.lines == [
+        "copying os (1 KiB)",
+        "copying data-0 (1 KiB)",
+        "snapshot: os",
+        "replaced",
+    ]
+    assert handler.events == []  # which nobody is shown
 
 
 def test_a_handler_that_fails_breaks_nothing() -> None:
     told = unfailing(_Told(Handler(broken=True)))
     told(Step("snapshot"))
     told(Copied("os", 1, 2, 0))
+
+
+def test_a_run_tells_its_figures_and_verifying_only_where_something_is_verified(
+    azure: Sandbox, connection: dict[str, Any], image: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A person who reads along sees what was read, sent and left alone, and what was found out meanwhile."""
+    azure.add_vm("web", image("os", MIB))
+    environment, handler = azure.environment(), Handler()
+    provider = AzureExportProvider(handler)
+    info = provider.validate_replica_export_input(None, connection, "web", environment)
+    assert any("SSH port can be reached from anywhere" in text for text in handler.lines)
+    made = provider.deploy_replica_source_resources(None, connection, info, environment)
+    volume = tmp_path / "volume"
+    volume.write_bytes(bytes(MIB))
+    entries = [{"disk_id": info["devices"]["disks"][0]["id"], "volume_dev": str(volume)}]
+    unread = SshTarget(tmp_path / "target")
+    local = {"backend": "file_backup_writer", "connection_details": {"ip": "127.0.0.1", "port": 22}}
+    told = []
+    for target in (local, local, unread.info):
+        handler.lines.clear()
+        copy = (made["migr_resources"], made["connection_info"], target)
+        entries = provider.replicate_disks(None, connection, environment, "web", *copy, entries, True)
+        told.append(list(handler.lines))
+        assert ("verify: os" in handler.lines) is (len(told) == 1)  # the second has nothing to read back
+    unread.close()
+    assert told[0][-1].startswith("copied os: 1 MiB read, ")
+    assert told[0][-1].endswith(" unchanged, verified")
+    assert told[1][-1] == "copied os: 1 MiB read, 0 B sent, 0 B zeros, 1 MiB unchanged, verified"
+    assert told[2][-1].endswith(", not verified")
+    assert not any(".." in text for text in itertools.chain(*told))
+
+
+def test_azures_sdks_do_not_log_each_request_unless_told_to() -> None:
+    code = """
+import logging, sys
+logging.basicConfig(level=logging.INFO)
+if sys.argv[1:]:
+    logging.getLogger("azure").setLevel(sys.argv[1])
+from coriolis_azure import AzureExportProvider
+print(AzureExportProvider.platform, logging.getLogger("azure.core.pipeline").isEnabledFor(logging.INFO))
+"""
+    for configured, logs in (([], "False"), (["INFO"], "True"), (["DEBUG"], "True")):
+        done = subprocess.run([sys.executable, "-c", code, *configured], capture_output=True, text=True)
+        assert done.stdout.split() == ["azure", logs], done.stderr
 
 
 def test_inside_the_orchestrator_its_own_classes_are_used(tmp_path: Path) -> None:

@@ -324,19 +324,23 @@ def test_a_worker_that_reboots_again_and_again_is_given_up(
 def test_a_worker_that_somebody_deletes_is_named_and_the_next_run_goes_on_with_another(
     azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
 ) -> None:
-    source, somebody, before = connect(clock=Held()), connect(), azure.resources()
-    deleted = []
+    clock = Held()
+    source, somebody, before = connect(clock=clock), connect(), azure.resources()
+    deleted: list[str] = []
+    when: list[float] = []
 
     def delete() -> None:
         relay.refuse = 1000
         (vm,) = (vm for vm in somebody.list_vms() if vm["name"].startswith("coriolis-"))
         somebody.azure.delete(vm["id"])
         deleted.append(vm["name"])
+        when.append(clock.monotonic())
 
     relay.at(6 * MIB, delete)
     with pytest.raises(errors.WorkerGone, match="was deleted while os was copied") as caught:
         source.replicate("web", tmp_path / "images")
     assert deleted[0] in caught.value.message
+    assert clock.monotonic() - when[0] < 60  # where a worker that is there is waited for five minutes
     assert azure.resources() == before
 
     relay.refuse = 0

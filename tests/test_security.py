@@ -125,7 +125,7 @@ def test_no_secret_of_a_whole_run_can_be_seen_anywhere(
     content, images = tmp_path / "content", tmp_path / "images"
     content.write_bytes(random.Random(1).randbytes(2 * MIB))
     azure.add_vm("web", content)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, "azure"):
         source.replicate("web", images)
         content.write_bytes(random.Random(2).randbytes(MIB) + content.read_bytes()[MIB:])
         azure.write("web", "os", content)
@@ -157,7 +157,7 @@ def test_no_secret_is_in_what_the_orchestrator_logs_and_shows_of_a_transfer_and_
     azure.add_vm("web", content)
     environment, provider = azure.environment(), AzureExportProvider(None)
     target = {"backend": "file_backup_writer", "connection_details": {"ip": "127.0.0.1", "port": 22}}
-    with served(azure) as connection, caplog.at_level(logging.DEBUG):
+    with served(azure) as connection, caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, "azure"):
         info = provider.get_replica_instance_info(None, connection, environment, "web")
         volumes = [{"disk_id": info["devices"]["disks"][0]["id"], "volume_dev": str(tmp_path / "volume")}]
         made = provider.deploy_replica_source_resources(None, connection, info, environment)

@@ -224,6 +224,7 @@ def test_a_destination_that_cannot_be_read_gets_chunks_and_is_not_called_verifie
 ) -> None:
     class Sink(Image):
         readable = False
+        checkable = False
 
     outcomes = []
     for _ in range(2):

@@ -55,6 +55,10 @@ class Destination(Protocol):
         """Whether `read` gives back what is there; without it there is no patching and no verifying."""
 
     @property
+    def checkable(self) -> bool:
+        """Where it is not readable: whether `check` has something to ask, and somebody to ask it."""
+
+    @property
     def far(self) -> bool:
         """Whether each call waits for another host: many are made at a time, and none to make another smaller."""
 

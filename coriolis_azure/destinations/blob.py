@@ -80,6 +80,7 @@ class BlobImage:
     """
 
     readable = True
+    checkable = False
     far = True
     grains = None
 

@@ -113,6 +113,11 @@ class Device:
     def flush(self) -> None:
         """Nothing: each chunk is answered when it is taken, and there is no more to ask for. See Device."""
 
+    @property
+    def checkable(self) -> bool:
+        """Whether anything was posted. See Device."""
+        return bool(self._sent)
+
     def check(self) -> bool | None:
         """Compare each range that was posted with the server's digest of it. See Destination."""
         if not self._sent:

@@ -106,6 +106,7 @@ class Image:
     """
 
     readable = True
+    checkable = False
     far = False
     foreign_remedy = (
         "Give another folder, or move it away. If it may be overwritten, run with --adopt: it is read, and what "

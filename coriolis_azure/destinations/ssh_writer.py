@@ -148,6 +148,8 @@ class Target:
 class Device:
     """One device, written by receivers of its own. A writer.Device."""
 
+    checkable = False
+
     def __init__(self, target: Target, disk: str, path: str, compress: bool, patience: float) -> None:
         self._target, self._disk, self._path = target, disk, path
         self._compress, self._patience = compress, patience

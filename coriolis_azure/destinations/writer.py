@@ -48,6 +48,10 @@ class Device(Protocol):
     goes wrong is DestinationFailed with disk and, where it can be told, offset.
     """
 
+    @property
+    def checkable(self) -> bool:
+        """What Destination says of it."""
+
     def open(self) -> None:
         """Reach it."""
 
@@ -327,6 +331,11 @@ class Volume:
     def flush(self) -> None:
         """See Device."""
         self._device.flush()
+
+    @property
+    def checkable(self) -> bool:
+        """See Destination."""
+        return self._device.checkable
 
     def check(self) -> bool | None:
         """See Destination."""
