@@ -127,7 +127,7 @@ def test_the_step_of_a_pool_names_the_action_that_it_lacks(
 def test_a_transfer_that_shuts_down_and_fails_and_is_tried_again(
     azure: Sandbox, connection: dict[str, Any], image: Image, tmp_path: Path
 ) -> None:
-    """Marks of volumes in doubt are set, asked for and removed."""
+    """Records of volumes are made, read, changed and deleted; that of another volume stays."""
     disk = image("os", MIB)
     azure.add_vm("web", disk)
     before, environment, provider = azure.resources(), azure.environment(), AzureExportProvider(None)
@@ -151,7 +151,7 @@ def test_a_transfer_that_shuts_down_and_fails_and_is_tried_again(
             target.close()
     assert volume.read_bytes() == disk.read_bytes()
     provider.delete_replica_source_snapshots(None, connection, environment, done)
-    assert [found for found in azure.resources() if "doubt" not in found["id"]] == before
+    assert [found for found in azure.resources() if "coriolis-volume" not in found["tags"]] == before
 
 
 @pytest.mark.parametrize("chosen", [False, True], ids=["nothing chosen", "location and group chosen"])
