@@ -93,6 +93,17 @@ def sweep(
     return found, stayed
 
 
+def deploying(azure: Azure, group: str, instance: str) -> dict[str, str]:
+    """The runs for a VM that one process is deploying, or was when it died, each with its last sign of life."""
+    found: dict[str, str] = {}
+    for document in azure.resources("nsg", group):
+        tags = document.get("tags") or {}
+        if tags.get(names.STEP_TAG) == names.DEPLOYING and tags.get(names.INSTANCE_TAG) == instance[:256]:
+            found[tags.get(names.RUN_TAG, "")] = tags.get(names.ALIVE_TAG, "")
+    found.pop("", None)
+    return found
+
+
 def _silent(leftover: Leftover, before: datetime, older_than: timedelta) -> bool:
     """Whether a run has shown no life for so long. Zero means any; else an unknown age is never enough."""
     return not older_than or (leftover.alive is not None and leftover.alive <= before)

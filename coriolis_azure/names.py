@@ -18,6 +18,9 @@ ROLE_TAG = "coriolis-role"
 INSTANCE_TAG = "coriolis-instance"
 MADE_TAG = "coriolis-made"
 ALIVE_TAG = "coriolis-alive"
+# On a run's security group while one process deploys the run, and shows life often.
+STEP_TAG = "coriolis-step"
+DEPLOYING = "deploying"
 # Resources that outlive runs on purpose: the workers of a pool, and the records of volumes. They carry one of these
 # instead of RUN_TAG, so that no sweep takes them for leftovers.
 POOL_TAG = "coriolis-pool"

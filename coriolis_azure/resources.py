@@ -20,7 +20,7 @@ from .events import Report, Wait, silent
 from .interrupts import Spare, shielded
 from .journal import Journal
 from .model import Json, Run
-from .pipeline import ordered
+from .pipeline import Lock, every, ordered
 from .storage import Blob, Container, Storage
 
 LOG = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ LOG = logging.getLogger(__name__)
 # Azure refuses to delete for a while what was in use a moment ago; a NIC of a VM that failed to start is
 # reserved for 180 seconds.
 PATIENCE_SECONDS = 240
+DEPLOY_BEAT_SECONDS = 30.0
 _PAUSE_SECONDS = 5
 # Blobs have no tags: the same words are in their metadata, whose names hold no hyphens.
 RUN = names.RUN_TAG.replace("-", "_")
@@ -52,6 +53,7 @@ class Resources:
         self._clock = clock
         self._storage = storage
         self.spare = Spare()
+        self._life, self._deploying = Lock(), False
 
     def id(self, kind: str, role: str) -> str:
         """The id of the resource that plays `role`; the same in every process."""
@@ -75,6 +77,8 @@ class Resources:
 
     def _tags_of(self, role: str) -> dict[str, str]:
         tags = names.tags(self.run.id, role, self.run.instance, self.azure.now(self._clock), self._tags)
+        if self._deploying and role == "nsg":
+            tags[names.STEP_TAG] = names.DEPLOYING
         if self.run.pool:
             tags[names.POOL_TAG] = self.run.pool
             del tags[names.RUN_TAG]
@@ -119,21 +123,42 @@ class Resources:
         except BaseException as error:  # noqa: BLE001 - it must not replace the error that is being handled
             LOG.error("could not delete what was made: %s: %s", type(error).__name__, error)
 
+    @contextmanager
+    def deploying(self) -> Iterator[None]:
+        """The block deploys the run, in this process, to its end; the run says so, and shows life often.
+
+        Afterwards a run may be silent for long, as it waits for its next task: so one whose process died in the block
+        is known from those. `cleanup.deploying` finds it.
+        """
+        self._deploying = True
+        with every(DEPLOY_BEAT_SECONDS, self.show_life):
+            yield
+        with self._life:
+            self._deploying = False
+            self._mark()
+
     def show_life(self) -> None:
         """Mark the run as alive, so that no sweep takes a long transfer for a dead one.
 
-        The mark is a tag of one of its resources; a failure is logged only, as a transfer is worth more.
+        A failure is logged only, as a transfer is worth more.
         """
         try:
-            made = [id for id in self._journal.ids if not names.is_blob(id)]
-            for id in (self.id("nsg", "nsg"), *made):
-                document = self.azure.find(id)
-                if document is not None:
-                    mark = {names.ALIVE_TAG: names.stamp(self.azure.now(self._clock))}
-                    self.azure.tag(id, {**document.get("tags", {}), **mark})
-                    return
+            with self._life:
+                self._mark()
         except (AzureError, DeadlinePassed) as error:
             LOG.warning("could not mark run %s as alive: %s", self.run.id, error)
+
+    def _mark(self) -> None:
+        """Put the sign of life, a tag, on one of the run's resources."""
+        made = [id for id in self._journal.ids if not names.is_blob(id)]
+        for id in (self.id("nsg", "nsg"), *made):
+            document = self.azure.find(id)
+            if document is not None:
+                tags = {**document.get("tags", {}), names.ALIVE_TAG: names.stamp(self.azure.now(self._clock))}
+                if not self._deploying:
+                    tags.pop(names.STEP_TAG, None)
+                self.azure.tag(id, tags)
+                return
 
 
 def is_ours(document: Json) -> bool:

@@ -50,12 +50,12 @@ from .errors import (
     Unreachable,
     WorkerGone,
 )
-from .events import Copied, Notice, Report, Step, silent, unfailing
+from .events import Copied, Notice, Report, Step, Waiting, silent, unfailing
 from .interrupts import shielded
 from .journal import Journal, default_folder
 from .model import Disk, Json, Machine, Run, Worker
 from .pipeline import every, ordered
-from .records import Records
+from .records import Kept, Records
 from .resources import Resources
 from .settings import Connection, Environment
 from .storage import Storage
@@ -65,6 +65,8 @@ LOG = logging.getLogger(__name__)
 # A run shows life every quarter of an hour, so one that has been silent for two hours is dead.
 DEAD_AFTER = timedelta(hours=2)
 _LIFE_SECONDS = 15 * 60.0
+# One that deploys shows it every half minute.
+STALLED_SECONDS = 100.0
 
 
 @dataclass(frozen=True)
@@ -344,10 +346,27 @@ class Source:
         """
         machine = self.inspect(vm)
         self.sweep(DEAD_AFTER)
+        stalled, looked = self._deploying(machine), self._clock.monotonic()
         run = self.new_run(machine)
         resources = self.resources(run, Journal(run))
         needed = worker.needs(machine, self.chosen(machine))
-        return run, worker.launch(resources, needed, self.environment, self._report)
+        with resources.undone_on_error(), resources.deploying():
+            reader = worker.launch(resources, needed, self.environment, self._report)
+            if stalled:
+                self._end_stalled(run, machine, stalled, looked)
+        return run, reader
+
+    def _deploying(self, machine: Machine) -> dict[str, str]:
+        return cleanup.deploying(self.azure, self.environment.resource_group, machine.name)
+
+    def _end_stalled(self, run: Run, machine: Machine, stalled: dict[str, str], looked: float) -> None:
+        """Delete what is left of deployments for `machine` that have shown no life since they were `looked` at."""
+        rest = looked + STALLED_SECONDS - self._clock.monotonic()
+        if rest > 0:
+            self._report(Waiting(f"a sign of life of an earlier deployment for {machine.name}", rest))
+            self._clock.sleep(rest)
+        now = self._deploying(machine)
+        self.bury(run, [other for other, sign in stalled.items() if now.get(other) == sign])
 
     def resume(
         self, run: Run, reader: Worker, disks: Sequence[Disk], folder: destinations.Folder
@@ -423,6 +442,17 @@ class Source:
             "", self.azure.subscription, self.environment.resource_group, self.environment.location, "", ""
         )
         return Records(self.azure, run or nobody, self.environment.tags, self._clock)
+
+    def forget(
+        self, volumes: Iterable[Kept], older_than: timedelta | None, *, dry_run: bool = False
+    ) -> tuple[list[Kept], list[str]]:
+        """Delete records that no run has had to do with for so long; gives back those, and the ids that stayed."""
+        if older_than is None:
+            return [], []
+        before = self.azure.now(self._clock) - older_than
+        old = [volume for volume in volumes if volume.alive is not None and volume.alive <= before]
+        stayed = [] if dry_run else [id for kept in old for id in self.records().delete(kept.record.id)]
+        return old, stayed
 
     def check(
         self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True, pool: bool = True

@@ -19,11 +19,18 @@ from typing import Any
 from conftest import MIB
 from processes import Forked
 
+from coriolis_azure import resources, source
 from coriolis_azure.destinations import claims
 from coriolis_azure.provider import AzureExportProvider
 
-# A claim's times, short enough to wait for.
-TIMES = {"BEAT_SECONDS": 0.3, "LEASE_SECONDS": 2.0, "FENCE_SECONDS": 3.0}
+# Of claims and deployments, short enough to wait for.
+TIMES = (
+    (claims, "BEAT_SECONDS", 0.3),
+    (claims, "LEASE_SECONDS", 2.0),
+    (claims, "FENCE_SECONDS", 3.0),
+    (resources, "DEPLOY_BEAT_SECONDS", 1.0),
+    (source, "STALLED_SECONDS", 4.0),
+)
 
 
 class Handler:
@@ -64,8 +71,8 @@ def service(text: str) -> None:
 
 def task(text: str, results: Any) -> None:
     """A process: one call of the plugin."""
-    for name, seconds in TIMES.items():
-        setattr(claims, name, seconds)
+    for module, name, seconds in TIMES:
+        setattr(module, name, seconds)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     method, arguments = json.loads(text)
     try:

@@ -15,6 +15,8 @@ from conftest import MIB
 from processes import Forked, command, completed
 
 from coriolis_azure import sandbox
+from coriolis_azure.model import Record
+from coriolis_azure.source import Source
 
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
 
@@ -206,6 +208,26 @@ def test_a_killed_run_is_cleaned_up_by_the_next_command(
     assert "deleted" in run("cleanup", *settings).stdout
     assert run("sandbox", "resources", served).stdout == before
     assert "Nothing to clean up" in run("cleanup", *settings, "--older-than", "0s").stdout
+
+
+def test_records_of_volumes_are_listed_and_forgotten_by_age(settings: list[str]) -> None:
+    """Those of the orchestrator's transfers, which nobody deletes with a transfer."""
+    connection, environment = (json.loads(Path(settings[index]).read_text()) for index in (1, 3))
+    id = "0123456789abcdef"
+    with Source(connection, environment) as source:
+        source.records().update(id, lambda _: Record(id, "disk", "state"))
+
+    def old(*options: str) -> list[bool]:
+        volumes = json.loads(run("cleanup", *settings, "--json", *options).stdout)["volumes"]
+        assert [volume["holds"] for volume in volumes] == ["state"] * len(volumes)
+        return [volume["old"] for volume in volumes]
+
+    assert old("--older-than", "0s") == [False]
+    assert old("--volumes-older-than", "1d") == [False]
+    assert old("--volumes-older-than", "0s", "--dry-run") == [True]
+    assert "kept" in run("cleanup", *settings).stdout
+    assert old("--volumes-older-than", "0s") == [True]
+    assert old() == []
 
 
 def test_schemas_and_help(tmp_path: Path) -> None:

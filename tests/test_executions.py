@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from battles import served
-from conductor import Transfer
+from conductor import Task, Transfer
 from conftest import MIB
 from writer_targets import HttpsTarget, SshTarget
 
@@ -77,9 +77,13 @@ class Site:
         ]
 
 
-@pytest.fixture(params=["ssh", "https"])
+ON_BOTH = pytest.mark.parametrize("site", ["ssh", "https"], indirect=True)
+
+
+@pytest.fixture
 def site(request: pytest.FixtureRequest, azure: Sandbox, tmp_path: Path) -> Iterator[Site]:
-    kind = SshTarget if request.param == "ssh" else HttpsTarget
+    """Over HTTPS where a test does not ask for another way."""
+    kind = SshTarget if getattr(request, "param", "") == "ssh" else HttpsTarget
     target = kind(tmp_path / "receiver")
     try:
         with served(azure) as connection:
@@ -130,6 +134,7 @@ def recording(request: Request) -> bool:
     )
 
 
+@ON_BOTH
 @pytest.mark.parametrize("how", ["answer lost", "service killed", "task killed"])
 def test_a_result_that_is_not_stored_is_not_believed(site: Site, how: str) -> None:
     """A, then B by a run whose answer the orchestrator never hears of, then A again: nothing seems changed."""
@@ -154,6 +159,7 @@ def test_a_result_that_is_not_stored_is_not_believed(site: Site, how: str) -> No
     assert site.left() == site.idle
 
 
+@ON_BOTH
 @pytest.mark.parametrize("after", [False, True], ids=["before Azure acts", "after"])
 def test_a_cancel_in_the_last_bookkeeping_leaves_no_state_that_is_believed_and_wrong(
     site: Site, after: bool
@@ -177,6 +183,7 @@ def test_a_cancel_in_the_last_bookkeeping_leaves_no_state_that_is_believed_and_w
     assert site.left() == site.idle
 
 
+@ON_BOTH
 def test_a_run_whose_execution_was_given_up_ends_before_it_writes_beside_its_successor(site: Site) -> None:
     """A forced cancel sends no signal: the old process goes on, and the next one gets the pool's other worker."""
     transfer = site.transfer()
@@ -196,6 +203,7 @@ def test_a_run_whose_execution_was_given_up_ends_before_it_writes_beside_its_suc
     assert right(transfer, 1)
 
 
+@pytest.mark.parametrize("site", ["ssh"], indirect=True)
 def test_a_run_that_was_stopped_over_its_lease_writes_nothing_when_it_wakes(site: Site) -> None:
     transfer = site.transfer()
     transfer.execute()
@@ -211,6 +219,7 @@ def test_a_run_that_was_stopped_over_its_lease_writes_nothing_when_it_wakes(site
     assert right(transfer, 3)
 
 
+@pytest.mark.parametrize("site", ["ssh"], indirect=True)
 def test_without_a_state_a_run_is_refused_while_another_of_the_disk_lives(site: Site) -> None:
     """First executions: nothing tells whether both write to the same volume. A killed one is outlasted."""
     transfer = site.transfer()
@@ -239,6 +248,7 @@ def half_way(site: Site, transfer: Transfer) -> None:
     assert struck
 
 
+@ON_BOTH
 def test_what_a_failed_first_execution_has_written_is_overwritten_with_zeros_after_an_update(
     site: Site,
 ) -> None:
@@ -320,6 +330,42 @@ def test_a_task_ends_by_itself_when_its_service_is_killed(site: Site) -> None:
         task.kill_service()
         task.wait_for_end(20)
     assert site.left() == site.idle
+
+
+def test_a_killed_deployment_goes_with_the_next_one_of_the_vm_and_a_living_one_stays(
+    azure: Sandbox, image: Callable[..., Path]
+) -> None:
+    """Nobody is told of it. A run that is deployed, and waits for its next task, is none."""
+    azure.add_vm("web", image("os", MIB))
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+
+        def here(method: str, *arguments: Any) -> Any:
+            return getattr(AzureExportProvider(None), method)(None, connection, *arguments)
+
+        info = here("get_replica_instance_info", environment, "web")
+        deploy = ("deploy_replica_source_resources", connection, info, environment)
+        with Task(*deploy) as waiting:
+            deployed = waiting.result()["returned"]["migr_resources"]
+        with_it = azure.resources()
+        with Task(*deploy) as killed:
+
+            def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+                response = answer(request)
+                if request.method == "PUT" and "/virtualMachines/coriolis" in request.path:
+                    killed.signal(signal.SIGKILL)
+                return response
+
+            azure.intercept = strike
+            killed.result()
+        azure.intercept = None
+        assert len(azure.resources()) > len(with_it)
+        with Task(*deploy) as following:
+            next_one = following.result()["returned"]["migr_resources"]
+        here("delete_replica_source_resources", environment, next_one)
+        assert [each["id"] for each in azure.resources()] == [each["id"] for each in with_it]
+        here("delete_replica_source_resources", environment, deployed)
+    assert azure.resources() == before
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -333,20 +333,39 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
     help="Age of a run's last sign of life: 90s, 15m, 2h, 0s.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option(
+    "--volumes-older-than",
+    help="Forget the orchestrator's volumes that no run has had to do with for so long: 90d.",
+)
 @json_option
-def cleanup(connection: Path, environment: Path, older_than: str, dry_run: bool, as_json: bool) -> None:
+def cleanup(
+    connection: Path,
+    environment: Path,
+    older_than: str,
+    dry_run: bool,
+    volumes_older_than: str | None,
+    as_json: bool,
+) -> None:
     """Delete what runs that died have left in the resource group.
 
     Only resources with our tags are touched. A running transfer shows life every 15 minutes; do not go below
     that while others may be running. Runs of this host whose process is gone are deleted whatever their age.
+
+    The records of the orchestrator's volumes are listed too. A transfer whose record is forgotten sends its volume as
+    a whole once. If its first execution had failed, delete the transfer's disks before the next one.
     """
     age = timedelta(seconds=settings.duration(older_than))
+    silent = timedelta(seconds=settings.duration(volumes_older_than)) if volumes_older_than else None
     with opened(connection, environment, as_json) as source:
         found, stayed = source.sweep(age, dry_run=dry_run)
+        volumes = source.records().all()
+        old, kept = source.forget(volumes, silent, dry_run=dry_run)
+    stayed += kept
     if as_json:
         runs = [leftover.to_json() for leftover in found]
-        print_json({"dry_run": dry_run, "runs": runs, "left_behind": stayed})
-    elif not found:
+        listed = [{**volume.to_json(), "old": volume in old} for volume in volumes]
+        print_json({"dry_run": dry_run, "runs": runs, "volumes": listed, "left_behind": stayed})
+    elif not found and not volumes:
         out().print("Nothing to clean up.")
     else:
         records = []
@@ -355,6 +374,10 @@ def cleanup(connection: Path, environment: Path, older_than: str, dry_run: bool,
                 fate = "would be deleted" if dry_run else "STAYED" if id in stayed else "deleted"
                 alive = names.stamp(leftover.alive) if leftover.alive else "unknown"
                 records.append((leftover.run, leftover.instance, alive, fate, id))
+        for volume in volumes:
+            fate = "would be deleted" if dry_run else "STAYED" if volume.id in stayed else "deleted"
+            alive = names.stamp(volume.alive) if volume.alive else "unknown"
+            records.append(("-", volume.instance, alive, fate if volume in old else "kept", volume.id))
         Table(("run", "VM", "last sign of life", "", "resource"), records).show()
     raise_left_behind(stayed)
 

@@ -172,16 +172,17 @@ class Claim:
 
         Where it fails the next run waits for a lease's time, and looks for what this one has left.
         """
-        if not self._open or self._failure is not None:
-            return
-        try:
-            if self._known or self._told:
-                self._update(lambda mine: replace(mine, writer=""))
-            else:
-                self._records.delete(self.id)
-        except CoriolisAzureError as error:
-            LOG.warning("could not give up the claim on the volume of %s: %s", self._name, error)
-        self._open = False
+        with self._lock:
+            if not self._open or self._failure is not None:
+                return
+            self._open = False
+            try:
+                if self._known or self._told:
+                    self._records.update(self.id, lambda found: replace(self._mine(found), writer=""))
+                else:
+                    self._records.delete(self.id)
+            except CoriolisAzureError as error:
+                LOG.warning("could not give up the claim on the volume of %s: %s", self._name, error)
 
     def beat(self) -> bool:
         """Confirm the claim where that is due; whether it is still this run's."""

@@ -14,16 +14,17 @@ state is beside it there, so its entry gets no more than the VHD's URL (`vhd_url
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import names
 from ..clock import Clock
-from ..errors import DestinationFailed, InvalidInput, Unsupported
+from ..errors import CoriolisAzureError, DestinationFailed, InvalidInput, Unsupported
 from ..events import Notice, Report, silent
 from ..hashing import UNKNOWN, ZERO, Manifest
 from ..model import Disk
@@ -35,6 +36,8 @@ from .runmark import RunMark
 
 if TYPE_CHECKING:
     from .blob import BlobFolder
+
+LOG = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0  # of silence, after which the other side counts as gone
 VHD = "vhd_url"
@@ -213,10 +216,13 @@ class Volumes:
             claim.outlast()
 
     def _beat(self) -> None:
-        """Confirm the claims; what is another run's now is not written to any more."""
-        for claim in self._claims.values():
-            if not claim.beat():
-                self.stop()
+        """Confirm the claims; where a volume is another run's now, let go of all of them at once."""
+        kept = [claim.beat() for claim in self._claims.values()]
+        if not all(kept):
+            self.stop()
+            for volume in self._opened:
+                if isinstance(volume, Volume):
+                    volume.abandon()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -246,7 +252,7 @@ class Volume:
         self._lock = Lock()
         self._begun = False
         self._size = 0
-        self._stopped = False
+        self._stopped = self._abandoned = False
 
     def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
         """What the volume holds as its entry says, where that may be believed. See Destination."""
@@ -301,18 +307,37 @@ class Volume:
     def write(self, offset: int, data: Content) -> None:
         """Put `data` there. See Destination."""
         self._guard(offset, len(data))
-        self._device.write(offset, data)
-        self._claim.wrote()
+        with self._ours():
+            self._device.write(offset, data)
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros. See Destination."""
         self._guard(offset, length)
-        self._device.zero(offset, length)
+        with self._ours():
+            self._device.zero(offset, length)
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """The block writes; where it fails because the volume is another run's now, that is the reason."""
+        try:
+            yield
+        except DestinationFailed:
+            self._claim.hold()
+            raise
         self._claim.wrote()
 
     def stop(self) -> None:
         """Writes under way are the last ones; from any thread."""
         self._stopped = True
+
+    def abandon(self) -> None:
+        """End what is on its way to the device too; from any thread."""
+        if not self._abandoned:
+            self._abandoned = True
+            try:
+                self._device.close()
+            except CoriolisAzureError as error:
+                LOG.warning("%s", error)
 
     def _guard(self, offset: int, length: int) -> None:
         """A volume may be larger than the disk: what is beyond the disk is not ours. Nor is what another run took."""
