@@ -110,6 +110,7 @@ class Attachment:
         self._report(Notice(told))
         self._step("stop worker", lambda: self._azure.power_off(self._reader.vm))
         self._attached.close()
+        worker.emptied(self._azure, self._reader.vm, self._report, self._clock)
         doubtful = self.clones
         self.clones = self._make(self._restarts)
         self._delete(doubtful)

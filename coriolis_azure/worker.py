@@ -8,7 +8,6 @@ Size and image are chosen from what the location offers today.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from . import channel, names, ssh
+from . import channel, cloud_init, names, ssh
 from .clock import Clock
 from .cloud import Azure
 from .errors import AzureError, DeadlinePassed, InvalidInput, QuotaExceeded
@@ -119,7 +118,7 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
     choose_image(azure, environment, silent)
     private_key, public_key = ssh.client_key()
     host_private, host_public = ssh.host_key()
-    custom_data = cloud_config(host_private, host_public, environment.export_worker_ssh_port)
+    custom_data = cloud_init.cloud_config(host_private, host_public, environment.export_worker_ssh_port)
     with resources.undone_on_error():
         nic = _network(resources, environment)
         body = partial(
@@ -475,40 +474,6 @@ def choose_image(
     )
 
 
-def cloud_config(host_private: str, host_public: str, port: int) -> str:
-    """What cloud-init does at the worker's first boot. JSON is YAML too.
-
-    Azure never gives customData back, so the host's private key is readable on the worker only.
-    """
-    files = [
-        # Clones look like the machine's own disks. Nothing may scan, assemble or mount them.
-        _file("/etc/lvm/lvmlocal.conf", 'devices {\n    global_filter = [ "r|.*|" ]\n}\n'),
-        _file("/etc/mdadm/mdadm.conf.d/coriolis.conf", "AUTO -all\n"),
-        _file(
-            "/etc/udev/rules.d/61-coriolis-azure.rules",
-            'ACTION=="add", SUBSYSTEM=="block", KERNEL=="sd*|nvme*", ENV{SYSTEMD_READY}="0", '
-            'ENV{UDISKS_IGNORE}="1", ENV{ID_FS_TYPE}="", OPTIONS+="nowatch"\n',
-        ),
-    ]
-    config: Json = {
-        "ssh_deletekeys": True,
-        "ssh_genkeytypes": ["ed25519"],
-        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public},
-        "package_update": False,
-        "bootcmd": [
-            ["systemctl", "mask", "--now", "multipathd.service", "multipathd.socket", "udisks2.service"]
-        ],
-        "write_files": files,
-    }
-    if port != 22:
-        files.append(_file("/etc/ssh/sshd_config.d/10-coriolis-azure.conf", f"Port {port}\n"))
-        # Socket-activated servers take their port from the socket unit, which is generated from the file above.
-        config["runcmd"] = [
-            "systemctl daemon-reload; systemctl restart ssh.socket; systemctl restart ssh || systemctl restart sshd"
-        ]
-    return "#cloud-config\n" + json.dumps(config, indent=1)
-
-
 def sizes(azure: Azure, location: str) -> list[str]:
     """The sizes that can be a worker in `location` today, those of our list first."""
     offered = _offered(azure, location, Needs())
@@ -783,7 +748,3 @@ def _os_disk_of(azure: Azure, environment: Environment) -> Json:
 def _devices(lun: int) -> tuple[str, ...]:
     """The names that udev gives to the disk at `lun`: older images, newer ones."""
     return (f"/dev/disk/azure/scsi1/lun{lun}", f"/dev/disk/azure/data/by-lun/{lun}")
-
-
-def _file(path: str, content: str) -> Json:
-    return {"path": path, "content": content, "permissions": "0644"}

@@ -48,7 +48,7 @@ def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
     shared, subnet = pool.share()
     made, reader = pool.add("9a7b6c5d-aaaa", subnet)
     dead = source.resources(source.new_run(machine), Journal(source.new_run(machine)))
-    snapshots = cloning.snapshot_all(dead, disks, Clock())
+    snapshots = cloning.snapshot_all(dead, disks, silent, Clock())
 
     def dies_with_a_clone(before: int) -> None:
         (clone,) = cloning.clone_all(dead, disks, snapshots, before)

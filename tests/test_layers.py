@@ -39,6 +39,7 @@ FLOORS = (
         "cloning",
         "worker",
         "attachment",
+        "cloud_init",
         "transfer",
         "verification",
         "cleanup",

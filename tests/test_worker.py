@@ -258,22 +258,6 @@ def test_an_image_with_terms_of_its_own_is_replaced(
     assert any("terms of its own" in event.text for event in told if isinstance(event, Notice))
 
 
-def test_cloud_config_sets_host_key_port_and_keeps_hands_off_the_clones() -> None:
-    private, public = ssh.host_key()
-    head, _, body = worker.cloud_config(private, public, 2222).partition("\n")
-    assert head == "#cloud-config"
-    config = json.loads(body)
-    assert config["ssh_keys"] == {"ed25519_private": private, "ed25519_public": public}
-    files = {file["path"]: file["content"] for file in config["write_files"]}
-    assert files["/etc/ssh/sshd_config.d/10-coriolis-azure.conf"] == "Port 2222\n"
-    assert "global_filter" in files["/etc/lvm/lvmlocal.conf"]
-    assert not any("sshd_config" in path for path in _paths(worker.cloud_config(private, public, 22)))
-
-
-def _paths(config: str) -> list[str]:
-    return [file["path"] for file in json.loads(config.partition("\n")[2])["write_files"]]
-
-
 def test_another_host_key_is_refused_before_anything_is_sent(
     azure: Sandbox, source: Source, image: Callable[..., Path]
 ) -> None:
