@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ from coriolis_azure import errors, events, ssh
 from coriolis_azure.cli import output, progress
 from coriolis_azure.clock import Clock
 from coriolis_azure.model import Worker
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
 
 VM = "/subscriptions/5ffe7cd1-0000-4000-8000-000000000000/resourceGroups/group/providers/Microsoft.Compute/disks/"
 NAMES = [f"a-name-as-long-as-azure-lets-it-be-{'x' * 36}-{number}" for number in (1, 2)]
@@ -173,6 +176,19 @@ def test_an_ssh_server_that_answers_with_escape_sequences_is_told_of_in_plain_wo
         with pytest.raises(errors.CoriolisAzureError) as error:
             ssh.connect(worker_at(server.getsockname()[1]), Clock(), events.silent, patience=0)
     assert "[/x]" in error.value.message
+    assert hostile(error.value.message) == []
+
+
+def test_a_message_of_azure_s_is_shown_and_acts_on_nothing(
+    azure: Sandbox, source: Source, image: Callable[..., Path]
+) -> None:
+    azure.add_vm("web", image("os"))
+    azure.faults.add(
+        "refuse", path="/virtualMachines/", status=409, code="Foo", message=EVIL.replace("\udcff", "")
+    )
+    with pytest.raises(errors.Conflict) as error:
+        source.inspect("web")
+    assert r"Foo: [/x] [bold]b[/] \x1b]0;title\x07" in error.value.message
     assert hostile(error.value.message) == []
 
 
