@@ -184,7 +184,7 @@ def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(tmp_path, path,
     disk.write_bytes(bytes(GRAIN) + b"a" * GRAIN + bytes(GRAIN) + os.urandom(GRAIN) + b"b" * 512)
     path.write_bytes(b"old!" * GRAIN if fill == UNKNOWN else b"")
     os.truncate(path, disk.stat().st_size)
-    with Image(path) as image, Pipes() as pipes:
+    with Image(path, adopt=True) as image, Pipes() as pipes:
         image.known("id", disk.stat().st_size, 4 * GRAIN, False)
         base = Manifest.new(disk.stat().st_size, 4 * GRAIN, "id", fill)
         task = job(disk, compress=compress)

@@ -51,7 +51,11 @@ class RunMark:
         if not now and moment < self._next:
             return
         self._next = moment + _SECONDS
-        if not self._is_ours():
+        try:
+            ours = self._is_ours()
+        except OSError as error:
+            raise DestinationFailed(f"{self._path} cannot be read: {error.strerror}") from error
+        if not ours:
             raise DestinationFailed(
                 f"another run has begun to write to {self._path.parent}; this one ends",
                 remedy="Let one run at a time write there. The other run reads everything again.",
