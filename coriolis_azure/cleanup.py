@@ -7,9 +7,10 @@ knows what exists now; the subscription-wide index lags behind by minutes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
 from . import journal, names, resources, worker
@@ -46,10 +47,29 @@ def finish(
     does not list; then the AzureError of the listing is raised afterwards.
     """
     stayed = resources.delete(azure, known, clock, storage)
-    listed = [id for found in leftovers(azure, run.group, storage) if found.run == run.id for id in found.ids]
+    documents = _documents(azure, run.group)
+    found = _by_run(documents, storage)
+    listed = [id for leftover in found if leftover.run == run.id for id in leftover.ids]
     tried = {id.lower() for id in stayed}
     worker.free(azure, listed, clock)
-    return stayed + resources.delete(azure, [id for id in listed if id.lower() not in tried], clock, storage)
+    rest = [id for id in listed if id.lower() not in tried]
+    stayed += resources.delete(azure, rest, clock, storage, before=stayed)
+    told = {id.lower() for id in stayed}
+    return stayed + [id for id in _stripped(azure, run, documents) if id.lower() not in told]
+
+
+def _stripped(azure: Azure, run: Run, documents: Mapping[str, Sequence[Json]]) -> list[str]:
+    """What is called as the run calls what it makes, and carries no tag of ours: it is told, and not deleted."""
+    prefix = names.resource(run.id, "")
+    ids = [str(document["id"]) for listed in documents.values() for document in listed]
+    tagged = {
+        str(document["id"])
+        for listed in documents.values()
+        for document in listed
+        if resources.is_ours(document)
+    }
+    candidates = [id for id in ids if names.name_of(id).lower().startswith(prefix) and id not in tagged]
+    return [id for id in candidates if azure.find(id) is not None]
 
 
 def sweep(
@@ -75,7 +95,7 @@ def sweep(
         for run, path in (journal.abandoned(folder) if folder and known_here else ())
         if run.subscription == azure.subscription and run.group.lower() == group.lower()
     }
-    listed = leftovers(azure, group, storage)
+    listed = _with_intended(azure, leftovers(azure, group, storage), dead)
     before = azure.now(clock) - older_than  # only now Azure has told the time
     found = [
         leftover
@@ -97,7 +117,7 @@ def deploying(azure: Azure, group: str, instance: str) -> dict[str, str]:
     """The runs for a VM that one process is deploying, or was when it died, each with its last sign of life."""
     found: dict[str, str] = {}
     for document in azure.resources("nsg", group):
-        tags = document.get("tags") or {}
+        tags = names.tags_of(document)
         if tags.get(names.STEP_TAG) == names.DEPLOYING and tags.get(names.INSTANCE_TAG) == instance[:256]:
             found[tags.get(names.RUN_TAG, "")] = tags.get(names.ALIVE_TAG, "")
     found.pop("", None)
@@ -111,18 +131,36 @@ def _silent(leftover: Leftover, before: datetime, older_than: timedelta) -> bool
 
 def leftovers(azure: Azure, group: str, storage: Storage | None = None) -> list[Leftover]:
     """All resources in `group` that carry our tags, by run; and what runs have made in Blob storage."""
-    runs: dict[str, list[Json]] = {}
-    vms: list[Json] = []
+    return _by_run(_documents(azure, group), storage)
+
+
+def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
+    """All resources in `group` of the kinds that we make, by kind."""
     listed = ordered(lambda kind: azure.resources(kind, group), names.TYPES, threads=4, ahead=8)
-    for kind, documents in zip(names.TYPES, listed, strict=True):
-        vms += documents if kind == "vm" else []
-        for document in documents:
-            run = (document.get("tags") or {}).get(names.RUN_TAG)
-            if run is not None:
-                runs.setdefault(run, []).append(document)
-    for document in _blobs(storage, vms) if storage else ():
-        runs.setdefault(document["tags"][names.RUN_TAG], []).append(document)
-    return [_leftover(run, documents) for run, documents in sorted(runs.items())]
+    return dict(zip(names.TYPES, listed, strict=True))
+
+
+def _by_run(documents: Mapping[str, Sequence[Json]], storage: Storage | None) -> list[Leftover]:
+    runs: dict[str, list[Json]] = {}
+    blobs = list(_blobs(storage, documents["vm"])) if storage else []
+    for document in (*chain.from_iterable(documents.values()), *blobs):
+        run = names.tags_of(document).get(names.RUN_TAG)
+        if run is not None:
+            runs.setdefault(run.lower(), []).append(document)
+    return [_leftover(run, of_run) for run, of_run in sorted(runs.items())]
+
+
+def _with_intended(azure: Azure, listed: list[Leftover], dead: Mapping[str, Path]) -> list[Leftover]:
+    """What is listed, and what the journals of dead runs name besides: of that somebody may have taken the tags off."""
+    found = {leftover.run: leftover for leftover in listed}
+    for run, path in dead.items():
+        leftover = found.get(run, Leftover(run, "", None, ()))
+        told = {id.lower() for id in leftover.ids}
+        intended = [id for id in journal.intended(path) if not names.is_blob(id) and id.lower() not in told]
+        there = tuple(id for id in dict.fromkeys(intended) if azure.find(id) is not None)
+        if there:
+            found[run] = replace(leftover, ids=leftover.ids + there)
+    return list(found.values())
 
 
 def _blobs(storage: Storage, vms: Iterable[Json]) -> Iterator[Json]:
@@ -163,7 +201,7 @@ def _places(storage: Storage, vms: Iterable[Json]) -> Iterator[tuple[Container, 
 
 
 def _leftover(run: str, documents: list[Json]) -> Leftover:
-    tags = [document["tags"] for document in documents]
+    tags = [names.tags_of(document) for document in documents]
     signs = [
         sign
         for tag in tags

@@ -116,7 +116,7 @@ def _completed(
             what = f"the background copy of the snapshot of {disk.name}"
             report(Waiting(what, left + told, waited=told, percent=int(done)))
         clock.sleep(min(_LONGEST_PAUSE, max(10.0, (now - begun) / 20)))
-        snapshot = resources.azure.get(id)
+        snapshot = resources.read(id)
     return id
 
 

@@ -278,10 +278,12 @@ class Azure:
             return _of(id, _document(operations.get(names.group_of(id), names.name_of(id), **options)))
 
     def find(self, id: str) -> Json | None:
-        """The resource `id`, or None where there is none."""
+        """The resource `id`, or None where there is none. That there is no subscription is an error."""
         try:
             return self.get(id)
-        except errors.NotFound:
+        except errors.NotFound as error:
+            if error.facts.get("code") == "SubscriptionNotFound":
+                raise
             return None
 
     def resources(self, kind: str, group: str) -> list[Json]:

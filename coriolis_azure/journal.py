@@ -2,14 +2,17 @@
 
 One file a run, one line an id, `fsync`ed before Azure is asked. The process that runs holds a lock on the file:
 a journal that nobody holds belongs to a run that died, so the next one may finish it at once instead of waiting
-until it looks old. Ids are no secrets, and nothing else is in it. One that cannot be read (damaged, a newer version's,
-not ours) is set aside under another name: what its run made carries tags, and is deleted once it looks dead.
+until it looks old. That is believed only of journals that were begun since this kernel booted: hosts that share a home
+need not share its locks, and a lock of an earlier boot may be there or not. Of all others age decides. Ids are no
+secrets, and nothing else is in it. One that cannot be read (damaged, a newer version's, not ours) is set aside under
+another name: what its run made carries tags, and is deleted once it looks dead.
 
 Plugin calls are spread over processes and hosts, so they keep no file; for them the tags are the record.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -24,6 +27,8 @@ from .errors import InvalidInput, exhausted
 from .model import Run
 
 LOG = logging.getLogger(__name__)
+# What the first line says besides the run.
+_HOST, _BOOT = "host", "boot"
 
 
 class Journal:
@@ -48,8 +53,9 @@ class Journal:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = path.with_suffix(".new")
         self._descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        self._append(self.run.to_json())
+        with contextlib.suppress(OSError):  # where a file system knows no locks, age alone tells who is dead
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._append({**self.run.to_json(), _HOST: os.uname().nodename, _BOOT: _boot()})
         new.rename(path)
 
     def intend(self, id: str) -> None:
@@ -108,34 +114,68 @@ def default_folder() -> Path:
 
 def abandoned(folder: Path) -> Iterator[tuple[Run, Path]]:
     """The runs whose process is gone, with the paths of their journals."""
-    for path, lines in _journals(folder):
-        if lines is not None:
+    for path, lines, is_held in _journals(folder):
+        if is_held is False:
             try:
-                run = Run.from_json(json.loads(lines.readline()))
-            except (ValueError, TypeError, RecursionError):
+                first = json.loads(lines.readline())
+                boot = first.pop(_BOOT, "") if first.pop(_HOST, "") else ""
+                run = Run.from_json(first)
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 aside = path.with_suffix(".unreadable")
                 path.rename(aside)
                 LOG.warning("the journal %s cannot be read; it is kept as %s", path, aside)
                 continue
-            yield run, path
+            if boot and boot == _boot():
+                yield run, path
 
 
 def living(folder: Path) -> set[str]:
     """The ids of the runs whose process holds its journal."""
-    return {path.stem for path, lines in _journals(folder) if lines is None}
+    return {path.stem for path, _, is_held in _journals(folder) if is_held}
 
 
-def _journals(folder: Path) -> Iterator[tuple[Path, TextIO | None]]:
-    """The journals, each with its lines where nobody holds it, and None where somebody does."""
+def intended(path: Path) -> list[str]:
+    """The ids that a journal names, oldest first."""
+    ids = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
+        try:
+            ids.append(str(json.loads(line)["id"]))
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+        ):  # its process died while it wrote: nothing was made of that name
+            continue
+    return ids
+
+
+def _boot() -> str:
+    """By what name the kernel calls its running since it booted; "" where it does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _journals(folder: Path) -> Iterator[tuple[Path, TextIO, bool | None]]:
+    """The journals, each with its lines and whether somebody holds it; None where that cannot be told.
+
+    They are asked for with a shared lock: over NFS an exclusive one needs leave to write.
+    """
     for path in sorted(folder.glob("*.journal")):
         try:
             lines = path.open(encoding="utf-8")
         except FileNotFoundError:  # its run has just ended
             continue
         with lines:
-            try:
-                fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield path, None
-            else:
-                yield path, lines
+            yield path, lines, _held(lines)
+
+
+def _held(lines: TextIO) -> bool | None:
+    try:
+        fcntl.flock(lines, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from itertools import pairwise
+from typing import Any
 
 from .errors import Unreadable
 
@@ -113,6 +114,11 @@ def tags(run: str, role: str, instance: str, made: datetime, extra: Mapping[str,
         INSTANCE_TAG: instance[:256],
         MADE_TAG: stamp(made),
     }
+
+
+def tags_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a resource by lower-cased name: names of tags have no case, and policies rewrite it."""
+    return {name.lower(): value for name, value in (document.get("tags") or {}).items()}
 
 
 def stamp(moment: datetime) -> str:

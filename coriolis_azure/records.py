@@ -111,5 +111,5 @@ def _kept(document: Json) -> Kept:
 
 def _tag(document: Json, name: str) -> str:
     """The value of a tag, "" where there is none; names of tags have no case."""
-    tags = document.get("tags") or {}
+    tags = names.tags_of(document)
     return str(next((tag for key, tag in tags.items() if key.lower() == name), ""))

@@ -15,7 +15,7 @@ from typing import Any
 from . import codes, names
 from .clock import Clock, hurried
 from .cloud import Azure
-from .errors import AzureError, CoriolisAzureError, DeadlinePassed, NotFound
+from .errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, NotFound
 from .events import Report, Wait, silent
 from .interrupts import Spare, shielded
 from .journal import Journal
@@ -30,6 +30,8 @@ LOG = logging.getLogger(__name__)
 PATIENCE_SECONDS = 240
 DEPLOY_BEAT_SECONDS = 30.0
 _PAUSE_SECONDS = 5
+# What was made a moment ago may not be found yet by every server of Azure's.
+_STALE_SECONDS = 30
 # Blobs have no tags: the same words are in their metadata, whose names hold no hyphens.
 RUN = names.RUN_TAG.replace("-", "_")
 
@@ -64,8 +66,26 @@ class Resources:
         """Create the resource that plays `role` and wait until it is there; gives back Azure's document."""
         id = self.id(kind, role)
         self._journal.intend(id)
-        LOG.info("create %s", id)
-        return self.azure.put(id, {**body, "location": self.run.location, "tags": self._tags_of(role)})
+        whole = {**body, "location": self.run.location, "tags": self._tags_of(role)}
+        made: list[Json] = []
+
+        def once() -> None:
+            LOG.info("create %s", id)
+            made.append(self.azure.put(id, whole))
+
+        # A VM that Azure has no room for is asked for in another size.
+        self._patiently(once, f"creating {id}", 0 if kind == "vm" else PATIENCE_SECONDS)
+        return made[-1]
+
+    def read(self, id: str) -> Json:
+        """What was made, as it is now."""
+        found: list[Json] = []
+        self._patiently(lambda: found.append(self.azure.get(id)), f"reading {id}", _STALE_SECONDS)
+        return found[-1]
+
+    def _patiently(self, act: Callable[[], object], what: str, patience: float) -> None:
+        stale = min(_STALE_SECONDS, patience)
+        patiently(act, what, self._clock, patience, self.azure.report, stale=stale)
 
     def expect(self, kind: str, role: str) -> None:
         """Journal what Azure is going to make along with another resource of ours, for instance a VM's OS disk."""
@@ -154,23 +174,30 @@ class Resources:
         for id in (self.id("nsg", "nsg"), *made):
             document = self.azure.find(id)
             if document is not None:
-                tags = {**document.get("tags", {}), names.ALIVE_TAG: names.stamp(self.azure.now(self._clock))}
-                if not self._deploying:
-                    tags.pop(names.STEP_TAG, None)
-                self.azure.tag(id, tags)
+                gone = {names.ALIVE_TAG} if self._deploying else {names.ALIVE_TAG, names.STEP_TAG}
+                old = (document.get("tags") or {}).items()
+                kept = {name: value for name, value in old if name.lower() not in gone}
+                alive = names.stamp(self.azure.now(self._clock))
+                self.azure.tag(id, {**kept, names.ALIVE_TAG: alive})
                 return
 
 
 def is_ours(document: Json) -> bool:
     """Whether a resource carries one of our tags."""
-    return not names.OURS.isdisjoint(document.get("tags") or {})
+    return not names.OURS.isdisjoint(names.tags_of(document))
 
 
-def delete(azure: Azure, ids: Iterable[str], clock: Clock, storage: Storage | None = None) -> list[str]:
+def delete(
+    azure: Azure,
+    ids: Iterable[str],
+    clock: Clock,
+    storage: Storage | None = None,
+    before: Iterable[str] = (),
+) -> list[str]:
     """Delete what carries our tag among `ids`, users before what they use; gives back what stayed.
 
     Deleting goes on after a failure, so that one locked resource does not keep the others alive; but what is in
-    use by one that stayed is not waited for.
+    use by one that stayed, now or `before`, is not waited for. What is there without our tags stays.
     """
     by_kind: dict[str, list[str]] = {}
     known = list(ids)
@@ -178,17 +205,19 @@ def delete(azure: Azure, ids: Iterable[str], clock: Clock, storage: Storage | No
     for id in {id.lower(): id for id in known if id not in blobs}.values():  # listings change the case of ids
         by_kind.setdefault(names.kind_of(id), []).append(id)
     stayed: list[str] = []
+    stuck = {names.kind_of(id) for id in before if not names.is_blob(id)}
     all_, tried = len(blobs) + sum(map(len, by_kind.values())), 0
     waiting = Wait(azure.report, clock, f"the deletion of {all_} resources")
     if all_ > 1:
         waiting.still(0)
     for kind in names.TYPES:
         of_kind = by_kind.get(kind, [])
-        used = not names.USERS.get(kind, set()).isdisjoint(names.kind_of(id) for id in stayed)
-        patience = 0 if used else PATIENCE_SECONDS
-        gone = ordered(partial(_deleted, azure, clock, patience), of_kind, threads=4, ahead=8)
+        patience = PATIENCE_SECONDS if names.USERS.get(kind, set()).isdisjoint(stuck) else 0
+        gone = ordered(partial(_deleted, azure, clock, patience, by_kind), of_kind, threads=4, ahead=8)
         for id, is_gone in zip(of_kind, gone, strict=True):
-            stayed += [] if is_gone else [id]
+            if not is_gone:
+                stayed.append(id)
+                stuck.add(kind)
             tried += 1
             waiting.still(100 * tried / all_)
     return stayed + [id for id in blobs if not _blobs_deleted(storage, clock, id)]
@@ -200,12 +229,16 @@ def patiently(
     clock: Clock,
     patience: float = PATIENCE_SECONDS,
     report: Report = silent,
+    *,
+    stale: float = 0,
 ) -> None:
     """Do `act`; where Azure says that it is busy and waiting can help, again, for `patience` seconds.
 
+    For `stale` seconds it may also say that something is not there: not all of its servers know at once what was made.
     Raises the last AzureError. A lock, for one, is somebody's decision: no waiting lifts it.
     """
-    patient_until = clock.monotonic() + patience
+    begun = clock.monotonic()
+    patient_until = begun + patience
     waiting = Wait(report, clock, f"Azure to be ready for {what}", patience)
     while True:
         try:
@@ -213,7 +246,9 @@ def patiently(
         except AzureError as error:
             # Asking before Azure permits it only prolongs throttling.
             pause = max(_PAUSE_SECONDS, error.facts.get("retry_after") or 0)
-            helps = codes.waits(error.facts.get("code") or "", error.facts.get("status") or 0)
+            helps = codes.waits(error.facts.get("code") or "", error.facts.get("status") or 0) or (
+                isinstance(error, NotFound) and clock.monotonic() + pause <= begun + stale
+            )
             if not helps or hurried() or clock.monotonic() + pause > patient_until:
                 raise
             LOG.info("%s has to wait, trying again: %s", what, error)
@@ -223,19 +258,36 @@ def patiently(
             return
 
 
-def _deleted(azure: Azure, clock: Clock, patience: float, id: str) -> bool:
-    """Whether `id` is gone, or is no resource of ours to delete."""
+def _try_deleting(azure: Azure, by_kind: Mapping[str, Sequence[str]], id: str) -> None:
+    """Delete `id` if it is there.
 
-    def try_it() -> None:
-        document = azure.find(id)
-        if document is not None and is_ours(document):
-            LOG.info("delete %s", id)
-            azure.delete(id)
-        elif document is not None:
-            LOG.warning("left %s alone: it does not carry our tags", id)
-
+    Where Azure refuses, what may use it is looked for again: the answer that it was not there may have been stale.
+    """
+    document = azure.find(id)
+    if document is None:
+        return
+    if not is_ours(document):
+        raise Conflict(
+            f"{id} is still there without our tags, so it is left alone",
+            remedy="Delete it by hand, or give it its tags back: somebody has taken them off.",
+        )
     try:
-        patiently(try_it, f"deleting {id}", clock, patience, azure.report)
+        LOG.info("delete %s", id)
+        azure.delete(id)
+    except AzureError:
+        for kind in names.USERS.get(names.kind_of(id), ()):
+            for user in by_kind.get(kind, ()):
+                _try_deleting(azure, by_kind, user)
+        raise
+
+
+def _deleted(
+    azure: Azure, clock: Clock, patience: float, by_kind: Mapping[str, Sequence[str]], id: str
+) -> bool:
+    """Whether `id` is gone. `by_kind`: what is deleted together with it."""
+    try:
+        act = partial(_try_deleting, azure, by_kind, id)
+        patiently(act, f"deleting {id}", clock, patience, azure.report)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
         _tell_undeleted(id, error)
         return False

@@ -284,7 +284,7 @@ def free(azure: Azure, ids: Iterable[str], clock: Clock) -> None:
     holders.pop("", None)
     for vm, disks in holders.items():
         document = azure.find(vm)
-        if document is not None and names.POOL_TAG in (document.get("tags") or {}):
+        if document is not None and names.POOL_TAG in names.tags_of(document):
             detach(azure, vm, disks, clock)
 
 
@@ -607,7 +607,7 @@ def _own_subnet(subscription: str, id: str) -> str:
 
 def _address(resources: Resources, environment: Environment, nic: Json) -> str:
     if environment.export_worker_use_fip:
-        return str(must(resources.azure.get(resources.id("ip", "ip")), "properties.ipAddress"))
+        return str(must(resources.read(resources.id("ip", "ip")), "properties.ipAddress"))
     configurations = must(nic, "properties.ipConfigurations")
     return str(must(configurations[0], "properties.privateIPAddress"))
 

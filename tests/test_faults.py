@@ -128,7 +128,7 @@ def test_conflicts_with_others_are_waited_out_within_the_stated_time(
         (
             "virtualMachines",
             [
-                *("virtualMachines", "networkInterfaces", "publicIPAddresses"),
+                *("virtualMachines", "disks", "networkInterfaces", "publicIPAddresses"),
                 *("networkSecurityGroups", "virtualNetworks"),
             ],
         ),
@@ -163,7 +163,7 @@ def test_a_lock_is_not_waited_for_and_what_stays_is_told(
         ("policy", {"path": "/snapshots/"}, errors.Denied, "RequestDisallowedByPolicy"),
         (
             "failed-operation",
-            {"method": "PUT", "path": "/disks/", "code": "InternalExecutionError"},
+            {"method": "PUT", "path": "/disks/", "code": "InternalExecutionError", "times": 0},
             errors.OperationFailed,
             "InternalExecutionError",
         ),

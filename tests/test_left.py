@@ -1,0 +1,199 @@
+"""Policies, locks, stale answers and other hosts: nothing that a run has made is forgotten, or waited for in vain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from test_cleanup import NSG, Later
+from test_worker import Held
+
+from coriolis_azure import cleanup, journal, names, resources
+from coriolis_azure.journal import Journal
+from coriolis_azure.model import Run
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
+
+Image = Callable[..., Path]
+Answer = Callable[[Request], Response]
+
+
+@pytest.fixture
+def clock() -> Later:
+    """What is waited for passes at once."""
+    return Later()
+
+
+@pytest.fixture
+def run(source: Source) -> Run:
+    return Run(names.new_run(), source.azure.subscription, "sandbox", "westeurope", "", "web")
+
+
+def retagged(
+    change: Callable[[str], dict[str, str]], kind: str = ""
+) -> Callable[[Request, Answer], Response]:
+    """A policy that changes each of our tags."""
+
+    def intercept(request: Request, answer: Answer) -> Response:
+        if request.method in {"PUT", "PATCH"} and b"coriolis-run" in request.body and kind in request.path:
+            body = json.loads(request.body)
+            tags = body["tags"].items()
+            body["tags"] = {new: value for name, value in tags for new in change(name)}
+            request = Request(request.method, request.url, request.headers, json.dumps(body).encode())
+        return answer(request)
+
+    return intercept
+
+
+def test_names_of_tags_have_no_case(azure: Sandbox, source: Source, image: Image, tmp_path: Path) -> None:
+    azure.add_vm("web", image("os"))
+    before = azure.resources()
+    azure.intercept = retagged(lambda name: {name.title(): ""})
+    assert source.replicate("web", tmp_path / "images").left_behind == ()
+    assert azure.resources() == before
+
+
+def test_signs_of_life_replace_one_another_whatever_their_case(
+    azure: Sandbox, source: Source, run: Run
+) -> None:
+    made = resources.Resources(source.azure, run, Journal(run), {"Owner": "Ann"}, Later())
+    azure.intercept = retagged(lambda name: {name.upper(): ""})
+    id = made.create("nsg", "nsg", NSG)["id"]
+    azure.intercept = None
+    for _ in range(2):
+        made.show_life()
+    tags = source.azure.get(id)["tags"]
+    assert len({name.lower() for name in tags}) == len(tags) == 6
+    assert source.sweep(timedelta(0))[1] == []
+    assert source.azure.find(id) is None
+
+
+@pytest.mark.parametrize("kind", ["snapshots", "virtualMachines"])
+def test_what_has_lost_its_tags_is_left_behind_and_never_forgotten(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, kind: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    azure.intercept = retagged(lambda name: {}, f"/{kind}/coriolis")
+    left = source.replicate("web", tmp_path / "images").left_behind
+    azure.intercept = None
+    assert f"/{kind}/" in left[0]
+    for _ in range(2):  # of every clean-up, until somebody has deleted it
+        assert source.sweep(timedelta(hours=2))[1][0] == left[0]
+        assert source.azure.find(left[0]) is not None
+    source.azure.delete(left[0])
+    assert source.sweep(timedelta(hours=2))[1] == []
+    assert source.sweep(timedelta(0)) == ([], [])
+    assert not list((tmp_path / "state/coriolis-azure").iterdir())
+
+
+def test_without_a_journal_its_name_tells_what_has_lost_its_tags(
+    azure: Sandbox, source: Source, run: Run
+) -> None:
+    made = source.resources(run, Journal(run))
+    id = made.create("nsg", "nsg", NSG)["id"]
+    source.azure.tag(id, {})
+    assert [names.name_of(left) for left in source.finish(run)] == [names.name_of(id)]
+    assert source.azure.find(id) is not None
+
+
+def test_a_locked_worker_costs_no_patience_though_its_disk_has_its_tags(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, clock: Held
+) -> None:
+    azure.add_vm("web", image("os"))
+    azure.faults.add("lock", path="/virtualMachines/coriolis", times=0)
+    left = source.replicate("web", tmp_path / "images").left_behind
+    assert clock.monotonic() < 60
+    disks = [each for each in azure.resources() if "worker" in each["id"] and "/disks/" in each["id"]]
+    assert {tag.lower() for tag in disks[0]["tags"]} >= {names.RUN_TAG, names.ROLE_TAG}
+    assert len({id.lower() for id in left}) == len(left)
+    azure.faults.clear()
+    assert source.sweep(timedelta(0))[1] == []
+
+
+# Stale and busy answers
+
+
+@pytest.mark.parametrize("kind", ["networkInterfaces", "virtualMachines", "snapshots"])
+def test_a_stale_not_found_in_the_clean_up_costs_nothing(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, clock: Held, kind: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    before = azure.resources()
+    stale: list[str] = []
+
+    def forgetful(request: Request, answer: Answer) -> Response:
+        is_it = f"/{kind}/coriolis" in request.path
+        if is_it and request.method == "DELETE":
+            assert stale, "asked for before it is deleted"
+        if is_it and request.method == "GET" and source_is_done and not stale:
+            stale.append(request.path)
+            return Response.of(404, {"error": {"code": "ResourceNotFound", "message": "not found"}})
+        return answer(request)
+
+    source_is_done: list[bool] = []
+    source._report = lambda event: source_is_done.append(True) if "clean up" in str(event) else None
+    azure.intercept = forgetful
+    assert source.replicate("web", tmp_path / "images").left_behind == ()
+    assert stale
+    assert clock.monotonic() < resources.PATIENCE_SECONDS
+    assert azure.resources() == before
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (409, "Conflict"),
+        (409, "AnotherOperationInProgress"),
+        (429, "RetryableErrorDueToAnotherOperation"),
+        (404, "NotFound"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["snapshots", "networkInterfaces", "disks"])
+def test_what_waiting_helps_ends_no_run(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, kind: str, status: int, code: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    before = azure.resources()
+    rule = {"method": "PUT", "path": f"/{kind}/coriolis", "status": status, "code": code, "seconds": 0.001}
+    azure.faults.add("refuse", **rule)
+    assert source.replicate("web", tmp_path / "images").left_behind == ()
+    assert azure.resources() == before
+    assert azure.faults.listed() == []
+
+
+def test_that_the_subscription_is_unknown_does_not_mean_that_all_is_gone(
+    azure: Sandbox, source: Source, run: Run
+) -> None:
+    id = source.resources(run, Journal(run)).create("nsg", "nsg", NSG)["id"]
+    azure.faults.add("refuse", method="GET", status=404, code="SubscriptionNotFound", times=0)
+    assert resources.delete(source.azure, [id], Later()) == [id]
+
+
+# Journals that several hosts see
+
+
+def begun_elsewhere(run: Run, folder: Path, **other: str) -> Path:
+    with Journal(run, folder):
+        path = folder / f"{run.id}.journal"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), **other}), *rest, ""]))
+    return path
+
+
+@pytest.mark.parametrize(
+    "other", [{"host": "elsewhere", "boot": "another"}, {"boot": "an-earlier-one"}, {"boot": ""}]
+)
+def test_a_journal_of_another_host_or_boot_tells_nothing_by_its_lock(
+    source: Source, run: Run, tmp_path: Path, other: dict[str, str]
+) -> None:
+    """Hosts may share a home and not its locks: the run may live, so its age decides."""
+    path = begun_elsewhere(run, tmp_path, **other)
+    source.resources(run, Journal(run)).create("nsg", "nsg", NSG)
+    assert list(journal.abandoned(tmp_path)) == []
+    assert cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(), tmp_path) == ([], [])
+    found, _ = cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(3), tmp_path)
+    assert [leftover.run for leftover in found] == [run.id]
+    assert path.exists()
