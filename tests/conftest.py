@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from coriolis_azure.clock import Clock
@@ -19,6 +20,12 @@ from coriolis_azure.source import Source
 
 MIB = 1 << 20
 GROUP = "sandbox"
+
+# How long a machine takes under load says nothing about a property.
+hypothesis.settings.register_profile(
+    "under load", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("under load")
 
 # A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
