@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import random
 import signal
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import hypothesis
 import pytest
 
 from coriolis_azure.clock import Clock
+from coriolis_azure.errors import CoriolisAzureError
 from coriolis_azure.events import Event
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.sandbox import PACE
@@ -26,6 +30,20 @@ hypothesis.settings.register_profile(
     "under load", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("under load")
+
+# The orchestrator, where it is installed. What it warns of while it is imported is not ours to mend.
+with warnings.catch_warnings(), suppress(ImportError):
+    warnings.simplefilter("ignore")
+    for _module in ("schemas", "tasks.base", "osmorphing.manager", "api.v1.views.minion_pool_view"):
+        importlib.import_module(f"coriolis.{_module}")
+
+
+def raised(kind: type[CoriolisAzureError]) -> type[Exception]:
+    """What the plugin raises for an error of this kind: the orchestrator's own where it is installed."""
+    from coriolis_azure import plugin_api  # which imports the orchestrator, see above
+
+    return type(plugin_api.orchestrators_error(kind("")))
+
 
 # A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

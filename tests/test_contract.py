@@ -17,7 +17,7 @@ import jsonschema
 import orchestrator_schemas as schemas
 import pytest
 from battles import served
-from conftest import GROUP, MIB
+from conftest import GROUP, MIB, raised
 from orchestrator_logs import logged, shown
 from writer_targets import SshTarget
 
@@ -149,7 +149,7 @@ def test_one_instance_by_name_and_by_id(
             provider.get_instance(None, connection, azure.environment(), name), schemas.VM_EXPORT_INFO
         )
         assert len(info["devices"]["disks"]) == 2
-    with pytest.raises(errors.NotFound, match="no VM other"):
+    with pytest.raises(raised(errors.NotFound), match="no VM other"):
         provider.get_instance(None, connection, azure.environment(), "other")
 
 
@@ -233,7 +233,7 @@ def test_validation_tells_all_findings_and_makes_nothing(
         schemas.VM_EXPORT_INFO,
     )
     wrong = {**environment, "exclude_disks": ["data-9"], "export_network": "sandbox-vnet/none"}
-    with pytest.raises(errors.InvalidInput) as caught:
+    with pytest.raises(raised(errors.InvalidInput)) as caught:
         provider.validate_replica_export_input(None, connection, "web", source_environment=wrong)
     assert "data-9 is no disk" in str(caught.value)
     assert "has no subnet none" in str(caught.value)
@@ -258,9 +258,9 @@ def test_what_may_change_between_executions(
         provider.check_update_source_environment_params(None, connection, "web", [], old, {"tags": {}}) == []
     )
     for refused in ({"location": "northeurope"}, {"resource_group": "other"}):
-        with pytest.raises(errors.InvalidInput, match="cannot change"):
+        with pytest.raises(raised(errors.InvalidInput), match="cannot change"):
             change(**refused)
-    with pytest.raises(errors.InvalidInput, match="colour"):
+    with pytest.raises(raised(errors.InvalidInput), match="colour"):
         change(colour="red")
 
 
@@ -322,7 +322,7 @@ def test_a_pool_of_warm_workers(
     assert "PRIVATE" not in logged_and_shown(properties, reached)
     provider.healthcheck_minion(None, connection, properties, reached)
     provider.shutdown_minion(None, connection, properties)
-    with pytest.raises(errors.AzureError):
+    with pytest.raises(raised(errors.AzureError)):
         provider.start_minion(
             None, connection, {**properties, "worker": {"vm": properties["worker"]["vm"] + "x"}}
         )
@@ -331,7 +331,7 @@ def test_a_pool_of_warm_workers(
 
     info = provider.get_replica_instance_info(None, connection, environment, "web")
     provider.validate_minion_compatibility_for_transfer(None, connection, info, environment, properties)
-    with pytest.raises(errors.InvalidInput, match="the VM is in northeurope"):
+    with pytest.raises(raised(errors.InvalidInput), match="the VM is in northeurope"):
         provider.validate_minion_compatibility_for_transfer(
             None, connection, {**info, "location": "northeurope"}, environment, properties
         )
@@ -354,7 +354,7 @@ def test_a_pool_of_warm_workers(
     provider.delete_minion(None, connection, properties)
     provider.tear_down_pool_shared_resources(None, connection, environment, shared)
     assert azure.resources() == before
-    with pytest.raises(errors.InvalidInput, match="worker for windows"):
+    with pytest.raises(raised(errors.InvalidInput), match="worker for windows"):
         provider.create_minion(None, connection, environment, pool, "windows", shared, name)
 
 
@@ -508,6 +508,7 @@ for call, kind in (
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:The metaschema specified:DeprecationWarning")  # by its own schemas
 @pytest.mark.parametrize(
     "name", ["vm_export_info", "vm_instance_info", "vm_network", "vm_storage", "source_options"]
 )

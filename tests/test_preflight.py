@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from battles import served
-from conftest import GROUP, MIB
+from conftest import GROUP, MIB, raised
 
 from coriolis_azure import errors, names, permissions
 from coriolis_azure.preflight import Checked
@@ -551,7 +551,7 @@ def test_the_plugin_tells_warnings_and_raises_all_errors(azure: Sandbox, image: 
         assert info["name"] == "web"
         assert any("reached from anywhere" in line for line in listener.lines)
         allow(azure, "*", but=("Microsoft.Compute/snapshots/*",))
-        with pytest.raises(errors.InvalidInput, match="snapshots/write") as caught:
+        with pytest.raises(raised(errors.InvalidInput), match="snapshots/write") as caught:
             provider.validate_replica_export_input(None, connection, "web", azure.environment())
     assert "snapshots/delete" in str(caught.value)
     assert "coriolis-azure role" in str(caught.value)

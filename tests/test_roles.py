@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from battles import served
 from click.testing import CliRunner
-from conftest import MIB
+from conftest import MIB, raised
 from writer_targets import HttpsTarget
 
 from coriolis_azure import AzureExportProvider, errors, permissions
@@ -106,7 +106,7 @@ def test_a_pool_that_lacks_an_action_is_refused_before_anything_is_made(
 ) -> None:
     restrict(azure, "--no-shutdown", but=action)
     provider, before = AzureExportProvider(None), azure.resources()
-    with pytest.raises(errors.InvalidInput, match=action):
+    with pytest.raises(raised(errors.InvalidInput), match=action):
         provider.validate_minion_pool_environment_options(None, connection, azure.environment())
     assert azure.resources() == before
 
@@ -120,7 +120,7 @@ def test_the_step_of_a_pool_names_the_action_that_it_lacks(
     made = provider.create_minion(None, connection, environment, "pool", "linux", shared, "minion")
     restrict(azure, "--no-shutdown", but=f"Microsoft.Compute/virtualMachines/{action}/action")
     call = provider.start_minion if action == "start" else provider.shutdown_minion
-    with pytest.raises(errors.Denied, match=f"virtualMachines/{action}/action"):
+    with pytest.raises(raised(errors.Denied), match=f"virtualMachines/{action}/action"):
         call(None, connection, made["minion_provider_properties"])
 
 
@@ -144,7 +144,7 @@ def test_a_transfer_that_shuts_down_and_fails_and_is_tried_again(
         wrong = [{**entries[0], "volume_dev": str(tmp_path)}] if broken else entries
         try:
             done = provider.replicate_disks(None, connection, environment, "web", *copy, wrong, True)
-        except errors.DestinationFailed:
+        except raised(errors.DestinationFailed):
             assert broken
         finally:
             provider.delete_replica_source_resources(None, connection, environment, made["migr_resources"])
