@@ -139,6 +139,13 @@ def check(
     return Checked(tuple(asked.findings), asked.machine)
 
 
+def refuse_locked(azure: Azure, environment: Environment, report: Report) -> None:
+    """InvalidInput where a lock forbids to make or to delete in the resource group: two requests, asked in each run."""
+    asked = _Questions(azure, environment, report, None, strict=False, uses=(), may_use=())
+    asked.locks()
+    Checked(tuple(asked.findings)).require()
+
+
 class _Questions:
     """The questions, in the order of a run's steps, and what was found."""
 

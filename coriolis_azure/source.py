@@ -187,6 +187,7 @@ class Source:
         """
         began, started = self._clock.monotonic(), names.stamp(self._clock.now())
         machine = self.inspect(vm)
+        preflight.refuse_locked(self.azure, self.environment, self._report)
         self._tell_caveats(machine)
         disks = self.chosen(machine)
         with destinations.open(str(to), self._report, self.storage, adopt=adopt) as folder:
@@ -345,6 +346,7 @@ class Source:
         What dead runs have left is deleted first. Nothing of this run is left when it fails.
         """
         machine = self.inspect(vm)
+        preflight.refuse_locked(self.azure, self.environment, self._report)
         self.sweep(DEAD_AFTER)
         stalled, looked = self._deploying(machine), self._clock.monotonic()
         run = self.new_run(machine)

@@ -11,7 +11,7 @@ import pytest
 from test_cleanup import NSG, Later
 from test_worker import Held
 
-from coriolis_azure import cleanup, journal, names, resources
+from coriolis_azure import cleanup, errors, journal, names, resources
 from coriolis_azure.journal import Journal
 from coriolis_azure.model import Run
 from coriolis_azure.sandbox import Request, Response, Sandbox
@@ -111,6 +111,32 @@ def test_a_locked_worker_costs_no_patience_though_its_disk_has_its_tags(
     assert len({id.lower() for id in left}) == len(left)
     azure.faults.clear()
     assert source.sweep(timedelta(0))[1] == []
+
+
+@pytest.mark.parametrize("level", ["ReadOnly", "CanNotDelete"])
+def test_a_lock_on_the_group_stops_a_run_before_it_makes_anything(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, level: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    group = f"/subscriptions/{source.azure.subscription}/resourceGroups/sandbox"
+    lock = f"{group}/providers/Microsoft.Authorization/locks/l"
+    body = json.dumps({"properties": {"level": level}}).encode()
+
+    def locked(request: Request, answer: Answer) -> Response:
+        assert request.method == "GET" or "/subscriptions/" not in request.path, "something is made"
+        if request.path.endswith("/locks"):
+            return Response.of(200, {"value": [{"id": lock, "name": "l", **json.loads(body)}]})
+        return answer(request)
+
+    azure.intercept = locked
+    acts: list[Callable[[], object]] = [
+        lambda: source.replicate("web", tmp_path / "images"),
+        lambda: source.prepare("web"),
+    ]
+    for act in acts:
+        with pytest.raises(errors.InvalidInput, match="the lock l"):
+            act()
+    assert not (tmp_path / "images").exists()
 
 
 # Stale and busy answers
