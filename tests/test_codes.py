@@ -78,23 +78,6 @@ def test_a_remedy_tells_a_person_to_do_something(code: codes.Code) -> None:
         assert sentence.split()[0].rstrip(",") in IMPERATIVES.split(), sentence
 
 
-def test_remedies_name_only_settings_and_commands_that_exist() -> None:
-    known = {"active_directory_resource_id", "service_principal_credentials", "user_credentials", "client_id"}
-    known |= {
-        "api_profile",
-        "api_versions",
-        "custom_cloud_properties",
-        "client_secret",
-        "client_certificate",
-        "username",
-        "resource_group",
-    }
-    for schema in ("connection_info", "source_environment"):
-        known |= set(json.loads((ROOT / "schemas" / f"{schema}.json").read_text())["properties"])
-    told = {word.strip(".,;:()") for code in codes.CODES for word in code.remedy.split() if "_" in word}
-    assert told <= known
-
-
 def test_codes_are_found_whatever_their_case_and_guessed_at_when_misspelt() -> None:
     assert codes.find("scopelocked") is codes.find("ScopeLocked") is not None
     assert codes.find("Sco") is None

@@ -356,7 +356,7 @@ def test_an_image_that_is_mounted_through_a_loop_device_is_refused(path: Path) -
             run(path, {0: B})
     finally:
         command("losetup", "--detach", read_only)
-    assert f"losetup --detach {read_only}" in refused.value.remedy
+    assert f"losetup -d {read_only}" in refused.value.remedy
     run(path, {0: B})
 
 

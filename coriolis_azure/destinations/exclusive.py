@@ -73,7 +73,7 @@ def refuse_loops(fd: int, path: Path) -> None:
                 device = f"/dev/{backing.parts[-3]}"
                 raise InvalidInput(
                     f"{path} is in use: {device} is set up over it",
-                    remedy=f"Unmount it, then detach it: losetup --detach {device}",
+                    remedy=f"Unmount it, then detach it: `losetup -d {device}`.",
                 )
 
 
