@@ -15,7 +15,7 @@ import images
 import pytest
 from customer import Disk
 from hypervisor import VM, Hypervisor
-from qemu import Machine, running
+from qemu import BOOT_SECONDS, Machine, running
 
 from coriolis_azure import errors, ssh, transfer, worker
 from coriolis_azure.attachment import Attachment
@@ -196,9 +196,11 @@ def test_clones_are_read_and_nothing_else_happens_to_them(
 
 
 def test_a_worker_that_boots_again_in_mid_copy_gets_new_clones(
-    machine: Machine, disks: list[Disk], tmp_path: Path
+    machine: Machine, disks: list[Disk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may come up from the clone, write to it and answer with our key; the replica is right all the same."""
+    monkeypatch.setattr(ssh, "RECONNECT_SECONDS", BOOT_SECONDS)  # a boot without KVM takes minutes
+    monkeypatch.setattr(ssh, "READY_SECONDS", BOOT_SECONDS)
     (snapshot,) = [disk for disk in disks if disk.name == "os"]
     made: list[Path] = []
     told: list[Event] = []
