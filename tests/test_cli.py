@@ -150,6 +150,17 @@ def test_wrong_usage_is_exit_code_2_without_a_traceback(arguments: list[str]) ->
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.parametrize("group", [[], ["sandbox"]])
+def test_a_group_without_a_command_shows_its_help(group: list[str]) -> None:
+    shown = run(*group, check=2).stderr
+    assert shown.startswith("Usage: coriolis-azure")
+    assert "\nCommands:\n" in shown
+
+
+def test_a_missing_argument_is_told_in_one_line_with_its_choices() -> None:
+    assert "Choose from: connection, source-environment\n" in run("schema", check=2).stderr
+
+
 def test_bad_durations_and_disks_are_explained(served: Path, settings: list[str]) -> None:
     assert "Write a duration as" in run("cleanup", *settings, "--older-than", "soon", check=2).stderr
     assert "names no disk" in run("sandbox", "write", served, "web", "first", settings[1], check=2).stderr

@@ -107,6 +107,29 @@ def test_what_a_stranger_writes_after_a_run_is_seen(path: Path, last: str, stran
     assert holds(path, content)
 
 
+def test_a_change_that_a_file_system_lets_hide_is_found_by_reading(tmp_path: Path, told: Told) -> None:
+    """exFAT keeps no ctime: its driver shows the mtime in its place, so putting that back puts back both."""
+    medium = tmp_path / "medium"
+    with medium.open("wb") as file:
+        file.truncate(32 << 20)
+    content = {0: A, FAR: A}
+    with loop(medium) as device:
+        command("mkfs.exfat", device)
+        (tmp_path / "exfat").mkdir()
+        command("mount.exfat-fuse", device, tmp_path / "exfat")
+        try:
+            path = tmp_path / "exfat" / "os.raw"
+            run(path, content)
+            before = path.stat()
+            edit_and_put_the_time_back(path)
+            assert path.stat().st_ctime_ns == before.st_ctime_ns
+            run(path, content, report=told)
+            assert holds(path, content)
+            assert "does not show whether a file was changed" in told[0]
+        finally:
+            command("umount", tmp_path / "exfat")
+
+
 def test_after_a_failed_run_that_noted_how_it_left_the_image_only_its_regions_are_read(
     path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

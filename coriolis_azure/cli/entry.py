@@ -42,6 +42,9 @@ def _run() -> int:
         return cli.main(prog_name="coriolis-azure", standalone_mode=False) or 0
     except CoriolisAzureError as error:
         return _tell(error)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         return _tell(_usage(error))
     except (KeyboardInterrupt, click.Abort):
@@ -69,7 +72,8 @@ def _usage(error: click.ClickException) -> InvalidInput:
     command = (
         error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "coriolis-azure"
     )
-    return InvalidInput(error.format_message(), remedy=f"Run `{command} --help` for what can be given.")
+    message = " ".join(error.format_message().split())  # click sets choices on lines of their own
+    return InvalidInput(message, remedy=f"Run `{command} --help` for what can be given.")
 
 
 def _tell(error: CoriolisAzureError) -> int:

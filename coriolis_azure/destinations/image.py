@@ -16,9 +16,10 @@ keeps it, whether the process is killed or the power fails after it:
   regions are read again. A run that was killed, or whose flush failed, leaves no such note.
 
 What is not proved is read: the whole image where the file is not as we left it (size, mtime, ctime or inode differ:
-edited, restored, copied, booted), where a run died without a note of how it left the file, and where there is no usable
-manifest; all of a block device at each run, since nothing tells of writes to it. It is read from the medium: flushed,
-then past the page cache, which after a failed flush holds what the medium does not.
+edited, restored, copied, booted), where the file system cannot show that (it has no ctime of its own), where a run died
+without a note of how it left the file, and where there is no usable manifest; all of a block device at each run, since
+nothing tells of writes to it. It is read from the medium: flushed, then past the page cache, which after a failed flush
+holds what the medium does not.
 
 Nobody else may be at work on an image: see `exclusive`. An image without a manifest is somebody else's unless nothing
 is in it; it is refused, or, where that was asked for, adopted: read as a whole.
@@ -250,6 +251,8 @@ class Image:
             return f"the last run to {self.path} did not end well"
         if self._stamp() != (dirty.left if dirty else kept.stamp):
             return f"{self.path} was changed since the last run"
+        if statefiles.ctime_can_be_set(self.path.parent):
+            return "its file system does not show whether a file was changed"
         return ""
 
     def _anew(self, disk: str, size: int, chunk: int) -> Manifest:
@@ -298,9 +301,8 @@ class Image:
         try:
             os.fsync(self._fd)
         except OSError:
-            os.fsync(
-                self._fd
-            )  # the first error may tell of a dead run's writes; the reads show what came of them
+            # The first error may be about a dead run's writes; the reads show what came of them.
+            os.fsync(self._fd)
         self._drop_cache()
         try:
             direct = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)

@@ -10,13 +10,14 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InvalidInput
 
 _UNKNOWN_TO_THE_FILE_SYSTEM = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+_LONG_AGO_NS = 10**18  # in 2001, which every file system knows
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -85,14 +86,31 @@ def refuse_foreign(fd: int, path: Path) -> None:
 
 def _as_made_here(folder: Path) -> tuple[int, int]:
     """Owner and mode that a file of ours has in this folder."""
+    with _probe(folder) as fd:
+        made = os.fstat(fd)
+    return made.st_uid, made.st_mode
+
+
+def ctime_can_be_set(folder: Path) -> bool:
+    """Whether whoever sets a file's mtime here sets its ctime too, and so can hide a change.
+
+    Drivers of file systems that store no ctime (FAT, exFAT) show the mtime in its place.
+    """
+    with _probe(folder) as fd:
+        os.utime(fd, ns=(_LONG_AGO_NS, _LONG_AGO_NS))
+        return os.fstat(fd).st_ctime_ns <= _LONG_AGO_NS
+
+
+@contextmanager
+def _probe(folder: Path) -> Iterator[int]:
+    """A file of ours in this folder, gone at the end."""
     path = folder / f".probe-{secrets.token_hex(8)}"
     fd = create(path)
     try:
-        made = os.fstat(fd)
+        yield fd
     finally:
         os.close(fd)
         os.unlink(path)  # noqa: PTH108
-    return made.st_uid, made.st_mode
 
 
 def read(path: Path, *, ours: bool = True) -> bytes:
