@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 from collections.abc import Iterator
@@ -128,6 +129,34 @@ def test_a_change_that_a_file_system_lets_hide_is_found_by_reading(tmp_path: Pat
             assert "does not show whether a file was changed" in told[0]
         finally:
             command("umount", tmp_path / "exfat")
+
+
+@pytest.mark.parametrize("last", ["ended well", "failed"])
+def test_what_is_stored_through_a_mapping_from_before_the_end_of_a_run_is_seen(
+    tmp_path: Path, last: str, told: Told
+) -> None:
+    """A store into a page that is dirty already changes no time of the file: in tmpfs, not one after the first."""
+    content = {0: A, FAR: A}
+    with mounted("tmpfs", tmp_path / "tmpfs", "-t", "tmpfs") as folder:
+        path = folder / "os.raw"
+        run(path, content)
+        with Image(path) as image:
+            manifest = image.known("id", SIZE, CHUNK, False)
+            image.expect(0, CHUNK)
+            image.write(0, A)
+            with path.open("r+b") as file:
+                mapping = mmap.mmap(file.fileno(), 0)
+            mapping[FAR * CHUNK] = A[0]
+            image._seen = image._stamp()  # it has come after this run had looked
+            image.flush()
+            if last == "ended well":
+                image.commit(manifest)
+        before = path.stat()
+        mapping[FAR * CHUNK] = A[0] ^ 1
+        mapping.close()
+        assert path.stat().st_ctime_ns == before.st_ctime_ns
+        run(path, content, report=told)
+        assert holds(path, content)
 
 
 def test_after_a_failed_run_that_noted_how_it_left_the_image_only_its_regions_are_read(

@@ -2,7 +2,7 @@
 
 * A block device is opened with O_EXCL: refused while it or a partition of it is mounted, is swap, or belongs to LVM,
   RAID or another mapping.
-* A file that any program has open for writing does not get a read lease.
+* A file that any program has open for writing does not get a read lease; one that anybody else has open, no write lease.
 * QEMU locks bytes 100 to 263 of its images (`block/file-posix.c`). We lock them too: we are refused while QEMU has the
   image open, and QEMU, or another run, while we have.
 * A loop device names its file in /sys.
@@ -15,7 +15,8 @@ import fcntl
 import os
 import signal
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InvalidInput
@@ -48,6 +49,26 @@ def refuse_writers(fd: int, path: Path) -> None:
         if error.errno == errno.EAGAIN:
             raise _in_use(path) from error
     else:
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+@contextmanager
+def alone(fd: int) -> Iterator[bool]:
+    """Whether no other program has the file open; while the block runs, none gets it.
+
+    A program that has mapped the file can change a page again and again with one change of the file's times.
+    True where the file system cannot tell.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # see `refuse_writers`
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        yield error.errno != errno.EAGAIN
+        return
+    try:
+        yield True
+    finally:
         with suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 

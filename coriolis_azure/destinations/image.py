@@ -502,7 +502,7 @@ class Image:
             os.fsync(self._fd)
             if self._mark is not None:
                 self._mark.check(now=True)
-            statefiles.write(self._dirty_fd, _LEFT + json.dumps(self._stamp()).encode() + b"\n")
+            statefiles.write(self._dirty_fd, _LEFT + json.dumps(self._final_stamp()).encode() + b"\n")
             os.fdatasync(self._dirty_fd)
 
     def __enter__(self) -> Image:
@@ -520,7 +520,7 @@ class Image:
         os.fsync(self._fd)
         if self._stateless:
             return manifest
-        statefiles.replace(self._manifest_path, manifest.text({"image": self._stamp()}))
+        statefiles.replace(self._manifest_path, manifest.text({"image": self._final_stamp()}))
         if self._dirty_fd >= 0:
             os.close(self._dirty_fd)
             self._dirty_fd = -1
@@ -652,6 +652,13 @@ class Image:
             "ctime_ns": now.st_ctime_ns,
             "inode": now.st_ino,
         }
+
+    def _final_stamp(self) -> Stamp:
+        """How this run leaves the file; never again so where another program has it open and may have mapped it."""
+        if self._block:
+            return self._stamp()
+        with exclusive.alone(self._fd) as alone:
+            return self._stamp() | ({} if alone else {"ctime_ns": 0})
 
     @contextlib.contextmanager
     def _translated(self, what: str, offset: int | None = None) -> Iterator[None]:
