@@ -12,7 +12,6 @@ Plugin calls are spread over processes and hosts, so they keep no file; for them
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -53,7 +52,7 @@ class Journal:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = path.with_suffix(".new")
         self._descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(OSError):  # where a file system knows no locks, age alone tells who is dead
+        with suppress(OSError):  # where a file system knows no locks, age alone tells who is dead
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         self._append({**self.run.to_json(), _HOST: os.uname().nodename, _BOOT: _boot()})
         new.rename(path)
@@ -122,7 +121,8 @@ def abandoned(folder: Path) -> Iterator[tuple[Run, Path]]:
                 run = Run.from_json(first)
             except (ValueError, TypeError, AttributeError, RecursionError):
                 aside = path.with_suffix(".unreadable")
-                path.rename(aside)
+                with suppress(FileNotFoundError):  # another sweep has been quicker
+                    path.rename(aside)
                 LOG.warning("the journal %s cannot be read; it is kept as %s", path, aside)
                 continue
             if boot and boot == _boot():
@@ -135,17 +135,16 @@ def living(folder: Path) -> set[str]:
 
 
 def intended(path: Path) -> list[str]:
-    """The ids that a journal names, oldest first."""
+    """The ids that a journal names, oldest first; none where another sweep has done with it."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    except FileNotFoundError:
+        return []
     ids = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
-        try:
+    for line in lines:
+        # A line may be cut off: its process died while it wrote, and nothing was made of that name.
+        with suppress(ValueError, TypeError, KeyError):
             ids.append(str(json.loads(line)["id"]))
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-        ):  # its process died while it wrote: nothing was made of that name
-            continue
     return ids
 
 

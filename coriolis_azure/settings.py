@@ -275,6 +275,7 @@ def schema(name: str) -> Json:
 
 def checked(name: str, raw: Any) -> Json:
     """`raw` with the schema's defaults filled in; InvalidInput with one line for every fault."""
+    _check_is_text(name, raw)
     rules = schema(name)
     validator = jsonschema.Draft7Validator(rules)
     faults = sorted({_line(name, fault) for fault in validator.iter_errors(raw)})
@@ -284,10 +285,29 @@ def checked(name: str, raw: Any) -> Json:
     return {**defaults, **raw}
 
 
+def _check_is_text(name: str, raw: Any) -> None:
+    """InvalidInput where a name or value holds half of a pair of surrogates, which JSON can escape."""
+    try:
+        json.dumps(raw, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"{name}: {error.object[error.start]!r} is no character",
+            remedy="Write the character itself in place of its \\u escape.",
+        ) from error
+
+
 def read_json(file: Path) -> Any:
     """The document in a settings file."""
+
+    def once(pairs: list[tuple[str, Any]]) -> Json:
+        names = [name for name, _ in pairs]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InvalidInput(f"{file} names {twice[0]!r} twice", remedy="Remove one of the two.")
+        return dict(pairs)
+
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{file} is not a readable JSON file: {error}") from error
     except RecursionError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -51,6 +52,27 @@ def test_schemas_are_valid_and_explain_every_property(name: str) -> None:
             explained(rule.get("properties", {}))
 
     explained(schema["properties"])
+
+
+@pytest.mark.parametrize("group", ["a/b", " production ", "a?b", "100%"])
+def test_what_cannot_be_the_name_of_a_resource_group_is_refused(group: str) -> None:
+    assert "resource_group" in faults(settings.Environment, {**DOCUMENTED, "resource_group": group})[0]
+    assert (
+        "default_resource_group"
+        in faults(settings.Connection, CONNECTION | {"default_resource_group": group})[0]
+    )
+
+
+@pytest.mark.parametrize("raw", [{"location": "\ud800"}, {"\udfff": 1}])
+def test_half_a_character_is_refused(raw: dict[str, Any]) -> None:
+    assert "is no character" in faults(settings.Environment, DOCUMENTED | raw)[0]
+
+
+def test_a_setting_that_a_file_names_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "environment.json"
+    file.write_text('{"location": "westus", "more": [{"a": 1, "a": 2}]}')
+    with pytest.raises(InvalidInput, match="names 'a' twice"):
+        settings.read_json(file)
 
 
 def test_the_documentations_example_is_accepted() -> None:

@@ -31,7 +31,12 @@ def run() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _terminate)
-    status = _run()
+    try:
+        status = _run()
+        _ignore_signals()
+    except KeyboardInterrupt:  # another signal, while the first one was told of
+        _ignore_signals()
+        status = INTERRUPTED
     lost = ended_streams()
     return (status or _tell(_unwritable(lost))) if lost else status
 
@@ -60,6 +65,12 @@ def _unwritable(error: OSError) -> InvalidInput:
         f"the result could not be written to standard output: {error.strerror}",
         remedy="Free space where standard output goes, or send it elsewhere, then run again.",
     )
+
+
+def _ignore_signals() -> None:
+    """Nothing is left to interrupt, and the exit code is known."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

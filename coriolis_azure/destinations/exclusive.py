@@ -2,7 +2,8 @@
 
 * A block device is opened with O_EXCL: refused while it or a partition of it is mounted, is swap, or belongs to LVM,
   RAID or another mapping.
-* A file that any program has open for writing does not get a read lease; one that anybody else has open, no write lease.
+* A file that any program has open for writing does not get a read lease; one that anybody else has open at all does
+  not get a write lease.
 * QEMU locks bytes 100 to 263 of its images (`block/file-posix.c`). We lock them too: we are refused while QEMU has the
   image open, and QEMU, or another run, while we have.
 * A loop device names its file in /sys.
