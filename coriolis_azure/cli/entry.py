@@ -62,7 +62,7 @@ def _run() -> int:
 
 def _unwritable(error: OSError) -> InvalidInput:
     return InvalidInput(
-        f"the result could not be written to standard output: {error.strerror}",
+        f"the work is done, but its result could not be written to standard output: {error.strerror}",
         remedy="Free space where standard output goes, or send it elsewhere, then run again.",
     )
 
