@@ -239,7 +239,7 @@ def test_a_result_that_cannot_be_written_is_an_error_and_messages_that_cannot_ar
     with Forked(full, 1, ["explain"]) as process:
         said = process.communicate(30)[1]
         assert process.wait(0) == errors.InvalidInput.exit_code
-    assert "the result could not be written to standard output: No space left on device" in said
+    assert "its result could not be written to standard output: No space left on device" in said
     assert "Traceback" not in said
     with Forked(full, 2, ["explain", "nonsense"]) as process:
         assert process.communicate(30) == ("", "")
