@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -421,9 +422,8 @@ def test_an_image_that_another_program_writes_to_is_refused(path: Path) -> None:
     assert holds(path, {0: B})
 
 
-@pytest.mark.parametrize("options", [[], ["-r"]], ids=["for writing", "for reading"])
-def test_an_image_that_qemu_has_open_is_refused(path: Path, options: list[str]) -> None:
-    run(path, {0: A})
+@contextmanager
+def opened_by_qemu(path: Path, *options: str) -> Iterator[None]:
     command("qemu-io", "--version")
     line = ["qemu-io", *options, "-f", "raw", str(path)]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as qemu:
@@ -433,21 +433,43 @@ def test_an_image_that_qemu_has_open_is_refused(path: Path, options: list[str]) 
         qemu.stdin.flush()
         while "read 512/512" not in qemu.stdout.readline():
             pass
-        with pytest.raises(InvalidInput, match="QEMU"):
-            run(path, {0: B})
+        yield
         qemu.stdin.close()
-    run(path, {0: B})
 
 
-def test_qemu_does_not_open_an_image_that_a_run_writes_to(path: Path) -> None:
-    run(path, {0: A})
+@pytest.mark.parametrize("options", [[], ["-r"]], ids=["for writing", "for reading"])
+@pytest.mark.parametrize("device", [False, True], ids=["file", "device"])
+def test_an_image_that_qemu_has_open_is_refused(tmp_path: Path, device: bool, options: list[str]) -> None:
+    with place(tmp_path, device) as path:
+        run(path, {0: A})
+        with opened_by_qemu(path, *options), pytest.raises(InvalidInput, match="QEMU"):
+            run(path, {0: B})
+        run(path, {0: B})
+
+
+@pytest.mark.parametrize("device", [False, True], ids=["file", "device"])
+def test_qemu_does_not_open_an_image_that_a_run_writes_to(tmp_path: Path, device: bool) -> None:
     command("qemu-io", "--version")
-    with Image(path) as image:
-        image.known("id", SIZE, CHUNK, False)
-        line = ["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", str(path)]
-        done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode
-    assert "lock" in done.stderr
+    with place(tmp_path, device) as path:
+        run(path, {0: A})
+        with Image(path) as image:
+            image.known("id", SIZE, CHUNK, False)
+            line = ["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", str(path)]
+            done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode
+        assert "lock" in done.stderr
+
+
+@contextmanager
+def place(folder: Path, device: bool) -> Iterator[Path]:
+    """A new image, or an empty device."""
+    if not device:
+        yield folder / "os.raw"
+        return
+    with (folder / "medium").open("wb") as file:
+        file.truncate(SIZE)
+    with loop(folder / "medium") as found:
+        yield found
 
 
 def test_two_runs_on_one_image_or_volume_of_this_host_are_refused(path: Path) -> None:

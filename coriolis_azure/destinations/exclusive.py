@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InvalidInput
+from . import statefiles
 
 _QEMU_FIRST, _QEMU_LENGTH = 100, 200
 _BUSY = (errno.EAGAIN, errno.EACCES)
@@ -28,9 +29,9 @@ _LOOPS = Path("/sys/block")
 
 
 def open_device(path: Path) -> int:
-    """Open the block device for reading and writing. InvalidInput while something else uses it."""
+    """Open the block device for this run alone, for reading and writing. InvalidInput while something else uses it."""
     try:
-        return os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        return _locked(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC), path)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
@@ -38,6 +39,16 @@ def open_device(path: Path) -> int:
             f"{path} is in use: mounted, swap, part of LVM, RAID or another mapping, or written by another run",
             remedy=f"Release it (lsblk {path} shows what uses it), or give another device.",
         ) from error
+
+
+def open_file(path: Path) -> int:
+    """Open our file for this run alone, for reading and writing. InvalidInput while QEMU or another run has it open."""
+    return _locked(statefiles.open_existing(path, os.O_RDWR), path)
+
+
+def create(path: Path) -> int:
+    """Make the file for this run alone. FileExistsError where something is."""
+    return _locked(statefiles.create(path), path)
 
 
 def refuse_writers(fd: int, path: Path) -> None:
@@ -74,8 +85,17 @@ def alone(fd: int) -> Iterator[bool]:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
-def lock(fd: int, path: Path) -> None:
-    """Keep QEMU and other runs out until `fd` is closed. InvalidInput while one of them has the file open."""
+def _locked(fd: int, path: Path) -> int:
+    """Keep QEMU and other runs out until `fd` is closed, which it is where one of them has the file or device open."""
+    try:
+        _lock(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _lock(fd: int, path: Path) -> None:
     request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _QEMU_FIRST, _QEMU_LENGTH, 0)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)

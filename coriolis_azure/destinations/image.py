@@ -588,8 +588,7 @@ class Image:
         """Open the image, for this run alone where it is to be written."""
         self.close()
         if flags & os.O_CREAT:
-            self._fd = statefiles.create(self.path)
-            exclusive.lock(self._fd, self.path)
+            self._fd = exclusive.create(self.path)
             return
         path = self._followed()
         kind = os.stat(path).st_mode  # noqa: PTH116
@@ -616,13 +615,7 @@ class Image:
                 )
         finally:
             os.close(fd)
-        fd = statefiles.open_existing(path, os.O_RDWR)
-        try:
-            exclusive.lock(fd, path)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        return exclusive.open_file(path)
 
     def _followed(self) -> Path:
         """The path, or the block device that it leads to. InvalidInput for other links, and those of other users."""
