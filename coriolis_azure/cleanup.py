@@ -16,7 +16,7 @@ from pathlib import Path
 from . import journal, names, resources, worker
 from .clock import Clock
 from .cloud import Azure
-from .errors import AzureError, CoriolisAzureError, NotFound
+from .errors import CoriolisAzureError, NotFound
 from .model import Json, Run, at
 from .pipeline import ordered
 from .storage import Container, Storage
@@ -174,7 +174,7 @@ def _blobs(storage: Storage, vms: Iterable[Json]) -> Iterator[Json]:
                     yield {"id": names.blobs_of(url, tags[names.RUN_TAG]), "tags": tags}
         except NotFound:
             continue  # the container is made when it is needed
-        except AzureError as error:
+        except CoriolisAzureError as error:
             LOG.warning("cannot look for what dead runs have left: %s", error)
 
 

@@ -518,6 +518,8 @@ class _Retries(RetryPolicy[Any, Any]):
     def increment(self, settings: dict[str, Any], response: Any = None, error: Any = None) -> bool:
         """Count a failure; whether the request is repeated."""
         again = super().increment(settings, response, error)
+        if error is not None and errors.exhausted(error):
+            return False
         return (
             again and _spent(settings) + self._pause(settings, None if error else response) <= REQUEST_SECONDS
         )
@@ -835,10 +837,12 @@ def translated(verb: str, resource: str) -> Iterator[None]:
         raise errors.AzureError(f"could not {verb} {resource}: {error.message}", resource=resource) from error
 
 
-def _unreachable(verb: str, resource: str, error: BaseException) -> errors.CloudUnreachable:
-    text = f"could not {verb} {resource}: no answer from Azure: {error}"
+def _unreachable(verb: str, resource: str, error: BaseException) -> errors.CoriolisAzureError:
     limit = errors.exhausted(error)  # a socket that could not be opened says nothing of Azure
-    return errors.CloudUnreachable(text, remedy=limit.remedy if limit else None, resource=resource)
+    if limit:
+        return errors.HostExhausted(f"could not {verb} {resource}: {limit.message}", remedy=limit.remedy)
+    text = f"could not {verb} {resource}: no answer from Azure: {error}"
+    return errors.CloudUnreachable(text, resource=resource)
 
 
 def _unreadable(verb: str, resource: str, error: Exception) -> errors.Unreadable:

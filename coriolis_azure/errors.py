@@ -270,9 +270,15 @@ _NO_THREAD = "can't start new thread"  # CPython's own words: there is no code
 
 
 def exhausted(error: BaseException) -> HostExhausted | None:
-    """What this host has run out of, where `error` or what it comes from is a foreign exception that says so."""
+    """What this host has run out of, where `error` or what it comes from says so.
+
+    No waiting helps against that, and no other host is to blame, so whoever tries again or translates an error asks
+    this first.
+    """
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, HostExhausted):
+            return cause
         if isinstance(cause, OSError) and cause.errno in _LIMITS:
             where = f"{cause.filename}: " if cause.filename else ""
             return HostExhausted(f"{where}{os.strerror(cause.errno)}", remedy=_LIMITS[cause.errno])
@@ -286,3 +292,9 @@ def exhausted(error: BaseException) -> HostExhausted | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def exhausted_remedy(error: BaseException) -> str | None:
+    """What to do about it, where this host has run out of something; None else."""
+    limit = exhausted(error)
+    return limit.remedy if limit else None

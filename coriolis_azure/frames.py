@@ -227,7 +227,7 @@ class Dialogue:
         """What the agent says up to END, each frame the one that may come then."""
         due = self._first
         asked: deque[int] = deque()
-        with every(_QUIET_SECONDS / 2, self._tell_quiet):
+        with every(_QUIET_SECONDS / 2, self._tell_quiet, optional=True):
             while True:
                 self._tell_base(due)
                 frame = self._head()

@@ -15,7 +15,7 @@ from typing import Any
 from . import codes, names
 from .clock import Clock, hurried
 from .cloud import Azure
-from .errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, NotFound
+from .errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, HostExhausted, NotFound
 from .events import Report, Wait, silent
 from .interrupts import Spare, shielded
 from .journal import Journal
@@ -165,7 +165,7 @@ class Resources:
         try:
             with self._life:
                 self._mark()
-        except (AzureError, DeadlinePassed) as error:
+        except (AzureError, DeadlinePassed, HostExhausted) as error:
             LOG.warning("could not mark run %s as alive: %s", self.run.id, error)
 
     def _mark(self) -> None:

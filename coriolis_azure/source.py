@@ -49,6 +49,7 @@ from .errors import (
     OperationFailed,
     Unreachable,
     WorkerGone,
+    exhausted,
 )
 from .events import Copied, Notice, Report, Step, Waiting, silent, unfailing
 from .interrupts import shielded
@@ -523,7 +524,8 @@ class Source:
             try:
                 with resources.spare, every(_LIFE_SECONDS, resources.show_life):
                     yield resources, stayed
-            except BaseException as error:
+            except BaseException as raised:
+                error = raised if isinstance(raised, CoriolisAzureError) else exhausted(raised) or raised
                 stayed += self._ended(resources, journal)
                 if isinstance(error, CoriolisAzureError) and stayed:
                     error.facts["left_behind"] = stayed
@@ -531,6 +533,8 @@ class Source:
                     raise CleanupIncomplete(
                         f"interrupted; not deleted: {', '.join(stayed)}", left_behind=stayed
                     ) from error
+                if error is not raised:
+                    raise error from raised
                 raise
             stayed += self._ended(resources, journal)
 

@@ -37,6 +37,7 @@ from .errors import (
     StreamEnded,
     Unreachable,
     cleaned,
+    exhausted,
 )
 from .events import Report, Wait
 from .model import Worker
@@ -173,7 +174,7 @@ class Connection:
                 f"it lets a connection have no more sessions (MaxSessions): {error}"
             ) from error
         except Exception as error:
-            raise StreamEnded(f"the connection broke: {_words(error)}") from error
+            raise exhausted(error) or StreamEnded(f"the connection broke: {_words(error)}") from error
         return Program(channel, patience)
 
     def close(self) -> None:
@@ -192,7 +193,8 @@ class Connection:
         try:
             return AgentStream(self._executing(command, window, _SILENCE_SECONDS))
         except Exception as error:
-            raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
+            broke = f"the connection to the worker broke: {_words(error)}"
+            raise exhausted(error) or ConnectionLost(broke) from error
 
     def _executing(self, command: str, window: int, patience: float) -> paramiko.Channel:
         """A session in which `command` runs. Raises whatever the thread that reads the connection has died of."""
@@ -547,7 +549,7 @@ def connect(
     """A connection to `worker`, waiting until it is up.
 
     Unreachable when it does not answer, HostKeyChanged when something else does, within `patience` seconds or
-    until it is `given_up`.
+    until it is `given_up`. HostExhausted at once.
     """
     until = clock.monotonic() + patience
     waiting = Wait(report, clock, "the worker to answer on SSH", patience)
@@ -612,7 +614,7 @@ def _opened(address: str, port: int, where: str, key_types: tuple[str, ...] = ()
             transport.packetizer.REKEY_BYTES = _REKEY_BYTES
             undo.pop_all()
     except (OSError, SSHException) as error:
-        raise Unreachable(f"{where} does not answer: {error}") from error
+        raise exhausted(error) or Unreachable(f"{where} does not answer: {error}") from error
     with _signing_in(transport, where):
         options = transport.get_security_options()
         options.ciphers = _CIPHERS
@@ -635,7 +637,9 @@ def _signing_in(transport: paramiko.Transport, where: str) -> Iterator[None]:
         if isinstance(error, CoriolisAzureError) or not isinstance(error, Exception):
             raise
         # Whatever the thread that reads the connection has died of.
-        raise Unreachable(f"{where} does not speak SSH with us: {_words(error)}") from error
+        raise exhausted(error) or Unreachable(
+            f"{where} does not speak SSH with us: {_words(error)}"
+        ) from error
 
 
 def _words(error: Exception) -> str:

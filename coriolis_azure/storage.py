@@ -34,7 +34,14 @@ from azure.storage.blob import (
 from . import __version__, names
 from .clock import Clock
 from .cloud import Azure, translated, whole
-from .errors import AzureError, Conflict, DeadlinePassed, InvalidInput, NotFound, OperationFailed
+from .errors import (
+    Conflict,
+    CoriolisAzureError,
+    DeadlinePassed,
+    InvalidInput,
+    NotFound,
+    OperationFailed,
+)
 from .model import Json
 
 PAGE = 512
@@ -411,7 +418,7 @@ class Blob:
             try:
                 with translated("release the lease of", self.url):
                     lease.release()
-            except AzureError:
+            except CoriolisAzureError:
                 return  # it ends by itself
 
     def _leased(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def watching(as_json: bool) -> Iterator[Report]:
             yield screen.report
     else:
         lines = Lines(Clock())
-        with every(1.0, lines.tick):
+        with every(1.0, lines.tick, optional=True):
             yield lines.report
 
 

@@ -42,7 +42,7 @@ from typing import IO
 
 from .. import vhd
 from ..clock import Clock
-from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
+from ..errors import AzureError, Conflict, CoriolisAzureError, DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, Waiting
 from ..hashing import UNKNOWN, ZERO, Manifest
 from ..pipeline import Lock, every, ordered
@@ -647,7 +647,7 @@ class BlobFolder:
     def _renew(self) -> None:
         """One that cannot be renewed is told by the next write."""
         for renew in (self._owner.renew, self._record.renew, *(image.renew for image in self._opened)):
-            with contextlib.suppress(AzureError):
+            with contextlib.suppress(CoriolisAzureError):
                 renew()
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import tls
 from ..clock import Clock
-from ..errors import CorruptChunk, DestinationFailed, InvalidInput, cleaned
+from ..errors import CorruptChunk, DestinationFailed, InvalidInput, cleaned, exhausted
 from ..events import Notice, Report
 from ..pipeline import Lock, ordered
 from . import Content
@@ -233,6 +233,8 @@ class Device:
                 status, words = self._exchange(method, self._base + path, body, headers)
             except (OSError, HTTPException) as error:
                 said = f"no answer to {what}: {str(error) or type(error).__name__}"
+                if exhausted(error):
+                    break
             else:
                 if 200 <= status < 300:
                     return words

@@ -50,7 +50,7 @@ from typing import Any
 
 from .. import formats
 from ..digests import Digests
-from ..errors import CorruptChunk, DestinationFailed, InvalidInput
+from ..errors import CorruptChunk, DestinationFailed, InvalidInput, exhausted_remedy
 from ..events import Notice, Report, Step, silent
 from ..hashing import UNKNOWN, ZERO, Manifest, grain_count
 from ..pipeline import Lock, ordered
@@ -662,7 +662,7 @@ class Image:
             self._failed = True
             raise DestinationFailed(
                 f"{self.path} {what}: {error.strerror}",
-                remedy=_REMEDIES.get(error.errno or 0),
+                remedy=_REMEDIES.get(error.errno or 0) or exhausted_remedy(error),
                 disk=self.name,
                 offset=offset,
             ) from error

@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import DestinationFailed, InvalidInput
+from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
 from . import statefiles
 
 _SECONDS = 0.5  # between two looks at the mark
@@ -54,7 +54,9 @@ class RunMark:
         try:
             ours = self._is_ours()
         except OSError as error:
-            raise DestinationFailed(f"{self._path} cannot be read: {error.strerror}") from error
+            raise DestinationFailed(
+                f"{self._path} cannot be read: {error.strerror}", remedy=exhausted_remedy(error)
+            ) from error
         if not ours:
             raise DestinationFailed(
                 f"another run has begun to write to {self._path.parent}; this one ends",
