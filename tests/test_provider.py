@@ -285,7 +285,7 @@ def test_a_deployment_that_azure_refuses_leaves_nothing_and_says_why(
             if request.method == "PUT" and "/virtualMachines/coriolis" in request.path
             else answer(request)
         )
-        with pytest.raises(RuntimeError, match=r"SkuNotAvailable: Sold out\. [A-Z]\w+ "):
+        with pytest.raises(RuntimeError, match=r"SkuNotAvailable: Sold out\. \(tried .+\)\. [A-Z]\w+ "):
             call("deploy_replica_source_resources", connection, info, environment)
         azure.intercept = None
     assert azure.resources() == before

@@ -844,6 +844,7 @@ def test_what_cannot_be_used_is_refused_by_name(over_https: Bench) -> None:
 def test_files_of_this_host_keep_their_state_beside_them(over_https: Bench) -> None:
     over_https.target = FileTarget()
     size = over_https.disk.stat().st_size
+    os.truncate(over_https.device, 0)
     os.truncate(over_https.device, size)
     first, entries = over_https.run([over_https.entry()])
     second, _ = over_https.run(entries)
