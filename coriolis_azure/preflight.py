@@ -139,10 +139,23 @@ def check(
     return Checked(tuple(asked.findings), asked.machine)
 
 
-def refuse_locked(azure: Azure, environment: Environment, report: Report) -> None:
-    """InvalidInput where a lock forbids to make or to delete in the resource group: two requests, asked in each run."""
+def refuse(
+    azure: Azure, environment: Environment, machine: Machine, disks: tuple[Disk, ...], report: Report
+) -> None:
+    """InvalidInput where it is certain that a run of `machine` would fail after it has made something.
+
+    What `inspection` and `worker.launch` refuse in time is not asked again. Permissions and policies are for `check`:
+    a role may be given on a single resource, and Azure Policy is asked about resources that are not complete.
+    """
     asked = _Questions(azure, environment, report, None, strict=False, uses=(), may_use=())
+    asked.machine, asked.disks = machine, disks
+    asked.subscription()
     asked.locks()
+    size = asked.size()
+    if size is not None:
+        asked.capacity(size)
+    asked.network()
+    asked.network_quota()
     Checked(tuple(asked.findings)).require()
 
 
@@ -167,7 +180,7 @@ class _Questions:
         self._group = f"{self._scope}/resourceGroups/{environment.resource_group}"
         self.findings: list[Finding] = []
         self.machine: Machine | None = None
-        self._disks: tuple[Disk, ...] = ()
+        self.disks: tuple[Disk, ...] = ()
 
     # The connection
 
@@ -218,7 +231,7 @@ class _Questions:
     def permitted(self) -> None:
         """The actions of each step, each where it must be allowed."""
         chosen = permissions.features(self._environment).union(self._uses, self._may_use)
-        if any(disk.encryption_set for disk in self._disks):
+        if any(disk.encryption_set for disk in self.disks):
             chosen.add(permissions.CUSTOMER_KEYS)
         scopes = {permissions.GROUP: self._group, permissions.SUBSCRIPTION: self._scope}
         if self._environment.export_network:
@@ -325,7 +338,7 @@ class _Questions:
             else:
                 self._error("clean up", f"{told} forbids to delete what a run makes", remedy)
             return
-        used = [self.machine.id, *(disk.id for disk in self._disks)] if self.machine else []
+        used = [self.machine.id, *(disk.id for disk in self.disks)] if self.machine else []
         if self._environment.export_network:
             used.append(self._network_id() or "-")
         if level == "ReadOnly" and any(names.same(scope, id) for id in used):
@@ -357,19 +370,19 @@ class _Questions:
         for caveat in machine.caveats:
             self._warn("inspect", caveat)
         chosen = self._asked("inspect", lambda: inspection.chosen(machine, excluded))
-        self._disks = chosen if chosen is not None else machine.disks
+        self.disks = chosen if chosen is not None else machine.disks
         if chosen is not None:
             total = sum(disk.size_bytes for disk in chosen)
             out = f", {len(machine.disks) - len(chosen)} left out" if len(chosen) < len(machine.disks) else ""
             self._fine("inspect", f"VM {machine.name}: {len(chosen)} disk(s), {amount(total)} in all{out}")
-        for disk in self._disks:
+        for disk in self.disks:
             if disk.unmanaged:
                 self._fine("snapshot", f"{disk.name} is a VHD blob: {disk.id}")
                 continue
             document = self._asked("snapshot", partial(self._azure.get, disk.id))
             if document is not None:
                 self._disk(disk, document)
-        for id in sorted({disk.encryption_set for disk in self._disks if disk.encryption_set}):
+        for id in sorted({disk.encryption_set for disk in self.disks if disk.encryption_set}):
             if self._asked("clone", partial(self._azure.encryption_set, id)):
                 self._fine("clone", f"disk encryption set {names.name_of(id)} can be read")
 
@@ -418,7 +431,7 @@ class _Questions:
 
     def size(self) -> Json | None:
         """The size that the worker would get, told with rounds and throughput; its description."""
-        needed = worker.needs(self.machine, self._disks) if self.machine else worker.Needs()
+        needed = worker.needs(self.machine, self.disks) if self.machine else worker.Needs()
         told: list[Event] = []
         here = self._environment.location
         size = self._asked(
@@ -433,14 +446,14 @@ class _Questions:
             )
         zone = f", zone {needed.zone}" if needed.zone else ""
         self._fine("worker", f"size {size.name} is offered in {here}{zone}")
-        if len(self._disks) > size.slots:
-            rounds = -(-len(self._disks) // size.slots)
+        if len(self.disks) > size.slots:
+            rounds = -(-len(self.disks) // size.slots)
             self._fine(
-                "copy", f"{len(self._disks)} disks, the worker holds {size.slots}: copied in {rounds} rounds"
+                "copy", f"{len(self.disks)} disks, the worker holds {size.slots}: copied in {rounds} rounds"
             )
         sku = next(sku for sku in self._azure.sizes(here) if sku["name"] == size.name)
         rate = inspection.capability(sku, "UncachedDiskBytesPerSecond")
-        total = sum(disk.size_bytes for disk in self._disks)
+        total = sum(disk.size_bytes for disk in self.disks)
         if rate and total:
             self._fine(
                 "copy",
@@ -459,7 +472,9 @@ class _Questions:
             wanted = 1 if name == "virtualMachines" else cores
             if left.get(name.lower(), _UNLIMITED) < wanted:
                 rest = left[name.lower()]
-                self._error("worker", f"the quota of {what} leaves {rest}, the worker needs {wanted}", remedy)
+                # Where some cores are left, a run tries smaller sizes.
+                tell = self._warn if rest > 0 else self._error
+                tell("worker", f"the quota of {what} leaves {rest}, the worker needs {wanted}", remedy)
         for name, wanted in self._disks_needed(int(inspection.capability(sku, "MaxDataDiskCount"))).items():
             if left.get(name.lower(), _UNLIMITED) < wanted:
                 rest = left[name.lower()]
@@ -479,7 +494,7 @@ class _Questions:
 
     def _disks_needed(self, slots: int) -> dict[str, int]:
         """How many disks and snapshots a run has at once, by the names of their quotas: clones are made in rounds."""
-        managed = [disk for disk in self._disks if not disk.unmanaged]
+        managed = [disk for disk in self.disks if not disk.unmanaged]
         kinds = [cloning.clone_sku(disk).removesuffix("_LRS").replace("_", "") for disk in managed]
         needed = {f"{kind}DiskCount": min(kinds.count(kind), slots) for kind in kinds}
         own = "StandardSSDDiskCount" if self._azure.is_modern else "StandardDiskCount"
@@ -523,7 +538,9 @@ class _Questions:
             )
         free = _free(subnet)
         if free < 1:
-            self._error("worker", f"subnet {name} has no free address", "Choose a larger export_network.")
+            # Of a subnet with IPv6, Azure does not tell which of its NICs take an IPv4 address.
+            tell = self._warn if _has_ipv6(subnet) else self._error
+            tell("worker", f"subnet {name} has no free address", "Choose a larger export_network.")
         else:
             self._fine("worker", f"subnet {name} has {free} free addresses")
         firewall = at(subnet, "properties.networkSecurityGroup.id")
@@ -687,13 +704,20 @@ def _zones(zones: Iterable[str]) -> str:
 
 def _free(subnet: Json) -> int:
     """The IPv4 addresses that a subnet has left."""
+    room = sum(one.num_addresses - _RESERVED_ADDRESSES for one in _ranges(subnet) if one.version == 4)
+    return max(0, room - len(subnet["properties"].get("ipConfigurations") or ()))
+
+
+def _has_ipv6(subnet: Json) -> bool:
+    return any(one.version == 6 for one in _ranges(subnet))
+
+
+def _ranges(subnet: Json) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     properties = subnet["properties"]
     prefixes: Sequence[str] = properties.get("addressPrefixes") or [
         properties.get("addressPrefix") or "0.0.0.0/32"
     ]
-    ranges = [found for prefix in prefixes if (found := _range(prefix)) is not None]
-    room = sum(one.num_addresses - _RESERVED_ADDRESSES for one in ranges if one.version == 4)
-    return max(0, room - len(properties.get("ipConfigurations") or ()))
+    return [found for prefix in prefixes if (found := _range(prefix)) is not None]
 
 
 def _range(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:

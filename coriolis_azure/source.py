@@ -188,14 +188,14 @@ class Source:
         """
         began, started = self._clock.monotonic(), names.stamp(self._clock.now())
         machine = self.inspect(vm)
-        preflight.refuse_locked(self.azure, self.environment, self._report)
-        self._tell_caveats(machine)
         disks = self.chosen(machine)
+        self._tell_caveats(machine)
+        self.sweep(DEAD_AFTER)  # first, as what is left of dead runs counts for quotas
+        preflight.refuse(self.azure, self.environment, machine, disks, self._report)
         with destinations.open(str(to), self._report, self.storage, adopt=adopt) as folder:
             folder.reserve([disk.name for disk in disks])
             folder.claim(machine.id)
             folder.tell_removed([disk.name for disk in machine.disks])
-            self.sweep(DEAD_AFTER)
             with self._run(machine) as (resources, left_behind):
                 reader = self._reader(resources, machine, disks)
                 if shutdown:
@@ -347,12 +347,13 @@ class Source:
         What dead runs have left is deleted first. Nothing of this run is left when it fails.
         """
         machine = self.inspect(vm)
-        preflight.refuse_locked(self.azure, self.environment, self._report)
+        disks = self.chosen(machine)
         self.sweep(DEAD_AFTER)
+        preflight.refuse(self.azure, self.environment, machine, disks, self._report)
         stalled, looked = self._deploying(machine), self._clock.monotonic()
         run = self.new_run(machine)
         resources = self.resources(run, Journal(run))
-        needed = worker.needs(machine, self.chosen(machine))
+        needed = worker.needs(machine, disks)
         with resources.undone_on_error(), resources.deploying():
             reader = worker.launch(resources, needed, self.environment, self._report)
             if stalled:

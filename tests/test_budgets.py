@@ -6,6 +6,7 @@ What is waited for passes at once, and the sandbox's time passes with it: all fi
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from conftest import GROUP
 from test_cleanup import Later
 
-from coriolis_azure import errors, names, resources
+from coriolis_azure import destinations, errors, names, resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -182,3 +183,19 @@ def test_a_nic_that_is_kept_serves_the_vm_that_it_is_kept_for(
     run, _ = source.prepare("web")
     assert source.finish(run) == []
     assert source._clock.monotonic() - before < 180
+
+
+@pytest.mark.parametrize("clock", [Still()], ids=["no time passes"])
+@pytest.mark.parametrize("disks", [1, 3])
+def test_an_execution_asks_as_often_as_the_page_says(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, disks: int
+) -> None:
+    azure.add_vm("web", image("os"), [image("data", 64 * KIB)] * (disks - 1))
+    azure.requests.clear()
+    run, worker = source.prepare("web")
+    with destinations.open(str(tmp_path / "images"), source._report, source.storage) as folder:
+        source.resume(run, worker, source.inspect("web").disks, folder)
+    assert source.finish(run) == []
+    page = (Path(__file__).parent.parent / "docs/coriolis.md").read_text()
+    one, three = map(int, re.findall(r"sandbox: (\d+) and (\d+) for one and three disks", page)[0])
+    assert abs(len(azure.requests) - {1: one, 3: three}[disks]) <= 3

@@ -223,3 +223,21 @@ def test_a_journal_of_another_host_or_boot_tells_nothing_by_its_lock(
     found, _ = cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(3), tmp_path)
     assert [leftover.run for leftover in found] == [run.id]
     assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["cores", "StandardSnapshotCount", "NetworkInterfaces"])
+def test_a_used_up_quota_stops_a_run_before_it_makes_anything(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path, name: str
+) -> None:
+    azure.add_vm("web", image("os"))
+    azure.quotas[name] = (100, 100)
+    made = len([method for method, _ in azure.requests if method == "PUT"])
+    acts: list[Callable[[], object]] = [
+        lambda: source.replicate("web", tmp_path / "images"),
+        lambda: source.prepare("web"),
+    ]
+    for act in acts:
+        with pytest.raises(errors.InvalidInput, match="quota"):
+            act()
+    assert len([method for method, _ in azure.requests if method == "PUT"]) == made
+    assert not (tmp_path / "images").exists()

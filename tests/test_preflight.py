@@ -89,14 +89,14 @@ def test_every_error_is_found_at_once_each_with_a_remedy(
     azure: Sandbox, connect: Connect, image: Image
 ) -> None:
     azure.add_vm("web", image("os"))
-    azure.quotas["cores"] = (99, 100)
+    azure.quotas["cores"] = (100, 100)
     azure.quotas["PublicIPAddresses"] = (10, 10)
     checked = connect({"exclude_disks": ["data-9"], "export_network": "sandbox-vnet/none"}).check("web")
     found = texts(checked, "error")
     for words in (
         "data-9 is no disk",
         "no subnet none",
-        "vCPUs of the location leaves 1",
+        "vCPUs of the location leaves 0",
         "PublicIPAddresses",
     ):
         assert words in found
