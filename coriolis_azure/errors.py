@@ -256,7 +256,10 @@ class CleanupIncomplete(CoriolisAzureError):
     """Temporary resources could not be deleted. Fact: `left_behind`, their ids."""
 
     exit_code = 7
-    remedy = "Remove what blocks them (locks, permissions), then run `coriolis-azure cleanup`."
+    remedy = (
+        "Remove what blocks them (locks, permissions), then run `coriolis-azure cleanup`. Delete by hand those that "
+        "have lost our tags: clean-up leaves them alone."
+    )
 
 
 _LIMITS = {

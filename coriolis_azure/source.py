@@ -485,9 +485,9 @@ class Source:
         found, stayed = cleanup.sweep(
             self.azure, group, older_than, self._clock, self._journals, self.storage, dry_run=dry_run
         )
-        if found and not dry_run:
-            runs = ", ".join(leftover.run for leftover in found)
-            self._report(Notice(f"deleted what {len(found)} dead run(s) had left: {runs}"))
+        gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(stayed)]
+        if gone and not dry_run:
+            self._report(Notice(f"deleted what {len(gone)} dead run(s) had left: {', '.join(gone)}"))
         if stayed:
             self._report(Notice(f"could not delete: {', '.join(stayed)}"))
         return found, stayed

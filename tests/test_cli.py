@@ -201,6 +201,40 @@ def test_an_impatient_second_interrupt_does_not_stop_the_deleting(
     assert run("sandbox", "resources", served).stdout == before
 
 
+def test_a_failed_run_that_leaves_something_says_what_to_do_about_it(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    run(
+        "sandbox",
+        "fault",
+        served,
+        "lock",
+        "--path",
+        "/virtualNetworks/coriolis",
+        "--method",
+        "DELETE",
+        "--times",
+        "0",
+    )
+    run(
+        "sandbox",
+        "fault",
+        served,
+        "refuse",
+        "--path",
+        "/snapshots/coriolis",
+        "--method",
+        "PUT",
+        "--code",
+        "BadRequest",
+    )
+    failed = run("replicate", *settings, "web", "--to", tmp_path / "images", check=3)
+    assert (
+        "left in Azure: temporary resources that could not be deleted: 1. Run `coriolis-azure cleanup`."
+        in failed.stderr
+    )
+
+
 def test_a_killed_run_is_cleaned_up_by_the_next_command(
     served: Path, settings: list[str], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from test_cleanup import NSG, Later
 from test_worker import Held
 
 from coriolis_azure import cleanup, errors, journal, names, resources
+from coriolis_azure.events import Event, Notice
 from coriolis_azure.journal import Journal
 from coriolis_azure.model import Run
 from coriolis_azure.sandbox import Request, Response, Sandbox
@@ -80,9 +81,12 @@ def test_what_has_lost_its_tags_is_left_behind_and_never_forgotten(
     left = source.replicate("web", tmp_path / "images").left_behind
     azure.intercept = None
     assert f"/{kind}/" in left[0]
+    told: list[Event] = []
+    source._report = told.append
     for _ in range(2):  # of every clean-up, until somebody has deleted it
         assert source.sweep(timedelta(hours=2))[1][0] == left[0]
         assert source.azure.find(left[0]) is not None
+    assert not [event for event in told if isinstance(event, Notice) and "had left" in event.text]
     source.azure.delete(left[0])
     assert source.sweep(timedelta(hours=2))[1] == []
     assert source.sweep(timedelta(0)) == ([], [])

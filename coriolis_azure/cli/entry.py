@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..clock import Clock, rfc3339
-from ..errors import AzureError, CoriolisAzureError, InvalidInput, cleaned, exhausted
+from ..errors import AzureError, CleanupIncomplete, CoriolisAzureError, InvalidInput, cleaned, exhausted
 from . import sandbox  # noqa: F401 - its commands belong to the group
 from .commands import cli
 from .options import json_is_asked_for
@@ -94,6 +94,10 @@ def _tell(error: CoriolisAzureError) -> int:
         return error.exit_code
     show(err(), error.message, "error: ", "bold red")
     show(err(), error.remedy, "what to do: ", "bold")
+    left = error.facts.get("left_behind")
+    if left and not isinstance(error, CleanupIncomplete):
+        text = f"temporary resources that could not be deleted: {len(left)}. Run `coriolis-azure cleanup`."
+        show(err(), text, "left in Azure: ", "bold")
     if isinstance(error, AzureError) and error.reference:
         show(err(), error.reference, "Azure's answer: ", "dim")
     return error.exit_code
