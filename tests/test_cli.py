@@ -233,6 +233,8 @@ def test_a_failed_run_that_leaves_something_says_what_to_do_about_it(
         "left in Azure: temporary resources that could not be deleted: 1. Run `coriolis-azure cleanup`."
         in failed.stderr
     )
+    run("sandbox", "fault", served, "--clear")
+    run("cleanup", *settings)
 
 
 def test_a_killed_run_is_cleaned_up_by_the_next_command(

@@ -19,6 +19,7 @@ from processes import Forked, command, completed
 from test_cli import COMMAND, served, settings  # noqa: F401 - fixtures
 
 from coriolis_azure import sandbox
+from coriolis_azure.errors import HostExhausted
 from coriolis_azure.events import Event, Notice, Step, unfailing
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
@@ -149,8 +150,10 @@ def test_any_exception_is_cleaned_up_after(
         return response
 
     web.intercept = struck
-    with pytest.raises(error, match="struck"):
+    # What this host lacks is an error of ours, with a remedy.
+    with pytest.raises(HostExhausted if error is MemoryError else error) as raised:
         source.replicate("web", tmp_path / "images")
+    assert error is MemoryError or str(raised.value) == "struck"
     web.intercept = None
 
 
