@@ -103,14 +103,19 @@ def ctime_can_be_set(folder: Path) -> bool:
 
 @contextmanager
 def _probe(folder: Path) -> Iterator[int]:
-    """A file of ours in this folder, gone at the end."""
-    path = folder / f".probe-{secrets.token_hex(8)}"
-    fd = create(path)
+    """A file of ours in this folder, gone at the end; without a name, so that no death leaves it, where that can be."""
+    name = None
+    try:
+        fd = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError:
+        name = folder / f".probe-{secrets.token_hex(8)}"
+        fd = create(name)
     try:
         yield fd
     finally:
         os.close(fd)
-        os.unlink(path)  # noqa: PTH108
+        if name is not None:
+            os.unlink(name)  # noqa: PTH108
 
 
 def read(path: Path, *, ours: bool = True) -> bytes:
