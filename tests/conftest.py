@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import random
 import signal
 import warnings
@@ -60,6 +61,30 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in ("CORIOLIS_AZURE_CONNECTION", "CORIOLIS_AZURE_ENVIRONMENT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """A test's settings of loggers end with it: the command line and the plugin set them for their whole process."""
+    before = {logger: settings_of(logger) for logger in loggers()}
+    yield
+    logging.captureWarnings(False)
+    untouched = settings_of(logging.Logger("untouched"))
+    for logger in loggers():
+        level, handlers, filters, logger.propagate, logger.disabled = before.get(logger, untouched)
+        logger.setLevel(level)
+        logger.handlers[:], logger.filters[:] = handlers, filters
+
+
+def loggers() -> list[logging.Logger]:
+    """The root logger and all that have been asked for by name."""
+    named = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in named if isinstance(logger, logging.Logger))]
+
+
+def settings_of(logger: logging.Logger) -> tuple[int, list[logging.Handler], list[Any], bool, bool]:
+    """All that can be set on a logger."""
+    return logger.level, list(logger.handlers), list(logger.filters), logger.propagate, logger.disabled
 
 
 @pytest.fixture
