@@ -6,15 +6,16 @@ For people who are still choosing: the settings may be incomplete here, and what
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from . import inspection, names, worker
 from .cloud import Azure
-from .errors import Denied, InvalidInput, NotFound
+from .errors import AzureError, Denied, InvalidInput, NotFound
 from .model import Json, Machine, at
 from .pipeline import ordered
 
@@ -28,11 +29,37 @@ COLUMNS = (
 
 
 def machines(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
-    """The documents of the VMs in the settings' resource group and location, in a stable order."""
+    """The documents of the VMs in the settings' resource group and location, in a stable order.
+
+    InvalidInput where there are none because Azure has no such location.
+    """
     group, location = settings.get("resource_group"), settings.get("location")
     listed = azure.resources("vm", group) if group else azure.everywhere("vm")
     here = [vm for vm in listed if not location or names.location(vm["location"]) == names.location(location)]
+    if location and not here:
+        check_location(location, _locations(azure))
     return sorted(here, key=lambda vm: str(vm["id"]).lower())
+
+
+def check_location(location: str, offered: Collection[str]) -> None:
+    """InvalidInput where `location` is none of those that are `offered`, with the nearest; fine if none are known."""
+    wanted = names.location(location)
+    if not offered or wanted in offered:
+        return
+    near = difflib.get_close_matches(wanted, offered, n=1)
+    raise InvalidInput(
+        f"{location} is not a location where this subscription can have VMs",
+        remedy=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(offered)}.",
+    )
+
+
+def _locations(azure: Azure) -> list[str]:
+    """The subscription's locations; empty where Azure does not tell, which is no reason to refuse a listing."""
+    try:
+        return azure.locations()
+    except AzureError as error:
+        LOG.info("the locations are not known: %s", error)
+        return []
 
 
 def called(vms: Iterable[Json], name: str) -> Json:

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Literal, TypeVar
 
-from . import cleanup, cloning, inspection, names, permissions, worker
+from . import catalog, cleanup, cloning, inspection, names, permissions, worker
 from .cloud import Azure
 from .errors import CoriolisAzureError, Denied, InvalidInput
 from .events import Event, Notice, Report, Step, amount
@@ -219,14 +219,8 @@ class _Questions:
 
     def location(self) -> None:
         """Whether the subscription may have VMs in the location."""
-        here = self._environment.location
-        places = self._asked("connect", self._azure.locations, optional=True)
-        if places and here not in places:
-            self._error(
-                "connect",
-                f"{here} is no location in which this subscription may have VMs",
-                f"Choose one of {', '.join(places)}.",
-            )
+        offered = self._asked("connect", self._azure.locations, optional=True) or ()
+        self._asked("connect", lambda: catalog.check_location(self._environment.location, offered))
 
     def permitted(self) -> None:
         """The actions of each step, each where it must be allowed."""

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from . import (
+    catalog,
     cleanup,
     cloning,
     destinations,
@@ -157,10 +158,10 @@ class Source:
 
     def list_vms(self) -> list[Json]:
         """The VMs of the resource group in the location, by name: name, id, size, os_type, disks, zones."""
-        self.azure.group(self.environment.resource_group)
-        listed = self.azure.resources("vm", self.environment.resource_group)
-        here = [vm for vm in listed if names.location(vm["location"]) == self.environment.location]
-        return [inspection.summary(vm) for vm in sorted(here, key=lambda vm: str(vm["name"]))]
+        group, location = self.environment.resource_group, self.environment.location
+        self.azure.group(group)
+        here = catalog.machines(self.azure, {"resource_group": group, "location": location})
+        return [inspection.summary(vm) for vm in here]
 
     def inspect(self, vm: str) -> Machine:
         """The VM `vm` (name or ARM id), as Azure describes it now."""

@@ -164,7 +164,7 @@ def test_wrong_credentials_are_one_finding_and_no_more_is_asked(azure: Sandbox, 
         ("nobody", {}, "no VM nobody"),
         ("web", {"resource_group": "elsewhere"}, "elsewhere"),
         ("web", {"location": "westus"}, "not in westus"),
-        ("web", {"location": "atlantis"}, "atlantis is no location"),
+        ("web", {"location": "atlantis"}, "atlantis is not a location"),
         ("web", {"export_network": "sandbox-vnet"}, "names no subnet"),
     ],
 )

@@ -67,6 +67,51 @@ def test_the_location_that_the_remedy_names_is_the_one(
     assert connect({"location": location}).inspect("web").name == "web"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said", "right"),
+    [
+        (
+            "atlantis",
+            "Choose one of northeurope, westeurope, westus.",
+            ["northeurope", "westeurope", "westus"],
+        ),
+        ("westeurop", "Did you mean westeurope?", ["westeurope"]),
+        ("Europe West", "Did you mean westeurope?", ["westeurope"]),
+    ],
+)
+def test_a_location_that_azure_does_not_have_is_told_with_those_it_has(
+    azure: Sandbox, connect: Connect, image: Image, wrong: str, said: str, right: list[str]
+) -> None:
+    """Where nothing is found, and in a check: nobody need wonder where the VMs are."""
+    azure.add_vm("web", image("os"))
+    with pytest.raises(InvalidInput, match="is not a location where this subscription can have VMs") as error:
+        connect({"location": wrong}).list_vms()
+    assert error.value.remedy == said
+    assert said in [finding.remedy for finding in connect({"location": wrong}).check(None).errors]
+    for location in right:
+        assert len(connect({"location": location}).list_vms()) == (location == "westeurope")
+
+
+def test_a_location_may_be_given_by_the_name_that_people_see(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os"))
+    assert connect({"location": "West US"}).list_vms() == []
+    assert [vm["name"] for vm in connect({"location": "West Europe"}).list_vms()] == ["web"]
+    assert not [
+        error
+        for error in connect({"location": "West Europe"}).check("web").errors
+        if "location" in error.text
+    ]
+
+
+def test_where_the_locations_may_not_be_read_no_vms_are_no_vms(azure: Sandbox, connect: Connect) -> None:
+    azure.permissions[:] = [
+        {"actions": ["*"], "notActions": ["Microsoft.Resources/subscriptions/providers/read"]}
+    ]
+    assert connect({"location": "atlantis"}).list_vms() == []
+
+
 def test_a_vm_that_the_remedy_lists_is_there(azure: Sandbox, source: Source, image: Image) -> None:
     azure.add_vm("web", image("os"))
     with pytest.raises(NotFound) as error:
