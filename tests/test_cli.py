@@ -87,6 +87,14 @@ def test_replicate_twice_with_json_on_stdout_and_events_on_stderr(
     assert run("sandbox", "resources", served).stdout == before
 
 
+def test_a_vm_that_azure_could_not_have_is_not_added(served: Path) -> None:
+    before = run("sandbox", "resources", served).stdout
+    line = ("sandbox", "add-vm", served, "[red]\nv\u202e[/red]", "--os-disk", served.parent / "os.raw")
+    failed = run(*line, check=2)
+    assert r"'[red]\nv\u202e[/red]' cannot be the name of a VM in Azure" in " ".join(failed.stderr.split())
+    assert run("sandbox", "resources", served).stdout == before
+
+
 def test_list_and_inspect_for_people_and_for_machines(settings: list[str]) -> None:
     assert "web" in run("list", *settings).stdout
     assert json.loads(run("list", *settings, "--json").stdout)[0]["name"] == "web"

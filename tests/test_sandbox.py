@@ -90,6 +90,43 @@ def test_only_whole_sectors_make_a_disk(
     assert sandbox.resources() == before
 
 
+@pytest.mark.parametrize("unmanaged", ["", "sandboxstorage"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a/b",
+        "a\\b",
+        "[red]v[/red]",
+        "nl\nx",
+        "nl\n",
+        "rtl\u202eabc",
+        "\ud800",
+        "é",
+        "a b",
+        "-a",
+        ".a",
+        "a-",
+        "a.",
+        "a" * 65,
+    ],
+)
+def test_what_azure_takes_as_no_name_makes_no_vm(
+    sandbox: Sandbox, raw: Path, tmp_path: Path, name: str, unmanaged: str
+) -> None:
+    before = sandbox.resources()
+    with pytest.raises(errors.InvalidInput, match="cannot be the name of a VM in Azure") as refusal:
+        sandbox.add_vm(name, raw, unmanaged=unmanaged)
+    assert (str(refusal.value) + refusal.value.remedy).isprintable()
+    assert sandbox.resources() == before
+    assert list((tmp_path / "azure" / "disks").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a", "7", "web_1.prod-A", "a_", "a" * 64])
+def test_what_azure_takes_as_a_name_is_one(sandbox: Sandbox, raw: Path, name: str) -> None:
+    assert sandbox.add_vm(name, raw).endswith(f"/{name}")
+
+
 def test_too_many_disks_make_no_vm_and_leave_nothing(sandbox: Sandbox, raw: Path, tmp_path: Path) -> None:
     before = sandbox.resources()
     with pytest.raises(errors.InvalidInput, match="maximum number of data disks"):

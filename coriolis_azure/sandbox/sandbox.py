@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import threading
 import uuid
 from collections import deque
@@ -51,6 +52,7 @@ SUBNET_PREFIX = "127.80.0.0/16"
 WORKER_SSH_PORT = 22022
 # Operations here take moments instead of minutes; what Azure counts by the minute is as fast.
 PACE = 60.0
+_NAME_LENGTH = 64  # of a VM
 STORAGE_ACCOUNT = "sandboxstorage"
 
 
@@ -267,6 +269,7 @@ class Sandbox:
         With `unmanaged`, the name of a storage account that is made when missing, its disks are VHD blobs there, and
         it is deallocated as all such VMs are. `data_sku` is the account type of the data disks.
         """
+        _check_name(name)
         system = {"linux": "Linux", "windows": "Windows"}.get(os_type.lower())
         if system is None:
             raise errors.InvalidInput(f"OS type {os_type!r} is not known: linux or windows")
@@ -568,6 +571,16 @@ def _of_network(request: Request, error: ArmError) -> Json:
     """What the network provider's refusals hold besides code and message; the gateway before it has none of it."""
     own = "/providers/microsoft.network/" in request.path.lower() and error.status == 400
     return {"details": []} if own else {}
+
+
+def _check_name(name: str) -> None:
+    """InvalidInput for what Azure takes as no name of a VM, or of the NIC and disks that are named after it."""
+    if len(name) > _NAME_LENGTH or not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_])?", name):
+        raise errors.InvalidInput(
+            f"{name!r} cannot be the name of a VM in Azure",
+            remedy=f"Use up to {_NAME_LENGTH} letters, digits, hyphens, underscores and periods; begin with a letter "
+            "or digit, and do not end with a hyphen or period.",
+        )
 
 
 def _checked_raw(file: Path) -> int:
