@@ -16,7 +16,7 @@ from typing import Any
 from . import inspection, names, worker
 from .cloud import Azure
 from .errors import AzureError, Denied, InvalidInput, NotFound
-from .model import Json, Machine, at
+from .model import Json, Machine, at, canonical_location
 from .pipeline import ordered
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,11 @@ def machines(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
     """
     group, location = settings.get("resource_group"), settings.get("location")
     listed = azure.resources("vm", group) if group else azure.everywhere("vm")
-    here = [vm for vm in listed if not location or names.location(vm["location"]) == names.location(location)]
+    here = [
+        vm
+        for vm in listed
+        if not location or canonical_location(vm["location"]) == canonical_location(location)
+    ]
     if location and not here:
         check_location(location, _locations(azure))
     return sorted(here, key=lambda vm: str(vm["id"]).lower())
@@ -43,7 +47,7 @@ def machines(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
 
 def check_location(location: str, offered: Collection[str]) -> None:
     """InvalidInput where `location` is none of those that are `offered`, with the nearest; fine if none are known."""
-    wanted = names.location(location)
+    wanted = canonical_location(location)
     if not offered or wanted in offered:
         return
     near = difflib.get_close_matches(wanted, offered, n=1)
@@ -108,7 +112,7 @@ def instances(azure: Azure, vms: Iterable[Json], everyone: Iterable[Json]) -> li
     found = []
     for vm in vms:
         told = inspection.summary(vm)
-        vcpus, memory = inspection.size_of(azure, names.location(vm["location"]), told["size"])
+        vcpus, memory = inspection.size_of(azure, canonical_location(vm["location"]), told["size"])
         found.append(
             {
                 "id": told["id"],
@@ -130,7 +134,7 @@ def networks(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
     found = [
         {"id": subnet["id"], "name": names.network_of(subnet["id"])}
         for vnet in vnets
-        if not location or names.location(vnet["location"]) == names.location(location)
+        if not location or canonical_location(vnet["location"]) == canonical_location(location)
         for subnet in vnet["properties"].get("subnets", [])
         if "id" in subnet
     ]
@@ -162,9 +166,10 @@ def options(
         "resource_group": lambda: sorted(found["name"] for found in azure.groups()),
     }
     if location:
-        tellers["export_worker_size"] = lambda: worker.sizes(azure, names.location(location))
+        tellers["export_worker_size"] = lambda: worker.sizes(azure, canonical_location(location))
         tellers["export_worker_image"] = lambda: [
-            {"id": str(image), "name": str(image)} for image in worker.images(azure, names.location(location))
+            {"id": str(image), "name": str(image)}
+            for image in worker.images(azure, canonical_location(location))
         ]
     if group:
         tellers["export_network"] = lambda: networks(azure, settings)

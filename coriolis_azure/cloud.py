@@ -58,7 +58,7 @@ from . import __version__, codes, documents, errors, names, tls
 from .api_versions import ApiVersions
 from .clock import Clock, wait
 from .events import Report, Wait, Waiting, silent
-from .model import Json, must
+from .model import Json, canonical_location, must
 from .settings import Connection, Image
 
 LOG = logging.getLogger(__name__)
@@ -306,7 +306,7 @@ class Azure:
             provider = _document(self._resources.providers.get("Microsoft.Compute"))
         types = {entry.get("resourceType", "").lower(): entry for entry in provider.get("resourceTypes", [])}
         return sorted(
-            names.location(place) for place in types.get("virtualmachines", {}).get("locations", [])
+            canonical_location(place) for place in types.get("virtualmachines", {}).get("locations", [])
         )
 
     def offered_versions(self, namespace: str) -> dict[str, list[str]]:

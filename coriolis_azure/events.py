@@ -19,6 +19,7 @@ from .errors import cleaned
 LOG = logging.getLogger(__name__)
 
 _TELL_SECONDS = 10.0
+_REPORTS_PER_SECOND = 5
 
 
 @dataclass(frozen=True)
@@ -164,3 +165,22 @@ def json_lines(stream: TextIO) -> Report:
         stream.flush()
 
     return report
+
+
+class Progress:
+    """Tells how far a disk is, a few times a second at most."""
+
+    def __init__(self, disk: str, total: int, report: Report, clock: Clock) -> None:
+        self._disk, self._total, self._report, self._clock = disk, total, report, clock
+        self._next = clock.monotonic()
+
+    def show(self, done: int, sent: int, held_up_by: str = "") -> None:
+        """`done` bytes are settled, `sent` of them sent; `held_up_by` as Copied has it."""
+        now = self._clock.monotonic()
+        if now >= self._next and done < self._total:
+            self._next = now + 1 / _REPORTS_PER_SECOND
+            self._report(Copied(self._disk, done, self._total, sent, held_up_by))
+
+    def last(self, sent: int) -> None:
+        """All bytes are settled."""
+        self._report(Copied(self._disk, self._total, self._total, sent))

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from . import names, unmanaged, vhd
+from . import names, skus, unmanaged, vhd
 from .cloud import Azure
 from .errors import AzureError, InvalidInput, NotFound, Unreadable, Unsupported
-from .model import Disk, Json, Machine, Nic, at, must
+from .model import Disk, Json, Machine, Nic, at, canonical_location, must
 from .pipeline import ordered
 from .storage import Storage
 from .suitability import caveats, leaving, licence, power_state, refuse, security_type
@@ -46,7 +46,7 @@ def read(
     """
     id = vm_id(azure.subscription, group, name)
     vm = _vm(azure, group, id)
-    if names.location(must(vm, "location")) != location:
+    if canonical_location(must(vm, "location")) != location:
         raise InvalidInput(
             f"VM {names.name_of(id)} is in location {vm['location']}, not in {location}",
             remedy=f"Set the location of the source environment to {vm['location']}.",
@@ -183,7 +183,7 @@ def _found(azure: Azure, kind: str, ids: Sequence[str]) -> list[Json]:
 def _size_of_vm(azure: Azure, vm: Json) -> tuple[int, int]:
     """vCPUs and memory in MiB of a VM; a VM may have fewer vCPUs than its size."""
     size = at(vm, "properties.hardwareProfile.vmSize", "")
-    vcpus, memory = size_of(azure, names.location(must(vm, "location")), size)
+    vcpus, memory = size_of(azure, canonical_location(must(vm, "location")), size)
     return at(vm, "properties.hardwareProfile.vmSizeProperties.vCPUsAvailable", vcpus), memory
 
 
@@ -210,7 +210,7 @@ def machine(
         id=must(vm, "id"),
         name=vm.get("name") or names.name_of(vm["id"]),
         group=names.group_of(vm["id"]),
-        location=names.location(must(vm, "location")),
+        location=canonical_location(must(vm, "location")),
         zones=tuple(vm.get("zones") or ()),
         size=at(vm, "properties.hardwareProfile.vmSize", ""),
         vcpus=size[0],
@@ -248,8 +248,8 @@ def size_of(azure: Azure, location: str, size: str) -> tuple[int, int]:
         for sku in azure.sizes(location):
             if sku.get("name", "").lower() == size.lower():
                 # Sizes like Standard_E4-2s_v3 have fewer vCPUs than their host gives.
-                vcpus = capability(sku, "vCPUsAvailable") or capability(sku, "vCPUs")
-                return int(vcpus), round(capability(sku, "MemoryGB") * 1024)
+                vcpus = skus.capability(sku, "vCPUsAvailable") or skus.capability(sku, "vCPUs")
+                return int(vcpus), round(skus.capability(sku, "MemoryGB") * 1024)
         for old in azure.retired_sizes(location):
             if old.get("name", "").lower() == size.lower():
                 return old.get("numberOfCores", 0), old.get("memoryInMB", 0)
@@ -263,20 +263,6 @@ def size_of(azure: Azure, location: str, size: str) -> tuple[int, int]:
 def os_family(os_type: str) -> str:
     """The orchestrator's word for an OS type of Azure."""
     return os_type if os_type in {"linux", "windows"} else "other"
-
-
-def capabilities(sku: Json) -> dict[str, str]:
-    """What a VM size can do, by capability name."""
-    pairs = sku.get("capabilities", [])
-    return {pair["name"]: pair["value"] for pair in pairs if "name" in pair and "value" in pair}
-
-
-def capability(sku: Json, name: str) -> float:
-    """A number that a VM size has, which Azure tells as text; 0 where it does not."""
-    try:
-        return float(capabilities(sku).get(name, 0))
-    except ValueError:
-        return 0
 
 
 def export_info(machine: Machine) -> Json:

@@ -13,6 +13,11 @@ from .errors import Unreadable
 Json = dict[str, Any]
 
 
+def canonical_location(name: str) -> str:
+    """A location as ARM compares it: "West Europe" and "westeurope" are one."""
+    return name.replace(" ", "").lower()
+
+
 def at(document: Json, path: str, default: Any = None) -> Any:
     """The value at a dotted path of a document; `default` where a part is missing or null."""
     value: Any = document

@@ -100,11 +100,6 @@ def same(one: str, other: str) -> bool:
     return one.lower() == other.lower()
 
 
-def location(name: str) -> str:
-    """A location as ARM compares it: "West Europe" and "westeurope" are one."""
-    return name.replace(" ", "").lower()
-
-
 def tags(run: str, role: str, instance: str, made: datetime, extra: Mapping[str, str]) -> dict[str, str]:
     """The tags that make a resource ours; `extra` are the user's own."""
     return {

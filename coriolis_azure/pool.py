@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import names, permissions, preflight, resources, ssh, worker
+from . import names, resources, ssh, worker
 from .clock import Clock
 from .cloud import Azure
 from .errors import CleanupIncomplete, InvalidInput
 from .events import Report, Step, unfailing
 from .journal import Journal
-from .model import Run, Worker
+from .model import Run, Worker, canonical_location
 from .settings import Environment
 
 # A healthy worker answers at once; one that was just started takes a minute to boot.
@@ -26,21 +26,15 @@ class Pool:
     """The pool `id` in one subscription, made with the settings of `environment`."""
 
     def __init__(self, azure: Azure, environment: Environment, id: str, report: Report, clock: Clock) -> None:
-        self._azure, self._environment, self._id = azure, environment, id
+        self.azure, self.environment, self._id = azure, environment, id
         self._report, self._clock = unfailing(report), clock
-
-    def check(self) -> None:
-        """InvalidInput with all that would keep workers from being made, stopped or started."""
-        preflight.check(
-            self._azure, self._environment, None, self._report, uses={permissions.POOL}, may_use=()
-        ).require()
 
     def share(self) -> tuple[Run, str]:
         """Make what all workers share; the subnet they are in. Nothing is left when it fails."""
         run = self._run(self._id)
-        if self._environment.export_network:
-            worker.check_network(self._azure, self._environment)
-            return run, self._environment.export_network
+        if self.environment.export_network:
+            worker.check_network(self.azure, self.environment)
+            return run, self.environment.export_network
         shared = self._resources(run)
         with shared.undone_on_error():
             return run, worker.network(shared)
@@ -49,7 +43,7 @@ class Pool:
         """Boot the worker `name` in `subnet` and wait until it can be reached. Nothing is left when it fails."""
         run = self._run(name)
         made = self._resources(run)
-        environment = replace(self._environment, export_network=subnet)
+        environment = replace(self.environment, export_network=subnet)
         with made.undone_on_error():
             booted = worker.launch(made, _NEEDS, environment, self._report)
             ssh.connect(booted, self._clock, self._report).close()
@@ -57,20 +51,20 @@ class Pool:
 
     def remove(self, run: Run) -> None:
         """Delete a worker, or what the workers share. CleanupIncomplete names what stayed."""
-        stayed = resources.delete(self._azure, worker.ids(self._resources(run)), self._clock)
+        stayed = resources.delete(self.azure, worker.ids(self._resources(run)), self._clock)
         if stayed:
             raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
 
     def start(self, vm: str) -> None:
         """Start a worker that was shut down, without any disk that a dead run has left attached to it."""
-        worker.emptied(self._azure, vm, self._report, self._clock)
+        worker.emptied(self.azure, vm, self._report, self._clock)
         self._report(Step("start worker", names.name_of(vm)))
-        self._azure.start(vm)
+        self.azure.start(vm)
 
     def stop(self, vm: str) -> None:
         """Deallocate a worker: it costs no more than its disk."""
         self._report(Step("stop worker", names.name_of(vm)))
-        self._azure.deallocate(vm)
+        self.azure.deallocate(vm)
 
     def check_health(self, reader: Worker) -> None:
         """Raise when a worker cannot be reached or cannot take the agent."""
@@ -79,9 +73,9 @@ class Pool:
 
     def check_fits(self, location: str) -> None:
         """Raise when the workers cannot read the disks of a machine in `location`."""
-        if names.location(location) != self._environment.location:
+        if canonical_location(location) != self.environment.location:
             raise InvalidInput(
-                f"the pool's workers are in {self._environment.location}, the VM is in {location}",
+                f"the pool's workers are in {self.environment.location}, the VM is in {location}",
                 remedy="Use a pool in the location of the VM: Azure attaches disks only within one location.",
             )
 
@@ -89,13 +83,13 @@ class Pool:
         """The run of a worker, or of what all share; names of the orchestrator are long, so their start serves."""
         return Run(
             id=name.replace("-", "")[:12].lower(),
-            subscription=self._azure.subscription,
-            group=self._environment.resource_group,
-            location=self._environment.location,
+            subscription=self.azure.subscription,
+            group=self.environment.resource_group,
+            location=self.environment.location,
             zone="",
             instance="",
             pool=self._id,
         )
 
     def _resources(self, run: Run) -> resources.Resources:
-        return resources.Resources(self._azure, run, Journal(run), self._environment.tags, self._clock)
+        return resources.Resources(self.azure, run, Journal(run), self.environment.tags, self._clock)

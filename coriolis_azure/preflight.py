@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Literal, TypeVar
 
-from . import catalog, cleanup, cloning, inspection, names, permissions, worker
+from . import catalog, cleanup, cloning, inspection, names, permissions, skus, worker
 from .cloud import Azure
 from .errors import CoriolisAzureError, Denied, InvalidInput
 from .events import Event, Notice, Report, Step, amount
@@ -446,7 +446,7 @@ class _Questions:
                 "copy", f"{len(self.disks)} disks, the worker holds {size.slots}: copied in {rounds} rounds"
             )
         sku = next(sku for sku in self._azure.sizes(here) if sku["name"] == size.name)
-        rate = inspection.capability(sku, "UncachedDiskBytesPerSecond")
+        rate = skus.capability(sku, "UncachedDiskBytesPerSecond")
         total = sum(disk.size_bytes for disk in self.disks)
         if rate and total:
             self._fine(
@@ -460,7 +460,7 @@ class _Questions:
         left = self._left(lambda: self._azure.compute_usages(self._environment.location))
         if left is None:
             return
-        cores = int(inspection.capability(sku, "vCPUs")) or 1
+        cores = int(skus.capability(sku, "vCPUs")) or 1
         remedy = "Free some, ask for a higher quota, or choose a smaller export_worker_size."
         for name, what in (("cores", "vCPUs of the location"), ("virtualMachines", "VMs of the location")):
             wanted = 1 if name == "virtualMachines" else cores
@@ -469,7 +469,7 @@ class _Questions:
                 # Where some cores are left, a run tries smaller sizes.
                 tell = self._warn if rest > 0 else self._error
                 tell("worker", f"the quota of {what} leaves {rest}, the worker needs {wanted}", remedy)
-        for name, wanted in self._disks_needed(int(inspection.capability(sku, "MaxDataDiskCount"))).items():
+        for name, wanted in self._disks_needed(int(skus.capability(sku, "MaxDataDiskCount"))).items():
             if left.get(name.lower(), _UNLIMITED) < wanted:
                 rest = left[name.lower()]
                 self._error(
@@ -676,10 +676,10 @@ def _why_not(azure: Azure, environment: Environment, zone: str) -> str:
         for restriction in sku.get("restrictions", [])
         if restriction.get("type") != "Zone" or zone in at(restriction, "restrictionInfo.zones", [])
     ]
-    zones = worker.zones_of(sku, environment.location)
+    zones = skus.zones_of(sku, environment.location)
     if zone and zones is not None and zone not in zones:
         barred.append(f"sold in {_zones(zones)}, not in zone {zone}")
-    told = inspection.capabilities(sku)
+    told = skus.capabilities(sku)
     return ", ".join(barred) or (
         f"processor {told.get('CpuArchitectureType', 'x64')}, disks {told.get('DiskControllerTypes', 'SCSI')}, "
         f"premium disks {told.get('PremiumIO', 'False')}, generations {told.get('HyperVGenerations', 'V1,V2')}"

@@ -365,8 +365,12 @@ class AzureExportProvider(
         self, ctxt: Any, connection_info: Json, environment_options: Json
     ) -> None:
         """Raise when no worker could be made with these settings."""
+        from . import permissions, preflight
+
         with self._pool(connection_info, environment_options) as pool:
-            pool.check()
+            preflight.check(
+                pool.azure, pool.environment, None, self._report, uses={permissions.POOL}, may_use=()
+            ).require()
 
     @_translated
     @_ended_with_service

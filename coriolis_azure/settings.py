@@ -20,9 +20,8 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import ValidationError
 
-from . import names
 from .errors import InvalidInput
-from .model import Json, at
+from .model import Json, at, canonical_location
 
 # Installed, the schemas are part of the package; in a checkout they stand beside it.
 _HERE = Path(__file__).parent
@@ -186,7 +185,7 @@ class Environment:
             raise InvalidInput([f"source_environment: {fault}" for fault in faults])
         image, limit = given.get("export_worker_image"), given.get("bandwidth_limit")
         return cls(
-            location=names.location(given["location"]),
+            location=canonical_location(given["location"]),
             resource_group=group,
             export_worker_size=given.get("export_worker_size", ""),
             export_worker_image=Image(**image) if image else None,

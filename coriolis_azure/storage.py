@@ -42,7 +42,7 @@ from .errors import (
     NotFound,
     OperationFailed,
 )
-from .model import Json
+from .model import Json, canonical_location
 
 PAGE = 512
 MOST = 4 << 20  # bytes that one request may write
@@ -146,7 +146,7 @@ class Account:
 
     def __init__(self, azure: Azure, document: Json, *, by_key: bool) -> None:
         self.id, self.name = str(document["id"]), names.name_of(document["id"])
-        self.location = names.location(document["location"])
+        self.location = canonical_location(document["location"])
         self._azure, self._by_key = azure, by_key
         self.has_versions = not azure.blob_version  # older services do not know the word
         endpoint = _endpoint(document)

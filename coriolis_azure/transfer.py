@@ -21,7 +21,7 @@ from .channel import Direct
 from .clock import Clock
 from .destinations import Destination
 from .errors import AgentFailed, ConnectionLost, CorruptChunk, InvalidInput, StreamEnded
-from .events import Copied, Notice, Report, Step
+from .events import Notice, Progress, Report, Step
 from .frames import Answer, Dialogue, Frame, Job, Pace, Piece, Stream
 from .hashing import Manifest, grain_count
 from .pipeline import ordered
@@ -35,7 +35,6 @@ _AHEAD_BYTES = 6 << 20  # of chunks that have arrived and are not done with, of 
 # Where each write waits for another host, a link with a delay is filled by writes under way, not by threads at work.
 _FAR_THREADS, _FAR_BYTES = 16, 16 << 20
 _FRUITLESS = 3  # connections in a row that were lost before anything was settled
-_REPORTS_PER_SECOND = 5
 
 
 @dataclass(frozen=True)
@@ -460,22 +459,3 @@ def _gaps(pieces: list[Piece], length: int) -> list[tuple[int, int]]:
     ends = [0, *(start + size for start, size, _ in pieces)]
     starts = [*(start for start, _, _ in pieces), length]
     return [(end, start - end) for end, start in zip(ends, starts, strict=True) if start > end]
-
-
-class Progress:
-    """Tells how far a disk is, a few times a second at most."""
-
-    def __init__(self, disk: str, total: int, report: Report, clock: Clock) -> None:
-        self._disk, self._total, self._report, self._clock = disk, total, report, clock
-        self._next = clock.monotonic()
-
-    def show(self, done: int, sent: int, held_up_by: str = "") -> None:
-        """`done` bytes are settled, `sent` of them sent; `held_up_by` as Copied has it."""
-        now = self._clock.monotonic()
-        if now >= self._next and done < self._total:
-            self._next = now + 1 / _REPORTS_PER_SECOND
-            self._report(Copied(self._disk, done, self._total, sent, held_up_by))
-
-    def last(self, sent: int) -> None:
-        """All bytes are settled."""
-        self._report(Copied(self._disk, self._total, self._total, sent))

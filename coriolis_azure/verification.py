@@ -9,7 +9,7 @@ from . import transfer
 from .clock import Clock
 from .destinations import Kept, Place, sets
 from .errors import DestinationFailed, InvalidInput
-from .events import Report, Step
+from .events import Progress, Report, Step
 from .hashing import UNKNOWN, Manifest
 from .model import Json
 
@@ -112,7 +112,7 @@ def _first_bad(
     kept: Kept, manifest: Manifest, name: str, report: Report, clock: Clock
 ) -> tuple[int | None, str]:
     """Offset of the first chunk that is not as the manifest says, and the reason; ("", None) when all are."""
-    progress = transfer.Progress(name, manifest.size, report, clock)
+    progress = Progress(name, manifest.size, report, clock)
 
     def known() -> Iterator[int]:
         for index in range(manifest.count):

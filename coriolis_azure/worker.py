@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from . import channel, cloud_init, names, ssh
+from . import channel, cloud_init, names, skus, ssh
 from .clock import Clock
 from .cloud import Azure
 from .errors import AzureError, DeadlinePassed, InvalidInput, QuotaExceeded
 from .events import Notice, Report, Step, silent
-from .inspection import capabilities, capability
-from .model import Disk, Json, Machine, Worker, at, must
+from .model import Disk, Json, Machine, Worker, at, canonical_location, must
 from .pipeline import ordered
 from .resources import Resources, patiently
 from .settings import Environment, Image
@@ -390,7 +389,7 @@ def check_encryption(azure: Azure, environment: Environment) -> Json | None:
             remedy="Choose a disk encryption set of the subscription of the VMs.",
         )
     found = azure.encryption_set(id)
-    if names.location(must(found, "location")) != environment.location:
+    if canonical_location(must(found, "location")) != environment.location:
         raise InvalidInput(
             f"the disk encryption set {names.name_of(id)} is in {found['location']}, not in {environment.location}",
             remedy="Choose a disk encryption set in the location of the VMs.",
@@ -425,7 +424,7 @@ def check_network(azure: Azure, environment: Environment) -> Json | None:
     subnet = subnet_id(azure.subscription, environment)
     vnet_id, _, name = subnet.partition("/subnets/")
     vnet = azure.get(vnet_id)
-    if names.location(must(vnet, "location")) != environment.location:
+    if canonical_location(must(vnet, "location")) != environment.location:
         raise InvalidInput(
             f"the network {names.name_of(vnet_id)} is in {vnet['location']}, not in {environment.location}",
             remedy="Choose an export_network in the location of the VMs.",
@@ -499,9 +498,9 @@ def _offered(azure: Azure, location: str, needed: Needs) -> dict[str, Size]:
 
 def _usable(sku: Json, location: str, needed: Needs) -> Size | None:
     """The size as a worker, or None where it cannot be one."""
-    told = capabilities(sku)
-    slots = int(capability(sku, "MaxDataDiskCount"))
-    zones = zones_of(sku, location)
+    told = skus.capabilities(sku)
+    slots = int(skus.capability(sku, "MaxDataDiskCount"))
+    zones = skus.zones_of(sku, location)
     fits = (
         slots > 0
         and told.get("CpuArchitectureType", "x64") == "x64"
@@ -511,28 +510,12 @@ def _usable(sku: Json, location: str, needed: Needs) -> Size | None:
         and (told.get("EncryptionAtHostSupported", "False") == "True" or not needed.host_encryption)
         and not told.get("ConfidentialComputingType")  # takes confidential VMs only
         and (not needed.zone or zones is None or needed.zone in zones)
-        and not any(_bars(restriction, needed.zone) for restriction in sku.get("restrictions", []))
+        and not any(skus.bars(restriction, needed.zone) for restriction in sku.get("restrictions", []))
     )
     rate, vcpus, memory = (
-        capability(sku, name) for name in ("UncachedDiskBytesPerSecond", "vCPUs", "MemoryGB")
+        skus.capability(sku, name) for name in ("UncachedDiskBytesPerSecond", "vCPUs", "MemoryGB")
     )
     return Size(sku["name"], slots, rate, vcpus, memory, str(sku.get("family", ""))) if fits else None
-
-
-def zones_of(sku: Json, location: str) -> set[str] | None:
-    """The zones of `location` in which a SKU is sold, by `locationInfo`; None where Azure does not tell."""
-    told = [
-        info
-        for info in sku.get("locationInfo", [])
-        if names.location(info.get("location", location)) == location
-    ]
-    return {zone for info in told for zone in info.get("zones", [])} if told else None
-
-
-def _bars(restriction: Json, zone: str) -> bool:
-    if restriction.get("type") == "Zone":
-        return bool(zone) and zone in restriction.get("restrictionInfo", {}).get("zones", [])
-    return True
 
 
 def _network(resources: Resources, environment: Environment) -> Json:

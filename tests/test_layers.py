@@ -30,6 +30,7 @@ FLOORS = (
         "suitability",
         "vhd",
         "formats",
+        "skus",
     },
     {"api_versions", "cloud", "storage", "pipeline", "journal", "interrupts"},
     {"resources", "records", "ssh", "channel", "frames", "destinations"},

@@ -8,6 +8,7 @@ import pytest
 
 from coriolis_azure import names
 from coriolis_azure.errors import Unreadable
+from coriolis_azure.model import canonical_location
 
 VM = "/subscriptions/s/resourceGroups/Group/providers/Microsoft.Compute/virtualMachines/web-1"
 
@@ -40,4 +41,4 @@ def test_tags_carry_run_role_instance_and_moment_and_the_users_own() -> None:
 
 
 def test_locations_are_compared_as_azure_does() -> None:
-    assert names.location("West Europe") == names.location("westeurope")
+    assert canonical_location("West Europe") == canonical_location("westeurope")

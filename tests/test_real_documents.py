@@ -20,7 +20,7 @@ from real_azure import Json, answering, examples, machine_documents, needs_opena
 from spoiling import QUICK, spoilt
 
 from coriolis_azure import errors, inspection, names
-from coriolis_azure.model import Machine
+from coriolis_azure.model import Machine, canonical_location
 from coriolis_azure.preflight import check
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
@@ -46,7 +46,7 @@ def read(place: tuple[Sandbox, Source], vm: Json, *others: Json) -> Machine:
     """The machine that inspection makes of a VM's document, with those of its disks, NICs and addresses."""
     sandbox, source = place
     answering(sandbox, [*others, vm])
-    location = names.location(vm["location"])
+    location = canonical_location(vm["location"])
     return inspection.read(source.azure, names.group_of(vm["id"]), location, names.name_of(vm["id"]))
 
 
