@@ -39,7 +39,10 @@ FEATURES = (
 
 # Where an action must be allowed.
 SUBSCRIPTION, GROUP, NETWORK, ACCOUNT = "subscription", "resource group", "network", "storage account"
-ENCRYPTION_SET = "disk encryption set"
+ENCRYPTION_SET, SUBNET, CONTAINER = "disk encryption set", "subnet", "container"
+# What comes with the VM: where that is, is known once one is named.
+VM, DISK, DISK_KEYS = "VM", "disk", "disk encryption set of the disks"
+OF_THE_VM = frozenset({VM, DISK, DISK_KEYS})
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,10 @@ ACTIONS: tuple[Action, ...] = (
     *_of("connect", "find the resource group", "Resources/subscriptions/resourceGroups/read"),
     *_of(
         "inspect",
-        "read the VM, its disks and their state",
-        *("Compute/virtualMachines/read", "Compute/virtualMachines/instanceView/read", "Compute/disks/read"),
+        "read the VM and its disks, the worker and the copies",
+        *("Compute/virtualMachines/read", "Compute/disks/read"),
     ),
+    *_of("inspect", "read the VM's state", "Compute/virtualMachines/instanceView/read", scope=VM),
     *_of(
         "inspect",
         "read its NICs and addresses",
@@ -93,19 +97,31 @@ ACTIONS: tuple[Action, ...] = (
         scope=SUBSCRIPTION,
         optional=True,
     ),
-    *_of("shut down", "deallocate the VM", "Compute/virtualMachines/deallocate/action", feature=SHUTDOWN),
+    *_of(
+        "shut down",
+        "deallocate the VM",
+        "Compute/virtualMachines/deallocate/action",
+        scope=VM,
+        feature=SHUTDOWN,
+    ),
     *_of(
         "snapshot",
         "take and remove snapshots",
         *("Compute/snapshots/read", "Compute/snapshots/write", "Compute/snapshots/delete"),
     ),
-    *_of("snapshot", "linked: a snapshot's source is this disk", "Compute/disks/beginGetAccess/action"),
+    *_of(
+        "snapshot",
+        "linked: a snapshot's source is this disk",
+        "Compute/disks/beginGetAccess/action",
+        scope=DISK,
+    ),
     *_of("clone", "make and remove copies of disks", "Compute/disks/write", "Compute/disks/delete"),
     *_of("clone", "linked: a copy's source is this snapshot", "Compute/snapshots/beginGetAccess/action"),
     *_of(
         "clone",
         "linked: copies use their source's disk encryption set",
         "Compute/diskEncryptionSets/read",
+        scope=DISK_KEYS,
         feature=CUSTOMER_KEYS,
     ),
     *_of(
@@ -162,9 +178,16 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "worker",
-        "the network of the settings; linked: the NIC is in its subnet",
-        *("Network/virtualNetworks/read", "Network/virtualNetworks/subnets/join/action"),
+        "read the network of the settings",
+        "Network/virtualNetworks/read",
         scope=NETWORK,
+        feature=GIVEN_NETWORK,
+    ),
+    *_of(
+        "worker",
+        "linked: the worker's NIC is in the subnet of the settings",
+        "Network/virtualNetworks/subnets/join/action",
+        scope=SUBNET,
         feature=GIVEN_NETWORK,
     ),
     *_of(
@@ -177,14 +200,14 @@ ACTIONS: tuple[Action, ...] = (
         "storage",
         "find the container, or make it",
         *(f"{_CONTAINERS}/read", f"{_CONTAINERS}/write"),
-        scope=ACCOUNT,
+        scope=CONTAINER,
         feature=BLOB_DATA,
     ),
     *_of(
         "storage",
         "read, write and remove blobs",
         *(f"{_CONTAINERS}/blobs/read", f"{_CONTAINERS}/blobs/write", f"{_CONTAINERS}/blobs/delete"),
-        scope=ACCOUNT,
+        scope=CONTAINER,
         feature=BLOB_DATA,
         data=True,
     ),
@@ -200,7 +223,7 @@ ACTIONS: tuple[Action, ...] = (
         "storage",
         "remove what an account keeps as versions",
         f"{_CONTAINERS}/blobs/deleteBlobVersion/action",
-        scope=ACCOUNT,
+        scope=CONTAINER,
         feature=BLOB_DATA,
         optional=True,
         data=True,

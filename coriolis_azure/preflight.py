@@ -178,6 +178,7 @@ class _Questions:
         self._azure, self._environment, self._report = azure, environment, report
         self._scope = f"/subscriptions/{azure.subscription}"
         self._group = f"{self._scope}/resourceGroups/{environment.resource_group}"
+        self._held: dict[str, list[Json] | None] = {}
         self.findings: list[Finding] = []
         self.machine: Machine | None = None
         self.disks: tuple[Disk, ...] = ()
@@ -227,41 +228,84 @@ class _Questions:
         chosen = permissions.features(self._environment).union(self._uses, self._may_use)
         if any(disk.encryption_set for disk in self.disks):
             chosen.add(permissions.CUSTOMER_KEYS)
-        scopes = {permissions.GROUP: self._group, permissions.SUBSCRIPTION: self._scope}
-        if self._environment.export_network:
-            network = self._network_id()
-            if network:
-                scopes[permissions.NETWORK] = network
-        if self._environment.export_worker_disk_encryption_set:
-            scopes[permissions.ENCRYPTION_SET] = self._environment.export_worker_disk_encryption_set
-        account = self._environment.storage_account_name
-        if account:
-            scopes[permissions.ACCOUNT] = (
-                f"{self._group}/providers/Microsoft.Storage/storageAccounts/{account}"
-            )
+        places = self._places()
+        lacking: dict[tuple[str, str], tuple[permissions.Action, list[str]]] = {}
         everything = True
-        for kind, scope in scopes.items():
-            wanted = [action for action in permissions.needed(chosen) if action.scope == kind]
-            held = self._asked("permissions", partial(self._azure.permissions, scope), optional=True)
-            if held is None:
-                everything = False
-                continue
-            missing = [action for action in wanted if not permissions.granted(held, action)]
-            everything = everything and not missing
-            # Two steps may need the same action: the one that cannot do without it counts.
-            for action in {each.name: each for each in sorted(missing, key=self._lax, reverse=True)}.values():
-                self._missing(action, scope)
+        # Two steps may need the same action: the one that cannot do without it counts.
+        for action in sorted(permissions.needed(chosen), key=self._lax, reverse=True):
+            allowed = {scopes[-1]: self._allowed(action, scopes) for scopes in places.get(action.scope, ())}
+            everything = everything and all(allowed.values())
+            if denied := [scope for scope, answer in allowed.items() if answer is False]:
+                lacking[action.name, action.scope] = (action, denied)
+        for action, denied in lacking.values():
+            self._missing(action, denied)
         if everything:
             self._fine("permissions", "the identity may do everything that the steps need")
+
+    def _places(self) -> dict[str, list[tuple[str, ...]]]:
+        """The resources on which each kind of actions must be allowed, each after the wider scopes to ask first."""
+        environment, machine = self._environment, self.machine
+        places: dict[str, list[tuple[str, ...]]] = {
+            permissions.GROUP: [(self._group,)],
+            permissions.SUBSCRIPTION: [(self._scope,)],
+        }
+        if machine is None:
+            places |= {permissions.VM: [(self._group,)], permissions.DISK: [(self._group,)]}
+        else:
+            managed = [disk.id for disk in self.disks if not disk.unmanaged]
+            places[permissions.VM] = [self._and_group(machine.id)]
+            places[permissions.DISK] = [self._and_group(id) for id in managed]
+            keys = sorted({disk.encryption_set for disk in self.disks if disk.encryption_set})
+            places[permissions.DISK_KEYS] = [(id,) for id in keys]
+        subnet = self._subnet_id() if environment.export_network else None
+        if subnet:
+            network = subnet.partition("/subnets/")[0]
+            places |= {permissions.NETWORK: [(network,)], permissions.SUBNET: [(network, subnet)]}
+        if environment.export_worker_disk_encryption_set:
+            places[permissions.ENCRYPTION_SET] = [(environment.export_worker_disk_encryption_set,)]
+        if environment.storage_account_name:
+            account = f"{self._group}/providers/Microsoft.Storage/storageAccounts/{environment.storage_account_name}"
+            container = f"{account}/blobServices/default/containers/{environment.storage_container_name}"
+            places |= {permissions.ACCOUNT: [(account,)], permissions.CONTAINER: [(account, container)]}
+        return places
+
+    def _and_group(self, id: str) -> tuple[str, str]:
+        """A resource after its group, where most roles are assigned: many disks need one question only."""
+        group = id.partition("/providers/")[0]
+        return self._group if names.same(group, self._group) else group, id
+
+    def _allowed(self, action: permissions.Action, scopes: Sequence[str]) -> bool | None:
+        """Whether a role at one of the scopes allows an action; None where Azure does not tell."""
+        known = True
+        for scope in scopes:
+            held = self._roles(scope)
+            if held is not None and permissions.granted(held, action):
+                return True
+            known = known and held is not None
+        return False if known else None
+
+    def _roles(self, scope: str) -> list[Json] | None:
+        """What the identity may do at a scope, asked once; None where Azure does not tell."""
+        if scope not in self._held:
+            self._held[scope] = self._asked(
+                "permissions", partial(self._azure.permissions, scope), optional=True
+            )
+        return self._held[scope]
 
     def _lax(self, action: permissions.Action) -> bool:
         """Whether there are runs that do their work without an action."""
         return action.optional or action.feature in self._may_use
 
-    def _missing(self, action: permissions.Action, scope: str) -> None:
-        remedy = f"Give the identity {action.name} on {scope} (`coriolis-azure role` prints a role with all)."
+    def _missing(self, action: permissions.Action, scopes: Sequence[str]) -> None:
+        remedy = (
+            f"Give the identity {action.name} on {' and '.join(scopes)} (`coriolis-azure role` prints a role "
+            "with all)."
+        )
         text = f"the identity lacks {action.name} on the {action.scope}: {action.why}"
-        if self._strict or not self._lax(action):
+        if self.machine is None and action.scope in permissions.OF_THE_VM:
+            text = f"the identity lacks {action.name} on the resource group: {action.why}"
+            self._warn(action.step, f"{text}. It may have it on a VM that is named", remedy)
+        elif self._strict or not self._lax(action):
             self._error(action.step, text, remedy)
         elif action.optional:
             self._warn(action.step, f"{text}. Runs work without", remedy)
@@ -334,7 +378,7 @@ class _Questions:
             return
         used = [self.machine.id, *(disk.id for disk in self.disks)] if self.machine else []
         if self._environment.export_network:
-            used.append(self._network_id() or "-")
+            used.append((self._subnet_id() or "-").partition("/subnets/")[0])
         if level == "ReadOnly" and any(names.same(scope, id) for id in used):
             self._warn("snapshot", f"{told} may forbid to use it: to read a disk, shut down or join", remedy)
 
@@ -631,10 +675,10 @@ class _Questions:
             if usage.get("limit", -1) >= 0 and "currentValue" in usage
         }
 
-    def _network_id(self) -> str | None:
-        """The ARM id of the network of the settings; None where they name none. `network` tells that."""
+    def _subnet_id(self) -> str | None:
+        """The ARM id of the subnet of the settings; None where they name none. `network` tells that."""
         try:
-            return worker.subnet_id(self._azure.subscription, self._environment).partition("/subnets/")[0]
+            return worker.subnet_id(self._azure.subscription, self._environment)
         except InvalidInput:
             return None
 

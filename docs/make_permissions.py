@@ -15,9 +15,11 @@ What the identity of the connection settings must be allowed to do, by step. `co
 with exactly these actions for the chosen settings; `az role definition create --role-definition FILE` takes it.
 `coriolis-azure check` asks Azure what the identity may do and names each action that is missing.
 
-* **Where**: the resource group of the source environment, the subscription, the network that `export_network` names,
-  the disk encryption set of the settings, or the storage account. Assigned to the subscription, a role covers all of
-  them; assigned to a resource group, it does not cover the subscription's actions, which all only read.
+* **Where**: the resource group of the source environment, the subscription, the VM and its disks, the network and
+  subnet that `export_network` names, the disk encryption set of the settings or of the VM's disks, the storage account
+  or its container. Assigned to the subscription, a role covers all of them; assigned to a resource group, it covers
+  what is in that group, and not the subscription's actions, which all only read. `check` asks at the resource itself
+  where its group does not allow an action; what concerns a VM is a warning as long as none is named.
 * **For**: what must be chosen for an action to be needed; `-` means always. Without an *optional* one the work gets
   done all the same, and `check` knows less.
 * *data*: one of a role's data actions. The built-in role *Storage Blob Data Contributor* holds all that is said here

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from battles import served
 from click.testing import CliRunner
-from conftest import MIB, raised
+from conftest import GROUP, MIB, raised
 from writer_targets import HttpsTarget
 
 from coriolis_azure import AzureExportProvider, errors, permissions
 from coriolis_azure.cli.commands import cli
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
 Image = Callable[..., Path]
@@ -95,7 +95,11 @@ def test_a_pools_whole_life(
     assert azure.resources() == before
 
 
-NEEDED = permissions.needed({permissions.PUBLIC_IP, permissions.OWN_NETWORK, permissions.POOL})
+NEEDED = [
+    action
+    for action in permissions.needed({permissions.PUBLIC_IP, permissions.OWN_NETWORK, permissions.POOL})
+    if action.scope not in permissions.OF_THE_VM
+]
 
 
 @pytest.mark.parametrize(
@@ -189,3 +193,147 @@ def test_a_vm_on_vhd_blobs(
     assert source.replicate("web", tmp_path / "images").left_behind == ()
     assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
     assert azure.resources() == before
+
+
+def on(azure: Sandbox, *path: str) -> str:
+    """An ARM id in the sandbox's subscription."""
+    return "/".join([f"/subscriptions/{azure.connection_info()['subscription_id']}/resourceGroups", *path])
+
+
+def encrypted(azure: Sandbox, set_id: str) -> None:
+    """The OS disk of `web` is encrypted with a customer's key; the set is there for who may read it."""
+    encryption = {"type": "EncryptionAtRestWithCustomerKey", "diskEncryptionSetId": set_id}
+
+    def keyed(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if (
+            request.path == set_id and response.status == 404
+        ):  # the sandbox has none; whoever may not read it gets 403
+            return Response.of(200, {"id": set_id, "name": "keys", "location": "westeurope"})
+        if request.method == "GET" and request.path.endswith("/disks/web-os"):
+            document = json.loads(response.body)
+            document["properties"]["encryption"] = encryption
+            return Response.of(200, document)
+        return response
+
+    azure.intercept = keyed
+
+
+KEYS = "Microsoft.Compute/diskEncryptionSets/read"
+
+
+@pytest.mark.parametrize("held_at", ["everywhere", "the set", "the group of the VM", "nowhere"])
+def test_customer_managed_keys_of_another_group(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, held_at: str
+) -> None:
+    """What `check` says of the permission for the disks' set is what the run then meets."""
+    azure.add_vm("web", image("os", MIB))
+    before, set_id = (
+        azure.resources(),
+        on(azure, "vault", "providers/Microsoft.Compute/diskEncryptionSets/keys"),
+    )
+    encrypted(azure, set_id)
+    if held_at == "everywhere":
+        restrict(azure, "--customer-keys")
+    else:
+        restrict(azure)
+        scopes = {"the set": set_id, "the group of the VM": on(azure, GROUP)}
+        if held_at in scopes:
+            azure.permissions.append({"actions": [KEYS], "scope": scopes[held_at]})
+    source = connect({"export_worker_allowed_addresses": ["127.0.0.1"]})
+    checked = source.check("web", strict=True)
+    if held_at in ("everywhere", "the set"):
+        assert [finding.text for finding in checked.errors] == []
+        assert source.replicate("web", tmp_path / "images").left_behind == ()
+    else:
+        (remedy,) = [finding.remedy for finding in checked.errors if f"lacks {KEYS}" in finding.text]
+        assert f"{KEYS} on {set_id}" in remedy
+        with pytest.raises(errors.Denied, match=KEYS):
+            source.replicate("web", tmp_path / "images")
+    assert azure.resources() == before
+
+
+ON_ONE = [
+    *(
+        (action, "web")
+        for action in permissions.needed({permissions.SHUTDOWN})
+        if action.scope == permissions.VM
+    ),
+    *((action, "web-os") for action in permissions.needed(set()) if action.scope == permissions.DISK),
+    *((action, "web-os") for action in permissions.needed(set()) if action.name.endswith("/disks/read")),
+    *(
+        (action, "web")
+        for action in permissions.needed(set())
+        if action.name.endswith("/virtualMachines/read")
+    ),
+]
+
+
+@pytest.mark.parametrize(("action", "resource"), ON_ONE, ids=lambda value: getattr(value, "name", value))
+def test_an_action_that_is_held_on_the_vm_or_its_disk_alone(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, action: permissions.Action, resource: str
+) -> None:
+    """It is enough where nothing but the VM needs it, and `check` knows; the worker and the copies may need it, too."""
+    azure.add_vm("web", image("os", MIB))
+    restrict(azure, "--no-pool", but=action.name)
+    kind = action.name.split("/")[1]
+    azure.permissions.append(
+        {
+            "actions": [action.name],
+            "scope": on(azure, GROUP, f"providers/Microsoft.Compute/{kind}/{resource}"),
+        }
+    )
+    source = connect({"export_worker_allowed_addresses": ["127.0.0.1"]})
+    lacking = [
+        finding.text
+        for finding in source.check("web", strict=True, pool=False).errors
+        if action.name in finding.text
+    ]
+    if action.scope in permissions.OF_THE_VM:
+        assert lacking == []
+        assert source.replicate("web", tmp_path / "images", shutdown=True).left_behind == ()
+    else:
+        assert lacking
+        with pytest.raises(errors.CoriolisAzureError, match=action.name):
+            source.replicate("web", tmp_path / "images", shutdown=True)
+
+
+def test_what_may_be_held_on_a_vm_alone_is_a_warning_until_one_is_named(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os", MIB))
+    linked = "Microsoft.Compute/disks/beginGetAccess/action"
+    restrict(azure, but=linked)
+    source = connect({"export_worker_allowed_addresses": ["127.0.0.1"]})
+    unnamed = source.check(strict=True)
+    assert unnamed.ok
+    assert ["on a VM that is named" in each.text for each in unnamed.findings if linked in each.text] == [
+        True
+    ]
+    assert [linked in finding.text for finding in source.check("web", strict=True).errors] == [True]
+
+
+@pytest.mark.parametrize("scope", ["sandbox-vnet", "sandbox-vnet/subnets/default", "elsewhere"])
+def test_a_subnet_may_be_joined_by_a_role_on_it_alone(azure: Sandbox, connect: Connect, scope: str) -> None:
+    join = "Microsoft.Network/virtualNetworks/subnets/join/action"
+    restrict(azure, "--no-public-ip", "--existing-network", but=join)
+    azure.permissions.append(
+        {"actions": [join], "scope": on(azure, GROUP, "providers/Microsoft.Network/virtualNetworks", scope)}
+    )
+    checked = connect(PRIVATE).check(strict=True)
+    assert [join in finding.text for finding in checked.errors] == ([True] if scope == "elsewhere" else [])
+
+
+@pytest.mark.parametrize("container", ["replicas", "others"])
+def test_blobs_may_be_written_by_a_role_on_the_container_alone(
+    azure: Sandbox, connect: Connect, container: str
+) -> None:
+    settings = {"storage_account_name": "sandboxstorage", "storage_container_name": "replicas"}
+    restrict(azure, "--storage", "identity")
+    role = azure.permissions[0]
+    place = f"providers/Microsoft.Storage/storageAccounts/sandboxstorage/blobServices/default/containers/{container}"
+    azure.permissions.append({"dataActions": role.pop("dataActions"), "scope": on(azure, GROUP, place)})
+    checked = connect(settings).check(strict=True)
+    assert {"on the container" in finding.text for finding in checked.errors} == (
+        set() if container == "replicas" else {True}
+    )

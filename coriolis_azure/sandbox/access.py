@@ -27,19 +27,23 @@ _JOINED = {
 
 
 def list_permissions(world: World, call: Call) -> Response:
-    """The identity's roles, the same at every scope."""
-    del call
-    full = [
-        {"actions": [], "notActions": [], "dataActions": [], "notDataActions": [], **each}
-        for each in world.permissions
-    ]
-    return Response.of(200, {"value": full})
+    """The identity's roles at a scope."""
+    scope = call.request.path.rpartition("/providers/")[0]
+    kinds = ("actions", "notActions", "dataActions", "notDataActions")
+    roles = held(world.permissions, scope)
+    return Response.of(200, {"value": [{kind: each.get(kind, []) for kind in kinds} for each in roles]})
+
+
+def held(permissions: Iterable[Json], scope: str) -> list[Json]:
+    """The roles that count at a scope: each at the scope it is assigned to and below; without one, everywhere."""
+    inside = f"{scope.lower()}/"
+    return [each for each in permissions if inside.startswith(f"{each.get('scope', '').lower()}/")]
 
 
 def check(world: World, request: Request) -> None:
     """AuthorizationFailed for an action, LinkedAuthorizationFailed for a linked one, that no role allows."""
     action, scope = action_of(request.method, request.path), _scope(request.path)
-    if not allowed(world.permissions, action):
+    if not allowed(held(world.permissions, scope), action):
         raise ArmError(
             403,
             "AuthorizationFailed",
@@ -50,7 +54,7 @@ def check(world: World, request: Request) -> None:
     if request.method not in {"PUT", "PATCH"}:
         return
     for linked, target in _linked(request):
-        if not allowed(world.permissions, linked):
+        if not allowed(held(world.permissions, target), linked):
             raise ArmError(
                 403,
                 "LinkedAuthorizationFailed",

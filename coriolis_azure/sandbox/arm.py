@@ -126,9 +126,16 @@ def _lock_routes() -> list[_Route]:
             _route("PUT", scope + _LOCKS + "/{lock}", groups.put_lock),
             _route("GET", scope + _LOCKS + "/{lock}", groups.get_lock),
             _route("DELETE", scope + _LOCKS + "/{lock}", groups.delete_lock),
-            _route("GET", scope + "/providers/Microsoft.Authorization/permissions", access.list_permissions),
         ]
     return routes
+
+
+def _permission_routes() -> list[_Route]:
+    resource = _GROUP + "/providers/{provider}/{kind}/{name}"
+    inner = resource + "/{inner}/{inner_name}"
+    scopes = (_SUBSCRIPTION, _GROUP, resource, inner, inner + "/{innermost}/{innermost_name}")
+    path = "/providers/Microsoft.Authorization/permissions"
+    return [_route("GET", scope + path, access.list_permissions) for scope in scopes]
 
 
 _POLICY = "/providers/Microsoft.PolicyInsights/checkPolicyRestrictions"
@@ -227,6 +234,7 @@ _ROUTES = [
     _route("POST", _SUBSCRIPTION + "/providers/{namespace}/register", groups.get_provider),
     _route("POST", _GROUP + _POLICY, policies.restrictions),
     *_lock_routes(),
+    *_permission_routes(),
     *_kind_routes(),
     _route("GET", _MACHINE + "/instanceView", machines.get_instance_view),
     *(_route("POST", f"{_MACHINE}/{verb}", handler) for verb, handler in machines.ACTIONS.items()),
