@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,11 +20,12 @@ from .clock import Clock
 from .errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, exhausted
 from .events import Copied, Event, Notice, Step, Waiting, amount, line, logged, unfailing
 from .interrupts import ended_with_parent
-from .model import Json, Run, Worker
+from .model import Disk, Json, Machine, Run, Worker
 from .pipeline import Lock
 
 if TYPE_CHECKING:
     from .cloud import Azure, Transport
+    from .destinations.writer import Volumes
     from .pool import Pool
     from .source import Source
     from .transfer import Outcome
@@ -270,7 +271,7 @@ class AzureExportProvider(
                 source.bury(run, volumes.fenced)
                 wanted = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
                 if wanted:
-                    outcomes = source.resume(run, worker, wanted, volumes)
+                    outcomes = _copied(source, run, worker, machine, wanted, volumes)
                     for disk, outcome in zip(wanted, outcomes, strict=True):
                         self._report(Step(f"copied {disk.name}", _figures(outcome)))
                 return volumes.to_json()
@@ -559,6 +560,22 @@ def _chosen(connection_info: Json, environment: Json | None) -> Json:
     chosen = {name: value for name, value in given.items() if value}
     group = connection_info.get("default_resource_group")
     return {"resource_group": group, **chosen} if group else chosen
+
+
+def _copied(
+    source: Source, run: Run, worker: Worker, machine: Machine, disks: Sequence[Disk], volumes: Volumes
+) -> list[Outcome]:
+    """Copy the disks to their volumes; those that are VHDs are recorded as one set, as any replica is."""
+    from .destinations import sets
+
+    place, vhds = volumes.vhds()
+    if place is None:
+        return source.resume(run, worker, disks, volumes)
+    record = sets.begin(place, machine.id, source.begun(run, machine, vhds))
+    outcomes = source.resume(run, worker, disks, volumes)
+    roots = {disk.name: outcome.manifest.root() for disk, outcome in zip(disks, outcomes, strict=True)}
+    sets.complete(place, record, {name: roots[name] for name in vhds})
+    return outcomes
 
 
 def _figures(outcome: Outcome) -> str:

@@ -203,12 +203,11 @@ class Source:
                     self.stop(machine)
                 for disk in disks:  # whoever watches knows the total from the start
                     self._report(Copied(disk.name, 0, disk.size_bytes, 0))
-                begun = self._begun(resources.run, machine, disks)
+                begun = self.begun(resources.run, machine, [disk.name for disk in disks])
                 record = sets.begin(folder, machine.id, begun)
                 outcomes = self.copy(resources, reader, disks, folder, full=full)
                 roots = [outcome.manifest.root() for outcome in outcomes]
-                names_of = [disk.name for disk in disks]
-                sets.complete(folder, record, dict(zip(names_of, roots, strict=True)))
+                sets.complete(folder, record, dict(zip(begun.disks, roots, strict=True)))
         return Replicated(
             vm=machine.name,
             mechanism=self.environment.replica_export_mechanism,
@@ -219,11 +218,10 @@ class Source:
             left_behind=tuple(left_behind),
         )
 
-    def _begun(self, run: Run, machine: Machine, disks: Sequence[Disk]) -> sets.Begun:
+    def begun(self, run: Run, machine: Machine, disks: Sequence[str]) -> sets.Begun:
         """What is written down of a run before it copies these disks."""
-        names_of = [disk.name for disk in disks]
-        left_out = tuple(disk.name for disk in machine.disks if disk.name not in names_of)
-        return sets.Begun(run.id, names.stamp(self._clock.now()), tuple(names_of), left_out)
+        left_out = tuple(disk.name for disk in machine.disks if disk.name not in disks)
+        return sets.Begun(run.id, names.stamp(self._clock.now()), tuple(disks), left_out)
 
     def copy(
         self,

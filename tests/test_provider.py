@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from battles import served
-from conftest import MIB
+from conftest import MIB, raised
 from processes import Forked
 
 from coriolis_azure import vhd
-from coriolis_azure.errors import InvalidInput
+from coriolis_azure.errors import CoriolisAzureError, InvalidInput
 from coriolis_azure.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
 
 
 def task(text: str) -> None:
@@ -351,6 +352,38 @@ def kept_in(azure: Sandbox, entry: dict[str, Any]) -> bytes:
     return whole[:-512]
 
 
+def verified(connection: dict[str, Any], environment: dict[str, Any]) -> dict[str, bool | None]:
+    """What `verify` says of the VHDs, one by one and, where that is not well, together."""
+    with Source(connection, environment) as source:
+        return {each.name: each.verified for each in source.verify("blob://sandboxstorage/replicas/web")}
+
+
+def test_vhds_of_an_execution_that_failed_half_way_are_no_replica(
+    azure: Sandbox, image: Callable[..., Path], target: dict[str, Any]
+) -> None:
+    """One of two is complete by itself: only the record of both tells."""
+    azure.add_vm("web", image("os", MIB), [image("data", MIB)])
+    environment = {**azure.environment(), **PLACE}
+
+    def refuse(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.path.endswith("/data-0.vhd") and request.query.get("comp") == "page":
+            return Response(403, {"x-ms-error-code": "AuthorizationFailure"}, b"")
+        return answer(request)
+
+    with served(azure) as connection:
+        info = called_here("get_replica_instance_info", connection, environment, "web")
+        given = [{"disk_id": disk["id"], "volume_dev": ""} for disk in info["devices"]["disks"]]
+        azure.intercept = refuse
+        with pytest.raises(raised(CoriolisAzureError)):
+            execute(connection, environment, target, given, shutdown=False, call=called_here)
+        azure.intercept = None
+        told = verified(connection, environment)
+        assert told.pop("replica") is False
+        assert not all(told.values())
+        execute(connection, environment, target, given, shutdown=False, call=called_here)
+        assert verified(connection, environment) == {"data-0": True, "os": True}
+
+
 def test_volumes_without_a_device_are_kept_in_the_container_of_the_settings(
     azure: Sandbox, image: Callable[..., Path], tmp_path: Path, target: dict[str, Any]
 ) -> None:
@@ -366,6 +399,7 @@ def test_volumes_without_a_device_are_kept_in_the_container_of_the_settings(
         entries = execute(connection, environment, target, given, shutdown=False, call=called_here)
         assert [set(entry) for entry in entries] == [{"disk_id", "volume_dev", "vhd_url"}] * 2
         assert [kept_in(azure, entry) for entry in entries] == [os_disk.read_bytes(), data.read_bytes()]
+        assert verified(connection, environment) == {"data-0": True, "os": True}
         containers["replicas"].blobs["web/notes.txt"] = replace(
             containers["replicas"].blobs["web/.vm"], name="web/notes.txt"
         )
@@ -385,6 +419,7 @@ def test_volumes_without_a_device_are_kept_in_the_container_of_the_settings(
         # The chunk that changed, and the footer, which a run clears before it changes anything.
         assert written == ["/sandboxstorage/replicas/web/data-0.vhd"] * 2
         assert [kept_in(azure, entry) for entry in entries] == [os_disk.read_bytes(), data.read_bytes()]
+        assert verified(connection, environment) == {"data-0": True, "os": True}
         assert azure.resources() == before
 
         update = ("check_update_source_environment_params", connection, "web", entries, environment)
@@ -410,6 +445,7 @@ def test_volumes_with_and_without_a_device_go_side_by_side(
         entries = volumes(info, tmp_path / "volumes")
         entries[1]["volume_dev"] = ""
         entries = execute(connection, environment, target, entries, shutdown=False, call=called_here)
+        assert verified(connection, environment) == {"data-0": True}
     assert Path(entries[0]["volume_dev"]).read_bytes() == os_disk.read_bytes()
     assert kept_in(azure, entries[1]) == data.read_bytes()
     assert "vhd_url" not in entries[0]

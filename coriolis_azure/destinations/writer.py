@@ -120,6 +120,10 @@ class Volumes:
         """The disks that are to be replicated."""
         return list(self._by_name)
 
+    def vhds(self) -> tuple[BlobFolder | None, list[str]]:
+        """The place in Blob storage, None where no volume is a VHD, and the disks whose volumes are VHDs there."""
+        return self._vhds, [name for name, entry in self._by_name.items() if not entry.get(_DEVICE)]
+
     def disk(self, name: str) -> Destination:
         """The destination of the disk `name`."""
         entry = self._by_name[name]
