@@ -16,12 +16,14 @@ from typing import Any
 from . import inspection, names, worker
 from .cloud import Azure
 from .errors import AzureError, Denied, InvalidInput, NotFound
+from .events import amount
 from .model import Json, Machine, at, canonical_location
 from .pipeline import ordered
 
 LOG = logging.getLogger(__name__)
 
 _ACCOUNTS = "Microsoft.Storage/storageAccounts"
+# As other plugins of the orchestrator call them; MB and GB are MiB and GiB there.
 COLUMNS = (
     *("VM ID", "VM Name", "Guest OS", "Firmware Type", "Num CPUs", "Memory (MB)", "Total Disk Size (GB)"),
     *("Disks", "NIC Count", "NICs", "Resource Group", "Location", "Power State", "VM Size"),
@@ -209,7 +211,7 @@ def inventory(azure: Azure, settings: Mapping[str, Any]) -> str:
 
 
 def _row(machine: Machine) -> list[Any]:
-    disks = "; ".join(f"{disk.name} {disk.size_bytes / 2**30:g} GB {disk.sku}" for disk in machine.disks)
+    disks = "; ".join(f"{disk.name} {amount(disk.size_bytes)} {disk.sku}" for disk in machine.disks)
     nics = "; ".join(
         f"{nic.network} {nic.mac} {' '.join(nic.private_addresses)} {nic.public_address}".strip()
         for nic in machine.nics

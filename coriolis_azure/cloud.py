@@ -465,7 +465,7 @@ class Azure:
         self._settled("start", id, self._kinds["vm"].begin_start)
 
     def sizes(self, location: str) -> list[Json]:
-        """The VM sizes that `location` knows, with capabilities and restrictions. Several MB: asked once."""
+        """The VM sizes that `location` knows, with capabilities and restrictions. Several MiB: asked once."""
         if location not in self._skus:
             with translated("list the VM sizes of", location):
                 skus = self._compute.resource_skus.list(filter=f"location eq '{location}'")

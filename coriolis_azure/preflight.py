@@ -451,7 +451,7 @@ class _Questions:
                 "snapshot",
                 f"{told} is of the type {disk.sku}: in each run Azure copies its snapshot in the background before it "
                 f"can be used, about {_duration(cloning.background_seconds(disk))} if the disk is full and Azure "
-                f"copies {cloning.BACKGROUND_RATE / 1e6:.0f} MB/s (an estimate: it promises no rate)",
+                f"copies {amount(cloning.BACKGROUND_RATE)}/s (an estimate: it promises no rate)",
                 "Plan the run with that time, or leave the disk out with exclude_disks.",
             )
         if cloning.clone_sku(disk) == "PremiumV2_LRS" and self.machine and not self.machine.zones:

@@ -13,7 +13,8 @@ import click
 from coriolis_azure import codes, settings
 from coriolis_azure.cli import entry
 
-PACKAGE = Path(__file__).parent.parent / "coriolis_azure"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "coriolis_azure"
 WRITERS = {"file_backup_writer", "http_backup_writer", "ssh_backup_writer"}  # the orchestrator's
 
 
@@ -92,3 +93,24 @@ def test_options_that_remedies_name_are_options() -> None:
     }
     assert named
     assert {(place, option) for place, option in named if option not in known} == set()
+
+
+def told() -> Iterator[tuple[str, str]]:
+    """What people read: the pages, and the texts in the code but for those that the sandbox has from Azure."""
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        yield from (
+            (f"{path.name}:{number}", line) for number, line in enumerate(path.read_text().splitlines(), 1)
+        )
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "sandbox" not in path.parts:
+                yield f"{path.name}:{node.lineno}", node.value
+
+
+def test_amounts_are_told_in_one_kind_of_units() -> None:
+    """GiB and MiB, in which disks are sold, and what `amount` writes. A limit may be given in others, too."""
+    texts = list(told())
+    assert len(texts) > 1000
+    taken = {"Memory (MB)", "Total Disk Size (GB)"}  # the orchestrator's own names of columns
+    wrong = re.compile(r"(?<![A-Za-z])[KMGT]B(?![A-Za-z])")
+    assert [place for place, text in texts if text not in taken and wrong.search(text)] == []
