@@ -19,7 +19,7 @@ from . import channel, cloud_init, names, skus, ssh
 from .clock import Clock
 from .cloud import Azure
 from .errors import AzureError, DeadlinePassed, InvalidInput, QuotaExceeded
-from .events import Notice, Report, Step, silent
+from .events import Notice, Report, Step
 from .model import Disk, Json, Machine, Worker, at, canonical_location, must
 from .pipeline import ordered
 from .resources import Resources, patiently
@@ -113,8 +113,7 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
                 "host's outgoing address in export_worker_allowed_addresses"
             )
         )
-    choose_size(azure, needed, environment, silent)  # what can be refused is refused before anything is made
-    choose_image(azure, environment, silent)
+    choice = _choose(azure, needed, environment, report)  # what can be refused is, before anything is made
     private_key, public_key = ssh.client_key()
     host_private, host_public = ssh.host_key()
     custom_data = cloud_init.cloud_config(host_private, host_public, environment.export_worker_ssh_port)
@@ -128,7 +127,7 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
             public_key=public_key,
             custom_data=custom_data,
         )
-        vm, size = _booted(resources, needed, environment, report, body)
+        vm, size = _booted(resources, needed, environment, report, body, choice)
         return Worker(
             vm=vm["id"],
             address=_address(resources, environment, nic),
@@ -146,18 +145,18 @@ def _booted(
     environment: Environment,
     report: Report,
     body: Callable[[str, Image, str], Json],
+    choice: tuple[Size, Image],
 ) -> tuple[Json, Size]:
-    """The VM and its size. Where Azure refuses a size or image it is asked again with another, `TRIES` times in all."""
+    """The VM and its size. Where Azure refuses the choice it is asked again with another, `TRIES` times in all."""
     azure = resources.azure
     refused = _Refused()
     for attempt in range(TRIES):
         try:
-            size = choose_size(azure, needed, environment, report, refused.sizes)
-            image = choose_image(azure, environment, report, frozenset(refused.images))
+            if refused.error is not None:
+                choice = _choose(azure, needed, environment, report, refused)
         except InvalidInput:
-            if refused.error is None:
-                raise
             break  # nothing is left to try
+        size, image = choice
         report(Step("boot worker", f"{size.name}, {image}"))
         disk = _os_disk(attempt)
         resources.expect("disk", disk)
@@ -317,6 +316,15 @@ class Barred:
 
     names: Set[str] = frozenset()
     families: Set[str] = frozenset()
+
+
+def _choose(
+    azure: Azure, needed: Needs, environment: Environment, report: Report, refused: _Refused | None = None
+) -> tuple[Size, Image]:
+    """A size and an image; none of those that Azure has `refused`."""
+    refused = refused or _Refused()
+    size = choose_size(azure, needed, environment, report, refused.sizes)
+    return size, choose_image(azure, environment, report, frozenset(refused.images))
 
 
 def choose_size(

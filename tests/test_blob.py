@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from replicas import SandboxPlace
-from test_replicas import CHUNK, LAST, SIZE, A, B, expected, run, small_regions
+from test_replicas import CHUNK, LAST, SIZE, A, B, expected, run
 
 from coriolis_azure import destinations, names, storage, vhd
 from coriolis_azure.clock import Clock
@@ -27,7 +27,7 @@ from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from coriolis_azure.storage import Storage
 
-__all__ = ["small_regions"]
+pytestmark = pytest.mark.usefixtures("small_regions")
 
 MIB = 1 << 20
 OS = "sandboxstorage/images/replicas/web-1/os.vhd"

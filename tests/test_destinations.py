@@ -23,7 +23,10 @@ from coriolis_azure.events import Event, Notice, silent
 from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
 
 # A child is forked only where no thread of ours runs; a test runner's own threads do not matter to it.
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("small_regions"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
 
 CHUNK = 65536
 REGION = 1 << 20
@@ -37,12 +40,6 @@ class Told(list[str]):
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice):
             self.append(event.text)
-
-
-@pytest.fixture(autouse=True)
-def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions of 1 MiB, so that images of a few MiB have several."""
-    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", REGION)
 
 
 @pytest.fixture

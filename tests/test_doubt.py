@@ -21,13 +21,10 @@ from coriolis_azure.digests import Digests
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.hashing import ZERO
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions of 1 MiB, so that images of a few MiB have several."""
-    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", REGION)
+pytestmark = [
+    pytest.mark.usefixtures("small_regions"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
 
 
 @pytest.fixture

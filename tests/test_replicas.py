@@ -30,7 +30,10 @@ A, B = b"A" * CHUNK, b"B" * CHUNK
 Place = FilePlace | BlobPlace
 
 # Azurite ends with a connection of ours open; the socket is closed when it is collected.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("small_regions"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +66,6 @@ class Told(list[str]):
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice):
             self.append(event.text)
-
-
-@pytest.fixture(autouse=True)
-def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions of 1 MiB, so that images of a few MiB have several."""
-    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", 1 << 20)
-    monkeypatch.setattr("coriolis_azure.destinations.blob.REGION", 1 << 20)
 
 
 def run(

@@ -19,11 +19,7 @@ from coriolis_azure.destinations.writer import FileVolume
 from coriolis_azure.digests import Digests
 from coriolis_azure.errors import CorruptChunk, DestinationFailed
 
-
-@pytest.fixture(autouse=True)
-def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions of 1 MiB, so that images of a few MiB have several."""
-    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", 1 << 20)
+pytestmark = pytest.mark.usefixtures("small_regions")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from battles import honest, served
 from processes import Forked
 from replicas import ACCOUNT, AzuriteOnly, BlobPlace, SandboxPlace, azurite, azurite_program
-from test_replicas import CHUNK, SIZE, A, B, expected, run, small_regions
+from test_replicas import CHUNK, SIZE, A, B, expected, run
 
 from coriolis_azure import storage, vhd
 from coriolis_azure.clock import Clock
@@ -28,7 +28,7 @@ from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
 from coriolis_azure.storage import Storage
 
-__all__ = ["small_regions"]
+pytestmark = pytest.mark.usefixtures("small_regions")
 
 FIRST, SECOND, LAST = {0: A, 1: B, 20: A}, {0: B, 1: B, 20: B, 31: A}, {0: A, 1: A, 20: A}
 

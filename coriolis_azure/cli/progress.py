@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,31 +122,54 @@ class _Course:
         return all(disk.last.done == disk.last.total for disk in self.disks.values())
 
 
-class Screen:
-    """Events on a terminal: a line for each step and disk done; below them, live, what is under way."""
+class _Watcher(ABC):
+    """A sink that keeps the course of the run, one event at a time; how it is shown is up to its kind."""
 
-    def __init__(self, clock: Clock, console: Console) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._course = _Course(clock)
-        self._bars = Progress(*_columns(console.width), console=console)
-        self._status = Spinner("dots")
-        self._tasks: dict[str, TaskID] = {}
         self._lock = Lock()
-        self.live = Live(get_renderable=self._rendered, console=console, transient=True)
 
     def report(self, event: Event) -> None:
         """Show an event."""
         with self._lock:
             match event:
                 case Copied():
-                    self._copied(event)
+                    self._course.copied(event)
+                    self._show_copied(event)
                 case Waiting():
-                    self._course.wait(event)
+                    if self._course.wait(event):
+                        self._show_wait(event)
                 case _:
                     took = self._course.begin(event) if isinstance(event, Step) else ""
                     self._print(took, _MARKS[type(event)] + line(event))
 
-    def _copied(self, event: Copied) -> None:
-        self._course.copied(event)
+    @abstractmethod
+    def _show_copied(self, event: Copied) -> None:
+        """How far a disk is, which the course has noted."""
+
+    @abstractmethod
+    def _show_wait(self, waiting: Waiting) -> None:
+        """Something that is waited for, told of for the first time in this step."""
+
+    @abstractmethod
+    def _print(self, *lines: str) -> None:
+        """Lines that stay; an empty one is none."""
+
+
+class Screen(_Watcher):
+    """Events on a terminal: a line for each step and disk done; below them, live, what is under way."""
+
+    def __init__(self, clock: Clock, console: Console) -> None:
+        super().__init__(clock)
+        self._bars = Progress(*_columns(console.width), console=console)
+        self._status = Spinner("dots")
+        self._tasks: dict[str, TaskID] = {}
+        self.live = Live(get_renderable=self._rendered, console=console, transient=True)
+
+    def _show_wait(self, waiting: Waiting) -> None:
+        """Nothing: the live status shows it."""
+
+    def _show_copied(self, event: Copied) -> None:
         disks = self._course.disks
         if disks[event.disk].began is None and event.done < event.total:
             return  # its turn will come
@@ -205,26 +229,12 @@ def _columns(width: int) -> list[ProgressColumn]:
     return [name, bar, copied, rate, eta, *([sent] if width >= 100 else []), bottleneck]
 
 
-class Lines:
+class Lines(_Watcher):
     """Events where lines cannot be written over: one for each step, and now and then how far it is."""
 
     def __init__(self, clock: Clock) -> None:
-        self._course = _Course(clock)
+        super().__init__(clock)
         self._told = self._course.now()
-        self._lock = Lock()
-
-    def report(self, event: Event) -> None:
-        """Show an event."""
-        with self._lock:
-            match event:
-                case Copied():
-                    self._copied(event)
-                case Waiting():
-                    if self._course.wait(event):
-                        self._print(_MARKS[Waiting] + line(event))
-                case _:
-                    took = self._course.begin(event) if isinstance(event, Step) else ""
-                    self._print(took, _MARKS[type(event)] + line(event))
 
     def tick(self) -> None:
         """Show that something long is still under way."""
@@ -232,8 +242,10 @@ class Lines:
             if self._course.now() - self._told >= _LONG_SECONDS:
                 self._print(_MARKS[Waiting] + self._course.status())
 
-    def _copied(self, event: Copied) -> None:
-        self._course.copied(event)
+    def _show_wait(self, waiting: Waiting) -> None:
+        self._print(_MARKS[Waiting] + line(waiting))
+
+    def _show_copied(self, event: Copied) -> None:
         disks, now = self._course.disks, self._course.now()
         if event.done == event.total:
             self._print(_done(disks[event.disk], now))
