@@ -79,7 +79,7 @@ class Attachment:
 
     def _attach(self) -> None:
         with ssh.connect(
-            self._reader, self._clock, self._report, given_up=lambda: self._stopped
+            self._reader, self._clock, self._report, ssh.READY_SECONDS, lambda: self._stopped
         ) as connection:
             boot = connection.boot_id()
         attached = worker.attached(self._azure, self._reader, self.clones, self._clock)

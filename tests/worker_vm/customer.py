@@ -52,23 +52,31 @@ class Disk:
     sector: int = 512
 
 
-def disks(image: images.Image, folder: Path) -> list[Disk]:
+def disks(image: images.Image) -> list[Disk]:
     """The disks of a machine whose OS disk was made from the worker's own image: labels and UUIDs are the same."""
-    folder.mkdir(parents=True)
-    shutil.copyfile(image.disk, folder / "os.raw")
-    found = [Disk("os", 0, folder / "os.raw")]
+    recipe = [image.disk.parent.name, repr(_SIZES), repr(_SECTORS), _FILL]
+    return _in(images.kept("customer", recipe, lambda folder: _make(image, folder)))
+
+
+def _in(folder: Path) -> list[Disk]:
+    names = ["os", *_SIZES]
+    return [
+        Disk(name, lun, folder / f"{name}.raw", _SECTORS.get(name, 512)) for lun, name in enumerate(names)
+    ]
+
+
+def _make(image: images.Image, folder: Path) -> None:
+    images.copy(image.disk, folder / "os.raw")
     for name, mib in _SIZES.items():
-        path = folder / f"{name}.raw"
-        with path.open("wb") as file:
+        with (folder / f"{name}.raw").open("wb") as file:
             file.truncate(mib * _MIB)
-        found.append(Disk(name, len(found), path, _SECTORS.get(name, 512)))
     with running(Machine(image, folder / "machine", config=_plain)) as machine:
-        for disk in found:
+        for disk in _in(folder):
             machine.attach(disk.lun, disk.path, sector=disk.sector)
-        machine.see([disk.lun for disk in found])
+        machine.see([disk.lun for disk in _in(folder)])
         machine.run(_FILL)
         machine.stop(orderly=False)
-    return found
+    shutil.rmtree(folder / "machine")
 
 
 def _plain(host_private: str, host_public: str, port: int) -> str:

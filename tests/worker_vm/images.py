@@ -13,8 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +40,7 @@ system_info:
 datasource_list: [NoCloud]
 locale: false
 """
+_HOSTS = "127.0.0.1 localhost\n127.0.1.1 worker\n"  # else each sudo complains that it cannot resolve its host
 _FSTAB = "LABEL=cloudimg-rootfs / ext4 defaults 0 1\nLABEL=UEFI /boot/efi vfat umask=0077 0 1\n"
 # Without KVM, beside other work, all takes longer.
 _SLOW = "[Manager]\nDefaultDeviceTimeoutSec=300\nDefaultTimeoutStartSec=900\n"
@@ -65,24 +65,30 @@ def missing() -> list[str]:
 
 def image(name: str) -> Image:
     """The image `name` of SUITES, built unless it is in the cache already."""
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coriolis-azure" / "worker-vm"
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"{name}-{recipe}"
-    with _alone(cache / f"{name}.lock"):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=cache) as new:
-                _build(SUITES[name], Path(new))
-                Path(new).rename(folder)
-                Path(new).mkdir()  # for the context manager to remove
+    recipe = [name, *_PACKAGES, *_UNUSED, _TABLE, _hook(Path("root"), Path("folder"))]
+    folder = kept(name, recipe, lambda new: _build(SUITES[name], new))
     return Image(folder / "disk.raw", folder / "vmlinuz", folder / "initrd.img")
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
+def kept(name: str, recipe: Sequence[str], make: Callable[[Path], None]) -> Path:
+    """The folder of the cache that `make` has filled by this recipe."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coriolis-azure" / "worker-vm"
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
+    with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as new:
+                make(Path(new))
+                Path(new).rename(folder)
+                Path(new).mkdir()  # for the context manager to remove
+    return folder
+
+
+def copy(path: Path, to: Path) -> Path:
+    """Copy a disk, leaving out what is zero; gives `to`."""
+    subprocess.run(["cp", "--sparse=always", str(path), str(to)], check=True)
+    return to
 
 
 def _build(suite: str, folder: Path) -> None:
@@ -114,6 +120,7 @@ def _hook(root: Path, folder: Path) -> str:
     """The shell script that turns the tree "$1" into a file system and copies the kernel out of it."""
     files = {
         "/etc/fstab": _FSTAB,
+        "/etc/hosts": _HOSTS,
         "/etc/cloud/cloud.cfg.d/90-test.cfg": _USER,
         "/etc/udev/rules.d/66-azure-storage.rules": _links(),
         "/etc/hostname": "worker\n",

@@ -32,6 +32,9 @@ DATA_PORTS = 2  # of the direct channel, one for each disk that is copied at a t
 BOOT_SECONDS = 900.0  # without KVM, beside other work
 _GUEST_ADDRESS = "10.0.2.15"
 _MEMORY_MIB = 1024
+# Without what makes translated code slow: pages by five levels, and the kernel's way to clear one byte by byte.
+_CPU = "max,la57=off,erms=off,fsrm=off"
+_KERNEL = "root=LABEL=cloudimg-rootfs ro console=ttyS0 net.ifnames=0 panic=-1 mitigations=off"
 
 
 def free_ports(count: int) -> int:
@@ -66,7 +69,7 @@ def accelerator() -> str:
 class Machine:
     """A worker that is powered on and off; its OS disk and its seed stay. A context manager, which powers it off.
 
-    `port` is the one that its SSH server is told to use by `config`, its user data. `boots` counts how often it was
+    `ssh_port` is the one that its SSH server is told to use by `config`, its user data. `boots` counts how often it was
     powered on.
     """
 
@@ -74,7 +77,7 @@ class Machine:
         self,
         image: images.Image,
         folder: Path,
-        port: int = 22,
+        ssh_port: int = 22,
         config: Callable[[str, str, int], str] = cloud_config,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,14 +86,15 @@ class Machine:
         _run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(self.disk))
         private, public = ssh.client_key()
         host_private, host_public = ssh.host_key()
-        self._seed(public, config(host_private, host_public, port))
+        self._seed(public, config(host_private, host_public, ssh_port))
         first = free_ports(1 + DATA_PORTS)
-        self.data_port, self._port = first + 1, port
+        self.data_port, self.ssh_port = first + 1, ssh_port
         self.worker = Worker("vm", "127.0.0.1", first, USERNAME, host_public, images.LUNS, private)
         self.attached: dict[int, tuple[Path, int]] = {}
         self.boots = self.resets = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._qmp: _Qmp | None = None
+        self._connection: ssh.Connection | None = None
         self._numbers = itertools.count()
         self._nodes: dict[int, str] = {}
 
@@ -101,15 +105,15 @@ class Machine:
         control = self.folder / "qmp"
         control.unlink(missing_ok=True)
         self.boots += 1
-        forwards = [(self.worker.port, self._port)]
+        forwards = [(self.worker.port, self.ssh_port)]
         forwards += [(self.data_port + slot, self.data_port + slot) for slot in range(DATA_PORTS)]
         hosts = ",".join(f"hostfwd=tcp:127.0.0.1:{port}-{_GUEST_ADDRESS}:{to}" for port, to in forwards)
         command = [
-            *("qemu-system-x86_64", "-M", "q35", "-accel", accelerator(), "-cpu", "max"),
+            *("qemu-system-x86_64", "-M", "q35", "-accel", accelerator(), "-cpu", _CPU),
             *("-smp", "2", "-m", str(_MEMORY_MIB), "-nodefaults", "-display", "none"),
             *("-action", "reboot=shutdown"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),
-            *("-append", "root=LABEL=cloudimg-rootfs ro console=ttyS0 net.ifnames=0 panic=-1"),
+            *("-append", _KERNEL),
             *("-serial", f"file:{self.folder / f'console-{self.boots}.log'}"),
             *("-qmp", f"unix:{control},server=on,wait=off"),
             *("-device", f"virtio-scsi-pci,id=own,addr=0x{images.OWN_BUS}"),
@@ -118,12 +122,8 @@ class Machine:
             *("-device", "scsi-hd,bus=own.0,lun=0,drive=os"),
             *("-drive", f"if=none,id=seed,format=raw,readonly=on,file={self.folder / 'seed.iso'}"),
             *("-device", "scsi-cd,bus=own.0,lun=2,drive=seed"),
-            *(
-                "-netdev",
-                f"user,id=net,restrict=on,{hosts}",
-                "-device",
-                "virtio-net-pci,netdev=net,addr=0x06",
-            ),
+            *("-netdev", f"user,id=net,restrict=on,{hosts}"),
+            *("-device", "virtio-net-pci,netdev=net,addr=0x06"),
             *("-device", "virtio-rng-pci,addr=0x07", *more),
         ]
         with (self.folder / "qemu.log").open("ab") as log:
@@ -135,16 +135,19 @@ class Machine:
     def stop(self, orderly: bool = True) -> None:
         """Power it off, as Azure does where it deallocates; else cut the power."""
         process, self._process = self._process, None
+        self._hang_up()
         if process is None or self._qmp is None:
             return
         with suppress(OSError):
             self._qmp.ask("system_powerdown" if orderly else "quit")
         try:
-            process.wait(120)
+            process.wait(BOOT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self._qmp.close()
+            raise
+        finally:
+            self._qmp.close()
 
     def reset(self) -> None:
         """Restart it without a warning. QEMU itself would take minutes for it where it translates the code."""
@@ -170,12 +173,18 @@ class Machine:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._hang_up()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
         if self._qmp is not None:
             self._qmp.close()
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     # disks
 
@@ -225,7 +234,9 @@ class Machine:
         """The output of a command that root runs; AssertionError where it fails."""
         output = bytearray()
         as_root = f"sudo -n sh -c {_quoted(command)} 2>&1"
-        with self.connect() as connection, connection.start(as_root, patience) as program:
+        if self._connection is None:  # it is kept: to sign in takes seconds where code is translated
+            self._connection = self.connect()
+        with self._connection.start(as_root, patience) as program:
             while piece := program.receive(1 << 16):
                 output += piece
             status = program.status(patience)
