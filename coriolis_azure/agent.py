@@ -770,7 +770,7 @@ class Scan:
                 text = "cannot read {} at offset {}: {}".format(self.device, offset, error.strerror)
                 raise Failure(text, offset) from error
             if not done:
-                raise Failure("{} ends at offset {}".format(self.device, offset), offset)
+                raise Failure("{} ends at offset {}: no longer attached".format(self.device, offset), offset)
             offset, view = offset + done, view[done:]
 
     def drop(self, offset: int, length: int) -> None:

@@ -73,7 +73,12 @@ class Pipes:
         self.process.stdout.close()
 
     def start(self, disk: Path, base: Manifest, **changes: object) -> None:
-        """Send a job for `disk`."""
+        """Send a job for `disk`, and the digests of `base`."""
+        first = self.offer(disk, base, **changes)
+        self.begin(base, first)
+
+    def offer(self, disk: Path, base: Manifest, **changes: object) -> int:
+        """Send a job for `disk`; the chunk that it begins with."""
         job = {
             "device_candidates": [str(disk)],
             "size": base.size,
@@ -89,8 +94,11 @@ class Pipes:
             "direct": None,
         }
         self.send(agent.JOB, 0, json.dumps({**job, **changes}).encode())
+        return int({**job, **changes}["first"])
+
+    def begin(self, base: Manifest, first: int = 0) -> None:
+        """Send the digests of `base`."""
         self.send(agent.GO, 0, b"")
-        first = int({**job, **changes}["first"])
         self.send(agent.BASE, first, base.digests.span(first, base.count))
 
     def send(self, kind: int, index: int, payload: bytes, count: int = 0) -> None:
@@ -305,6 +313,21 @@ def test_a_place_that_cannot_be_read_is_named() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
     )
     assert "cannot read /proc/self/mem at offset 0: Input/output error [0]" in told.stdout
+
+
+def test_a_disk_that_is_detached_is_named_with_the_place(disk: Path) -> None:
+    """To whoever has opened it a disk that was pulled out of Linux has an end where it is read next."""
+    base = held(disk)
+    with Pipes() as pipes:
+        pipes.offer(disk, base)
+        pipes.document(agent.READY)
+        os.truncate(disk, CHUNK)
+        pipes.begin(base)
+        while (message := pipes.message())[0] != agent.ERROR:
+            pass
+    told = json.loads(message[4])
+    assert told["offset"] == CHUNK
+    assert told["message"] == f"{disk} ends at offset {CHUNK}: no longer attached"
 
 
 UNREADABLE = """
