@@ -133,6 +133,19 @@ def every(seconds: float, act: Callable[[], None], *, optional: bool = False) ->
         thread.join(1.0)  # what it does just now may take its time
 
 
+def later(seconds: float, act: Callable[[], None]) -> None:
+    """Do `act` after so many seconds, in a thread of its own, if this process lives so long. It must not raise.
+
+    Where the system gives no thread it is done at once.
+    """
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    try:
+        timer.start()
+    except (RuntimeError, MemoryError):
+        act()
+
+
 @contextmanager
 def within(seconds: float, act: Callable[[], None]) -> Iterator[None]:
     """Do `act`, in a thread of its own, where the block takes longer than that. It must not raise."""

@@ -88,6 +88,7 @@ class Task:
     def __init__(self, method: str, *arguments: Any) -> None:
         self._service = Forked(service, json.dumps([method, arguments]))
         self.pid: int = json.loads(self._service.stdout.readline())["pid"]
+        self._told: list[str] = []
 
     def signal(self, number: int) -> None:
         """To the task's process."""
@@ -104,6 +105,14 @@ class Task:
         except (FileNotFoundError, ProcessLookupError):
             return False
 
+    def says(self, words: str) -> bool:
+        """Whether the task tells of this before it ends; waits for either."""
+        for line in self._service.stdout:
+            self._told.append(line)
+            if words in line:
+                return True
+        return False
+
     def wait_for_end(self, seconds: float = 60.0) -> None:
         """Until the task's process has ended, whatever has become of its service."""
         until = time.monotonic() + seconds
@@ -114,7 +123,7 @@ class Task:
     def result(self) -> dict[str, Any]:
         """{"returned": ...}, {"error": ...}, {"cancelled": ...}; {} where the service is gone. Waits for the end."""
         out, self.errors = self._service.communicate(timeout=120)
-        last = out.strip().splitlines()[-1:]
+        last = [line for line in (*self._told, *out.splitlines()) if line.strip()][-1:]
         found: dict[str, Any] = json.loads(last[0]) if last and last[0].startswith("{") else {}
         return {} if "pid" in found else found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from conductor import Task, Transfer
 from conftest import MIB
 from writer_targets import HttpsTarget, SshTarget
 
+from coriolis_azure.destinations import write_data
 from coriolis_azure.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 
@@ -217,6 +219,49 @@ def test_a_run_that_was_stopped_over_its_lease_writes_nothing_when_it_wakes(site
         orphan.wait_for_end()
         assert "VolumeTaken" in orphan.result().get("error", "")
     assert right(transfer, 3)
+
+
+# A receiver whose medium stands still: what it has taken in, it writes when that goes on, whoever has hung up.
+STALLING = f"""#!{sys.executable}
+import os, time
+whole = open({write_data.__file__!r}).read()
+names = {{"__name__": "write_data"}}
+exec(whole, names)
+write, stalled = names["Devices"].write, os.path.exists("stalled")
+def slow(*arguments):
+    if stalled:
+        open("taken", "w").close()
+    while stalled and not os.path.exists("goes on"):
+        time.sleep(0.01)
+    write(*arguments)
+    if stalled:
+        open("written", "w").close()
+names["Devices"].write = slow
+os._exit(names["main"]())
+"""
+
+
+@pytest.mark.parametrize("site", ["ssh"], indirect=True)
+def test_what_a_cancelled_run_has_sent_to_a_stalled_volume_is_outlasted(site: Site) -> None:
+    """Nobody takes it back: it may still be written when the volume goes on, after the run has ended."""
+    transfer = site.transfer()
+    transfer.execute()
+    site.target.program("write_data", STALLING)
+    home = site.target.home
+    (home / "stalled").touch()
+    site.holds(2)
+    with transfer.start() as task:
+        wait_until(lambda: (home / "taken").exists() or not task.lives())
+        task.signal(signal.SIGINT)
+        assert "returned" not in task.result()
+    (home / "stalled").unlink()
+    site.holds(1)
+    with transfer.start() as following:
+        following.says("an earlier run that may still write")
+        (home / "goes on").touch()
+        wait_until((home / "written").exists)
+        transfer.store(following)
+    assert right(transfer, 1)
 
 
 @pytest.mark.parametrize("site", ["ssh"], indirect=True)

@@ -488,6 +488,9 @@ class Memory:
     def check(self) -> None:
         return None
 
+    def quiet(self) -> bool:
+        return True
+
     def close(self) -> None:
         pass
 
@@ -912,7 +915,32 @@ def test_a_device_that_is_too_small_is_an_error_that_names_the_offset(bench: Ben
     failure = fails(bench)
     assert failure.facts["offset"] >= 3 * CHUNK
     assert ("status 15" in str(failure)) or ("status 400" in str(failure))
-    assert [(record.holds, record.writer) for record in bench.records.all()] == [("", "")]
+    assert [record.holds for record in bench.records.all()] == [""]
+
+
+def begun(volumes: writer.Volumes) -> writer.Destination:
+    """A volume that the first chunk was written to."""
+    one = volumes.disk("os")
+    one.known("unique", 4 * CHUNK, CHUNK, False)
+    one.expect(0, 4 * CHUNK)
+    one.write(0, b"x" * CHUNK)
+    return one
+
+
+def test_a_run_that_is_given_up_leaves_no_claim_where_all_it_has_sent_is_written(bench: Bench) -> None:
+    with bench.volumes([bench.entry()]) as volumes:
+        begun(volumes)
+        volumes.stop()
+    assert [record.writer for record in bench.records.all()] == [""]
+
+
+def test_a_request_without_an_answer_keeps_the_claim_though_the_next_attempt_was_answered(
+    over_https: Bench,
+) -> None:
+    over_https.target.faults = [0]
+    with over_https.volumes([over_https.entry()]) as volumes:
+        begun(volumes)
+    assert [record.writer for record in over_https.records.all()] != [""]
 
 
 def test_a_device_that_is_not_there_is_an_error(over_ssh: Bench) -> None:
@@ -938,6 +966,9 @@ def test_a_target_that_dies_is_an_error(tmp_path: Path) -> None:
                 one.write(2 * CHUNK, b"x")
             assert failure.value.facts["disk"] == "os"
             assert time.monotonic() - began < WITHIN
+        (record,) = bench.records.all()
+        assert record.writer  # it may still be writing what it was sent
+        bench.records.delete(record.id)
         with bench.volumes([bench.entry()], clock=(clock := HeldClock())) as volumes:
             with pytest.raises(DestinationFailed, match="does not answer"):
                 volumes.disk("os").known("unique", size, CHUNK, False)

@@ -95,6 +95,7 @@ class Claim:
         self._exclusive_at = self._until = float("-inf")
         self._lock = Lock()
         self._open = self._active = self._stopped = False
+        self._lingers = False  # what was sent may still be written when this run has ended
         self._told = False  # the record says something that must outlive this run
         self._late = False  # this run, held up by its host, has written after its lease had ended
         self._failure: CoriolisAzureError | None = None
@@ -167,17 +168,24 @@ class Claim:
         self._update(lambda mine: replace(mine, holds=state))
         self._active = False
 
-    def release(self) -> None:
-        """Nothing is written any more, and nothing of the run is left. Harmless when repeated.
+    def linger(self) -> None:
+        """What was sent may still be written when this run has ended: the next one has to outlast it."""
+        self._lingers = True
 
-        Where it fails the next run waits for a lease's time, and looks for what this one has left.
+    def release(self) -> None:
+        """The run has ended, and nothing of it is left. Harmless when repeated.
+
+        Where it fails, or what the run has sent lingers, the next run waits for a lease's time, and looks for what
+        this one has left.
         """
         with self._lock:
             if not self._open or self._failure is not None:
                 return
             self._open = False
             try:
-                if self._known or self._told:
+                if self._lingers:
+                    LOG.warning("what was sent to the volume of %s may still be written", self._name)
+                elif self._known or self._told:
                     self._records.update(self.id, lambda found: replace(self._mine(found), writer=""))
                 else:
                     self._records.delete(self.id)

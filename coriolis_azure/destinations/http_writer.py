@@ -84,6 +84,7 @@ class Device:
         self._acquired = False
         self._idle: list[HTTPSConnection] = []
         self._sent = bytearray()  # _SENT of each range that was posted: 48 bytes
+        self._unanswered = 0  # requests to write
         self._lock = Lock()
 
     def open(self) -> None:
@@ -127,6 +128,10 @@ class Device:
             ordered(self._compare, ranges, threads=CHECKS, ahead=2 * CHECKS, abort=self._hang_up)
         ) as results:
             return True if all(results) else None
+
+    def quiet(self) -> bool:
+        """Whether every chunk was answered, at each attempt. See Device."""
+        return not self._unanswered
 
     def close(self) -> None:
         """Unlock the device and hang up. See Device."""
@@ -251,11 +256,18 @@ class Device:
         """One request over an idle connection, or a new one; a connection that fails is dropped."""
         with self._lock:
             connection = self._idle.pop() if self._idle else self._target.connection()
+        writes = path == self._base  # and not a path below it
         try:
+            if connection.sock is None:
+                connection.connect()
+            with self._lock:
+                self._unanswered += writes
             connection.request(method, path, body, headers)
             with connection.getresponse() as answer:
                 words = answer.read(_ANSWER_BYTES)
                 whole = answer.isclosed()
+            with self._lock:
+                self._unanswered -= writes
         except BaseException:
             connection.close()
             raise

@@ -221,6 +221,12 @@ class Device:
         """The protocol has no way to ask what is on the device. See Device."""
         return None
 
+    def quiet(self) -> bool:
+        """Whether no receiver has anything left to write. See Device."""
+        with self._changed:
+            used = self._failure is None and len(self._free) < len(self._receivers)
+        return not used and all(receiver.over(_LAST_WORDS_SECONDS) for receiver in self._receivers)
+
     def close(self) -> None:
         """Hang up; the receivers end, wherever they were. See Device."""
         if self._connection is not None:
@@ -353,6 +359,13 @@ class Receiver:
         if status != 0:
             raise StreamEnded("it was killed" if status is None else f"it ended with status {status}")
         self.program.close()  # where a connection may have but one session, the sync is the next
+
+    def over(self, patience: float) -> bool:
+        """Whether it writes no more: it has answered all, after so many seconds of silence at most, or has ended."""
+        with suppress(StreamEnded):
+            self.program.wait_up_to(patience)
+            self.drain()
+        return not self._unanswered or self.program.status(0) is not None
 
     def oldest(self) -> int | None:
         """The offset of the oldest message without an answer, of those that came by now."""

@@ -28,7 +28,7 @@ from ..errors import CoriolisAzureError, DestinationFailed, InvalidInput, Unsupp
 from ..events import Notice, Report, silent
 from ..hashing import UNKNOWN, ZERO, Manifest
 from ..model import Disk
-from ..pipeline import Lock, every, ordered
+from ..pipeline import Lock, every, later, ordered
 from . import Content, Destination, claims
 from .claims import Claim
 from .image import Image, State
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0  # of silence, after which the other side counts as gone
+_LAST_WRITES_SECONDS = 5.0  # for what is on its way when a run is given up
 VHD = "vhd_url"
 _STATE, _DEVICE, _BLANK = "replica_state", "volume_dev", "zeroed"
 
@@ -69,6 +70,9 @@ class Device(Protocol):
 
     def check(self) -> bool | None:
         """What Destination says of it."""
+
+    def quiet(self) -> bool:
+        """Whether nothing that was sent can be written any more; waits some seconds for what is on its way."""
 
     def close(self) -> None:
         """Let go of it, whatever state it is in. Harmless when repeated."""
@@ -331,8 +335,10 @@ class Volume:
         self._claim.wrote()
 
     def stop(self) -> None:
-        """Writes under way are the last ones; from any thread."""
-        self._stopped = True
+        """Writes under way are the last ones, and are cut off where they take long; from any thread."""
+        if not self._stopped:
+            self._stopped = True
+            later(_LAST_WRITES_SECONDS, self.abandon)
 
     def abandon(self) -> None:
         """End what is on its way to the device too; from any thread."""
@@ -380,6 +386,8 @@ class Volume:
 
     def close(self) -> None:
         """See Device."""
+        if self._begun and not self._device.quiet():
+            self._claim.linger()
         self._device.close()
 
     def __enter__(self) -> Volume:
