@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import random
 import shutil
 import subprocess
@@ -11,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from replicas import SandboxPlace
@@ -513,6 +515,49 @@ def test_a_signed_url_outlives_the_copy_it_is_for(place: SandboxPlace) -> None:
     ends = datetime.strptime(expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
     longest = timedelta(seconds=storage._COPY_SECONDS)
     assert longest < ends - clock.now() < longest + timedelta(hours=2)
+
+
+@pytest.mark.parametrize(
+    ("version", "users", "requests"),
+    [
+        ("2025-05-05", 0, 0),
+        ("2025-07-05", 2, 0),
+        ("2026-02-06", 2, 0),
+        ("2026-04-06", 2, 2),
+        ("2026-10-06", 2, 2),
+    ],
+)
+def test_a_url_may_be_signed_in_any_version_of_the_service(
+    azure: Sandbox, place: SandboxPlace, version: str, users: int, requests: int
+) -> None:
+    """The package signs in the newest that it knows; each that we take is of another. Later ones sign more fields."""
+    run(place, {0: A})
+    moments = datetime.now(timezone.utc), datetime.now(timezone.utc) + timedelta(hours=1)
+    key = place.storage.account("sandboxstorage")._service.get_user_delegation_key(*moments)
+    url = urlsplit(place.blob().url)
+    fields = {
+        **{"sp": "r", "st": "", "se": f"{moments[1]:%Y-%m-%dT%H:%M:%SZ}", "": f"/blob{url.path}"},
+        **{
+            "skoid": key.signed_oid,
+            "sktid": key.signed_tid,
+            "skt": key.signed_start,
+            "ske": key.signed_expiry,
+        },
+        **{"sks": key.signed_service, "skv": key.signed_version},
+    }
+
+    def answered(users: int, requests: int) -> int:
+        between = ["", "", "", *[""] * users, "", "", version, "b", "", "", *[""] * requests]
+        text = "\n".join([*fields.values(), *between, "", "", "", "", ""])
+        signed = hmac.new(base64.b64decode(key.value), text.encode(), "sha256").digest()
+        shown = {name: value for name, value in fields.items() if name and value}
+        query = urlencode({**shown, "sv": version, "sr": "b", "sig": base64.b64encode(signed).decode()})
+        return azure.handle(
+            Request("GET", f"{place.blob().url}?{query}", {"x-ms-version": "2020-04-08"}, b"")
+        ).status
+
+    assert answered(users, requests) == 200
+    assert answered(2 - users, 2 - requests) == 403
 
 
 def test_no_signed_url_gets_into_a_log(

@@ -19,10 +19,10 @@ _SIGNED = (
     *("content-encoding", "content-language", "content-length", "content-md5", "content-type", "date"),
     *("if-modified-since", "if-match", "if-none-match", "if-unmodified-since", "range"),
 )
-_DELEGATED = (
-    *("skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid"),
-    *("skdutid", "sduoid"),
-)
+_DELEGATED = ("skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid")
+# What later versions of the service have signed, too, and since which: of users, and of headers and queries.
+_OF_USERS, _SINCE_USERS = ("skdutid", "sduoid"), "2025-07-05"
+_SINCE_REQUESTS = "2026-04-06"
 _DATA = "Microsoft.Storage/storageAccounts/blobServices"
 
 
@@ -169,11 +169,13 @@ def _check_signature(account: Resource, request: Request, need: Need) -> None:
     delegated = "skoid" in query
     if not delegated:
         _keys_allowed(account)
-    names = ("sp", "st", "se", "", *(_DELEGATED if delegated else ("si",)), "sip", "spr", "sv", "sr")
+    version = query.get("sv", "")
+    of_key = (*_DELEGATED, *(_OF_USERS if version >= _SINCE_USERS else ())) if delegated else ("si",)
+    names = ("sp", "st", "se", "", *of_key, "sip", "spr", "sv", "sr")
     values = [query.get(name, "") for name in names]
     values[3] = f"/blob/{scope}"
     values += [query.get("snapshot", "") if query["sr"] == "bs" else "", query.get("ses", "")]
-    values += ["", ""] if delegated else []
+    values += ["", ""] if delegated and version >= _SINCE_REQUESTS else []
     values += [query.get(name, "") for name in ("rscc", "rscd", "rsce", "rscl", "rsct")]
     keys = [account.hidden["delegation"]] if delegated else account.hidden["keys"]
     if query["sig"] not in _signatures(keys, "\n".join(values)):
