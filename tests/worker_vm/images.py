@@ -26,7 +26,7 @@ _ROOT_MIB, _EFI_MIB = 1400, 40
 _PACKAGES = (
     *("systemd-sysv", "udev", "dbus", "linux-image-cloud-amd64", "initramfs-tools", "busybox", "zstd"),
     *("cloud-init", "openssh-server", "python3", "sudo", "netplan.io", "iproute2", "fdisk"),
-    *("lvm2", "mdadm", "btrfs-progs", "xfsprogs", "dosfstools", "multipath-tools", "udisks2"),
+    *("e2fsprogs", "lvm2", "mdadm", "btrfs-progs", "xfsprogs", "dosfstools", "multipath-tools", "udisks2"),
 )
 _UNUSED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 # On Azure the data source takes the user from the VM's properties.
