@@ -410,6 +410,45 @@ def test_an_image_that_is_mounted_through_a_loop_device_is_refused(path: Path) -
     run(path, {0: B})
 
 
+def test_a_device_below_a_loop_device_is_refused(devices: list[Path], tmp_path: Path) -> None:
+    image = tmp_path / "os.raw"
+    image.symlink_to(devices[0])
+    run(image, {0: A})
+    with loop(devices[0]) as above:
+        command("mkfs.ext4", "-q", "-F", above)
+        with mounted(above, tmp_path / "fs") as place:
+            (place / "file").write_text("precious")
+            with pytest.raises(InvalidInput, match="in use") as refused:
+                run(image, {0: B}, adopt=True)
+        assert f"losetup -d {above}" in refused.value.remedy
+        with mounted(above, tmp_path / "fs") as place:
+            assert (place / "file").read_text() == "precious"
+    run(image, {0: B})
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["its partition", "its disk"])
+@pytest.mark.parametrize("by", ["QEMU", "loop"])
+def test_a_device_that_shares_bytes_with_one_in_use_is_refused(
+    devices: list[Path], tmp_path: Path, whole: bool, by: str
+) -> None:
+    disk = devices[0]
+    command("addpart", disk, "1", "2048", str(SIZE // 512))
+    partition = Path(f"{disk}p1")
+    target, used = (partition, disk) if whole else (disk, partition)
+    image = tmp_path / "os.raw"
+    image.symlink_to(target)
+    try:
+        run(image, {0: A})
+        with (
+            opened_by_qemu(used) if by == "QEMU" else loop(used),
+            pytest.raises(InvalidInput, match="in use"),
+        ):
+            run(image, {0: B})
+        run(image, {0: B})
+    finally:
+        command("delpart", disk, "1")
+
+
 def test_an_image_that_another_program_writes_to_is_refused(path: Path) -> None:
     run(path, {0: A})
     with path.open("r+b"), pytest.raises(InvalidInput, match="in use"):

@@ -21,6 +21,25 @@ def identity(number: int) -> str:
     return _of_disk(place)
 
 
+def relatives(number: int) -> list[int]:
+    """The numbers of the device's partitions, or of the disk that it is a partition of."""
+    place = _NUMBERS / f"{os.major(number)}:{os.minor(number)}"
+    if _text(place / "partition"):
+        return [_number(place.resolve().parent)]
+    return [_number(partition.parent) for partition in place.glob("*/partition")]
+
+
+def node(number: int) -> Path:
+    """The device's name in /dev. OSError where the kernel knows no such device."""
+    place = _NUMBERS / f"{os.major(number)}:{os.minor(number)}"
+    return Path("/dev") / place.resolve(strict=True).name.replace("!", "/")
+
+
+def _number(place: Path) -> int:
+    major, _, minor = _text(place / "dev").partition(":")
+    return os.makedev(int(major or 0), int(minor or 0))
+
+
 def _of_disk(place: Path) -> str:
     for name in _IDENTITIES:
         found = _text(place / name)

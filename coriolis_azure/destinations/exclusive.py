@@ -5,8 +5,8 @@
 * A file that any program has open for writing does not get a read lease; one that anybody else has open at all does
   not get a write lease.
 * QEMU locks bytes 100 to 263 of its images (`block/file-posix.c`). We lock them too: we are refused while QEMU has the
-  image open, and QEMU, or another run, while we have.
-* A loop device names its file in /sys.
+  image open, and QEMU, or another run, while we have. A disk and its partitions are asked about together.
+* A loop device names the file or device below it in /sys. It does not open a device with O_EXCL.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InvalidInput
-from . import statefiles
+from . import devices, statefiles
 
 _QEMU_FIRST, _QEMU_LENGTH = 100, 200
 _BUSY = (errno.EAGAIN, errno.EACCES)
@@ -31,7 +32,7 @@ _LOOPS = Path("/sys/block")
 def open_device(path: Path) -> int:
     """Open the block device for this run alone, for reading and writing. InvalidInput while something else uses it."""
     try:
-        return _locked(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC), path)
+        fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
@@ -39,16 +40,17 @@ def open_device(path: Path) -> int:
             f"{path} is in use: mounted, swap, part of LVM, RAID or another mapping, or written by another run",
             remedy=f"Release it (lsblk {path} shows what uses it), or give another device.",
         ) from error
+    return _checked(fd, path, _lock, refuse_loops, _refuse_relatives)
 
 
 def open_file(path: Path) -> int:
     """Open our file for this run alone, for reading and writing. InvalidInput while QEMU or another run has it open."""
-    return _locked(statefiles.open_existing(path, os.O_RDWR), path)
+    return _checked(statefiles.open_existing(path, os.O_RDWR), path, _lock)
 
 
 def create(path: Path) -> int:
     """Make the file for this run alone. FileExistsError where something is."""
-    return _locked(statefiles.create(path), path)
+    return _checked(statefiles.create(path), path, _lock)
 
 
 def refuse_writers(fd: int, path: Path) -> None:
@@ -85,10 +87,11 @@ def alone(fd: int) -> Iterator[bool]:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
-def _locked(fd: int, path: Path) -> int:
-    """Keep QEMU and other runs out until `fd` is closed, which it is where one of them has the file or device open."""
+def _checked(fd: int, path: Path, *checks: Callable[[int, Path], None]) -> int:
+    """`fd` after all checks; it is closed where one raises."""
     try:
-        _lock(fd, path)
+        for check in checks:
+            check(fd, path)
     except BaseException:
         os.close(fd)
         raise
@@ -96,22 +99,40 @@ def _locked(fd: int, path: Path) -> int:
 
 
 def _lock(fd: int, path: Path) -> None:
-    request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _QEMU_FIRST, _QEMU_LENGTH, 0)
+    """Keep QEMU and other runs out until `fd` is closed. InvalidInput where one of them has the image open."""
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _qemu_bytes())
     except OSError as error:
         if error.errno in _BUSY:
             raise _in_use(path) from error
         # Other errors: a file system without locks. RunMark is what is left there.
 
 
+def _refuse_relatives(fd: int, path: Path) -> None:
+    """InvalidInput while QEMU has a partition of the device open, or the disk that it is a partition of."""
+    for number in devices.relatives(os.fstat(fd).st_rdev):
+        with suppress(OSError):  # one that is gone, or has no name
+            node = devices.node(number)
+            other = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                answer = fcntl.fcntl(other, fcntl.F_OFD_GETLK, _qemu_bytes())
+            finally:
+                os.close(other)
+            if struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK:
+                raise _in_use(path, node)
+
+
+def _qemu_bytes() -> bytes:
+    return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _QEMU_FIRST, _QEMU_LENGTH, 0)
+
+
 def refuse_loops(fd: int, path: Path) -> None:
-    """InvalidInput while a loop device is set up over the file, mounted or not."""
+    """InvalidInput while a loop device is set up over the file or device, mounted or not."""
     mine = os.fstat(fd)
     for backing in _LOOPS.glob("loop*/loop/backing_file"):
         with suppress(OSError):
             behind = Path(backing.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n"))
-            if os.path.samestat(os.stat(behind), mine):  # noqa: PTH116
+            if _same_bytes(os.stat(behind), mine):  # noqa: PTH116
                 device = f"/dev/{backing.parts[-3]}"
                 raise InvalidInput(
                     f"{path} is in use: {device} is set up over it",
@@ -119,8 +140,16 @@ def refuse_loops(fd: int, path: Path) -> None:
                 )
 
 
-def _in_use(path: Path) -> InvalidInput:
+def _same_bytes(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether both are one file, one device, or a disk and a partition of it."""
+    if not (stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode)):
+        return os.path.samestat(one, other)
+    return one.st_rdev in (other.st_rdev, *devices.relatives(other.st_rdev))
+
+
+def _in_use(path: Path, node: Path | None = None) -> InvalidInput:
+    """`node` is what is open, where it is not the path itself."""
     return InvalidInput(
-        f"{path} is in use: another program, such as QEMU or another run, has it open",
-        remedy=f"End that program (lsof {path} names it), then run again.",
+        f"{path} is in use: another program, such as QEMU or another run, has {node or 'it'} open",
+        remedy=f"End that program (lsof {node or path} names it), then run again.",
     )
