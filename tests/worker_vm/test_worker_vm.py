@@ -1,6 +1,8 @@
 """A real worker: Debian with systemd, udev, cloud-init and OpenSSH, in QEMU, with exactly our user data.
 
-Not part of the suite: `tox -e worker`. It takes minutes, most of them to build the images, which are kept.
+Not part of the suite: `tox -e worker`. The images and the customer's disks are made once and kept: ten minutes for each
+suite. After that boots are what takes time: without KVM two to eight minutes each. The tests of a suite share one
+worker, and one that restarts it leaves it running for the next.
 """
 
 from __future__ import annotations
