@@ -39,11 +39,11 @@ with warnings.catch_warnings(), suppress(ImportError):
         importlib.import_module(f"coriolis.{_module}")
 
 
-def raised(kind: type[CoriolisAzureError]) -> type[Exception]:
+def raised(kind: type[CoriolisAzureError], *, connection: bool = False) -> type[Exception]:
     """What the plugin raises for an error of this kind: the orchestrator's own where it is installed."""
     from coriolis_azure import plugin_api  # which imports the orchestrator, see above
 
-    return type(plugin_api.orchestrators_error(kind("")))
+    return type(plugin_api.orchestrators_error(kind(""), connection=connection))
 
 
 # A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would too.

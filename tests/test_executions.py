@@ -198,7 +198,7 @@ def test_a_run_whose_execution_was_given_up_ends_before_it_writes_beside_its_suc
         transfer.execute(site.worker(1))
         assert right(transfer, 3)
         orphan.wait_for_end()
-        assert "VolumeTaken" in orphan.result().get("error", "")
+        assert "another run has taken its volume over" in orphan.result().get("error", "")
     assert right(transfer, 3)
     site.holds(1)
     transfer.execute()
@@ -217,7 +217,7 @@ def test_a_run_that_was_stopped_over_its_lease_writes_nothing_when_it_wakes(site
         transfer.execute(site.worker(1))
         orphan.signal(signal.SIGCONT)
         orphan.wait_for_end()
-        assert "VolumeTaken" in orphan.result().get("error", "")
+        assert "another run has taken its volume over" in orphan.result().get("error", "")
     assert right(transfer, 3)
 
 
@@ -271,7 +271,7 @@ def test_without_a_state_a_run_is_refused_while_another_of_the_disk_lives(site: 
     with transfer.start(bandwidth_limit="8KiB/s") as orphan:
         wait_until(lambda: any(transfer.content(1)) or not orphan.lives())
         with transfer.start(site.worker(1)) as refused:
-            assert "VolumeTaken" in refused.result().get("error", "")
+            assert "is writing to a volume of this disk" in refused.result().get("error", "")
         assert orphan.lives()
         orphan.signal(signal.SIGKILL)
         orphan.result()
