@@ -129,6 +129,15 @@ def _silent(leftover: Leftover, before: datetime, older_than: timedelta) -> bool
     return not older_than or (leftover.alive is not None and leftover.alive <= before)
 
 
+def untagged(azure: Azure, group: str) -> list[str]:
+    """What is called as a run calls what it makes, and carries no tag of ours: told, never deleted."""
+    return sorted(
+        str(document["id"])
+        for document in chain.from_iterable(_documents(azure, group).values())
+        if names.is_of_a_run(names.name_of(str(document["id"]))) and not resources.is_ours(document)
+    )
+
+
 def leftovers(azure: Azure, group: str, storage: Storage | None = None) -> list[Leftover]:
     """All resources in `group` that carry our tags, by run; and what runs have made in Blob storage."""
     return _by_run(_documents(azure, group), storage)

@@ -6,6 +6,7 @@ it. Whether a resource is ours is decided by its tags alone, never by its name.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
@@ -55,6 +56,11 @@ def new_run() -> str:
 def resource(run: str, role: str) -> str:
     """The name of the resource that plays `role` in `run`; at most 64 characters, lower case."""
     return f"coriolis-{run}-{role}"
+
+
+def is_of_a_run(name: str) -> bool:
+    """Whether a resource is called as a run calls what it makes."""
+    return re.fullmatch(r"coriolis-[0-9a-f]{8}-.+", name, re.IGNORECASE) is not None
 
 
 def resource_id(subscription: str, group: str, kind: str, name: str) -> str:

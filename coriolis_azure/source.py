@@ -491,6 +491,10 @@ class Source:
             self._report(Notice(f"could not delete: {', '.join(stayed)}"))
         return found, stayed
 
+    def untagged(self) -> list[str]:
+        """What is called as runs call what they make, but carries none of our tags: clean-up leaves it alone."""
+        return cleanup.untagged(self.azure, self.environment.resource_group)
+
     def verify(self, at: str | Path) -> list[verification.Verdict]:
         """Read every disk at the destination `at` again and compare it with its manifest; nothing is changed."""
         with destinations.open(str(at), self._report, self.storage, existing=True) as place:

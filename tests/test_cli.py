@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import MIB
 from processes import Forked, command, completed
+from test_cleanup import NSG
 
-from coriolis_azure import sandbox
-from coriolis_azure.model import Record
+from coriolis_azure import names, sandbox
+from coriolis_azure.journal import Journal
+from coriolis_azure.model import Record, Run
 from coriolis_azure.source import Source
 
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
@@ -263,6 +265,21 @@ def test_a_killed_run_is_cleaned_up_by_the_next_command(
     assert "deleted" in run("cleanup", *settings).stdout
     assert run("sandbox", "resources", served).stdout == before
     assert "Nothing to clean up" in run("cleanup", *settings, "--older-than", "0s").stdout
+
+
+def test_what_has_lost_its_tags_is_told_without_a_journal(settings: list[str]) -> None:
+    connection, environment = (json.loads(Path(file).read_text()) for file in settings[1::2])
+    with Source(connection, environment) as source:
+        run_id = Run(names.new_run(), source.azure.subscription, "sandbox", "westeurope", "", "web")
+        id = source.resources(run_id, Journal(run_id)).create("nsg", "nsg", NSG)["id"]
+        source.azure.tag(id, {})
+        told = run("cleanup", *settings, "--older-than", "0s")
+        assert id in told.stdout
+        assert "NO TAGS" in told.stdout
+        assert "by hand" in told.stderr
+        assert json.loads(run("cleanup", *settings, "--json").stdout)["untagged"] == [id]
+        source.azure.delete(id)
+    assert "Nothing to clean up" in run("cleanup", *settings).stdout
 
 
 def test_records_of_volumes_are_listed_and_forgotten_by_age(settings: list[str]) -> None:

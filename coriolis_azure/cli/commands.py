@@ -16,12 +16,14 @@ from .options import Group, json_option, opened, rate, source_options
 from .output import (
     VERIFIED,
     Table,
+    err,
     out,
     print_json,
     raise_left_behind,
     replication_table,
     resources_table,
     say,
+    show,
     show_machine,
 )
 from .progress import watching
@@ -29,6 +31,10 @@ from .progress import watching
 EXIT_CODES = """\b
 Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
             (the ids that stayed are listed) · 130 interrupted · 1 a fault of this program"""
+_UNTAGGED = (
+    "Resources called as runs call theirs carry none of our tags, so they are left alone. "
+    "Delete them by hand, if no run is at work that has made them."
+)
 _MECHANISM = settings.schema("source_environment")["properties"]["replica_export_mechanism"]
 
 
@@ -360,12 +366,16 @@ def cleanup(
         found, stayed = source.sweep(age, dry_run=dry_run)
         volumes = source.records().all()
         old, kept = source.forget(volumes, silent, dry_run=dry_run)
+        told = {id.lower() for leftover in found for id in leftover.ids}
+        untagged = [id for id in source.untagged() if id.lower() not in told]
     stayed += kept
     if as_json:
         runs = [leftover.to_json() for leftover in found]
         listed = [{**volume.to_json(), "old": volume in old} for volume in volumes]
-        print_json({"dry_run": dry_run, "runs": runs, "volumes": listed, "left_behind": stayed})
-    elif not found and not volumes:
+        print_json(
+            {"dry_run": dry_run, "runs": runs, "volumes": listed, "left_behind": stayed, "untagged": untagged}
+        )
+    elif not found and not volumes and not untagged:
         out().print("Nothing to clean up.")
     else:
         records = []
@@ -378,7 +388,11 @@ def cleanup(
             fate = "would be deleted" if dry_run else "STAYED" if volume.id in stayed else "deleted"
             alive = names.stamp(volume.alive) if volume.alive else "unknown"
             records.append(("-", volume.instance, alive, fate if volume in old else "kept", volume.id))
+        for id in untagged:
+            records.append(("-", "", "unknown", "NO TAGS", id))
         Table(("run", "VM", "last sign of life", "", "resource"), records).show()
+        if untagged:
+            show(err(), _UNTAGGED, "! ", "yellow")
     raise_left_behind(stayed)
 
 
