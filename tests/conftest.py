@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import keys
 import pytest
 
 from coriolis_azure.clock import Clock
@@ -37,6 +38,9 @@ with warnings.catch_warnings(), suppress(ImportError):
     warnings.simplefilter("ignore")
     for _module in ("schemas", "tasks.base", "osmorphing.manager", "api.v1.views.minion_pool_view"):
         importlib.import_module(f"coriolis.{_module}")
+
+
+keys.take_turns()
 
 
 def raised(kind: type[CoriolisAzureError], *, connection: bool = False) -> type[Exception]:

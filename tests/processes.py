@@ -1,7 +1,7 @@
 """Processes of their own that begin with the SDKs imported: a second of the processor less for each.
 
-What they are forked from has done nothing but import. That a process can also begin from nothing is shown by tests
-that start an interpreter.
+What they are forked from has done nothing but import, and make keys. That a process can also begin from nothing is
+shown by tests that start an interpreter.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["coriolis_azure.source", "coriolis_azure.cli.entry", "coriolis_azure.provider", "battles"]
-)
+PROCESSES.set_forkserver_preload(["preloaded"])
 
 
 class Forked:

@@ -1,0 +1,13 @@
+"""What processes of the tests are forked from: everything imported, and keys made."""
+
+import battles
+import keys
+
+import coriolis_azure.cli.entry
+import coriolis_azure.provider
+import coriolis_azure.source
+
+__all__ = ["battles", "coriolis_azure"]
+
+keys.take_turns()
+keys.make()
