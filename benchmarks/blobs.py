@@ -32,18 +32,20 @@ from urllib.parse import urlsplit
 import worker
 import writers
 
-from coriolis_azure import transfer, unmanaged
+from coriolis_azure import transfer
 from coriolis_azure.agent import is_zero
+from coriolis_azure.azure.blobs import Blob, Storage
+from coriolis_azure.azure.client import Azure
+from coriolis_azure.azure.transport import https
 from coriolis_azure.clock import Clock
-from coriolis_azure.cloud import Azure, https
-from coriolis_azure.destinations import Image
-from coriolis_azure.destinations.blob import BlobFolder
-from coriolis_azure.digests import Digests
 from coriolis_azure.events import silent
-from coriolis_azure.hashing import ZERO, Manifest
-from coriolis_azure.pipeline import ordered
+from coriolis_azure.readers import conversation, pages
+from coriolis_azure.replica.blob import BlobFolder
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.manifest import ZERO, Manifest
 from coriolis_azure.settings import Connection
-from coriolis_azure.storage import Blob, Storage
+from coriolis_azure.threads import ordered
 
 sys.path.insert(0, str(writers.TESTS))
 import replicas  # from the tests' folder
@@ -191,9 +193,9 @@ def read_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
     """As a VHD is read that cannot be imported: pages listed, eight requests at a time, hashed, into a raw image."""
     size = image.stat().st_size
     with Image(result) as raw:
-        job = transfer.Job("os", (), size, compress="none", leaf=0)
+        job = conversation.Job("os", (), size, compress="none", leaf=0)
         transfer.copy(
-            lambda: unmanaged.DirectStream(blob, size),
+            lambda: pages.DirectStream(blob, size),
             job,
             raw.known("id", size, CHUNK, True),
             raw,

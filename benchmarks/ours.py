@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coriolis_azure import ssh, transfer
-from coriolis_azure.channel import Direct
+from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.model import Worker
-from coriolis_azure.pipeline import ordered
+from coriolis_azure.readers import conversation, rate_limiter, ssh
+from coriolis_azure.readers.channel import Direct
+from coriolis_azure.replica.image import Image
+from coriolis_azure.threads import ordered
 
 
 def main(task: dict[str, Any]) -> None:
@@ -34,12 +35,12 @@ def main(task: dict[str, Any]) -> None:
             notices.append(event.text)
 
     direct = Direct(worker.address, task["port"], report) if task.get("port") else None
-    pace = transfer.Pace(task["rate"], clock) if task.get("rate") else None
+    pace = rate_limiter.RateLimiter(task["rate"], clock) if task.get("rate") else None
 
     def copy(item: tuple[int, tuple[str, str]]) -> transfer.Outcome:
         slot, (image, target) = item
         size = Path(image).stat().st_size
-        job = transfer.Job(
+        job = conversation.Job(
             Path(target).name,
             (image,),
             size,

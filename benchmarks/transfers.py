@@ -37,9 +37,9 @@ import images
 import paramiko
 import worker
 
-from coriolis_azure.destinations import Image
-from coriolis_azure.digests import Digests
-from coriolis_azure.hashing import DIGEST
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.manifest import DIGEST
 
 MIB = 1 << 20
 HERE = Path(__file__).parent

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from coriolis_azure import ssh
 from coriolis_azure.model import Worker
+from coriolis_azure.readers import keys
 
 RELAY = "127.0.0.2"  # an address of its own: the port of the direct channel is the same on both sides
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -53,8 +53,8 @@ class SshServer:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        private, public = ssh.client_key()
-        host_private, host_public = ssh.host_key()
+        private, public = keys.client_key()
+        host_private, host_public = keys.host_key()
         self.port = free_port()
         files = {
             "host_key": host_private,

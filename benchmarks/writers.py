@@ -35,9 +35,9 @@ import requests
 import worker
 
 from coriolis_azure.agent import is_zero
-from coriolis_azure.destinations import write_data, writer
 from coriolis_azure.model import Disk, Record
-from coriolis_azure.pipeline import ordered
+from coriolis_azure.plugin import write_data, writer
+from coriolis_azure.threads import ordered
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))

@@ -1,21 +1,49 @@
 """Takes virtual machines out of Azure: an export plugin for Coriolis, a Python API and a command line.
 
-`Source` (the Python API) and `AzureExportProvider` (the plugin) are loaded when they are first asked for: the
-orchestrator imports every plugin at each look-up, and the SDKs take a second.
+Names are loaded when they are first used: the orchestrator imports every plugin at each look-up, and Azure's SDKs take
+a second.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import events as events
+    from .model import Disk, Machine, Nic
+    from .plugin.provider import AzureExportProvider
+    from .source import DiskReport, Replicated, Source
 
 __version__ = "0.1.0"
-__all__ = ["AzureExportProvider", "Source", "__version__"]
+__all__ = [
+    "AzureExportProvider",
+    "Disk",
+    "DiskReport",
+    "Machine",
+    "Nic",
+    "Replicated",
+    "Source",
+    "__version__",
+    "errors",
+    "events",
+]
 
-_HOMES = {"AzureExportProvider": "provider", "Source": "source"}
+_HOMES = {
+    "AzureExportProvider": "plugin.provider",
+    "Disk": "model",
+    "DiskReport": "source",
+    "Machine": "model",
+    "Nic": "model",
+    "Replicated": "source",
+    "Source": "source",
+}
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("errors", "events"):
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -21,26 +21,13 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
-from . import (
-    catalog,
-    cleanup,
-    cloning,
-    destinations,
-    inspection,
-    names,
-    permissions,
-    preflight,
-    ssh,
-    transfer,
-    unmanaged,
-    verification,
-    worker,
-)
-from .attachment import Attachment
+from . import transfer
+from .azure import names, permissions
+from .azure.blobs import Storage
+from .azure.client import Azure
+from .azure.transport import Transport
+from .checks import preflight
 from .clock import Clock
-from .cloud import Azure, Transport
-from .destinations import sets
-from .destinations.blob import BlobFolder
 from .errors import (
     AzureError,
     CleanupIncomplete,
@@ -53,14 +40,20 @@ from .errors import (
     exhausted,
 )
 from .events import Copied, Notice, Report, Step, Waiting, silent, unfailing
-from .interrupts import shielded
-from .journal import Journal, default_folder
+from .machine import cloning, inspection, listing, unmanaged
 from .model import Disk, Json, Machine, Run, Worker
-from .pipeline import every, ordered
-from .records import Kept, Records
-from .resources import Resources
+from .readers import channel, conversation, pages, rate_limiter, ssh
+from .replica import destinations, places, sets, verification
+from .replica.blob import BlobFolder
+from .run import attached_disks, cleanup
+from .run.interrupts import shielded
+from .run.journal import Journal, default_folder
+from .run.records import Kept, Records
+from .run.resources import Resources
 from .settings import Connection, Environment
-from .storage import Storage
+from .threads import every, ordered
+from .worker import launch, sizes
+from .worker.attachment import Attachment
 
 LOG = logging.getLogger(__name__)
 
@@ -160,7 +153,7 @@ class Source:
         """The VMs of the resource group in the location, by name: name, id, size, os_type, disks, zones."""
         group, location = self.environment.resource_group, self.environment.location
         self.azure.group(group)
-        here = catalog.machines(self.azure, {"resource_group": group, "location": location})
+        here = listing.machines(self.azure, {"resource_group": group, "location": location})
         return [inspection.summary(vm) for vm in here]
 
     def inspect(self, vm: str) -> Machine:
@@ -193,7 +186,7 @@ class Source:
         self._tell_caveats(machine)
         self.sweep(DEAD_AFTER)  # first, as what is left of dead runs counts for quotas
         preflight.refuse(self.azure, self.environment, machine, disks, self._report)
-        with destinations.open(str(to), self._report, self.storage, adopt=adopt) as folder:
+        with places.open(str(to), self._report, self.storage, adopt=adopt) as folder:
             folder.reserve([disk.name for disk in disks])
             folder.claim(machine.id)
             folder.tell_removed([disk.name for disk in machine.disks])
@@ -282,10 +275,10 @@ class Source:
         if rest:
             self._report(Step("copy", _listed(rest)))
         pace = self._pace()
-        streams: list[unmanaged.DirectStream] = []
+        streams: list[pages.DirectStream] = []
 
-        def started(disk: Disk) -> unmanaged.DirectStream:
-            streams.append(unmanaged.DirectStream(frozen[disk.name], disk.size_bytes))
+        def started(disk: Disk) -> pages.DirectStream:
+            streams.append(pages.DirectStream(frozen[disk.name], disk.size_bytes))
             return streams[-1]
 
         beside = self._beside(len(rest))
@@ -312,7 +305,7 @@ class Source:
             # It costs nothing, and carries the run's signs of life.
             resources.create("nsg", "nsg", {"properties": {}})
             return None
-        return worker.launch(resources, worker.needs(machine, disks), self.environment, self._report)
+        return launch.launch(resources, sizes.needs(machine, disks), self.environment, self._report)
 
     def _try_agent(self, reader: Worker) -> None:
         with ssh.connect(reader, self._clock, self._report) as connection:
@@ -352,9 +345,9 @@ class Source:
         stalled, looked = self._deploying(machine), self._clock.monotonic()
         run = self.new_run(machine)
         resources = self.resources(run, Journal(run))
-        needed = worker.needs(machine, disks)
+        needed = sizes.needs(machine, disks)
         with resources.undone_on_error(), resources.deploying():
-            reader = worker.launch(resources, needed, self.environment, self._report)
+            reader = launch.launch(resources, needed, self.environment, self._report)
             if stalled:
                 self._end_stalled(run, machine, stalled, looked)
         return run, reader
@@ -379,7 +372,7 @@ class Source:
         However it ends, what the copying made is deleted again; the worker stays.
         """
         folder.reserve([disk.name for disk in disks])
-        if worker.emptied(self.azure, reader.vm, self._report, self._clock):
+        if attached_disks.emptied(self.azure, reader.vm, self._report, self._clock):
             self.azure.start(reader.vm)
         journal = Journal(run)
         resources = self.resources(run, journal)
@@ -413,7 +406,7 @@ class Source:
     def remove(self, vhds: Iterable[str]) -> None:
         """Delete what `in_container` has kept, by the URLs of the VHDs; what is gone is no error."""
         container = self.storage.interim()
-        places: dict[str, list[str]] = {}
+        by_place: dict[str, list[str]] = {}
         for url in vhds:
             if container is None or not url.startswith(f"{container.url}/"):
                 raise InvalidInput(
@@ -421,10 +414,10 @@ class Source:
                     remedy="Name its storage account and container in the source environment.",
                 )
             place, _, name = unquote(url.removeprefix(f"{container.url}/")).rpartition("/")
-            places.setdefault(place, []).append(name.removesuffix(".vhd"))
+            by_place.setdefault(place, []).append(name.removesuffix(".vhd"))
         if container is None or not container.exists():
             return
-        for place, disks in places.items():
+        for place, disks in by_place.items():
             with self._kept(place) as folder:
                 folder.remove(disks)
 
@@ -497,7 +490,7 @@ class Source:
 
     def verify(self, at: str | Path) -> list[verification.Verdict]:
         """Read every disk at the destination `at` again and compare it with its manifest; nothing is changed."""
-        with destinations.open(str(at), self._report, self.storage, existing=True) as place:
+        with places.open(str(at), self._report, self.storage, existing=True) as place:
             return verification.verify(place, self._report, self._clock)
 
     def new_run(self, machine: Machine) -> Run:
@@ -578,7 +571,7 @@ class Source:
             window = max(64 << 10, min(window, settings.bandwidth_limit // 8))
         direct = None
         if settings.export_worker_data_port:
-            direct = transfer.Direct(reader.address, settings.export_worker_data_port, self._report)
+            direct = channel.Direct(reader.address, settings.export_worker_data_port, self._report)
         lines = [
             ssh.Line(reader, self._clock, self._report, window, lambda: self._gone(reader)) for _ in wave
         ]
@@ -609,9 +602,9 @@ class Source:
         """How many of so many disks are copied at a time."""
         return min(transfer.at_once(self.environment.chunk_size_kib << 10), max(1, disks))
 
-    def _job(self, disk: Disk, devices: tuple[str, ...], leaf: int, slot: int) -> transfer.Job:
+    def _job(self, disk: Disk, devices: tuple[str, ...], leaf: int, slot: int) -> conversation.Job:
         """What is to be copied of a disk."""
-        return transfer.Job(
+        return conversation.Job(
             disk=disk.name,
             devices=devices,
             size=disk.size_bytes,
@@ -620,20 +613,20 @@ class Source:
             slot=slot,
         )
 
-    def _pace(self) -> transfer.Pace | None:
+    def _pace(self) -> rate_limiter.RateLimiter | None:
         """The bandwidth limit, which disks share."""
         limit = self.environment.bandwidth_limit
-        return transfer.Pace(limit, self._clock) if limit else None
+        return rate_limiter.RateLimiter(limit, self._clock) if limit else None
 
     def _copied(
         self,
-        start: Callable[[], transfer.Stream],
-        job: transfer.Job,
+        start: Callable[[], conversation.Stream],
+        job: conversation.Job,
         disk: Disk,
         destination: destinations.Destination,
         full: bool,
-        pace: transfer.Pace | None,
-        direct: transfer.Direct | None,
+        pace: rate_limiter.RateLimiter | None,
+        direct: channel.Direct | None,
         beside: int,
     ) -> transfer.Outcome:
         """Copy a disk from where `start` gives its chunks, `beside` disks at a time."""

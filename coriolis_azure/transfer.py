@@ -10,30 +10,26 @@ Memory is bounded by the bytes in flight, whatever the size of the disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from . import agent
 from .agent import DIGEST, GRAIN, UNKNOWN, ZERO
-from .channel import Direct
 from .clock import Clock
-from .destinations import Destination
 from .errors import AgentFailed, ConnectionLost, CorruptChunk, InvalidInput, StreamEnded
 from .events import Notice, Progress, Report, Step
-from .frames import Answer, Dialogue, Frame, Job, Pace, Piece, Stream
-from .hashing import Manifest, grain_count
-from .pipeline import ordered
-
-__all__ = ["Direct", "Job", "Outcome", "Pace", "Stream", "copy", "differing"]
+from .readers.channel import Direct
+from .readers.conversation import Answer, Dialogue, Frame, Job, Piece, Stream
+from .readers.rate_limiter import RateLimiter
+from .replica.comparison import THREADS, differing, in_hand
+from .replica.destinations import Destination
+from .replica.manifest import Manifest, grain_count
+from .threads import ordered
 
 LEAVES_SIZES = (0, 4096, 16384, 65536)
 COMPRESSION = ("none", "auto", "always")
-_THREADS = 4
-_AHEAD_BYTES = 6 << 20  # of chunks that have arrived and are not done with, of all disks together
-# Where each write waits for another host, a link with a delay is filled by writes under way, not by threads at work.
-_FAR_THREADS, _FAR_BYTES = 16, 16 << 20
 _FRUITLESS = 3  # connections in a row that were lost before anything was settled
 
 
@@ -63,7 +59,7 @@ def copy(
     *,
     clock: Clock,
     verify: bool,
-    pace: Pace | None = None,
+    pace: RateLimiter | None = None,
     direct: Direct | None = None,
     beside: int = 1,
 ) -> Outcome:
@@ -95,23 +91,6 @@ def copy(
 def at_once(chunk: int) -> int:
     """How many disks are copied at a time: two fill a small worker's line, and chunks in hand take memory."""
     return 2 if chunk <= 1 << 20 else 1
-
-
-def differing(
-    destination: Destination, manifest: Manifest, indexes: Iterable[int], beside: int = 1
-) -> Iterator[int]:
-    """The chunks of `indexes` whose content is not what `manifest` says, in order. UNKNOWN always differs.
-
-    `beside`: disks that this is done with at a time.
-    """
-    digest = manifest.digester()
-
-    def differs(index: int) -> tuple[int, bool]:
-        return index, digest(destination.read(*manifest.span(index))) != manifest.digest(index)
-
-    threads, ahead = _in_hand(destination, manifest.chunk, beside)
-    with closing(ordered(differs, indexes, threads=threads, ahead=ahead)) as results:
-        yield from (index for index, wrong in results if wrong)
 
 
 @dataclass(frozen=True)
@@ -205,8 +184,8 @@ class _Copy:
         self._first = min(self._asked, default=self._next)
         self._held = {}
         # One core is the stream's reader's. A thread more than there are cores for is only in the way.
-        most = max(1, min(_THREADS, len(os.sched_getaffinity(0)) - 1))
-        threads, ahead = _in_hand(self._destination, self._base.chunk, self._beside, most)
+        most = max(1, min(THREADS, len(os.sched_getaffinity(0)) - 1))
+        threads, ahead = in_hand(self._destination, self._base.chunk, self._beside, most)
         try:
             choose = self._base.fresh and not self._settled
             with self._talk(self._base, self._first, choose) as dialogue:
@@ -429,15 +408,6 @@ class _Copy:
         """Verify where the data is still in hand."""
         if self._digester.of(grains) != frame.digest:
             raise dialogue.corrupt(frame.index, "did not arrive as the agent has read it")
-
-
-def _in_hand(destination: Destination, chunk: int, beside: int, most: int = _THREADS) -> tuple[int, int]:
-    """How many threads work for a disk, and how many chunks they may have in hand, `beside` disks at a time."""
-    threads = max(1, min(most, _AHEAD_BYTES // chunk) // beside)
-    if destination.far:
-        threads = max(threads, min(_FAR_THREADS, _FAR_BYTES // chunk) // beside)
-    room = max(_AHEAD_BYTES // beside, threads * min(chunk, 1 << 20))
-    return threads, max(3, min(threads + 2, room // chunk))
 
 
 def _by_grain(pieces: list[Piece]) -> dict[int, list[tuple[int, memoryview | bytes]]]:

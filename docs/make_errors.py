@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coriolis_azure import codes, errors
+from coriolis_azure import errors
+from coriolis_azure.azure import codes
 
 PAGE = Path(__file__).with_name("errors.md")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coriolis_azure import permissions
+from coriolis_azure.azure import permissions
 
 PAGE = Path(__file__).with_name("permissions.md")
 

@@ -25,11 +25,13 @@ from typing import Any
 from processes import PROCESSES, command
 from relay import Relay
 
-from coriolis_azure import cleanup, hashing, names
+from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Kept
+from coriolis_azure.replica import manifest as manifests
+from coriolis_azure.replica.destinations import Kept
+from coriolis_azure.run import cleanup
 from coriolis_azure.sandbox import Request, Response, Sandbox
-from coriolis_azure.sandbox.server import Server
+from coriolis_azure.sandbox.server.https import Server
 from coriolis_azure.source import DEAD_AFTER, Source
 
 MIB = 1 << 20
@@ -403,7 +405,7 @@ class Plugin:
 
     def _volumes(self) -> Any:
         """What the destination's plugin does: a blank volume for every new disk, none for one that is gone."""
-        from coriolis_azure.inspection import export_info
+        from coriolis_azure.plugin.export_info import export_info
 
         info = export_info(self.site.owner.inspect("web"))
         known = {entry["disk_id"].lower(): entry for entry in self.entries}
@@ -422,7 +424,7 @@ class Plugin:
 
 def call(text: str, answer: str) -> None:
     """A process: one call of the plugin."""
-    from coriolis_azure.provider import AzureExportProvider
+    from coriolis_azure.plugin.provider import AzureExportProvider
 
     method, connection, arguments = json.loads(text)
     given = getattr(AzureExportProvider(None), method)(None, connection, *arguments)
@@ -523,7 +525,7 @@ def crash(
 
 def ahead(images: dict[str, Path]) -> list[str]:
     """The images beside which a manifest says more than they hold."""
-    from coriolis_azure.destinations import Image
+    from coriolis_azure.replica.image import Image
 
     found = []
     for name, path in images.items():
@@ -536,11 +538,12 @@ def ahead(images: dict[str, Path]) -> list[str]:
 
 def honest(image: Kept) -> bool:
     """Whether an image holds all that its manifest says of it."""
-    from coriolis_azure import errors, transfer
+    from coriolis_azure import errors
+    from coriolis_azure.replica import comparison
 
     try:
         manifest = image.stored()
     except errors.InvalidInput:
         return True
-    known = (i for i in range(manifest.count) if manifest.digest(i) != hashing.UNKNOWN)
-    return not list(transfer.differing(image, manifest, known))
+    known = (i for i in range(manifest.count) if manifest.digest(i) != manifests.UNKNOWN)
+    return not list(comparison.differing(image, manifest, known))

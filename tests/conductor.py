@@ -19,9 +19,10 @@ from typing import Any
 from conftest import MIB
 from processes import Forked
 
-from coriolis_azure import resources, source
-from coriolis_azure.destinations import claims
-from coriolis_azure.provider import AzureExportProvider
+from coriolis_azure import source
+from coriolis_azure.plugin import claims
+from coriolis_azure.plugin.provider import AzureExportProvider
+from coriolis_azure.run import resources
 
 # Of claims and deployments, short enough to wait for.
 TIMES = (

@@ -45,9 +45,9 @@ keys.take_turns()
 
 def raised(kind: type[CoriolisAzureError], *, connection: bool = False) -> type[Exception]:
     """What the plugin raises for an error of this kind: the orchestrator's own where it is installed."""
-    from coriolis_azure import plugin_api  # which imports the orchestrator, see above
+    from coriolis_azure.plugin import base  # which imports the orchestrator, see above
 
-    return type(plugin_api.orchestrators_error(kind(""), connection=connection))
+    return type(base.orchestrators_error(kind(""), connection=connection))
 
 
 # A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would too.
@@ -121,8 +121,8 @@ def image(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions of 1 MiB, so that images of a few MiB have several."""
-    monkeypatch.setattr("coriolis_azure.destinations.image.REGION", MIB)
-    monkeypatch.setattr("coriolis_azure.destinations.blob.REGION", MIB)
+    monkeypatch.setattr("coriolis_azure.replica.image.REGION", MIB)
+    monkeypatch.setattr("coriolis_azure.replica.blob.REGION", MIB)
 
 
 @pytest.fixture

@@ -21,8 +21,10 @@ from pathlib import Path
 from battles import MIB, CommandLine, Plugin, Site, Strike, honest
 from writer_targets import HttpsTarget, SshTarget
 
-from coriolis_azure import destinations, errors, names
+from coriolis_azure import errors
+from coriolis_azure.azure import names
 from coriolis_azure.events import silent
+from coriolis_azure.replica import places
 from coriolis_azure.sandbox import Request, Response
 
 UNIT = 64 << 10
@@ -146,7 +148,7 @@ class Container(CommandLine):
 
     def ahead(self) -> list[str]:
         """The VHDs whose manifest says more than they hold."""
-        with destinations.open(str(self.to), silent, self.site.owner.storage) as place:
+        with places.open(str(self.to), silent, self.site.owner.storage) as place:
             return [name for name in self.images() if not honest(place.disk(name))]
 
     def clean(self) -> list[str]:

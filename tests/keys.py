@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 
-from coriolis_azure import ssh
+from coriolis_azure.readers import keys
 
 _ENOUGH = 4  # no test has more workers and strangers at a time
 _made: list[tuple[str, str]] = []
 _lock = threading.Lock()
-_fresh = ssh.client_key
+_fresh = keys.client_key
 
 
 def client_key() -> tuple[str, str]:
@@ -30,4 +30,4 @@ def make() -> None:
 
 def take_turns() -> None:
     """From now on, in this process and in those forked from it."""
-    ssh.client_key = client_key
+    keys.client_key = client_key

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from test_agent import Pipes
 
-from coriolis_azure import hashing, transfer
+from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
 from coriolis_azure.events import silent
-from coriolis_azure.frames import Dialogue
+from coriolis_azure.readers import conversation
+from coriolis_azure.readers.conversation import Dialogue
+from coriolis_azure.replica import manifest as manifests
+from coriolis_azure.replica.image import Image
 from coriolis_azure.source import Source  # with all SDKs, whose memory counts too
 
 MIB = 1 << 20
@@ -62,11 +64,11 @@ def sparse(folder: Path, read: int = 2 << 30, size: int = 4 << 40) -> None:
             file.write(os.urandom(MIB))
     settled = (size - read) // chunk
     with Image(folder / "os.raw") as image, Watched() as pipes:
-        job = transfer.Job("os", (str(disk),), size, leaf=4096)
+        job = conversation.Job("os", (str(disk),), size, leaf=4096)
         copy = _copy(pipes, job, image.known("id", size, chunk, False), image)
         copy._next = settled
         for index in range(0, settled, 16):
-            copy._base.digests.put(index, os.urandom(hashing.DIGEST))
+            copy._base.digests.put(index, os.urandom(manifests.DIGEST))
         copy._before = copy._base.digests.copy()
         began = time.monotonic()
         outcome = copy.run(True)
@@ -80,10 +82,10 @@ def sparse(folder: Path, read: int = 2 << 30, size: int = 4 << 40) -> None:
     _compare(disk, folder / "os.raw", range(size - read, size, MIB))
 
 
-def _copy(pipes: Watched, job: transfer.Job, base: hashing.Manifest, image: Image) -> transfer._Copy:
+def _copy(pipes: Watched, job: conversation.Job, base: manifests.Manifest, image: Image) -> transfer._Copy:
     """A copy whose inner state can be reached."""
 
-    def talk(known: hashing.Manifest, first: int, choose: bool) -> Dialogue:
+    def talk(known: manifests.Manifest, first: int, choose: bool) -> Dialogue:
         return Dialogue(pipes, job, known, first, choose, report=silent, clock=Clock())
 
     return transfer._Copy(talk, job, base, image, silent, Clock(), 1)
@@ -114,7 +116,7 @@ def extents(folder: Path, sizes: tuple[int, ...] = (4, 64)) -> None:
             base = image.known("id", size << 30, MIB, True)
             image.commit(replace(base, fresh=False))  # as after a run that found nothing but zeros
             base = image.known("id", size << 30, MIB, False)
-            job = transfer.Job("os", (str(disk),), base.size, leaf=4096)
+            job = conversation.Job("os", (str(disk),), base.size, leaf=4096)
             began, worked = time.monotonic(), _worked()
             outcome = transfer.copy(lambda: pipes, job, base, image, silent, clock=Clock(), verify=True)
             seconds = time.monotonic() - began

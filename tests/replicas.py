@@ -21,15 +21,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from coriolis_azure import destinations
+from coriolis_azure.azure.blobs import Storage
+from coriolis_azure.azure.client import Azure
 from coriolis_azure.clock import Clock
-from coriolis_azure.cloud import Azure
-from coriolis_azure.destinations import Destination, Image
-from coriolis_azure.destinations.blob import BlobFolder
 from coriolis_azure.events import Report, silent
+from coriolis_azure.replica import places
+from coriolis_azure.replica.blob import BlobFolder
+from coriolis_azure.replica.destinations import Destination
+from coriolis_azure.replica.image import Image
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.settings import Connection
-from coriolis_azure.storage import Storage
 
 ACCOUNT, KEY = "devstoreaccount1", "c2VjcmV0IG9mIHRoZSB0ZXN0cyBvbmx5LCBvZiA2NCBieXRlcyBvciBzbw=="
 
@@ -123,7 +124,7 @@ class BlobPlace:
     @contextmanager
     def folder(self, report: Report = silent) -> Iterator[BlobFolder]:
         """The place of all disks."""
-        with destinations.open(self.url, report, self.storage) as folder:
+        with places.open(self.url, report, self.storage) as folder:
             assert isinstance(folder, BlobFolder)
             yield folder
 

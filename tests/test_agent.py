@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from coriolis_azure import agent
-from coriolis_azure.digests import Digests
 from coriolis_azure.errors import StreamEnded
-from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
 
 CHUNK = 65536
 

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure import cloning, destinations, ssh, worker
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.journal import Journal
+from coriolis_azure.machine import cloning
 from coriolis_azure.model import Worker
-from coriolis_azure.pool import Pool
+from coriolis_azure.readers import ssh
+from coriolis_azure.replica import places
+from coriolis_azure.run import attached_disks
+from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from coriolis_azure.worker.pool import Pool
 
 
 def boot_of(reader: Worker) -> str:
@@ -59,7 +62,7 @@ def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
 
     dies_with_a_clone(0)
     boot = boot_of(reader)
-    with destinations.open(str(tmp_path / "images"), silent, source.storage) as folder:
+    with places.open(str(tmp_path / "images"), silent, source.storage) as folder:
         source.resume(source.new_run(machine), reader, disks, folder)
     assert (tmp_path / "images/os.raw").read_bytes() == content.read_bytes()
     assert (boot_of(reader) != boot, luns(source, reader)) == (True, [])
@@ -71,7 +74,7 @@ def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
     assert luns(source, reader) == []
     pool.check_health(reader)
     boot = boot_of(reader)
-    assert not worker.emptied(source.azure, reader.vm, silent, Clock())
+    assert not attached_disks.emptied(source.azure, reader.vm, silent, Clock())
     assert boot_of(reader) == boot
     pool.remove(made)
     pool.remove(shared)

@@ -19,15 +19,17 @@ import pytest
 from replicas import SandboxPlace
 from test_replicas import CHUNK, LAST, SIZE, A, B, expected, run
 
-from coriolis_azure import destinations, names, storage, vhd
+from coriolis_azure import vhd
+from coriolis_azure.azure import blobs, names
+from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.clock import Clock
-from coriolis_azure.digests import Digests
 from coriolis_azure.errors import CoriolisAzureError, Denied, DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Waiting, silent
-from coriolis_azure.hashing import DIGEST
+from coriolis_azure.replica import places
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.manifest import DIGEST
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
-from coriolis_azure.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("small_regions")
 
@@ -76,7 +78,7 @@ def test_a_large_manifest_goes_up_and_comes_down_in_pieces(azure: Sandbox, place
     with place.open() as image:
         again = image.known("id", count * CHUNK, CHUNK, False)
     assert again == made
-    assert manifest.size > storage.MOST
+    assert manifest.size > blobs.MOST
 
 
 def test_where_there_is_no_place_for_the_manifest_it_is_said_and_the_older_one_stays(
@@ -373,13 +375,13 @@ def test_a_url_that_names_no_place_is_refused_in_clear_words(
     place: SandboxPlace, url: str, words: str
 ) -> None:
     with pytest.raises(InvalidInput, match=words) as error:
-        destinations.open(url, silent, place.storage)
+        places.open(url, silent, place.storage)
     assert error.value.remedy
 
 
 def test_without_a_connection_blob_storage_is_not_reached() -> None:
     with pytest.raises(InvalidInput, match="is in Azure"):
-        destinations.open("blob://sandboxstorage/images/x", silent)
+        places.open("blob://sandboxstorage/images/x", silent)
 
 
 def test_an_account_of_another_resource_group_is_found_and_named(place: SandboxPlace) -> None:
@@ -452,7 +454,7 @@ def test_the_pages_of_a_large_blob_are_listed_window_by_window(
 ) -> None:
     """What lies across two windows is there, and so is what an answer had no room for."""
     run(place, {0: A, 3: B, 15: A, 16: B, 30: A})
-    monkeypatch.setattr("coriolis_azure.storage._WINDOW", MIB)
+    monkeypatch.setattr("coriolis_azure.azure.blobs._WINDOW", MIB)
     azure.storage.page_ranges(1)
     pages = place.blob().pages(3 * MIB)
     held = [(offset // CHUNK, length // CHUNK) for offset, length in pages.within(0, 3 * MIB)]
@@ -513,7 +515,7 @@ def test_a_signed_url_outlives_the_copy_it_is_for(place: SandboxPlace) -> None:
     account, clock = place.storage.account("sandboxstorage"), Clock()
     (expires,) = parse_qs(urlsplit(account.readable_url(place.blob(), clock)).query)["se"]
     ends = datetime.strptime(expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-    longest = timedelta(seconds=storage._COPY_SECONDS)
+    longest = timedelta(seconds=blobs._COPY_SECONDS)
     assert longest < ends - clock.now() < longest + timedelta(hours=2)
 
 

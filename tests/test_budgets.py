@@ -16,7 +16,10 @@ import pytest
 from conftest import GROUP
 from test_cleanup import Later
 
-from coriolis_azure import destinations, errors, names, resources
+from coriolis_azure import errors
+from coriolis_azure.azure import names
+from coriolis_azure.replica import places
+from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -193,7 +196,7 @@ def test_an_execution_asks_as_often_as_the_page_says(
     azure.add_vm("web", image("os"), [image("data", 64 * KIB)] * (disks - 1))
     azure.requests.clear()
     run, worker = source.prepare("web")
-    with destinations.open(str(tmp_path / "images"), source._report, source.storage) as folder:
+    with places.open(str(tmp_path / "images"), source._report, source.storage) as folder:
         source.resume(run, worker, source.inspect("web").disks, folder)
     assert source.finish(run) == []
     page = (Path(__file__).parent.parent / "docs/coriolis.md").read_text()

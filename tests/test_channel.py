@@ -11,10 +11,11 @@ import pytest
 from test_agent import Pipes
 
 from coriolis_azure import agent, transfer
-from coriolis_azure.channel import Direct
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
 from coriolis_azure.events import Event, Notice
+from coriolis_azure.readers import conversation
+from coriolis_azure.readers.channel import Direct
+from coriolis_azure.replica.image import Image
 
 CHUNK = 65536
 ADDRESS = "127.0.0.1"
@@ -44,7 +45,7 @@ def copied(disk: Path, worker: Worker, direct: Direct, told: list[Event], **opti
     size = disk.stat().st_size
     with Image(disk.with_name("os.raw")) as image, worker:
         base = image.known("id", size, CHUNK, False)
-        job = transfer.Job("os", (str(disk),), size, wait=0.0, **options)
+        job = conversation.Job("os", (str(disk),), size, wait=0.0, **options)
         return transfer.copy(
             lambda: worker, job, base, image, told.append, clock=Clock(), verify=True, direct=direct
         )
@@ -107,7 +108,7 @@ def test_a_channel_through_which_nothing_comes_is_not_tried_again(
     told: list[Event] = []
     workers: list[Worker] = []
     direct = Direct(ADDRESS, port, told.append)
-    monkeypatch.setattr("coriolis_azure.channel.SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr("coriolis_azure.readers.channel.SILENCE_SECONDS", 0.5)
     connect = direct.connect
 
     def hung_up() -> None:
@@ -130,7 +131,7 @@ def test_a_channel_through_which_nothing_comes_is_not_tried_again(
     size = disk.stat().st_size
     with Image(disk.with_name("os.raw")) as image:
         base = image.known("id", size, CHUNK, False)
-        job = transfer.Job("os", (str(disk),), size, wait=0.0)
+        job = conversation.Job("os", (str(disk),), size, wait=0.0)
         transfer.copy(start, job, base, image, told.append, clock=Clock(), verify=True, direct=direct)
     for worker in workers:
         worker.__exit__()

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from test_worker import Held
 
-from coriolis_azure import cleanup, cloud, errors, journal, names, resources
-from coriolis_azure.journal import Journal
+from coriolis_azure import errors
+from coriolis_azure.azure import names, patience
 from coriolis_azure.model import Run
+from coriolis_azure.run import cleanup, journal, resources
+from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -226,7 +228,7 @@ def test_a_stuck_delete_does_not_keep_the_others_alive(
 ) -> None:
     found, _ = made(source, run)
     found.create("vnet", "vnet", {"properties": {"addressSpace": {"addressPrefixes": ["10.0.0.0/24"]}}})
-    monkeypatch.setattr(cloud, "OPERATION_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "OPERATION_SECONDS", 0.0)
     stayed = resources.delete(source.azure, [found.id("nsg", "nsg"), found.id("vnet", "vnet")], Later())
     assert len(stayed) == 2
     assert {path.rpartition("/")[2] for method, path in azure.requests if method == "DELETE"} == {

@@ -15,9 +15,10 @@ from conftest import MIB
 from processes import Forked, command, completed
 from test_cleanup import NSG
 
-from coriolis_azure import names, sandbox
-from coriolis_azure.journal import Journal
+from coriolis_azure import sandbox
+from coriolis_azure.azure import names
 from coriolis_azure.model import Record, Run
+from coriolis_azure.run.journal import Journal
 from coriolis_azure.source import Source
 
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
@@ -320,7 +321,9 @@ def test_v_works_before_and_after_the_command_and_logs_each_step_once(
         (told,) = (told for told in done.stderr.splitlines() if step in told)
         assert " INFO coriolis_azure." in told
     made = [
-        told for told in done.stderr.splitlines() if " INFO coriolis_azure.resources: create /subs" in told
+        told
+        for told in done.stderr.splitlines()
+        if " INFO coriolis_azure.run.resources: create /subs" in told
     ]
     assert len(made) > 5
     assert " DEBUG " not in done.stderr

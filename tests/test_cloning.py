@@ -11,10 +11,11 @@ import pytest
 from conftest import MIB
 from test_worker import Held
 
-from coriolis_azure import cloning, errors
+from coriolis_azure import errors
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Report, Waiting
-from coriolis_azure.journal import Journal
+from coriolis_azure.machine import cloning
+from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 

@@ -11,7 +11,8 @@ import pytest
 from azure.identity import ClientSecretCredential, UsernamePasswordCredential
 from battles import served
 
-from coriolis_azure import cloud, errors
+from coriolis_azure import errors
+from coriolis_azure.azure import client, transport
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
@@ -33,7 +34,7 @@ USER = {"user_credentials": {"username": "me@example.org", "password": "secret"}
     ],
 )
 def test_user_credentials_win_where_both_are_given(azure: Sandbox, credentials: Any, kind: type) -> None:
-    found = cloud.Azure(Connection.from_json({**TENANT, **credentials}), transport=azure.transport())
+    found = client.Azure(Connection.from_json({**TENANT, **credentials}), transport=azure.transport())
     assert type(found.credential) is kind
 
 
@@ -61,7 +62,7 @@ def test_each_cloud_has_its_own_sign_in_and_its_own_manager(
 
     azure.intercept = refuse
     settings = Connection.from_json({**TENANT, **PRINCIPAL, "cloud_profile": profile})
-    found = cloud.Azure(settings, transport=azure.transport())
+    found = client.Azure(settings, transport=azure.transport())
     with pytest.raises(errors.Denied, match="AuthorizationFailed"):
         found.validate()
     assert authority in asked
@@ -165,7 +166,7 @@ def test_a_cloud_that_nobody_vouches_for_hears_nothing(azure: Sandbox, tmp_path:
         if trusts == "another cloud's authority":
             with Sandbox(tmp_path / "other") as other:
                 info["ca_bundle"] = other.connection_info()["ca_bundle"]
-        found = cloud.Azure(Connection.from_json(info))
+        found = client.Azure(Connection.from_json(info))
         with pytest.raises(errors.CloudUnreachable, match="CERTIFICATE_VERIFY_FAILED") as caught:
             found.validate()
         found.close()
@@ -178,7 +179,7 @@ def test_a_bundle_without_certificates_is_named(azure: Sandbox, tmp_path: Path, 
     (tmp_path / "bundle.pem").write_bytes(content)
     info = {**azure.connection_info(), "ca_bundle": str(tmp_path / "bundle.pem")}
     with pytest.raises(errors.InvalidInput, match=r"bundle\.pem holds no certificate"):
-        cloud.Azure(Connection.from_json(info))
+        client.Azure(Connection.from_json(info))
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
@@ -196,7 +197,7 @@ def test_allow_untrusted_and_nothing_else_takes_any_cloud_and_says_so(
 
 
 def test_the_hosts_that_a_proxy_is_not_for() -> None:
-    proxy = cloud.Proxy("http://user:secret@proxy:3128", ("10.0.0.5", "example.org"))
+    proxy = transport.Proxy("http://user:secret@proxy:3128", ("10.0.0.5", "example.org"))
     assert proxy.serves("management.azure.com")
     assert proxy.serves("notexample.org")
     assert not proxy.serves("10.0.0.5")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure import cloud_init, ssh
+from coriolis_azure.readers import keys
+from coriolis_azure.worker import cloud_init
 
 _SCSI0 = "f8b3781a-1e82-4818-a1c3-63d806ec15bb"
 _SCSI1 = "f8b3781b-1e82-4818-a1c3-63d806ec15bb"
@@ -28,7 +29,7 @@ def _scsi(bus: str, device: str, host: int, lun: int, name: str) -> str:
 
 
 def _config(port: int = 22) -> dict[str, object]:
-    private, public = ssh.host_key()
+    private, public = keys.host_key()
     head, _, body = cloud_init.cloud_config(private, public, port).partition("\n")
     assert head == "#cloud-config"
     config: dict[str, object] = json.loads(body)

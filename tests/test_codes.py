@@ -20,7 +20,9 @@ from conftest import GROUP
 from test_cleanup import Later
 from test_cli import run as command
 
-from coriolis_azure import codes, errors, names, resources
+from coriolis_azure import errors
+from coriolis_azure.azure import codes, names
+from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -130,7 +132,7 @@ def test_the_table_is_a_value() -> None:
     """It looks at nothing: it imports no module that could tell it about a request, a file or the time."""
     imported = {
         (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
-        for node in ast.walk(ast.parse((ROOT / "coriolis_azure" / "codes.py").read_text()))
+        for node in ast.walk(ast.parse((ROOT / "coriolis_azure" / "azure" / "codes.py").read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }

@@ -21,12 +21,14 @@ from conftest import GROUP, MIB, raised
 from orchestrator_logs import logged, shown
 from writer_targets import SshTarget
 
-from coriolis_azure import AzureExportProvider, catalog, errors, plugin_api
+from coriolis_azure import AzureExportProvider, errors
 from coriolis_azure.events import Copied, Notice, Step, unfailing
+from coriolis_azure.machine import listing
 from coriolis_azure.model import Record, Run
-from coriolis_azure.provider import _Told
+from coriolis_azure.plugin import base
+from coriolis_azure.plugin.provider import _Told
 from coriolis_azure.sandbox import Sandbox
-from coriolis_azure.sandbox.blobs_store import Container
+from coriolis_azure.sandbox.storage.store import Container
 from coriolis_azure.source import Source
 
 CALLS = {
@@ -95,7 +97,7 @@ def test_calls_take_their_arguments_in_the_orchestrators_order(method: str) -> N
 
 def test_every_capability_is_inherited_and_nothing_is_left_abstract(provider: AzureExportProvider) -> None:
     # Under these names are the orchestrator's own classes, where it is installed.
-    capabilities = {getattr(plugin_api, shape.__name__) for shape in plugin_api.CAPABILITIES}
+    capabilities = {getattr(base, shape.__name__) for shape in base.CAPABILITIES}
     assert capabilities <= set(AzureExportProvider.__mro__)
     assert AzureExportProvider.platform == "azure"
     assert AzureExportProvider.supports_shared_disks() is False
@@ -162,10 +164,10 @@ def test_a_name_that_machines_of_two_groups_have_is_refused_with_both() -> None:
         for name in ("web", f"db-{group}")
     ]
     with pytest.raises(errors.InvalidInput, match="2 VMs are called WEB") as refusal:
-        catalog.called(vms, "WEB")
+        listing.called(vms, "WEB")
     assert "/groups/a/vms/web or /groups/b/vms/web" in refusal.value.remedy
-    assert catalog.called(vms, "/GROUPS/b/vms/web") is vms[2]
-    assert catalog.called(vms, "db-b") is vms[3]
+    assert listing.called(vms, "/GROUPS/b/vms/web") is vms[2]
+    assert listing.called(vms, "db-b") is vms[3]
 
 
 def test_networks_storage_and_inventory(
@@ -475,7 +477,7 @@ def test_inside_the_orchestrator_its_own_classes_are_used(tmp_path: Path) -> Non
     (package / "providers").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "providers" / "__init__.py").touch()
-    kinds = [kind.__name__ for kind in plugin_api.CAPABILITIES]
+    kinds = [kind.__name__ for kind in base.CAPABILITIES]
     (package / "providers" / "base.py").write_text("".join(f"class {kind}: pass\n" for kind in kinds))
     (package / "exception.py").write_text(
         "class CoriolisException(Exception): code = 500\n"

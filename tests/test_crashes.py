@@ -21,7 +21,8 @@ from battles import (
     measure,
 )
 
-from coriolis_azure import errors, names
+from coriolis_azure import errors
+from coriolis_azure.azure import names
 from coriolis_azure.sandbox import Response
 
 FRONTS = pytest.mark.parametrize("kind", [CommandLine, Plugin], ids=lambda kind: kind.name.replace(" ", "-"))

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure import destinations
-from coriolis_azure.destinations import Image, ImageFolder
-from coriolis_azure.digests import Digests
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+from coriolis_azure.replica import places
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.image import Image, ImageFolder
+from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
 
 # A child is forked only where no thread of ours runs; a test runner's own threads do not matter to it.
 pytestmark = [
@@ -126,7 +126,7 @@ def test_zeros_are_written_where_holes_cannot_be_made(path: Path, monkeypatch: p
         raise OSError(errno.EOPNOTSUPP, "not here")
 
     run(path, dict.fromkeys(range(30), A))
-    monkeypatch.setattr("coriolis_azure.destinations.image._punch", refused)
+    monkeypatch.setattr("coriolis_azure.replica.image._punch", refused)
     run(path, {0: A})
     assert holds(path, {0: A})
 
@@ -525,7 +525,7 @@ def test_stored_changes_nothing(path: Path) -> None:
 
 def test_a_folder_is_made_and_gives_disks(tmp_path: Path) -> None:
     for url in (str(tmp_path / "a/b"), f"file://{tmp_path}/a%20b", f"file://localhost{tmp_path}/c"):
-        with destinations.open(url, silent) as folder, folder.disk("data-63") as disk:
+        with places.open(url, silent) as folder, folder.disk("data-63") as disk:
             assert isinstance(disk.known("id", CHUNK, CHUNK, False), Manifest)
             assert folder.names() == ["data-63"]
     assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o700
@@ -536,13 +536,13 @@ def test_a_folder_is_made_and_gives_disks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["", "s3://bucket/x", "FTP://x", "file://host/x", "file://", "file:///x?y"])
 def test_what_is_no_destination_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        destinations.open(url, silent)
+        places.open(url, silent)
     assert "Give" in refused.value.remedy
 
 
 def test_an_unknown_scheme_is_told_the_known_ones() -> None:
     with pytest.raises(InvalidInput) as refused:
-        destinations.open("s3://bucket", silent)
+        places.open("s3://bucket", silent)
     assert "file://" in refused.value.remedy
 
 
@@ -657,8 +657,8 @@ def test_a_place_on_another_host_is_refused_and_no_folder_of_that_name_is_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInput, match="is no folder of this host") as refusal:
-        destinations.open(url, silent)
+        places.open(url, silent)
     assert list(tmp_path.iterdir()) == []
     remedied = refusal.value.remedy.rpartition(" ")[2]
-    with destinations.open(remedied, silent):
+    with places.open(remedied, silent):
         assert (tmp_path / url).is_dir()

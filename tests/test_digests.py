@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coriolis_azure import digests as room
-from coriolis_azure.digests import PAGE, Digests
 from coriolis_azure.errors import DestinationFailed
-from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO
+from coriolis_azure.replica import digests as room
+from coriolis_azure.replica.digests import PAGE, Digests
+from coriolis_azure.replica.manifest import DIGEST, UNKNOWN, ZERO
 
 SOME, OTHER = b"d" * DIGEST, b"e" * DIGEST
 EDITS = st.lists(

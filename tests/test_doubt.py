@@ -15,11 +15,11 @@ import pytest
 from block_devices import command, fresh, loop, mounted
 from test_destinations import CHUNK, REGION, SIZE, A, B, Told, dies_after_writing, holds, run
 
-from coriolis_azure.destinations import Image
-from coriolis_azure.destinations.writer import FileVolume
-from coriolis_azure.digests import Digests
 from coriolis_azure.errors import DestinationFailed, InvalidInput
-from coriolis_azure.hashing import ZERO
+from coriolis_azure.plugin.writer import FileVolume
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.manifest import ZERO
 
 pytestmark = [
     pytest.mark.usefixtures("small_regions"),

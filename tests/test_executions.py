@@ -17,8 +17,8 @@ from conductor import Task, Transfer
 from conftest import MIB
 from writer_targets import HttpsTarget, SshTarget
 
-from coriolis_azure.destinations import write_data
-from coriolis_azure.provider import AzureExportProvider
+from coriolis_azure.plugin import write_data
+from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 
 POOL = "0f6f1c1e-1111-4222-8333-444455556666"

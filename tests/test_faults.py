@@ -17,8 +17,10 @@ from test_cli import run as command
 from test_sandbox_clients import serving
 from test_worker import Held
 
-from coriolis_azure import errors, names, permissions, resources, sandbox
+from coriolis_azure import errors, sandbox
+from coriolis_azure.azure import names, permissions
 from coriolis_azure.events import Event, Notice
+from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coriolis_azure import agent
-from coriolis_azure.digests import Digests
 from coriolis_azure.errors import InvalidInput
-from coriolis_azure.hashing import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Manifest, _check
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.manifest import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Manifest, _check
 
 CHUNK = 4096
 

@@ -19,11 +19,11 @@ from processes import Forked, command
 from test_cli import served  # noqa: F401 - a fixture
 
 from coriolis_azure import sandbox, settings
-from coriolis_azure.destinations import Image
 from coriolis_azure.errors import CoriolisAzureError, HostExhausted, InvalidInput, exhausted
 from coriolis_azure.events import Event, Step
-from coriolis_azure.journal import Journal
 from coriolis_azure.model import Run
+from coriolis_azure.replica.image import Image
+from coriolis_azure.run.journal import Journal
 
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
 CONNECTION = {
@@ -65,7 +65,7 @@ def test_no_thread_can_be_started(tmp_path: Path) -> None:
 
 def starved(line: list[str], free: int) -> None:
     """A process: a command to which so many descriptors are left."""
-    from coriolis_azure import cli, verification  # noqa: F401 - they are read before
+    from coriolis_azure.replica import verification  # noqa: F401 - they are read before
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     held: list[int] = []

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from coriolis_azure import inspection, suitability
 from coriolis_azure.errors import InvalidInput, Unreadable, Unsupported
-from coriolis_azure.inspection import chosen
+from coriolis_azure.machine import inspection, suitability
+from coriolis_azure.machine.inspection import chosen
+from coriolis_azure.plugin import export_info
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 
@@ -146,7 +147,7 @@ def test_a_lun_or_a_disk_that_is_named_twice_is_not_believed(twice: list[dict[st
 
 
 def test_export_info_has_no_nulls_but_where_they_are_allowed_and_all_six_lists() -> None:
-    info = inspection.export_info(inspection.machine(vm(), DISKS, [NIC], [ADDRESS], (2, 8192)))
+    info = export_info.export_info(inspection.machine(vm(), DISKS, [NIC], [ADDRESS], (2, 8192)))
     assert set(info["devices"]) == {"disks", "nics", "controllers", "cdroms", "floppies", "serial_ports"}
     assert "hostname" not in info
     assert info["public_ip_address"] == "203.0.113.9"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from coriolis_azure import configuration
 from coriolis_azure.cli import logs
+from coriolis_azure.plugin import configuration
 
 CHANGED = (
     "",

@@ -11,10 +11,12 @@ import pytest
 from test_cleanup import NSG, Later
 from test_worker import Held
 
-from coriolis_azure import cleanup, errors, journal, names, resources
+from coriolis_azure import errors
+from coriolis_azure.azure import names
 from coriolis_azure.events import Event, Notice
-from coriolis_azure.journal import Journal
 from coriolis_azure.model import Run
+from coriolis_azure.run import cleanup, journal, resources
+from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 

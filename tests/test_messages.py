@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from coriolis_azure import codes, settings
+from coriolis_azure import settings
+from coriolis_azure.azure import codes
 from coriolis_azure.cli import entry
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +57,7 @@ COMMANDS = dict(commands(entry.cli))
 
 def test_all_remedies_are_found() -> None:
     assert len(REMEDIES) > 200
-    assert {"errors.py", "image.py", "cloud.py", "worker.py"} <= {
+    assert {"errors.py", "image.py", "transport.py", "network.py"} <= {
         place.partition(":")[0] for place, _ in REMEDIES
     }
 

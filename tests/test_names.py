@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from coriolis_azure import names
+from coriolis_azure.azure import names
 from coriolis_azure.errors import Unreadable
 from coriolis_azure.model import canonical_location
 

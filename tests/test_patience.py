@@ -12,14 +12,16 @@ import pytest
 from test_cleanup import NSG, Later
 from test_worker import Held
 
-from coriolis_azure import cleanup, cloud, errors, interrupts, names, resources
+from coriolis_azure import errors
+from coriolis_azure.azure import names, patience, profiles
 from coriolis_azure.clock import Clock, Scope
 from coriolis_azure.events import Event, Waiting
-from coriolis_azure.journal import Journal
 from coriolis_azure.model import Run
-from coriolis_azure.pipeline import ordered
+from coriolis_azure.run import cleanup, interrupts, resources
+from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from coriolis_azure.threads import ordered
 
 Answer = Callable[[Request], Response]
 
@@ -84,7 +86,7 @@ def test_throttling_is_waited_out_for_half_an_hour_in_all_and_told(
 def test_a_listing_without_end_is_an_error(
     azure: Sandbox, source: Source, monkeypatch: pytest.MonkeyPatch, new: bool, path: str
 ) -> None:
-    monkeypatch.setattr(cloud, "PAGES", 20)
+    monkeypatch.setattr(patience, "PAGES", 20)
     asked: list[str] = []
 
     def endless(request: Request, answer: Answer) -> Response:
@@ -115,14 +117,14 @@ def test_an_operation_without_end_ends_after_its_time_and_is_told(
     azure.intercept = endless
     with pytest.raises(errors.DeadlinePassed, match="45 minutes"):
         source.azure.delete(nsg)
-    assert clock.monotonic() == cloud.OPERATION_SECONDS
+    assert clock.monotonic() == patience.OPERATION_SECONDS
     before = clock.monotonic()
     azure.intercept = lambda request, answer: (
         Response.of(200, {"status": "InProgress"}) if "operations/" in request.path else answer(request)
     )
     with pytest.raises(errors.DeadlinePassed):
         source.azure.put(nsg, {"location": "westeurope", **NSG})
-    assert clock.monotonic() == before + cloud.OPERATION_SECONDS
+    assert clock.monotonic() == before + patience.OPERATION_SECONDS
     whats = list(
         dict.fromkeys(event.what.partition(" coriolis")[0] for event in told if isinstance(event, Waiting))
     )
@@ -302,4 +304,4 @@ def test_no_token_goes_to_a_host_that_an_answer_names(
     ],
 )
 def test_the_hosts_of_the_public_cloud(url: str, owned: bool) -> None:
-    assert cloud._CLOUDS["AzureCloud"].owns(url) == owned
+    assert profiles.CLOUDS["AzureCloud"].owns(url) == owned

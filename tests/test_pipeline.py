@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from coriolis_azure.pipeline import ordered
+from coriolis_azure.threads import ordered
 
 DEADLINE = 10
 

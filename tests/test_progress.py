@@ -17,7 +17,7 @@ from replicas import HeldClock
 from rich.console import Console
 from terminals import shown, text
 
-from coriolis_azure import cloud
+from coriolis_azure.azure import patience
 from coriolis_azure.cli.progress import Lines, Screen, watching
 from coriolis_azure.events import Copied, Event, Notice, Step, Wait, Waiting, amount, json_lines, line, span
 from coriolis_azure.sandbox import Sandbox
@@ -165,7 +165,7 @@ def test_a_run_tells_its_times_the_size_of_all_disks_and_what_it_waits_for(
     tmp_path: Path,
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(cloud, "_LONG_SECONDS", 0.05)  # on Azure an operation takes seconds and minutes
+    monkeypatch.setattr(patience, "_LONG_SECONDS", 0.05)  # on Azure an operation takes seconds and minutes
     azure.add_vm("web", image("os"), [image("data", MIB, seed=1)])
     azure.faults.add("slow-operation", method="PUT", path="/snapshots/", times=1)
     azure.faults.add("throttle", path="/disks/", seconds=1.5)

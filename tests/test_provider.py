@@ -24,7 +24,7 @@ from coriolis_azure.errors import (
     DestinationFailed,
     InvalidInput,
 )
-from coriolis_azure.provider import AzureExportProvider
+from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -324,7 +324,7 @@ import contextlib, sys
 with contextlib.suppress(ImportError):
     import coriolis.exception, coriolis.providers.base
 before = set(sys.modules)
-import coriolis_azure.provider
+import coriolis_azure.plugin.provider
 print([module for module in set(sys.modules) - before if module.split(".")[0] in ("azure", "paramiko")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

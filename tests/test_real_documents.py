@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from real_azure import Json, answering, examples, machine_documents, needs_openapi, needs_recordings
 from spoiling import QUICK, spoilt
 
-from coriolis_azure import errors, inspection, names
+from coriolis_azure import errors
+from coriolis_azure.azure import names
+from coriolis_azure.checks.preflight import check
+from coriolis_azure.machine import inspection
 from coriolis_azure.model import Machine, canonical_location
-from coriolis_azure.preflight import check
+from coriolis_azure.plugin import export_info
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 
@@ -84,7 +87,7 @@ def agrees(told: Machine | errors.CoriolisAzureError, vm: Json, disks: list[Json
     else:
         assert isinstance(told, Machine), told
         assert {disk.name: disk.size_bytes for disk in told.disks} == true_sizes(vm, disks)
-        exported = inspection.export_info(told)
+        exported = export_info.export_info(told)
         assert json.loads(json.dumps(exported)) == exported
 
 
@@ -296,7 +299,7 @@ def test_spoilt_documents_give_a_machine_or_an_error_of_ours_and_never_a_wrong_s
     if isinstance(told, Machine):
         assert told.disks[0].name == "os"
         assert {disk.name: disk.size_bytes for disk in told.disks}.items() <= right.items()
-        assert json.loads(json.dumps(inspection.export_info(told)))
+        assert json.loads(json.dumps(export_info.export_info(told)))
     else:
         assert told.message
         assert told.remedy

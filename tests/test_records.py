@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from test_worker import Held
 
-from coriolis_azure import names
+from coriolis_azure.azure import names
 from coriolis_azure.model import Record, Run
-from coriolis_azure.records import Records
+from coriolis_azure.run.records import Records
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 

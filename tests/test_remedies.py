@@ -14,10 +14,11 @@ import pytest
 from conftest import GROUP, MIB
 from processes import PROCESSES, completed
 
-from coriolis_azure import destinations, settings
-from coriolis_azure.destinations.image import ImageFolder
+from coriolis_azure import settings
 from coriolis_azure.errors import CoriolisAzureError, CorruptChunk, InvalidInput, NotFound, Unsupported
 from coriolis_azure.events import silent
+from coriolis_azure.replica import places
+from coriolis_azure.replica.image import ImageFolder
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 
@@ -235,10 +236,10 @@ def test_a_folder_in_use_is_free_when_the_other_run_has_ended(tmp_path: Path) ->
 @pytest.mark.parametrize("url", ["ftp://host/x", "file://host/x"])
 def test_a_destination_written_as_the_remedy_says_is_one(tmp_path: Path, url: str) -> None:
     with pytest.raises(InvalidInput) as error:
-        destinations.open(url, silent)
+        places.open(url, silent)
     assert "file://" in error.value.remedy
     for good in (str(tmp_path), f"file://{tmp_path}"):
-        destinations.open(good, silent).close()
+        places.open(good, silent).close()
 
 
 def test_a_replica_that_is_not_there_is_after_a_run(

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, azurite_program
 
-from coriolis_azure import transfer
+from coriolis_azure import errors, transfer
+from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.clock import Clock
-from coriolis_azure.digests import Digests
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.hashing import UNKNOWN, ZERO
+from coriolis_azure.readers.conversation import Job
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.manifest import UNKNOWN, ZERO
 from coriolis_azure.sandbox import Sandbox
-from coriolis_azure.storage import Storage
-from coriolis_azure.transfer import Job
 
 CHUNK = 65536
 SIZE = (2 << 20) + 3 * CHUNK + 512  # a short last chunk
@@ -293,7 +293,7 @@ class Agent:
         assert self._process.stdout is not None
         data = self._process.stdout.read(size)
         if len(data) != size:
-            raise transfer.StreamEnded("the agent is gone")
+            raise errors.StreamEnded("the agent is gone")
         return data
 
     def write(self, data: bytes) -> None:

@@ -18,10 +18,12 @@ from test_agent import Pipes
 from test_transfer import CHUNK, LEAF, Lying, change, job, replicate
 from test_worker import Held
 
-from coriolis_azure import agent, errors, names, ssh, transfer
+from coriolis_azure import agent, errors, transfer
+from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
 from coriolis_azure.events import Event, Notice, Waiting, silent
+from coriolis_azure.readers import ssh
+from coriolis_azure.replica.image import Image
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from conftest import GROUP, MIB, raised
 from writer_targets import HttpsTarget
 
-from coriolis_azure import AzureExportProvider, errors, permissions
+from coriolis_azure import AzureExportProvider, errors
+from coriolis_azure.azure import permissions
 from coriolis_azure.cli.commands import cli
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source

@@ -14,10 +14,10 @@ import pytest
 from block_devices import command
 from test_destinations import CHUNK, SIZE, A, B, Told, holds, run
 
-from coriolis_azure.destinations import Image, ImageFolder
-from coriolis_azure.destinations.writer import FileVolume
-from coriolis_azure.digests import Digests
 from coriolis_azure.errors import CorruptChunk, DestinationFailed
+from coriolis_azure.plugin.writer import FileVolume
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.image import Image, ImageFolder
 
 pytestmark = pytest.mark.usefixtures("small_regions")
 

@@ -11,7 +11,7 @@ import openapi
 import pytest
 from real_azure import OPENAPI, examples, exchanges, needs_openapi, needs_recordings, recordings
 
-from coriolis_azure import documents, names
+from coriolis_azure.azure import documents, names
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 

@@ -18,7 +18,7 @@ from test_sandbox_clients import Clients, serving
 
 from coriolis_azure import errors
 from coriolis_azure.sandbox import Response, add_vm, resources, serve, write
-from coriolis_azure.sandbox.server import Server
+from coriolis_azure.sandbox.server.https import Server
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ import pytest
 from battles import MIB, served
 from test_agent import Pipes
 
-from coriolis_azure import AzureExportProvider, agent, channel, errors, ssh
+from coriolis_azure import AzureExportProvider, agent, errors
 from coriolis_azure.events import Event, Notice
-from coriolis_azure.hashing import KEY, Manifest
+from coriolis_azure.readers import channel, keys, ssh
+from coriolis_azure.replica.manifest import KEY, Manifest
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -39,7 +40,7 @@ class Spy:
         self.found: list[str] = []
         self._journals = journals
         for name in ("client_key", "host_key"):
-            monkeypatch.setattr(ssh, name, self._watched(name, getattr(ssh, name)))
+            monkeypatch.setattr(keys, name, self._watched(name, getattr(keys, name)))
         identity = channel._identity
 
         def certified(name: str) -> tuple[str, str]:

@@ -13,11 +13,11 @@ import pytest
 from conftest import MIB
 from processes import completed
 
-from coriolis_azure.destinations import sets
 from coriolis_azure.errors import CoriolisAzureError, InvalidInput
+from coriolis_azure.replica import sets
+from coriolis_azure.replica.verification import Verdict
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
-from coriolis_azure.verification import Verdict
 
 BLOB = "blob://sandboxstorage/images/web"
 
@@ -106,10 +106,10 @@ def test_a_whole_replica_says_when_it_is_of_and_of_what(replica: Replica) -> Non
 
 
 def opened(replica: Replica) -> Any:
-    from coriolis_azure import destinations
     from coriolis_azure.events import silent
+    from coriolis_azure.replica import places
 
-    return destinations.open(replica.to, silent, replica.source.storage, existing=True)
+    return places.open(replica.to, silent, replica.source.storage, existing=True)
 
 
 def test_a_missing_image_is_named(replica: Replica) -> None:

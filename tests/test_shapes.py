@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from conftest import MIB
 
-from coriolis_azure import errors, inspection
+from coriolis_azure import errors
 from coriolis_azure.model import Machine
+from coriolis_azure.plugin import export_info
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -157,7 +158,7 @@ def test_several_addresses_of_both_kinds(azure: Sandbox, source: Source, vm: str
     (nic,) = source.inspect(vm).nics
     assert nic.private_addresses[1] == "fd00::5"
     assert nic.public_address
-    assert inspection.export_info(source.inspect(vm))["devices"]["nics"][0]["ip_addresses"][1] == "fd00::5"
+    assert export_info.export_info(source.inspect(vm))["devices"]["nics"][0]["ip_addresses"][1] == "fd00::5"
 
 
 def test_a_vm_made_from_an_existing_os_disk_has_no_os_profile(

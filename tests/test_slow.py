@@ -21,11 +21,13 @@ from test_agent import Pipes
 from test_channel import ADDRESS, Worker, copied
 from test_transfer import replicate
 
-from coriolis_azure import agent, transfer
-from coriolis_azure.channel import Direct
+from coriolis_azure import agent
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Copied, Event, Notice, Waiting
-from coriolis_azure.frames import Dialogue
+from coriolis_azure.readers import conversation, rate_limiter
+from coriolis_azure.readers.channel import Direct
+from coriolis_azure.readers.conversation import Dialogue
+from coriolis_azure.replica import manifest
 
 MIB = 1 << 20
 LINE = 125_000  # bytes a second of 1 Mbit/s
@@ -174,9 +176,9 @@ def test_the_progress_says_what_else_holds_it_up(disk: Path, what: str) -> None:
     """Nothing where two things take as long."""
     clock = HeldClock()
     size = disk.stat().st_size
-    pace = transfer.Pace(LINE, clock) if what != "destination" else None
-    base = transfer.Manifest.new(size, MIB, "id", agent.ZERO)
-    job = transfer.Job("os", (str(disk),), size, wait=0.0)
+    pace = rate_limiter.RateLimiter(LINE, clock) if what != "destination" else None
+    base = manifest.Manifest.new(size, MIB, "id", agent.ZERO)
+    job = conversation.Job("os", (str(disk),), size, wait=0.0)
     with Pipes() as pipes:
         dialogue = Dialogue(pipes, job, base, 0, False, report=lambda event: None, clock=clock, pace=pace)
         dialogue.begin()
@@ -216,7 +218,7 @@ class Stalling(Pipes):
 def test_a_line_that_stalls_is_waited_for_and_the_progress_says_so(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coriolis_azure.frames._QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("coriolis_azure.readers.conversation._QUIET_SECONDS", 0.1)
     told: list[Waiting] = []
     stream = Stalling()
 

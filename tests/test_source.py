@@ -14,8 +14,10 @@ import pytest
 from conftest import GROUP, MIB
 from test_worker import Held
 
-from coriolis_azure import destinations, errors, names
+from coriolis_azure import errors
+from coriolis_azure.azure import names
 from coriolis_azure.events import Event, Notice, silent
+from coriolis_azure.replica import places
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -472,7 +474,7 @@ def test_a_second_run_to_the_same_destination_is_refused(
 ) -> None:
     azure.add_vm("web", image("os"))
     with (
-        destinations.open(str(tmp_path / "images"), silent),
+        places.open(str(tmp_path / "images"), silent),
         pytest.raises(errors.InvalidInput, match="another run"),
     ):
         source.replicate("web", tmp_path / "images")

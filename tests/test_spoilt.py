@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from spoiling import QUICK, spoilt
 from test_cleanup import Later
 
-from coriolis_azure import errors, names
+from coriolis_azure import errors
+from coriolis_azure.azure import names
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 

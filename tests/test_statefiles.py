@@ -14,12 +14,12 @@ import pytest
 from block_devices import command
 from test_destinations import CHUNK, SIZE, A, B, holds, run
 
-from coriolis_azure import destinations
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import ImageFolder, sets, statefiles
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import silent
-from coriolis_azure.verification import verify
+from coriolis_azure.replica import places, sets, statefiles
+from coriolis_azure.replica.image import ImageFolder
+from coriolis_azure.replica.verification import verify
 
 VM = "/subscriptions/s/vm-1"
 NOBODY = 65534
@@ -147,7 +147,7 @@ def read_only(folder: Path) -> Iterator[Path]:
 
 
 def test_verify_needs_no_right_to_write(folder: Path) -> None:
-    with read_only(folder) as place, destinations.open(str(place), silent, existing=True) as images:
+    with read_only(folder) as place, places.open(str(place), silent, existing=True) as images:
         assert [verdict.verified for verdict in verify(images, silent, Clock())] == [True]
 
 
@@ -166,9 +166,9 @@ def test_verify_leaves_nothing_behind_and_changes_nothing(folder: Path) -> None:
 
 def test_verify_and_a_run_keep_each_other_out(folder: Path) -> None:
     with ImageFolder(folder), pytest.raises(InvalidInput, match="another run"):
-        destinations.open(str(folder), silent, existing=True)
-    with destinations.open(str(folder), silent, existing=True) as reader:
-        destinations.open(str(folder), silent, existing=True).close()
+        places.open(str(folder), silent, existing=True)
+    with places.open(str(folder), silent, existing=True) as reader:
+        places.open(str(folder), silent, existing=True).close()
         with pytest.raises(InvalidInput, match="another run"):
             ImageFolder(folder)
         reader.close()

@@ -19,14 +19,15 @@ from processes import Forked
 from replicas import ACCOUNT, AzuriteOnly, BlobPlace, SandboxPlace, azurite, azurite_program
 from test_replicas import CHUNK, SIZE, A, B, expected, run
 
-from coriolis_azure import storage, vhd
+from coriolis_azure import vhd
+from coriolis_azure.azure import blobs
+from coriolis_azure.azure.blobs import Storage
+from coriolis_azure.azure.client import Azure
 from coriolis_azure.clock import Clock
-from coriolis_azure.cloud import Azure
-from coriolis_azure.destinations import blob
 from coriolis_azure.errors import CoriolisAzureError, DestinationFailed
+from coriolis_azure.replica import blob
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
-from coriolis_azure.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("small_regions")
 
@@ -156,9 +157,9 @@ def host(place_of: Callable[..., BlobPlace], settings: tuple[Any, ...], stop: tu
     place, committing = place_of(*settings), False
 
     def stopping(name: str) -> Callable[..., Any]:
-        method = getattr(storage.Blob, name)
+        method = getattr(blobs.Blob, name)
 
-        def call(blob: storage.Blob, *arguments: Any, **options: Any) -> Any:
+        def call(blob: blobs.Blob, *arguments: Any, **options: Any) -> Any:
             nonlocal committing
             if committing and name == stop[0] and blob.name.endswith(stop[1]):
                 print("stopping", flush=True)
@@ -169,7 +170,7 @@ def host(place_of: Callable[..., BlobPlace], settings: tuple[Any, ...], stop: tu
         return call
 
     for name in ("write", "put", "set_metadata"):
-        setattr(storage.Blob, name, stopping(name))
+        setattr(blobs.Blob, name, stopping(name))
     with small():
         try:
             run(place, SECOND)
@@ -234,16 +235,16 @@ def test_a_suspended_host_that_wakes_changes_nothing_and_ends_with_an_error(
             first.send_signal(signal.SIGCONT)
             codes.append(first.wait(60))
 
-        put = storage.Blob.put
+        put = blobs.Blob.put
 
-        def put_and_wake(blob: storage.Blob, *arguments: Any, **options: Any) -> str:
+        def put_and_wake(blob: blobs.Blob, *arguments: Any, **options: Any) -> str:
             etag = put(blob, *arguments, **options)
             if woken == "between" and blob.name.endswith(".manifest") and not codes:
                 wake()
             return etag
 
         with monkeypatch.context() as patched:
-            patched.setattr(storage.Blob, "put", put_and_wake)
+            patched.setattr(blobs.Blob, "put", put_and_wake)
             run(place, LAST)
         if woken == "after":
             wake()

@@ -21,10 +21,11 @@ from processes import Forked, command, completed
 from terminals import shown, text
 from test_errors import tree
 
-from coriolis_azure import errors, events, ssh
+from coriolis_azure import errors, events
 from coriolis_azure.cli import output, progress
 from coriolis_azure.clock import Clock
 from coriolis_azure.model import Worker
+from coriolis_azure.readers import keys, ssh
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 
@@ -157,9 +158,9 @@ def worker_at(port: int) -> Worker:
         address="127.0.0.1",
         port=port,
         username="us",
-        host_key=ssh.host_key()[1],
+        host_key=keys.host_key()[1],
         slots=1,
-        private_key=ssh.client_key()[0],
+        private_key=keys.client_key()[0],
     )
 
 

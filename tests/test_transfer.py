@@ -26,7 +26,6 @@ from test_agent import Pipes
 
 from coriolis_azure import agent, transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
 from coriolis_azure.errors import (
     AgentFailed,
     CorruptChunk,
@@ -37,16 +36,19 @@ from coriolis_azure.errors import (
     WorkerError,
 )
 from coriolis_azure.events import Copied, Event, Notice, Step, silent
-from coriolis_azure.frames import zstd
-from coriolis_azure.hashing import UNKNOWN, ZERO, Manifest
+from coriolis_azure.readers import conversation, rate_limiter
+from coriolis_azure.readers.conversation import zstd
+from coriolis_azure.replica import comparison
+from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
 
 CHUNK = 65536
 LEAF = 4096
 GRAIN = agent.GRAIN
 
 
-def job(disk: Path, **options) -> transfer.Job:
-    return transfer.Job("os", (str(disk),), disk.stat().st_size, **{"leaf": LEAF, "wait": 0.0, **options})
+def job(disk: Path, **options) -> conversation.Job:
+    return conversation.Job("os", (str(disk),), disk.stat().st_size, **{"leaf": LEAF, "wait": 0.0, **options})
 
 
 def replicate(
@@ -263,7 +265,7 @@ def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: P
             silent,
             clock=clock,
             verify=True,
-            pace=rate and transfer.Pace(rate, clock),
+            pace=rate and rate_limiter.RateLimiter(rate, clock),
         )
         least = len(pipes.heard) / rate
     assert least - 0.5 <= clock.time <= least + 0.5
@@ -502,13 +504,13 @@ def test_differing_finds_what_is_not_as_it_should_be(disk: Path, path: Path) -> 
     manifest = replicate(disk, path).manifest
     with Image(path) as image:
         assert image.stored() == manifest
-        assert list(transfer.differing(image, manifest, range(manifest.count))) == []
+        assert list(comparison.differing(image, manifest, range(manifest.count))) == []
         change(path, 2 * CHUNK, b"rot")
-        assert list(transfer.differing(image, manifest, range(manifest.count))) == [2]
+        assert list(comparison.differing(image, manifest, range(manifest.count))) == [2]
         digests = manifest.digests.copy()
         digests.put(0, UNKNOWN)
         manifest = replace(manifest, digests=digests)
-        assert list(transfer.differing(image, manifest, range(manifest.count))) == [0, 2]
+        assert list(comparison.differing(image, manifest, range(manifest.count))) == [0, 2]
 
 
 def test_a_leaf_that_cannot_be_is_refused(disk: Path, path: Path) -> None:
@@ -698,7 +700,7 @@ def hears(path: Path, before: bytes, base: Manifest, says: bytes, direct: bool =
         past, says = Past(says), document(agent.READY, ready)
     with Guarded(path) as image:
         image._open(os.O_RDWR)
-        task = transfer.Job("os", ("/dev/x",), base.size, leaf=LEAF)
+        task = conversation.Job("os", ("/dev/x",), base.size, leaf=LEAF)
         try:
             transfer.copy(
                 lambda: Voice(says), task, base, image, silent, clock=Clock(), verify=True, direct=past
@@ -852,7 +854,7 @@ DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
 def test_what_is_not_in_the_protocol_is_refused(path: Path, says: bytes, error: type[Exception]) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(error) as failure:
             transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
         assert not image.committed
@@ -873,7 +875,7 @@ LONG = {
 def test_a_message_that_is_too_long_is_refused_before_it_is_received(path: Path, says: bytes) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(StreamEnded, match=r"message \d+ of \d+ bytes"):
             transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
 
@@ -889,7 +891,7 @@ def test_a_bomb_is_not_unpacked_further_than_a_chunk_may_be(
     says = READY + message(agent.DATA, 0, 1, bomb, packing=packing)
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
         tracemalloc.start()
         try:
             with pytest.raises(CorruptChunk):
@@ -904,7 +906,7 @@ def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
         before, says = path.stat(), READY + message(agent.ZEROS, 1, 1)
-        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(StreamEnded, match="where chunk 0 is due"):
             transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
     assert path.stat().st_mtime_ns == before.st_mtime_ns
@@ -914,7 +916,7 @@ def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path:
 def test_asking_is_only_for_a_host_that_offered_leaves(path: Path) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        task = transfer.Job("os", ("/dev/x",), TINY.size, leaf=0)
+        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=0)
         with pytest.raises(StreamEnded, match="one too many"):
             transfer.copy(
                 lambda: Voice(READY + ask(0)),
@@ -936,7 +938,7 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from test_agent import Pipes
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
+from coriolis_azure.replica.destinations import Image
 from coriolis_azure.events import silent
 
 def peak(process):

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from coriolis_azure import cleanup, vhd
+from coriolis_azure import vhd
 from coriolis_azure.errors import Denied, NotFound, Unsupported
 from coriolis_azure.events import Event, Notice
-from coriolis_azure.resources import RUN
+from coriolis_azure.run import cleanup
+from coriolis_azure.run.resources import RUN
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -185,8 +186,8 @@ def test_a_copy_brings_disks_of_another_location_to_the_worker(
 def test_what_a_dead_run_left_in_storage_is_found_and_deleted(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], seen: str
 ) -> None:
-    from coriolis_azure import unmanaged
-    from coriolis_azure.journal import Journal
+    from coriolis_azure.machine import unmanaged
+    from coriolis_azure.run.journal import Journal
 
     source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
     machine = source.inspect("old-1")

@@ -16,14 +16,15 @@ from replicas import SandboxPlace
 from test_agent import Pipes
 from test_transfer import CHUNK, job
 
-from coriolis_azure import destinations, transfer, verification
+from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image, sets
 from coriolis_azure.errors import InvalidInput, NotFound
 from coriolis_azure.events import silent
+from coriolis_azure.replica import places, sets, verification
+from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.verification import Verdict
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
-from coriolis_azure.verification import Verdict
 
 SIZE = 5 * CHUNK + 512
 
@@ -43,14 +44,14 @@ def images(tmp_path: Path) -> Path:
         disk = tmp_path / name
         disk.write_bytes(random.Random(seed).randbytes(SIZE))
         replicate(disk, folder / f"{name}.raw")
-    with destinations.open(str(folder), silent) as place:
+    with places.open(str(folder), silent) as place:
         record = sets.begin(place, "/vm", sets.Begun("run", "2026-01-01T00:00:00Z", ("os", "data-0")))
         sets.complete(place, record, {name: place.disk(name).stored().root() for name in place.names()})
     return folder
 
 
 def verify(folder: Path) -> dict[str, Verdict]:
-    with destinations.open(str(folder), silent, existing=True) as place:
+    with places.open(str(folder), silent, existing=True) as place:
         return {verdict.name: verdict for verdict in verification.verify(place, silent, Clock())}
 
 

@@ -11,13 +11,16 @@ import pytest
 from paramiko.buffered_pipe import PipeTimeout
 from paramiko.ssh_exception import SSHException
 
-from coriolis_azure import errors, names, ssh, worker
+from coriolis_azure import errors
+from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.journal import Journal
 from coriolis_azure.model import Machine, Run, Worker
+from coriolis_azure.readers import keys, ssh
+from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from coriolis_azure.worker import images, launch, sizes
 
 
 class Held(Clock):
@@ -39,8 +42,8 @@ def machine(azure: Sandbox, source: Source, image: Callable[..., Path]) -> Machi
     return source.inspect("web")
 
 
-def chosen(source: Source, machine: Machine) -> worker.Size:
-    return worker.choose_size(source.azure, worker.needs(machine, machine.disks), source.environment, silent)
+def chosen(source: Source, machine: Machine) -> sizes.Size:
+    return sizes.choose_size(source.azure, sizes.needs(machine, machine.disks), source.environment, silent)
 
 
 def test_the_first_size_that_holds_all_disks_is_chosen(source: Source, machine: Machine) -> None:
@@ -60,7 +63,7 @@ def test_the_size_that_was_asked_for_is_taken_whatever_its_case(
     connect: Callable[..., Source], machine: Machine
 ) -> None:
     source = connect(environment={"export_worker_size": "standard_d2S_V5"})
-    assert chosen(source, machine) == worker.Size("Standard_D2s_v5", 4)
+    assert chosen(source, machine) == sizes.Size("Standard_D2s_v5", 4)
 
 
 def test_only_ssh_is_let_in_and_only_from_the_addresses_asked_for(
@@ -111,7 +114,7 @@ def test_a_size_that_azure_has_no_room_for_gives_way_to_the_next(
     rooms = 1000
     with pytest.raises(errors.AzureError, match=code):
         source.prepare("web")
-    assert len(set(tried)) == worker.TRIES
+    assert len(set(tried)) == launch.TRIES
     assert azure.resources() == before
 
 
@@ -133,7 +136,7 @@ def test_each_try_has_an_os_disk_of_its_own(
     run, _ = source.prepare("web")
     assert len(disks) == len(set(disks)) == 3
     assert sum("no room" in event.text for event in told if isinstance(event, Notice)) == 2
-    made = worker.ids(source.resources(run, Journal(run)))
+    made = launch.ids(source.resources(run, Journal(run)))
     assert {names.name_of(id) for id in made} >= set(disks)
     assert source.finish(run) == []
     assert azure.resources() == before
@@ -173,17 +176,17 @@ def test_sizes_outside_our_list_are_tried_and_all_that_was_tried_is_told(
 def test_a_size_for_confidential_vms_is_no_worker(azure: Sandbox, source: Source) -> None:
     """Azure makes no other VM of such a size."""
     sku = next(sku for sku in source.azure.sizes("westeurope") if sku["name"] == "Standard_D2s_v5")
-    assert worker._usable(sku, "westeurope", worker.Needs()) is not None
+    assert sizes._usable(sku, "westeurope", sizes.Needs()) is not None
     sku["capabilities"].append({"name": "ConfidentialComputingType", "value": "SNP"})
-    assert worker._usable(sku, "westeurope", worker.Needs()) is None
+    assert sizes._usable(sku, "westeurope", sizes.Needs()) is None
 
 
 def test_a_size_without_encryption_at_host_is_none_where_that_is_demanded(source: Source) -> None:
     sku = next(sku for sku in source.azure.sizes("westeurope") if sku["name"] == "Standard_D2s_v5")
-    demanding = worker.Needs(host_encryption=True)
-    assert worker._usable(sku, "westeurope", demanding) is not None
+    demanding = sizes.Needs(host_encryption=True)
+    assert sizes._usable(sku, "westeurope", demanding) is not None
     told = [each for each in sku["capabilities"] if each["name"] != "EncryptionAtHostSupported"]
-    assert worker._usable({**sku, "capabilities": told}, "westeurope", demanding) is None
+    assert sizes._usable({**sku, "capabilities": told}, "westeurope", demanding) is None
 
 
 @pytest.mark.parametrize(
@@ -202,12 +205,12 @@ def test_the_size_holds_all_disks_and_reads_as_fast_as_they_give(
     source: Source, disks: int, rate: int, size: str
 ) -> None:
     """Else it is the fastest that holds all, else the one that holds most."""
-    needed = worker.Needs(disks, rate=rate)
-    assert worker.choose_size(source.azure, needed, source.environment, silent).name == size
+    needed = sizes.Needs(disks, rate=rate)
+    assert sizes.choose_size(source.azure, needed, source.environment, silent).name == size
 
 
 def test_what_disks_give_is_added_up(machine: Machine) -> None:
-    assert worker.needs(machine, machine.disks).rate == 5 * 60_000_000
+    assert sizes.needs(machine, machine.disks).rate == 5 * 60_000_000
 
 
 def test_a_quota_that_is_too_small_makes_way_for_fewer_vcpus(
@@ -232,7 +235,7 @@ def test_an_image_that_azure_does_not_take_gives_way_to_the_next(
     azure.faults.add("refuse", method="PUT", path="/virtualMachines/coriolis", status=404, code=code)
     run, reader = source.prepare("web")
     assert source.azure.get(reader.vm)["properties"]["storageProfile"]["imageReference"]["offer"] != (
-        worker.IMAGES[0].offer
+        images.IMAGES[0].offer
     )
     assert any(code in event.text for event in told if isinstance(event, Notice))
     assert source.finish(run) == []
@@ -254,7 +257,7 @@ def test_an_image_with_terms_of_its_own_is_replaced(
         return response
 
     azure.intercept = with_plan
-    assert worker.choose_image(source.azure, source.environment, told.append) == worker.IMAGES[0]
+    assert images.choose_image(source.azure, source.environment, told.append) == images.IMAGES[0]
     assert any("terms of its own" in event.text for event in told if isinstance(event, Notice))
 
 
@@ -263,10 +266,10 @@ def test_another_host_key_is_refused_before_anything_is_sent(
 ) -> None:
     azure.add_vm("web", image("os"))
     run, reader = source.prepare("web")
-    impostor = Worker(**{**_fields(reader), "host_key": ssh.host_key()[1]})
+    impostor = Worker(**{**_fields(reader), "host_key": keys.host_key()[1]})
     with ssh.connect(reader, Clock(), silent), pytest.raises(errors.HostKeyChanged):
         ssh.connect(impostor, Held(pace=100), silent)
-    stranger = Worker(**{**_fields(reader), "private_key": ssh.client_key()[0]})
+    stranger = Worker(**{**_fields(reader), "private_key": keys.client_key()[0]})
     with pytest.raises(errors.Unreachable, match="refuses our key"):
         ssh.connect(stranger, Held(pace=100), silent)
     assert source.finish(run) == []
@@ -319,7 +322,7 @@ def _fields(reader: Worker) -> dict[str, Any]:
 
 
 def test_no_secret_is_in_a_workers_repr() -> None:
-    private, _ = ssh.client_key()
+    private, _ = keys.client_key()
     reader = Worker("vm", "a", 22, "u", "h", 4, private)
     assert "PRIVATE" not in repr(reader)
 

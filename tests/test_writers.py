@@ -27,10 +27,8 @@ from record_files import RecordFiles
 from test_agent import Pipes, old_python
 from writer_targets import SSH_PORT, HttpsTarget, SshTarget
 
-from coriolis_azure import ssh, transfer
+from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import claims, ssh_writer, write_data, writer
-from coriolis_azure.digests import Digests
 from coriolis_azure.errors import (
     ConnectionLost,
     CorruptChunk,
@@ -42,8 +40,11 @@ from coriolis_azure.errors import (
     VolumeTaken,
 )
 from coriolis_azure.events import Notice, silent
-from coriolis_azure.hashing import DIGEST, UNKNOWN, ZERO, Manifest
 from coriolis_azure.model import Disk, Record
+from coriolis_azure.plugin import claims, ssh_writer, write_data, writer
+from coriolis_azure.readers import conversation, keys, ssh
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.manifest import DIGEST, UNKNOWN, ZERO, Manifest
 
 CHUNK = 65536
 ID = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/disks/os"
@@ -106,7 +107,7 @@ class Bench:
     ) -> tuple[transfer.Outcome, list[dict]]:
         """One run with the real agent; `dies`: bytes after which the agent is killed."""
         size = self.disk.stat().st_size
-        job = transfer.Job("os", (str(self.disk),), size, wait=0.0)
+        job = conversation.Job("os", (str(self.disk),), size, wait=0.0)
         with self.volumes(entries, **options) as volumes, Pipes() as pipes, volumes.disk("os") as volume:
             base = volume.known(unique, size, chunk, full)
             self.heard = pipes.heard
@@ -419,7 +420,7 @@ def mute() -> Iterator[tuple[Mute, paramiko.Transport, ssh.Connection]]:
 
         server = threading.Thread(target=serve)
         server.start()
-        login = ssh.Login("127.0.0.1", listener.getsockname()[1], "user", ssh.client_key()[0])
+        login = ssh.Login("127.0.0.1", listener.getsockname()[1], "user", keys.client_key()[0])
         connection = ssh.Target(login).connect()
         server.join()
         with connection, closing(found[0]):

@@ -28,8 +28,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from coriolis_azure import ssh, tls
-from coriolis_azure.sandbox import guest
+from coriolis_azure import tls
+from coriolis_azure.readers import keys
+from coriolis_azure.sandbox.guest import guest
 
 SSH_PORT = 2022
 
@@ -38,7 +39,7 @@ class SshTarget:
     """A host that takes commands by SSH, `sessions` at a time on a connection; `home` is its login directory."""
 
     def __init__(self, folder: Path, address: str = "", sessions: int = 10) -> None:
-        self.private, public = ssh.client_key()
+        self.private, public = keys.client_key()
         parts = (random.randrange(64, 250), random.randrange(1, 250), random.randrange(1, 250))
         self.address = address or "127.{}.{}.{}".format(*parts)
         self.home = folder / "home" / "user"

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from .. import __version__, codes, names, permissions, settings
+from .. import __version__, settings
+from ..azure import codes, names, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
 from ..events import amount
 from .options import Group, json_option, opened, rate, source_options
@@ -130,7 +131,7 @@ def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None
 
     VM is a name in the resource group, or an ARM id.
     """
-    from ..inspection import export_info
+    from ..plugin.export_info import export_info
 
     with opened(connection, environment, as_json) as source:
         machine = source.inspect(vm)
@@ -303,14 +304,14 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
     told of some disk: it is called "not verified" then. The settings are needed only for a destination in Azure,
     blob://...
     """
-    from .. import destinations, verification
     from ..clock import Clock
+    from ..replica import places, verification
 
     if connection and environment and dest.lower().startswith("blob:"):
         with opened(connection, environment, as_json) as source:
             verdicts = source.verify(dest)
     else:
-        with watching(as_json) as report, destinations.open(dest, report, existing=True) as place:
+        with watching(as_json) as report, places.open(dest, report, existing=True) as place:
             verdicts = verification.verify(place, report, Clock())
     if as_json:
         print_json([verdict.to_json() for verdict in verdicts])
@@ -408,7 +409,7 @@ def demo(keep: Path | None, as_json: bool) -> None:
     compared with the VM's disks, and the list of Azure resources with the one before. Exit code 0 only if
     every comparison held.
     """
-    from ..demo import run
+    from .demo import run
 
     with watching(as_json) as report:
         told = run(report, keep)

@@ -20,7 +20,7 @@ from rich.text import Text
 from ..clock import Clock
 from ..errors import cleaned
 from ..events import Copied, Event, Notice, Report, Step, Waiting, amount, json_lines, line, logged, span
-from ..pipeline import Lock, every
+from ..threads import Lock, every
 from .logs import steps_are_logged
 from .output import err, show
 

@@ -9,8 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coriolis_azure.sandbox.local import add_vm, fault, fault_rules, permit, resources, serve, write
     from coriolis_azure.sandbox.sandbox import Sandbox
+    from coriolis_azure.sandbox.server.local import (
+        add_vm,
+        fault,
+        fault_rules,
+        permit,
+        resources,
+        serve,
+        write,
+    )
     from coriolis_azure.sandbox.wire import Request, Response
 
 __all__ = [
@@ -30,13 +38,13 @@ _HOMES = {
     "Request": "wire",
     "Response": "wire",
     "Sandbox": "sandbox",
-    "add_vm": "local",
-    "fault": "local",
-    "fault_rules": "local",
-    "permit": "local",
-    "resources": "local",
-    "serve": "local",
-    "write": "local",
+    "add_vm": "server.local",
+    "fault": "server.local",
+    "fault_rules": "server.local",
+    "permit": "server.local",
+    "resources": "server.local",
+    "serve": "server.local",
+    "write": "server.local",
 }
 
 

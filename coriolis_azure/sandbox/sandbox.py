@@ -21,25 +21,17 @@ from typing import Any
 
 from coriolis_azure import errors, formats
 from coriolis_azure.clock import Clock
-from coriolis_azure.sandbox import (
-    access,
-    arm,
-    blobs,
-    blobs_accounts,
-    blobs_machines,
-    boots,
-    disks,
-    groups,
-    machines,
-    policies,
-    profiles,
-)
+from coriolis_azure.sandbox import profiles
 from coriolis_azure.sandbox.catalog import DISK_SKUS, FILLED_LATER
-from coriolis_azure.sandbox.certificates import authority_file
+from coriolis_azure.sandbox.compute import boots, disks, machines
 from coriolis_azure.sandbox.faults import Fault, Faults, failure
+from coriolis_azure.sandbox.identity import permissions
+from coriolis_azure.sandbox.identity.tokens import Tokens
 from coriolis_azure.sandbox.relations import MACHINES, STORAGE, disk_entries
+from coriolis_azure.sandbox.resource_manager import arm, groups, policies
+from coriolis_azure.sandbox.server.certificates import authority_file
 from coriolis_azure.sandbox.state import Resource
-from coriolis_azure.sandbox.tokens import Tokens
+from coriolis_azure.sandbox.storage import accounts, blobs, vhd_machines
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 from coriolis_azure.sandbox.world import INSIDE, World
 
@@ -125,9 +117,7 @@ class Sandbox:
                 },
             }
             self._ask("PUT", f"{group_id}/providers/Microsoft.Network/virtualNetworks/{NETWORK}", network)
-            blobs_accounts.new_account(
-                self._world, f"{group_id}/providers/{STORAGE}/{STORAGE_ACCOUNT}", LOCATION
-            )
+            accounts.new_account(self._world, f"{group_id}/providers/{STORAGE}/{STORAGE_ACCOUNT}", LOCATION)
         self._world.finish_all()
         boots.boot_all(self._world)
         self._world.state.save()
@@ -202,7 +192,7 @@ class Sandbox:
                 raise ArmError(503, "ServerUnavailable", "The sandbox is closing.")
             self._world.finish_overdue()
             profiles.check(self._world.api_profile, request)
-            access.check(self._world, request)
+            permissions.check(self._world, request)
             policies.check(self._world, request)
             try:
                 return self._world.budgets.around(
@@ -287,7 +277,7 @@ class Sandbox:
             contents: list[str] = []
             try:
                 if unmanaged:
-                    blobs_machines.new_machine(self._world, vm_id, LOCATION, size, system, files, unmanaged)
+                    vhd_machines.new_machine(self._world, vm_id, LOCATION, size, system, files, unmanaged)
                 else:
                     contents += (self._world.contents.copied(file) for file in files)
                     self._build_vm(group_id, name, size, system, contents, zone, data_sku)
@@ -386,8 +376,8 @@ class Sandbox:
             vhd = self._vhd(machine, disk)
             if vhd is not None:
                 account, container, blob = vhd.split("/", 2)
-                kept = blobs_machines.image(self._world, vhd).metadata
-                blobs_machines.put_image(self._world, account, blob, file, kept, container=container)
+                kept = vhd_machines.image(self._world, vhd).metadata
+                vhd_machines.put_image(self._world, account, blob, file, kept, container=container)
                 return
             found = self._disk(machine, disk)
             old = found.hidden["content"]
@@ -422,13 +412,13 @@ class Sandbox:
             machine = self._machine(name)
             vhd = self._vhd(machine, disk)
             if vhd is not None:
-                return self._world.blobs.contents.path(blobs_machines.image(self._world, vhd).file)
+                return self._world.blobs.contents.path(vhd_machines.image(self._world, vhd).file)
             return self._world.contents.path(self._disk(machine, disk).hidden["content"])
 
     @property
-    def storage(self) -> blobs_accounts.Inside:
+    def storage(self) -> accounts.Inside:
         """What is in the storage accounts, past all rules: for tests to look at and to change."""
-        return blobs_accounts.Inside(self._world)
+        return accounts.Inside(self._world)
 
     def _machine(self, name: str) -> Resource:
         """The one VM with this name or ARM id."""
@@ -486,7 +476,7 @@ class Sandbox:
 
     def transport(self) -> Any:
         """A transport for Azure SDK clients and credentials that asks this sandbox, without sockets."""
-        from coriolis_azure.sandbox.transport import in_process
+        from coriolis_azure.sandbox.server.transport import in_process
 
         return in_process(self.handle, self._world.clock.sleep)
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from coriolis_azure.clock import Clock
-from coriolis_azure.sandbox.blobs_store import BlobStore
 from coriolis_azure.sandbox.budgets import Budgets
 from coriolis_azure.sandbox.catalog import LOCATIONS
 from coriolis_azure.sandbox.content import Contents
-from coriolis_azure.sandbox.guests import Guests
+from coriolis_azure.sandbox.guest.guests import Guests
 from coriolis_azure.sandbox.relations import GROUPS, MACHINES, interface_entries, locks_over, same
 from coriolis_azure.sandbox.state import Operation, Resource, State
+from coriolis_azure.sandbox.storage.store import BlobStore
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 
 # The base of this sandbox's URLs until it is served: of requests that never leave the process.

@@ -21,12 +21,14 @@ from typing import Any
 
 import images
 
-from coriolis_azure import errors, ssh
+from coriolis_azure import errors
 from coriolis_azure.clock import Clock
-from coriolis_azure.cloud_init import cloud_config
 from coriolis_azure.events import silent
 from coriolis_azure.model import Worker
-from coriolis_azure.worker import USERNAME
+from coriolis_azure.readers import keys as ssh_keys
+from coriolis_azure.readers import ssh
+from coriolis_azure.worker.cloud_init import cloud_config
+from coriolis_azure.worker.launch import USERNAME
 
 DATA_PORTS = 2  # of the direct channel, one for each disk that is copied at a time
 BOOT_SECONDS = 900.0  # without KVM, beside other work
@@ -84,8 +86,8 @@ class Machine:
         self.folder, self._image = folder, image
         self.disk = folder / "os.qcow2"
         _run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(self.disk))
-        private, public = ssh.client_key()
-        host_private, host_public = ssh.host_key()
+        private, public = ssh_keys.client_key()
+        host_private, host_public = ssh_keys.host_key()
         self._seed(public, config(host_private, host_public, ssh_port))
         first = free_ports(1 + DATA_PORTS)
         self.data_port, self.ssh_port = first + 1, ssh_port

@@ -18,12 +18,14 @@ from customer import Disk
 from hypervisor import VM, Hypervisor
 from qemu import BOOT_SECONDS, Machine, running
 
-from coriolis_azure import errors, ssh, transfer, worker
-from coriolis_azure.attachment import Attachment
+from coriolis_azure import errors, transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.destinations import Image
 from coriolis_azure.events import Copied, Event, Notice, Report, silent
 from coriolis_azure.model import Worker
+from coriolis_azure.readers import channel, conversation, rate_limiter, ssh
+from coriolis_azure.replica.image import Image
+from coriolis_azure.run import attached_disks
+from coriolis_azure.worker.attachment import Attachment
 
 MIB = 1 << 20
 CHUNK = MIB
@@ -132,7 +134,7 @@ def copied(
 ) -> transfer.Outcome:
     """Copy what is at the clone's LUN, as the product does it."""
     size = clone.path.stat().st_size
-    job = transfer.Job(clone.name, worker._devices(clone.lun), size, wait=300)
+    job = conversation.Job(clone.name, attached_disks._devices(clone.lun), size, wait=300)
 
     def agent(line: ssh.Line) -> ssh.AgentStream:
         line.connect()
@@ -147,8 +149,8 @@ def copied(
             report,
             clock=Clock(),
             verify=True,
-            pace=transfer.Pace(rate, Clock()) if rate else None,
-            direct=transfer.Direct("127.0.0.1", machine.data_port, report) if direct else None,
+            pace=rate_limiter.RateLimiter(rate, Clock()) if rate else None,
+            direct=channel.Direct("127.0.0.1", machine.data_port, report) if direct else None,
         )
 
 

@@ -1,0 +1,322 @@
+"""What the identity must be allowed to do: every action of every step, as one table.
+
+The custom role, the permission questions of `preflight` and docs/permissions.md are all made from it. Azure checks
+actions on what a request refers to as well (linked actions): `why` says so where the name alone does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from ..model import Json
+from ..settings import Environment
+
+# What the settings, or the caller, choose. An action without a feature is always needed.
+PUBLIC_IP = "public IP"
+OWN_NETWORK = "own network"
+GIVEN_NETWORK = "existing network"
+SHUTDOWN = "shutdown"
+POOL = "worker pool"
+CUSTOMER_KEYS = "customer-managed keys"
+WORKER_KEY = "a disk encryption set for the worker"
+BLOB_STORAGE = "Blob storage"
+BLOB_DATA = "Blob storage without its key"
+ACCOUNT_KEY = "storage account key"
+FEATURES = (
+    PUBLIC_IP,
+    OWN_NETWORK,
+    GIVEN_NETWORK,
+    SHUTDOWN,
+    POOL,
+    CUSTOMER_KEYS,
+    WORKER_KEY,
+    BLOB_STORAGE,
+    BLOB_DATA,
+    ACCOUNT_KEY,
+)
+
+# Where an action must be allowed.
+SUBSCRIPTION, GROUP, NETWORK, ACCOUNT = "subscription", "resource group", "network", "storage account"
+ENCRYPTION_SET, SUBNET, CONTAINER = "disk encryption set", "subnet", "container"
+# What comes with the VM: where that is, is known once one is named.
+VM, DISK, DISK_KEYS = "VM", "disk", "disk encryption set of the disks"
+OF_THE_VM = frozenset({VM, DISK, DISK_KEYS})
+
+
+@dataclass(frozen=True)
+class Action:
+    """An action of Azure, the step that needs it, and where it must be allowed.
+
+    `feature` is what must be chosen for it to be needed. Without an `optional` one the work still gets done. `data`:
+    it is one of a role's data actions.
+    """
+
+    step: str
+    name: str
+    why: str
+    scope: str = GROUP
+    feature: str = ""
+    optional: bool = False
+    data: bool = False
+
+
+def _of(
+    step: str,
+    why: str,
+    *names: str,
+    scope: str = GROUP,
+    feature: str = "",
+    optional: bool = False,
+    data: bool = False,
+) -> tuple[Action, ...]:
+    return tuple(Action(step, f"Microsoft.{name}", why, scope, feature, optional, data) for name in names)
+
+
+_CONTAINERS = "Storage/storageAccounts/blobServices/containers"
+_IMAGE = "Compute/locations/publishers/artifacttypes/offers/skus/versions/read"
+ACTIONS: tuple[Action, ...] = (
+    *_of("connect", "find the resource group", "Resources/subscriptions/resourceGroups/read"),
+    *_of(
+        "inspect",
+        "read the VM and its disks, the worker and the copies",
+        *("Compute/virtualMachines/read", "Compute/disks/read"),
+    ),
+    *_of("inspect", "read the VM's state", "Compute/virtualMachines/instanceView/read", scope=VM),
+    *_of(
+        "inspect",
+        "read its NICs and addresses",
+        *("Network/networkInterfaces/read", "Network/publicIPAddresses/read"),
+    ),
+    *_of("inspect", "know what sizes can do", "Compute/skus/read", scope=SUBSCRIPTION),
+    *_of(
+        "inspect",
+        "know sizes that are sold no more",
+        "Compute/locations/vmSizes/read",
+        scope=SUBSCRIPTION,
+        optional=True,
+    ),
+    *_of(
+        "shut down",
+        "deallocate the VM",
+        "Compute/virtualMachines/deallocate/action",
+        scope=VM,
+        feature=SHUTDOWN,
+    ),
+    *_of(
+        "snapshot",
+        "take and remove snapshots",
+        *("Compute/snapshots/read", "Compute/snapshots/write", "Compute/snapshots/delete"),
+    ),
+    *_of(
+        "snapshot",
+        "linked: a snapshot's source is this disk",
+        "Compute/disks/beginGetAccess/action",
+        scope=DISK,
+    ),
+    *_of("clone", "make and remove copies of disks", "Compute/disks/write", "Compute/disks/delete"),
+    *_of("clone", "linked: a copy's source is this snapshot", "Compute/snapshots/beginGetAccess/action"),
+    *_of(
+        "clone",
+        "linked: copies use their source's disk encryption set",
+        "Compute/diskEncryptionSets/read",
+        scope=DISK_KEYS,
+        feature=CUSTOMER_KEYS,
+    ),
+    *_of(
+        "worker",
+        "make the worker, attach disks, remove it",
+        *("Compute/virtualMachines/write", "Compute/virtualMachines/delete"),
+    ),
+    *_of(
+        "worker",
+        "stop and start it where it has booted again with clones attached",
+        *("Compute/virtualMachines/powerOff/action", "Compute/virtualMachines/start/action"),
+        optional=True,
+    ),
+    *_of(
+        "worker",
+        "linked: the worker's own disk uses the disk encryption set of the settings",
+        "Compute/diskEncryptionSets/read",
+        scope=ENCRYPTION_SET,
+        feature=WORKER_KEY,
+    ),
+    *_of(
+        "worker",
+        "stop a worker that is idle, and start it again",
+        *("Compute/virtualMachines/deallocate/action", "Compute/virtualMachines/start/action"),
+        feature=POOL,
+    ),
+    *_of("worker", "find an image that exists today", _IMAGE, scope=SUBSCRIPTION),
+    *_of(
+        "worker",
+        "its NIC; linked: the worker uses it",
+        *("Network/networkInterfaces/write", "Network/networkInterfaces/delete"),
+        "Network/networkInterfaces/join/action",
+    ),
+    *_of(
+        "worker",
+        "its firewall, and the records of volumes; linked: the NIC uses it",
+        *("Network/networkSecurityGroups/read", "Network/networkSecurityGroups/write"),
+        *("Network/networkSecurityGroups/delete", "Network/networkSecurityGroups/join/action"),
+    ),
+    *_of(
+        "worker",
+        "its public address; linked: the NIC uses it",
+        *("Network/publicIPAddresses/write", "Network/publicIPAddresses/delete"),
+        "Network/publicIPAddresses/join/action",
+        feature=PUBLIC_IP,
+    ),
+    *_of("worker", "find networks of earlier runs, to remove them", "Network/virtualNetworks/read"),
+    *_of(
+        "worker",
+        "a network for the run; linked: the NIC is in its subnet",
+        *("Network/virtualNetworks/write", "Network/virtualNetworks/delete"),
+        "Network/virtualNetworks/subnets/join/action",
+        feature=OWN_NETWORK,
+    ),
+    *_of(
+        "worker",
+        "read the network of the settings",
+        "Network/virtualNetworks/read",
+        scope=NETWORK,
+        feature=GIVEN_NETWORK,
+    ),
+    *_of(
+        "worker",
+        "linked: the worker's NIC is in the subnet of the settings",
+        "Network/virtualNetworks/subnets/join/action",
+        scope=SUBNET,
+        feature=GIVEN_NETWORK,
+    ),
+    *_of(
+        "storage",
+        "find the storage account",
+        "Storage/storageAccounts/read",
+        feature=BLOB_STORAGE,
+    ),
+    *_of(
+        "storage",
+        "find the container, or make it",
+        *(f"{_CONTAINERS}/read", f"{_CONTAINERS}/write"),
+        scope=CONTAINER,
+        feature=BLOB_DATA,
+    ),
+    *_of(
+        "storage",
+        "read, write and remove blobs",
+        *(f"{_CONTAINERS}/blobs/read", f"{_CONTAINERS}/blobs/write", f"{_CONTAINERS}/blobs/delete"),
+        scope=CONTAINER,
+        feature=BLOB_DATA,
+        data=True,
+    ),
+    *_of(
+        "storage",
+        "sign for a VHD that Azure copies from another account",
+        "Storage/storageAccounts/blobServices/generateUserDelegationKey/action",
+        scope=ACCOUNT,
+        feature=BLOB_DATA,
+        optional=True,
+    ),
+    *_of(
+        "storage",
+        "remove what an account keeps as versions",
+        f"{_CONTAINERS}/blobs/deleteBlobVersion/action",
+        scope=CONTAINER,
+        feature=BLOB_DATA,
+        optional=True,
+        data=True,
+    ),
+    *_of(
+        "storage",
+        "reach the storage account with its key",
+        "Storage/storageAccounts/listKeys/action",
+        feature=ACCOUNT_KEY,
+    ),
+    *_of(
+        "wait",
+        "follow an operation to its end",
+        *("Compute/locations/operations/read", "Compute/locations/diskOperations/read"),
+        *("Network/locations/operations/read", "Network/locations/operationResults/read"),
+    ),
+    *_of(
+        "check",
+        "know these permissions, and locks, before anything is made",
+        *("Authorization/permissions/read", "Authorization/locks/read"),
+        optional=True,
+    ),
+    *_of(
+        "check",
+        "know what Azure Policy would refuse, before anything is made",
+        "PolicyInsights/checkPolicyRestrictions/read",
+        optional=True,
+    ),
+    *_of(
+        "check",
+        "know the subscription's state, quota and API versions before anything is made",
+        *("Resources/subscriptions/read", "Resources/subscriptions/providers/read"),
+        *("Compute/locations/usages/read", "Network/locations/usages/read"),
+        scope=SUBSCRIPTION,
+        optional=True,
+    ),
+)
+
+
+def features(environment: Environment) -> set[str]:
+    """What the settings choose; the caller chooses shutting down and pools, the disks choose keys."""
+    chosen = {GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
+    if environment.export_worker_disk_encryption_set:
+        chosen.add(WORKER_KEY)
+    if environment.storage_account_name:
+        chosen.add(BLOB_STORAGE)
+    if environment.storage_use_account_key:
+        chosen |= {BLOB_STORAGE, ACCOUNT_KEY}
+    elif environment.storage_account_name:
+        chosen.add(BLOB_DATA)
+    return chosen | {PUBLIC_IP} if environment.export_worker_use_fip else chosen
+
+
+def needed(chosen: Collection[str]) -> list[Action]:
+    """The actions for these features, in the order of the steps."""
+    return [action for action in ACTIONS if not action.feature or action.feature in chosen]
+
+
+def role(chosen: Collection[str], scopes: Sequence[str], name: str = "coriolis-azure source") -> Json:
+    """The custom role with the least actions for these features, as `az role definition create` takes it."""
+    return {
+        "Name": name,
+        "IsCustom": True,
+        "Description": "Takes virtual machines out of Azure through a temporary worker. With: "
+        + (", ".join(feature for feature in FEATURES if feature in chosen) or "nothing optional")
+        + ".",
+        "Actions": _named(action for action in needed(chosen) if not action.data),
+        "NotActions": [],
+        "DataActions": _named(action for action in needed(chosen) if action.data),
+        "NotDataActions": [],
+        "AssignableScopes": list(scopes),
+    }
+
+
+def _named(actions: Iterable[Action]) -> list[str]:
+    return sorted({action.name for action in actions}, key=str.lower)
+
+
+def granted(permissions: Iterable[Json], action: Action) -> bool:
+    """Whether Azure's list of permissions allows `action`.
+
+    Each entry is one role's: what its notActions take away, another role may still give.
+    """
+    given, taken = ("dataActions", "notDataActions") if action.data else ("actions", "notActions")
+    return any(
+        _matches(entry.get(given), action.name) and not _matches(entry.get(taken), action.name)
+        for entry in permissions
+    )
+
+
+def _matches(patterns: Iterable[str] | None, action: str) -> bool:
+    """Whether a pattern means the action; * stands for anything, slashes included, and case does not count."""
+    return any(
+        re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), action, re.IGNORECASE)
+        for pattern in patterns or ()
+    )

@@ -1,0 +1,71 @@
+"""Credentials for Azure, made from the connection settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from azure.core import PipelineClient
+from azure.core.credentials import TokenCredential
+from azure.core.rest import HttpRequest
+from azure.identity import (
+    CertificateCredential,
+    ClientSecretCredential,
+    DefaultAzureCredential,
+    UsernamePasswordCredential,
+)
+
+from ..settings import Connection
+from .profiles import CLOUDS, Profile
+from .transport import Transport
+
+# Microsoft's own public client, the one that the Azure CLI signs in as; user credentials need a client.
+_PUBLIC_CLIENT = "04b07795-8ddb-461a-bbee-02f9e1bf7b46"
+
+
+def profile_for(connection: Connection, transport: Transport) -> Profile:
+    """The cloud of the settings. What a custom one does not say is asked of its resource manager."""
+    if connection.cloud_profile != "CustomCloud":
+        return CLOUDS[connection.cloud_profile]
+    manager = connection.resource_manager.rstrip("/")
+    authority = connection.endpoints.get("active_directory_url", "")
+    audience = connection.endpoints.get("active_directory_resource_id", "")
+    if not (authority and audience):
+        client: PipelineClient[Any, Any] = PipelineClient(manager, transport=transport)
+        answer = client.send_request(
+            HttpRequest("GET", f"{manager}/metadata/endpoints?api-version=2019-05-01")
+        )
+        answer.raise_for_status()
+        told = answer.json().get("authentication", {})
+        authority = authority or told.get("loginEndpoint", "")
+        audience = audience or next(iter(told.get("audiences", [])), manager)
+    # Its services share a domain: management.local.example and account.blob.local.example. An address has none.
+    host = urlsplit(manager).hostname or ""
+    is_name = host.count(".") >= 2 and not host.replace(".", "").isdigit()
+    domain = host.partition(".")[2] if is_name else ""
+    suffix = connection.endpoints.get("storage_endpoint", "").rpartition("//")[2].strip("./")
+    return Profile(authority.rstrip("/"), manager, audience, (domain, suffix))
+
+
+def credential_for(
+    connection: Connection, authority: str, transport: Transport, retries: Callable[..., Any]
+) -> TokenCredential:
+    options: dict[str, Any] = {"authority": authority, "transport": transport, "retry_policy_class": retries}
+    if connection.cloud_profile == "CustomCloud":
+        # A custom cloud is unknown to the public cloud's directory of authorities.
+        options["disable_instance_discovery"] = True
+    if connection.username:
+        return UsernamePasswordCredential(
+            _PUBLIC_CLIENT, connection.username, connection.password, tenant_id=connection.tenant, **options
+        )
+    if connection.client_secret:
+        return ClientSecretCredential(
+            connection.tenant, connection.client_id, connection.client_secret, **options
+        )
+    if connection.client_id:
+        password = connection.certificate_password or None
+        return CertificateCredential(
+            connection.tenant, connection.client_id, connection.certificate_path, password=password, **options
+        )
+    return DefaultAzureCredential(**options)

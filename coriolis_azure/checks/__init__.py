@@ -1,0 +1,1 @@
+"""What can be known before anything is made. Nothing is created or changed here."""

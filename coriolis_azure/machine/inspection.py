@@ -1,0 +1,369 @@
+"""A VM as Azure describes it becomes a `Machine`; what cannot be moved is refused with the reason.
+
+Asking and reading are apart: `read` asks, `machine` turns documents into a value. The documents of real VMs
+leave out what one would expect: a deallocated VM has no disk sizes (they are read from the disks), one made from
+an existing OS disk has no osProfile, ids change their case, enum values appear that are newer than this code. What
+is only told may be missing; what is copied by (disks, LUNs, sizes) is believed only where it is complete and agrees.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from .. import vhd
+from ..azure import names, skus
+from ..azure.blobs import Storage
+from ..azure.client import Azure
+from ..errors import AzureError, InvalidInput, NotFound, Unreadable, Unsupported
+from ..model import Disk, Json, Machine, Nic, at, canonical_location, must
+from ..threads import ordered
+from . import unmanaged
+from .suitability import caveats, leaving, licence, power_state, refuse, security_type
+
+LOG = logging.getLogger(__name__)
+
+
+_GIB = 1 << 30
+# A cloud without the listing of sizes, or an identity that may not read it: no reason not to read the machine.
+_NOT_FOR_US = {400, 403, 404}
+_UNKNOWN_SIZE = "Azure does not describe the size of this VM any more: its vCPUs and memory are told as 0."
+
+
+def read(
+    azure: Azure,
+    group: str,
+    location: str,
+    name: str,
+    storage: Storage | None = None,
+    excluded: Iterable[str] = (),
+) -> Machine:
+    """The VM `name` (a name in `group`, or an ARM id). `storage` reaches disks that are VHD blobs.
+
+    Of the disks that are `excluded` (see `chosen`) nothing need be known: not even whether they can be read.
+
+    NotFound where there is none, InvalidInput where it is in another location, Unsupported where it cannot be
+    moved.
+    """
+    id = vm_id(azure.subscription, group, name)
+    vm = _vm(azure, group, id)
+    if canonical_location(must(vm, "location")) != location:
+        raise InvalidInput(
+            f"VM {names.name_of(id)} is in location {vm['location']}, not in {location}",
+            remedy=f"Set the location of the source environment to {vm['location']}.",
+        )
+    found = _related(azure, vm)
+    refuse(vm, found.disks)
+    if vhds := [entry for entry in _disk_entries(vm) if entry.get("vhd")]:
+        if storage is None:
+            raise Unsupported(
+                f"VM {names.name_of(id)} has unmanaged disks (VHD blobs in a storage account)",
+                remedy="Give access to Blob storage.",
+            )
+        needed = _not_excluded(vm, vhds, excluded)
+        found = found._replace(disks=[*found.disks, *unmanaged.documents(storage, needed)])
+    read_vm = machine(vm, *found)
+    out = {word.lower() for word in excluded}
+    needed_disks = [disk for disk in read_vm.disks if _words(disk).isdisjoint(out)]
+    missing = [disk.name for disk in needed_disks if not disk.unique_id]
+    if missing:
+        raise NotFound(
+            f"VM {read_vm.name} names disks that Azure does not know: {', '.join(missing)}",
+            remedy="Detach them from the VM, or wait until an operation on them has ended, then run again.",
+        )
+    if unsized := [disk.name for disk in needed_disks if not disk.size_bytes]:
+        raise Unreadable(f"Azure tells no size of disks of VM {read_vm.name}: {', '.join(unsized)}")
+    return read_vm
+
+
+def chosen(machine: Machine, excluded: Iterable[str]) -> tuple[Disk, ...]:
+    """The disks that are not excluded, by role, name or ARM id.
+
+    InvalidInput where a word names no disk of the VM, where it names two of them, and where no disk is left.
+    """
+    out = {_named(machine, word).name for word in excluded}
+    kept = tuple(disk for disk in machine.disks if disk.name not in out)
+    if not kept:
+        raise InvalidInput(f"exclude_disks leaves out every disk of {machine.name}")
+    return kept
+
+
+def _words(disk: Disk) -> set[str]:
+    """What users may call a disk."""
+    return {disk.name, disk.id.lower(), names.name_of(disk.id).lower()}
+
+
+def _not_excluded(vm: Json, entries: Sequence[Json], excluded: Iterable[str]) -> list[Json]:
+    """Those of a VM's disk entries that users have not left out."""
+    out = {word.lower() for word in excluded}
+    by_lun = _by_lun(vm, _disk_entries(vm))
+    return [
+        entry for lun, entry in by_lun if entry in entries and _words(_disk(lun, entry, {})).isdisjoint(out)
+    ]
+
+
+def _named(machine: Machine, word: str) -> Disk:
+    """The one disk that a user calls `word`."""
+    asked = word.lower()
+    found = [disk for disk in machine.disks if asked in _words(disk)]
+    if not found:
+        raise InvalidInput(
+            f"exclude_disks: {word} is no disk of {machine.name}",
+            remedy=f"Its disks are {', '.join(disk.name for disk in machine.disks)}.",
+        )
+    if len(found) > 1:
+        raise InvalidInput(
+            f"exclude_disks: {word} names {len(found)} disks of {machine.name}: "
+            + ", ".join(f"{disk.name} ({names.name_of(disk.id)})" for disk in found),
+            remedy=f"Give the ARM id of the disk that is meant: {' or '.join(disk.id for disk in found)}.",
+        )
+    return found[0]
+
+
+def vm_id(subscription: str, group: str, name: str) -> str:
+    """The ARM id of a VM that a user calls `name`: a name in `group`, or an ARM id in `subscription`."""
+    remedy = "Give the VM's name, or its ARM id in the subscription of the connection."
+    if not name.startswith("/"):
+        if not re.fullmatch(r"[^/\\\s][^/\\]{0,79}", name):
+            raise InvalidInput(f"{name!r} is no name of a VM", remedy=remedy)
+        return names.resource_id(subscription, group, "vm", name)
+    parts = name.split("/")
+    shape = [
+        "",
+        "subscriptions",
+        subscription.lower(),
+        "resourcegroups",
+        parts[4].lower() if len(parts) > 4 else "",
+    ]
+    if [part.lower() for part in parts[:5]] != shape or len(parts) != 9 or not all(parts[1:]):
+        raise InvalidInput(f"{name} is no ARM id of a VM in subscription {subscription}", remedy=remedy)
+    if "/".join(parts[5:8]).lower() != f"providers/{names.TYPES['vm']}".lower():
+        raise InvalidInput(f"{name} is not the id of a VM", remedy=remedy)
+    return name
+
+
+def any_machine(azure: Azure, id: str) -> Machine:
+    """The VM `id` for a listing: also one that cannot be moved, whose disks are told by its own document."""
+    vm = azure.get(id, expand="instanceView")
+    return machine(vm, *_related(azure, vm))
+
+
+class _Related(NamedTuple):
+    """What else must be asked for to describe a VM: documents, and the size's vCPUs and memory in MiB."""
+
+    disks: list[Json]
+    nics: list[Json]
+    addresses: list[Json]
+    size: tuple[int, int]
+
+
+def _related(azure: Azure, vm: Json) -> _Related:
+    entries = [entry for entry in _disk_entries(vm) if at(entry, "managedDisk.id")]
+    disks = _found(azure, "disk", [entry["managedDisk"]["id"] for entry in entries])
+    references = [must(nic, "id") for nic in at(vm, "properties.networkProfile.networkInterfaces", [])]
+    nics = {id.lower(): {"id": id} for id in references}
+    # A NIC that is being replaced is told by its name alone.
+    nics |= {nic["id"].lower(): nic for nic in _found(azure, "nic", references)}
+    addresses = _found(azure, "ip", [id for nic in nics.values() for id in _public_ids(nic)])
+    return _Related(disks, list(nics.values()), addresses, _size_of_vm(azure, vm))
+
+
+def _found(azure: Azure, kind: str, ids: Sequence[str]) -> list[Json]:
+    """The documents of those that exist, each with the id by which it was asked for."""
+    for id in ids:
+        if names.kind_of(id) != kind:
+            raise Unreadable(f"{id} is named as a {names.TYPES[kind]}")
+    told = ordered(azure.find, ids, threads=4, ahead=8)
+    return [
+        document if names.same(document.get("id", ""), id) else {**document, "id": id}
+        for id, document in zip(ids, told, strict=True)
+        if document is not None
+    ]
+
+
+def _size_of_vm(azure: Azure, vm: Json) -> tuple[int, int]:
+    """vCPUs and memory in MiB of a VM; a VM may have fewer vCPUs than its size."""
+    size = at(vm, "properties.hardwareProfile.vmSize", "")
+    vcpus, memory = size_of(azure, canonical_location(must(vm, "location")), size)
+    return at(vm, "properties.hardwareProfile.vmSizeProperties.vCPUsAvailable", vcpus), memory
+
+
+def machine(
+    vm: Json, disks: Sequence[Json], nics: Sequence[Json], addresses: Sequence[Json], size: tuple[int, int]
+) -> Machine:
+    """The value of a VM's documents; `size` is its vCPUs and memory in MiB."""
+    entries = _disk_entries(vm)
+    by_id = {disk["id"].lower(): disk for disk in disks}
+    ip_by_id = {address["id"].lower(): at(address, "properties.ipAddress", "") for address in addresses}
+
+    def document(entry: Json) -> Json:
+        return by_id.get(str(at(entry, "managedDisk.id") or at(entry, "vhd.uri", "")).lower(), {})
+
+    disks_read = [_disk(lun, entry, document(entry)) for lun, entry in _by_lun(vm, entries)]
+    os_disk = document(entries[0])
+    generation = at(os_disk, "properties.hyperVGeneration") or at(
+        vm, "properties.instanceView.hyperVGeneration", ""
+    )
+    security = security_type(vm, disks)
+    references = at(vm, "properties.networkProfile.networkInterfaces", [])
+    primary = {ref["id"].lower() for ref in references if at(ref, "properties.primary", len(references) == 1)}
+    return Machine(
+        id=must(vm, "id"),
+        name=vm.get("name") or names.name_of(vm["id"]),
+        group=names.group_of(vm["id"]),
+        location=canonical_location(must(vm, "location")),
+        zones=tuple(vm.get("zones") or ()),
+        size=at(vm, "properties.hardwareProfile.vmSize", ""),
+        vcpus=size[0],
+        memory_mb=size[1],
+        os_type=(entries[0].get("osType") or at(os_disk, "properties.osType", "other")).lower(),
+        firmware="EFI" if generation.upper() == "V2" or security != "Standard" else "BIOS",
+        secure_boot=bool(at(vm, "properties.securityProfile.uefiSettings.secureBootEnabled", False)),
+        hostname=at(vm, "properties.osProfile.computerName")
+        or at(vm, "properties.instanceView.computerName", ""),
+        power_state=power_state(vm),
+        disks=tuple(disks_read),
+        nics=tuple(_nic(nic, ip_by_id, nic["id"].lower() in primary) for nic in nics),
+        security=security,
+        plan=":".join(at(vm, f"plan.{part}", "") for part in ("publisher", "product", "name")).strip(":"),
+        licence=licence(vm),
+        caveats=(*caveats(vm, disks), *([] if size[0] else [_UNKNOWN_SIZE])),
+    )
+
+
+def summary(vm: Json) -> Json:
+    """What a listing tells of a VM, from the VM's own document alone."""
+    return {
+        "name": vm.get("name") or names.name_of(vm["id"]),
+        "id": vm["id"],
+        "size": at(vm, "properties.hardwareProfile.vmSize", ""),
+        "os_type": at(vm, "properties.storageProfile.osDisk.osType", "other").lower(),
+        "disks": len(_disk_entries(vm)),
+        "zones": list(vm.get("zones") or ()),
+    }
+
+
+def size_of(azure: Azure, location: str, size: str) -> tuple[int, int]:
+    """vCPUs and memory in MiB of a VM size; (0, 0) for one that Azure no longer describes."""
+    try:
+        for sku in azure.sizes(location):
+            if sku.get("name", "").lower() == size.lower():
+                # Sizes like Standard_E4-2s_v3 have fewer vCPUs than their host gives.
+                vcpus = skus.capability(sku, "vCPUsAvailable") or skus.capability(sku, "vCPUs")
+                return int(vcpus), round(skus.capability(sku, "MemoryGB") * 1024)
+        for old in azure.retired_sizes(location):
+            if old.get("name", "").lower() == size.lower():
+                return old.get("numberOfCores", 0), old.get("memoryInMB", 0)
+    except AzureError as error:
+        if error.facts.get("status") not in _NOT_FOR_US:
+            raise
+        LOG.warning("what a %s has is not known: %s", size, error)
+    return 0, 0
+
+
+def os_family(os_type: str) -> str:
+    """The orchestrator's word for an OS type of Azure."""
+    return os_type if os_type in {"linux", "windows"} else "other"
+
+
+def _vm(azure: Azure, group: str, id: str) -> Json:
+    try:
+        return azure.get(id, expand="instanceView")
+    except NotFound as error:
+        if error.facts.get("code") == "ResourceGroupNotFound":
+            remedy = "Correct the resource_group of the source environment."
+        else:
+            present = sorted(vm.get("name", "?") for vm in azure.resources("vm", group))
+            remedy = f"Choose one of the VMs in {group}: {', '.join(present[:20]) or 'there are none'}."
+        raise NotFound(
+            f"there is no VM {names.name_of(id)} in resource group {group}", remedy=remedy, **error.facts
+        ) from error
+
+
+def _disk_entries(vm: Json) -> list[Json]:
+    """The VM's own list of its disks, the OS disk first, without those that are on their way out."""
+    data = [entry for entry in at(vm, "properties.storageProfile.dataDisks", []) if not leaving(entry)]
+    return [must(vm, "properties.storageProfile.osDisk"), *data]
+
+
+def _by_lun(vm: Json, entries: Sequence[Json]) -> list[tuple[int | None, Json]]:
+    """The entries in order of their LUNs, the OS disk, which has none, first; each LUN and each disk once."""
+    data = sorted(((must(entry, "lun"), entry) for entry in entries[1:]), key=lambda pair: int(pair[0]))
+    luns = [lun for lun, _ in data]
+    used = [id.lower() for entry in entries if (id := at(entry, "managedDisk.id") or at(entry, "vhd.uri"))]
+    if len(set(luns)) < len(luns) or len(set(used)) < len(used) or any(lun < 0 for lun in luns):
+        raise Unreadable(f"Azure's document of {vm.get('id')} names a LUN or a disk twice")
+    return [(None, entries[0]), *data]
+
+
+def _disk(lun: int | None, entry: Json, disk: Json) -> Disk:
+    """A disk by the VM's `entry` for it and its own document; {} where it has none."""
+    properties = disk.get("properties", {})
+    return Disk(
+        id=disk.get("id") or at(entry, "managedDisk.id") or at(entry, "vhd.uri", ""),
+        name="os" if lun is None else f"data-{lun}",
+        lun=lun,
+        size_bytes=_size_bytes(entry, disk),
+        unique_id=_unique_id(disk),
+        sku=at(disk, "sku.name", ""),
+        caching=entry.get("caching", "None"),
+        zones=tuple(disk.get("zones") or ()),
+        shareable=int(properties.get("maxShares") or 1) > 1,
+        sector_bytes=int(at(disk, "properties.creationData.logicalSectorSize") or 512),
+        encryption_set=at(disk, "properties.encryption.diskEncryptionSetId", ""),
+        encryption_type=at(disk, "properties.encryption.type", ""),
+        bytes_per_second=at(disk, "properties.diskMBpsReadWrite", 0) * 1_000_000,
+    )
+
+
+def _size_bytes(entry: Json, disk: Json) -> int:
+    """The size of a disk, 0 where it cannot be known; Unreadable where the document contradicts itself.
+
+    A disk made from an image may be larger than the whole GiB that Azure tells, by a MiB: without its bytes only
+    the size of one that was made empty is sure.
+    """
+    exact, gigabytes = at(disk, "properties.diskSizeBytes", 0), at(disk, "properties.diskSizeGB", 0)
+    if not exact and (uploaded := at(disk, "properties.creationData.uploadSizeBytes", 0)):
+        exact = uploaded - vhd.FOOTER  # what was uploaded is a VHD, with its footer
+    if (
+        min(exact, gigabytes) < 0
+        or exact % 512
+        or (exact and gigabytes and abs(exact / _GIB - gigabytes) >= 1)
+    ):
+        raise Unreadable(f"{disk['id']} has an impossible size: {exact} bytes, {gigabytes} GiB")
+    sure = not disk or at(disk, "properties.creationData.createOption") == "Empty"
+    return int(exact or (sure and (gigabytes or entry.get("diskSizeGB") or 0) * _GIB))
+
+
+def _unique_id(disk: Json) -> str:
+    """What tells a disk from another one that had its name before it; "" where there is no disk."""
+    born = "@".join([disk.get("id", "").lower(), at(disk, "properties.timeCreated", "")]).strip("@")
+    return str(at(disk, "properties.uniqueId") or born)
+
+
+def _nic(nic: Json, addresses: Mapping[str, str], primary: bool) -> Nic:
+    # The address configuration that Azure calls primary names the network; it is not always the first.
+    configurations = sorted(
+        at(nic, "properties.ipConfigurations", []), key=lambda item: not at(item, "properties.primary", False)
+    )
+    subnet = next((id for item in configurations if (id := at(item, "properties.subnet.id", ""))), "")
+    public = [addresses.get(id.lower(), "") for id in _public_ids(nic)]
+    return Nic(
+        id=nic["id"],
+        name=nic.get("name") or names.name_of(nic["id"]),
+        mac=at(nic, "properties.macAddress", ""),
+        network=names.network_of(subnet) if subnet else "",
+        subnet_id=subnet,
+        private_addresses=tuple(
+            address for item in configurations if (address := at(item, "properties.privateIPAddress", ""))
+        ),
+        public_address=next((address for address in public if address), ""),
+        primary=primary,
+    )
+
+
+def _public_ids(nic: Json) -> list[str]:
+    configurations = at(nic, "properties.ipConfigurations", [])
+    return [id for item in configurations if (id := at(item, "properties.publicIPAddress.id", ""))]

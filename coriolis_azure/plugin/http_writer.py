@@ -1,0 +1,329 @@
+"""The orchestrator's HTTPS backup writer, spoken by ourselves: chunks posted over several connections at once.
+
+Both sides prove themselves with the certificates that the orchestrator gives. The device is locked for the
+token of this run while it is open. What may pass by itself (a broken connection, a 5xx) is tried again, what
+cannot (a 4xx) is not; a chunk that arrives twice is the same bytes at the same place.
+
+The server can compute digests of ranges: each range that was posted is checked against the digest it had when
+it was sent. The protocol has no way to ask for a sync; the server's answer to a chunk is all it says.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import hashlib
+import json
+import ssl
+import struct
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .. import tls
+from ..clock import Clock
+from ..errors import CorruptChunk, DestinationFailed, InvalidInput, cleaned, exhausted
+from ..events import Notice, Report
+from ..replica.destinations import Content
+from ..threads import Lock, ordered
+
+CHECKS = 4  # checksum jobs at a time
+_PIECE = 4 << 20  # zeros of one request
+_PAUSES = (0.2, 1.0, 3.0)  # seconds between attempts
+_CERTIFICATES = ("client_crt", "client_key", "ca_crt")
+_WORDS = 300  # characters of the server's own words in a message
+_ANSWER_BYTES = 1 << 20
+_ALGORITHM = "sha256"
+_SENT = struct.Struct(">QQ32s")  # offset, length, digest
+_END = 0  # what is added to the offset after a range's last byte: a checksum "stops at" end_offset, before it
+_ACQUIRE_SECONDS = 8.0
+_CHECK_SECONDS = 3600.0
+_POLL_SECONDS = (0.02, 5.0)  # the first pause, and the longest
+_NO_SUCH_THING = (404, 405, 501)
+_REMEDY = "Check the backup writer's service on the target, and that this host may reach it, then run again."
+
+
+class Target:
+    """The server that has the devices. A writer.Backend.
+
+    `details`: ip, port and certificates: client_crt, client_key, ca_crt, each PEM.
+    """
+
+    def __init__(
+        self, details: dict[str, Any], report: Report, *, compress: bool, clock: Clock, patience: float
+    ) -> None:
+        for name in ("ip", "port"):
+            if not details.get(name):
+                raise InvalidInput(f"the connection details of the http_backup_writer have no {name}")
+        self.host, self.port = str(details["ip"]), int(details["port"])
+        self.compress, self.clock, self.patience, self.report = compress, clock, patience, report
+        self._trust = _trust(details.get("certificates") or {})
+
+    def device(self, disk: str, path: str) -> Device:
+        """The device at `path`. See Backend."""
+        return Device(self, disk, path)
+
+    def connection(self) -> HTTPSConnection:
+        """A new connection, which opens itself with the first request."""
+        return HTTPSConnection(self.host, self.port, timeout=self.patience, context=self._trust)
+
+
+class Device:
+    """One device behind the server. A writer.Device."""
+
+    def __init__(self, target: Target, disk: str, path: str) -> None:
+        self._target, self._disk = target, disk
+        # As the orchestrator's client writes it: neither the safe alphabet nor quoted.
+        self._base = f"/api/v2/device/{base64.b64encode(path.encode()).decode()}"
+        self._token = str(uuid.uuid4())
+        self._acquired = False
+        self._idle: list[HTTPSConnection] = []
+        self._sent = bytearray()  # _SENT of each range that was posted: 48 bytes
+        self._unanswered = 0  # requests to write
+        self._lock = Lock()
+
+    def open(self) -> None:
+        """Lock the device for us; a run that was ended a moment ago may still hold it. See Device."""
+        clock = self._target.clock
+        until = clock.monotonic() + _ACQUIRE_SECONDS
+        while self._request("POST", "/acquire", missing=(409,) if clock.monotonic() < until else ()) is None:
+            clock.sleep(0.5)
+        self._acquired = True
+
+    def write(self, offset: int, data: Content) -> None:
+        """Post a chunk, and wait until it is taken. See Device."""
+        body, packed = data, False
+        if self._target.compress:
+            squeezed = gzip.compress(data, 1, mtime=0)
+            if len(squeezed) < len(data):
+                body, packed = squeezed, True
+        self._post(offset, len(data), body, packed, hashlib.sha256(data).digest())
+
+    def zero(self, offset: int, length: int) -> None:
+        """Post zeros, packed. See Device."""
+        for start in range(offset, offset + length, _PIECE):
+            size = min(_PIECE, offset + length - start)
+            body, digest = _zeros(size)
+            self._post(start, size, body, True, digest)
+
+    def flush(self) -> None:
+        """Nothing: each chunk is answered when it is taken, and there is no more to ask for. See Device."""
+
+    @property
+    def checkable(self) -> bool:
+        """Whether anything was posted. See Device."""
+        return bool(self._sent)
+
+    def check(self) -> bool | None:
+        """Compare each range that was posted with the server's digest of it. See Destination."""
+        if not self._sent:
+            return None
+        ranges: Iterable[tuple[int, int, bytes]] = _SENT.iter_unpack(self._sent)
+        with closing(
+            ordered(self._compare, ranges, threads=CHECKS, ahead=2 * CHECKS, abort=self._hang_up)
+        ) as results:
+            return True if all(results) else None
+
+    def quiet(self) -> bool:
+        """Whether every chunk was answered, at each attempt. See Device."""
+        return not self._unanswered
+
+    def close(self) -> None:
+        """Unlock the device and hang up. See Device."""
+        if self._acquired:
+            self._acquired = False
+            try:
+                self._request("POST", "/release", pauses=())
+            except DestinationFailed as error:
+                self._target.report(Notice(f"the device may still be locked at the target: {error.message}"))
+        self._hang_up()
+
+    def _post(self, offset: int, length: int, body: Content, packed: bool, digest: bytes) -> None:
+        headers = {"X-Write-Offset": str(offset), "Content-Type": "application/octet-stream"}
+        if packed:
+            headers["Content-Encoding"] = "gzip"
+        self._request("POST", "", body, headers, offset=offset)
+        with self._lock:
+            self._sent += _SENT.pack(offset, length, digest)
+
+    def _compare(self, sent: tuple[int, int, bytes]) -> bool:
+        """Whether the server could compute the digest of a range. CorruptChunk where it is another one."""
+        offset, length, digest = sent
+        with self._job(offset, length) as id:
+            if not id:
+                return False
+            found = self._digest(id, offset)
+        if found.lower() != digest.hex():
+            raise CorruptChunk(
+                f"{self._disk}: at offset {offset} the target holds {length} bytes of digest {found}, "
+                f"what was sent has {digest.hex()}",
+                disk=self._disk,
+                offset=offset,
+            )
+        return True
+
+    @contextmanager
+    def _job(self, offset: int, length: int) -> Iterator[str]:
+        """A checksum job of a range: its id, empty where the server knows no such jobs."""
+        task = {
+            "start_offset": offset,
+            "end_offset": offset + length + _END,
+            "checksum_algorithm": _ALGORITHM,
+        }
+        answer = self._asked("POST", "/checksumJob", offset, json.dumps(task).encode(), _NO_SUCH_THING)
+        id = str(answer.get("job_id") or "")
+        try:
+            yield id
+        finally:
+            if id:
+                with suppress(DestinationFailed):
+                    self._request("DELETE", f"/checksumJob/{id}", pauses=(), offset=offset)
+
+    def _digest(self, id: str, offset: int) -> str:
+        """What a checksum job has found, once it has."""
+        clock = self._target.clock
+        until = clock.monotonic() + _CHECK_SECONDS
+        pause, longest = _POLL_SECONDS
+        while True:
+            job = self._asked("GET", f"/checksumJob/{id}", offset)
+            state = job.get("execution_status")
+            if state == "finished":
+                if job.get("checksum_algorithm", _ALGORITHM) != _ALGORITHM:
+                    raise self._failed(f"it computed a {job['checksum_algorithm']!r}", offset)
+                return str(job.get("checksum_value"))
+            if state == "failed":
+                raise self._failed(f"its checksum job failed: {_printable(job.get('error_message'))}", offset)
+            if clock.monotonic() > until:
+                raise self._failed(f"its checksum job took over {_CHECK_SECONDS:g} seconds", offset)
+            clock.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def _asked(
+        self, method: str, path: str, offset: int, body: bytes = b"", missing: tuple[int, ...] = ()
+    ) -> dict[str, Any]:
+        """A JSON object that the server answers with; empty where the status is one of `missing`."""
+        headers = {"Content-Type": "application/json"} if body else {}
+        answer = self._request(method, path, body, headers, offset=offset, missing=missing)
+        if answer is None:
+            return {}
+        try:
+            document = json.loads(answer)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise self._failed(f"its answer to {method} {path} is no JSON object", offset)
+        return document
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Content = b"",
+        headers: dict[str, str] | None = None,
+        *,
+        offset: int | None = None,
+        pauses: Sequence[float] = _PAUSES,
+        missing: tuple[int, ...] = (),
+    ) -> bytes | None:
+        """The body of a good answer, after some attempts; None where the status is one of `missing`."""
+        headers = {"X-Client-Token": self._token, **(headers or {})}
+        what = f"{method} {path or 'of a chunk'}"
+        for pause in (*pauses, None):
+            try:
+                status, words = self._exchange(method, self._base + path, body, headers)
+            except (OSError, HTTPException) as error:
+                said = f"no answer to {what}: {str(error) or type(error).__name__}"
+                if exhausted(error):
+                    break
+            else:
+                if 200 <= status < 300:
+                    return words
+                if status in missing:
+                    return None
+                said = f"{what} was answered with status {status}: {_printable(words)}"
+                if status < 500:
+                    break
+            if pause is not None:
+                self._target.clock.sleep(pause)
+        raise self._failed(said, offset)
+
+    def _exchange(self, method: str, path: str, body: Content, headers: dict[str, str]) -> tuple[int, bytes]:
+        """One request over an idle connection, or a new one; a connection that fails is dropped."""
+        with self._lock:
+            connection = self._idle.pop() if self._idle else self._target.connection()
+        writes = path == self._base  # and not a path below it
+        try:
+            if connection.sock is None:
+                connection.connect()
+            with self._lock:
+                self._unanswered += writes
+            connection.request(method, path, body, headers)
+            with connection.getresponse() as answer:
+                words = answer.read(_ANSWER_BYTES)
+                whole = answer.isclosed()
+            with self._lock:
+                self._unanswered -= writes
+        except BaseException:
+            connection.close()
+            raise
+        if answer.will_close or not whole:
+            connection.close()
+        else:
+            with self._lock:
+                self._idle.append(connection)
+        return answer.status, words
+
+    def _hang_up(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _failed(self, what: str, offset: int | None) -> DestinationFailed:
+        where = "" if offset is None else f" at offset {offset}"
+        text = (
+            f"{self._disk}: the backup writer at {self._target.host} port {self._target.port}{where}: {what}"
+        )
+        return DestinationFailed(text, disk=self._disk, offset=offset, remedy=_REMEDY)
+
+
+def _trust(certificates: dict[str, Any]) -> ssl.SSLContext:
+    """Who we are, and whom we believe. InvalidInput where the certificates cannot be used."""
+    for name in _CERTIFICATES:
+        if not isinstance(certificates.get(name), str):
+            raise InvalidInput(f"the certificates of the http_backup_writer have no {name}")
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trust.sslsocket_class = tls.Socket
+    try:
+        trust.load_verify_locations(cadata=certificates["ca_crt"])
+        # There is no way to load a key but from a file; the folder is for this user only and gone at once.
+        with TemporaryDirectory() as folder:
+            both = Path(folder) / "client.pem"
+            both.touch(mode=0o600)
+            both.write_text(f"{certificates['client_crt']}\n{certificates['client_key']}\n")
+            trust.load_cert_chain(both, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        raise InvalidInput(f"the certificates of the http_backup_writer cannot be used: {error}") from error
+    return trust
+
+
+def _no_password() -> str:
+    """Instead of a question at the terminal."""
+    raise ValueError("the key is encrypted")
+
+
+@functools.lru_cache(maxsize=16)
+def _zeros(length: int) -> tuple[bytes, bytes]:
+    """Zeros as gzip, and their digest."""
+    zeros = bytes(length)
+    return gzip.compress(zeros, 9, mtime=0), hashlib.sha256(zeros).digest()
+
+
+def _printable(words: Any) -> str:
+    text = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
+    return cleaned(text.strip(), _WORDS) or "no words"

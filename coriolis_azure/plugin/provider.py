@@ -1,0 +1,706 @@
+"""The plugin that the orchestrator loads: each method is JSON in, one call of the core, JSON out.
+
+Nothing is kept between calls: each may run in another process, on another host. Nothing heavy is imported before
+a call needs it, since the orchestrator imports every plugin at each look-up. Errors leave here as the
+orchestrator's own, with the remedy in their text.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .. import settings
+from ..clock import Clock
+from ..errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, exhausted
+from ..events import Copied, Event, Notice, Step, Waiting, amount, line, logged, unfailing
+from ..model import Disk, Json, Machine, Run, Worker
+from ..run.interrupts import ended_with_parent
+from ..threads import Lock
+from . import base, configuration
+
+if TYPE_CHECKING:
+    from ..azure.client import Azure
+    from ..azure.transport import Transport
+    from ..source import Source
+    from ..transfer import Outcome
+    from ..worker.pool import Pool
+    from .writer import Volumes
+
+LOG = logging.getLogger(__name__)
+configuration.register()
+configuration.quiet()
+# Users read along; a database keeps every line.
+_SECONDS_BETWEEN_STEPS = 1.0
+_SECONDS_BETWEEN_WAITS = 60.0
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _ended_with_service(method: F) -> F:
+    """A task that is interrupted, and undoes what it made, when the service that waits for its result is gone."""
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with ended_with_parent():
+            return method(*arguments, **options)
+
+    return call  # type: ignore[return-value]
+
+
+def _translated(method: F) -> F:
+    """A plugin's method whose errors are the orchestrator's."""
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return method(*arguments, **options)
+        except CoriolisAzureError as error:
+            connection = method.__name__ == "validate_connection"
+            raise base.orchestrators_error(error, connection=connection) from error
+        except Exception as error:
+            if limit := exhausted(error):
+                raise base.orchestrators_error(limit) from error
+            raise
+
+    return call  # type: ignore[return-value]
+
+
+class AzureExportProvider(
+    base.BaseEndpointInstancesProvider,
+    base.BaseEndpointNetworksProvider,
+    base.BaseEndpointStorageProvider,
+    base.BaseEndpointSourceOptionsProvider,
+    base.BaseEndpointInventoryExportProvider,
+    base.BaseReplicaExportProvider,
+    base.BaseReplicaExportValidationProvider,
+    base.BaseUpdateSourceReplicaProvider,
+    base.BaseSourceMinionPoolProvider,
+):
+    """Virtual machines out of Azure. `event_handler` is the orchestrator's, None for calls about an endpoint."""
+
+    platform = "azure"
+
+    def __init__(self, event_handler: Any = None) -> None:
+        # A handler that fails (the task may have been cancelled) must not break a transfer or a clean-up.
+        self._report = unfailing(_Told(event_handler))
+
+    # The endpoint
+
+    def get_connection_info_schema(self) -> Json:
+        """The JSON schema of connection infos."""
+        return settings.schema("connection_info")
+
+    def get_source_environment_schema(self) -> Json:
+        """The JSON schema of source environments; what is configured need not be given."""
+        return _optional(settings.schema("source_environment"))
+
+    @_translated
+    def validate_connection(self, ctxt: Any, connection_info: Json) -> None:
+        """Sign in and look at the subscription; an error says what is wrong with which setting."""
+        with _azure(connection_info) as azure:
+            azure.validate()
+
+    @_translated
+    def get_instances(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        source_environment: Json,
+        limit: int | None = None,
+        last_seen_id: str | None = None,
+        instance_name_pattern: str | None = None,
+        refresh: bool = False,
+    ) -> list[Json]:
+        """A page of machines as vm_instance_info, in the order of their ids.
+
+        Never short before the end. Nothing is cached, so `refresh` changes nothing.
+        """
+        from ..machine import listing
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            vms = listing.machines(azure, _chosen(connection_info, source_environment))
+            page = catalog.page(vms, after=last_seen_id, limit=limit, pattern=instance_name_pattern)
+            return catalog.instances(azure, page, vms)
+
+    @_translated
+    def get_instance(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
+    ) -> Json:
+        """One machine as vm_export_info; `instance_name` is a name or an ARM id."""
+        from ..machine import inspection, listing
+        from . import export_info
+
+        with _azure(connection_info) as azure:
+            vms = listing.machines(azure, _chosen(connection_info, source_environment))
+            vm = listing.called(vms, instance_name)
+            return export_info.export_info(inspection.any_machine(azure, vm["id"]))
+
+    @_translated
+    def get_networks(self, ctxt: Any, connection_info: Json, env: Json) -> list[Json]:
+        """All subnets, as vnet/subnet."""
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            return catalog.networks(azure, _chosen(connection_info, env))
+
+    @_translated
+    def get_storage(self, ctxt: Any, connection_info: Json, target_environment: Json) -> Json:
+        """The account types (SKUs) of the disks there are: what destinations map storage by."""
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            types = catalog.disk_types(azure, _chosen(connection_info, target_environment))
+        return {"storage_backends": [{"id": name, "name": name} for name in types]}
+
+    @_translated
+    def get_source_environment_options(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        env: Json | None = None,
+        option_names: list[str] | None = None,
+    ) -> list[Json]:
+        """The values that source settings may take, read from Azure now; `config_default` is what is configured."""
+        from . import catalog
+
+        defaults = configuration.environment_defaults()
+        with _azure(connection_info) as azure:
+            return catalog.options(azure, {**defaults, **(env or {})}, option_names or (), defaults)
+
+    @_translated
+    def export_instance_inventory(self, ctxt: Any, connection_info: Json, source_environment: Json) -> str:
+        """A table of the machines as CSV."""
+        from . import catalog
+
+        with _azure(connection_info) as azure:
+            return catalog.inventory(azure, _chosen(connection_info, source_environment))
+
+    # A transfer
+
+    @_translated
+    def validate_replica_export_input(
+        self, ctxt: Any, connection_info: Json, instance_name: str, source_environment: Json
+    ) -> Json:
+        """Everything that can be known before anything is made or shut down; the machine as vm_export_info.
+
+        InvalidInput with all that would make a run fail; warnings are told.
+        """
+        from .export_info import export_info
+
+        with self._source(connection_info, source_environment) as source:
+            checked = source.check(instance_name)
+        for finding in checked.findings:
+            if finding.severity == "warning":
+                self._report(Notice(finding.told))
+        return export_info(checked.checked_machine())
+
+    @_translated
+    def get_replica_instance_info(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
+    ) -> Json:
+        """The machine as vm_export_info."""
+        from .export_info import export_info
+
+        with self._source(connection_info, source_environment) as source:
+            return export_info(source.inspect(instance_name))
+
+    @_translated
+    @_ended_with_service
+    def deploy_replica_source_resources(
+        self, ctxt: Any, connection_info: Json, export_info: Json, source_environment: Json
+    ) -> Json:
+        """Boot the worker. Nothing is left when it fails: nobody would call us to clean up."""
+        with self._source(connection_info, source_environment) as source:
+            run, worker = source.prepare(export_info["id"])
+        return {"migr_resources": _made(run, worker), "connection_info": _reached(worker)}
+
+    @_translated
+    def delete_replica_source_resources(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, migr_resources_dict: Json
+    ) -> None:
+        """Delete everything of the run, whatever step made it. CleanupIncomplete names what stayed."""
+        with self._source(connection_info, source_environment) as source:
+            stayed = source.finish(Run.from_json(migr_resources_dict["run"]))
+        if stayed:
+            raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
+
+    @_translated
+    @_ended_with_service
+    def replicate_disks(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        source_environment: Json,
+        instance_name: str,
+        source_resources: Json,
+        source_conn_info: Json,
+        target_conn_info: Json,
+        volumes_info: list[Json],
+        incremental: bool,
+    ) -> list[Json]:
+        """Snapshot, clone and copy every disk that has a volume; `volumes_info` with the new states.
+
+        `incremental` says nothing: the orchestrator always passes True. What a volume holds is in its state.
+        """
+        from ..source import DEAD_AFTER
+        from . import writer
+
+        run = Run.from_json(source_resources["run"])
+        worker = _worker(source_resources, source_conn_info)
+        with self._source(connection_info, source_environment) as source:
+            machine = source.inspect(instance_name)
+            if run.pool:
+                run = replace(source.new_run(machine), zone=run.zone)
+                source.sweep(DEAD_AFTER)
+            volumes = writer.Volumes(
+                target_conn_info,
+                volumes_info,
+                source.chosen(machine),
+                source.records(run),
+                run=run.id,
+                container=partial(source.in_container, machine)
+                if source.environment.storage_account_name
+                else None,
+                report=self._report,
+                compress=source.environment.enable_transfer_compression == "always",
+            )
+            with volumes:
+                source.bury(run, volumes.fenced)
+                wanted = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
+                if wanted:
+                    outcomes = _copied(source, run, worker, machine, wanted, volumes)
+                    for disk, outcome in zip(wanted, outcomes, strict=True):
+                        self._report(Step(f"copied {disk.name}", _figures(outcome)))
+                return volumes.to_json()
+
+    @_translated
+    def delete_replica_source_snapshots(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, volumes_info: list[Json]
+    ) -> list[Json]:
+        """Forget the states, so that the next execution is a full one. No snapshot is kept between runs.
+
+        Volumes that are VHDs in Blob storage are deleted, as no destination does that.
+        """
+        from . import writer
+
+        vhds = [volume[writer.VHD] for volume in volumes_info if volume.get(writer.VHD)]
+        if vhds:
+            with self._source(connection_info, source_environment) as source:
+                source.remove(vhds)
+        self._forget(connection_info, source_environment, writer.records_of(volumes_info))
+        return [writer.forgotten(volume) for volume in volumes_info]
+
+    @_translated
+    def shutdown_instance(
+        self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
+    ) -> None:
+        """Deallocate the VM and wait until it is done."""
+        with self._source(connection_info, source_environment) as source:
+            source.stop(source.inspect(instance_name))
+
+    @_translated
+    def check_update_source_environment_params(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        instance_name: str,
+        volumes_info: list[Json],
+        old_params: Json,
+        new_params: Json,
+    ) -> list[Json]:
+        """Refuse what would make it another machine; the volumes, none of which is taken for a blank one any more.
+
+        The location and the resource group name the machine, so they stay, and so does the container while volumes are
+        kept there. Another chunk size means a full run. Everything else may change between executions.
+        """
+        from . import writer
+
+        group = settings.Connection.from_json(connection_info).default_resource_group
+        defaults = configuration.environment_defaults()
+        old = settings.Environment.from_json({**defaults, **old_params}, group)
+        new = settings.Environment.from_json({**defaults, **old_params, **new_params}, group)
+        for name in ("location", "resource_group"):
+            before, after = getattr(old, name), getattr(new, name)
+            if before.lower() != after.lower():
+                raise InvalidInput(
+                    f"{name} cannot change from {before} to {after}: {instance_name} would be another machine",
+                    remedy="Create a new transfer for the machine over there.",
+                )
+        for name in ("storage_account_name", "storage_container_name"):
+            before, after = getattr(old, name), getattr(new, name)
+            if before != after and any(volume.get(writer.VHD) for volume in volumes_info):
+                raise InvalidInput(
+                    f"{name} cannot change from {before} to {after or 'nothing'}: the replica of {instance_name} is "
+                    "kept there",
+                    remedy="Delete the disks of the transfer first.",
+                )
+        return [writer.touched(volume) for volume in volumes_info]
+
+    def get_os_morphing_tools(self, os_type: str, osmorphing_info: Json) -> list[type]:
+        """None: leaving Azure needs no change of the guest; what the destination needs, its own tools bring."""
+        return []
+
+    # Worker pools
+
+    def get_minion_pool_environment_schema(self) -> Json:
+        """The JSON schema of pool environments; what is configured need not be given."""
+        return _optional(settings.pool_schema())
+
+    def get_minion_pool_options(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        env: Json | None = None,
+        option_names: list[str] | None = None,
+    ) -> list[Json]:
+        """The values that pool settings may take, read from Azure now."""
+        known = settings.pool_schema()["properties"]
+        told: list[Json] = self.get_source_environment_options(ctxt, connection_info, env, option_names)
+        return [option for option in told if option["name"] in known]
+
+    @_translated
+    def validate_minion_pool_environment_options(
+        self, ctxt: Any, connection_info: Json, environment_options: Json
+    ) -> None:
+        """Raise when no worker could be made with these settings."""
+        from ..azure import permissions
+        from ..checks import preflight
+
+        with self._pool(connection_info, environment_options) as pool:
+            preflight.check(
+                pool.azure, pool.environment, None, self._report, uses={permissions.POOL}, may_use=()
+            ).require()
+
+    @_translated
+    @_ended_with_service
+    def set_up_pool_shared_resources(
+        self, ctxt: Any, connection_info: Json, environment_options: Json, pool_identifier: str
+    ) -> Json:
+        """Make the network that all workers of a pool share."""
+        with self._pool(connection_info, environment_options, pool_identifier) as pool:
+            run, subnet = pool.share()
+        return {"run": run.to_json(), "subnet": subnet}
+
+    @_translated
+    def tear_down_pool_shared_resources(
+        self, ctxt: Any, connection_info: Json, environment_options: Json, pool_shared_resources: Json
+    ) -> None:
+        """Delete it."""
+        if not pool_shared_resources:
+            return
+        with self._pool(connection_info, environment_options) as pool:
+            pool.remove(Run.from_json(pool_shared_resources["run"]))
+
+    @_translated
+    @_ended_with_service
+    def create_minion(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        environment_options: Json,
+        pool_identifier: str,
+        pool_os_type: str,
+        pool_shared_resources: Json,
+        new_minion_identifier: str,
+    ) -> Json:
+        """Boot a worker of the pool and wait until it can be reached."""
+        if pool_os_type != "linux":
+            raise InvalidInput(
+                f"a worker for {pool_os_type} cannot be made", remedy="Make a Linux pool: it reads any disk."
+            )
+        with self._pool(connection_info, environment_options, pool_identifier) as pool:
+            run, worker = pool.add(new_minion_identifier, pool_shared_resources["subnet"])
+        properties = {**_made(run, worker), "environment": environment_options}
+        return {
+            "connection_info": _reached(worker),
+            "minion_provider_properties": properties,
+            "backup_writer_connection_info": {},
+        }
+
+    @_translated
+    def delete_minion(self, ctxt: Any, connection_info: Json, minion_properties: Json) -> None:
+        """Delete a worker of a pool."""
+        if not minion_properties:
+            return
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.remove(Run.from_json(minion_properties["run"]))
+
+    @_translated
+    def start_minion(self, ctxt: Any, connection_info: Json, minion_properties: Json) -> None:
+        """Start a worker that was shut down."""
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.start(minion_properties["worker"]["vm"])
+
+    @_translated
+    def shutdown_minion(self, ctxt: Any, connection_info: Json, minion_properties: Json) -> None:
+        """Deallocate a worker, so that it costs no more than its disk."""
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.stop(minion_properties["worker"]["vm"])
+
+    @_translated
+    def healthcheck_minion(
+        self, ctxt: Any, connection_info: Json, minion_properties: Json, minion_connection_info: Json
+    ) -> None:
+        """Raise when a worker cannot be used; the orchestrator then makes another."""
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.check_health(_worker(minion_properties, minion_connection_info))
+
+    def attach_volumes_to_minion(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        minion_properties: Json,
+        minion_connection_info: Json,
+        volumes_info: list[Json],
+    ) -> Json:
+        """Nothing: on the source side attaching belongs to `replicate_disks`."""
+        return {"volumes_info": volumes_info, "minion_properties": minion_properties}
+
+    def detach_volumes_from_minion(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        minion_properties: Json,
+        minion_connection_info: Json,
+        volumes_info: list[Json],
+    ) -> Json:
+        """Nothing: on the source side detaching belongs to `replicate_disks`."""
+        return {"volumes_info": volumes_info, "minion_properties": minion_properties}
+
+    @_translated
+    def validate_minion_compatibility_for_transfer(
+        self,
+        ctxt: Any,
+        connection_info: Json,
+        export_info: Json,
+        environment_options: Json,
+        minion_properties: Json,
+    ) -> None:
+        """Raise when this worker cannot read that machine's disks."""
+        with self._pool(connection_info, minion_properties["environment"]) as pool:
+            pool.check_fits(export_info.get("location") or environment_options["location"])
+
+    def _forget(self, connection_info: Json, source_environment: Json, records: list[str]) -> None:
+        """Delete the records of volumes.
+
+        That must work where Azure cannot be reached any more: a record that stays costs nothing.
+        """
+        try:
+            with self._source(connection_info, source_environment) as source:
+                for id in records:
+                    source.records().delete(id)
+        except CoriolisAzureError as error:
+            self._report(Notice(f"records of volumes may have stayed in Azure: {error.message}"))
+
+    @contextmanager
+    def _source(self, connection_info: Json, source_environment: Json) -> Iterator[Source]:
+        from ..source import Source
+
+        connection, environment = _filled(connection_info, source_environment)
+        with Source(
+            connection,
+            environment,
+            report=self._report,
+            transport=_transport(connection),
+            keep_journal=False,
+        ) as source:
+            yield source
+
+    @contextmanager
+    def _pool(self, connection_info: Json, environment_options: Json, identifier: str = "") -> Iterator[Pool]:
+        from ..worker.pool import Pool
+
+        connection, environment = _filled(connection_info, environment_options)
+        group = settings.Connection.from_json(connection).default_resource_group
+        typed = settings.Environment.from_json(environment, group)
+        with _azure(connection_info) as azure:
+            yield Pool(azure, typed, identifier, self._report, Clock())
+
+
+@contextmanager
+def _azure(connection_info: Json) -> Iterator[Azure]:
+    from ..azure.client import Azure
+
+    connection, _ = _filled(connection_info, {})
+    azure = Azure(settings.Connection.from_json(connection), transport=_transport(connection))
+    try:
+        yield azure
+    finally:
+        azure.close()
+
+
+def _transport(connection_info: Json) -> Transport:
+    """HTTPS, through the proxy that the orchestrator is configured with."""
+    from ..azure import transport
+
+    configured = configuration.proxy()
+    proxy = transport.Proxy(*configured) if configured else None
+    return transport.https(settings.Connection.from_json(connection_info), proxy)
+
+
+def _filled(connection_info: Json, environment: Json) -> tuple[Json, Json]:
+    """Connection and environment with what the orchestrator is configured with, where they do not say it."""
+    return (
+        configuration.filled_connection(connection_info),
+        {**configuration.environment_defaults(), **environment},
+    )
+
+
+def _optional(schema: Json) -> Json:
+    """The schema without the requirement to give what is configured."""
+    configured = configuration.environment_defaults()
+    return {**schema, "required": [name for name in schema["required"] if name not in configured]}
+
+
+def _chosen(connection_info: Json, environment: Json | None) -> Json:
+    """The settings chosen so far, or configured, with the connection's resource group where none is."""
+    given = {**configuration.environment_defaults(), **(environment or {})}
+    chosen = {name: value for name, value in given.items() if value}
+    group = connection_info.get("default_resource_group")
+    return {"resource_group": group, **chosen} if group else chosen
+
+
+def _copied(
+    source: Source, run: Run, worker: Worker, machine: Machine, disks: Sequence[Disk], volumes: Volumes
+) -> list[Outcome]:
+    """Copy the disks to their volumes; those that are VHDs are recorded as one set, as any replica is."""
+    from ..replica import sets
+
+    place, vhds = volumes.vhds()
+    if place is None:
+        return source.resume(run, worker, disks, volumes)
+    record = sets.begin(place, machine.id, source.begun(run, machine, vhds))
+    outcomes = source.resume(run, worker, disks, volumes)
+    roots = {disk.name: outcome.manifest.root() for disk, outcome in zip(disks, outcomes, strict=True)}
+    sets.complete(place, record, {name: roots[name] for name in vhds})
+    return outcomes
+
+
+def _figures(outcome: Outcome) -> str:
+    """What became of a disk, for people."""
+    counts = {
+        "read": outcome.read_bytes,
+        "sent": outcome.sent_bytes,
+        "zeros": outcome.zero_bytes,
+        "unchanged": outcome.skipped_bytes,
+    }
+    verified = "verified" if outcome.verified else "not verified"
+    return ", ".join([*(f"{amount(count)} {what}" for what, count in counts.items()), verified])
+
+
+def _made(run: Run, worker: Worker) -> Json:
+    """What another process needs to use and to delete a worker; no secrets."""
+    return {
+        "run": run.to_json(),
+        "worker": {"vm": worker.vm, "host_key": worker.host_key, "slots": worker.slots},
+    }
+
+
+def _reached(worker: Worker) -> Json:
+    """How a worker is reached, in the orchestrator's shape, with its private key as the `password`.
+
+    The orchestrator logs what tasks return, and its own mask covers `password` but not `pkey`. The key is encrypted
+    where a password for temporary keys is configured, since databases and debug logs have no mask.
+    """
+    from ..readers import keys
+
+    key, password = worker.private_key, configuration.temporary_keys_password()
+    return {
+        "ip": worker.address,
+        "port": worker.port,
+        "username": worker.username,
+        "password": keys.encrypted(key, password) if password else key,
+    }
+
+
+def _worker(made: Json, connection: Json) -> Worker:
+    """The worker of `_made`, reached as `_reached` says."""
+    return Worker(
+        vm=made["worker"]["vm"],
+        address=connection["ip"],
+        port=connection["port"],
+        username=connection["username"],
+        host_key=made["worker"]["host_key"],
+        slots=made["worker"]["slots"],
+        private_key=_opened(connection.get("password") or ""),
+    )
+
+
+def _opened(private_key: str) -> str:
+    """The private key of `_reached`, without the password for temporary keys."""
+    from ..readers import keys
+
+    if not private_key:
+        raise InvalidInput(
+            "the worker's connection info has no password",
+            remedy="Run again; where the worker is a pool's, refresh the pool.",
+        )
+    if not private_key.startswith("-----BEGIN ENCRYPTED"):
+        return private_key
+    try:
+        return keys.decrypted(private_key, configuration.temporary_keys_password())
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            "the worker's key is encrypted with another [serialization] temp_keypair_password than this host has",
+            remedy="Configure the same one on all worker hosts. Then run again, or refresh the pool.",
+        ) from error
+
+
+class _Told:
+    """Events for the orchestrator's users: lines, and a bar for each disk that never goes back.
+
+    Disks are copied side by side and the orchestrator's handler is not made for threads, so there is a lock.
+    """
+
+    def __init__(self, handler: Any, clock: Clock | None = None) -> None:
+        self._handler = handler
+        self._clock = clock or Clock()
+        self._lock = Lock()
+        self._bars: dict[str, tuple[Any, int, float]] = {}
+        self._waits: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Log the event and tell it."""
+        logged(event)
+        if self._handler is None:
+            return
+        with self._lock:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        """Everything is a progress update: no client of the orchestrator shows its events."""
+        match event:
+            case Waiting() if not self._is_due(event):
+                pass
+            case Copied():
+                self._advance(event)
+            case _:
+                self._handler.add_progress_update(line(event))
+
+    def _is_due(self, event: Waiting) -> bool:
+        """Whether to tell of a wait: it has just begun, or was not told of for a minute."""
+        now, told = self._clock.monotonic(), self._waits.get(event.what)
+        due = told is None or now - told >= _SECONDS_BETWEEN_WAITS
+        if due:
+            self._waits[event.what] = now
+        return due
+
+    def _advance(self, event: Copied) -> None:
+        now = self._clock.monotonic()
+        percent = 100 * event.done // event.total
+        if event.disk not in self._bars:
+            text = f"copying {event.disk} ({amount(event.total)})"
+            bar = self._handler.add_progress_update(text, initial_step=0, total_steps=100, return_event=True)
+            self._bars[event.disk] = (self._handler.get_progress_update_identifier(bar), 0, now)
+        bar, told, when = self._bars[event.disk]
+        finished = event.done == event.total
+        if percent > told and (finished or now - when >= _SECONDS_BETWEEN_STEPS):
+            self._handler.update_progress_update(bar, percent)
+            self._bars[event.disk] = (bar, percent, now)

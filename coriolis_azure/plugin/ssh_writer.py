@@ -1,0 +1,435 @@
+"""The orchestrator's SSH backup writer, spoken by ourselves: `write_data` on the target, some for each disk.
+
+Messages are sent without waiting for the answers to those before, up to 8 MiB that are not yet answered. Each
+answer must be the id that is due. A server of SSH takes in no more than it has given room for, 2 MiB a session
+with OpenSSH, which a delay turns into a limit: so threads that write at a time get receivers of their own, over
+the same connection. What they write does not overlap, so it does not matter which receiver is ahead. Nobody but
+the writing threads is at work: who has to wait takes the answers in, and whoever meets a failure leaves it for
+the others.
+
+The orchestrator's client also removes udev rules and changes lvm.conf on the target before it writes, so that
+no volume group on the volumes is activated there. That is not repeated here: the target is the destination
+plugin's machine, which is deployed for this with the volumes attached, and a client that edits the system of a
+machine which is not its own may break one that is used for more.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..clock import Clock
+from ..errors import DestinationFailed, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
+from ..readers import ssh
+from ..replica.destinations import Content
+from ..threads import Condition, Lock
+from . import write_data
+
+RECEIVERS = (
+    6  # for a device, at most; a server of SSH lets a connection have ten sessions, if nobody changed that
+)
+IN_FLIGHT = 8 << 20  # bytes sent to a receiver that are not yet answered, at most
+_PIECE = 4 << 20  # zeros of one message
+_SYNC_SECONDS = 600.0
+_LAST_WORDS_SECONDS = 5.0
+_PAUSES = (1.0, 3.0)  # seconds between attempts to reach the target
+# The same between attempts at a session, where a connection may have but one: OpenSSH's server needs a moment after
+# the one before.
+_SESSION_PAUSES = (0.05, 0.1, 0.2, 0.5)
+_OURS = ".coriolis-azure-write-data.py"
+_REMEDY = (
+    "Check that the target is up and lets this host in by SSH with the key it was given, then run again."
+)
+_MEANING = {
+    1: "it could not read the length of a message, or sudo refused to start it",
+    2: "the length of a message is out of its bounds",
+    3: "it could not open a file",
+    4: "a message holds no path and offset",
+    5: "it could not open the device, or the stream ended within a message",
+    6: "it could not seek on the device",
+    7: "it could not write to the device",
+    8: "it could not close the device",
+    9: "it ran out of memory",
+    10: "it does not know its arguments",
+    11: "it could not read the id of a message",
+    12: "the inflated length of a message is out of its bounds",
+    13: "what came compressed is damaged",
+    14: "it could not answer",
+    15: "the write lies beyond the end of the device",
+    126: "it cannot be executed",
+    127: "it was not found",
+}
+
+
+class Target:
+    """The host that the devices are attached to. A writer.Backend.
+
+    `details`: ip, port, username, and pkey (PEM, or an object with `write_private_key`) or password.
+    """
+
+    def __init__(self, details: dict[str, Any], *, compress: bool, clock: Clock, patience: float) -> None:
+        self._host = ssh.Target(_login(details))
+        self._compress, self._clock, self._patience = compress, clock, patience
+        self._command = ""
+        self._lock = Lock()
+
+    def device(self, disk: str, path: str) -> Device:
+        """The device at `path`. See Backend."""
+        return Device(self, disk, path, self._compress, self._patience)
+
+    def connect(self) -> ssh.Connection:
+        """A connection; Unreachable or HostKeyChanged after some attempts."""
+        for pause in _PAUSES:
+            try:
+                return self._host.connect()
+            except HostKeyChanged:
+                raise
+            except Unreachable:
+                self._clock.sleep(pause)
+        return self._host.connect()
+
+    def receiver(self, connection: ssh.Connection) -> str:
+        """The command that starts `write_data`; put there if it is missing. StreamEnded where that fails."""
+        with self._lock:
+            self._command = self._command or self._prepared(connection)
+            return self._command
+
+    @property
+    def ours(self) -> bool:
+        """Whether the receiver is our own: it syncs by itself."""
+        return _OURS in self._command
+
+    def _prepared(self, connection: ssh.Connection) -> str:
+        theirs = "exec sudo -n ./write_data"
+        if self.run(connection, "test -f write_data") == 0:
+            return f"chmod +x write_data && {theirs}"
+        binary = _orchestrators()
+        if binary is not None:
+            self._push(connection, binary, "write_data", "755")
+            return theirs
+        self._push(connection, Path(write_data.__file__).read_bytes(), _OURS, "600")
+        return f"exec sudo -n python3 {_OURS}"
+
+    def _push(self, connection: ssh.Connection, content: bytes, name: str, mode: str) -> None:
+        """Put a file into the login directory, whole or not at all."""
+        command = f"umask 077 && cat > {name}.$$ && chmod {mode} {name}.$$ && mv {name}.$$ {name}"
+        if self.run(connection, command, content) != 0:
+            raise StreamEnded(f"{name} cannot be put into the login directory")
+
+    def started(self, connection: ssh.Connection, command: str, patience: float) -> ssh.Program:
+        """A program, as soon as the connection may have a session for it. StreamEnded where that fails."""
+        for pause in _SESSION_PAUSES:
+            try:
+                return connection.start(command, patience)
+            except ssh.SessionRefused:
+                self._clock.sleep(pause)
+        return connection.start(command, patience)
+
+    def run(self, connection: ssh.Connection, command: str, content: bytes = b"", seconds: float = 0) -> int:
+        """The status of a command that is given `content`; StreamEnded where there is none in time."""
+        patience = max(seconds, self._patience)
+        with self.started(connection, command, patience) as program:
+            # One that takes no input may have ended by now: OpenSSH's server hangs up on who ends an input of the past.
+            if content:
+                program.send(content)
+                program.finish()
+            status = program.status(patience)
+        if status is None:
+            raise StreamEnded(f"no status of {command!r} came within {patience:g} seconds")
+        return status
+
+
+class Device:
+    """One device, written by receivers of its own. A writer.Device."""
+
+    checkable = False
+
+    def __init__(self, target: Target, disk: str, path: str, compress: bool, patience: float) -> None:
+        self._target, self._disk, self._path = target, disk, path
+        self._compress, self._patience = compress, patience
+        self._connection: ssh.Connection | None = None
+        self._command = ""
+        self._receivers: list[Receiver] = []
+        self._free: deque[Receiver] = deque()
+        self._may_start = RECEIVERS
+        self._changed = Condition()  # of what is free, and of the failure
+        self._telling = Lock()
+        self._failure: DestinationFailed | None = None
+
+    def open(self) -> None:
+        """Connect and start the first receiver. See Device."""
+        try:
+            self._connection = self._target.connect()
+            self._command = self._target.receiver(self._connection)
+            first = Receiver(self._target.started(self._connection, self._command, self._patience))
+        except (Unreachable, HostKeyChanged, StreamEnded) as error:
+            self.close()
+            raise self._told(error.message, None, _REMEDY) from error
+        self._may_start -= 1
+        self._receivers.append(first)
+        self._free.append(first)
+
+    def write(self, offset: int, data: Content) -> None:
+        """Send `data`; that it failed may be told by a later call. See Device."""
+        prefix = self._prefix(offset)
+        if self._compress:
+            squeeze = zlib.compressobj(1)
+            packed = squeeze.compress(prefix) + squeeze.compress(data) + squeeze.flush()
+            if len(packed) < len(prefix) + len(data):
+                self._send(offset, packed, b"", len(prefix) + len(data))
+                return
+        self._send(offset, prefix, data, 0)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Send zeros, packed. See Device."""
+        for start in range(offset, offset + length, _PIECE):
+            size = min(_PIECE, offset + length - start)
+            prefix = self._prefix(start)
+            self._send(start, _packed_zeros(prefix, size), b"", len(prefix) + size)
+
+    def flush(self) -> None:
+        """Wait for all answers, end the receivers and sync. See Device."""
+        connection = self._connected()
+        if self._failure is not None:
+            raise self._failure
+        # Step by step: what one of them syncs at its end is what all have written.
+        for receiver in self._receivers:
+            with self._watched(receiver):
+                receiver.drain()
+        for receiver in self._receivers:
+            with self._watched(receiver):
+                receiver.end()
+        for receiver in self._receivers:
+            with self._watched(receiver):
+                receiver.ended(self._patience)
+        if self._target.ours:
+            return
+        try:
+            status = self._target.run(connection, "sudo -n sync", seconds=_SYNC_SECONDS)
+        except StreamEnded as error:
+            raise self._told(f"the target's sync: {error.message}", None) from error
+        if status != 0:
+            raise self._told(f"the target's sync ended with status {status}", None)
+
+    def check(self) -> bool | None:
+        """The protocol has no way to ask what is on the device. See Device."""
+        return None
+
+    def quiet(self) -> bool:
+        """Whether no receiver has anything left to write. See Device."""
+        with self._changed:
+            used = self._failure is None and len(self._free) < len(self._receivers)
+        return not used and all(receiver.over(_LAST_WORDS_SECONDS) for receiver in self._receivers)
+
+    def close(self) -> None:
+        """Hang up; the receivers end, wherever they were. See Device."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _prefix(self, offset: int) -> bytes:
+        return self._path.encode() + b"\0" + write_data.OFFSET.pack(offset)
+
+    def _send(self, offset: int, head: bytes, body: Content, inflated: int) -> None:
+        receiver = self._taken()
+        with self._watched(receiver):
+            receiver.send(offset, head, body, inflated)
+        with self._changed:
+            self._free.append(receiver)
+            self._changed.notify()
+
+    def _taken(self) -> Receiver:
+        """A receiver that nobody else uses: one that is free, a new one, or the next that is let go.
+
+        In turn, so that what one of them has to tell is heard soon.
+        """
+        while True:
+            with self._changed:
+                while self._failure is None and not self._free and not self._may_start:
+                    self._changed.wait()
+                if self._failure is not None:
+                    raise self._failure
+                if self._free:
+                    return self._free.popleft()
+                self._may_start -= 1
+            if (started := self._started()) is not None:
+                return started
+
+    def _started(self) -> Receiver | None:
+        """One receiver more; None where the target allows no more of them."""
+        try:
+            receiver = Receiver(self._connected().start(self._command, self._patience))
+        except StreamEnded:  # of a connection that broke, the others tell
+            with self._changed:
+                self._may_start = 0
+            return None
+        with self._changed:
+            self._receivers.append(receiver)
+        return receiver
+
+    def _connected(self) -> ssh.Connection:
+        if self._connection is None:
+            raise ValueError(f"{self._disk}: the device is not open")
+        return self._connection
+
+    @contextmanager
+    def _watched(self, receiver: Receiver) -> Iterator[None]:
+        """An error in the block is the end of the device, for all threads: the first one's reason is every one's."""
+        try:
+            yield
+        except BaseException as error:
+            with self._telling:
+                failure = self._failure or self._reason(receiver, error)
+                with self._changed:
+                    self._failure = failure
+                    self._changed.notify_all()
+                self.close()  # which also wakes who starts a receiver just now
+            if isinstance(error, StreamEnded):
+                raise failure from error
+            raise
+
+    def _reason(self, receiver: Receiver, error: BaseException) -> DestinationFailed:
+        """What became of the receiver.
+
+        Answers are in order, so the oldest message without one is where it went wrong.
+        """
+        program = receiver.program
+        offset = receiver.oldest()
+        if not isinstance(error, StreamEnded):
+            # It may have been sent a part of a message; it would take what comes next for the rest.
+            return self._told(f"a message could not be sent: {type(error).__name__}", offset)
+        status = program.status(min(_LAST_WORDS_SECONDS, self._patience))
+        what = f"write_data on the target: {error.message}"
+        if status:
+            what = f"write_data on the target ended with status {status}: {_MEANING.get(status, 'not known')}"
+            what += f" ({words})" if (words := program.words()) else ""
+        return self._told(what, offset)
+
+    def _told(self, what: str, offset: int | None, remedy: str | None = None) -> DestinationFailed:
+        where = "" if offset is None else f" (at offset {offset} of {self._path})"
+        return DestinationFailed(
+            f"{self._disk}: {what}{where}", disk=self._disk, offset=offset, remedy=remedy
+        )
+
+
+class Receiver:
+    """A `write_data` on the target, and what it has not answered yet. Used by one thread at a time.
+
+    StreamEnded where an answer does not come, or another one than is due.
+    """
+
+    def __init__(self, program: ssh.Program) -> None:
+        self.program = program
+        self._next = 0
+        self._unanswered: deque[tuple[int, int, int]] = deque()  # id, offset, bytes
+        self._in_flight = 0
+
+    def send(self, offset: int, head: bytes, body: Content, inflated: int) -> None:
+        """Send a message as soon as there is room for it."""
+        size = len(head) + len(body)
+        while self._unanswered and self._in_flight + size > IN_FLIGHT:
+            self._take_answer()
+        self._take_ready()
+        self._unanswered.append((self._next, offset, size))
+        self._in_flight += size
+        lengths = write_data.HEAD.pack(self._next, size) + write_data.NUMBER.pack(inflated)
+        self._next += 1
+        self.program.send(lengths + head)
+        self.program.send(memoryview(body))
+
+    def drain(self) -> None:
+        """Wait for the answers to all that was sent."""
+        while self._unanswered:
+            self._take_answer()
+
+    def end(self) -> None:
+        """Tell it to end once what was written is on the medium."""
+        self.program.send(write_data.HEAD.pack(self._next, 0))
+
+    def ended(self, patience: float) -> None:
+        """Wait for its last answer, which may take its time, and then up to `patience` seconds for its status."""
+        self.program.wait_up_to(max(_SYNC_SECONDS, patience))
+        self._take(self._next)
+        status = self.program.status(patience)
+        if status != 0:
+            raise StreamEnded("it was killed" if status is None else f"it ended with status {status}")
+        self.program.close()  # where a connection may have but one session, the sync is the next
+
+    def over(self, patience: float) -> bool:
+        """Whether it writes no more: it has answered all, after so many seconds of silence at most, or has ended."""
+        with suppress(StreamEnded):
+            self.program.wait_up_to(patience)
+            self.drain()
+        return not self._unanswered or self.program.status(0) is not None
+
+    def oldest(self) -> int | None:
+        """The offset of the oldest message without an answer, of those that came by now."""
+        with suppress(StreamEnded):
+            self._take_ready()
+        return self._unanswered[0][1] if self._unanswered else None
+
+    def _take_ready(self) -> None:
+        while self._unanswered and self.program.ready:
+            self._take_answer()
+
+    def _take_answer(self) -> None:
+        self._take(self._unanswered[0][0])
+        _, _, size = self._unanswered.popleft()
+        self._in_flight -= size
+
+    def _take(self, due: int) -> None:
+        answer = self.program.receive(write_data.NUMBER.size)
+        if len(answer) < write_data.NUMBER.size:
+            raise StreamEnded("it ended")
+        (number,) = write_data.NUMBER.unpack(answer)
+        if number != due:
+            raise StreamEnded(f"it answered message {number} where {due} was due")
+
+
+def _orchestrators() -> bytes | None:
+    """The `write_data` that the orchestrator's package brings, where it is installed and was built."""
+    found = importlib.util.find_spec("coriolis")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        path = Path(folder) / "resources" / "bin" / "write_data"
+        if path.is_file():
+            return path.read_bytes()
+    return None
+
+
+def _login(details: dict[str, Any]) -> ssh.Login:
+    """How to sign in, as the orchestrator says."""
+    for name in ("ip", "port", "username"):
+        if not details.get(name):
+            raise InvalidInput(f"the connection details of the ssh_backup_writer have no {name}")
+    pkey = details.get("pkey") or ""
+    if not isinstance(pkey, str):  # the orchestrator hands over a key object for the text it was given
+        text = io.StringIO()
+        pkey.write_private_key(text)
+        pkey = text.getvalue()
+    password = details.get("password") or ""
+    if not (pkey or password):
+        raise InvalidInput("the connection details of the ssh_backup_writer have neither pkey nor password")
+    return ssh.Login(details["ip"], int(details["port"]), details["username"], pkey, password)
+
+
+@functools.lru_cache(maxsize=16)
+def _zeros(length: int) -> bytes:
+    """Zeros as the last block of a deflate stream."""
+    squeeze = zlib.compressobj(9, wbits=-15)
+    return squeeze.compress(bytes(length)) + squeeze.flush()
+
+
+def _packed_zeros(prefix: bytes, length: int) -> bytes:
+    """What zlib.compress would make of `prefix` and `length` zeros, without going through the zeros."""
+    squeeze = zlib.compressobj(1)
+    head = squeeze.compress(prefix) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    # Of adler32, zeros leave the lower half as it is and add it to the upper half once for each.
+    low, high = (sums := zlib.adler32(prefix)) & 0xFFFF, sums >> 16
+    sums = (high + length * low) % 65521 << 16 | low
+    return head + _zeros(length) + sums.to_bytes(4, "big")

@@ -1,0 +1,108 @@
+"""The direct channel: TLS straight to an agent on the worker, past SSH, which costs twice the processor time.
+
+Each side has a certificate that was made for this object, and takes the other's and no other. The worker's key
+reaches it over its SSH connection and is kept nowhere. Only the agent's messages go this way: what we say to it
+goes over SSH, and when that ends, so does the agent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from .. import agent
+from ..events import Notice, Report
+from ..threads import Lock
+
+PORTS = 64  # from the first one on: one for each disk that a worker can hold
+_TRY_SECONDS = 3.0
+SILENCE_SECONDS = 300.0  # after which a worker counts as gone
+# A connection over which nothing comes for so long is asked whether it is alive, then given up: 75 seconds.
+_IDLE_SECONDS, _PROBES = 15, 4
+# No clock is to matter: the certificates themselves are compared, and they are forgotten with the run.
+_FROM, _UNTIL = datetime.datetime(1950, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59)
+
+
+class Direct:
+    """The way to the agents of one worker at `address`, on ports from `first_port` on. For threads.
+
+    A worker that cannot be reached that way is tried once; `report` is told why, and that SSH is used.
+    """
+
+    def __init__(self, address: str, first_port: int, report: Report) -> None:
+        self._address, self._first_port, self._report = address, first_port, report
+        self._certificate, self._key = _identity("coriolis-azure host")
+        self._theirs, self._their_key = _identity("coriolis-azure worker")
+        self._context = agent.tls_context(False, self._certificate, self._key, self._theirs)
+        self._blocked = False
+        self._lock = Lock()
+
+    def offer(self, slot: int) -> dict[str, Any] | None:
+        """What the agent that reads the disk in `slot` needs; None where there is no use in trying."""
+        if self._blocked:
+            return None
+        return {
+            "port": self._first_port + slot % PORTS,
+            "certificate": self._theirs,
+            "key": self._their_key,
+            "peer": self._certificate,
+        }
+
+    def connect(self, port: int) -> agent.Tls | None:
+        """A connection to the agent that listens on `port`, or None: then there is none to be had."""
+        try:
+            connection = socket.create_connection((self._address, port), _TRY_SECONDS)
+        except OSError as error:
+            self.give_up(f"port {port} of the worker cannot be reached ({error})")
+            return None
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tls = agent.Tls(connection, self._context, False)
+            tls.shake_hands(self._theirs)
+            connection.settimeout(SILENCE_SECONDS)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _IDLE_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+        except (OSError, EOFError, ssl.SSLError) as error:
+            connection.close()
+            self.give_up(
+                f"what answers at port {port} of the worker is not our agent ({str(error) or 'it hung up'})"
+            )
+            return None
+        return tls
+
+    def give_up(self, why: str) -> None:
+        """Do not try again, and say so."""
+        with self._lock:
+            if not self._blocked:
+                self._report(Notice(f"data comes over SSH, which is slower: {why}"))
+            self._blocked = True
+
+
+def _identity(name: str) -> tuple[str, str]:
+    """A new certificate and its key, PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_FROM)
+        .not_valid_after(_UNTIL)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()

@@ -1,0 +1,94 @@
+"""The place that a destination's URL names: a folder, or a prefix in a container of Blob storage."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from ..errors import InvalidInput
+from ..events import Report
+from .image import ImageFolder
+
+if TYPE_CHECKING:
+    from ..azure.blobs import Storage
+from .destinations import Place
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEMES = ("file://", "blob://")
+_ELSEWHERE = re.compile(r"[^/]+:")  # what rsync, scp and others take for a host, a drive or a service
+_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+_SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]*[^/\\\x00-\x1f\x7f.]")
+
+
+def open(
+    url: str, report: Report, storage: Storage | None = None, *, existing: bool = False, adopt: bool = False
+) -> Place:
+    """The place that `url` names: a folder by its path or file:// URL, or Blob storage.
+
+    The latter as blob://account/container/prefix; `storage` reaches it. A folder or a container is made when it is
+    missing, unless it must be `existing`. `adopt`: images in a folder that no run of ours has made are taken over.
+
+    InvalidInput when it is no such thing, cannot be used, or is in use by another run.
+    """
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        if not url:
+            raise InvalidInput("the destination is empty", remedy="Give the path of a folder.")
+        if _ELSEWHERE.match(url):
+            raise InvalidInput(
+                f"{url} is no folder of this host",
+                remedy="Mount the place and give its path, or give a URL that begins with "
+                f"{' or '.join(_SCHEMES)}. A folder of that very name is ./{url}",
+            )
+        return ImageFolder(Path(url), report, existing=existing, adopt=adopt)
+    parts = urlsplit(url)
+    if scheme[1].lower() == "blob":
+        if adopt:
+            raise InvalidInput(
+                "a VHD in Blob storage that no run has made cannot be adopted",
+                remedy="Give another prefix, or the path of a folder.",
+            )
+        return _in_storage(url, report, storage, existing)
+    if scheme[1].lower() != "file":
+        raise InvalidInput(
+            f"{scheme[0]} is no kind of destination",
+            remedy=f"Give the path of a folder, or a URL that begins with {', '.join(_SCHEMES)}.",
+        )
+    if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
+        raise InvalidInput(f"{url} names no folder of this host", remedy="Give it as file:///path/of/folder.")
+    return ImageFolder(Path(unquote(parts.path)), report, existing=existing, adopt=adopt)
+
+
+def _in_storage(url: str, report: Report, storage: Storage | None, existing: bool) -> Place:
+    if storage is None:
+        raise InvalidInput(
+            f"{url} is in Azure", remedy="Give the connection and the source environment (-c, -e) too."
+        )
+    remedy = "Give it as blob://account/container/prefix."
+    account, _, rest = url.partition("://")[2].partition("/")
+    container, _, prefix = unquote(rest).partition("/")
+    prefix = prefix.rstrip("/")
+    if not _ACCOUNT.fullmatch(account):
+        raise InvalidInput(
+            f"{url}: {account!r} is no name of a storage account",
+            remedy=f"{remedy} The account has 3 to 24 lower-case letters and digits.",
+        )
+    if not _CONTAINER.fullmatch(container):
+        raise InvalidInput(
+            f"{url}: {container!r} is no name of a container",
+            remedy=f"{remedy} The container has 3 to 63 lower-case letters, digits and single hyphens, and begins and "
+            "ends with a letter or digit.",
+        )
+    if prefix and (len(prefix) > 900 or not all(map(_SEGMENT.fullmatch, prefix.split("/")))):
+        raise InvalidInput(
+            f"{url}: {prefix!r} cannot be the beginning of blob names",
+            remedy=f"{remedy} No part of the prefix may be empty, end with a dot, or hold a backslash.",
+        )
+    # whoever writes to a folder does without the SDK and its memory
+
+    from .blob import BlobFolder  # whoever writes to a folder does without the SDK and its memory
+
+    return BlobFolder(storage, account, container, prefix, report, existing=existing)

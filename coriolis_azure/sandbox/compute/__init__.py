@@ -1,0 +1,1 @@
+"""Microsoft.Compute: virtual machines, disks, snapshots, sizes and images."""

@@ -1,0 +1,1 @@
+"""Who asks, and what they may do: the token endpoint and the permissions of the identity."""

@@ -1,0 +1,1 @@
+"""Azure's resource manager: which function answers which path, resource groups, locks, lists, policies."""

@@ -1,0 +1,207 @@
+"""A sandbox that serves, and how other processes of this machine talk to it.
+
+`serve` is the foreground process. The other functions find it through DIR/connection.json and use its
+ordinary token endpoint and a few routes of its own; files are read by the server, by their paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import requests
+
+from coriolis_azure import errors
+from coriolis_azure.sandbox.sandbox import PACE, Sandbox
+from coriolis_azure.sandbox.server.https import Server
+from coriolis_azure.sandbox.wire import Json
+
+_TIMEOUT = 600.0
+
+
+def serve(
+    directory: Path,
+    *,
+    port: int = 0,
+    api_profile: str = "latest",
+    pace: float = PACE,
+    ready: Callable[[], None] = lambda: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serve the sandbox of a directory until `stop` is set, or SIGINT or SIGTERM comes when it is not given.
+
+    `ready` is called when requests are answered and connection.json and environment.json are written. Port 0
+    takes the port of the last time, or any. Raises InvalidInput when the directory or the port is taken.
+    """
+    with (
+        Sandbox(directory, api_profile=api_profile, pace=pace) as sandbox,
+        _listening(sandbox, port) as server,
+    ):
+        _write(sandbox.directory / "environment.json", sandbox.environment())
+        _write(sandbox.directory / "connection.json", sandbox.connection_info(server.url))
+        if stop is not None:
+            ready()
+            stop.wait()
+            return
+        with _signalled() as event:
+            ready()
+            event.wait()
+
+
+def add_vm(
+    directory: Path,
+    name: str,
+    os_disk: Path,
+    data_disks: Sequence[Path] = (),
+    size: str = "Standard_D2s_v5",
+    os_type: str = "linux",
+    *,
+    zone: str | None = None,
+    unmanaged: str = "",
+) -> str:
+    """Make a VM in the sandbox that serves `directory`; see `Sandbox.add_vm`."""
+    body = {
+        "name": name,
+        "os_disk": str(Path(os_disk).absolute()),
+        "data_disks": [str(Path(each).absolute()) for each in data_disks],
+        "size": size,
+        "os_type": os_type,
+        "zone": zone,
+        "unmanaged": unmanaged,
+    }
+    return str(_asked(directory, "POST", "vms", body)["id"])
+
+
+def write(directory: Path, name: str, disk: str | int, file: Path) -> None:
+    """Replace the content of a disk in the sandbox that serves `directory`; see `Sandbox.write`."""
+    _asked(directory, "POST", "write", {"name": name, "disk": disk, "file": str(Path(file).absolute())})
+
+
+def fault(directory: Path, kind: str, **given: Any) -> Json:
+    """Switch a fault on in the sandbox that serves `directory`; see `faults.Fault`. The rule as it is then."""
+    made: Json = _asked(directory, "POST", "faults", {"kind": kind, **given})
+    return made
+
+
+def fault_rules(directory: Path, *, clear: bool = False) -> list[Json]:
+    """The faults that are switched on in the sandbox that serves `directory`; with `clear` they are switched off."""
+    listed: list[Json] = _asked(directory, "DELETE" if clear else "GET", "faults")
+    return listed
+
+
+def permit(directory: Path, roles: Sequence[Json]) -> None:
+    """From now on the identity of the sandbox that serves `directory` has these role definitions only."""
+    _asked(directory, "PUT", "roles", {"roles": list(roles)})
+
+
+def resources(directory: Path) -> list[Json]:
+    """Every resource of the sandbox that serves `directory`; see `Sandbox.resources`."""
+    rows: list[Json] = _asked(directory, "GET", "resources")
+    return rows
+
+
+@contextmanager
+def _listening(sandbox: Sandbox, port: int) -> Iterator[Server]:
+    server = _server(sandbox, port)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _server(sandbox: Sandbox, port: int) -> Server:
+    last = _last_port(sandbox.directory) if port == 0 else port
+    for candidate in (last, 0) if port == 0 else (port,):
+        try:
+            return Server(sandbox.handle, sandbox.directory, candidate)
+        except OSError as error:
+            if candidate == 0 or port != 0:
+                raise errors.InvalidInput(
+                    f"the sandbox cannot listen on 127.0.0.1:{candidate}: {error.strerror}",
+                    remedy="Choose another port, or leave the choice to the sandbox.",
+                ) from None
+    raise AssertionError("port 0 either listens or raises")
+
+
+def _last_port(directory: Path) -> int:
+    try:
+        base = _connection(directory)["custom_cloud_properties"]["endpoints"]["resource_manager_endpoint"]
+        return int(str(base).rpartition(":")[2])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+@contextmanager
+def _signalled() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, for as long as this lasts."""
+    event = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        event.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write(path: Path, document: Json) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(document, file, indent=2)
+        file.write("\n")
+    temporary.replace(path)
+
+
+def _connection(directory: Path) -> Json:
+    document: Json = json.loads((directory / "connection.json").read_text())
+    return document
+
+
+def _asked(directory: Path, method: str, action: str, body: Json | None = None) -> Any:
+    """What the serving sandbox answers; InvalidInput when it refuses, or when there is none."""
+    directory = Path(directory)
+    try:
+        settings = _connection(directory)
+        base = settings["custom_cloud_properties"]["endpoints"]["resource_manager_endpoint"]
+        with requests.Session() as session:
+            session.trust_env = False
+            session.verify = settings["ca_bundle"]
+            token = session.post(
+                f"{base}/{settings['tenant']}/oauth2/v2.0/token",
+                data={"grant_type": "client_credentials", **settings["service_principal_credentials"]},
+                timeout=_TIMEOUT,
+            ).json()["access_token"]
+            answer = session.request(
+                method,
+                f"{base}/sandbox/{action}",
+                json=body,
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=_TIMEOUT,
+            )
+            document = answer.json()
+    except (OSError, ValueError, KeyError, requests.RequestException):
+        raise errors.InvalidInput(
+            f"no sandbox is serving {directory}",
+            remedy=f"Start it with: coriolis-azure sandbox serve {directory}",
+        ) from None
+    if answer.status_code >= 400:
+        error = document["error"]
+        raise errors.InvalidInput(error["message"], remedy=error.get("remedy"))
+    return document

@@ -1,0 +1,1 @@
+"""Microsoft.Storage: accounts and their blob endpoint, VHDs."""

@@ -1,0 +1,261 @@
+"""Launches a worker, the temporary VM that reads clones: tries sizes and images until Azure takes one."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from ..azure import names
+from ..azure.client import Azure
+from ..errors import AzureError, InvalidInput, QuotaExceeded
+from ..events import Notice, Report, Step
+from ..model import Json, Worker, canonical_location, must
+from ..readers import keys
+from ..run.attached_disks import deleted_along
+from ..run.resources import Resources
+from ..settings import Environment, Image
+from . import cloud_init
+from .images import choose_image
+from .network import address_of, check_network, connect
+from .sizes import Barred, Needs, Size, as_large, choose_size
+
+USERNAME = "coriolis"
+# How often a VM is asked for, each time with another size or image, when Azure has no room or no such image.
+TRIES = 8
+_QUOTA = {"OperationNotAllowed", "QuotaExceeded"}
+_NO_IMAGE = {
+    *(
+        "PlatformImageNotFound",
+        "ImageNotFound",
+        "VMMarketplaceInvalidInput",
+        "ResourcePurchaseValidationFailed",
+    ),
+    *("MarketplacePurchaseEligibilityFailed", "AccountSetupError"),
+}
+
+
+def launch(resources: Resources, needed: Needs, environment: Environment, report: Report) -> Worker:
+    """Boot a worker; what was made is deleted again when a step fails.
+
+    The worker may still be starting its SSH server: `ssh.connect` waits for it.
+    """
+    azure = resources.azure
+    check_network(azure, environment)
+    check_encryption(azure, environment)
+    if environment.worker_is_open_to_all:
+        report(
+            Notice(
+                "the worker's SSH port can be reached from everywhere (with a key made for this run): name this "
+                "host's outgoing address in export_worker_allowed_addresses"
+            )
+        )
+    choice = _choose(azure, needed, environment, report)  # what can be refused is, before anything is made
+    private_key, public_key = keys.client_key()
+    host_private, host_public = keys.host_key()
+    custom_data = cloud_init.cloud_config(host_private, host_public, environment.export_worker_ssh_port)
+    with resources.undone_on_error():
+        nic = connect(resources, environment)
+        body = partial(
+            _vm,
+            resources,
+            environment=environment,
+            nic=nic["id"],
+            public_key=public_key,
+            custom_data=custom_data,
+        )
+        vm, size = _booted(resources, needed, environment, report, body, choice)
+        return Worker(
+            vm=vm["id"],
+            address=address_of(resources, environment, nic),
+            port=environment.export_worker_ssh_port,
+            username=USERNAME,
+            host_key=host_public,
+            slots=size.slots,
+            private_key=private_key,
+        )
+
+
+def _booted(
+    resources: Resources,
+    needed: Needs,
+    environment: Environment,
+    report: Report,
+    body: Callable[[str, Image, str], Json],
+    choice: tuple[Size, Image],
+) -> tuple[Json, Size]:
+    """The VM and its size. Where Azure refuses the choice it is asked again with another, `TRIES` times in all."""
+    azure = resources.azure
+    refused = _Refused()
+    for attempt in range(TRIES):
+        try:
+            if refused.error is not None:
+                choice = _choose(azure, needed, environment, report, refused)
+        except InvalidInput:
+            break  # nothing is left to try
+        size, image = choice
+        report(Step("boot worker", f"{size.name}, {image}"))
+        disk = _os_disk(attempt)
+        resources.expect("disk", disk)
+        try:
+            vm = resources.create("vm", "worker", body(size.name, image, disk))
+        except AzureError as error:
+            refused.note(error, size, image, report)
+            if (error.facts.get("code") or "") in _QUOTA:
+                refused.barred |= as_large(azure, needed, environment, size, refused.sizes)
+            resources.delete([resources.id("vm", "worker"), resources.id("disk", disk)])
+        else:
+            if not azure.is_modern:
+                resources.adopt("disk", disk)
+            return vm, size
+    raise refused.summary()
+
+
+@dataclass
+class _Refused:
+    """What Azure had no room for, or did not take, and the last of its errors."""
+
+    tried: list[Size] = field(default_factory=list)
+    images: set[Image] = field(default_factory=set)
+    barred: set[str] = field(default_factory=set)
+    error: AzureError | None = None
+
+    @property
+    def sizes(self) -> Barred:
+        """The sizes that are not asked for again, and the families that are asked last."""
+        names = {size.name.lower() for size in self.tried} | self.barred
+        return Barred(frozenset(names), frozenset(size.family for size in self.tried if size.family))
+
+    def note(self, error: AzureError, size: Size, image: Image, report: Report) -> None:
+        """Take note of a refusal; raises the error where no other size and no other image could help."""
+        code = error.facts.get("code") or ""
+        refused = _refused(error, code)
+        if not refused:
+            raise error
+        if refused == "image":
+            report(Notice(f"Azure does not take the image {image} ({code})"))
+            self.images.add(image)
+        else:
+            report(Notice(f"Azure has no room for a {size.name} now ({code})"))
+            self.tried.append(size)
+        self.error = error
+
+    def summary(self) -> AzureError:
+        """The last error, with all that was tried."""
+        error = self.error or AzureError("no worker was asked for")
+        tried = [size.name for size in self.tried] + [str(image) for image in self.images]
+        return type(error)(f"{error.message} (tried {', '.join(tried)})", remedy=error.remedy, **error.facts)
+
+
+def _choose(
+    azure: Azure, needed: Needs, environment: Environment, report: Report, refused: _Refused | None = None
+) -> tuple[Size, Image]:
+    """A size and an image; none of those that Azure has `refused`."""
+    refused = refused or _Refused()
+    size = choose_size(azure, needed, environment, report, refused.sizes)
+    return size, choose_image(azure, environment, report, frozenset(refused.images))
+
+
+def check_encryption(azure: Azure, environment: Environment) -> Json | None:
+    """The disk encryption set of the settings, None without one; raises where the worker's disk cannot use it."""
+    id = environment.export_worker_disk_encryption_set
+    if not id:
+        return None
+    subscription = id.split("/")[2]
+    if subscription.lower() != azure.subscription.lower():
+        raise InvalidInput(
+            f"export_worker_disk_encryption_set is in subscription {subscription}, the VMs are in {azure.subscription}",
+            remedy="Choose a disk encryption set of the subscription of the VMs.",
+        )
+    found = azure.encryption_set(id)
+    if canonical_location(must(found, "location")) != environment.location:
+        raise InvalidInput(
+            f"the disk encryption set {names.name_of(id)} is in {found['location']}, not in {environment.location}",
+            remedy="Choose a disk encryption set in the location of the VMs.",
+        )
+    return found
+
+
+def _refused(error: AzureError, code: str) -> str:
+    """Whether another `size` or another `image` may be taken where this one was refused; "" where that is no help.
+
+    What a location sells and what it has room for are two things; only trying tells. Azure says OperationNotAllowed
+    for a used-up quota too, and a VM that is only being made conflicts with nothing else.
+    """
+    if code in _NO_IMAGE:
+        return "image"
+    unknown = code == "InvalidParameter" and "vmsize" in str(error.facts.get("target")).lower()
+    return "size" if isinstance(error, QuotaExceeded) or code in _QUOTA or unknown else ""
+
+
+def ids(resources: Resources) -> list[str]:
+    """The ids of all that `launch` and `network` make: names are derived, so nothing needs to be remembered."""
+    roles = {"vm": "worker", "nic": "nic", "ip": "ip", "nsg": "nsg", "vnet": "vnet"}
+    disks = [resources.id("disk", _os_disk(attempt)) for attempt in range(TRIES)]
+    return disks + [resources.id(kind, role) for kind, role in roles.items()]
+
+
+def _os_disk(attempt: int) -> str:
+    """The role of the worker's OS disk, another at each try: the disk of a VM that failed may stay for a while."""
+    return f"worker-os-{attempt + 1}"
+
+
+def _vm(
+    resources: Resources,
+    size: str,
+    image: Image,
+    disk: str,
+    *,
+    environment: Environment,
+    nic: str,
+    public_key: str,
+    custom_data: str,
+) -> Json:
+    azure, run = resources.azure, resources.run
+    name = names.resource(run.id, "worker")
+    body: Json = {
+        "properties": {
+            "hardwareProfile": {"vmSize": size},
+            "storageProfile": {
+                "imageReference": {
+                    "publisher": image.publisher,
+                    "offer": image.offer,
+                    "sku": image.sku,
+                    "version": image.version,
+                },
+                "osDisk": {
+                    "name": names.resource(run.id, disk),
+                    "createOption": "FromImage",
+                    "caching": "ReadWrite",
+                    "managedDisk": _os_disk_of(azure, environment),
+                    **deleted_along(azure),
+                },
+            },
+            "osProfile": {
+                "computerName": name,
+                "adminUsername": USERNAME,
+                "customData": base64.b64encode(custom_data.encode()).decode(),
+                "linuxConfiguration": {
+                    "disablePasswordAuthentication": True,
+                    "ssh": {
+                        "publicKeys": [
+                            {"path": f"/home/{USERNAME}/.ssh/authorized_keys", "keyData": public_key}
+                        ]
+                    },
+                },
+            },
+            "networkProfile": {"networkInterfaces": [{"id": nic, "properties": {"primary": True}}]},
+        }
+    }
+    if environment.export_worker_encryption_at_host:
+        body["properties"]["securityProfile"] = {"encryptionAtHost": True}
+    return {**body, "zones": [run.zone]} if run.zone else body
+
+
+def _os_disk_of(azure: Azure, environment: Environment) -> Json:
+    """How the worker's own disk is kept: its type, and whose key encrypts it."""
+    kept: Json = {"storageAccountType": "StandardSSD_LRS" if azure.is_modern else "Standard_LRS"}
+    if environment.export_worker_disk_encryption_set:
+        kept["diskEncryptionSet"] = {"id": environment.export_worker_disk_encryption_set}
+    return kept

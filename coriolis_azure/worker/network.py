@@ -1,0 +1,175 @@
+"""The worker's network: an existing subnet or a network of its own, address, and firewall rules."""
+
+from __future__ import annotations
+
+import re
+
+from ..azure import names
+from ..azure.client import Azure
+from ..errors import InvalidInput
+from ..model import Json, at, canonical_location, must
+from ..readers import channel
+from ..run.resources import Resources
+from ..settings import Environment
+from ..threads import ordered
+
+_NETWORK, _SUBNET = "10.117.0.0/24", "10.117.0.0/26"
+
+
+def check_network(azure: Azure, environment: Environment) -> Json | None:
+    """The subnet of the settings, None for a network of our own; raises when it is not there or not in the location."""
+    if not environment.export_network:
+        return None
+    subnet = subnet_id(azure.subscription, environment)
+    vnet_id, _, name = subnet.partition("/subnets/")
+    vnet = azure.get(vnet_id)
+    if canonical_location(must(vnet, "location")) != environment.location:
+        raise InvalidInput(
+            f"the network {names.name_of(vnet_id)} is in {vnet['location']}, not in {environment.location}",
+            remedy="Choose an export_network in the location of the VMs.",
+        )
+    subnets: dict[str, Json] = {
+        found["name"]: {"properties": {}, **found, "id": f"{vnet_id}/subnets/{found['name']}"}
+        for found in at(vnet, "properties.subnets", [])
+        if "name" in found
+    }
+    for found, document in subnets.items():
+        if found.lower() == name.lower():
+            return document
+    raise InvalidInput(
+        f"the network {names.name_of(vnet_id)} has no subnet {name}",
+        remedy=f"Choose one of its subnets: {', '.join(sorted(subnets)) or 'there are none'}.",
+    )
+
+
+def connect(resources: Resources, environment: Environment) -> Json:
+    """The worker's NIC, and what it needs; the NIC's document."""
+    parts = [lambda: resources.create("nsg", "nsg", _nsg(environment))]
+    if environment.export_worker_use_fip:
+        parts.append(lambda: resources.create("ip", "ip", _ip(resources.azure)))
+    if not environment.export_network:
+        parts.append(lambda: resources.create("vnet", "vnet", _vnet()))
+    list(ordered(lambda make: make(), parts, threads=3, ahead=3))
+    configuration: Json = {
+        "subnet": {"id": _subnet(resources, environment)},
+        "privateIPAllocationMethod": "Dynamic",
+    }
+    if environment.export_worker_use_fip:
+        configuration["publicIPAddress"] = {"id": resources.id("ip", "ip")}
+    return resources.create(
+        "nic",
+        "nic",
+        {
+            "properties": {
+                "ipConfigurations": [{"name": "worker", "properties": configuration}],
+                "networkSecurityGroup": {"id": resources.id("nsg", "nsg")},
+            }
+        },
+    )
+
+
+def _subnet(resources: Resources, environment: Environment) -> str:
+    """The ARM id of the worker's subnet."""
+    if not environment.export_network:
+        return resources.id("vnet", "vnet") + "/subnets/worker"
+    return subnet_id(resources.run.subscription, environment)
+
+
+def subnet_id(subscription: str, environment: Environment) -> str:
+    """The ARM id of the subnet that the settings name."""
+    asked = environment.export_network
+    if asked.startswith("/"):
+        return _own_subnet(subscription, asked)
+    network, slash, subnet = asked.partition("/")
+    if not slash:
+        raise InvalidInput(
+            f"export_network {asked!r} names no subnet",
+            remedy="Write it as vnet/subnet, or as a subnet's ARM id.",
+        )
+    return names.resource_id(subscription, environment.resource_group, "vnet", network) + f"/subnets/{subnet}"
+
+
+_SUBNET_ID = re.compile(
+    r"/subscriptions/([^/]+)/resourceGroups/[^/]+/providers/Microsoft\.Network/virtualNetworks/[^/]+/subnets/[^/]+",
+    re.IGNORECASE,
+)
+
+
+def _own_subnet(subscription: str, id: str) -> str:
+    """`id` if it is a subnet's, of this subscription: Azure connects a VM to networks of its own subscription only."""
+    found = _SUBNET_ID.fullmatch(id)
+    if not found:
+        raise InvalidInput(
+            f"export_network {id} is not the ARM id of a subnet",
+            remedy="Write it as vnet/subnet, or as the whole ARM id of a subnet.",
+        )
+    if found[1].lower() != subscription.lower():
+        raise InvalidInput(
+            f"export_network is in subscription {found[1]}, the VMs are in {subscription}: Azure connects a VM only "
+            "to networks of its own subscription",
+            remedy="Choose a subnet of the subscription of the VMs; its network may be peered with the other one.",
+        )
+    return id
+
+
+def address_of(resources: Resources, environment: Environment, nic: Json) -> str:
+    if environment.export_worker_use_fip:
+        return str(must(resources.read(resources.id("ip", "ip")), "properties.ipAddress"))
+    configurations = must(nic, "properties.ipConfigurations")
+    return str(must(configurations[0], "properties.privateIPAddress"))
+
+
+def _nsg(environment: Environment) -> Json:
+    rule = {
+        "access": "Allow",
+        "direction": "Inbound",
+        "sourcePortRange": "*",
+        "destinationAddressPrefix": "*",
+    }
+    allowed = environment.export_worker_allowed_addresses
+    source: Json = (
+        {"sourceAddressPrefix": allowed[0]} if len(allowed) == 1 else {"sourceAddressPrefixes": list(allowed)}
+    )
+    ssh_only = {
+        **rule,
+        **source,
+        "protocol": "Tcp",
+        "priority": 100,
+        "destinationPortRange": str(environment.export_worker_ssh_port),
+    }
+    rules = [{"name": "ssh", "properties": ssh_only}]
+    first = environment.export_worker_data_port
+    if first:
+        ports = {"priority": 110, "destinationPortRange": f"{first}-{first + channel.PORTS - 1}"}
+        rules.append({"name": "data", "properties": {**ssh_only, **ports}})
+    # Azure's own rules would let the whole virtual network in.
+    nothing_else = {
+        **rule,
+        "access": "Deny",
+        "protocol": "*",
+        "priority": 4096,
+        "sourceAddressPrefix": "*",
+        "destinationPortRange": "*",
+    }
+    rules.append({"name": "nothing-else", "properties": nothing_else})
+    return {"properties": {"securityRules": rules}}
+
+
+def _ip(azure: Azure) -> Json:
+    properties = {"publicIPAllocationMethod": "Static"}
+    return {"sku": {"name": "Standard" if azure.is_modern else "Basic"}, "properties": properties}
+
+
+def network(resources: Resources) -> str:
+    """A network for several workers; the ARM id of its subnet."""
+    resources.create("vnet", "vnet", _vnet())
+    return resources.id("vnet", "vnet") + "/subnets/worker"
+
+
+def _vnet() -> Json:
+    return {
+        "properties": {
+            "addressSpace": {"addressPrefixes": [_NETWORK]},
+            "subnets": [{"name": "worker", "properties": {"addressPrefix": _SUBNET}}],
+        }
+    }
