@@ -5,44 +5,38 @@
         report = source.replicate("web-1", "/srv/replicas/web-1")
 
 `replicate` is the whole story. The steps it is made of are public too, for callers like the orchestrator that
-spread them over processes: `prepare`, `stop`, `copy`, `finish`.
+spread them over processes: `prepare`, `stop`, `resume`, `finish`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
-from . import transfer
+from . import mechanisms, transfer
 from .azure import names, permissions
 from .azure.blobs import Storage
 from .azure.client import Azure
+from .azure.context import Context
 from .azure.transport import Transport
 from .checks import preflight
 from .clock import Clock
 from .errors import (
-    AzureError,
     CleanupIncomplete,
     CoriolisAzureError,
-    DeadlinePassed,
     InvalidInput,
-    OperationFailed,
-    Unreachable,
-    WorkerGone,
     exhausted,
 )
 from .events import Copied, Notice, Report, Step, Waiting, silent, unfailing
-from .machine import cloning, inspection, listing, unmanaged
+from .machine import inspection, listing
 from .model import Disk, Json, Machine, Run, Worker
-from .readers import channel, conversation, pages, rate_limiter, ssh
 from .replica import destinations, places, sets, verification
 from .replica.blob import BlobFolder
 from .run import attached_disks, cleanup
@@ -51,9 +45,8 @@ from .run.journal import Journal, default_folder
 from .run.records import Kept, Records
 from .run.resources import Resources
 from .settings import Connection, Environment
-from .threads import every, ordered
+from .threads import every
 from .worker import launch, sizes
-from .worker.attachment import Attachment
 
 LOG = logging.getLogger(__name__)
 
@@ -120,22 +113,21 @@ class Source:
         keep_journal: bool = True,
     ) -> None:
         connection = Connection.from_json(connection_info)
-        self.environment = Environment.from_json(source_environment, connection.default_resource_group)
-        self._report = unfailing(report)
-        self._clock = clock or Clock()
-        self.azure = Azure(connection, transport=transport, report=self._report, clock=self._clock)
-        if connection.allow_untrusted:
-            self._report(
-                Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials")
-            )
-        self._journals = default_folder() if keep_journal else None
-        self.storage = Storage(
-            self.azure,
-            self.environment.resource_group,
-            self._clock,
-            place=(self.environment.storage_account_name, self.environment.storage_container_name),
-            by_key=self.environment.storage_use_account_key,
+        environment = Environment.from_json(source_environment, connection.default_resource_group)
+        report, clock = unfailing(report), clock or Clock()
+        azure = Azure(connection, transport=transport, report=report, clock=clock)
+        storage = Storage(
+            azure,
+            environment.resource_group,
+            clock,
+            place=(environment.storage_account_name, environment.storage_container_name),
+            by_key=environment.storage_use_account_key,
         )
+        self.azure, self.storage, self.environment = azure, storage, environment
+        self.context = Context(azure, storage, environment, clock, report)
+        self._journals = default_folder() if keep_journal else None
+        if connection.allow_untrusted:
+            report(Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials"))
 
     def close(self) -> None:
         """Close the connections to Azure."""
@@ -158,13 +150,13 @@ class Source:
 
     def inspect(self, vm: str) -> Machine:
         """The VM `vm` (name or ARM id), as Azure describes it now."""
-        self._report(Step("inspect", vm))
+        self.context.report(Step("inspect", vm))
         group, location = self.environment.resource_group, self.environment.location
         return inspection.read(self.azure, group, location, vm, self.storage, self.environment.exclude_disks)
 
     def stop(self, machine: Machine) -> None:
         """Deallocate the VM and wait until it is done. Never called unless asked for."""
-        self._report(Step("shut down", machine.name))
+        self.context.report(Step("shut down", machine.name))
         self.azure.deallocate(machine.id)
 
     def chosen(self, machine: Machine) -> tuple[Disk, ...]:
@@ -180,25 +172,25 @@ class Source:
         already holds is not used. With `adopt` images that no run of ours has made are taken over. Whatever was
         made in Azure is deleted again, on any error too; what could not be is in `left_behind`.
         """
-        began, started = self._clock.monotonic(), names.stamp(self._clock.now())
+        began, started = self.context.clock.monotonic(), names.stamp(self.context.clock.now())
         machine = self.inspect(vm)
         disks = self.chosen(machine)
         self._tell_caveats(machine)
         self.sweep(DEAD_AFTER)  # first, as what is left of dead runs counts for quotas
-        preflight.refuse(self.azure, self.environment, machine, disks, self._report)
-        with places.open(str(to), self._report, self.storage, adopt=adopt) as folder:
+        preflight.refuse(self.azure, self.environment, machine, disks, self.context.report)
+        with places.open(str(to), self.context.report, self.storage, adopt=adopt) as folder:
             folder.reserve([disk.name for disk in disks])
             folder.claim(machine.id)
             folder.tell_removed([disk.name for disk in machine.disks])
             with self._run(machine) as (resources, left_behind):
-                reader = self._reader(resources, machine, disks)
+                reader = mechanisms.launch_worker(self.context, resources, machine, disks)
                 if shutdown:
                     self.stop(machine)
                 for disk in disks:  # whoever watches knows the total from the start
-                    self._report(Copied(disk.name, 0, disk.size_bytes, 0))
+                    self.context.report(Copied(disk.name, 0, disk.size_bytes, 0))
                 begun = self.begun(resources.run, machine, [disk.name for disk in disks])
                 record = sets.begin(folder, machine.id, begun)
-                outcomes = self.copy(resources, reader, disks, folder, full=full)
+                outcomes = mechanisms.copy(self.context, resources, reader, disks, folder, full=full)
                 roots = [outcome.manifest.root() for outcome in outcomes]
                 sets.complete(folder, record, dict(zip(begun.disks, roots, strict=True)))
         return Replicated(
@@ -207,131 +199,14 @@ class Source:
             disks=tuple(_reported(disk, outcome) for disk, outcome in zip(disks, outcomes, strict=True)),
             started=started,
             point=begun.time,
-            seconds=round(self._clock.monotonic() - began, 3),
+            seconds=round(self.context.clock.monotonic() - began, 3),
             left_behind=tuple(left_behind),
         )
 
     def begun(self, run: Run, machine: Machine, disks: Sequence[str]) -> sets.Begun:
         """What is written down of a run before it copies these disks."""
         left_out = tuple(disk.name for disk in machine.disks if disk.name not in disks)
-        return sets.Begun(run.id, names.stamp(self._clock.now()), tuple(disks), left_out)
-
-    def copy(
-        self,
-        resources: Resources,
-        reader: Worker | None,
-        disks: Sequence[Disk],
-        folder: destinations.Folder,
-        *,
-        full: bool = False,
-    ) -> list[transfer.Outcome]:
-        """Snapshot all disks, then clone, attach and copy them, as many at a time as the worker holds.
-
-        Disks that are VHD blobs become managed disks for the worker; what cannot is read directly.
-        """
-        if any(disk.unmanaged for disk in disks):
-            return self._copy_vhds(resources, reader, disks, folder, full)
-        if reader is None:
-            raise ValueError("managed disks are read by a worker")
-        self._try_agent(reader)
-        self._report(Step("snapshot", _listed(disks)))
-        snapshots = cloning.snapshot_all(resources, disks, self._report, self._clock)
-
-        def clones(wave: Sequence[Disk], before: int) -> list[str]:
-            self._report(Step("clone", _listed(wave)))
-            return cloning.clone_all(resources, wave, snapshots, before)
-
-        return self._copy_waves(resources, reader, disks, clones, folder, full)
-
-    def _copy_vhds(
-        self,
-        resources: Resources,
-        reader: Worker | None,
-        disks: Sequence[Disk],
-        folder: destinations.Folder,
-        full: bool,
-    ) -> list[transfer.Outcome]:
-        """Disks that are VHD blobs: what can be imported is read by the worker, the rest by this process."""
-        self._report(Step("snapshot", _listed(disks)))
-        frozen = unmanaged.freeze_all(resources, self.storage, disks)
-        self._report(Step("import", _listed(disks)))
-        imported = unmanaged.import_all(resources, self.storage, disks, frozen, self._report)
-        outcomes: dict[str, transfer.Outcome] = {}
-        by_worker = [disk for disk in disks if disk.name in imported]
-        if by_worker and reader is not None:
-            self._try_agent(reader)
-
-            def clones(wave: Sequence[Disk], before: int) -> list[str]:
-                if before:
-                    again = unmanaged.import_all(resources, self.storage, wave, frozen, self._report, before)
-                    imported.update(again)
-                    if missing := [disk.name for disk in wave if disk.name not in again]:
-                        raise OperationFailed(f"Azure does not import the VHD of {', '.join(missing)} again")
-                return [imported[disk.name] for disk in wave]
-
-            found = self._copy_waves(resources, reader, by_worker, clones, folder, full)
-            outcomes = {disk.name: outcome for disk, outcome in zip(by_worker, found, strict=True)}
-        rest = [disk for disk in disks if disk.name not in outcomes]
-        if rest:
-            self._report(Step("copy", _listed(rest)))
-        pace = self._pace()
-        streams: list[pages.DirectStream] = []
-
-        def started(disk: Disk) -> pages.DirectStream:
-            streams.append(pages.DirectStream(frozen[disk.name], disk.size_bytes))
-            return streams[-1]
-
-        beside = self._beside(len(rest))
-
-        def copy(disk: Disk) -> transfer.Outcome:
-            with folder.disk(disk.name) as destination:
-                # What is read here is read as a whole: pieces of chunks would save nothing.
-                job = self._job(disk, (), leaf=0, slot=0)
-                return self._copied(lambda: started(disk), job, disk, destination, full, pace, None, beside)
-
-        def end() -> None:
-            folder.stop()
-            for stream in streams:
-                stream.close()
-
-        direct = ordered(copy, rest, threads=beside, ahead=2 * beside, abort=end)
-        outcomes |= {disk.name: outcome for disk, outcome in zip(rest, direct, strict=True)}
-        return [outcomes[disk.name] for disk in disks]
-
-    def _reader(self, resources: Resources, machine: Machine, disks: Sequence[Disk]) -> Worker | None:
-        """A worker; None where it is known that it would have nothing to read."""
-        location = self.environment.location
-        if all(disk.unmanaged and unmanaged.must_be_direct(self.storage, disk, location) for disk in disks):
-            # It costs nothing, and carries the run's signs of life.
-            resources.create("nsg", "nsg", {"properties": {}})
-            return None
-        return launch.launch(resources, sizes.needs(machine, disks), self.environment, self._report)
-
-    def _try_agent(self, reader: Worker) -> None:
-        with ssh.connect(reader, self._clock, self._report) as connection:
-            connection.try_agent()
-
-    def _copy_waves(
-        self,
-        resources: Resources,
-        reader: Worker,
-        disks: Sequence[Disk],
-        clone: Callable[[Sequence[Disk], int], list[str]],
-        folder: destinations.Folder,
-        full: bool,
-    ) -> list[transfer.Outcome]:
-        """Clone, attach and copy disks, as many at a time as the worker holds."""
-        outcomes: list[transfer.Outcome] = []
-        for first in range(0, len(disks), reader.slots):
-            wave = disks[first : first + reader.slots]
-            attachment = Attachment(
-                self.azure, reader, partial(clone, wave), resources.delete, self._clock, self._report
-            )
-            with attachment:
-                self._report(Step("copy", _listed(wave)))
-                outcomes += self._copy_wave(reader, attachment, wave, folder, full)
-            resources.delete(attachment.clones)
-        return outcomes
+        return sets.Begun(run.id, names.stamp(self.context.clock.now()), tuple(disks), left_out)
 
     def prepare(self, vm: str) -> tuple[Run, Worker]:
         """Boot a worker for `vm` and leave it running: for callers that copy and finish in other processes.
@@ -341,13 +216,13 @@ class Source:
         machine = self.inspect(vm)
         disks = self.chosen(machine)
         self.sweep(DEAD_AFTER)
-        preflight.refuse(self.azure, self.environment, machine, disks, self._report)
-        stalled, looked = self._deploying(machine), self._clock.monotonic()
+        preflight.refuse(self.azure, self.environment, machine, disks, self.context.report)
+        stalled, looked = self._deploying(machine), self.context.clock.monotonic()
         run = self.new_run(machine)
         resources = self.resources(run, Journal(run))
         needed = sizes.needs(machine, disks)
         with resources.undone_on_error(), resources.deploying():
-            reader = launch.launch(resources, needed, self.environment, self._report)
+            reader = launch.launch(resources, needed, self.environment, self.context.report)
             if stalled:
                 self._end_stalled(run, machine, stalled, looked)
         return run, reader
@@ -357,29 +232,31 @@ class Source:
 
     def _end_stalled(self, run: Run, machine: Machine, stalled: dict[str, str], looked: float) -> None:
         """Delete what is left of deployments for `machine` that have shown no life since they were `looked` at."""
-        rest = looked + STALLED_SECONDS - self._clock.monotonic()
+        rest = looked + STALLED_SECONDS - self.context.clock.monotonic()
         if rest > 0:
-            self._report(Waiting(f"a sign of life of an earlier deployment for {machine.name}", rest))
-            self._clock.sleep(rest)
+            self.context.report(Waiting(f"a sign of life of an earlier deployment for {machine.name}", rest))
+            self.context.clock.sleep(rest)
         now = self._deploying(machine)
         self.bury(run, [other for other, sign in stalled.items() if now.get(other) == sign])
 
     def resume(
         self, run: Run, reader: Worker, disks: Sequence[Disk], folder: destinations.Folder
     ) -> list[transfer.Outcome]:
-        """`copy` with a worker that `prepare` has booted, or one of a pool.
+        """Snapshot and copy disks with a worker that `prepare` has booted, or one of a pool.
 
         However it ends, what the copying made is deleted again; the worker stays.
         """
         folder.reserve([disk.name for disk in disks])
-        if attached_disks.emptied(self.azure, reader.vm, self._report, self._clock):
+        if attached_disks.emptied(self.azure, reader.vm, self.context.report, self.context.clock):
             self.azure.start(reader.vm)
         journal = Journal(run)
         resources = self.resources(run, journal)
         with resources.spare, resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
-            outcomes = self.copy(resources, reader, disks, folder)
+            outcomes = mechanisms.copy(self.context, resources, reader, disks, folder)
         for id in resources.delete(journal.ids):
-            self._report(Notice(f"could not delete {id}; it is deleted with the run's other resources"))
+            self.context.report(
+                Notice(f"could not delete {id}; it is deleted with the run's other resources")
+            )
         return outcomes
 
     def bury(self, run: Run, dead: Iterable[str]) -> None:
@@ -387,7 +264,9 @@ class Source:
         for id in dead:
             stayed = self.finish(replace(run, id=id)) if id != run.id else []
             if stayed:
-                self._report(Notice(f"could not delete what the run {id} has left: {', '.join(stayed)}"))
+                self.context.report(
+                    Notice(f"could not delete what the run {id} has left: {', '.join(stayed)}")
+                )
 
     def in_container(self, machine: Machine) -> BlobFolder:
         """The place of the machine's replica in the container of the settings, which is made when it is missing.
@@ -429,7 +308,11 @@ class Source:
                 remedy="Set storage_account_name and storage_container_name in the source environment.",
             )
         return BlobFolder(
-            self.storage, settings.storage_account_name, settings.storage_container_name, prefix, self._report
+            self.storage,
+            settings.storage_account_name,
+            settings.storage_container_name,
+            prefix,
+            self.context.report,
         )
 
     def records(self, run: Run | None = None) -> Records:
@@ -437,7 +320,7 @@ class Source:
         nobody = Run(
             "", self.azure.subscription, self.environment.resource_group, self.environment.location, "", ""
         )
-        return Records(self.azure, run or nobody, self.environment.tags, self._clock)
+        return Records(self.azure, run or nobody, self.environment.tags, self.context.clock)
 
     def forget(
         self, volumes: Iterable[Kept], older_than: timedelta | None, *, dry_run: bool = False
@@ -445,7 +328,7 @@ class Source:
         """Delete records that no run has had to do with for so long; gives back those, and the ids that stayed."""
         if older_than is None:
             return [], []
-        before = self.azure.now(self._clock) - older_than
+        before = self.azure.now(self.context.clock) - older_than
         old = [volume for volume in volumes if volume.alive is not None and volume.alive <= before]
         stayed = [] if dry_run else [id for kept in old for id in self.records().delete(kept.record.id)]
         return old, stayed
@@ -461,13 +344,19 @@ class Source:
         wanted = (shutdown, permissions.SHUTDOWN), (pool, permissions.POOL)
         may_use = {feature for may, feature in wanted if may}
         return preflight.check(
-            self.azure, self.environment, vm, self._report, self.storage, strict=strict, may_use=may_use
+            self.azure,
+            self.environment,
+            vm,
+            self.context.report,
+            self.storage,
+            strict=strict,
+            may_use=may_use,
         )
 
     def finish(self, run: Run, known: Sequence[str] = ()) -> list[str]:
         """Delete everything of `run`; gives back the ids that stayed."""
-        self._report(Step("clean up", run.id))
-        return cleanup.finish(self.azure, run, known, self._clock, self.storage)
+        self.context.report(Step("clean up", run.id))
+        return cleanup.finish(self.azure, run, known, self.context.clock, self.storage)
 
     def sweep(
         self, older_than: timedelta, *, dry_run: bool = False
@@ -475,13 +364,13 @@ class Source:
         """Delete what runs that died have left; gives back what was found and the ids that stayed."""
         group = self.environment.resource_group
         found, stayed = cleanup.sweep(
-            self.azure, group, older_than, self._clock, self._journals, self.storage, dry_run=dry_run
+            self.azure, group, older_than, self.context.clock, self._journals, self.storage, dry_run=dry_run
         )
         gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(stayed)]
         if gone and not dry_run:
-            self._report(Notice(f"deleted what {len(gone)} dead run(s) had left: {', '.join(gone)}"))
+            self.context.report(Notice(f"deleted what {len(gone)} dead run(s) had left: {', '.join(gone)}"))
         if stayed:
-            self._report(Notice(f"could not delete: {', '.join(stayed)}"))
+            self.context.report(Notice(f"could not delete: {', '.join(stayed)}"))
         return found, stayed
 
     def untagged(self) -> list[str]:
@@ -490,8 +379,8 @@ class Source:
 
     def verify(self, at: str | Path) -> list[verification.Verdict]:
         """Read every disk at the destination `at` again and compare it with its manifest; nothing is changed."""
-        with places.open(str(at), self._report, self.storage, existing=True) as place:
-            return verification.verify(place, self._report, self._clock)
+        with places.open(str(at), self.context.report, self.storage, existing=True) as place:
+            return verification.verify(place, self.context.report, self.context.clock)
 
     def new_run(self, machine: Machine) -> Run:
         """A run for `machine`: nothing exists of it yet."""
@@ -506,7 +395,7 @@ class Source:
 
     def resources(self, run: Run, journal: Journal) -> Resources:
         """The means to create and delete for `run`."""
-        return Resources(self.azure, run, journal, self.environment.tags, self._clock, self.storage)
+        return Resources(self.azure, run, journal, self.environment.tags, self.context.clock, self.storage)
 
     @contextmanager
     def _run(self, machine: Machine) -> Iterator[tuple[Resources, list[str]]]:
@@ -539,126 +428,26 @@ class Source:
         """Delete everything of a run; the ids that stayed, or may have stayed. Nothing is raised: see `_run`."""
         resources.spare.give()
         try:
-            with shielded(lambda text: self._report(Notice(text))):
+            with shielded(lambda text: self.context.report(Notice(text))):
                 stayed = self.finish(resources.run, journal.ids)
             if not stayed:
                 journal.done()
         except BaseException as error:  # it must not replace how the run itself has ended
             LOG.log(_level(error), "deleting was not completed", exc_info=error)
-            self._report(Notice(f"deleting was not completed: {str(error) or 'interrupted'}"))
+            self.context.report(Notice(f"deleting was not completed: {str(error) or 'interrupted'}"))
             stayed = list(journal.ids)
         if stayed:
-            self._report(Notice(f"not deleted, run `coriolis-azure cleanup`: {', '.join(stayed)}"))
+            self.context.report(Notice(f"not deleted, run `coriolis-azure cleanup`: {', '.join(stayed)}"))
         return stayed
 
     def _tell_caveats(self, machine: Machine) -> None:
         for caveat in machine.caveats:
-            self._report(Notice(caveat))
-
-    def _copy_wave(
-        self,
-        reader: Worker,
-        attachment: Attachment,
-        wave: Sequence[Disk],
-        folder: destinations.Folder,
-        full: bool,
-    ) -> list[transfer.Outcome]:
-        settings = self.environment
-        beside = self._beside(len(wave))
-        pace, window = self._pace(), ssh.WINDOW // beside
-        if settings.bandwidth_limit:
-            # What may be under way is on the line already, whatever we take of it.
-            window = max(64 << 10, min(window, settings.bandwidth_limit // 8))
-        direct = None
-        if settings.export_worker_data_port:
-            direct = channel.Direct(reader.address, settings.export_worker_data_port, self._report)
-        lines = [
-            ssh.Line(reader, self._clock, self._report, window, lambda: self._gone(reader)) for _ in wave
-        ]
-
-        def hang_up() -> None:
-            folder.stop()
-            attachment.stop()
-            for line in lines:
-                line.close()
-
-        def copy(slot: int) -> transfer.Outcome:
-            disk, line = wave[slot], lines[slot]
-            job = self._job(disk, attachment.devices[slot], settings.leaf_size_kib << 10, slot)
-            with line, folder.disk(disk.name) as destination:
-                try:
-                    return self._copied(
-                        lambda: attachment.agent(line), job, disk, destination, full, pace, direct, beside
-                    )
-                except Unreachable as error:
-                    if self._gone(reader):
-                        raise WorkerGone(f"{reader.vm} was deleted while {disk.name} was copied") from error
-                    raise
-
-        slots = range(len(wave))
-        return list(ordered(copy, slots, threads=beside, ahead=2 * beside, abort=hang_up))
-
-    def _beside(self, disks: int) -> int:
-        """How many of so many disks are copied at a time."""
-        return min(transfer.at_once(self.environment.chunk_size_kib << 10), max(1, disks))
-
-    def _job(self, disk: Disk, devices: tuple[str, ...], leaf: int, slot: int) -> conversation.Job:
-        """What is to be copied of a disk."""
-        return conversation.Job(
-            disk=disk.name,
-            devices=devices,
-            size=disk.size_bytes,
-            compress=self.environment.enable_transfer_compression,
-            leaf=leaf,
-            slot=slot,
-        )
-
-    def _pace(self) -> rate_limiter.RateLimiter | None:
-        """The bandwidth limit, which disks share."""
-        limit = self.environment.bandwidth_limit
-        return rate_limiter.RateLimiter(limit, self._clock) if limit else None
-
-    def _copied(
-        self,
-        start: Callable[[], conversation.Stream],
-        job: conversation.Job,
-        disk: Disk,
-        destination: destinations.Destination,
-        full: bool,
-        pace: rate_limiter.RateLimiter | None,
-        direct: channel.Direct | None,
-        beside: int,
-    ) -> transfer.Outcome:
-        """Copy a disk from where `start` gives its chunks, `beside` disks at a time."""
-        settings = self.environment
-        return transfer.copy(
-            start,
-            job,
-            destination.known(disk.unique_id, disk.size_bytes, settings.chunk_size_kib << 10, full),
-            destination,
-            self._report,
-            clock=self._clock,
-            verify=settings.verify_disk_integrity,
-            pace=pace,
-            direct=direct,
-            beside=beside,
-        )
-
-    def _gone(self, reader: Worker) -> bool:
-        """Whether Azure says that there is no such worker any more."""
-        try:
-            return self.azure.find(reader.vm) is None
-        except (AzureError, DeadlinePassed):
-            return False
+            self.context.report(Notice(caveat))
 
 
 def _level(error: BaseException) -> int:
     """How to log an error of the clean-up: with a trace for all to see where it is a fault of this program."""
     return logging.DEBUG if isinstance(error, CoriolisAzureError | KeyboardInterrupt) else logging.ERROR
-
-
-def _listed(disks: Sequence[Disk]) -> str:
-    return ", ".join(disk.name for disk in disks)
 
 
 def _reported(disk: Disk, outcome: transfer.Outcome) -> DiskReport:

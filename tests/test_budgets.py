@@ -182,10 +182,10 @@ def test_a_nic_that_is_kept_serves_the_vm_that_it_is_kept_for(
     """So the next size can be tried with it at once; after that it is kept no longer."""
     azure.add_vm("web", image("os"))
     azure.faults.add("no-allocation", path="/virtualMachines/coriolis", times=2)
-    before = source._clock.monotonic()
+    before = source.context.clock.monotonic()
     run, _ = source.prepare("web")
     assert source.finish(run) == []
-    assert source._clock.monotonic() - before < 180
+    assert source.context.clock.monotonic() - before < 180
 
 
 @pytest.mark.parametrize("clock", [Still()], ids=["no time passes"])
@@ -196,7 +196,7 @@ def test_an_execution_asks_as_often_as_the_page_says(
     azure.add_vm("web", image("os"), [image("data", 64 * KIB)] * (disks - 1))
     azure.requests.clear()
     run, worker = source.prepare("web")
-    with places.open(str(tmp_path / "images"), source._report, source.storage) as folder:
+    with places.open(str(tmp_path / "images"), source.context.report, source.storage) as folder:
         source.resume(run, worker, source.inspect("web").disks, folder)
     assert source.finish(run) == []
     page = (Path(__file__).parent.parent / "docs/coriolis.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_what_has_lost_its_tags_is_left_behind_and_never_forgotten(
     azure.intercept = None
     assert f"/{kind}/" in left[0]
     told: list[Event] = []
-    source._report = told.append
+    source.context = replace(source.context, report=told.append)
     for _ in range(2):  # of every clean-up, until somebody has deleted it
         assert source.sweep(timedelta(hours=2))[1][0] == left[0]
         assert source.azure.find(left[0]) is not None
@@ -166,7 +167,12 @@ def test_a_stale_not_found_in_the_clean_up_costs_nothing(
         return answer(request)
 
     source_is_done: list[bool] = []
-    source._report = lambda event: source_is_done.append(True) if "clean up" in str(event) else None
+
+    def report(event: Event) -> None:
+        if "clean up" in str(event):
+            source_is_done.append(True)
+
+    source.context = replace(source.context, report=report)
     azure.intercept = forgetful
     assert source.replicate("web", tmp_path / "images").left_behind == ()
     assert stale

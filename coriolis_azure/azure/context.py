@@ -1,0 +1,22 @@
+"""What every step of a run is given: one value instead of five parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..clock import Clock
+from ..events import Report
+from ..settings import Environment
+from .blobs import Storage
+from .client import Azure
+
+
+@dataclass(frozen=True)
+class Context:
+    """One subscription of Azure with its Blob storage, the source environment, the clock, and who is told."""
+
+    azure: Azure
+    storage: Storage
+    environment: Environment
+    clock: Clock
+    report: Report

@@ -1,0 +1,255 @@
+"""How bytes get out of Azure: a worker reads clones of the disks, or this process reads the pages of VHD blobs.
+
+All disks of a VM are snapshotted together. Managed disks are cloned from their snapshots and read by the worker, in
+waves of as many as it holds. VHD blobs become managed disks for the worker where Azure imports them; this process reads
+the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from . import transfer
+from .azure.blobs import Blob
+from .azure.context import Context
+from .errors import AzureError, DeadlinePassed, OperationFailed, Unreachable, WorkerGone
+from .events import Step
+from .machine import cloning, unmanaged
+from .model import Disk, Machine, Worker
+from .readers import pages, ssh
+from .readers.channel import Direct
+from .readers.conversation import Job, Stream
+from .readers.rate_limiter import RateLimiter
+from .replica.destinations import Destination, Folder
+from .run.resources import Resources
+from .threads import ordered
+from .transfer import Outcome
+from .worker import launch, sizes
+from .worker.attachment import Attachment
+
+_MIN_WINDOW = 64 << 10
+
+
+def launch_worker(
+    context: Context, resources: Resources, machine: Machine, disks: Sequence[Disk]
+) -> Worker | None:
+    """A worker that reads `disks`; None where it is known that it would have nothing to read."""
+    location = context.environment.location
+    if all(disk.unmanaged and unmanaged.must_be_direct(context.storage, disk, location) for disk in disks):
+        # It costs nothing, and carries the run's signs of life.
+        resources.create("nsg", "nsg", {"properties": {}})
+        return None
+    return launch.launch(resources, sizes.needs(machine, disks), context.environment, context.report)
+
+
+def copy(
+    context: Context,
+    resources: Resources,
+    worker: Worker | None,
+    disks: Sequence[Disk],
+    folder: Folder,
+    *,
+    full: bool = False,
+) -> list[Outcome]:
+    """Snapshot all disks of a VM, then copy them into `folder`; what became of each, in their order."""
+    target = _Target(context, folder, full)
+    if any(disk.unmanaged for disk in disks):
+        return _copy_vhds(context, resources, worker, disks, target)
+    if worker is None:
+        raise ValueError("managed disks are read by a worker")
+    _try_agent(context, worker)
+    context.report(Step("snapshot", _listed(disks)))
+    snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock)
+
+    def clones(wave: Sequence[Disk], before: int) -> list[str]:
+        context.report(Step("clone", _listed(wave)))
+        return cloning.clone_all(resources, wave, snapshots, before)
+
+    return _ByWorker(context, resources, worker, target).copy(disks, clones)
+
+
+def _copy_vhds(
+    context: Context, resources: Resources, worker: Worker | None, disks: Sequence[Disk], target: _Target
+) -> list[Outcome]:
+    """Copy disks that are VHD blobs: what Azure imports is read by the worker, the rest by this process."""
+    report, storage = context.report, context.storage
+    report(Step("snapshot", _listed(disks)))
+    frozen = unmanaged.freeze_all(resources, storage, disks)
+    report(Step("import", _listed(disks)))
+    imported = unmanaged.import_all(resources, storage, disks, frozen, report)
+
+    def clones(wave: Sequence[Disk], before: int) -> list[str]:
+        if before:
+            again = unmanaged.import_all(resources, storage, wave, frozen, report, before)
+            imported.update(again)
+            if missing := [disk.name for disk in wave if disk.name not in again]:
+                raise OperationFailed(f"Azure does not import the VHD of {', '.join(missing)} again")
+        return [imported[disk.name] for disk in wave]
+
+    outcomes: dict[str, Outcome] = {}
+    by_worker = [disk for disk in disks if disk.name in imported]
+    if by_worker and worker is not None:
+        _try_agent(context, worker)
+        copied = _ByWorker(context, resources, worker, target).copy(by_worker, clones)
+        outcomes = {disk.name: outcome for disk, outcome in zip(by_worker, copied, strict=True)}
+    rest = [disk for disk in disks if disk.name not in outcomes]
+    outcomes |= _copy_pages(context, rest, frozen, target)
+    return [outcomes[disk.name] for disk in disks]
+
+
+def _copy_pages(
+    context: Context, disks: Sequence[Disk], frozen: dict[str, Blob], target: _Target
+) -> dict[str, Outcome]:
+    """Copy VHD blobs by reading their allocated pages in this process; by disk name."""
+    if disks:
+        context.report(Step("copy", _listed(disks)))
+    streams: list[pages.DirectStream] = []
+
+    def started(disk: Disk) -> pages.DirectStream:
+        streams.append(pages.DirectStream(frozen[disk.name], disk.size_bytes))
+        return streams[-1]
+
+    concurrent = target.concurrent(len(disks))
+
+    def copy(disk: Disk) -> Outcome:
+        with target.folder.disk(disk.name) as destination:
+            # What is read here is read as a whole: pieces of chunks would save nothing.
+            job = target.job(disk, (), leaf=0, slot=0)
+            return target.copied(lambda: started(disk), job, disk, destination, concurrent)
+
+    def stop() -> None:
+        target.folder.stop()
+        for stream in streams:
+            stream.close()
+
+    outcomes = ordered(copy, disks, threads=concurrent, ahead=2 * concurrent, abort=stop)
+    return {disk.name: outcome for disk, outcome in zip(disks, outcomes, strict=True)}
+
+
+class _Target:
+    """Where disks go, and by which settings: the same for all disks of a run, which share the bandwidth limit."""
+
+    def __init__(self, context: Context, folder: Folder, full: bool) -> None:
+        limit = context.environment.bandwidth_limit
+        self.folder, self._context, self._full = folder, context, full
+        self._limiter = RateLimiter(limit, context.clock) if limit else None
+
+    def concurrent(self, disks: int) -> int:
+        """How many of so many disks are copied at a time."""
+        return min(transfer.at_once(self._context.environment.chunk_size_kib << 10), max(1, disks))
+
+    def job(self, disk: Disk, devices: tuple[str, ...], *, leaf: int, slot: int) -> Job:
+        """What an agent is to do for a disk."""
+        return Job(
+            disk=disk.name,
+            devices=devices,
+            size=disk.size_bytes,
+            compress=self._context.environment.enable_transfer_compression,
+            leaf=leaf,
+            slot=slot,
+        )
+
+    def copied(
+        self,
+        start: Callable[[], Stream],
+        job: Job,
+        disk: Disk,
+        destination: Destination,
+        concurrent: int,
+        direct: Direct | None = None,
+    ) -> Outcome:
+        """Copy a disk from where `start` gives its chunks, one of `concurrent` disks at a time."""
+        settings = self._context.environment
+        return transfer.copy(
+            start,
+            job,
+            destination.known(disk.unique_id, disk.size_bytes, settings.chunk_size_kib << 10, self._full),
+            destination,
+            self._context.report,
+            clock=self._context.clock,
+            verify=settings.verify_disk_integrity,
+            pace=self._limiter,
+            direct=direct,
+            beside=concurrent,
+        )
+
+
+class _ByWorker:
+    """Copies disks by a worker that has clones of them attached, as many at a time as it holds."""
+
+    def __init__(self, context: Context, resources: Resources, worker: Worker, target: _Target) -> None:
+        self._context, self._resources, self._worker, self._target = context, resources, worker, target
+
+    def copy(self, disks: Sequence[Disk], clone: Callable[[Sequence[Disk], int], list[str]]) -> list[Outcome]:
+        """Clone, attach and copy disks, wave by wave. `clone` gives the ids of new clones: see Attachment."""
+        context, outcomes = self._context, list[Outcome]()
+        for first in range(0, len(disks), self._worker.slots):
+            wave = disks[first : first + self._worker.slots]
+            attachment = Attachment(
+                context.azure,
+                self._worker,
+                partial(clone, wave),
+                self._resources.delete,
+                context.clock,
+                context.report,
+            )
+            with attachment:
+                context.report(Step("copy", _listed(wave)))
+                outcomes += self._copy_wave(attachment, wave)
+            self._resources.delete(attachment.clones)
+        return outcomes
+
+    def _copy_wave(self, attachment: Attachment, wave: Sequence[Disk]) -> list[Outcome]:
+        context, target, settings = self._context, self._target, self._context.environment
+        concurrent = target.concurrent(len(wave))
+        window = self._window(concurrent)
+        direct = None
+        if settings.export_worker_data_port:
+            direct = Direct(self._worker.address, settings.export_worker_data_port, context.report)
+        lines = [ssh.Line(self._worker, context.clock, context.report, window, self._gone) for _ in wave]
+
+        def stop() -> None:
+            target.folder.stop()
+            attachment.stop()
+            for line in lines:
+                line.close()
+
+        def copy(slot: int) -> Outcome:
+            disk, line = wave[slot], lines[slot]
+            job = target.job(disk, attachment.devices[slot], leaf=settings.leaf_size_kib << 10, slot=slot)
+            with line, target.folder.disk(disk.name) as destination:
+                try:
+                    return target.copied(
+                        lambda: attachment.agent(line), job, disk, destination, concurrent, direct
+                    )
+                except Unreachable as error:
+                    if self._gone():
+                        vm = self._worker.vm
+                        raise WorkerGone(f"{vm} was deleted while {disk.name} was copied") from error
+                    raise
+
+        return list(ordered(copy, range(len(wave)), threads=concurrent, ahead=2 * concurrent, abort=stop))
+
+    def _window(self, concurrent: int) -> int:
+        """The bytes that may be on the way over each SSH connection."""
+        window, limit = ssh.WINDOW // concurrent, self._context.environment.bandwidth_limit
+        # What is on the way already is on the line, however slowly it is taken.
+        return max(_MIN_WINDOW, min(window, limit // 8)) if limit else window
+
+    def _gone(self) -> bool:
+        """Whether Azure says that there is no such worker any more."""
+        try:
+            return self._context.azure.find(self._worker.vm) is None
+        except (AzureError, DeadlinePassed):
+            return False
+
+
+def _try_agent(context: Context, worker: Worker) -> None:
+    """Fail before anything is made of the disks where the agent does not run on the worker."""
+    with ssh.connect(worker, context.clock, context.report) as connection:
+        connection.try_agent()
+
+
+def _listed(disks: Sequence[Disk]) -> str:
+    return ", ".join(disk.name for disk in disks)
