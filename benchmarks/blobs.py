@@ -160,7 +160,7 @@ def write_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
             offset, data = chunk
             if is_zero(data):
                 return ZERO
-            vhd.expect(offset, len(data))
+            vhd.intend(offset, len(data))
             vhd.write(offset, data)
             return digest(data)
 

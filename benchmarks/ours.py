@@ -61,9 +61,9 @@ def main(task: dict[str, Any]) -> None:
                 report,
                 clock=clock,
                 verify=task.get("verify", False),
-                pace=pace,
+                limiter=pace,
                 direct=direct,
-                beside=beside,
+                concurrent=beside,
             )
 
     at_once = transfer.at_once(task.get("chunk", 1 << 20))

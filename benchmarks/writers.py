@@ -189,7 +189,7 @@ def ours(info: dict[str, Any], image: Path, device: Path, *, compress: bool) -> 
     with writer.Volumes(info, entries, [disk], InMemory(), run="0", compress=compress) as volumes:
         volume = volumes.disk("os")
         volume.known("unique", size, OURS, True)
-        volume.expect(0, size)
+        volume.intend(0, size)
 
         def put(chunk: tuple[int, bytes]) -> None:
             offset, data = chunk

@@ -34,7 +34,7 @@ class Step:
 class Copied:
     """How far one disk is. Bytes: `done` of `total` compared so far, `sent` passed to the destination.
 
-    `held_up_by`: what most of the time goes to, as of late: "source" (the worker, its disk or the line to it),
+    `bottleneck`: what most of the time goes to, as of late: "source" (the worker, its disk or the line to it),
     "destination" (or what this host does for it), or "limit" (of the bandwidth); "" where no one does.
     """
 
@@ -42,7 +42,7 @@ class Copied:
     done: int
     total: int
     sent: int
-    held_up_by: str = ""
+    bottleneck: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,12 @@ class Progress:
         self._disk, self._total, self._report, self._clock = disk, total, report, clock
         self._next = clock.monotonic()
 
-    def show(self, done: int, sent: int, held_up_by: str = "") -> None:
-        """`done` bytes are settled, `sent` of them sent; `held_up_by` as Copied has it."""
+    def show(self, done: int, sent: int, bottleneck: str = "") -> None:
+        """`done` bytes are settled, `sent` of them sent; `bottleneck` as Copied has it."""
         now = self._clock.monotonic()
         if now >= self._next and done < self._total:
             self._next = now + 1 / _REPORTS_PER_SECOND
-            self._report(Copied(self._disk, done, self._total, sent, held_up_by))
+            self._report(Copied(self._disk, done, self._total, sent, bottleneck))
 
     def last(self, sent: int) -> None:
         """All bytes are settled."""

@@ -169,9 +169,9 @@ class _Target:
             self._context.report,
             clock=self._context.clock,
             verify=settings.verify_disk_integrity,
-            pace=self._limiter,
+            limiter=self._limiter,
             direct=direct,
-            beside=concurrent,
+            concurrent=concurrent,
         )
 
 

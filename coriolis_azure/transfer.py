@@ -59,14 +59,14 @@ def copy(
     *,
     clock: Clock,
     verify: bool,
-    pace: RateLimiter | None = None,
+    limiter: RateLimiter | None = None,
     direct: Direct | None = None,
-    beside: int = 1,
+    concurrent: int = 1,
 ) -> Outcome:
     """Bring `destination`, which holds `base`, up to the disk that an agent reads; commit that.
 
-    `start` gives a new agent; it is called again where the connection to the one before was lost. `pace`: how
-    fast its data may come. `direct`: the way past `start`'s stream, if there may be one. `beside`: disks that are
+    `start` gives a new agent; it is called again where the connection to the one before was lost. `limiter`: how
+    fast its data may come. `direct`: the way past `start`'s stream, if there may be one. `concurrent`: disks that are
     copied at a time, which share threads and memory. AgentFailed, StreamEnded, CorruptChunk or DestinationFailed,
     naming the offset, or what `start` raises, and then nothing is committed.
     """
@@ -82,10 +82,10 @@ def copy(
 
     def talk(known: Manifest, first: int, choose: bool) -> Dialogue:
         return Dialogue(
-            start(), job, known, first, choose, report=report, clock=clock, pace=pace, direct=direct
+            start(), job, known, first, choose, report=report, clock=clock, limiter=limiter, direct=direct
         )
 
-    return _Copy(talk, job, base, destination, report, clock, beside).run(verify)
+    return _Copy(talk, job, base, destination, report, clock, concurrent).run(verify)
 
 
 def at_once(chunk: int) -> int:
@@ -123,9 +123,9 @@ class _Copy:
         destination: Destination,
         report: Report,
         clock: Clock,
-        beside: int,
+        concurrent: int,
     ) -> None:
-        self._talk, self._job, self._beside = talk, job, beside
+        self._talk, self._job, self._concurrent = talk, job, concurrent
         self._before, self._base = base.digests, replace(base, digests=base.digests.copy())
         self._destination, self._kept, self._report = destination, destination.grains, report
         self._digester = base.digester()
@@ -185,7 +185,7 @@ class _Copy:
         self._held = {}
         # One core is the stream's reader's. A thread more than there are cores for is only in the way.
         most = max(1, min(THREADS, len(os.sched_getaffinity(0)) - 1))
-        threads, ahead = in_hand(self._destination, self._base.chunk, self._beside, most)
+        threads, ahead = in_hand(self._destination, self._base.chunk, self._concurrent, most)
         try:
             choose = self._base.fresh and not self._settled
             with self._talk(self._base, self._first, choose) as dialogue:
@@ -200,7 +200,7 @@ class _Copy:
                     with closing(work) as results:
                         for done in results:
                             self._note(done)
-                            self._progress.show(self._done, self._sent, dialogue.held_up_by())
+                            self._progress.show(self._done, self._sent, dialogue.bottleneck())
         except ConnectionLost as error:
             if self._failure is not None:
                 raise
@@ -264,7 +264,7 @@ class _Copy:
         if first is None:
             return True
         self._report(Step("verify", self._job.disk))
-        for index in differing(self._destination, manifest, chain([first], changed), self._beside):
+        for index in differing(self._destination, manifest, chain([first], changed), self._concurrent):
             offset, disk = manifest.span(index)[0], self._job.disk
             text = f"{disk}: the chunk at offset {offset} reads back from the destination as something else"
             raise CorruptChunk(text, disk=disk, offset=offset)
@@ -312,7 +312,7 @@ class _Copy:
         base, last = self._base, frame.index + frame.count - 1
         offset = base.span(frame.index)[0]
         length = sum(base.span(last)) - offset
-        self._destination.expect(offset, length)
+        self._destination.intend(offset, length)
         self._destination.zero(offset, length)
         return _Done(frame.index, frame.count, ZERO, zero=length)
 
@@ -363,7 +363,7 @@ class _Copy:
                 found = self._digester.grains(data)
                 grains[start // GRAIN : start // GRAIN + len(found)] = found
         self._check(dialogue, frame, grains)
-        self._destination.expect(offset, length)
+        self._destination.intend(offset, length)
         self._put(offset, pieces)
         if self._base.digest(frame.index) != ZERO:
             for start, size in _gaps(pieces, length):
@@ -386,7 +386,7 @@ class _Copy:
             grains[number] = self._digester.leaf(content)
         self._check(dialogue, frame, grains)
         if pieces:
-            self._destination.expect(offset, length)
+            self._destination.intend(offset, length)
         self._put(offset, pieces)
         self._keep(frame.index, grains)
         sent = sum(len(data) for _, _, data in pieces)

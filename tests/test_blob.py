@@ -250,7 +250,7 @@ def test_a_run_whose_lease_was_broken_stops_and_says_so(place: SandboxPlace) -> 
         image.known("id", SIZE, CHUNK, False)
         place.break_lease()
         with pytest.raises(DestinationFailed, match=r"os\.vhd") as error:
-            image.expect(0, CHUNK)
+            image.intend(0, CHUNK)
     assert "lease was broken" in error.value.remedy
 
 

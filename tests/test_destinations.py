@@ -75,7 +75,7 @@ def run(
             if new == base.digest(index):
                 continue
             sent.append(index)
-            image.expect(offset, length)
+            image.intend(offset, length)
             if new == ZERO:
                 image.zero(offset, length)
             else:
@@ -145,7 +145,7 @@ def test_its_files_are_for_their_owner_only(path: Path) -> None:
     run(path, {0: A})
     with Image(path) as image:
         image.known("id", SIZE, CHUNK, False)
-        image.expect(0, 1)
+        image.intend(0, 1)
         assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
         assert len(state(path)) == 3
 
@@ -243,7 +243,7 @@ def dies_after_writing(path: Path, index: int, data: bytes) -> None:
     """A run that ends without a commit."""
     with Image(path) as image:
         image.known("id", SIZE, CHUNK, False)
-        image.expect(index * CHUNK, CHUNK)
+        image.intend(index * CHUNK, CHUNK)
         image.write(index * CHUNK, data)
 
 
@@ -594,13 +594,13 @@ def test_nothing_is_known_of_a_new_device_and_it_keeps_its_size(path: Path) -> N
         base = device.known("id", 3 * CHUNK, CHUNK, False)
         assert base.fresh
         assert base.digests == Digests(UNKNOWN * 3)
-        device.expect(0, CHUNK)
+        device.intend(0, CHUNK)
         device.write(0, A)
         device.commit(replace(base, digests=Digests(base.digester()(A) + ZERO * 2), fresh=False))
     with Device(path) as device:
         known = device.known("id", 4 * CHUNK, CHUNK, False)
         assert known.digests == Digests(known.digester()(A) + ZERO * 2 + UNKNOWN)
-        device.expect(0, 1)
+        device.intend(0, 1)
         device.write(0, B)
     with Device(path) as device:
         known = device.known("id", 4 * CHUNK, CHUNK, False)

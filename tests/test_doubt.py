@@ -49,7 +49,7 @@ def killed_after_writing(path: Path, index: int, data: bytes) -> None:
     if not child:
         image = Image(path)
         image.known("id", SIZE, CHUNK, False)
-        image.expect(index * CHUNK, CHUNK)
+        image.intend(index * CHUNK, CHUNK)
         image.write(index * CHUNK, data)
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -140,7 +140,7 @@ def test_what_is_stored_through_a_mapping_from_before_the_end_of_a_run_is_seen(
         run(path, content)
         with Image(path) as image:
             manifest = image.known("id", SIZE, CHUNK, False)
-            image.expect(0, CHUNK)
+            image.intend(0, CHUNK)
             image.write(0, A)
             with path.open("r+b") as file:
                 mapping = mmap.mmap(file.fileno(), 0)
@@ -198,7 +198,7 @@ def test_who_writes_while_a_run_is_at_work_ends_it(path: Path) -> None:
         base = image.known("id", SIZE, CHUNK, False)
         edit(path)
         with pytest.raises(DestinationFailed, match="changed by somebody else"):
-            image.expect(0, CHUNK)
+            image.intend(0, CHUNK)
         with pytest.raises(DestinationFailed, match="changed by somebody else"):
             image.commit(base)
     run(path, {0: A, FAR: A})
@@ -298,7 +298,7 @@ def volume_run(entry: dict[str, Any], content: dict[int, bytes], device: Path) -
             digests += new
             if new == base.digest(index):
                 continue
-            volume.expect(offset, length)
+            volume.intend(offset, length)
             if new == ZERO:
                 volume.zero(offset, length)
             else:

@@ -94,7 +94,7 @@ def run(
             digests.append(new)
             if new == base.digest(index):
                 continue
-            image.expect(offset, length)
+            image.intend(offset, length)
             if new == ZERO:
                 image.zero(offset, length)
             else:

@@ -54,7 +54,7 @@ def begun(image: Image, data: bytes) -> Digests:
     base = image.known("id", SIZE, CHUNK, False)
     digests = base.digests.copy()
     digests.put(0, base.digester()(data))
-    image.expect(0, CHUNK)
+    image.intend(0, CHUNK)
     image.write(0, data)
     return digests
 
@@ -70,7 +70,7 @@ def test_the_first_of_two_runs_ends_before_it_commits(sides: tuple[Path, Path]) 
             assert found.digest(0) == found.digester()(A)
             for act in (
                 lambda: image.write(0, B),
-                lambda: image.expect(SIZE - 512, 512),
+                lambda: image.intend(SIZE - 512, 512),
                 lambda: image.commit(manifest),
             ):
                 with pytest.raises(DestinationFailed, match="another run has begun to write") as ended:
@@ -93,7 +93,7 @@ def test_what_the_first_run_writes_too_late_is_found_before_the_second_commits(
         begun(image, A)
         with ImageFolder(other) as second, second.disk("os") as later:
             found = later.known("id", SIZE, CHUNK, False)
-            later.expect(CHUNK, CHUNK)
+            later.intend(CHUNK, CHUNK)
             later.write(CHUNK, B)
             digests = found.digests.copy()
             digests.put(1, found.digester()(B))
@@ -132,7 +132,7 @@ def test_volumes_of_the_file_writer_are_marked_too(sides: tuple[Path, Path]) -> 
         begun(first, A)
         second.known("id", SIZE, CHUNK, False)
         with pytest.raises(DestinationFailed, match="another run has begun to write"):
-            first.expect(SIZE - 512, 512)
+            first.intend(SIZE - 512, 512)
     assert sorted(path.name for path in one.iterdir()) == ["volume", "volume.manifest"]
 
 

@@ -168,7 +168,7 @@ def test_on_a_line_of_1_mbit_the_progress_says_that_it_is_the_worker_or_the_line
     assert 24 * MIB / LINE < clock.monotonic() < 1.05 * 24 * MIB / LINE
     progress = [event for event in told if isinstance(event, Copied)]
     assert len(progress) > 20
-    assert {event.held_up_by for event in progress[1:-1]} == {"source"}
+    assert {event.bottleneck for event in progress[1:-1]} == {"source"}
 
 
 @pytest.mark.parametrize("what", ["destination", "limit", ""])
@@ -176,13 +176,15 @@ def test_the_progress_says_what_else_holds_it_up(disk: Path, what: str) -> None:
     """Nothing where two things take as long."""
     clock = HeldClock()
     size = disk.stat().st_size
-    pace = rate_limiter.RateLimiter(LINE, clock) if what != "destination" else None
+    limiter = rate_limiter.RateLimiter(LINE, clock) if what != "destination" else None
     base = manifest.Manifest.new(size, MIB, "id", agent.ZERO)
     job = conversation.Job("os", (str(disk),), size, wait=0.0)
     with Pipes() as pipes:
-        dialogue = Dialogue(pipes, job, base, 0, False, report=lambda event: None, clock=clock, pace=pace)
+        dialogue = Dialogue(
+            pipes, job, base, 0, False, report=lambda event: None, clock=clock, limiter=limiter
+        )
         dialogue.begin()
-        assert dialogue.held_up_by() == ""
+        assert dialogue.bottleneck() == ""
         said = []
         for frame in dialogue.frames():
             if what == "destination":
@@ -190,7 +192,7 @@ def test_the_progress_says_what_else_holds_it_up(disk: Path, what: str) -> None:
             elif not what:
                 dialogue._spent = dict.fromkeys(dialogue._spent, 1.0)
             dialogue.release(frame)
-            said.append(dialogue.held_up_by())
+            said.append(dialogue.bottleneck())
     assert set(said[1:]) == {what}
 
 

@@ -105,7 +105,7 @@ def test_all_files_are_for_their_owner_whatever_the_umask(tmp_path: Path, mask: 
             images.claim(VM)
             with images.disk("os") as image:
                 image.known("id", SIZE, CHUNK, False)
-                image.expect(0, CHUNK)
+                image.intend(0, CHUNK)
                 modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()}
     finally:
         os.umask(before)

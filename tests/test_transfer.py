@@ -265,7 +265,7 @@ def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: P
             silent,
             clock=clock,
             verify=True,
-            pace=rate and rate_limiter.RateLimiter(rate, clock),
+            limiter=rate and rate_limiter.RateLimiter(rate, clock),
         )
         least = len(pipes.heard) / rate
     assert least - 0.5 <= clock.time <= least + 0.5
@@ -377,9 +377,9 @@ class Failing(Image):
         if step == self.step:
             raise DestinationFailed(f"{step} failed", disk="os", offset=7)
 
-    def expect(self, offset, length):
+    def intend(self, offset, length):
         self._maybe("expect")
-        super().expect(offset, length)
+        super().intend(offset, length)
 
     def write(self, offset, data):
         self._maybe("write")

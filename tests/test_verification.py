@@ -114,7 +114,7 @@ def test_an_image_of_another_size_is_not_as_it_was(images: Path, size: int) -> N
 def test_what_a_dead_run_was_writing_is_not_verified(images: Path) -> None:
     with Image(images / "os.raw") as image:
         image.known("id", SIZE, CHUNK, False)
-        image.expect(CHUNK, 1)
+        image.intend(CHUNK, 1)
     verdicts = verify(images)
     assert verdicts["os"].verified is None
     assert "did not end well" in verdicts["os"].reason

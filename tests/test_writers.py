@@ -302,7 +302,7 @@ def test_disks_side_by_side(over_ssh: Bench, tmp_path: Path) -> None:
             try:
                 volume = volumes.disk(disk.name)
                 volume.known("unique", 3 * CHUNK, CHUNK, False)
-                volume.expect(0, 3 * CHUNK)
+                volume.intend(0, 3 * CHUNK)
                 volume.write(CHUNK, disk.name.encode() * 100)
                 volume.flush()
             except DestinationFailed as error:
@@ -336,7 +336,7 @@ def test_threads_that_write_at_a_time_get_receivers_of_their_own(
         with bench.volumes([bench.entry()]) as volumes:
             one = volumes.disk("os")
             one.known("unique", count * len(piece), CHUNK, False)
-            one.expect(0, count * len(piece))
+            one.intend(0, count * len(piece))
 
             def write(part: int) -> None:
                 for index in range(part, count, threads):
@@ -619,7 +619,7 @@ def test_a_volume_is_not_blank_once_a_run_had_to_do_with_its_disk(records: Recor
     entry = {"disk_id": ID, "zeroed": True}
     with volume(entry, records) as one:
         one.known("unique", 4 * CHUNK, CHUNK, False)
-        one.expect(0, CHUNK)
+        one.intend(0, CHUNK)
         if ended != "badly":
             one.commit(state())
     if ended == "after it was forgotten":
@@ -641,7 +641,7 @@ def test_the_record_names_no_state_from_before_the_first_write_until_the_commit(
     one.known("unique", 4 * CHUNK, CHUNK, False)
     assert [record.holds for record in records.all()] == [before]
     updates = records.updates
-    together([lambda: one.expect(0, CHUNK)] * 8)
+    together([lambda: one.intend(0, CHUNK)] * 8)
     assert records.updates == updates + 1
     assert [(record.holds, record.writer) for record in records.all()] == [("", "run")]
     one.commit(replace(state(), digests=Digests(b"e" * (4 * DIGEST))))
@@ -657,7 +657,7 @@ def test_destinations_that_hand_volumes_over_anew_leave_a_few_records_only(recor
         entry = {"disk_id": ID, "zeroed": True}
         with volume(entry, records) as one:
             one.known("unique", 4 * CHUNK, CHUNK, False)
-            one.expect(0, CHUNK)
+            one.intend(0, CHUNK)
             one.commit(state())
     assert len(records.all()) == 4
 
@@ -957,7 +957,7 @@ def test_a_target_that_dies_is_an_error(tmp_path: Path) -> None:
         with bench.volumes([bench.entry()]) as volumes:
             one = volumes.disk("os")
             one.known("unique", size, CHUNK, False)
-            one.expect(0, size)
+            one.intend(0, size)
             one.write(0, b"x" * CHUNK)
             target.kill()
             began = time.monotonic()
@@ -1015,7 +1015,7 @@ def test_what_is_not_answered_is_bounded(over_ssh: Bench) -> None:
     with over_ssh.volumes([over_ssh.entry()]) as volumes:
         one = volumes.disk("os")
         one.known("unique", 40 * piece, CHUNK, False)
-        one.expect(0, 40 * piece)
+        one.intend(0, 40 * piece)
 
         def write(part: int) -> None:
             for index in range(part, 40, 4):
@@ -1036,7 +1036,7 @@ def test_writers_that_wait_are_all_woken_when_the_receiver_dies(over_ssh: Bench)
     with over_ssh.volumes([over_ssh.entry()]) as volumes:
         one = volumes.disk("os")
         one.known("unique", 64 * len(piece), CHUNK, False)
-        one.expect(0, 64 * len(piece))
+        one.intend(0, 64 * len(piece))
 
         def write(part: int) -> None:
             try:
@@ -1078,7 +1078,7 @@ def test_what_does_not_pass_is_an_error(over_https: Bench, status: int, tries: i
     with over_https.volumes([over_https.entry()], clock=HeldClock()) as volumes:
         one = volumes.disk("os")
         one.known("unique", 3 * CHUNK, CHUNK, False)
-        one.expect(0, CHUNK)
+        one.intend(0, CHUNK)
         with pytest.raises(DestinationFailed) as failure:
             one.write(CHUNK, b"x" * CHUNK)
     assert failure.value.facts == {"disk": "os", "offset": CHUNK}
@@ -1165,7 +1165,7 @@ def test_rot_at_the_target_is_found(over_https: Bench) -> None:
     with over_https.volumes([over_https.entry()]) as volumes:
         one = volumes.disk("os")
         one.known("unique", 6 * CHUNK, CHUNK, False)
-        one.expect(0, 6 * CHUNK)
+        one.intend(0, 6 * CHUNK)
         for index in range(5):
             one.write(index * CHUNK, os.urandom(CHUNK))
         assert one.check()

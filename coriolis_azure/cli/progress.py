@@ -187,7 +187,7 @@ class Screen(_Watcher):
     def _show(self, name: str, event: Copied) -> None:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(cleaned(name), total=event.total)
-        task, sent, bottleneck = self._tasks[name], event.sent, event.held_up_by
+        task, sent, bottleneck = self._tasks[name], event.sent, event.bottleneck
         self._bars.update(task, completed=event.done, total=event.total, sent=sent, bottleneck=bottleneck)
 
     def _print(self, *lines: str) -> None:
@@ -275,4 +275,4 @@ def _how_far(disk: _Disk, now: float) -> str:
         f"  {cleaned(last.disk)}: {amount(last.done)} of {amount(last.total)}, {amount(last.sent)} sent, "
         f"{amount(rate)}/s, ETA {span((last.total - last.done) / rate)}"
     )
-    return text + (f", held up by {_BOTTLENECKS[last.held_up_by]}" if last.held_up_by else "")
+    return text + (f", held up by {_BOTTLENECKS[last.bottleneck]}" if last.bottleneck else "")

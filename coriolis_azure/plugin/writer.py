@@ -303,7 +303,7 @@ class Volume:
     def _tell(self, why: str) -> None:
         self._report(Notice(f"{self._name} is sent as a whole: {why}"))
 
-    def expect(self, offset: int, length: int) -> None:
+    def intend(self, offset: int, length: int) -> None:
         """The volume is about to change; no state of it is believed on return. See Destination."""
         del offset, length
         if self._begun:

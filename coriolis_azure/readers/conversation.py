@@ -107,12 +107,12 @@ class Dialogue:
         *,
         report: Report,
         clock: Clock,
-        pace: RateLimiter | None = None,
+        limiter: RateLimiter | None = None,
         direct: Direct | None = None,
     ) -> None:
         self._stream, self._job, self._base, self._first = stream, job, base, first
         self._choose = choose
-        self._report, self._clock, self._pace, self._direct = report, clock, pace, direct
+        self._report, self._clock, self._limiter, self._direct = report, clock, limiter, direct
         self._tls: agent.Tls | None = None
         self._window = agent.window(base.chunk)
         smallest = min(agent.GRAIN, job.leaf or agent.GRAIN)
@@ -124,7 +124,7 @@ class Dialogue:
         self._heard = clock.monotonic()
         self._listening = True
         self._spent = dict.fromkeys(("source", "destination", "limit"), 0.0)  # seconds as of late
-        self._held_up_by = ""
+        self._bottleneck = ""
         self._came = False  # whether a message has come over the direct channel
         self.root = ""  # the agent's, at the end
 
@@ -287,22 +287,22 @@ class Dialogue:
         """Fill `view` with what the agent says next, as fast as is allowed."""
         while view:
             begun = self._clock.monotonic()
-            done = self._read_into(view if self._pace is None else view[: self._pace.slice])
+            done = self._read_into(view if self._limiter is None else view[: self._limiter.slice])
             self._heard = self._clock.monotonic()
             self._spent["source"] += self._heard - begun
-            if self._pace is not None:
-                self._pace.spent(done)
+            if self._limiter is not None:
+                self._limiter.spent(done)
                 self._spent["limit"] += self._clock.monotonic() - self._heard
             view = view[done:]
 
-    def held_up_by(self) -> str:
+    def bottleneck(self) -> str:
         """What most of the last second or more went to: see Copied."""
         whole = sum(self._spent.values())
         if whole >= _LATE_SECONDS:
             most = max(self._spent, key=lambda what: self._spent[what])
-            self._held_up_by = most if self._spent[most] > whole / 2 else ""
+            self._bottleneck = most if self._spent[most] > whole / 2 else ""
             self._spent = dict.fromkeys(self._spent, 0.0)
-        return self._held_up_by
+        return self._bottleneck
 
     def _read_into(self, view: memoryview) -> int:
         """What has come into `view`: how many bytes, at least one."""

@@ -237,7 +237,7 @@ class BlobImage:
         end = vhd.rounded(size)
         low, high = min(base.size, size), max(end, self._end)
         self._region = _region(high)
-        self.expect(low, high - low)
+        self.intend(low, high - low)
         self._clear_from(low)
         self._blob.resize(end + vhd.FOOTER)
         self._end, self._pages = end, None
@@ -276,7 +276,7 @@ class BlobImage:
 
     # Content
 
-    def expect(self, offset: int, length: int) -> None:
+    def intend(self, offset: int, length: int) -> None:
         """These bytes are about to change; durable on return. See Destination."""
         regions = range(offset // self._region, (offset + length - 1) // self._region + 1)
         if self._begun and self._dirty.issuperset(regions):

@@ -15,9 +15,9 @@ Content = bytes | bytearray | memoryview
 class Destination(Protocol):
     """One disk being written. A context manager; leaving it is `close`.
 
-    One thread calls `known` first. Then several at a time may call `expect`, `write`, `zero` and `read`: in
+    One thread calls `known` first. Then several at a time may call `intend`, `write`, `zero` and `read`: in
     any order of offsets, but no byte is written twice in a run, and each write lies within a range that
-    `expect` was told of before. When all of them are done, one thread calls `flush`, then `commit`, then
+    `intend` was told of before. When all of them are done, one thread calls `flush`, then `commit`, then
     `close`. A run that fails is closed without `commit`. Whatever goes wrong is DestinationFailed with disk
     and offset.
     """
@@ -44,7 +44,7 @@ class Destination(Protocol):
         A fresh manifest when nothing is known, when it was another disk, or when `full` asks for it.
         """
 
-    def expect(self, offset: int, length: int) -> None:
+    def intend(self, offset: int, length: int) -> None:
         """This range is about to change. Durable on return: a crash leaves it uncertain, never wrong."""
 
     def write(self, offset: int, data: Content) -> None:

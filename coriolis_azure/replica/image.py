@@ -269,7 +269,7 @@ class Image:
             return base.resized(size, UNKNOWN)
         now = self._size()
         if now != size:
-            self.expect(min(now, size), abs(now - size))
+            self.intend(min(now, size), abs(now - size))
             os.ftruncate(self._fd, size)
         return base.resized(size, ZERO)
 
@@ -383,7 +383,7 @@ class Image:
 
     # Content
 
-    def expect(self, offset: int, length: int) -> None:
+    def intend(self, offset: int, length: int) -> None:
         """These bytes are about to change; durable on return. See Destination."""
         regions = range(offset // REGION, (offset + length - 1) // REGION + 1)
         if self._expected.issuperset(regions):

@@ -87,7 +87,7 @@ class Resources:
         stale = min(_STALE_SECONDS, patience)
         patiently(act, what, self._clock, patience, self.azure.report, stale=stale)
 
-    def expect(self, kind: str, role: str) -> None:
+    def intend(self, kind: str, role: str) -> None:
         """Journal what Azure is going to make along with another resource of ours, for instance a VM's OS disk."""
         self._journal.intend(self.id(kind, role))
 

@@ -97,7 +97,7 @@ def _booted(
         size, image = choice
         report(Step("boot worker", f"{size.name}, {image}"))
         disk = _os_disk(attempt)
-        resources.expect("disk", disk)
+        resources.intend("disk", disk)
         try:
             vm = resources.create("vm", "worker", body(size.name, image, disk))
         except AzureError as error:

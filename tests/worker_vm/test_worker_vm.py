@@ -149,7 +149,7 @@ def copied(
             report,
             clock=Clock(),
             verify=True,
-            pace=rate_limiter.RateLimiter(rate, Clock()) if rate else None,
+            limiter=rate_limiter.RateLimiter(rate, Clock()) if rate else None,
             direct=channel.Direct("127.0.0.1", machine.data_port, report) if direct else None,
         )
 
