@@ -96,6 +96,11 @@ def amount(count: float) -> str:
     return f"{count:.3g} {units[power]}"
 
 
+def duration(seconds: float) -> str:
+    """A time span as an estimate: minutes, then hours."""
+    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{max(1, round(seconds / 60))} min"
+
+
 def span(seconds: float) -> str:
     """A time span as a clock shows it: 0:05, 12:00, 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)

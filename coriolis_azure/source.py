@@ -22,11 +22,11 @@ from urllib.parse import unquote
 
 from . import mechanisms, transfer
 from .azure import names, permissions
-from .azure.blobs import Storage
 from .azure.client import Azure
 from .azure.context import Context
 from .azure.transport import Transport
 from .checks import preflight
+from .checks.finding import Checked
 from .clock import Clock
 from .errors import (
     CleanupIncomplete,
@@ -115,16 +115,9 @@ class Source:
         connection = Connection.from_json(connection_info)
         environment = Environment.from_json(source_environment, connection.default_resource_group)
         report, clock = unfailing(report), clock or Clock()
-        azure = Azure(connection, transport=transport, report=report, clock=clock)
-        storage = Storage(
-            azure,
-            environment.resource_group,
-            clock,
-            place=(environment.storage_account_name, environment.storage_container_name),
-            by_key=environment.storage_use_account_key,
-        )
-        self.azure, self.storage, self.environment = azure, storage, environment
-        self.context = Context(azure, storage, environment, clock, report)
+        self.azure = Azure(connection, transport=transport, report=report, clock=clock)
+        self.context = Context.of(self.azure, environment, clock, report)
+        self.environment, self.storage = environment, self.context.storage
         self._journals = default_folder() if keep_journal else None
         if connection.allow_untrusted:
             report(Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials"))
@@ -177,7 +170,7 @@ class Source:
         disks = self.chosen(machine)
         self._tell_caveats(machine)
         self.sweep(DEAD_AFTER)  # first, as what is left of dead runs counts for quotas
-        preflight.refuse(self.azure, self.environment, machine, disks, self.context.report)
+        preflight.refuse(self.context, machine, disks)
         with places.open(str(to), self.context.report, self.storage, adopt=adopt) as folder:
             folder.reserve([disk.name for disk in disks])
             folder.claim(machine.id)
@@ -216,7 +209,7 @@ class Source:
         machine = self.inspect(vm)
         disks = self.chosen(machine)
         self.sweep(DEAD_AFTER)
-        preflight.refuse(self.azure, self.environment, machine, disks, self.context.report)
+        preflight.refuse(self.context, machine, disks)
         stalled, looked = self._deploying(machine), self.context.clock.monotonic()
         run = self.new_run(machine)
         resources = self.resources(run, Journal(run))
@@ -335,7 +328,7 @@ class Source:
 
     def check(
         self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True, pool: bool = True
-    ) -> preflight.Checked:
+    ) -> Checked:
         """Everything that can be known before anything is made or shut down, all findings at once.
 
         Without `vm` only the connection and the environment are checked. `strict`: see `preflight.check`. `shutdown`
@@ -343,15 +336,7 @@ class Source:
         """
         wanted = (shutdown, permissions.SHUTDOWN), (pool, permissions.POOL)
         may_use = {feature for may, feature in wanted if may}
-        return preflight.check(
-            self.azure,
-            self.environment,
-            vm,
-            self.context.report,
-            self.storage,
-            strict=strict,
-            may_use=may_use,
-        )
+        return preflight.check(self.context, vm, strict=strict, may_use=may_use)
 
     def finish(self, run: Run, known: Sequence[str] = ()) -> list[str]:
         """Delete everything of `run`; gives back the ids that stayed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def luns(source: Source, reader: Worker) -> list[int]:
 
 @pytest.fixture
 def pool(source: Source, told: list[Event]) -> Pool:
-    return Pool(source.azure, source.environment, "0f6f1c1e-1111", told.append, Clock())
+    return Pool(replace(source.context, report=told.append, clock=Clock()), "0f6f1c1e-1111")
 
 
 def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(

@@ -17,7 +17,7 @@ from conftest import GROUP, MIB, raised
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names, permissions
-from coriolis_azure.checks.preflight import Checked
+from coriolis_azure.checks.finding import Checked
 from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source

@@ -313,7 +313,7 @@ def test_check_of_spoilt_documents_is_a_list_of_findings(
     (vm, *_), (changed, *changed_others) = documents
     sandbox, source = place
     answering(sandbox, [*changed_others, changed])
-    assert check(source.azure, source.environment, vm["name"], lambda event: None).findings
+    assert check(source.context, vm["name"]).findings
 
 
 LISTED = ("skus", "vmSizes", "usages", "permissions", "locks", "virtualMachines", "resourceGroups")
@@ -348,7 +348,7 @@ def test_listings_that_are_none_are_errors_of_ours(
         else real(request)
     )
     try:
-        assert check(source.azure, source.environment, "nobody", lambda event: None).findings
+        assert check(source.context, "nobody").findings
     finally:
         sandbox.intercept = None
         source.azure._skus.clear()

@@ -20,3 +20,15 @@ class Context:
     environment: Environment
     clock: Clock
     report: Report
+
+    @classmethod
+    def of(cls, azure: Azure, environment: Environment, clock: Clock, report: Report) -> Context:
+        """The context of an environment in one subscription."""
+        storage = Storage(
+            azure,
+            environment.resource_group,
+            clock,
+            place=(environment.storage_account_name, environment.storage_container_name),
+            by_key=environment.storage_use_account_key,
+        )
+        return cls(azure, storage, environment, clock, report)

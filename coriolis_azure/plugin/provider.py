@@ -374,9 +374,7 @@ class AzureExportProvider(
         from ..checks import preflight
 
         with self._pool(connection_info, environment_options) as pool:
-            preflight.check(
-                pool.azure, pool.environment, None, self._report, uses={permissions.POOL}, may_use=()
-            ).require()
+            preflight.check(pool.context, None, uses={permissions.POOL}, may_use=()).require()
 
     @_translated
     @_ended_with_service
@@ -515,13 +513,14 @@ class AzureExportProvider(
 
     @contextmanager
     def _pool(self, connection_info: Json, environment_options: Json, identifier: str = "") -> Iterator[Pool]:
+        from ..azure.context import Context
         from ..worker.pool import Pool
 
         connection, environment = _filled(connection_info, environment_options)
         group = settings.Connection.from_json(connection).default_resource_group
         typed = settings.Environment.from_json(environment, group)
         with _azure(connection_info) as azure:
-            yield Pool(azure, typed, identifier, self._report, Clock())
+            yield Pool(Context.of(azure, typed, Clock(), self._report), identifier)
 
 
 @contextmanager

@@ -1,0 +1,24 @@
+"""What other runs have in the resource group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..run import cleanup
+from .finding import Finding, ask, fine
+from .subject import Subject
+
+
+def leftovers(subject: Subject) -> Iterator[Finding]:
+    """What other runs have in the group."""
+    group = subject.context.environment.resource_group
+    found = yield from ask(
+        "clean up", lambda: cleanup.leftovers(subject.context.azure, group, subject.context.storage)
+    )
+    if found:
+        runs = ", ".join(leftover.run for leftover in found)
+        yield fine(
+            "clean up",
+            f"resources of {len(found)} other run(s) are there ({runs}): of runs under way, or dead ones that "
+            "the next run removes",
+        )

@@ -1,0 +1,45 @@
+"""What is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ..azure.context import Context
+from ..errors import InvalidInput
+from ..model import Disk, Machine
+from ..worker.network import subnet_id
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An environment and, where one is named and can be read, a VM with those of its disks that are copied.
+
+    `uses` and `may_use`: features of `permissions` that the caller chooses, or may choose later. `strict`: nothing may
+    be missing of what `permissions.role` holds.
+    """
+
+    context: Context
+    machine: Machine | None = None
+    disks: tuple[Disk, ...] = ()
+    uses: Collection[str] = ()
+    may_use: Collection[str] = ()
+    strict: bool = False
+
+    @property
+    def subscription(self) -> str:
+        """The ARM id of the subscription."""
+        return f"/subscriptions/{self.context.azure.subscription}"
+
+    @property
+    def group(self) -> str:
+        """The ARM id of the resource group."""
+        return f"{self.subscription}/resourceGroups/{self.context.environment.resource_group}"
+
+    @property
+    def subnet(self) -> str | None:
+        """The ARM id of the subnet of the settings; None where they name none, which `network` tells."""
+        try:
+            return subnet_id(self.context.azure.subscription, self.context.environment)
+        except InvalidInput:
+            return None
