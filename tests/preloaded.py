@@ -1,10 +1,10 @@
 """What processes of the tests are forked from: everything imported, and keys made."""
 
 import battles
-import coriolis_azure.provider
 import keys
 
 import coriolis_azure.cli.entry
+import coriolis_azure.plugin.provider
 import coriolis_azure.source
 
 __all__ = ["battles", "coriolis_azure"]
