@@ -2,7 +2,7 @@
 
 An account is reached at its own `primaryEndpoints`, so sovereign clouds, custom clouds and private endpoints need
 nothing special. The identity of the connection is used, an account key only where the settings ask for it. Azure's
-errors are translated by `cloud.translated`, as everywhere; retries are the library's.
+errors are translated by `translation.translated`, as everywhere; retries are the library's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the identity must be allowed to do: every action of every step, as one table.
 
-The custom role, the permission questions of `preflight` and docs/permissions.md are all made from it. Azure checks
+The custom role, the permission questions of `checks` and docs/permissions.md are all made from it. Azure checks
 actions on what a request refers to as well (linked actions): `why` says so where the name alone does not.
 """
 

@@ -40,7 +40,7 @@ _BY_STATUS: dict[int, type[errors.AzureError]] = {
 
 @contextmanager
 def translated(verb: str, resource: str) -> Iterator[None]:
-    """Foreign exceptions of the block become ours: here, and nowhere else. `storage` uses it too."""
+    """Foreign exceptions of the block become ours: here, and nowhere else. `blobs` uses it too."""
     try:
         yield
     except (errors.Unreadable, DeserializationError, json.JSONDecodeError) as error:

@@ -1,8 +1,8 @@
 """What the orchestrator asks of a source plugin: its own base classes where it is importable, the same shapes here.
 
 The orchestrator finds capabilities by looking for its base classes among a plugin's ancestors, so inheriting is
-not optional there. Without it the shapes below let the same plugin be used from scripts and tests. With
-`destinations/`, the only module that knows whether the orchestrator is there.
+not optional there. Without it the shapes below let the same plugin be used from scripts and tests. Besides the writers
+in this folder, no other module knows whether the orchestrator is there.
 
 Every call may run in another process, on another host; `ctxt` is the orchestrator's and of no use to us.
 """

@@ -2,7 +2,7 @@
 
 Azure is the only store that every host of a transfer reaches and that outlives all of them. A security group costs
 nothing, is there as soon as Azure has answered, and is changed only by a request that names the version it was read
-in. What a record means: `destinations.claims`.
+in. What a record means: `plugin.claims`.
 """
 
 from __future__ import annotations

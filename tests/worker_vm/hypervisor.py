@@ -13,7 +13,7 @@ VM = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachi
 
 
 class Hypervisor:
-    """Stands for `cloud.Azure`. The id of a disk is the path of its content, below which nothing else is said."""
+    """Stands for `Azure`. The id of a disk is the path of its content, below which nothing else is said."""
 
     is_modern = True
     report = staticmethod(silent)
