@@ -938,8 +938,9 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from test_agent import Pipes
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.replica.destinations import Image
+from coriolis_azure.replica.image import Image
 from coriolis_azure.events import silent
+from coriolis_azure.readers.conversation import Job
 
 def peak(process):
     # Not getrusage: that begins with what the parent had when it started the process.
@@ -960,7 +961,7 @@ size = disk.stat().st_size
 imported = peak("self")
 with Image(Path({image!r})) as image, Watched() as pipes:
     base = image.known("id", size, {chunk}, False)
-    job = transfer.Job("os", (str(disk),), size)
+    job = Job("os", (str(disk),), size)
     outcome = transfer.copy(lambda: pipes, job, base, image, silent, clock=Clock(), verify=True)
     pipes.process.wait(30)
 print(outcome.sent_bytes, outcome.read_bytes, peak("self") - imported, pipes.peak)
