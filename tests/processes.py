@@ -14,11 +14,31 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TextIO
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["preloaded"])
+
+
+def _start() -> None:
+    """Start what processes are forked from. Python 3.11 tells it no path, and goes on without what it does not find."""
+    PROCESSES.set_forkserver_preload(["preloaded"])
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, before] if before else [here])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+if "preloaded" not in sys.modules:  # which imports this module too, where processes are forked from
+    _start()
 
 
 class Forked:

@@ -31,7 +31,7 @@ from coriolis_azure.replica.manifest import DIGEST
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
-pytestmark = pytest.mark.usefixtures("small_regions")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_regions")]
 
 MIB = 1 << 20
 OS = "sandboxstorage/images/replicas/web-1/os.vhd"

@@ -23,6 +23,8 @@ from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
+pytestmark = pytest.mark.slow
+
 KIB = 1 << 10
 Image = Callable[..., Path]
 

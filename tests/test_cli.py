@@ -21,6 +21,8 @@ from coriolis_azure.model import Record, Run
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.source import Source
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
 
 

@@ -20,6 +20,8 @@ from battles import served
 from coriolis_azure import AzureExportProvider
 from coriolis_azure.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("oslo_config", reason="the options are oslo.config's, which is not installed here")
 
 # As the orchestrator starts a task: its configuration is parsed, then the plugin is loaded and called.

@@ -25,6 +25,8 @@ from coriolis_azure import errors
 from coriolis_azure.azure import names
 from coriolis_azure.sandbox import Response
 
+pytestmark = pytest.mark.slow
+
 FRONTS = pytest.mark.parametrize("kind", [CommandLine, Plugin], ids=lambda kind: kind.name.replace(" ", "-"))
 
 

@@ -10,6 +10,8 @@ import pytest
 from battles import MIB
 from episodes import Container, Device, Figures, Folder, episode, good_run, opened
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", [Folder, Device, Container], ids=lambda kind: kind.name.replace(" ", "-"))
 def test_a_chunk_that_goes_back_after_a_killed_run_is_in_the_image_by_name(kind, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from coriolis_azure.plugin import write_data
 from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 
+pytestmark = pytest.mark.slow
+
 POOL = "0f6f1c1e-1111-4222-8333-444455556666"
 
 

@@ -24,6 +24,8 @@ from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 
+pytestmark = pytest.mark.slow
+
 Image = Callable[..., Path]
 
 

@@ -25,6 +25,8 @@ from coriolis_azure.model import Run
 from coriolis_azure.replica.image import Image
 from coriolis_azure.run.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
 CONNECTION = {
     "subscription_id": "00000000-0000-0000-0000-000000000000",
@@ -65,7 +67,8 @@ def test_no_thread_can_be_started(tmp_path: Path) -> None:
 
 def starved(line: list[str], free: int) -> None:
     """A process: a command to which so many descriptors are left."""
-    from coriolis_azure.replica import verification  # noqa: F401 - they are read before
+    from coriolis_azure.cli import entry  # noqa: F401 - it is read before
+    from coriolis_azure.replica import verification  # noqa: F401 - so is this
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     held: list[int] = []

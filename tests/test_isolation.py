@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 
 import pytest
+from processes import Forked
 
 from coriolis_azure.cli import logs
 from coriolis_azure.plugin import configuration
@@ -47,3 +49,19 @@ def test_how_a_test_sets_loggers_does_not_reach_the_next_one() -> None:
     assert logging.root.level == logging.DEBUG
     assert logging.getLogger("azure").level == logging.WARNING
     assert warnings_are_logged()
+
+
+def preloaded() -> None:
+    """A process: what it has had before it does anything."""
+    print(
+        *(
+            name
+            for name in ("preloaded", "coriolis_azure.cli.entry", "azure.mgmt.compute")
+            if name in sys.modules
+        )
+    )
+
+
+def test_processes_are_forked_from_one_that_has_imported_everything() -> None:
+    with Forked(preloaded) as process:
+        assert process.communicate(60) == ("preloaded coriolis_azure.cli.entry azure.mgmt.compute\n", "")

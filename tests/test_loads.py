@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_4_tib_with_content_everywhere_take_less_than_128_mib_first_and_again(tmp_path: Path) -> None:
     """One chunk in 16 of the whole disk; the program itself compares its memory with the limit."""

@@ -28,6 +28,8 @@ from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
+pytestmark = pytest.mark.slow
+
 
 def task(text: str) -> None:
     """A process: one call of the plugin."""

@@ -27,6 +27,8 @@ from coriolis_azure.replica.image import Image
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 
+pytestmark = pytest.mark.slow
+
 
 class Broken(Pipes):
     """An agent whose connection breaks once it has said so many bytes."""

@@ -19,6 +19,7 @@ from writer_targets import HttpsTarget
 from coriolis_azure import AzureExportProvider, errors
 from coriolis_azure.azure import permissions
 from coriolis_azure.cli.commands import cli
+from coriolis_azure.plugin import claims
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
@@ -130,9 +131,10 @@ def test_the_step_of_a_pool_names_the_action_that_it_lacks(
 
 
 def test_a_transfer_that_shuts_down_and_fails_and_is_tried_again(
-    azure: Sandbox, connection: dict[str, Any], image: Image, tmp_path: Path
+    azure: Sandbox, connection: dict[str, Any], image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records of volumes are made, read, changed and deleted; that of another volume stays."""
+    monkeypatch.setattr(claims, "FENCE_SECONDS", 1.0)  # the first run does not know what has been written
     disk = image("os", MIB)
     azure.add_vm("web", disk)
     before, environment, provider = azure.resources(), azure.environment(), AzureExportProvider(None)

@@ -20,6 +20,8 @@ from coriolis_azure import errors
 from coriolis_azure.sandbox import Response, add_vm, resources, serve, write
 from coriolis_azure.sandbox.server.https import Server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:

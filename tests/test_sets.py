@@ -183,7 +183,7 @@ def test_a_run_that_failed_before_it_changed_anything_takes_nothing_back(
     azure: Sandbox, replica: Replica
 ) -> None:
     replica.source.replicate("web", replica.to)
-    azure.faults.add("refuse", method="PUT", path="/snapshots/", times=0)
+    azure.faults.add("policy", method="PUT", path="/snapshots/", times=0)
     with pytest.raises(CoriolisAzureError):
         replica.source.replicate("web", replica.to)
     assert [verdict.verified for verdict in replica.verdicts().values()] == [True] * 4

@@ -29,6 +29,8 @@ from coriolis_azure.readers.channel import Direct
 from coriolis_azure.readers.conversation import Dialogue
 from coriolis_azure.replica import manifest
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 LINE = 125_000  # bytes a second of 1 Mbit/s
 

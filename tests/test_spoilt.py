@@ -20,6 +20,8 @@ from coriolis_azure.azure import names
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 
 

@@ -29,7 +29,7 @@ from coriolis_azure.replica import blob
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
 
-pytestmark = pytest.mark.usefixtures("small_regions")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_regions")]
 
 FIRST, SECOND, LAST = {0: A, 1: B, 20: A}, {0: B, 1: B, 20: B, 31: A}, {0: A, 1: A, 20: A}
 

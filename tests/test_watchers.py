@@ -24,6 +24,8 @@ from coriolis_azure.events import Event, Notice, Step, unfailing
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 
+pytestmark = pytest.mark.slow
+
 Image = Callable[..., Path]
 
 

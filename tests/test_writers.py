@@ -46,6 +46,8 @@ from coriolis_azure.readers import conversation, keys, ssh
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import DIGEST, UNKNOWN, ZERO, Manifest
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 65536
 ID = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/disks/os"
 WITHIN = 15.0  # seconds in which a failure must show
@@ -923,7 +925,7 @@ def begun(volumes: writer.Volumes) -> writer.Destination:
     """A volume that the first chunk was written to."""
     one = volumes.disk("os")
     one.known("unique", 4 * CHUNK, CHUNK, False)
-    one.expect(0, 4 * CHUNK)
+    one.intend(0, 4 * CHUNK)
     one.write(0, b"x" * CHUNK)
     return one
 
