@@ -48,7 +48,7 @@ from coriolis_azure.settings import Connection
 from coriolis_azure.threads import ordered
 
 sys.path.insert(0, str(writers.TESTS))
-import replicas  # from the tests' folder
+from harness import replicas  # from the tests' folder
 
 ROUNDS = 3
 MIB = 1 << 20

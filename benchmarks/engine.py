@@ -43,7 +43,7 @@ def hashes(image: Path) -> list[str]:
 
 def serve(folder: Path, image: Path) -> None:
     """Answer until stdin ends; the port, and what a client needs, is printed as JSON."""
-    import writer_targets
+    from harness import writer_targets
 
     writer_targets.certificates(folder)
     fd = os.open(image, os.O_RDONLY)

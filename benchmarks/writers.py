@@ -41,7 +41,7 @@ from coriolis_azure.threads import ordered
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
-import writer_targets  # noqa: E402  (from the tests' folder)
+from harness import writer_targets  # noqa: E402  (from the tests' folder)
 
 ROUNDS = 3
 MIB = 1 << 20

@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import keys
 import pytest
 
 from coriolis_azure.clock import Clock
-from coriolis_azure.errors import CoriolisAzureError
 from coriolis_azure.events import Event
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.sandbox import PACE
 from coriolis_azure.source import Source
-
-MIB = 1 << 20
-GROUP = "sandbox"
+from harness import keys
+from harness.constants import MIB
 
 # How long a machine takes under load says nothing about a property.
 hypothesis.settings.register_profile(
@@ -41,13 +38,6 @@ with warnings.catch_warnings(), suppress(ImportError):
 
 
 keys.take_turns()
-
-
-def raised(kind: type[CoriolisAzureError], *, connection: bool = False) -> type[Exception]:
-    """What the plugin raises for an error of this kind: the orchestrator's own where it is installed."""
-    from coriolis_azure.plugin import base  # which imports the orchestrator, see above
-
-    return type(base.orchestrators_error(kind(""), connection=connection))
 
 
 # A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would too.

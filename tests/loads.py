@@ -14,8 +14,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from test_agent import Pipes
-
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import silent
@@ -24,6 +22,7 @@ from coriolis_azure.readers.conversation import Dialogue
 from coriolis_azure.replica import manifest as manifests
 from coriolis_azure.replica.image import Image
 from coriolis_azure.source import Source  # with all SDKs, whose memory counts too
+from harness.pipes import Pipes
 
 MIB = 1 << 20
 MOST = 128  # MiB a process may need for a disk of 4 TiB

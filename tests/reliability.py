@@ -23,8 +23,8 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from battles import CommandLine, Crashes, Plugin, Site, Strike, around_shutdown, crash, measure
-from episodes import FRONTS, Figures, episode, opened, possible
+from harness.battles import CommandLine, Crashes, Plugin, Site, Strike, around_shutdown, crash, measure
+from harness.episodes import FRONTS, Figures, episode, opened, possible
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 ROUNDS = 3

@@ -16,8 +16,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from replicas import SandboxPlace
-from test_replicas import CHUNK, LAST, SIZE, A, B, expected, run
 
 from coriolis_azure import vhd
 from coriolis_azure.azure import blobs, names
@@ -30,6 +28,8 @@ from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import DIGEST
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.replica_runs import CHUNK, LAST, SIZE, A, B, expected, run
+from harness.replicas import SandboxPlace
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_regions")]
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP
-from test_cleanup import Later
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names
@@ -22,6 +20,8 @@ from coriolis_azure.replica import places
 from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.constants import GROUP
+from harness.late_answers import Later
 
 pytestmark = pytest.mark.slow
 

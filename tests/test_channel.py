@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from test_agent import Pipes
 
 from coriolis_azure import agent, transfer
 from coriolis_azure.clock import Clock
@@ -16,16 +15,7 @@ from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers import conversation
 from coriolis_azure.readers.channel import Direct
 from coriolis_azure.replica.image import Image
-
-CHUNK = 65536
-ADDRESS = "127.0.0.1"
-
-
-class Worker(Pipes):
-    """An agent that was told the address of its connection, as the SSH server tells it."""
-
-    def __init__(self, address: str = ADDRESS) -> None:
-        super().__init__(words=[address])
+from harness.direct import ADDRESS, CHUNK, Worker, copied
 
 
 @pytest.fixture
@@ -39,16 +29,6 @@ def disk(tmp_path: Path) -> Path:
     path = tmp_path / "disk"
     path.write_bytes(os.urandom(20 * CHUNK) + bytes(3 * CHUNK) + b"end" * 512)
     return path
-
-
-def copied(disk: Path, worker: Worker, direct: Direct, told: list[Event], **options) -> transfer.Outcome:
-    size = disk.stat().st_size
-    with Image(disk.with_name("os.raw")) as image, worker:
-        base = image.known("id", size, CHUNK, False)
-        job = conversation.Job("os", (str(disk),), size, wait=0.0, **options)
-        return transfer.copy(
-            lambda: worker, job, base, image, told.append, clock=Clock(), verify=True, direct=direct
-        )
 
 
 def test_data_comes_over_tls_and_only_ready_over_the_stream(disk: Path, port: int) -> None:

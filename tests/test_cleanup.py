@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from test_worker import Held
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names, patience
@@ -17,19 +16,7 @@ from coriolis_azure.run import cleanup, journal, resources
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
-
-NSG = {"properties": {"securityRules": []}}
-
-
-class Later(Held):
-    """A held clock that says it is some hours later."""
-
-    def __init__(self, hours: float = 0) -> None:
-        super().__init__()
-        self.ahead = timedelta(hours=hours)
-
-    def now(self) -> datetime:
-        return datetime.now(timezone.utc) + self.ahead
+from harness.late_answers import NSG, Later
 
 
 @pytest.fixture

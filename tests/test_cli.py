@@ -6,64 +6,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MIB
-from processes import Forked, command, completed
-from test_cleanup import NSG
 
 from coriolis_azure import sandbox
 from coriolis_azure.azure import names
 from coriolis_azure.model import Record, Run
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.source import Source
+from harness.command_line import COMMAND, run
+from harness.constants import MIB
+from harness.late_answers import NSG
+from harness.processes import Forked, command
 
 pytestmark = pytest.mark.slow
-
-COMMAND = [sys.executable, "-m", "coriolis_azure"]
-
-
-def run(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    done = completed([str(argument) for argument in arguments])
-    assert done.returncode == check, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A sandbox that serves in the foreground of a process of its own, with a VM `web`."""
-    folder = tmp_path_factory.mktemp("cli")
-    directory = folder / "azure"
-    with subprocess.Popen(
-        [*COMMAND, "sandbox", "serve", str(directory)], stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout
-        assert server.stdout.readline() == "ready\n"
-        for name, size in (("os", 3 * MIB), ("data", 2 * MIB + 512)):
-            (folder / f"{name}.raw").write_bytes(
-                os.urandom(size // 512 * 256) + bytes(size - size // 512 * 256)
-            )
-        run(
-            "sandbox",
-            "add-vm",
-            directory,
-            "web",
-            "--os-disk",
-            folder / "os.raw",
-            "--data-disk",
-            folder / "data.raw",
-        )
-        yield directory
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
-
-
-@pytest.fixture
-def settings(served: Path) -> list[str]:
-    return ["-c", str(served / "connection.json"), "-e", str(served / "environment.json")]
 
 
 def test_replicate_twice_with_json_on_stdout_and_events_on_stderr(

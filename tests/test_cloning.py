@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MIB
-from test_worker import Held
 
 from coriolis_azure import errors
 from coriolis_azure.clock import Clock
@@ -18,6 +16,8 @@ from coriolis_azure.machine import cloning
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.clocks import Held
+from harness.constants import MIB
 
 HOUR = 3600.0
 

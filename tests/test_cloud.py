@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from azure.identity import ClientSecretCredential, UsernamePasswordCredential
-from battles import served
 
 from coriolis_azure import errors
 from coriolis_azure.azure import client, transport
@@ -17,6 +16,7 @@ from coriolis_azure.events import Event, Notice
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
 from coriolis_azure.source import Source
+from harness.battles import served
 
 TENANT = {"subscription_id": "s", "tenant": "11111111-1111-4111-8111-111111111111"}
 PRINCIPAL = {"service_principal_credentials": {"client_id": "id", "client_secret": "secret"}}

@@ -16,15 +16,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import GROUP
-from test_cleanup import Later
-from test_cli import run as command
 
 from coriolis_azure import errors
 from coriolis_azure.azure import codes, names
 from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.command_line import run as command
+from harness.constants import GROUP
+from harness.late_answers import Later
 
 ROOT = Path(__file__).parents[1]
 RECORDINGS = ROOT.parent / "shared" / "azure-recordings"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from battles import served
 
 from coriolis_azure import AzureExportProvider
 from coriolis_azure.sandbox import Sandbox
+from harness.battles import served
 
 pytestmark = pytest.mark.slow
 

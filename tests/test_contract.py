@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import orchestrator_schemas as schemas
 import pytest
-from battles import served
-from conftest import GROUP, MIB, raised
-from orchestrator_logs import logged, shown
-from writer_targets import SshTarget
 
 from coriolis_azure import AzureExportProvider, errors
 from coriolis_azure.events import Copied, Notice, Step, unfailing
@@ -30,6 +25,12 @@ from coriolis_azure.plugin.provider import _Told
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.storage.store import Container
 from coriolis_azure.source import Source
+from harness import orchestrator_schemas as schemas
+from harness.battles import served
+from harness.constants import GROUP, MIB
+from harness.orchestrator_logs import logged, shown
+from harness.plugin_errors import raised
+from harness.writer_targets import SshTarget
 
 CALLS = {
     "validate_connection": "ctxt connection_info",
@@ -398,7 +399,7 @@ class Handler:
 
 
 def test_progress_never_goes_back_and_is_told_a_few_times_a_second_at_most() -> None:
-    from test_worker import Held
+    from harness.clocks import Held
 
     handler, clock = Handler(), Held()
     told = _Told(handler, clock)

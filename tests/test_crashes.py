@@ -8,7 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from battles import (
+
+from coriolis_azure import errors
+from coriolis_azure.azure import names
+from coriolis_azure.sandbox import Response
+from harness.battles import (
     MIB,
     SIGNALS,
     CommandLine,
@@ -20,10 +24,6 @@ from battles import (
     crash,
     measure,
 )
-
-from coriolis_azure import errors
-from coriolis_azure.azure import names
-from coriolis_azure.sandbox import Response
 
 pytestmark = pytest.mark.slow
 

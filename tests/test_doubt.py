@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from block_devices import command, fresh, loop, mounted
-from test_destinations import CHUNK, REGION, SIZE, A, B, Told, dies_after_writing, holds, run
 
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.plugin.writer import FileVolume
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.image import Image
 from coriolis_azure.replica.manifest import ZERO
+from harness.block_devices import command, fresh, loop, mounted
+from harness.image_runs import CHUNK, REGION, SIZE, A, B, Told, dies_after_writing, holds, run
 
 pytestmark = [
     pytest.mark.usefixtures("small_regions"),

@@ -7,8 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from battles import MIB
-from episodes import Container, Device, Figures, Folder, episode, good_run, opened
+
+from harness.battles import MIB
+from harness.episodes import Container, Device, Figures, Folder, episode, good_run, opened
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coriolis_azure import errors
-
-
-def tree(root: type[errors.CoriolisAzureError]) -> list[type[errors.CoriolisAzureError]]:
-    return [root, *(leaf for child in root.__subclasses__() for leaf in tree(child))]
+from harness.error_tree import tree
 
 
 @pytest.mark.parametrize("kind", tree(errors.CoriolisAzureError))

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from battles import served
-from conductor import Task, Transfer
-from conftest import MIB
-from writer_targets import HttpsTarget, SshTarget
 
 from coriolis_azure.plugin import write_data
 from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
+from harness.battles import served
+from harness.conductor import Task, Transfer
+from harness.constants import MIB
+from harness.writer_targets import HttpsTarget, SshTarget
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, MIB
-from test_cleanup import Later
-from test_cli import run as command
-from test_sandbox_clients import serving
-from test_worker import Held
 
 from coriolis_azure import errors, sandbox
 from coriolis_azure.azure import names, permissions
@@ -23,6 +18,11 @@ from coriolis_azure.events import Event, Notice
 from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.clients import serving
+from harness.clocks import Held
+from harness.command_line import run as command
+from harness.constants import GROUP, MIB
+from harness.late_answers import Later
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Forked, command
-from test_cli import served  # noqa: F401 - a fixture
 
 from coriolis_azure import sandbox, settings
 from coriolis_azure.errors import CoriolisAzureError, HostExhausted, InvalidInput, exhausted
@@ -24,6 +22,8 @@ from coriolis_azure.events import Event, Step
 from coriolis_azure.model import Run
 from coriolis_azure.replica.image import Image
 from coriolis_azure.run.journal import Journal
+from harness.command_line import served  # noqa: F401 - a fixture
+from harness.processes import Forked, command
 
 pytestmark = pytest.mark.slow
 

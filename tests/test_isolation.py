@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from processes import Forked
 
 from coriolis_azure.cli import logs
 from coriolis_azure.plugin import configuration
+from harness.processes import Forked
 
 CHANGED = (
     "",
@@ -56,7 +56,7 @@ def preloaded() -> None:
     print(
         *(
             name
-            for name in ("preloaded", "coriolis_azure.cli.entry", "azure.mgmt.compute")
+            for name in ("harness.preloaded", "coriolis_azure.cli.entry", "azure.mgmt.compute")
             if name in sys.modules
         )
     )
@@ -64,4 +64,7 @@ def preloaded() -> None:
 
 def test_processes_are_forked_from_one_that_has_imported_everything() -> None:
     with Forked(preloaded) as process:
-        assert process.communicate(60) == ("preloaded coriolis_azure.cli.entry azure.mgmt.compute\n", "")
+        assert process.communicate(60) == (
+            "harness.preloaded coriolis_azure.cli.entry azure.mgmt.compute\n",
+            "",
+        )

@@ -9,8 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from test_cleanup import NSG, Later
-from test_worker import Held
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names
@@ -20,6 +18,8 @@ from coriolis_azure.run import cleanup, journal, resources
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.clocks import Held
+from harness.late_answers import NSG, Later
 
 Image = Callable[..., Path]
 Answer = Callable[[Request], Response]

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from test_cleanup import NSG, Later
-from test_worker import Held
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names, patience, profiles
@@ -22,6 +20,8 @@ from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from coriolis_azure.threads import ordered
+from harness.clocks import Held
+from harness.late_answers import NSG, Later
 
 Answer = Callable[[Request], Response]
 

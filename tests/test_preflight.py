@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from battles import served
-from conftest import GROUP, MIB, raised
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names, permissions
@@ -21,6 +19,9 @@ from coriolis_azure.checks.finding import Checked
 from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.battles import served
+from harness.constants import GROUP, MIB
+from harness.plugin_errors import raised
 
 ROOT = Path(__file__).parent.parent
 Image = Callable[..., Path]

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MIB
-from processes import Forked
-from replicas import HeldClock
 from rich.console import Console
-from terminals import shown, text
 
 from coriolis_azure.azure import patience
 from coriolis_azure.cli.progress import Lines, Screen, watching
 from coriolis_azure.events import Copied, Event, Notice, Step, Wait, Waiting, amount, json_lines, line, span
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.constants import MIB
+from harness.processes import Forked
+from harness.replicas import HeldClock
+from harness.terminals import shown, text
 
 
 def test_a_wait_is_told_as_it_begins_and_every_ten_seconds() -> None:

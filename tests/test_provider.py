@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from battles import served
-from conftest import MIB, raised
-from processes import Forked
 
 from coriolis_azure import vhd
 from coriolis_azure.errors import (
@@ -27,6 +24,10 @@ from coriolis_azure.errors import (
 from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.battles import served
+from harness.constants import MIB
+from harness.plugin_errors import raised
+from harness.processes import Forked
 
 pytestmark = pytest.mark.slow
 

@@ -12,12 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import real_azure
-from conftest import GROUP
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_azure import Json, answering, examples, machine_documents, needs_openapi, needs_recordings
-from spoiling import QUICK, spoilt
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names
@@ -27,6 +23,10 @@ from coriolis_azure.model import Machine, canonical_location
 from coriolis_azure.plugin import export_info
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness import real_azure
+from harness.constants import GROUP
+from harness.real_azure import Json, answering, examples, machine_documents, needs_openapi, needs_recordings
+from harness.spoiling import QUICK, spoilt
 
 GIB = 1 << 30
 

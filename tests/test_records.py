@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from test_worker import Held
-
 from coriolis_azure.azure import names
 from coriolis_azure.model import Record, Run
 from coriolis_azure.run.records import Records
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.clocks import Held
 
 ID = "0123456789abcdef"
 

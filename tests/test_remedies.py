@@ -11,8 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, MIB
-from processes import PROCESSES, completed
 
 from coriolis_azure import settings
 from coriolis_azure.errors import CoriolisAzureError, CorruptChunk, InvalidInput, NotFound, Unsupported
@@ -21,6 +19,8 @@ from coriolis_azure.replica import places
 from coriolis_azure.replica.image import ImageFolder
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.constants import GROUP, MIB
+from harness.processes import PROCESSES, completed
 
 Connect = Callable[..., Source]
 Image = Callable[..., Path]

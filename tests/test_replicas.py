@@ -7,11 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, azurite_program
 
 from coriolis_azure import errors, transfer
 from coriolis_azure.azure.blobs import Storage
@@ -19,15 +17,10 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import Event, Notice, silent
 from coriolis_azure.readers.conversation import Job
-from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO
 from coriolis_azure.sandbox import Sandbox
-
-CHUNK = 65536
-SIZE = (2 << 20) + 3 * CHUNK + 512  # a short last chunk
-LAST = SIZE // CHUNK
-A, B = b"A" * CHUNK, b"B" * CHUNK
-Place = FilePlace | BlobPlace
+from harness.replica_runs import CHUNK, LAST, SIZE, A, B, Place, expected, run
+from harness.replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, azurite_program
 
 # Azurite ends with a connection of ours open; the socket is closed when it is collected.
 pytestmark = [
@@ -66,49 +59,6 @@ class Told(list[str]):
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice):
             self.append(event.text)
-
-
-def run(
-    place: Place,
-    content: dict[int, bytes],
-    *,
-    size=SIZE,
-    disk="id",
-    report=silent,
-    full=False,
-    die=-1,
-    **options,
-):
-    """What a run does: make the place hold `content` (by chunk, else zeros). The chunks that were sent.
-
-    `die`: after so many of them the run ends without a commit.
-    """
-    sent: list[int] = []
-    with place.open(report, **options) as image:
-        base = image.known(disk, size, CHUNK, full)
-        digest, digests = base.digester(), []
-        for index in range(base.count):
-            offset, length = base.span(index)
-            data = content.get(index, b"").ljust(length, b"\0")[:length] if index in content else b""
-            new = digest(data) if data else ZERO
-            digests.append(new)
-            if new == base.digest(index):
-                continue
-            image.intend(offset, length)
-            if new == ZERO:
-                image.zero(offset, length)
-            else:
-                image.write(offset, data)
-            sent.append(index)
-            if len(sent) == die:
-                return sent
-        image.flush()
-        image.commit(replace(base, digests=Digests(b"".join(digests)), fresh=False))
-    return sent
-
-
-def expected(content: dict[int, bytes], size: int = SIZE) -> bytes:
-    return b"".join(content.get(i, b"").ljust(CHUNK, b"\0") for i in range(-(-size // CHUNK)))[:size]
 
 
 def test_a_place_holds_what_was_written_and_zeros_elsewhere(place: Place) -> None:

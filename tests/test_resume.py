@@ -10,13 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MIB
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from relay import Relay
-from test_agent import Pipes
-from test_transfer import CHUNK, LEAF, Lying, change, job, replicate
-from test_worker import Held
 
 from coriolis_azure import agent, errors, transfer
 from coriolis_azure.azure import names
@@ -26,6 +21,11 @@ from coriolis_azure.readers import ssh
 from coriolis_azure.replica.image import Image
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.clocks import Held
+from harness.constants import MIB
+from harness.copies import CHUNK, LEAF, Lying, change, job, replicate
+from harness.pipes import Pipes
+from harness.relay import Relay
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from battles import served
 from click.testing import CliRunner
-from conftest import GROUP, MIB, raised
-from writer_targets import HttpsTarget
 
 from coriolis_azure import AzureExportProvider, errors
 from coriolis_azure.azure import permissions
@@ -22,6 +19,10 @@ from coriolis_azure.cli.commands import cli
 from coriolis_azure.plugin import claims
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.battles import served
+from harness.constants import GROUP, MIB
+from harness.plugin_errors import raised
+from harness.writer_targets import HttpsTarget
 
 Image = Callable[..., Path]
 Connect = Callable[..., Source]

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from block_devices import command
-from test_destinations import CHUNK, SIZE, A, B, Told, holds, run
 
 from coriolis_azure.errors import CorruptChunk, DestinationFailed
 from coriolis_azure.plugin.writer import FileVolume
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.image import Image, ImageFolder
+from harness.block_devices import command
+from harness.image_runs import CHUNK, SIZE, A, B, Told, holds, run
 
 pytestmark = pytest.mark.usefixtures("small_regions")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from azure.core.exceptions import HttpResponseError
-from test_sandbox_clients import GROUP, HERE, Clients, in_process, vm_body
 
 from coriolis_azure import errors
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.content import copy_sparse
+from harness.clients import GROUP, HERE, Clients, in_process, vm_body
 
 DISKS = "Microsoft.Compute/disks"
 SNAPSHOTS = "Microsoft.Compute/snapshots"

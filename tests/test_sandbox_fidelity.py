@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
-import openapi
 import pytest
-from real_azure import OPENAPI, examples, exchanges, needs_openapi, needs_recordings, recordings
 
 from coriolis_azure.azure import documents, names
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness import openapi
+from harness.real_azure import OPENAPI, examples, exchanges, needs_openapi, needs_recordings, recordings
 
 Said = tuple[str, str, int, Any, Mapping[str, str]]
 

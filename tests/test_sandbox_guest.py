@@ -21,9 +21,9 @@ import pytest
 from azure.core.exceptions import HttpResponseError
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from test_sandbox_clients import GROUP, Clients, in_process, vm_body
 
 from coriolis_azure.sandbox import Sandbox
+from harness.clients import GROUP, Clients, in_process, vm_body
 
 MACHINES = "Microsoft.Compute/virtualMachines"
 PORT = 22022

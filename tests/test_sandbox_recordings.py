@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sandbox_clients import HERE, Clients, in_process, vm_body
 
 from coriolis_azure.sandbox import Sandbox
+from harness.clients import HERE, Clients, in_process, vm_body
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "azure-recordings"
 FORCED_DELETE = "canForceDeleteVirtualMachine.json"

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_sandbox_clients import Clients, serving
 
 from coriolis_azure import errors
 from coriolis_azure.sandbox import Response, add_vm, resources, serve, write
 from coriolis_azure.sandbox.server.https import Server
+from harness.clients import Clients, serving
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orchestrator_logs
 import pytest
-from battles import MIB, served
-from test_agent import Pipes
 
 from coriolis_azure import AzureExportProvider, agent, errors
 from coriolis_azure.events import Event, Notice
@@ -26,6 +23,9 @@ from coriolis_azure.readers import channel, keys, ssh
 from coriolis_azure.replica.manifest import KEY, Manifest
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness import orchestrator_logs
+from harness.battles import MIB, served
+from harness.pipes import Pipes
 
 CHUNK = 65536
 

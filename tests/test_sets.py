@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MIB
-from processes import completed
 
 from coriolis_azure.errors import CoriolisAzureError, InvalidInput
 from coriolis_azure.replica import sets
 from coriolis_azure.replica.verification import Verdict
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.constants import MIB
+from harness.processes import completed
 
 BLOB = "blob://sandboxstorage/images/web"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MIB
 
 from coriolis_azure import errors
 from coriolis_azure.model import Machine
 from coriolis_azure.plugin import export_info
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.constants import MIB
 
 SIZES = {"os": 3 * MIB, "data-0": MIB, "data-1": 2 * MIB}
 

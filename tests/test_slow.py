@@ -15,11 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from loads import Watched
-from replicas import HeldClock
-from test_agent import Pipes
-from test_channel import ADDRESS, Worker, copied
-from test_transfer import replicate
 
 from coriolis_azure import agent
 from coriolis_azure.clock import Clock
@@ -28,6 +23,11 @@ from coriolis_azure.readers import conversation, rate_limiter
 from coriolis_azure.readers.channel import Direct
 from coriolis_azure.readers.conversation import Dialogue
 from coriolis_azure.replica import manifest
+from harness.copies import replicate
+from harness.direct import ADDRESS, Worker, copied
+from harness.pipes import Pipes
+from harness.replicas import HeldClock
+from loads import Watched
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, MIB
-from test_worker import Held
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names
@@ -20,6 +18,8 @@ from coriolis_azure.events import Event, Notice, silent
 from coriolis_azure.replica import places
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.clocks import Held
+from harness.constants import GROUP, MIB
 
 Image = Callable[..., Path]
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spoiling import QUICK, spoilt
-from test_cleanup import Later
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.constants import GROUP
+from harness.late_answers import Later
+from harness.spoiling import QUICK, spoilt
 
 pytestmark = pytest.mark.slow
 

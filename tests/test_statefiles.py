@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from block_devices import command
-from test_destinations import CHUNK, SIZE, A, B, holds, run
 
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput
@@ -20,6 +18,8 @@ from coriolis_azure.events import silent
 from coriolis_azure.replica import places, sets, statefiles
 from coriolis_azure.replica.image import ImageFolder
 from coriolis_azure.replica.verification import verify
+from harness.block_devices import command
+from harness.image_runs import CHUNK, SIZE, A, B, holds, run
 
 VM = "/subscriptions/s/vm-1"
 NOBODY = 65534

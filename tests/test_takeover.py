@@ -14,10 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from battles import honest, served
-from processes import Forked
-from replicas import ACCOUNT, AzuriteOnly, BlobPlace, SandboxPlace, azurite, azurite_program
-from test_replicas import CHUNK, SIZE, A, B, expected, run
 
 from coriolis_azure import vhd
 from coriolis_azure.azure import blobs
@@ -28,6 +24,10 @@ from coriolis_azure.errors import CoriolisAzureError, DestinationFailed
 from coriolis_azure.replica import blob
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
+from harness.battles import honest, served
+from harness.processes import Forked
+from harness.replica_runs import CHUNK, SIZE, A, B, expected, run
+from harness.replicas import ACCOUNT, AzuriteOnly, BlobPlace, SandboxPlace, azurite, azurite_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_regions")]
 

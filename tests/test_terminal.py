@@ -17,9 +17,6 @@ from threading import Thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from processes import Forked, command, completed
-from terminals import shown, text
-from test_errors import tree
 
 from coriolis_azure import errors, events
 from coriolis_azure.cli import output, progress
@@ -28,6 +25,9 @@ from coriolis_azure.model import Worker
 from coriolis_azure.readers import keys, ssh
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.error_tree import tree
+from harness.processes import Forked, command, completed
+from harness.terminals import shown, text
 
 VM = "/subscriptions/5ffe7cd1-0000-4000-8000-000000000000/resourceGroups/group/providers/Microsoft.Compute/disks/"
 NAMES = [f"a-name-as-long-as-azure-lets-it-be-{'x' * 36}-{number}" for number in (1, 2)]

@@ -22,7 +22,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_agent import Pipes
 
 from coriolis_azure import agent, transfer
 from coriolis_azure.clock import Clock
@@ -41,33 +40,10 @@ from coriolis_azure.readers.conversation import zstd
 from coriolis_azure.replica import comparison
 from coriolis_azure.replica.image import Image
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
+from harness.copies import CHUNK, LEAF, Lying, change, job, replicate
+from harness.pipes import Pipes
 
-CHUNK = 65536
-LEAF = 4096
 GRAIN = agent.GRAIN
-
-
-def job(disk: Path, **options) -> conversation.Job:
-    return conversation.Job("os", (str(disk),), disk.stat().st_size, **{"leaf": LEAF, "wait": 0.0, **options})
-
-
-def replicate(
-    disk: Path,
-    path: Path,
-    *,
-    chunk=CHUNK,
-    full=False,
-    verify=True,
-    report=silent,
-    stream: Pipes | None = None,
-    clock: Clock | None = None,
-    **options,
-):
-    """One run with the real agent, behind `stream` where that is given."""
-    with Image(path) as image, stream or Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, chunk, full)
-        task = job(disk, **options)
-        return transfer.copy(lambda: pipes, task, base, image, report, clock=clock or Clock(), verify=verify)
 
 
 def balanced(outcome: transfer.Outcome) -> bool:
@@ -86,12 +62,6 @@ def disk(tmp_path: Path) -> Path:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "os.raw"
-
-
-def change(disk: Path, offset: int, data: bytes) -> None:
-    with disk.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
 
 
 @dataclass
@@ -447,18 +417,6 @@ def test_a_report_that_is_interrupted_ends_the_agent(tmp_path: Path, path: Path)
         with pytest.raises(KeyboardInterrupt):
             transfer.copy(lambda: pipes, job(disk), base, image, interrupted, clock=Clock(), verify=True)
         assert pipes.process.wait(10) < 0
-
-
-class Lying(Image):
-    """An image that has something else in a chunk than what was written there."""
-
-    def __init__(self, path: Path, chunk: int) -> None:
-        super().__init__(path)
-        self._wrong = chunk * CHUNK + 5
-
-    def flush(self) -> None:
-        super().flush()
-        self.write(self._wrong, b"rot")
 
 
 @pytest.fixture
@@ -935,7 +893,7 @@ LARGE = """
 import re, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
-from test_agent import Pipes
+from harness.pipes import Pipes
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.replica.image import Image

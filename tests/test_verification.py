@@ -11,10 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MIB
-from replicas import SandboxPlace
-from test_agent import Pipes
-from test_transfer import CHUNK, job
 
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
@@ -25,6 +21,10 @@ from coriolis_azure.replica.image import Image
 from coriolis_azure.replica.verification import Verdict
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.constants import MIB
+from harness.copies import CHUNK, job
+from harness.pipes import Pipes
+from harness.replicas import SandboxPlace
 
 SIZE = 5 * CHUNK + 512
 

@@ -14,15 +14,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import MIB
-from processes import Forked, command, completed
-from test_cli import COMMAND, served, settings  # noqa: F401 - fixtures
 
 from coriolis_azure import sandbox
 from coriolis_azure.errors import HostExhausted
 from coriolis_azure.events import Event, Notice, Step, unfailing
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.command_line import COMMAND, served, settings  # noqa: F401 - fixtures
+from harness.constants import MIB
+from harness.processes import Forked, command, completed
 
 pytestmark = pytest.mark.slow
 

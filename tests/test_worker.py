@@ -21,19 +21,7 @@ from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from coriolis_azure.worker import images, launch, sizes
-
-
-class Held(Clock):
-    """A clock that waits for nothing."""
-
-    def __init__(self, pace: float = 1) -> None:
-        self.moment, self.pace = 0.0, pace
-
-    def monotonic(self) -> float:
-        return self.moment
-
-    def sleep(self, seconds: float) -> None:
-        self.moment += seconds * self.pace
+from harness.clocks import Held
 
 
 @pytest.fixture

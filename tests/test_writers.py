@@ -23,9 +23,6 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from record_files import RecordFiles
-from test_agent import Pipes, old_python
-from writer_targets import SSH_PORT, HttpsTarget, SshTarget
 
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
@@ -45,6 +42,9 @@ from coriolis_azure.plugin import claims, ssh_writer, write_data, writer
 from coriolis_azure.readers import conversation, keys, ssh
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import DIGEST, UNKNOWN, ZERO, Manifest
+from harness.pipes import Pipes, old_python
+from harness.record_files import RecordFiles
+from harness.writer_targets import SSH_PORT, HttpsTarget, SshTarget
 
 pytestmark = pytest.mark.slow
 

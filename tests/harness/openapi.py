@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from real_azure import OPENAPI, Json
+from harness.real_azure import OPENAPI, Json
 
 # Documents of the kinds that the sandbox imitates.
 FILES = (

@@ -22,7 +22,7 @@ from coriolis_azure.sandbox import Request, Response, Sandbox
 
 Json = dict[str, Any]
 
-_SHARED = Path(__file__).resolve().parents[2] / "shared"
+_SHARED = Path(__file__).resolve().parents[3] / "shared"
 RECORDINGS = _SHARED / "azure-recordings"
 OPENAPI = _SHARED / "azure-openapi" / "spec"
 

@@ -22,9 +22,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from processes import PROCESSES, command
-from relay import Relay
-
 from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
 from coriolis_azure.replica import manifest as manifests
@@ -33,6 +30,8 @@ from coriolis_azure.run import cleanup
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server.https import Server
 from coriolis_azure.source import DEAD_AFTER, Source
+from harness.processes import PROCESSES, command
+from harness.relay import Relay
 
 MIB = 1 << 20
 GROUP = "sandbox"

@@ -24,9 +24,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 
 def _start() -> None:
     """Start what processes are forked from. Python 3.11 tells it no path, and goes on without what it does not find."""
-    PROCESSES.set_forkserver_preload(["preloaded"])
+    PROCESSES.set_forkserver_preload(["harness.preloaded"])
     before = os.environ.get("PYTHONPATH")
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parent.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([here, before] if before else [here])
     try:
         forkserver.ensure_running()
@@ -37,7 +37,7 @@ def _start() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-if "preloaded" not in sys.modules:  # which imports this module too, where processes are forked from
+if "harness.preloaded" not in sys.modules:  # which imports this module too, where processes are forked from
     _start()
 
 

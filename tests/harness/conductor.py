@@ -16,13 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import MIB
-from processes import Forked
-
 from coriolis_azure import source
 from coriolis_azure.plugin import claims
 from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.run import resources
+from harness.constants import MIB
+from harness.processes import Forked
 
 # Of claims and deployments, short enough to wait for.
 TIMES = (

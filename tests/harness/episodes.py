@@ -18,14 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from battles import MIB, CommandLine, Plugin, Site, Strike, honest
-from writer_targets import HttpsTarget, SshTarget
-
 from coriolis_azure import errors
 from coriolis_azure.azure import names
 from coriolis_azure.events import silent
 from coriolis_azure.replica import places
 from coriolis_azure.sandbox import Request, Response
+from harness.battles import MIB, CommandLine, Plugin, Site, Strike, honest
+from harness.writer_targets import HttpsTarget, SshTarget
 
 UNIT = 64 << 10
 CHANGES = ("changed", "unchanged", "grown", "added", "removed", "re-created")

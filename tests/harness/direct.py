@@ -1,0 +1,33 @@
+"""A worker that is reached over the direct channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coriolis_azure import transfer
+from coriolis_azure.clock import Clock
+from coriolis_azure.events import Event
+from coriolis_azure.readers import conversation
+from coriolis_azure.readers.channel import Direct
+from coriolis_azure.replica.image import Image
+from harness.pipes import Pipes
+
+CHUNK = 65536
+ADDRESS = "127.0.0.1"
+
+
+class Worker(Pipes):
+    """An agent that was told the address of its connection, as the SSH server tells it."""
+
+    def __init__(self, address: str = ADDRESS) -> None:
+        super().__init__(words=[address])
+
+
+def copied(disk: Path, worker: Worker, direct: Direct, told: list[Event], **options) -> transfer.Outcome:
+    size = disk.stat().st_size
+    with Image(disk.with_name("os.raw")) as image, worker:
+        base = image.known("id", size, CHUNK, False)
+        job = conversation.Job("os", (str(disk),), size, wait=0.0, **options)
+        return transfer.copy(
+            lambda: worker, job, base, image, told.append, clock=Clock(), verify=True, direct=direct
+        )

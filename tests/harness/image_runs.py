@@ -1,0 +1,78 @@
+"""Runs that write images as a transfer does, and die where they are told to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from coriolis_azure.events import Event, Notice, silent
+from coriolis_azure.replica.digests import Digests
+from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.manifest import ZERO
+
+CHUNK = 65536
+REGION = 1 << 20
+SIZE = 2 * REGION + 3 * CHUNK + 512  # three regions, a short last chunk
+A, B = b"A" * CHUNK, b"B" * CHUNK
+
+
+class Told(list[str]):
+    """A report that keeps the notices."""
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.append(event.text)
+
+
+def run(
+    path: Path,
+    content: dict[int, bytes],
+    *,
+    size: int = SIZE,
+    disk: str = "id",
+    report=silent,
+    full=False,
+    adopt=False,
+):
+    """What a run does to an image: make it hold `content` (by chunk, else zeros). Gives back what was sent."""
+    with Image(path, report, adopt=adopt) as image:
+        base = image.known(disk, size, CHUNK, full)
+        digest, digests, sent = base.digester(), [], []
+        for index in range(base.count):
+            offset, length = base.span(index)
+            data = content.get(index, b"")[:length]
+            data += bytes(length - len(data)) if data else b""
+            new = digest(data) if data else ZERO
+            digests.append(new)
+            if new == base.digest(index):
+                continue
+            sent.append(index)
+            image.intend(offset, length)
+            if new == ZERO:
+                image.zero(offset, length)
+            else:
+                image.write(offset, data)
+        image.flush()
+        image.commit(replace(base, digests=Digests(b"".join(digests)), fresh=False))
+    return sent
+
+
+def holds(path: Path, content: dict[int, bytes], size: int = SIZE) -> bool:
+    """Whether the file is `content`, and zeros elsewhere."""
+    if path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        for index in range(-(-size // CHUNK)):
+            length = min(CHUNK, size - index * CHUNK)
+            data = file.read(length)
+            if data != content.get(index, b"").ljust(length, b"\0")[:length]:
+                return False
+    return True
+
+
+def dies_after_writing(path: Path, index: int, data: bytes) -> None:
+    """A run that ends without a commit."""
+    with Image(path) as image:
+        image.known("id", SIZE, CHUNK, False)
+        image.intend(index * CHUNK, CHUNK)
+        image.write(index * CHUNK, data)
