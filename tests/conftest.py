@@ -22,6 +22,7 @@ from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.sandbox import PACE
 from coriolis_azure.source import Source
 from harness import keys
+from harness.command_line import served, settings  # noqa: F401 - fixtures
 from harness.constants import MIB
 
 # How long a machine takes under load says nothing about a property.

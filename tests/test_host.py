@@ -22,7 +22,6 @@ from coriolis_azure.events import Event, Step
 from coriolis_azure.model import Run
 from coriolis_azure.replica.image import Image
 from coriolis_azure.run.journal import Journal
-from harness.command_line import served  # noqa: F401 - a fixture
 from harness.processes import Forked, command
 
 pytestmark = pytest.mark.slow
@@ -260,7 +259,7 @@ def no_descriptor() -> None:
 @pytest.mark.parametrize("step", ["boot worker", "snapshot", "copy", "clean up"])
 @pytest.mark.parametrize("kind", ["threads", "descriptors"])
 def test_a_run_that_has_nothing_left_ends_at_once_and_deletes_what_it_made(
-    served: Path,  # noqa: F811
+    served: Path,
     tmp_path: Path,
     kind: str,
     step: str,

@@ -20,7 +20,7 @@ from coriolis_azure.errors import HostExhausted
 from coriolis_azure.events import Event, Notice, Step, unfailing
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
-from harness.command_line import COMMAND, served, settings  # noqa: F401 - fixtures
+from harness.command_line import COMMAND
 from harness.constants import MIB
 from harness.processes import Forked, command, completed
 
@@ -30,21 +30,21 @@ Image = Callable[..., Path]
 
 
 @pytest.fixture
-def unchanged(served: Path) -> Iterator[None]:  # noqa: F811
+def unchanged(served: Path) -> Iterator[None]:
     """Afterwards the sandbox holds what it held before."""
     before = sandbox.resources(served)
     yield
     assert sandbox.resources(served) == before
 
 
-def replicating(settings: list[str], images: Path) -> list[str]:  # noqa: F811
+def replicating(settings: list[str], images: Path) -> list[str]:
     return ["replicate", *settings, "web", "--to", str(images), "--json"]
 
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("until", ["snapshot", "clean up"])
 def test_a_closed_pipe_stops_no_run_and_a_good_one_ends_with_0(
-    settings: list[str],  # noqa: F811
+    settings: list[str],
     tmp_path: Path,
     until: str,
 ) -> None:
@@ -59,7 +59,7 @@ def test_a_closed_pipe_stops_no_run_and_a_good_one_ends_with_0(
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_without_standard_error_a_run_does_its_work(settings: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_without_standard_error_a_run_does_its_work(settings: list[str], tmp_path: Path) -> None:
     line = " ".join([*COMMAND, *replicating(settings, tmp_path / "images")])
     done = subprocess.run(["sh", "-c", f"exec {line} 2>&-"], stdout=subprocess.PIPE, check=False)
     assert done.returncode == 0
@@ -69,7 +69,7 @@ def test_without_standard_error_a_run_does_its_work(settings: list[str], tmp_pat
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize(("ignored", "code"), [(False, 130), (True, 0)], ids=["asked to end", "nohup"])
 def test_a_closed_terminal_leaves_nothing(
-    settings: list[str],  # noqa: F811
+    settings: list[str],
     tmp_path: Path,
     ignored: bool,
     code: int,
