@@ -21,6 +21,7 @@ from coriolis_azure.replica import places
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.image import Image, ImageFolder
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
+from harness import image_runs
 from harness.image_runs import CHUNK, REGION, SIZE, A, B, Told, dies_after_writing, holds, run
 
 # A child is forked only where no thread of ours runs; a test runner's own threads do not matter to it.
@@ -351,7 +352,7 @@ def test_dying_at_any_step_never_makes_a_wrong_device(
             super()._open(flags)
             self._block = True
 
-    monkeypatch.setitem(globals(), "Image", Device)
+    monkeypatch.setattr(image_runs, "Image", Device)
     first, second = {0: A, 1: B, 20: A, 31: A}, {0: B, 2: A, 20: B, 31: A}
     at, died = 0, True
     while died:

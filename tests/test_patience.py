@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -190,12 +191,18 @@ def test_the_first_interrupt_of_a_clean_up_ends_long_waits_and_no_short_ones() -
 
 
 def test_the_second_interrupt_ends_all_waits_of_a_clean_up() -> None:
-    def wait(seconds: float) -> None:
-        signal.raise_signal(signal.SIGINT)
-        Clock().sleep(seconds)
+    def interrupt(text: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt), interrupts.shielded(lambda text: None):
-        list(ordered(wait, [10, 10], threads=2, ahead=2))
+    def twice_interrupted() -> None:
+        with interrupts.shielded(interrupt):  # again, once the first one was noted
+            signal.raise_signal(signal.SIGINT)
+            list(ordered(Clock().sleep, [20, 20], threads=2, ahead=2))
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        twice_interrupted()
+    assert time.monotonic() - begun < 15
 
 
 def test_a_clean_up_is_not_called_off_with_the_work_around_it() -> None:
