@@ -19,15 +19,12 @@ def permitted(subject: Subject) -> Iterator[Finding]:
     if any(disk.encryption_set for disk in subject.disks):
         chosen.add(permissions.CUSTOMER_KEYS)
 
-    def lax(action: permissions.Action) -> bool:
-        return _lax(subject, action)
-
     places = _places(subject)
     roles = dict[str, list[Json] | None]()
     lacking: dict[tuple[str, str], tuple[permissions.Action, list[str]]] = {}
     everything = True
     # Two steps may need the same action: the one that cannot do without it counts.
-    for action in sorted(permissions.needed(chosen), key=lax, reverse=True):
+    for action in sorted(permissions.needed(chosen), key=partial(_lax, subject), reverse=True):
         allowed: dict[str, bool | None] = {}
         for scopes in places.get(action.scope, ()):
             allowed[scopes[-1]] = yield from _allowed(subject, action, scopes, roles)
