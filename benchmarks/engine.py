@@ -24,7 +24,7 @@ from typing import Any
 
 import requests
 
-from coriolis_azure import agent
+from coriolis_azure.agent import tls
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -70,7 +70,7 @@ def serve(folder: Path, image: Path) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # up to which Python lets us choose the faster AES-128
-    context.set_ciphers(agent.CIPHERS)
+    context.set_ciphers(tls.CIPHERS)
     context.load_cert_chain(folder / "server_crt", folder / "server_key")
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -15,8 +15,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from . import agent
-from .agent import DIGEST, GRAIN, UNKNOWN, ZERO
+from .agent import wire
+from .agent.wire import DIGEST, GRAIN, UNKNOWN, ZERO
 from .clock import Clock
 from .errors import AgentFailed, ConnectionLost, CorruptChunk, InvalidInput, StreamEnded
 from .events import Notice, Progress, Report, Step
@@ -275,13 +275,13 @@ class _Copy:
     def _apply(self, dialogue: Dialogue, frame: Frame) -> _Done:
         """Do at the destination what the frame says."""
         try:
-            if frame.kind == agent.SAME:
+            if frame.kind == wire.SAME:
                 return self._same(dialogue, frame)
-            if frame.kind == agent.ZEROS:
+            if frame.kind == wire.ZEROS:
                 return self._zeros(frame)
-            if frame.kind == agent.ASK:
+            if frame.kind == wire.ASK:
                 return self._answer(dialogue, frame)
-            return self._data(dialogue, frame) if frame.kind == agent.DATA else self._patch(dialogue, frame)
+            return self._data(dialogue, frame) if frame.kind == wire.DATA else self._patch(dialogue, frame)
         except Exception as error:
             # The reader may be waiting for an agent that waits for this thread: wake it.
             if self._failure is None:

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from coriolis_azure import agent
+from coriolis_azure.agent import scan, wire
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
 from harness.pipes import Pipes, old_python
 
 CHUNK = 65536
+FOLDER = Path(agent.__file__).parent
 
 
 @pytest.fixture
@@ -40,13 +42,20 @@ def held(disk: Path, chunk: int = CHUNK) -> Manifest:
     return Manifest(base.size, chunk, base.hash, base.key, Digests(digests))
 
 
-def test_it_is_one_small_file_of_old_syntax() -> None:
-    source = Path(agent.__file__).read_text()
-    tree = ast.parse(source, feature_version=(3, 5))
+@pytest.mark.parametrize("module", agent.MODULES)
+def test_what_is_sent_is_of_old_syntax(module: str) -> None:
+    tree = ast.parse((FOLDER / f"{module}.py").read_text(), feature_version=(3, 5))
     newer = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.AsyncFunctionDef, ast.Match)
     assert [node for node in ast.walk(tree) if isinstance(node, newer)] == []
-    print(f"pushed: {len(source)} bytes")
-    assert len(source.splitlines()) <= 920
+
+
+def test_all_modules_are_sent_in_one_small_piece_each_after_those_that_it_imports() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == {"__init__", *agent.MODULES}
+    assert len(agent.program()) < 48 << 10
+    for number, module in enumerate(agent.MODULES):
+        tree = ast.parse((FOLDER / f"{module}.py").read_text())
+        ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
+        assert ours <= set(agent.MODULES[:number])
 
 
 @pytest.mark.parametrize("python", [sys.executable, old_python()], ids=["this", "3.6"])
@@ -60,14 +69,14 @@ def test_it_says_same_zeros_and_data(python: str, disk: Path) -> None:
     disk.write_bytes(changed)
     with Pipes(python) as pipes:
         pipes.start(disk, base)
-        assert pipes.document(agent.READY)["size"] == base.size
+        assert pipes.document(wire.READY)["size"] == base.size
         kind, index, count, digest, payload = pipes.message()
-        assert (kind, index, count) == (agent.DATA, 0, 1)
-        assert payload == agent.PIECE.pack(0, CHUNK, False) + changed[:CHUNK]
+        assert (kind, index, count) == (wire.DATA, 0, 1)
+        assert payload == wire.PIECE.pack(0, CHUNK, False) + changed[:CHUNK]
         assert digest == base.digester()(changed[:CHUNK])
-        assert pipes.message()[:3] == (agent.SAME, 1, 3)
-        assert pipes.message()[:3] == (agent.ZEROS, 4, 1)
-        assert pipes.document(agent.END).keys() == {"root"}
+        assert pipes.message()[:3] == (wire.SAME, 1, 3)
+        assert pipes.message()[:3] == (wire.ZEROS, 4, 1)
+        assert pipes.document(wire.END).keys() == {"root"}
         assert pipes.process.wait(10) == 0
 
 
@@ -75,27 +84,27 @@ def test_it_begins_where_the_job_says_and_its_root_is_of_what_it_has_told(disk: 
     base = held(disk)
     with Pipes() as pipes:
         pipes.start(disk, base, first=2)
-        pipes.document(agent.READY)
+        pipes.document(wire.READY)
         kind, index, count, _, _ = pipes.message()
-        assert (kind, index, index + count) == (agent.SAME, 2, base.count)
-        assert pipes.document(agent.END)["root"] == base.root(2) != base.root()
+        assert (kind, index, index + count) == (wire.SAME, 2, base.count)
+        assert pipes.document(wire.END)["root"] == base.root(2) != base.root()
 
 
 def test_nothing_known_means_everything_is_told(disk: Path) -> None:
     with Pipes() as pipes:
         pipes.start(disk, base_of(disk, UNKNOWN))
-        pipes.document(agent.READY)
+        pipes.document(wire.READY)
         told = [pipes.message()[:3] for _ in range(4)]
-        assert told == [(agent.DATA, 0, 1), (agent.ZEROS, 1, 2), (agent.DATA, 3, 1), (agent.DATA, 4, 1)]
+        assert told == [(wire.DATA, 0, 1), (wire.ZEROS, 1, 2), (wire.DATA, 3, 1), (wire.DATA, 4, 1)]
 
 
 def test_runs_end_so_that_progress_moves(tmp_path: Path) -> None:
-    disk, run = tmp_path / "disk", agent.RUNS[agent.ZEROS]
+    disk, run = tmp_path / "disk", wire.RUNS[wire.ZEROS]
     with disk.open("wb") as file:
         file.truncate(CHUNK * (2 * run + 1))
     with Pipes() as pipes:
         pipes.start(disk, base_of(disk, ZERO))
-        pipes.document(agent.READY)
+        pipes.document(wire.READY)
         runs = [pipes.message()[1:3] for _ in range(3)]
         assert runs == [(0, run), (run, run), (2 * run, 1)]
 
@@ -104,55 +113,55 @@ def test_runs_end_so_that_progress_moves(tmp_path: Path) -> None:
 def test_it_keeps_scanning_while_it_waits_for_leaves_but_asks_for_no_more_than_agreed(
     tmp_path: Path, leaf: int
 ) -> None:
-    disk, chunk = tmp_path / "disk", agent.MAX_CHUNK
-    many = agent.window(chunk) + 2
-    old = b"x" * agent.GRAIN
+    disk, chunk = tmp_path / "disk", wire.MAX_CHUNK
+    many = wire.window(chunk) + 2
+    old = b"x" * wire.GRAIN
     with disk.open("wb") as file:
         file.truncate(chunk * many)
         for index in range(many):
-            file.seek(index * chunk + 3 * agent.GRAIN)
+            file.seek(index * chunk + 3 * wire.GRAIN)
             file.write(old)
     base = held(disk, chunk)
     with disk.open("r+b") as file:
         for index in range(many):
-            file.seek(index * chunk + 3 * agent.GRAIN)
+            file.seek(index * chunk + 3 * wire.GRAIN)
             file.write(b"y" * 512)
-    answer = agent.NUMBER.pack(3) + b"".join(base.digester().leaves(old, leaf)) * (leaf < agent.GRAIN)
+    answer = wire.NUMBER.pack(3) + b"".join(base.digester().leaves(old, leaf)) * (leaf < wire.GRAIN)
     with Pipes() as pipes:
         pipes.start(disk, base, leaf=leaf)
-        pipes.document(agent.READY)
-        asked = agent.window(chunk)
-        assert asked == agent.RUNS[agent.ASK]
+        pipes.document(wire.READY)
+        asked = wire.window(chunk)
+        assert asked == wire.RUNS[wire.ASK]
         kind, first, count, _, digests = pipes.message()
-        assert (kind, first, count) == (agent.ASK, 0, asked)
-        assert len(digests) == count * agent.DIGEST * (chunk // agent.GRAIN)
+        assert (kind, first, count) == (wire.ASK, 0, asked)
+        assert len(digests) == count * wire.DIGEST * (chunk // wire.GRAIN)
         for index in range(3):
-            pipes.send(agent.LEAVES, index, answer, 1)
+            pipes.send(wire.LEAVES, index, answer, 1)
         patches = [
             pipes.message() for _ in range(3)
         ]  # which are not held back while it waits for more answers
         for index in reversed(range(3, many)):  # answers in any order; these wait until it takes them
-            pipes.send(agent.LEAVES, index, answer, 1)
+            pipes.send(wire.LEAVES, index, answer, 1)
         rest = [pipes.message() for _ in range(many - 3 + 1)]
-        assert [message[:3] for message in rest if message[0] == agent.ASK] == [(agent.ASK, asked, 2)]
-        patches += [message for message in rest if message[0] == agent.PATCH]
+        assert [message[:3] for message in rest if message[0] == wire.ASK] == [(wire.ASK, asked, 2)]
+        patches += [message for message in rest if message[0] == wire.PATCH]
         assert [message[1] for message in patches] == list(range(many))
-        piece = agent.PIECE.pack(3 * agent.GRAIN, leaf, False) + b"y" * 512 + b"x" * (leaf - 512)
+        piece = wire.PIECE.pack(3 * wire.GRAIN, leaf, False) + b"y" * 512 + b"x" * (leaf - 512)
         assert {message[4] for message in patches} == {piece}
-        assert pipes.document(agent.END).keys() == {"root"}
+        assert pipes.document(wire.END).keys() == {"root"}
 
 
 def test_zeros_inside_a_chunk_are_left_out(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    grain = agent.GRAIN
+    grain = wire.GRAIN
     disk.write_bytes(bytes(grain) + b"a" * 2 * grain + bytes(grain) + b"b" * grain + bytes(3 * grain))
     base = Manifest.new(8 * grain, 8 * grain, "", ZERO)
     with Pipes() as pipes:
         pipes.start(disk, base)
-        pipes.document(agent.READY)
+        pipes.document(wire.READY)
         kind, _, count, _, payload = pipes.message()
-        assert (kind, count) == (agent.DATA, 2)
-        table = agent.PIECE.pack(grain, 2 * grain, False) + agent.PIECE.pack(4 * grain, grain, False)
+        assert (kind, count) == (wire.DATA, 2)
+        table = wire.PIECE.pack(grain, 2 * grain, False) + wire.PIECE.pack(4 * grain, grain, False)
         assert payload == table + b"a" * 2 * grain + b"b" * grain
 
 
@@ -160,10 +169,10 @@ def test_zeros_inside_a_chunk_are_left_out(tmp_path: Path) -> None:
     ("count", "payload", "said"),
     [
         (1, b"", "bytes of leaves"),
-        (1, agent.NUMBER.pack(0) + bytes(5), "bytes of leaves"),
-        (0, bytes(agent.DIGEST), "bytes of leaves"),
-        (1, agent.NUMBER.pack(0) + bytes(160000), "bytes of leaves"),
-        (1, agent.NUMBER.pack(1), "asked for grain 1"),
+        (1, wire.NUMBER.pack(0) + bytes(5), "bytes of leaves"),
+        (0, bytes(wire.DIGEST), "bytes of leaves"),
+        (1, wire.NUMBER.pack(0) + bytes(160000), "bytes of leaves"),
+        (1, wire.NUMBER.pack(1), "asked for grain 1"),
     ],
 )
 def test_wrong_leaves_are_refused(disk: Path, count: int, payload: bytes, said: str) -> None:
@@ -171,9 +180,9 @@ def test_wrong_leaves_are_refused(disk: Path, count: int, payload: bytes, said: 
     disk.write_bytes(b"A" + disk.read_bytes()[1:])
     with Pipes() as pipes:
         pipes.start(disk, base, leaf=4096)
-        pipes.document(agent.READY)
-        pipes.send(agent.LEAVES, 0, payload, count)
-        while (message := pipes.message())[0] != agent.ERROR:
+        pipes.document(wire.READY)
+        pipes.send(wire.LEAVES, 0, payload, count)
+        while (message := pipes.message())[0] != wire.ERROR:
             pass
         assert said in json.loads(message[4])["message"]
 
@@ -189,7 +198,7 @@ def test_wrong_leaves_are_refused(disk: Path, count: int, payload: bytes, said: 
 def test_it_says_why_it_cannot(disk: Path, changes: dict, said: str) -> None:
     with Pipes() as pipes:
         pipes.start(disk, base_of(disk, ZERO), **changes)
-        assert said in pipes.document(agent.ERROR)["message"]
+        assert said in pipes.document(wire.ERROR)["message"]
         assert pipes.process.wait(10) == 1
 
 
@@ -197,7 +206,7 @@ def test_a_disk_of_another_size_is_not_read(disk: Path) -> None:
     base = Manifest.new(disk.stat().st_size + 512, CHUNK, "", ZERO)
     with Pipes() as pipes:
         pipes.start(disk, base)
-        message = pipes.document(agent.ERROR)["message"]
+        message = pipes.document(wire.ERROR)["message"]
     assert all(part in message for part in (str(disk), str(base.size), str(disk.stat().st_size)))
 
 
@@ -206,14 +215,13 @@ def test_it_waits_for_a_disk_that_is_being_attached(disk: Path, tmp_path: Path) 
     with Pipes() as pipes:
         pipes.start(later, base_of(disk, ZERO), wait=30, device_candidates=["/nonexistent/x", str(later)])
         later.symlink_to(disk)
-        assert pipes.document(agent.READY)["device"] == str(later)
+        assert pipes.document(wire.READY)["device"] == str(later)
 
 
 def test_a_place_that_cannot_be_read_is_named() -> None:
     """The memory of a process at address 0 stands for a bad block: reading it is EIO."""
-    program = UNREADABLE.format(agent=agent.__file__)
     told = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", UNREADABLE], capture_output=True, text=True, timeout=30, check=True
     )
     assert "cannot read /proc/self/mem at offset 0: Input/output error [0]" in told.stdout
 
@@ -223,10 +231,10 @@ def test_a_disk_that_is_detached_is_named_with_the_place(disk: Path) -> None:
     base = held(disk)
     with Pipes() as pipes:
         pipes.offer(disk, base)
-        pipes.document(agent.READY)
+        pipes.document(wire.READY)
         os.truncate(disk, CHUNK)
         pipes.begin(base)
-        while (message := pipes.message())[0] != agent.ERROR:
+        while (message := pipes.message())[0] != wire.ERROR:
             pass
     told = json.loads(message[4])
     assert told["offset"] == CHUNK
@@ -234,17 +242,15 @@ def test_a_disk_that_is_detached_is_named_with_the_place(disk: Path) -> None:
 
 
 UNREADABLE = """
-import importlib.util, os
-spec = importlib.util.spec_from_file_location("agent", {agent!r})
-agent = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(agent)
+import os
+from coriolis_azure.agent import scan, wire
 job = dict(size=4096, chunk=4096, first=0, choose=True, leaf=0, compress="none", packings=[], key="00" * 32)
-out = agent.Output(agent.pipe_writer(1))
-scan = agent.Scan(job, "blake2b", agent.Input(os.pipe()[0], 0), out)
-scan.fd, scan.device = os.open("/proc/self/mem", os.O_RDONLY), "/proc/self/mem"
+out = wire.Output(wire.pipe_writer(1))
+disk = scan.Scan(job, "blake2b", wire.Input(os.pipe()[0], 0), out)
+disk.fd, disk.device = os.open("/proc/self/mem", os.O_RDONLY), "/proc/self/mem"
 try:
-    scan.run()
-except agent.Failure as failure:
+    disk.run()
+except wire.Failure as failure:
     print(failure, [failure.offset])
 """
 
@@ -259,7 +265,7 @@ def test_it_ends_when_the_host_is_gone(tmp_path: Path, when: str) -> None:
             pipes.start(tmp_path / "never", base_of(disk, ZERO), wait=60)
         elif when == "in the middle of the scan":
             pipes.start(disk, base_of(disk, ZERO))
-            pipes.document(agent.READY)
+            pipes.document(wire.READY)
         pipes.process.stdin.close()
         assert pipes.process.wait(10) == 0
 
@@ -267,7 +273,7 @@ def test_it_ends_when_the_host_is_gone(tmp_path: Path, when: str) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_threads_of_a_scan_end_where_the_process_goes_on(whole: bool) -> None:
     before = set(threading.enumerate())
-    results = agent.ordered(str, range(20), 3, 4)
+    results = scan.ordered(str, range(20), 3, 4)
     assert next(results) == "0"
     if whole:
         assert list(results) == [str(number) for number in range(1, 20)]
@@ -282,7 +288,7 @@ def test_it_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
     disk.write_bytes(b"x" * (16 << 20))
     with Pipes() as pipes:
         pipes.start(disk, base_of(disk, ZERO))
-        pipes.document(agent.READY)
+        pipes.document(wire.READY)
         pipes.process.stdout.close()
         assert pipes.process.wait(10) == 0
 
@@ -291,7 +297,7 @@ def test_the_secret_is_never_said(disk: Path, capfd: pytest.CaptureFixture[str])
     base = base_of(disk, ZERO)
     with Pipes() as pipes:
         pipes.start(disk, base, compress=None, chunk="?")
-        assert "fault of the agent" in pipes.document(agent.ERROR)["message"]
+        assert "fault of the agent" in pipes.document(wire.ERROR)["message"]
         assert pipes.process.wait(10) == 1
         heard = bytes(pipes.heard) + "".join(capfd.readouterr()).encode()
     assert base.key not in heard

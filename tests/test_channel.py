@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure import agent, transfer
+from coriolis_azure import transfer
+from coriolis_azure.agent import wire
+from coriolis_azure.agent.tls import Listener, Tls
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers import conversation
@@ -40,8 +42,8 @@ def test_data_comes_over_tls_and_only_ready_over_the_stream(disk: Path, port: in
         worker = Worker()
         copied(disk, worker, direct, told)
         assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
-        kind, _, _, _, length, _ = agent.HEAD.unpack_from(worker.heard)
-        assert (kind, len(worker.heard)) == (agent.READY, agent.HEAD.size + length)
+        kind, _, _, _, length, _ = wire.HEAD.unpack_from(worker.heard)
+        assert (kind, len(worker.heard)) == (wire.READY, wire.HEAD.size + length)
     assert not [event for event in told if isinstance(event, Notice)]
 
 
@@ -94,7 +96,7 @@ def test_a_channel_through_which_nothing_comes_is_not_tried_again(
     def hung_up() -> None:
         raise EOFError
 
-    def faulty(port: int) -> agent.Tls | None:
+    def faulty(port: int) -> Tls | None:
         tls = connect(port)
         assert tls is not None
         if fault == "it ended":
@@ -128,7 +130,7 @@ def test_each_side_takes_one_certificate_and_no_other(port: int) -> None:
     ours, other = Direct(ADDRESS, port, print), Direct(ADDRESS, port, print)
     offer = ours.offer(0)
     assert offer
-    listener = agent.Listener(ADDRESS, offer)
+    listener = Listener(ADDRESS, offer)
     assert other.connect(port) is None  # it has another certificate, and expects another one
     channel = ours.connect(port)
     assert channel

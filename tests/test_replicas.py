@@ -19,6 +19,7 @@ from coriolis_azure.events import Event, Notice, silent
 from coriolis_azure.readers.conversation import Job
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO
 from coriolis_azure.sandbox import Sandbox
+from harness.pipes import AGENT
 from harness.replica_runs import CHUNK, LAST, SIZE, A, B, Place, expected, run
 from harness.replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, azurite_program
 
@@ -224,9 +225,8 @@ class Agent:
     """The agent in a process of its own, over pipes: a transfer.Stream."""
 
     def __enter__(self) -> Agent:
-        source = Path(transfer.agent.__file__)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(source)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-I", *AGENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         return self
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coriolis_azure import agent, errors, transfer
+from coriolis_azure import errors, transfer
+from coriolis_azure.agent import wire
 from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, Waiting, silent
@@ -46,7 +47,7 @@ class Broken(Pipes):
 
     def write(self, data: bytes, /) -> None:
         if self.first < 0:  # the job
-            self.first = json.loads(data[agent.HEAD.size :])["first"]
+            self.first = json.loads(data[wire.HEAD.size :])["first"]
         try:
             super().write(data)
         except errors.StreamEnded as error:

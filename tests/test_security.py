@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from coriolis_azure import AzureExportProvider, agent, errors
+from coriolis_azure.agent import wire
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers import channel, keys, ssh
 from coriolis_azure.replica.manifest import KEY, Manifest
@@ -273,10 +274,10 @@ def test_a_worker_that_everybody_can_reach_is_told_of(
 def test_the_agent_has_the_disk_open_for_reading_only(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"x" * 100 * CHUNK)
-    base = Manifest.new(100 * CHUNK, CHUNK, "", bytes(agent.DIGEST - 1) + b"\1")
+    base = Manifest.new(100 * CHUNK, CHUNK, "", bytes(wire.DIGEST - 1) + b"\1")
     with Pipes() as pipes:
         pipes.start(disk, base, leaf=4096)  # it asks for leaves now and waits
-        pipes.document(agent.READY)
+        pipes.document(wire.READY)
         descriptors = Path(f"/proc/{pipes.process.pid}/fd")
         open_for = {
             str(each.readlink()): int((descriptors.parent / "fdinfo" / each.name).read_text().split()[3], 8)
@@ -297,7 +298,7 @@ def test_the_agent_has_the_disk_open_for_reading_only(tmp_path: Path) -> None:
 def test_the_worker_runs_only_what_was_sent(
     altered: Callable[[bytes], bytes], status: int, words: str
 ) -> None:
-    source = Path(agent.__file__).read_bytes()
+    source = agent.program()
     command = [sys.executable, *ssh.agent_words(source), "127.0.0.1"]
     ended = subprocess.run(command, input=altered(source), capture_output=True, check=False)
     assert (ended.returncode, ended.stdout) == (status, b"")

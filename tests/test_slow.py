@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure import agent
+from coriolis_azure.agent import wire
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Copied, Event, Notice, Waiting
 from coriolis_azure.readers import conversation, rate_limiter
@@ -25,7 +25,7 @@ from coriolis_azure.readers.conversation import Dialogue
 from coriolis_azure.replica import manifest
 from harness.copies import replicate
 from harness.direct import ADDRESS, Worker, copied
-from harness.pipes import Pipes
+from harness.pipes import AGENT, Pipes
 from harness.replicas import HeldClock
 from loads import Watched
 
@@ -88,7 +88,7 @@ class Poor(Watched):
     )
 
     def __init__(self) -> None:
-        super().__init__(program="-c", words=[self._CONFINED, sys.executable, agent.__file__])
+        super().__init__(program=["-c", self._CONFINED, sys.executable, *AGENT])
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def test_one_core_on_both_sides_and_little_memory_are_enough(disk: Path, chunk: 
             outcome = replicate(disk, disk.with_name("os.raw"), stream=worker, chunk=chunk, compress="auto")
         assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
         assert outcome.verified
-        assert sent <= outcome.sent_bytes <= sent + (3 * agent.GRAIN if outcome.full else 0)
+        assert sent <= outcome.sent_bytes <= sent + (3 * wire.GRAIN if outcome.full else 0)
         assert 0 < worker.most <= 64
         with disk.open("r+b") as file:
             file.seek(5 * MIB)
@@ -179,7 +179,7 @@ def test_the_progress_says_what_else_holds_it_up(disk: Path, what: str) -> None:
     clock = HeldClock()
     size = disk.stat().st_size
     limiter = rate_limiter.RateLimiter(LINE, clock) if what != "destination" else None
-    base = manifest.Manifest.new(size, MIB, "id", agent.ZERO)
+    base = manifest.Manifest.new(size, MIB, "id", wire.ZERO)
     job = conversation.Job("os", (str(disk),), size, wait=0.0)
     with Pipes() as pipes:
         dialogue = Dialogue(

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coriolis_azure import agent, transfer
+from coriolis_azure.agent import wire
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import (
     AgentFailed,
@@ -41,9 +42,9 @@ from coriolis_azure.replica import comparison
 from coriolis_azure.replica.image import Image
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
 from harness.copies import CHUNK, LEAF, Lying, change, job, replicate
-from harness.pipes import Pipes
+from harness.pipes import AGENT, Pipes
 
-GRAIN = agent.GRAIN
+GRAIN = wire.GRAIN
 
 
 def balanced(outcome: transfer.Outcome) -> bool:
@@ -332,7 +333,7 @@ def test_a_disk_that_does_not_appear_is_an_error(disk: Path, path: Path) -> None
 
 
 def test_an_agent_that_never_starts_is_an_error(disk: Path, path: Path) -> None:
-    with Image(path) as image, Pipes(program="/nonexistent") as pipes:
+    with Image(path) as image, Pipes(program=["/nonexistent"]) as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(StreamEnded):
             transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
@@ -389,7 +390,7 @@ def test_a_failing_destination_ends_the_run_at_once_with_its_own_error(tmp_path,
 
 def test_an_agent_that_waits_for_leaves_is_not_waited_for(tmp_path: Path, path: Path) -> None:
     """Fewer chunks may be asked for than frames be in flight: only the failing thread can wake the reader."""
-    disk, chunk = tmp_path / "disk", agent.MAX_CHUNK
+    disk, chunk = tmp_path / "disk", wire.MAX_CHUNK
     disk.write_bytes(b"a" * 5 * chunk)
     replicate(disk, path, chunk=chunk)
     disk.write_bytes(b"b" * 5 * chunk)
@@ -420,22 +421,22 @@ def test_a_report_that_is_interrupted_ends_the_agent(tmp_path: Path, path: Path)
 
 
 @pytest.fixture
-def without_gmac(tmp_path: Path) -> Path:
+def without_gmac() -> list[str]:
     """The agent on a worker that has no usable libcrypto."""
-    source = Path(agent.__file__).read_text()
+    source = agent.program().decode()
     assert '"gmac": _gmac, ' in source
-    program = tmp_path / "agent.py"
-    program.write_text(source.replace('"gmac": _gmac, ', ""))
-    return program
+    return ["-c", source.replace('"gmac": _gmac, ', "")]
 
 
 @pytest.mark.parametrize("run", ["first", "incremental", "with another hash"])
-def test_what_reads_back_wrong_is_not_committed(disk: Path, path: Path, without_gmac: Path, run: str) -> None:
+def test_what_reads_back_wrong_is_not_committed(
+    disk: Path, path: Path, without_gmac: list[str], run: str
+) -> None:
     if run != "first":
         replicate(disk, path)
     if run == "incremental":
         change(disk, 3 * CHUNK + 4 * LEAF, b"new")
-    with Lying(path, 3) as image, Pipes(program=without_gmac if "hash" in run else agent.__file__) as pipes:
+    with Lying(path, 3) as image, Pipes(program=without_gmac if "hash" in run else AGENT) as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(CorruptChunk) as failure:
             transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
@@ -445,7 +446,7 @@ def test_what_reads_back_wrong_is_not_committed(disk: Path, path: Path, without_
 
 
 def test_a_worker_with_another_hash_compares_everything_and_is_sent_nothing_twice(
-    disk: Path, path: Path, without_gmac: Path
+    disk: Path, path: Path, without_gmac: list[str]
 ) -> None:
     told: list[Event] = []
     with Image(path) as image, Pipes() as pipes:
@@ -510,8 +511,8 @@ def wide(tmp_path: Path) -> Path:
 
 def test_of_a_chunk_that_changed_only_the_grains_that_differ_are_read(wide: Path, path: Path) -> None:
     compare(wide, path)
-    record = agent.DIGEST * WIDE // GRAIN
-    assert (path.parent / "os.raw.grains").stat().st_size == 40 * record + 2 * agent.DIGEST
+    record = wire.DIGEST * WIDE // GRAIN
+    assert (path.parent / "os.raw.grains").stat().st_size == 40 * record + 2 * wire.DIGEST
     for turn in (b"once", b"more"):  # what a PATCH leaves behind is as good as what DATA did
         for index in range(40):
             change(wide, index * WIDE + 2 * GRAIN + 100, turn)
@@ -612,7 +613,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, Ma
         )
         said = bytes(pipes.heard)
     kinds = {kind for kind, _ in messages(said)}
-    assert kinds >= {agent.READY, agent.SAME, agent.ZEROS, agent.DATA, agent.ASK, agent.PATCH, agent.END}
+    assert kinds >= {wire.READY, wire.SAME, wire.ZEROS, wire.DATA, wire.ASK, wire.PATCH, wire.END}
     return before, disk.read_bytes(), base, said
 
 
@@ -620,9 +621,9 @@ def messages(said: bytes) -> Iterator[tuple[int, bytes]]:
     """The messages in a recorded stream: kind and all of its bytes."""
     at = 0
     while at < len(said):
-        kind, _, _, _, length, _ = agent.HEAD.unpack_from(said, at)
-        yield kind, said[at : at + agent.HEAD.size + length]
-        at += agent.HEAD.size + length
+        kind, _, _, _, length, _ = wire.HEAD.unpack_from(said, at)
+        yield kind, said[at : at + wire.HEAD.size + length]
+        at += wire.HEAD.size + length
 
 
 class Past(Voice):
@@ -655,7 +656,7 @@ def hears(path: Path, before: bytes, base: Manifest, says: bytes, direct: bool =
     past = None
     if direct:
         ready = {"size": base.size, "hash": base.hash, "port": 7}
-        past, says = Past(says), document(agent.READY, ready)
+        past, says = Past(says), document(wire.READY, ready)
     with Guarded(path) as image:
         image._open(os.O_RDWR)
         task = conversation.Job("os", ("/dev/x",), base.size, leaf=LEAF)
@@ -688,7 +689,7 @@ def test_a_damaged_stream_is_never_taken_for_a_good_one(
     heads = list(itertools.accumulate((len(whole) for _, whole in messages(said)), initial=0))
     at = data.draw(
         st.integers(0, len(said) - 1)
-        | st.sampled_from(heads[:-1]).flatmap(lambda head: st.integers(head, head + agent.HEAD.size - 1))
+        | st.sampled_from(heads[:-1]).flatmap(lambda head: st.integers(head, head + wire.HEAD.size - 1))
     )
     damage = data.draw(st.sampled_from(["flip", "cut", "drop", "double", "insert"]))
     rest = said[at + 1 :]
@@ -715,9 +716,9 @@ def test_messages_in_another_order_are_never_taken_for_a_good_run(recorded, tmp_
         assert (tmp_path / "os.raw").read_bytes() == after
 
 
-def message(kind, index=0, count=0, payload=b"", digest=ZERO, packing=agent.RAW, length=None) -> bytes:
+def message(kind, index=0, count=0, payload=b"", digest=ZERO, packing=wire.RAW, length=None) -> bytes:
     size = len(payload) if length is None else length
-    return agent.HEAD.pack(kind, packing, index, count, size, digest) + payload
+    return wire.HEAD.pack(kind, packing, index, count, size, digest) + payload
 
 
 def document(kind: int, content: object) -> bytes:
@@ -728,83 +729,83 @@ TINY = replace(Manifest.new(3 * CHUNK + 512, CHUNK, "", UNKNOWN), fresh=False)
 
 
 def ask(index: int, count: int = 1) -> bytes:
-    return message(agent.ASK, index, count, bytes(agent.DIGEST * count))
+    return message(wire.ASK, index, count, bytes(wire.DIGEST * count))
 
 
-READY = document(agent.READY, {"size": TINY.size, "hash": TINY.hash})
+READY = document(wire.READY, {"size": TINY.size, "hash": TINY.hash})
 DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
 
 
 @pytest.mark.parametrize(
     ("says", "error"),
     {
-        "not ready": (document(agent.END, {}), StreamEnded),
-        "another disk": (document(agent.READY, {"size": 1, "hash": "blake2b"}), StreamEnded),
-        "no JSON": (message(agent.READY, payload=b"\xff"), StreamEnded),
-        "deep JSON": (message(agent.READY, payload=b"[" * 60000), StreamEnded),
-        "long number": (message(agent.READY, payload=b"9" * 60000), StreamEnded),
-        "a list": (document(agent.READY, []), StreamEnded),
-        "endless": (message(agent.READY, length=1 << 31), StreamEnded),
+        "not ready": (document(wire.END, {}), StreamEnded),
+        "another disk": (document(wire.READY, {"size": 1, "hash": "blake2b"}), StreamEnded),
+        "no JSON": (message(wire.READY, payload=b"\xff"), StreamEnded),
+        "deep JSON": (message(wire.READY, payload=b"[" * 60000), StreamEnded),
+        "long number": (message(wire.READY, payload=b"9" * 60000), StreamEnded),
+        "a list": (document(wire.READY, []), StreamEnded),
+        "endless": (message(wire.READY, length=1 << 31), StreamEnded),
         "unknown kind": (READY + message(99), StreamEnded),
-        "a job": (READY + message(agent.JOB), StreamEnded),
-        "endless run": (READY + message(agent.SAME, length=1), StreamEnded),
-        "empty run": (READY + message(agent.ZEROS, 0, 0), StreamEnded),
-        "run past the end": (READY + message(agent.ZEROS, 0, 5), StreamEnded),
-        "huge run": (READY + message(agent.ZEROS, 0, (1 << 32) - 1), StreamEnded),
-        "out of order": (READY + message(agent.ZEROS, 1, 1), StreamEnded),
-        "patch unasked": (READY + message(agent.PATCH, 0, 0), StreamEnded),
+        "a job": (READY + message(wire.JOB), StreamEnded),
+        "endless run": (READY + message(wire.SAME, length=1), StreamEnded),
+        "empty run": (READY + message(wire.ZEROS, 0, 0), StreamEnded),
+        "run past the end": (READY + message(wire.ZEROS, 0, 5), StreamEnded),
+        "huge run": (READY + message(wire.ZEROS, 0, (1 << 32) - 1), StreamEnded),
+        "out of order": (READY + message(wire.ZEROS, 1, 1), StreamEnded),
+        "patch unasked": (READY + message(wire.PATCH, 0, 0), StreamEnded),
         "too many asks": (
             READY + b"".join(map(ask, range(4))) + ask(4),
             StreamEnded,
         ),
         "asks past the end": (READY + ask(0, 5), StreamEnded),
-        "no ask": (READY + message(agent.ASK), StreamEnded),
-        "short ask": (READY + message(agent.ASK, 0, 2, bytes(agent.DIGEST)), StreamEnded),
-        "long ask": (READY + message(agent.ASK, 0, 1, bytes(agent.DIGEST * 2)), StreamEnded),
-        "end too early": (READY + message(agent.ZEROS, 0, 1) + document(agent.END, {}), StreamEnded),
+        "no ask": (READY + message(wire.ASK), StreamEnded),
+        "short ask": (READY + message(wire.ASK, 0, 2, bytes(wire.DIGEST)), StreamEnded),
+        "long ask": (READY + message(wire.ASK, 0, 1, bytes(wire.DIGEST * 2)), StreamEnded),
+        "end too early": (READY + message(wire.ZEROS, 0, 1) + document(wire.END, {}), StreamEnded),
         "end unpatched": (
-            READY + message(agent.ZEROS, 0, 3) + ask(3) + document(agent.END, {}),
+            READY + message(wire.ZEROS, 0, 3) + ask(3) + document(wire.END, {}),
             StreamEnded,
         ),
-        "no root": (READY + message(agent.ZEROS, 0, 4) + document(agent.END, {"root": 1}), StreamEnded),
+        "no root": (READY + message(wire.ZEROS, 0, 4) + document(wire.END, {"root": 1}), StreamEnded),
         "wrong root": (
-            READY + message(agent.ZEROS, 0, 4) + document(agent.END, {"root": ""}),
+            READY + message(wire.ZEROS, 0, 4) + document(wire.END, {"root": ""}),
             CorruptChunk,
         ),
-        "unknown said to be same": (READY + message(agent.SAME, 0, 4), CorruptChunk),
+        "unknown said to be same": (READY + message(wire.SAME, 0, 4), CorruptChunk),
         "gave up": (
-            READY + document(agent.ERROR, {"message": "bad\n\x1b[31m block", "offset": 512}),
+            READY + document(wire.ERROR, {"message": "bad\n\x1b[31m block", "offset": 512}),
             AgentFailed,
         ),
-        "gave up strangely": (READY + document(agent.ERROR, {"message": [], "offset": "x"}), AgentFailed),
-        "too much data": (READY + message(agent.DATA, 0, 1, length=2 * CHUNK), StreamEnded),
-        "fewer pieces": (READY + message(agent.DATA, 0, 1), CorruptChunk),
-        "many pieces": (READY + message(agent.DATA, 0, (1 << 32) - 1, b"x"), CorruptChunk),
-        "bytes over": (READY + message(agent.DATA, 0, 0, b"x"), CorruptChunk),
+        "gave up strangely": (READY + document(wire.ERROR, {"message": [], "offset": "x"}), AgentFailed),
+        "too much data": (READY + message(wire.DATA, 0, 1, length=2 * CHUNK), StreamEnded),
+        "fewer pieces": (READY + message(wire.DATA, 0, 1), CorruptChunk),
+        "many pieces": (READY + message(wire.DATA, 0, (1 << 32) - 1, b"x"), CorruptChunk),
+        "bytes over": (READY + message(wire.DATA, 0, 0, b"x"), CorruptChunk),
         "piece outside": (
-            READY + message(agent.DATA, 0, 1, agent.PIECE.pack(CHUNK, 1, False) + b"x"),
+            READY + message(wire.DATA, 0, 1, wire.PIECE.pack(CHUNK, 1, False) + b"x"),
             CorruptChunk,
         ),
         "piece too long": (
-            READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, 2, False) + b"x"),
+            READY + message(wire.DATA, 0, 1, wire.PIECE.pack(0, 2, False) + b"x"),
             CorruptChunk,
         ),
-        "huge piece": (READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, 1 << 31, True)), CorruptChunk),
-        "empty piece": (READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, 0, False)), CorruptChunk),
+        "huge piece": (READY + message(wire.DATA, 0, 1, wire.PIECE.pack(0, 1 << 31, True)), CorruptChunk),
+        "empty piece": (READY + message(wire.DATA, 0, 1, wire.PIECE.pack(0, 0, False)), CorruptChunk),
         "pieces that overlap": (
-            READY + message(agent.DATA, 0, 2, agent.PIECE.pack(0, 9, True) + agent.PIECE.pack(8, 9, True)),
+            READY + message(wire.DATA, 0, 2, wire.PIECE.pack(0, 9, True) + wire.PIECE.pack(8, 9, True)),
             CorruptChunk,
         ),
         "wrong digest": (
-            READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, CHUNK, False) + b"e" * CHUNK, DATA_DIGEST),
+            READY + message(wire.DATA, 0, 1, wire.PIECE.pack(0, CHUNK, False) + b"e" * CHUNK, DATA_DIGEST),
             CorruptChunk,
         ),
         "content called zeros": (
-            READY + message(agent.DATA, 0, 1, agent.PIECE.pack(0, CHUNK, False) + b"e" * CHUNK),
+            READY + message(wire.DATA, 0, 1, wire.PIECE.pack(0, CHUNK, False) + b"e" * CHUNK),
             CorruptChunk,
         ),
-        "unknown packing": (READY + message(agent.DATA, 0, 0, b"", packing=7), CorruptChunk),
-        "damaged packing": (READY + message(agent.DATA, 0, 0, b"zip", packing=agent.ZLIB), CorruptChunk),
+        "unknown packing": (READY + message(wire.DATA, 0, 0, b"", packing=7), CorruptChunk),
+        "damaged packing": (READY + message(wire.DATA, 0, 0, b"zip", packing=wire.ZLIB), CorruptChunk),
         "nothing more": (READY, StreamEnded),
         "nothing": (b"", StreamEnded),
     }.values(),
@@ -820,12 +821,12 @@ def test_what_is_not_in_the_protocol_is_refused(path: Path, says: bytes, error: 
 
 
 LONG = {
-    "READY": message(agent.READY, length=1 << 31),
-    "ERROR": message(agent.ERROR, length=(1 << 32) - 1),
-    "SAME": READY + message(agent.SAME, 0, 1, length=1),
-    "ASK": READY + message(agent.ASK, 0, 1, length=agent.DIGEST * (agent.RUNS[agent.ASK] + 1)),
-    "DATA": READY + message(agent.DATA, 0, 1, length=2 * CHUNK),
-    "PATCH": READY + ask(0) + message(agent.PATCH, 0, 1, length=1 << 31),
+    "READY": message(wire.READY, length=1 << 31),
+    "ERROR": message(wire.ERROR, length=(1 << 32) - 1),
+    "SAME": READY + message(wire.SAME, 0, 1, length=1),
+    "ASK": READY + message(wire.ASK, 0, 1, length=wire.DIGEST * (wire.RUNS[wire.ASK] + 1)),
+    "DATA": READY + message(wire.DATA, 0, 1, length=2 * CHUNK),
+    "PATCH": READY + ask(0) + message(wire.PATCH, 0, 1, length=1 << 31),
 }
 
 
@@ -839,14 +840,14 @@ def test_a_message_that_is_too_long_is_refused_before_it_is_received(path: Path,
 
 
 @pytest.mark.parametrize(
-    ("packing", "packed"), [(agent.ZLIB, zlib.compress), (agent.ZSTD, zstd.compress)], ids=["zlib", "zstd"]
+    ("packing", "packed"), [(wire.ZLIB, zlib.compress), (wire.ZSTD, zstd.compress)], ids=["zlib", "zstd"]
 )
 def test_a_bomb_is_not_unpacked_further_than_a_chunk_may_be(
     path: Path, packing: int, packed: Callable[[bytes], bytes]
 ) -> None:
     bomb = packed(bytes(50 << 20))
     assert len(bomb) < CHUNK
-    says = READY + message(agent.DATA, 0, 1, bomb, packing=packing)
+    says = READY + message(wire.DATA, 0, 1, bomb, packing=packing)
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
         task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
@@ -863,7 +864,7 @@ def test_a_bomb_is_not_unpacked_further_than_a_chunk_may_be(
 def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path: Path) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        before, says = path.stat(), READY + message(agent.ZEROS, 1, 1)
+        before, says = path.stat(), READY + message(wire.ZEROS, 1, 1)
         task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(StreamEnded, match="where chunk 0 is due"):
             transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
@@ -940,7 +941,7 @@ def test_memory_does_not_grow_with_the_disk(tmp_path: Path, large: Path, chunk: 
     image = tmp_path / "os.raw"
     program = textwrap.dedent(LARGE).format(
         tests=str(Path(__file__).parent),
-        root=str(Path(agent.__file__).parent.parent),
+        root=str(Path(agent.__file__).parent.parent.parent),
         disk=str(large),
         image=str(image),
         chunk=chunk,

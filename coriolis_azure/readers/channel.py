@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from .. import agent
+from ..agent.tls import Tls, tls_context
 from ..events import Notice, Report
 from ..threads import Lock
 
@@ -40,7 +40,7 @@ class Direct:
         self._address, self._first_port, self._report = address, first_port, report
         self._certificate, self._key = _identity("coriolis-azure host")
         self._theirs, self._their_key = _identity("coriolis-azure worker")
-        self._context = agent.tls_context(False, self._certificate, self._key, self._theirs)
+        self._context = tls_context(False, self._certificate, self._key, self._theirs)
         self._blocked = False
         self._lock = Lock()
 
@@ -55,7 +55,7 @@ class Direct:
             "peer": self._certificate,
         }
 
-    def connect(self, port: int) -> agent.Tls | None:
+    def connect(self, port: int) -> Tls | None:
         """A connection to the agent that listens on `port`, or None: then there is none to be had."""
         try:
             connection = socket.create_connection((self._address, port), _TRY_SECONDS)
@@ -64,7 +64,7 @@ class Direct:
             return None
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            tls = agent.Tls(connection, self._context, False)
+            tls = Tls(connection, self._context, False)
             tls.shake_hands(self._theirs)
             connection.settimeout(SILENCE_SECONDS)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

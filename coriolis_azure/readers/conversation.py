@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .. import agent
-from ..agent import DIGEST, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO, ZLIB, ZSTD
+from ..agent import wire
+from ..agent.tls import Tls
+from ..agent.wire import DIGEST, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO, ZLIB, ZSTD
 from ..clock import Clock
 from ..errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded, cleaned
 from ..events import Report, Waiting
@@ -113,9 +114,9 @@ class Dialogue:
         self._stream, self._job, self._base, self._first = stream, job, base, first
         self._choose = choose
         self._report, self._clock, self._limiter, self._direct = report, clock, limiter, direct
-        self._tls: agent.Tls | None = None
-        self._window = agent.window(base.chunk)
-        smallest = min(agent.GRAIN, job.leaf or agent.GRAIN)
+        self._tls: Tls | None = None
+        self._window = wire.window(base.chunk)
+        smallest = min(wire.GRAIN, job.leaf or wire.GRAIN)
         self._most = base.chunk + PIECE.size * (base.chunk // smallest + 1)  # bytes of a chunk in pieces
         self._grains = DIGEST * grain_count(base.chunk)
         self._told = first  # the chunks whose digests in the base the agent knows
@@ -134,13 +135,13 @@ class Dialogue:
         """Tell the agent what to do and wait until it has the disk open: the base, with the hash that it chose."""
         offer = self._direct.offer(self._job.slot) if self._direct else None
         try:
-            self._send(agent.JOB, 0, json.dumps(self._document(offer)).encode())
+            self._send(wire.JOB, 0, json.dumps(self._document(offer)).encode())
         except StreamEnded:
             # It ended before it had heard everything; what it said last is the reason.
             self._head()
             raise
         frame = self._head()
-        if frame.kind != agent.READY:
+        if frame.kind != wire.READY:
             raise self.foreign(f"message {frame.kind} where READY is due")
         ready = document(frame.payload)
         if ready.get("size") != self._job.size or ready.get("hash") not in HASHES:
@@ -151,7 +152,7 @@ class Dialogue:
                 self._tls = self._direct.connect(offer["port"])
             else:
                 self._direct.give_up(f"the agent {_words(ready.get('why'))}")
-        self._send(agent.GO, 1 if self._tls else 0, b"")
+        self._send(wire.GO, 1 if self._tls else 0, b"")
         self._tell_base(self._first)
         return self._base
 
@@ -175,9 +176,9 @@ class Dialogue:
 
     def _tell_base(self, due: int) -> None:
         """Keep ahead of the agent with the digests. It always listens, so this waits for nothing but the line."""
-        while self._told < min(self._base.count, due + agent.BASE_AHEAD):
-            start, self._told = self._told, min(self._base.count, self._told + agent.BASE_CHUNKS)
-            self._send(agent.BASE, start, self._base.digests.span(start, self._told))
+        while self._told < min(self._base.count, due + wire.BASE_AHEAD):
+            start, self._told = self._told, min(self._base.count, self._told + wire.BASE_CHUNKS)
+            self._send(wire.BASE, start, self._base.digests.span(start, self._told))
 
     def answer(self, answers: list[Answer]) -> None:
         """Tell the agent, of each of some chunks, in which grains the destination differs, and the leaves it has there.
@@ -186,7 +187,7 @@ class Dialogue:
         reader waits for the agent. The answers carry their chunk, so they may go out in any order.
         """
         said = b"".join(
-            _message(agent.LEAVES, index, b"".join(map(agent.NUMBER.pack, grains)) + leaves, len(grains))
+            _message(wire.LEAVES, index, b"".join(map(wire.NUMBER.pack, grains)) + leaves, len(grains))
             for index, grains, leaves in answers
         )
         with suppress(StreamEnded):  # the agent is gone; the reader is told so too, and hears its last words
@@ -209,19 +210,19 @@ class Dialogue:
             while True:
                 self._tell_base(due)
                 frame = self._head()
-                if frame.kind == agent.END:
+                if frame.kind == wire.END:
                     break
-                if frame.kind == agent.PATCH:
+                if frame.kind == wire.PATCH:
                     if not asked or asked.popleft() != frame.index:
                         raise self.foreign(f"PATCH of chunk {frame.index}, which is not due")
-                elif frame.kind in (agent.SAME, agent.ZEROS, agent.DATA, agent.ASK):
-                    chunks, most = (1, 1) if frame.kind == agent.DATA else (frame.count, RUNS[frame.kind])
+                elif frame.kind in (wire.SAME, wire.ZEROS, wire.DATA, wire.ASK):
+                    chunks, most = (1, 1) if frame.kind == wire.DATA else (frame.count, RUNS[frame.kind])
                     if frame.index != due or not 1 <= chunks <= min(most, self._base.count - due):
                         raise self.foreign(
                             f"{chunks} chunk(s) from {frame.index} on where chunk {due} is due"
                         )
                     due += chunks
-                    if frame.kind == agent.ASK:
+                    if frame.kind == wire.ASK:
                         asked.extend(range(frame.index, due))
                         if not self._job.leaf or len(asked) > self._window:
                             raise self.foreign(f"ASK for chunk {due - 1}, which is one too many")
@@ -252,7 +253,7 @@ class Dialogue:
         kind, packing, index, count, length, digest = HEAD.unpack(self._read(HEAD.size))
         if length > self._limit(kind):
             raise self.foreign(f"message {kind} of {length} bytes")
-        if kind in (agent.DATA, agent.PATCH):
+        if kind in (wire.DATA, wire.PATCH):
             # Pages of its own, which go back when they are done with: malloc would keep some for every thread.
             room = self._free.popleft() if self._free else mmap.mmap(-1, self._most)
             view = memoryview(room)[:length]
@@ -261,7 +262,7 @@ class Dialogue:
         else:
             frame = Frame(kind, index, count, digest, packing, self._read(length))
         self._came = self._tls is not None
-        if kind == agent.ERROR:
+        if kind == wire.ERROR:
             raise self._given_up(document(frame.payload))
         return frame
 
@@ -272,11 +273,11 @@ class Dialogue:
 
     def _limit(self, kind: int) -> int:
         """The longest payload of such a message."""
-        if kind in (agent.DATA, agent.PATCH):
+        if kind in (wire.DATA, wire.PATCH):
             return self._most
-        if kind == agent.ASK:
+        if kind == wire.ASK:
             return self._grains * RUNS[kind]
-        return MAX_JSON if kind in (agent.READY, agent.END, agent.ERROR) else 0
+        return MAX_JSON if kind in (wire.READY, wire.END, wire.ERROR) else 0
 
     def _read(self, size: int) -> bytes:
         room = bytearray(size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 
-from .. import agent
-from ..agent import Failure, Output
+from ..agent import main, scan, wire
+from ..agent.wire import Failure, Output
 from ..azure.blobs import Blob, Pages
 from ..errors import StreamEnded
 from ..model import Json
@@ -15,14 +15,14 @@ from ..threads import Lock, aside
 _READERS = 8
 
 
-class _PageScan(agent.Scan):
+class _PageScan(scan.Scan):
     """A disk in the pages of a blob; those that are not allocated are zeros without being asked for."""
 
     threads = _READERS
     ended = False
 
     def __init__(
-        self, job: Json, name: str, heard: agent.Input, out: Output, blob: Blob, pages: Pages
+        self, job: Json, name: str, heard: wire.Input, out: Output, blob: Blob, pages: Pages
     ) -> None:
         super().__init__(job, name, heard, out)
         self._blob, self._pages = blob, pages
@@ -92,14 +92,14 @@ class DirectStream:
 
     def _serve(self) -> None:
         """The agent's part: what its `main` does, with a blob for a device."""
-        out = Output(agent.pipe_writer(self._theirs.fileno()))
-        heard: agent.Input | None = None
+        out = Output(wire.pipe_writer(self._theirs.fileno()))
+        heard: wire.Input | None = None
         try:
-            job = agent.receive(self._theirs.fileno())
-            heard = agent.Input(self._theirs.fileno(), job["first"], gone=lambda: None)
-            name = agent.chosen(job)
+            job = main.receive(self._theirs.fileno())
+            heard = wire.Input(self._theirs.fileno(), job["first"], gone=lambda: None)
+            name = main.chosen(job)
             scan = self._scan = _PageScan(job, name, heard, out, self._blob, self._blob.pages(self._size))
-            out.send_json(agent.READY, {"device": self._blob.url, "size": self._size, "hash": name})
+            out.send_json(wire.READY, {"device": self._blob.url, "size": self._size, "hash": name})
             heard.go()
             scan.run()
         except (EOFError, OSError, Failure):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import agent
+from ..agent import wire
 from ..clock import Clock
 from ..threads import Lock
 
@@ -19,7 +19,7 @@ class RateLimiter:
         self._rate, self._clock = rate, clock
         self._paid = clock.monotonic()
         self._lock = Lock()
-        self.slice = max(1, min(agent.MAX_CHUNK, int(rate * _BURST_SECONDS)))
+        self.slice = max(1, min(wire.MAX_CHUNK, int(rate * _BURST_SECONDS)))
 
     def spent(self, size: int) -> None:
         """Wait until `size` more bytes are within the rate."""

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 
 import paramiko
@@ -105,7 +104,7 @@ class Connection:
 
         It goes in over the stream itself: no file is left, and nothing on the worker can change it on the way.
         """
-        source = Path(agent.__file__).read_bytes()
+        source = agent.program()
         # The third word is this server's own address, as seen from here on; sudo would not pass the variable on.
         command = f'set -- $SSH_CONNECTION; exec sudo -n python3 {shlex.join(agent_words(source))} "$3"'
         stream = self._run(command, window)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coriolis_azure import agent
+from coriolis_azure.agent import wire
 from coriolis_azure.errors import StreamEnded
 from coriolis_azure.replica.manifest import ZERO, Manifest
 
@@ -24,14 +25,17 @@ def old_python() -> str:
     return ""
 
 
+AGENT = ("-c", agent.program().decode())  # the words that make a Python the agent
+
+
 class Pipes:
     """A transfer.Stream over the pipes of an agent on this machine. Keeps what the agent said."""
 
     def __init__(
-        self, python: str = sys.executable, program: Path | str = agent.__file__, words: Sequence[str] = ()
+        self, python: str = sys.executable, program: Sequence[str] = AGENT, words: Sequence[str] = ()
     ) -> None:
         self.process = subprocess.Popen(
-            [python, str(program), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [python, *program, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self.heard = bytearray()
 
@@ -86,20 +90,20 @@ class Pipes:
             "wait": 0,
             "direct": None,
         }
-        self.send(agent.JOB, 0, json.dumps({**job, **changes}).encode())
+        self.send(wire.JOB, 0, json.dumps({**job, **changes}).encode())
         return int({**job, **changes}["first"])
 
     def begin(self, base: Manifest, first: int = 0) -> None:
         """Send the digests of `base`."""
-        self.send(agent.GO, 0, b"")
-        self.send(agent.BASE, first, base.digests.span(first, base.count))
+        self.send(wire.GO, 0, b"")
+        self.send(wire.BASE, first, base.digests.span(first, base.count))
 
     def send(self, kind: int, index: int, payload: bytes, count: int = 0) -> None:
-        self.write(agent.HEAD.pack(kind, 0, index, count, len(payload), ZERO) + payload)
+        self.write(wire.HEAD.pack(kind, 0, index, count, len(payload), ZERO) + payload)
 
     def message(self) -> tuple[int, int, int, bytes, bytes]:
         """kind, index, count, digest, payload."""
-        kind, _, index, count, length, digest = agent.HEAD.unpack(self.read(agent.HEAD.size))
+        kind, _, index, count, length, digest = wire.HEAD.unpack(self.read(wire.HEAD.size))
         return kind, index, count, digest, self.read(length)
 
     def document(self, kind: int) -> dict:

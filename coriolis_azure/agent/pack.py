@@ -1,0 +1,98 @@
+"""Payloads: the pieces of a chunk, and their compression."""
+
+import contextlib
+import ctypes
+import functools
+import threading
+import time
+import zlib
+from typing import Any, Callable, List, Tuple
+
+from .wire import GRAIN, PIECE, RAW, ZERO, ZLIB, ZSTD, Rate
+
+Pieces = List[Tuple[int, int, bool]]  # start within the chunk, length, is it zeros
+
+
+def add_piece(pieces: Pieces, start: int, length: int, zero: bool) -> None:
+    """Append a piece, as part of the one before it where they touch and are of one kind."""
+    if pieces and pieces[-1][2] == zero and pieces[-1][0] + pieces[-1][1] == start:
+        start, length = pieces[-1][0], pieces[-1][1] + length
+        pieces.pop()
+    pieces.append((start, length, zero))
+
+
+def content(grains: List[bytes], length: int) -> Pieces:
+    """The pieces of a chunk that are not zeros."""
+    pieces = []  # type: Pieces
+    for number, digest in enumerate(grains):
+        if digest != ZERO:
+            add_piece(pieces, number * GRAIN, min(GRAIN, length - number * GRAIN), False)
+    return pieces
+
+
+def layout(pieces: Pieces, data: Any) -> List[Any]:
+    """The payload for `pieces` of `data`, not packed: buffers."""
+    table = b"".join(PIECE.pack(*piece) for piece in pieces)
+    return [table] + [data[start : start + length] for start, length, zero in pieces if not zero]
+
+
+@functools.lru_cache(None)
+def _libzstd() -> Any:
+    """The C library of Zstandard, which Debian and Ubuntu cannot do without; OSError where there is none."""
+    library = ctypes.CDLL("libzstd.so.1")
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    library.ZSTD_createCCtx.restype = pointer
+    library.ZSTD_compressCCtx.restype = size
+    library.ZSTD_compressCCtx.argtypes = (pointer, pointer, size, pointer, size, ctypes.c_int)
+    library.ZSTD_compressBound.restype = size
+    library.ZSTD_compressBound.argtypes = (size,)
+    return library
+
+
+def zstd() -> Callable[[bytes], bytes]:
+    """A function that packs as one Zstandard frame, level 1, in any thread. OSError where there is none."""
+    library, local = _libzstd(), threading.local()
+
+    def pack(data: bytes) -> bytes:
+        most = library.ZSTD_compressBound(len(data))
+        if not hasattr(local, "context"):
+            local.context, local.room = library.ZSTD_createCCtx(), b""
+        if len(local.room) < most:
+            local.room = ctypes.create_string_buffer(most)
+        size = library.ZSTD_compressCCtx(local.context, local.room, most, data, len(data), 1)
+        return ctypes.string_at(local.room, size) if size <= most else data  # error codes are huge numbers
+
+    return pack
+
+
+class Packer:
+    """Packs payloads: never, always, or "auto": as long as that is faster than to send them as they are.
+
+    `line` is how fast the line takes what is written. Packing pays where all threads together pack faster than
+    the line takes it, with much room to spare: the line may be slow only because processors are busy already.
+    """
+
+    def __init__(self, mode: str, methods: List[str], line: Rate, threads: int) -> None:
+        self.mode, self.line, self.threads = mode, line, threads
+        self.method, self.pack = ZLIB, lambda data: zlib.compress(data, 1)  # type: int, Callable[[bytes], bytes]
+        self.speed = Rate(60e6)
+        if "zstd" in methods:
+            with contextlib.suppress(OSError, AttributeError):
+                self.method, self.pack, self.speed = ZSTD, zstd(), Rate(400e6)
+
+    def packed(self, buffers: List[Any]) -> Tuple[int, List[Any]]:
+        """How they are packed, and the buffers of that."""
+        if self.mode == "none" or len(buffers) < 2:
+            return RAW, buffers
+        if self.mode == "auto" and self.threads * self.speed.now() < 3 * self.line.now():
+            return RAW, buffers
+        sample = bytes(buffers[1][:16384])
+        # Trying in vain costs more than everything else here, so a sample decides.
+        if len(self.pack(sample)) < 0.9 * len(sample):
+            began = time.perf_counter()
+            whole = b"".join(buffers)
+            smaller = self.pack(whole)
+            self.speed.add(len(whole), time.perf_counter() - began)
+            if len(smaller) < len(whole):
+                return self.method, [smaller]
+        return RAW, buffers
