@@ -262,6 +262,13 @@ class CleanupIncomplete(CoriolisAzureError):
     )
 
 
+class OutputLost(CoriolisAzureError):
+    """The work is done, but its result could not be written to standard output."""
+
+    exit_code = 8
+    remedy = "Free space where standard output goes, or send it elsewhere. What was done stays: run again at any time."
+
+
 _LIMITS = {
     errno.EMFILE: "Raise this user's limit of open files (ulimit -n; LimitNOFILE= of a service), then run again.",
     errno.ENFILE: "Raise the host's limit of open files (fs.file-max), or stop what holds them, then run again.",

@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from coriolis_azure import sandbox
+from coriolis_azure import errors, sandbox
 from coriolis_azure.azure import names
 from coriolis_azure.model import Record, Run
+from coriolis_azure.run import journal
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.source import Source
 from harness.command_line import COMMAND, run
@@ -238,6 +240,50 @@ def test_what_has_lost_its_tags_is_told_without_a_journal(settings: list[str]) -
         assert "NO TAGS" in told.stdout
         assert "by hand" in told.stderr
         assert json.loads(run("cleanup", *settings, "--json").stdout)["untagged"] == [id]
+        source.azure.delete(id)
+    assert "Nothing to clean up" in run("cleanup", *settings).stdout
+
+
+def test_a_replica_is_good_though_its_report_could_not_be_written(
+    settings: list[str], served: Path, tmp_path: Path
+) -> None:
+    line = [*COMMAND, "replicate", *settings, "web", "--to", str(tmp_path / "images")]
+    for more, told in (([], "could not be written to standard output"), (["--json"], '"exit_code": 8')):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([*line, *more], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == errors.OutputLost.exit_code == 8
+        assert told in done.stderr.splitlines()[-1 if more else -2]
+        assert (tmp_path / "images/os.raw").read_bytes() == (served.parent / "os.raw").read_bytes()
+    assert "yes" in run("verify", tmp_path / "images").stdout
+
+
+@pytest.mark.parametrize("boot", ["", "an-earlier-one"])
+def test_what_a_journal_names_and_has_lost_its_tags_is_left_behind(
+    settings: list[str], tmp_path: Path, boot: str
+) -> None:
+    """Whatever the journal tells of its process: exit code 7, until it is gone."""
+    connection, environment = (json.loads(Path(file).read_text()) for file in settings[1::2])
+    dead = Run(names.new_run(), "", "sandbox", "westeurope", "", "web")
+    with Source(connection, environment) as source:
+        dead = replace(dead, subscription=source.azure.subscription)
+        with Journal(dead, journal.default_folder()) as kept:
+            id = source.resources(dead, kept).create("nsg", "nsg", NSG)["id"]
+            source.azure.tag(id, {})
+        path = journal.default_folder() / f"{dead.id}.journal"
+        if boot:
+            first, rest = path.read_text().split("\n", 1)
+            path.write_text(json.dumps({**json.loads(first), "boot": boot}) + "\n" + rest)
+        for more in ([], ["--older-than", "0s"]):
+            told = run("cleanup", *settings, *more, check=7)
+            assert f"could not delete: {id}" in told.stderr
+            assert "Delete by hand those that have lost our tags" in told.stderr
+            assert told.stdout.count(id) == 1
+            assert "NO TAGS" in told.stdout
+            document = json.loads(run("cleanup", *settings, *more, "--json", check=7).stdout)
+            assert document["left_behind"] == document["untagged"] == [id]
+        tried = run("cleanup", *settings, "--dry-run")
+        assert id in tried.stdout
+        assert "would be deleted" not in tried.stdout
         source.azure.delete(id)
     assert "Nothing to clean up" in run("cleanup", *settings).stdout
 

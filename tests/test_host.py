@@ -115,7 +115,7 @@ def test_standard_output_goes_to_a_full_disk() -> None:
         done = subprocess.run(
             [*COMMAND, "schema", "connection"], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert done.returncode == 2
+    assert done.returncode == 8
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -120,6 +120,59 @@ def test_a_locked_worker_costs_no_patience_though_its_disk_has_its_tags(
     assert source.sweep(timedelta(0))[1] == []
 
 
+HOLDERS = {"vm": {"disk", "nic"}, "nic": {"ip", "nsg", "vnet"}}
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_what_is_held_by_a_stranger_is_told_with_its_holder_and_not_waited_for(
+    azure: Sandbox,
+    source: Source,
+    image: Image,
+    clock: Held,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    """The worker or its NIC is somebody else's: it lacks our tags. No waiting makes it let go."""
+    azure.add_vm("web", image("os"))
+    run, _ = source.prepare("web")
+    (holder,) = (made["id"] for made in source.azure.resources(kind, run.group) if run.id in made["id"])
+    source.azure.tag(holder, {})
+    begun = clock.monotonic()
+    held = {names.kind_of(id): id.lower() for id in source.sweep(timedelta(0))[1]}
+    assert clock.monotonic() - begun < 60
+    assert held.keys() >= HOLDERS[kind]
+    for each in HOLDERS[kind]:
+        words = f"could not delete {held[each]}: it is held by {holder}, which is not ours"
+        assert words.lower() in caplog.text.lower()
+
+
+def test_strangers_that_come_to_hold_what_is_ours_are_named_too(
+    azure: Sandbox, source: Source, run: Run, image: Image, clock: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that somebody's VM has got, a firewall in front of somebody's subnet, a network that it is in."""
+    web = azure.add_vm("web", image("os"))
+    made = source.resources(run, Journal(run))
+    disk = made.create(
+        "disk", "os", {"properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
+    )
+    entry = {"lun": 7, "createOption": "Attach", "managedDisk": {"id": disk["id"]}}
+    source.azure.patch_vm(web, {"properties": {"storageProfile": {"dataDisks": [entry]}}})
+    nsg = made.create("nsg", "nsg", NSG)
+    vnet = names.resource_id(run.subscription, run.group, "vnet", "theirs")
+    subnet = {"addressPrefix": "10.9.0.0/24", "networkSecurityGroup": {"id": nsg["id"]}}
+    space = {"addressPrefixes": ["10.9.0.0/24"]}
+    properties = {"addressSpace": space, "subnets": [{"name": "default", "properties": subnet}]}
+    source.azure.put(vnet, {"location": run.location, "properties": properties})
+    assert len(source.sweep(timedelta(0))[1]) == 2
+    assert clock.monotonic() < 60
+    for id, holder in ((disk["id"], web), (nsg["id"], vnet)):
+        words = f"could not delete {id}: it is held by {holder}, which is not ours"
+        assert words.lower() in caplog.text.lower()
+    source.azure.delete(vnet)
+    source.azure.patch_vm(web, {"properties": {"storageProfile": {"dataDisks": []}}})
+    assert source.sweep(timedelta(0))[1] == []
+
+
 @pytest.mark.parametrize("level", ["ReadOnly", "CanNotDelete"])
 def test_a_lock_on_the_group_stops_a_run_before_it_makes_anything(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path, level: str

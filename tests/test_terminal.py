@@ -239,9 +239,12 @@ def full(number: int, line: list[str]) -> None:
 def test_a_result_that_cannot_be_written_is_an_error_and_messages_that_cannot_are_none() -> None:
     with Forked(full, 1, ["explain"]) as process:
         said = process.communicate(30)[1]
-        assert process.wait(0) == errors.InvalidInput.exit_code
+        assert process.wait(0) == errors.OutputLost.exit_code
     assert "its result could not be written to standard output: No space left on device" in said
     assert "Traceback" not in said
+    with Forked(full, 1, ["check", "-c", "/no/such/file", "-e", "/no/such/file"]) as process:
+        assert "could not be written" not in process.communicate(30)[1]  # nothing was to be
+        assert process.wait(0) == errors.InvalidInput.exit_code
     with Forked(full, 2, ["explain", "nonsense"]) as process:
         assert process.communicate(30) == ("", "")
         assert process.wait(0) == errors.InvalidInput.exit_code

@@ -43,8 +43,6 @@ TYPES = {
     "nsg": "Microsoft.Network/networkSecurityGroups",
     "vnet": "Microsoft.Network/virtualNetworks",
 }
-# The kinds by which a resource of a kind may be in use: while one of them is there, it cannot be deleted.
-USERS = {"disk": {"vm"}, "nic": {"vm"}, "ip": {"nic"}, "nsg": {"nic"}, "vnet": {"nic"}}
 KINDS = {type_.lower(): kind for kind, type_ in TYPES.items()}
 
 
@@ -78,12 +76,27 @@ def group_of(id: str) -> str:
     return _after(id, "resourcegroups")
 
 
+def scope_of(id: str) -> str:
+    """The subscription and the resource group in an ARM id, lower-cased."""
+    return "/".join(id.lower().split("/")[:5])
+
+
+def resource_of(id: str) -> str:
+    """The resource that an ARM id of a part of it (a subnet, a NIC's configuration) belongs to."""
+    return "/".join(id.split("/")[:9])
+
+
 def kind_of(id: str) -> str:
     """Which of `TYPES` an ARM id is; Unreadable for any other type."""
-    kind = KINDS.get("/".join(id.split("/")[6:8]).lower())
+    kind = KINDS.get(_type_in(id))
     if kind is None:
         raise Unreadable(f"{id!r} is no ARM id of a kind that is used here")
     return kind
+
+
+def is_of_our_kinds(id: str) -> bool:
+    """Whether an ARM id is of one of `TYPES`."""
+    return _type_in(id) in KINDS
 
 
 def blobs_of(url: str, run: str) -> str:
@@ -134,6 +147,10 @@ def moment(stamp: str) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else None
+
+
+def _type_in(id: str) -> str:
+    return "/".join(id.split("/")[6:8]).lower()
 
 
 def _after(id: str, part: str) -> str:

@@ -31,7 +31,8 @@ from .progress import watching
 
 EXIT_CODES = """\b
 Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
-            (the ids that stayed are listed) · 130 interrupted · 1 a fault of this program"""
+            (the ids that stayed are listed) · 8 done, but standard output could not be written ·
+            130 interrupted · 1 a fault of this program"""
 _UNTAGGED = (
     "Resources called as runs call theirs carry none of our tags, so they are left alone. "
     "Delete them by hand, if no run is at work that has made them."
@@ -367,8 +368,7 @@ def cleanup(
         found, stayed = source.sweep(age, dry_run=dry_run)
         volumes = source.records().all()
         old, kept = source.forget(volumes, silent, dry_run=dry_run)
-        told = {id.lower() for leftover in found for id in leftover.ids}
-        untagged = [id for id in source.untagged() if id.lower() not in told]
+        untagged = source.untagged()
     stayed += kept
     if as_json:
         runs = [leftover.to_json() for leftover in found]
@@ -380,8 +380,11 @@ def cleanup(
         out().print("Nothing to clean up.")
     else:
         records = []
+        lost = {id.lower() for id in untagged}
         for leftover in found:
             for id in leftover.ids:
+                if id.lower() in lost:
+                    continue
                 fate = "would be deleted" if dry_run else "STAYED" if id in stayed else "deleted"
                 alive = names.stamp(leftover.alive) if leftover.alive else "unknown"
                 records.append((leftover.run, leftover.instance, alive, fate, id))

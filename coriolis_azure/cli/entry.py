@@ -11,7 +11,15 @@ from typing import Any
 import click
 
 from ..clock import Clock, rfc3339
-from ..errors import AzureError, CleanupIncomplete, CoriolisAzureError, InvalidInput, cleaned, exhausted
+from ..errors import (
+    AzureError,
+    CleanupIncomplete,
+    CoriolisAzureError,
+    InvalidInput,
+    OutputLost,
+    cleaned,
+    exhausted,
+)
 from . import sandbox  # noqa: F401 - its commands belong to the group
 from .commands import cli
 from .options import json_is_asked_for
@@ -38,7 +46,10 @@ def run() -> int:
         _ignore_signals()
         status = INTERRUPTED
     lost = ended_streams()
-    return (status or _tell(_unwritable(lost))) if lost else status
+    if lost is not None:
+        text = f"the work is done, but its result could not be written to standard output: {lost.strerror}"
+        status = status or _tell(OutputLost(text))
+    return status
 
 
 def _run() -> int:
@@ -58,13 +69,6 @@ def _run() -> int:
     except Exception as error:  # noqa: BLE001 - a bug: its trace holds words of others, which Python would not clean
         limit = exhausted(error)
         return _tell(limit) if limit else _tell_bug(error)
-
-
-def _unwritable(error: OSError) -> InvalidInput:
-    return InvalidInput(
-        f"the work is done, but its result could not be written to standard output: {error.strerror}",
-        remedy="Free space where standard output goes, or send it elsewhere, then run again.",
-    )
 
 
 def _ignore_signals() -> None:

@@ -62,14 +62,7 @@ def finish(
 def _stripped(azure: Azure, run: Run, documents: Mapping[str, Sequence[Json]]) -> list[str]:
     """What is called as the run calls what it makes, and carries no tag of ours: it is told, and not deleted."""
     prefix = names.resource(run.id, "")
-    ids = [str(document["id"]) for listed in documents.values() for document in listed]
-    tagged = {
-        str(document["id"])
-        for listed in documents.values()
-        for document in listed
-        if resources.is_ours(document)
-    }
-    candidates = [id for id in ids if names.name_of(id).lower().startswith(prefix) and id not in tagged]
+    candidates = [id for id in _untagged(documents) if names.name_of(id).lower().startswith(prefix)]
     return [id for id in candidates if azure.find(id) is not None]
 
 
@@ -87,7 +80,8 @@ def sweep(
 
     Dead is a run whose last sign of life is older than `older_than`, and at once one whose journal in `folder`
     belongs to a process that is gone. One whose journal is held lives, whatever its age. Where somebody has
-    rewritten the tags that tell the age, only an `older_than` of zero deletes. With `dry_run` nothing is deleted.
+    rewritten the tags that tell the age, only an `older_than` of zero deletes. What has lost its tags stays, and is
+    told while a journal names it whose process is not known to live. With `dry_run` nothing is deleted.
     """
     known_here = folder is not None and folder.is_dir()
     living = journal.living(folder) if folder and known_here else set()
@@ -96,7 +90,8 @@ def sweep(
         for run, path in (journal.abandoned(folder) if folder and known_here else ())
         if run.subscription == azure.subscription and run.group.lower() == group.lower()
     }
-    listed = _with_intended(azure, leftovers(azure, group, storage), dead)
+    documents = _documents(azure, group)
+    listed = _with_intended(azure, _by_run(documents, storage), dead)
     before = azure.now(clock) - older_than  # only now Azure has told the time
     found = [
         leftover
@@ -111,7 +106,9 @@ def sweep(
     for run, path in dead.items():
         if run not in unfinished:
             path.unlink(missing_ok=True)
-    return found, stayed
+    told = {id.lower() for id in stayed}
+    named = {id.lower() for id in journal.unfinished(folder)} if folder and known_here else set()
+    return found, stayed + [id for id in _untagged(documents) if id.lower() in named - told]
 
 
 def deploying(azure: Azure, group: str, instance: str) -> dict[str, str]:
@@ -132,11 +129,15 @@ def _silent(leftover: Leftover, before: datetime, older_than: timedelta) -> bool
 
 def untagged(azure: Azure, group: str) -> list[str]:
     """What is called as a run calls what it makes, and carries no tag of ours: told, never deleted."""
-    return sorted(
-        str(document["id"])
-        for document in chain.from_iterable(_documents(azure, group).values())
-        if names.is_of_a_run(names.name_of(str(document["id"]))) and not resources.is_ours(document)
-    )
+    return sorted(_untagged(_documents(azure, group)))
+
+
+def _untagged(documents: Mapping[str, Sequence[Json]]) -> list[str]:
+    strange = [
+        document for listed in documents.values() for document in listed if not resources.is_ours(document)
+    ]
+    ids = [str(document["id"]) for document in strange]
+    return [id for id in ids if names.is_of_a_run(names.name_of(id))]
 
 
 def leftovers(azure: Azure, group: str, storage: Storage | None = None) -> list[Leftover]:

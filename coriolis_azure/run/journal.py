@@ -134,6 +134,11 @@ def living(folder: Path) -> set[str]:
     return {path.stem for path, _, is_held in _journals(folder) if is_held}
 
 
+def unfinished(folder: Path) -> list[str]:
+    """The ids in all journals that nobody is known to hold, whatever boot they are of."""
+    return [id for path, _, is_held in _journals(folder) if not is_held for id in intended(path)]
+
+
 def intended(path: Path) -> list[str]:
     """The ids that a journal names, oldest first; none where another sweep has done with it."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, H
 from ..events import Report, Wait, silent
 from ..model import Json, Run
 from ..threads import Lock, every, ordered
+from .holders import holders
 from .interrupts import Spare, shielded
 from .journal import Journal
 
@@ -196,31 +198,87 @@ def delete(
 ) -> list[str]:
     """Delete what carries our tag among `ids`, users before what they use; gives back what stayed.
 
-    Deleting goes on after a failure, so that one locked resource does not keep the others alive; but what is in
-    use by one that stayed, now or `before`, is not waited for. What is there without our tags stays.
+    Deleting goes on after a failure, so that one locked resource does not keep the others alive; but what is held by
+    one that stayed, now or `before`, or by a stranger's, is not waited for. What is there without our tags stays.
     """
-    by_kind: dict[str, list[str]] = {}
     known = list(ids)
     blobs = dict.fromkeys(id for id in known if names.is_blob(id))
-    for id in {id.lower(): id for id in known if id not in blobs}.values():  # listings change the case of ids
-        by_kind.setdefault(names.kind_of(id), []).append(id)
+    wanted = {id.lower(): id for id in known if id not in blobs}  # listings change the case of ids
+    by_kind: dict[str, list[str]] = {kind: [] for kind in names.TYPES}
+    for id in wanted.values():
+        by_kind[names.kind_of(id)].append(id)
+    deletion = _Deletion(azure, clock, wanted, {id.lower() for id in before})
     stayed: list[str] = []
-    stuck = {names.kind_of(id) for id in before if not names.is_blob(id)}
-    all_, tried = len(blobs) + sum(map(len, by_kind.values())), 0
+    all_, tried = len(blobs) + len(wanted), 0
     waiting = Wait(azure.report, clock, f"the deletion of {all_} resources")
     if all_ > 1:
         waiting.still(0)
-    for kind in names.TYPES:
-        of_kind = by_kind.get(kind, [])
-        patience = PATIENCE_SECONDS if names.USERS.get(kind, set()).isdisjoint(stuck) else 0
-        gone = ordered(partial(_deleted, azure, clock, patience, by_kind), of_kind, threads=4, ahead=8)
-        for id, is_gone in zip(of_kind, gone, strict=True):
+    for of_kind in by_kind.values():
+        for id, is_gone in zip(of_kind, ordered(deletion.done, of_kind, threads=4, ahead=8), strict=True):
             if not is_gone:
                 stayed.append(id)
-                stuck.add(kind)
             tried += 1
             waiting.still(100 * tried / all_)
     return stayed + [id for id in blobs if not _blobs_deleted(storage, clock, id)]
+
+
+@dataclass(frozen=True)
+class _Deletion:
+    """The deletion of the resources `wanted`, by their lower-cased ids; `stayed` are those Azure did not let go."""
+
+    azure: Azure
+    clock: Clock
+    wanted: Mapping[str, str]
+    stayed: set[str]
+
+    def done(self, id: str) -> bool:
+        """Delete `id`, with patience where waiting can help; whether it is gone."""
+        try:
+            act = partial(self._try, id)
+            patiently(act, f"deleting {id}", self.clock, PATIENCE_SECONDS, self.azure.report)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
+            _tell_undeleted(id, error)
+            self.stayed.add(id.lower())
+            return False
+        return True
+
+    def _try(self, id: str) -> None:
+        """Delete `id` if it is there."""
+        document = self.azure.find(id)
+        if document is None:
+            return
+        if not is_ours(document):
+            raise Conflict(
+                f"{id} is still there without our tags, so it is left alone",
+                remedy="Delete it by hand, or give it its tags back: somebody has taken them off.",
+            )
+        try:
+            LOG.info("delete %s", id)
+            self.azure.delete(id)
+        except Conflict as error:
+            if _may_pass(error):
+                self._release(id)
+            raise
+
+    def _release(self, id: str) -> None:
+        """Look at what holds `id`: Conflict where that is not going to end.
+
+        A holder that is to be deleted too is tried again: the answer that it was not there may have been stale.
+        """
+        for holder in holders(self.azure.find(id) or {"id": id}):
+            if holder.lower() in self.stayed:
+                raise Conflict(f"it is held by {holder}, which could not be deleted", resource=id)
+            if self._is_of_others(holder, id):
+                raise Conflict(f"it is held by {holder}, which is not ours", resource=id)
+            if holder.lower() in self.wanted:
+                self._try(holder)
+
+    def _is_of_others(self, holder: str, id: str) -> bool:
+        """Whether what holds `id` is there and no run has made it. A run makes everything in one group."""
+        if not names.is_of_our_kinds(holder) or names.scope_of(holder) != names.scope_of(id):
+            return True
+        document = self.azure.find(holder)
+        return document is not None and not is_ours(document)
 
 
 def patiently(
@@ -246,7 +304,7 @@ def patiently(
         except AzureError as error:
             # Asking before Azure permits it only prolongs throttling.
             pause = max(_PAUSE_SECONDS, error.facts.get("retry_after") or 0)
-            helps = codes.waits(error.facts.get("code") or "", error.facts.get("status") or 0) or (
+            helps = _may_pass(error) or (
                 isinstance(error, NotFound) and clock.monotonic() + pause <= begun + stale
             )
             if not helps or hurried() or clock.monotonic() + pause > patient_until:
@@ -258,40 +316,9 @@ def patiently(
             return
 
 
-def _try_deleting(azure: Azure, by_kind: Mapping[str, Sequence[str]], id: str) -> None:
-    """Delete `id` if it is there.
-
-    Where Azure refuses, what may use it is looked for again: the answer that it was not there may have been stale.
-    """
-    document = azure.find(id)
-    if document is None:
-        return
-    if not is_ours(document):
-        raise Conflict(
-            f"{id} is still there without our tags, so it is left alone",
-            remedy="Delete it by hand, or give it its tags back: somebody has taken them off.",
-        )
-    try:
-        LOG.info("delete %s", id)
-        azure.delete(id)
-    except AzureError:
-        for kind in names.USERS.get(names.kind_of(id), ()):
-            for user in by_kind.get(kind, ()):
-                _try_deleting(azure, by_kind, user)
-        raise
-
-
-def _deleted(
-    azure: Azure, clock: Clock, patience: float, by_kind: Mapping[str, Sequence[str]], id: str
-) -> bool:
-    """Whether `id` is gone. `by_kind`: what is deleted together with it."""
-    try:
-        act = partial(_try_deleting, azure, by_kind, id)
-        patiently(act, f"deleting {id}", clock, patience, azure.report)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
-        _tell_undeleted(id, error)
-        return False
-    return True
+def _may_pass(error: AzureError) -> bool:
+    """Whether the same request can succeed later."""
+    return codes.waits(error.facts.get("code") or "", error.facts.get("status") or 0)
 
 
 def _tell_undeleted(id: str, error: Exception) -> None:
