@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import paramiko
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,9 +23,9 @@ from coriolis_azure.agent import wire
 from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, Waiting, silent
-from coriolis_azure.readers import ssh
+from coriolis_azure.readers import keys, ssh
 from coriolis_azure.replica.image import Image
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from harness.clocks import Held
 from harness.constants import MIB
@@ -306,6 +311,80 @@ def test_a_worker_that_reboots_gets_new_clones_and_the_copy_goes_on(
     assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
     assert report.disks[0].sent_bytes == 12 * MIB
     assert gone_on_after(told) > 0
+    assert any("made anew from the snapshots" in text for text in notices(told))
+    assert azure.resources() == before
+
+
+class Stranger:
+    """An SSH server with another host key than the worker's. A context manager."""
+
+    def __init__(self, key: paramiko.PKey) -> None:
+        self._key, self._listener = key, socket.create_server(("127.0.0.1", 0))
+        self._open: list[paramiko.Transport] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    @property
+    def place(self) -> tuple[str, int]:
+        host, port = self._listener.getsockname()
+        return host, port
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                transport = paramiko.Transport(self._listener.accept()[0])
+                self._open.append(transport)
+                transport.add_server_key(self._key)
+                with suppress(EOFError, paramiko.SSHException):
+                    transport.start_server(server=paramiko.ServerInterface())
+
+    def __enter__(self) -> Stranger:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        for transport in self._open:
+            transport.close()
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa"])
+def test_a_worker_that_comes_up_as_another_system_gets_new_clones_at_once(
+    azure: Sandbox,
+    connect: Callable[..., Source],
+    relay: Relay,
+    web: Path,
+    told: list[Event],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """It has booted from a clone, whose system keeps its own host key, perhaps of a kind that the worker has not."""
+    clock, before = Held(), azure.resources()
+    key = (
+        paramiko.Ed25519Key.from_private_key(io.StringIO(keys.host_key()[0]))
+        if kind == "ed25519"
+        else paramiko.ECDSAKey.generate()
+    )
+
+    def watch(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.path.endswith("/powerOff"):
+            relay.astray = None
+        return relay(request, answer)
+
+    with Stranger(key) as stranger:
+
+        def comes_up() -> None:
+            relay.astray = stranger.place
+            relay.cut()
+
+        azure.intercept = watch
+        relay.at(6 * MIB, comes_up)
+        report = connect(clock=clock).replicate("web", tmp_path / "images")
+    assert relay.astray is None
+    assert clock.monotonic() < ssh.RECONNECT_SECONDS / 2
+    assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
+    assert report.disks[0].sent_bytes == 12 * MIB
     assert any("made anew from the snapshots" in text for text in notices(told))
     assert azure.resources() == before
 

@@ -16,10 +16,13 @@ import pytest
 from coriolis_azure import vhd
 from coriolis_azure.errors import Denied, NotFound, Unsupported
 from coriolis_azure.events import Event, Notice
+from coriolis_azure.machine import unmanaged
 from coriolis_azure.run import cleanup
+from coriolis_azure.run.journal import Journal
 from coriolis_azure.run.resources import RUN
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.late_answers import Later
 
 MIB = 1 << 20
 ACCOUNT = "oldstorage"
@@ -186,9 +189,6 @@ def test_a_copy_brings_disks_of_another_location_to_the_worker(
 def test_what_a_dead_run_left_in_storage_is_found_and_deleted(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], seen: str
 ) -> None:
-    from coriolis_azure.machine import unmanaged
-    from coriolis_azure.run.journal import Journal
-
     source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
     machine = source.inspect("old-1")
     run = source.new_run(machine)
@@ -386,4 +386,29 @@ def test_a_version_that_may_not_be_deleted_is_told_and_found_again(
     azure.permissions[:] = [{"actions": ["*"], "dataActions": ["*"]}]
     found, stayed = source.sweep(timedelta(0))
     assert (len(found), stayed) == (1, [])
+    assert interim(azure) == []
+
+
+def test_a_copy_that_a_stranger_has_leased_is_told_and_not_waited_for(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Later()
+    names = {"storage_account_name": "sandboxstorage", "storage_container_name": "interim"}
+    source = connect(names, clock=clock)
+    container = source.storage.interim()
+    assert container is not None
+    container.ensure()
+    run = source.new_run(source.inspect("old-1"))
+    resources = source.resources(run, Journal(run))
+    frozen = unmanaged.freeze_all(resources, source.storage, source.inspect("old-1").disks)
+    copy = resources.copy_blob(frozen["os"], container, "copy-os")
+    stranger = container.blob(copy.name)
+    stranger.lease(60)
+    begun = clock.monotonic()
+    (left,) = source.finish(run)
+    assert left.startswith(copy.url)
+    assert clock.monotonic() - begun < 60
+    assert "LeaseIdMissing" in caplog.text
+    stranger.release()
+    assert source.finish(run) == []
     assert interim(azure) == []

@@ -469,11 +469,16 @@ class Line:
         self._closed = False
 
     def connect(self) -> Connection:
-        """A new connection; the one before is closed. Unreachable or HostKeyChanged as `connect` raises them."""
+        """A new connection; the one before is closed. Unreachable as `connect` raises it; HostKeyChanged at once."""
         if self._connection is not None:
             self._connection.close()
         self._connection = connect(
-            self._worker, self._clock, self._report, RECONNECT_SECONDS, lambda: self._closed or self._gone()
+            self._worker,
+            self._clock,
+            self._report,
+            RECONNECT_SECONDS,
+            lambda: self._closed or self._gone(),
+            is_set_up=True,
         )
         if self._closed:
             self._connection.close()
@@ -505,11 +510,14 @@ def connect(
     report: Report,
     patience: float = READY_SECONDS,
     given_up: Callable[[], bool] = lambda: False,
+    *,
+    is_set_up: bool = False,
 ) -> Connection:
     """A connection to `worker`, waiting until it is up.
 
     Unreachable when it does not answer, HostKeyChanged when something else does, within `patience` seconds or
-    until it is `given_up`. HostExhausted at once.
+    until it is `given_up`. HostExhausted at once. A worker that `is_set_up` has shown its key before: another key is
+    another system's, which no waiting changes.
     """
     until = clock.monotonic() + patience
     waiting = Wait(report, clock, "the worker to answer on SSH", patience)
@@ -519,7 +527,8 @@ def connect(
         except (HostKeyChanged, Unreachable) as error:
             # A worker's SSH server may answer for a moment with the image's own keys, before cloud-init has
             # put ours in place. Nothing is sent to it then.
-            if clock.monotonic() > until or given_up():
+            is_other = is_set_up and isinstance(error, HostKeyChanged)
+            if is_other or clock.monotonic() > until or given_up():
                 raise error
             waiting.still()
             clock.sleep(_RETRY_SECONDS)
@@ -527,7 +536,7 @@ def connect(
 
 def _connected(worker: Worker) -> paramiko.Transport:
     where = f"the worker at {worker.address} port {worker.port}"
-    transport = _opened(worker.address, worker.port, where, ("ssh-ed25519",))
+    transport = _opened(worker.address, worker.port, where)
     with _signing_in(transport, where):
         shown = transport.get_remote_server_key()
         if f"{shown.get_name()} {shown.get_base64()}" != worker.host_key:
@@ -562,8 +571,11 @@ class _Prompt(socket.socket):
         return came
 
 
-def _opened(address: str, port: int, where: str, key_types: tuple[str, ...] = ()) -> paramiko.Transport:
-    """A connection on which keys are agreed upon; nobody has signed in yet."""
+def _opened(address: str, port: int, where: str) -> paramiko.Transport:
+    """A connection on which keys are agreed upon; nobody has signed in yet.
+
+    A host key of Ed25519, as our workers have it, is preferred; another kind tells that it is another host.
+    """
     try:
         with ExitStack() as undo:
             connected = socket.create_connection((address, port), timeout=_CONNECT_SECONDS)
@@ -576,10 +588,7 @@ def _opened(address: str, port: int, where: str, key_types: tuple[str, ...] = ()
     except (OSError, SSHException) as error:
         raise exhausted(error) or Unreachable(f"{where} does not answer: {error}") from error
     with _signing_in(transport, where):
-        options = transport.get_security_options()
-        options.ciphers = _CIPHERS
-        if key_types:
-            options.key_types = key_types
+        transport.get_security_options().ciphers = _CIPHERS
         transport.banner_timeout = transport.auth_timeout = _CONNECT_SECONDS
         transport.start_client(timeout=_CONNECT_SECONDS)
     return transport

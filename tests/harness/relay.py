@@ -25,7 +25,7 @@ class Relay:
 
     Without that one, or while it is `blocked`, there is no way past SSH. `received` is the number of bytes that came
     from workers, `pieces` that of the pieces in both directions, `refuse` how many of the next connections are closed
-    at once.
+    at once. SSH connections go to `astray` instead, while it is set.
     """
 
     def __init__(self, azure: Sandbox, direct: bool = False) -> None:
@@ -36,6 +36,7 @@ class Relay:
             first = Environment.from_json(azure.environment()).export_worker_data_port
             ports += range(first, first + _DISKS)
         self.blocked = False
+        self.astray: tuple[str, int] | None = None
         self._acts: list[tuple[str, int, Callable[[], None]]] = []
         self._open: dict[socket.socket, int] = {}
         self._lock = threading.Lock()
@@ -117,7 +118,8 @@ class Relay:
                 near.close()
                 continue
             try:
-                far = socket.create_connection((self._worker, port), timeout=5)
+                astray = self.astray if port == self._port else None
+                far = socket.create_connection(astray or (self._worker, port), timeout=5)
             except OSError:
                 near.close()
                 continue

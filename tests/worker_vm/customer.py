@@ -71,6 +71,7 @@ def _make(image: images.Image, folder: Path) -> None:
         with (folder / f"{name}.raw").open("wb") as file:
             file.truncate(mib * _MIB)
     with running(Machine(image, folder / "machine", config=_plain)) as machine:
+        machine.connect().close()  # else it might boot from the copy, which has the same labels
         for disk in _in(folder):
             machine.attach(disk.lun, disk.path, sector=disk.sector)
         machine.see([disk.lun for disk in _in(folder)])
