@@ -38,8 +38,9 @@ from coriolis_azure.azure.blobs import Blob, Storage
 from coriolis_azure.azure.client import Azure
 from coriolis_azure.azure.transport import https
 from coriolis_azure.clock import Clock
-from coriolis_azure.events import silent
-from coriolis_azure.readers import conversation, pages
+from coriolis_azure.events import Progress, silent
+from coriolis_azure.readers.flow import Flow
+from coriolis_azure.readers.pages import PageReader
 from coriolis_azure.replica.blob import BlobFolder
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.image import Image
@@ -193,16 +194,9 @@ def read_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
     """As a VHD is read that cannot be imported: pages listed, eight requests at a time, hashed, into a raw image."""
     size = image.stat().st_size
     with Image(result) as raw:
-        job = conversation.Job("os", (), size, compress="none", leaf=0)
-        transfer.copy(
-            lambda: pages.DirectStream(blob, size),
-            job,
-            raw.known("id", size, CHUNK, True),
-            raw,
-            silent,
-            clock=Clock(),
-            verify=False,
-        )
+        reader = PageReader(blob, Flow("os", silent, Clock()))
+        progress = Progress("os", size, silent, Clock())
+        transfer.copy(reader, raw.known("id", size, CHUNK, True), raw, progress, verify=False)
 
 
 def read_sdk(storage: Storage, blob: Blob, image: Path, result: Path) -> None:

@@ -15,10 +15,12 @@ from typing import Any
 
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.events import Event, Notice
+from coriolis_azure.events import Event, Notice, Progress
 from coriolis_azure.model import Worker
 from coriolis_azure.readers import conversation, rate_limiter, ssh
+from coriolis_azure.readers.agents import AgentReader
 from coriolis_azure.readers.channel import Direct
+from coriolis_azure.readers.flow import Flow
 from coriolis_azure.replica.image import Image
 from coriolis_azure.threads import ordered
 
@@ -35,34 +37,28 @@ def main(task: dict[str, Any]) -> None:
             notices.append(event.text)
 
     direct = Direct(worker.address, task["port"], report) if task.get("port") else None
-    pace = rate_limiter.RateLimiter(task["rate"], clock) if task.get("rate") else None
+    limiter = rate_limiter.RateLimiter(task["rate"], clock) if task.get("rate") else None
 
     def copy(item: tuple[int, tuple[str, str]]) -> transfer.Outcome:
         slot, (image, target) = item
         size = Path(image).stat().st_size
         job = conversation.Job(
-            Path(target).name,
             (image,),
             size,
             compress=task.get("compress", "none"),
             leaf=task.get("leaf", 4096),
             slot=slot,
         )
-        with (
-            ssh.Line(worker, clock, report, ssh.WINDOW // beside) as line,
-            Image(Path(target)) as destination,
-        ):
+        name, line = Path(target).name, ssh.Line(worker, clock, report, ssh.WINDOW // beside)
+        reader = AgentReader(line.agent, job, Flow(name, report, clock, limiter), direct, line.close)
+        with Image(Path(target)) as destination:
             base = destination.known("id", size, task.get("chunk", 1 << 20), task.get("full", False))
             return transfer.copy(
-                line.agent,
-                job,
+                reader,
                 base,
                 destination,
-                report,
-                clock=clock,
+                Progress(name, size, report, clock),
                 verify=task.get("verify", False),
-                limiter=pace,
-                direct=direct,
                 concurrent=beside,
             )
 

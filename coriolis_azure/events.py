@@ -176,7 +176,7 @@ class Progress:
     """Tells how far a disk is, a few times a second at most."""
 
     def __init__(self, disk: str, total: int, report: Report, clock: Clock) -> None:
-        self._disk, self._total, self._report, self._clock = disk, total, report, clock
+        self.disk, self._total, self.report, self._clock = disk, total, report, clock
         self._next = clock.monotonic()
 
     def show(self, done: int, sent: int, bottleneck: str = "") -> None:
@@ -184,8 +184,8 @@ class Progress:
         now = self._clock.monotonic()
         if now >= self._next and done < self._total:
             self._next = now + 1 / _REPORTS_PER_SECOND
-            self._report(Copied(self._disk, done, self._total, sent, bottleneck))
+            self.report(Copied(self.disk, done, self._total, sent, bottleneck))
 
     def last(self, sent: int) -> None:
         """All bytes are settled."""
-        self._report(Copied(self._disk, self._total, self._total, sent))
+        self.report(Copied(self.disk, self._total, self._total, sent))

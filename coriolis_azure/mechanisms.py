@@ -14,14 +14,18 @@ from . import transfer
 from .azure.blobs import Blob
 from .azure.context import Context
 from .errors import AzureError, DeadlinePassed, OperationFailed, Unreachable, WorkerGone
-from .events import Step
+from .events import Progress, Step
 from .machine import cloning, unmanaged
 from .model import Disk, Machine, Worker
-from .readers import pages, ssh
+from .readers import ssh
+from .readers.agents import AgentReader
 from .readers.channel import Direct
 from .readers.conversation import Job, Stream
+from .readers.flow import Flow
+from .readers.pages import PageReader
 from .readers.rate_limiter import RateLimiter
-from .replica.destinations import Destination, Folder
+from .readers.reader import Reader
+from .replica.destinations import Folder
 from .run.resources import Resources
 from .threads import ordered
 from .transfer import Outcome
@@ -102,28 +106,11 @@ def _copy_pages(
     context: Context, disks: Sequence[Disk], frozen: dict[str, Blob], target: _Target
 ) -> dict[str, Outcome]:
     """Copy VHD blobs by reading their allocated pages in this process; by disk name."""
-    if disks:
-        context.report(Step("copy", _listed(disks)))
-    streams: list[pages.DirectStream] = []
-
-    def started(disk: Disk) -> pages.DirectStream:
-        streams.append(pages.DirectStream(frozen[disk.name], disk.size_bytes))
-        return streams[-1]
-
-    concurrent = target.concurrent(len(disks))
-
-    def copy(disk: Disk) -> Outcome:
-        with target.folder.disk(disk.name) as destination:
-            # What is read here is read as a whole: pieces of chunks would save nothing.
-            job = target.job(disk, (), leaf=0, slot=0)
-            return target.copied(lambda: started(disk), job, disk, destination, concurrent)
-
-    def stop() -> None:
-        target.folder.stop()
-        for stream in streams:
-            stream.close()
-
-    outcomes = ordered(copy, disks, threads=concurrent, ahead=2 * concurrent, abort=stop)
+    if not disks:
+        return {}
+    context.report(Step("copy", _listed(disks)))
+    readers = [PageReader(frozen[disk.name], target.flow(disk)) for disk in disks]
+    outcomes = target.copied(disks, readers, stop=lambda: None)
     return {disk.name: outcome for disk, outcome in zip(disks, outcomes, strict=True)}
 
 
@@ -132,47 +119,47 @@ class _Target:
 
     def __init__(self, context: Context, folder: Folder, full: bool) -> None:
         limit = context.environment.bandwidth_limit
-        self.folder, self._context, self._full = folder, context, full
+        self._context, self._folder, self._full = context, folder, full
         self._limiter = RateLimiter(limit, context.clock) if limit else None
 
     def concurrent(self, disks: int) -> int:
         """How many of so many disks are copied at a time."""
         return min(transfer.at_once(self._context.environment.chunk_size_kib << 10), max(1, disks))
 
-    def job(self, disk: Disk, devices: tuple[str, ...], *, leaf: int, slot: int) -> Job:
-        """What an agent is to do for a disk."""
-        return Job(
-            disk=disk.name,
-            devices=devices,
-            size=disk.size_bytes,
-            compress=self._context.environment.enable_transfer_compression,
-            leaf=leaf,
-            slot=slot,
-        )
+    def flow(self, disk: Disk) -> Flow:
+        """The flow of the disk's data."""
+        return Flow(disk.name, self._context.report, self._context.clock, self._limiter)
 
     def copied(
-        self,
-        start: Callable[[], Stream],
-        job: Job,
-        disk: Disk,
-        destination: Destination,
-        concurrent: int,
-        direct: Direct | None = None,
-    ) -> Outcome:
-        """Copy a disk from where `start` gives its chunks, one of `concurrent` disks at a time."""
-        settings = self._context.environment
-        return transfer.copy(
-            start,
-            job,
-            destination.known(disk.unique_id, disk.size_bytes, settings.chunk_size_kib << 10, self._full),
-            destination,
-            self._context.report,
-            clock=self._context.clock,
-            verify=settings.verify_disk_integrity,
-            limiter=self._limiter,
-            direct=direct,
-            concurrent=concurrent,
-        )
+        self, disks: Sequence[Disk], readers: Sequence[Reader], stop: Callable[[], None]
+    ) -> list[Outcome]:
+        """Copy disks from their readers, some at a time. `stop` ends soon what else they wait for."""
+        concurrent = self.concurrent(len(disks))
+
+        def copy(number: int) -> Outcome:
+            return self._copied(disks[number], readers[number], concurrent)
+
+        def abort() -> None:
+            self._folder.stop()
+            stop()
+            for reader in readers:
+                reader.close()
+
+        work = ordered(copy, range(len(disks)), threads=concurrent, ahead=2 * concurrent, abort=abort)
+        return list(work)
+
+    def _copied(self, disk: Disk, reader: Reader, concurrent: int) -> Outcome:
+        context, settings = self._context, self._context.environment
+        with self._folder.disk(disk.name) as destination:
+            chunk = settings.chunk_size_kib << 10
+            return transfer.copy(
+                reader,
+                destination.known(disk.unique_id, disk.size_bytes, chunk, self._full),
+                destination,
+                Progress(disk.name, disk.size_bytes, context.report, context.clock),
+                verify=settings.verify_disk_integrity,
+                concurrent=concurrent,
+            )
 
 
 class _ByWorker:
@@ -196,40 +183,42 @@ class _ByWorker:
             )
             with attachment:
                 context.report(Step("copy", _listed(wave)))
-                outcomes += self._copy_wave(attachment, wave)
+                outcomes += self._target.copied(wave, self._readers(attachment, wave), attachment.stop)
             self._resources.delete(attachment.clones)
         return outcomes
 
-    def _copy_wave(self, attachment: Attachment, wave: Sequence[Disk]) -> list[Outcome]:
-        context, target, settings = self._context, self._target, self._context.environment
-        concurrent = target.concurrent(len(wave))
-        window = self._window(concurrent)
+    def _readers(self, attachment: Attachment, wave: Sequence[Disk]) -> list[Reader]:
+        """What reads the clones of a wave."""
+        settings = self._context.environment
         direct = None
         if settings.export_worker_data_port:
-            direct = Direct(self._worker.address, settings.export_worker_data_port, context.report)
-        lines = [ssh.Line(self._worker, context.clock, context.report, window, self._gone) for _ in wave]
+            direct = Direct(self._worker.address, settings.export_worker_data_port, self._context.report)
+        window = self._window(self._target.concurrent(len(wave)))
+        return [self._reader(attachment, slot, disk, window, direct) for slot, disk in enumerate(wave)]
 
-        def stop() -> None:
-            target.folder.stop()
-            attachment.stop()
-            for line in lines:
-                line.close()
+    def _reader(
+        self, attachment: Attachment, slot: int, disk: Disk, window: int, direct: Direct | None
+    ) -> Reader:
+        context, settings = self._context, self._context.environment
+        line = ssh.Line(self._worker, context.clock, context.report, window, self._gone)
+        job = Job(
+            attachment.devices[slot],
+            disk.size_bytes,
+            compress=settings.enable_transfer_compression,
+            leaf=settings.leaf_size_kib << 10,
+            slot=slot,
+        )
 
-        def copy(slot: int) -> Outcome:
-            disk, line = wave[slot], lines[slot]
-            job = target.job(disk, attachment.devices[slot], leaf=settings.leaf_size_kib << 10, slot=slot)
-            with line, target.folder.disk(disk.name) as destination:
-                try:
-                    return target.copied(
-                        lambda: attachment.agent(line), job, disk, destination, concurrent, direct
-                    )
-                except Unreachable as error:
-                    if self._gone():
-                        vm = self._worker.vm
-                        raise WorkerGone(f"{vm} was deleted while {disk.name} was copied") from error
-                    raise
+        def start() -> Stream:
+            try:
+                return attachment.agent(line)
+            except Unreachable as error:
+                if self._gone():
+                    vm = self._worker.vm
+                    raise WorkerGone(f"{vm} was deleted while {disk.name} was copied") from error
+                raise
 
-        return list(ordered(copy, range(len(wave)), threads=concurrent, ahead=2 * concurrent, abort=stop))
+        return AgentReader(start, job, self._target.flow(disk), direct, line.close)
 
     def _window(self, concurrent: int) -> int:
         """The bytes that may be on the way over each SSH connection."""

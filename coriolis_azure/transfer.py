@@ -1,8 +1,7 @@
-"""One disk: what the agent on the worker says of it, applied to a destination in pool threads, in disk order.
+"""One disk: what a reader tells of it, applied to a destination by pool threads, noted in the reader's order.
 
 Nothing is believed: every chunk has the digest that was announced, before it is written, and the digest over all
-of them is compared at the end. A run that fails at any point is not committed. A connection that breaks is taken
-up where it was.
+of them is compared at the end. A run that fails at any point is not committed.
 
 Memory is bounded by the bytes in flight, whatever the size of the disk.
 """
@@ -10,27 +9,17 @@ Memory is bounded by the bytes in flight, whatever the size of the disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from .agent import wire
-from .agent.wire import DIGEST, GRAIN, UNKNOWN, ZERO
-from .clock import Clock
-from .errors import AgentFailed, ConnectionLost, CorruptChunk, InvalidInput, StreamEnded
-from .events import Notice, Progress, Report, Step
-from .readers.channel import Direct
-from .readers.conversation import Answer, Dialogue, Frame, Job, Piece, Stream
-from .readers.rate_limiter import RateLimiter
+from .errors import CoriolisAzureError, CorruptChunk
+from .events import Progress, Step
+from .readers.reader import Answer, Chunk, Data, Piece, Question, Reader, Same, Zeros, corrupt
 from .replica.comparison import THREADS, differing, in_hand
 from .replica.destinations import Destination
-from .replica.manifest import Manifest, grain_count
+from .replica.manifest import DIGEST, GRAIN, UNKNOWN, ZERO, Manifest, grain_count
 from .threads import ordered
-
-LEAVES_SIZES = (0, 4096, 16384, 65536)
-COMPRESSION = ("none", "auto", "always")
-_FRUITLESS = 3  # connections in a row that were lost before anything was settled
 
 
 @dataclass(frozen=True)
@@ -51,41 +40,21 @@ class Outcome:
 
 
 def copy(
-    start: Callable[[], Stream],
-    job: Job,
+    reader: Reader,
     base: Manifest,
     destination: Destination,
-    report: Report,
+    progress: Progress,
     *,
-    clock: Clock,
     verify: bool,
-    limiter: RateLimiter | None = None,
-    direct: Direct | None = None,
     concurrent: int = 1,
 ) -> Outcome:
-    """Bring `destination`, which holds `base`, up to the disk that an agent reads; commit that.
+    """Bring `destination`, which holds `base`, up to the disk that `reader` reads; commit that, and close the reader.
 
-    `start` gives a new agent; it is called again where the connection to the one before was lost. `limiter`: how
-    fast its data may come. `direct`: the way past `start`'s stream, if there may be one. `concurrent`: disks that are
-    copied at a time, which share threads and memory. AgentFailed, StreamEnded, CorruptChunk or DestinationFailed,
-    naming the offset, or what `start` raises, and then nothing is committed.
+    `concurrent`: disks that are copied at a time, which share threads and memory. What the reader raises, CorruptChunk
+    or DestinationFailed, with disk and offset, and then nothing is committed.
     """
-    if job.size != base.size:
-        raise ValueError(f"the job is of {job.size} bytes, the manifest of {base.size}")
-    if job.leaf not in LEAVES_SIZES:
-        raise InvalidInput(f"a leaf of {job.leaf} bytes is none of {LEAVES_SIZES}")
-    if job.compress not in COMPRESSION:
-        raise InvalidInput(f"compression {job.compress!r} is none of {', '.join(COMPRESSION)}")
-    # Leaves are of use where something is known, can be compared with, and is larger than they are.
-    if not destination.readable or destination.far or base.fresh or job.leaf >= base.chunk:
-        job = replace(job, leaf=0)
-
-    def talk(known: Manifest, first: int, choose: bool) -> Dialogue:
-        return Dialogue(
-            start(), job, known, first, choose, report=report, clock=clock, limiter=limiter, direct=direct
-        )
-
-    return _Copy(talk, job, base, destination, report, clock, concurrent).run(verify)
+    with closing(reader):
+        return _Copy(reader, base, destination, progress, concurrent).run(verify)
 
 
 def at_once(chunk: int) -> int:
@@ -93,251 +62,156 @@ def at_once(chunk: int) -> int:
     return 2 if chunk <= 1 << 20 else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Done:
-    """What applying a frame has settled: `count` chunks from `index` on; or that they are `asked` for."""
+    """What has been settled: `count` chunks from `index` on have this digest; None: that of the base."""
 
     index: int
     count: int
-    digest: bytes | None = None  # None: as in the base
+    digest: bytes | None = None
     sent: int = 0
     zero: int = 0
     skipped: int = 0
-    asked: bool = False
 
 
 class _Copy:
     """The state that the steps of one copy share. Only `_apply` and what it calls run in several threads.
 
-    `_base` is what the destination holds; its digests change as chunks are settled. Settled, which means that its
-    content is there, is each chunk before `_next` that is not one of `_asked`; `_earlier` are both as they were when
-    the agent of now began. `_before` are the digests that the destination came with. `_held` are those of the
-    grains that it has of the chunks that were asked for.
+    `_base` is what the destination holds; its digests change as chunks are settled. `_before` are the digests that
+    the destination came with. `_held` are those of the grains that it has of the chunks that were asked about.
     """
 
     def __init__(
-        self,
-        talk: Callable[[Manifest, int, bool], Dialogue],
-        job: Job,
-        base: Manifest,
-        destination: Destination,
-        report: Report,
-        clock: Clock,
-        concurrent: int,
+        self, reader: Reader, base: Manifest, destination: Destination, progress: Progress, concurrent: int
     ) -> None:
-        self._talk, self._job, self._concurrent = talk, job, concurrent
-        self._before, self._base = base.digests, replace(base, digests=base.digests.copy())
-        self._destination, self._kept, self._report = destination, destination.grains, report
+        self._reader, self._progress, self._concurrent = reader, progress, concurrent
+        self._destination, self._kept = destination, destination.grains
+        self._before, self._base, self._full = base.digests, base, base.fresh
         self._digester = base.digester()
-        self._failure: Exception | None = None
-        self._root = ""
-        self._next, self._asked = 0, set[int]()
-        self._earlier = self._next, frozenset(self._asked)
         self._held: dict[int, list[bytes]] = {}
-        self._first = 0
         self._sent = self._zero = self._skipped = 0
-        self._progress = Progress(job.disk, base.size, report, clock)
-        self._lost: ConnectionLost | None = None
+        self._failure: Exception | None = None
 
     def run(self, verify: bool) -> Outcome:
-        """The copy, from the job to the commit."""
+        """The copy, from opening the disk to the commit."""
         try:
-            self._settle_all()
-        except (StreamEnded, AgentFailed):
-            # A thread that fails closes the stream, to wake the reader. Then its error is the reason.
+            self._settle()
+        except CoriolisAzureError:
+            # A thread that fails closes the reader, to wake it. Then its error is the reason.
             if self._failure is not None:
                 raise self._failure from None
             raise
         self._progress.last(self._sent)
         manifest = replace(self._base, fresh=False)
-        if self._root != manifest.root(self._first):
-            disk = self._job.disk
-            raise CorruptChunk(f"{disk}: the digest of the whole disk is not the agent's", disk=disk)
+        first, root = self._reader.root
+        if root != manifest.root(first):
+            disk = self._progress.disk
+            raise CorruptChunk(f"{disk}: the digest of the whole disk is not the reader's", disk=disk)
         self._destination.flush()
         verified = self._verified(manifest) if verify else None
         self._destination.commit(manifest)
-        full = self._base.fresh
-        return Outcome(manifest, manifest.size, self._sent, self._zero, self._skipped, verified, full)
+        return Outcome(manifest, manifest.size, self._sent, self._zero, self._skipped, verified, self._full)
 
-    def _settle_all(self) -> None:
-        """Let agents work until one has come to the end of the disk."""
-        fruitless = 0
-        while True:
-            before = self._settled
-            self._take_up()
-            if self._lost is None:
-                return
-            fruitless = 0 if self._settled > before else fruitless + 1
-            if fruitless == _FRUITLESS:
-                raise self._lost
-            told = f"{self._job.disk}: {self._lost}; going on after {self._done} of {self._base.size} bytes"
-            self._report(Notice(told))
-
-    def _take_up(self) -> None:
-        """Settle what a new agent says, from the first chunk that is not; `_lost` says whether it broke off.
-
-        All that had arrived is settled then: frames are applied whole or not at all, and what an agent has
-        only asked about is as the destination had it.
-        """
-        if self._lost is not None:
-            self._earlier, self._lost = (self._next, frozenset(self._asked)), None
-        self._first = min(self._asked, default=self._next)
-        self._held = {}
-        # One core is the stream's reader's. A thread more than there are cores for is only in the way.
+    def _settle(self) -> None:
+        """Apply what the reader tells, and note it in its order."""
+        # Pieces of a chunk are of use where what the destination has can be read, soon and at all.
+        answers = self._destination.readable and not self._destination.far and not self._full
+        base = self._reader.begin(self._base, answers=answers)
+        self._base, self._digester = replace(base, digests=base.digests.copy()), base.digester()
+        # One core is the reader's. A thread more than there are cores for is only in the way.
         most = max(1, min(THREADS, len(os.sched_getaffinity(0)) - 1))
-        threads, ahead = in_hand(self._destination, self._base.chunk, self._concurrent, most)
-        try:
-            choose = self._base.fresh and not self._settled
-            with self._talk(self._base, self._first, choose) as dialogue:
-                self._progress.show(self._done, self._sent)
-                self._begin(dialogue)
-
-                def apply(frame: Frame) -> _Done:
-                    return self._apply(dialogue, frame)
-
-                with closing(self._frames(dialogue)) as frames:
-                    work = ordered(apply, frames, threads=threads, ahead=ahead, abort=dialogue.close)
-                    with closing(work) as results:
-                        for done in results:
-                            self._note(done)
-                            self._progress.show(self._done, self._sent, dialogue.bottleneck())
-        except ConnectionLost as error:
-            if self._failure is not None:
-                raise
-            self._lost = error
-
-    def _begin(self, dialogue: Dialogue) -> None:
-        """Agree with the agent on a hash; one that is not the base's makes all that is known worthless."""
-        hash = self._base.hash
-        self._base = dialogue.begin()
-        if self._base.hash != hash:
-            self._digester = self._base.digester()
-            if not self._base.fresh:
-                self._report(
-                    Notice(
-                        f"{self._job.disk}: this worker cannot compute {hash}, so everything is compared anew, "
-                        f"with {self._base.hash}"
-                    )
-                )
-
-    def _frames(self, dialogue: Dialogue) -> Generator[Frame, None, None]:
-        """What the agent says between READY and END, as far as the connection holds."""
-        try:
-            yield from dialogue.frames()
-        except ConnectionLost as error:
-            if self._failure is not None:
-                raise
-            self._lost = error
-        else:
-            self._root = dialogue.root
+        threads, ahead = in_hand(self._destination, base.chunk, self._concurrent, most)
+        self._progress.show(0, 0)
+        with closing(self._reader.scan()) as chunks:
+            work = ordered(self._apply, chunks, threads=threads, ahead=ahead, abort=self._reader.close)
+            with closing(work) as results:
+                for done in results:
+                    self._note(done)
 
     def _note(self, done: _Done) -> None:
-        """Keep what has been settled."""
-        last = done.index + done.count
-        change = self._asked.update if done.asked else self._asked.difference_update
-        change(range(done.index, last))
-        self._next = max(self._next, last)
+        """Keep what has been settled, and show it."""
         if done.digest is not None:
             self._base.digests.put(done.index, done.digest * done.count)
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
-
-    @property
-    def _done(self) -> int:
-        """How many bytes are settled."""
-        return self._sent + self._zero + self._skipped
-
-    @property
-    def _settled(self) -> int:
-        """How many chunks are settled."""
-        return self._next - len(self._asked)
+        settled = self._sent + self._zero + self._skipped
+        self._progress.show(settled, self._sent, self._reader.bottleneck())
 
     def _verified(self, manifest: Manifest) -> bool | None:
         """Read back the chunks whose digest is another than before, or have the destination confirm them."""
+        verify = Step("verify", self._progress.disk)
         if not self._destination.readable:
             if not self._destination.checkable:
                 return None
-            self._report(Step("verify", self._job.disk))
+            self._progress.report(verify)
             return self._destination.check()
         changed = self._before.differing(manifest.digests)
         first = next(changed, None)
         if first is None:
             return True
-        self._report(Step("verify", self._job.disk))
+        self._progress.report(verify)
         for index in differing(self._destination, manifest, chain([first], changed), self._concurrent):
-            offset, disk = manifest.span(index)[0], self._job.disk
-            text = f"{disk}: the chunk at offset {offset} reads back from the destination as something else"
-            raise CorruptChunk(text, disk=disk, offset=offset)
+            raise self._corrupt(index, "reads back from the destination as something else")
         return True
 
     # In pool threads
 
-    def _apply(self, dialogue: Dialogue, frame: Frame) -> _Done:
-        """Do at the destination what the frame says."""
+    def _apply(self, told: Chunk | Question) -> _Done:
+        """Do at the destination what the reader tells."""
         try:
-            if frame.kind == wire.SAME:
-                return self._same(dialogue, frame)
-            if frame.kind == wire.ZEROS:
-                return self._zeros(frame)
-            if frame.kind == wire.ASK:
-                return self._answer(dialogue, frame)
-            return self._data(dialogue, frame) if frame.kind == wire.DATA else self._patch(dialogue, frame)
+            if isinstance(told, Same):
+                return self._same(told)
+            if isinstance(told, Zeros):
+                return self._zeros(told)
+            if isinstance(told, Question):
+                return self._answer(told)
+            return self._data(told) if told.whole else self._patch(told)
         except Exception as error:
-            # The reader may be waiting for an agent that waits for this thread: wake it.
+            # The reader may be waiting for somebody who waits for this thread: wake it.
             if self._failure is None:
                 self._failure = error
-            dialogue.close()
+            self._reader.close()
             raise
-        finally:
-            dialogue.release(frame)
 
-    def _same(self, dialogue: Dialogue, frame: Frame) -> _Done:
+    def _same(self, run: Same) -> _Done:
         """Chunks that are as they were; where nothing had been there, they are zeros that were found."""
         base = self._base
         zero = skipped = 0
-        earlier, asked = self._earlier
-        for index in range(frame.index, frame.index + frame.count):
+        for index in range(run.index, run.index + run.count):
             digest, length = base.digest(index), base.span(index)[1]
             if digest == UNKNOWN:
-                raise dialogue.corrupt(index, "is said to be unchanged, but nothing is known of it")
-            if index < earlier and index not in asked:  # counted when it was settled
-                continue
+                raise self._corrupt(index, "is said to be unchanged, but nothing is known of it")
             if base.fresh and digest == ZERO:
                 zero += length
             else:
                 skipped += length
-        return _Done(frame.index, frame.count, None, zero=zero, skipped=skipped)
+        return _Done(run.index, run.count, zero=zero, skipped=skipped)
 
-    def _zeros(self, frame: Frame) -> _Done:
-        base, last = self._base, frame.index + frame.count - 1
-        offset = base.span(frame.index)[0]
+    def _zeros(self, run: Zeros) -> _Done:
+        base, last = self._base, run.index + run.count - 1
+        offset = base.span(run.index)[0]
         length = sum(base.span(last)) - offset
         self._destination.intend(offset, length)
         self._destination.zero(offset, length)
-        return _Done(frame.index, frame.count, ZERO, zero=length)
+        return _Done(run.index, run.count, ZERO, zero=length)
 
-    def _answer(self, dialogue: Dialogue, frame: Frame) -> _Done:
+    def _answer(self, question: Question) -> _Done:
         """Compare the grains of chunks with the destination's; of those that differ, tell the leaves there are."""
-        answers, last = list[Answer](), frame.index + frame.count
-        counts = [grain_count(self._base.span(index)[1]) for index in range(frame.index, last)]
-        if len(frame.payload) != DIGEST * sum(counts):
-            raise dialogue.foreign(
-                f"ASK for {frame.count} chunk(s) with {len(frame.payload)} bytes of digests"
-            )
-        theirs = (bytes(frame.payload[at : at + DIGEST]) for at in range(0, len(frame.payload), DIGEST))
-        for index in range(frame.index, last):
+        answers, told = list[Answer](), question.grains
+        theirs = (told[at : at + DIGEST] for at in range(0, len(told), DIGEST))
+        for index in range(question.index, question.index + question.count):
             offset, length = self._base.span(index)
             mine = self._grains(index)
             grains = [number for number, digest in enumerate(mine) if digest != next(theirs)]
             leaves: list[bytes] = []
-            if self._job.leaf < GRAIN:
+            if question.leaf < GRAIN:
                 for start in (number * GRAIN for number in grains):
                     content = self._destination.read(offset + start, min(GRAIN, length - start))
-                    leaves += self._digester.leaves(content, self._job.leaf)
+                    leaves += self._digester.leaves(content, question.leaf)
             self._held[index] = mine
             answers.append((index, grains, b"".join(leaves)))
-        dialogue.answer(answers)
-        return _Done(frame.index, frame.count, asked=True)
+        question.answer(answers)
+        return _Done(question.index, question.count)
 
     def _grains(self, index: int) -> list[bytes]:
         """The digests of the grains that the destination has of a chunk, read only where they are not kept."""
@@ -351,47 +225,45 @@ class _Copy:
                 return grains
         return self._digester.grains(memoryview(self._destination.read(offset, length)))
 
-    def _data(self, dialogue: Dialogue, frame: Frame) -> _Done:
+    def _data(self, chunk: Data) -> _Done:
         """A chunk as a whole: whole grains, and zeros between them."""
-        offset, length = self._base.span(frame.index)
-        pieces = dialogue.pieces(frame)
+        offset, length = self._base.span(chunk.index)
+        pieces = chunk.pieces()
         grains = [ZERO] * grain_count(length)
         for start, size, data in pieces:
             if start % GRAIN or (size % GRAIN and start + size != length):
-                raise dialogue.corrupt(frame.index, "arrived in pieces that do not fit")
+                raise self._corrupt(chunk.index, "arrived in pieces that do not fit")
             if data:
                 found = self._digester.grains(data)
                 grains[start // GRAIN : start // GRAIN + len(found)] = found
-        self._check(dialogue, frame, grains)
+        self._check(chunk, grains)
         self._destination.intend(offset, length)
         self._put(offset, pieces)
-        if self._base.digest(frame.index) != ZERO:
+        if self._base.digest(chunk.index) != ZERO:
             for start, size in _gaps(pieces, length):
                 self._destination.zero(offset + start, size)
-        self._keep(frame.index, grains)
-        sent = sum(len(data) for _, _, data in pieces)
-        return _Done(frame.index, 1, frame.digest, sent=sent, zero=length - sent)
+        sent = self._keep(chunk, grains, pieces)
+        return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=length - sent)
 
-    def _patch(self, dialogue: Dialogue, frame: Frame) -> _Done:
+    def _patch(self, chunk: Data) -> _Done:
         """The leaves of a chunk that changed, laid over what the destination holds."""
-        offset, length = self._base.span(frame.index)
-        pieces, grains = dialogue.pieces(frame), self._held.pop(frame.index, None)
-        if grains is None:  # an agent that did not wait for the answer
-            grains = self._grains(frame.index)
+        offset, length = self._base.span(chunk.index)
+        pieces, grains = chunk.pieces(), self._held.pop(chunk.index, None)
+        if grains is None:  # a reader that did not wait for the answer
+            grains = self._grains(chunk.index)
         for number, parts in _by_grain(pieces).items():
             start = number * GRAIN
             content = bytearray(self._destination.read(offset + start, min(GRAIN, length - start)))
             for at, data in parts:
                 content[at : at + len(data)] = data
             grains[number] = self._digester.leaf(content)
-        self._check(dialogue, frame, grains)
+        self._check(chunk, grains)
         if pieces:
             self._destination.intend(offset, length)
         self._put(offset, pieces)
-        self._keep(frame.index, grains)
-        sent = sum(len(data) for _, _, data in pieces)
+        sent = self._keep(chunk, grains, pieces)
         zero = sum(size for _, size, data in pieces if not data)
-        return _Done(frame.index, 1, frame.digest, sent=sent, zero=zero, skipped=length - sent - zero)
+        return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=zero, skipped=length - sent - zero)
 
     def _put(self, offset: int, pieces: list[Piece]) -> None:
         for start, size, data in pieces:
@@ -400,14 +272,21 @@ class _Copy:
             else:
                 self._destination.zero(offset + start, size)
 
-    def _keep(self, index: int, grains: list[bytes]) -> None:
+    def _keep(self, chunk: Data, grains: list[bytes], pieces: list[Piece]) -> int:
+        """Keep the digests of a chunk's grains, and be done with its pieces: how many bytes were written."""
         if self._kept is not None:
-            self._kept.put(index, grains)
+            self._kept.put(chunk.index, grains)
+        sent = sum(len(data) for _, _, data in pieces)
+        chunk.done()
+        return sent
 
-    def _check(self, dialogue: Dialogue, frame: Frame, grains: list[bytes]) -> None:
+    def _check(self, chunk: Data, grains: list[bytes]) -> None:
         """Verify where the data is still in hand."""
-        if self._digester.of(grains) != frame.digest:
-            raise dialogue.corrupt(frame.index, "did not arrive as the agent has read it")
+        if self._digester.of(grains) != chunk.digest:
+            raise self._corrupt(chunk.index, "did not arrive as it was read")
+
+    def _corrupt(self, index: int, what: str) -> CorruptChunk:
+        return corrupt(self._progress.disk, self._base.span(index)[0], what)
 
 
 def _by_grain(pieces: list[Piece]) -> dict[int, list[tuple[int, memoryview | bytes]]]:

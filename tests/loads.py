@@ -16,12 +16,14 @@ from pathlib import Path
 
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.events import silent
-from coriolis_azure.readers import conversation
-from coriolis_azure.readers.conversation import Dialogue
+from coriolis_azure.events import Progress, silent
+from coriolis_azure.readers.agents import AgentReader
+from coriolis_azure.readers.conversation import Job
+from coriolis_azure.readers.flow import Flow
 from coriolis_azure.replica import manifest as manifests
 from coriolis_azure.replica.image import Image
 from coriolis_azure.source import Source  # with all SDKs, whose memory counts too
+from harness.copies import by_agent
 from harness.pipes import Pipes
 
 MIB = 1 << 20
@@ -63,14 +65,16 @@ def sparse(folder: Path, read: int = 2 << 30, size: int = 4 << 40) -> None:
             file.write(os.urandom(MIB))
     settled = (size - read) // chunk
     with Image(folder / "os.raw") as image, Watched() as pipes:
-        job = conversation.Job("os", (str(disk),), size, leaf=4096)
-        copy = _copy(pipes, job, image.known("id", size, chunk, False), image)
-        copy._next = settled
+        job = Job((str(disk),), size, leaf=4096)
+        base = image.known("id", size, chunk, False)
+        digests = base.digests.copy()
         for index in range(0, settled, 16):
-            copy._base.digests.put(index, os.urandom(manifests.DIGEST))
-        copy._before = copy._base.digests.copy()
+            digests.put(index, os.urandom(manifests.DIGEST))
+        flow, progress = Flow("os", silent, Clock()), Progress("os", size, silent, Clock())
+        reader = AgentReader(lambda: pipes, job, flow)
+        reader._next = settled
         began = time.monotonic()
-        outcome = copy.run(True)
+        outcome = transfer.copy(reader, replace(base, digests=digests), image, progress, verify=True)
         seconds = time.monotonic() - began
     host, agent = peak("self"), pipes.most
     print(
@@ -79,15 +83,6 @@ def sparse(folder: Path, read: int = 2 << 30, size: int = 4 << 40) -> None:
     )
     assert max(host, agent) < MOST
     _compare(disk, folder / "os.raw", range(size - read, size, MIB))
-
-
-def _copy(pipes: Watched, job: conversation.Job, base: manifests.Manifest, image: Image) -> transfer._Copy:
-    """A copy whose inner state can be reached."""
-
-    def talk(known: manifests.Manifest, first: int, choose: bool) -> Dialogue:
-        return Dialogue(pipes, job, known, first, choose, report=silent, clock=Clock())
-
-    return transfer._Copy(talk, job, base, image, silent, Clock(), 1)
 
 
 def _compare(disk: Path, image: Path, places: range) -> None:
@@ -115,9 +110,9 @@ def extents(folder: Path, sizes: tuple[int, ...] = (4, 64)) -> None:
             base = image.known("id", size << 30, MIB, True)
             image.commit(replace(base, fresh=False))  # as after a run that found nothing but zeros
             base = image.known("id", size << 30, MIB, False)
-            job = conversation.Job("os", (str(disk),), base.size, leaf=4096)
+            job = Job((str(disk),), base.size, leaf=4096)
             began, worked = time.monotonic(), _worked()
-            outcome = transfer.copy(lambda: pipes, job, base, image, silent, clock=Clock(), verify=True)
+            outcome = by_agent(lambda: pipes, job, base, image)
             seconds = time.monotonic() - began
         work = _worked() - worked  # the agent has ended
         assert outcome.verified

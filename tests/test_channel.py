@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure import transfer
 from coriolis_azure.agent import wire
 from coriolis_azure.agent.tls import Listener, Tls
-from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice
-from coriolis_azure.readers import conversation
 from coriolis_azure.readers.channel import Direct
+from coriolis_azure.readers.conversation import Job
 from coriolis_azure.replica.image import Image
+from harness.copies import by_agent
 from harness.direct import ADDRESS, CHUNK, Worker, copied
 
 
@@ -113,8 +112,8 @@ def test_a_channel_through_which_nothing_comes_is_not_tried_again(
     size = disk.stat().st_size
     with Image(disk.with_name("os.raw")) as image:
         base = image.known("id", size, CHUNK, False)
-        job = conversation.Job("os", (str(disk),), size, wait=0.0)
-        transfer.copy(start, job, base, image, told.append, clock=Clock(), verify=True, direct=direct)
+        job = Job((str(disk),), size, wait=0.0)
+        by_agent(start, job, base, image, told.append, direct=direct)
     for worker in workers:
         worker.__exit__()
     assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()

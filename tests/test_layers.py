@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "machine": {*GROUND, "azure", "run"},
     "worker": {*GROUND, "azure", "run", "machine", "readers"},
     "checks": {*GROUND, "azure", "run", "machine", "worker"},
-    "transfer": {*GROUND, "agent", "readers", "replica"},
+    "transfer": {*GROUND, "readers", "replica"},
     "mechanisms": {*GROUND, *STEPS, "transfer"},
     "source": {*GROUND, *STEPS, "checks", "mechanisms", "transfer"},
     "plugin": CORE,

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure import errors, transfer
+from coriolis_azure import errors
 from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput
-from coriolis_azure.events import Event, Notice, silent
+from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers.conversation import Job
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO
 from coriolis_azure.sandbox import Sandbox
+from harness.copies import by_agent
 from harness.pipes import AGENT
 from harness.replica_runs import CHUNK, LAST, SIZE, A, B, Place, expected, run
 from harness.replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, azurite_program
@@ -202,10 +203,8 @@ def test_a_real_transfer_writes_and_verifies(place: Place, tmp_path: Path) -> No
     for _ in range(2):
         with place.open() as image, Agent() as agent:
             base = image.known("id", SIZE, CHUNK, False)
-            job = Job("os", (str(disk),), SIZE, leaf=4096)
-            outcomes.append(
-                transfer.copy(lambda: agent, job, base, image, silent, clock=Clock(), verify=True)
-            )
+            job = Job((str(disk),), SIZE, leaf=4096)
+            outcomes.append(by_agent(lambda: agent, job, base, image))
         with disk.open("r+b") as file:
             file.seek(7 * CHUNK)
             file.write(b"x")

@@ -29,7 +29,7 @@ from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from harness.clocks import Held
 from harness.constants import MIB
-from harness.copies import CHUNK, LEAF, Lying, change, job, replicate
+from harness.copies import CHUNK, LEAF, Lying, by_agent, change, job, replicate
 from harness.pipes import Pipes
 from harness.relay import Relay
 
@@ -103,7 +103,7 @@ def copied(disk: Path, path: Path, agents: Agents, told: list[Event] | None = No
     with Once(path) as image:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         report = silent if told is None else told.append
-        outcome = transfer.copy(agents, job(disk), base, image, report, clock=Clock(), verify=True)
+        outcome = by_agent(agents, job(disk), base, image, report)
         assert not image.twice()
     return outcome
 
@@ -165,7 +165,7 @@ def test_what_arrived_before_the_connection_broke_is_read_back_too(disk: Path, t
     with Lying(tmp_path / "os.raw", 1) as image, Agents([10 * CHUNK]) as agents:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(errors.CorruptChunk) as failure:
-            transfer.copy(agents, job(disk), base, image, silent, clock=Clock(), verify=True)
+            by_agent(agents, job(disk), base, image)
         assert [pipes.first for pipes in agents.started] == [0, 9]
     assert failure.value.facts == {"disk": "os", "offset": CHUNK}
 
@@ -193,7 +193,7 @@ def test_a_destination_that_fails_is_not_tried_with_another_agent(disk: Path, tm
     with Agents([]) as agents, Full(tmp_path / "os.raw") as image:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(errors.DestinationFailed, match="full"):
-            transfer.copy(agents, job(disk), base, image, silent, clock=Clock(), verify=True)
+            by_agent(agents, job(disk), base, image)
     assert len(agents.started) == 1
 
 

@@ -18,10 +18,13 @@ import pytest
 
 from coriolis_azure.agent import wire
 from coriolis_azure.clock import Clock
-from coriolis_azure.events import Copied, Event, Notice, Waiting
-from coriolis_azure.readers import conversation, rate_limiter
+from coriolis_azure.events import Copied, Event, Notice, Waiting, silent
+from coriolis_azure.readers import rate_limiter
+from coriolis_azure.readers.agents import AgentReader
 from coriolis_azure.readers.channel import Direct
-from coriolis_azure.readers.conversation import Dialogue
+from coriolis_azure.readers.conversation import Job
+from coriolis_azure.readers.flow import Flow
+from coriolis_azure.readers.reader import Data
 from coriolis_azure.replica import manifest
 from harness.copies import replicate
 from harness.direct import ADDRESS, Worker, copied
@@ -180,21 +183,21 @@ def test_the_progress_says_what_else_holds_it_up(disk: Path, what: str) -> None:
     size = disk.stat().st_size
     limiter = rate_limiter.RateLimiter(LINE, clock) if what != "destination" else None
     base = manifest.Manifest.new(size, MIB, "id", wire.ZERO)
-    job = conversation.Job("os", (str(disk),), size, wait=0.0)
+    job = Job((str(disk),), size, wait=0.0)
     with Pipes() as pipes:
-        dialogue = Dialogue(
-            pipes, job, base, 0, False, report=lambda event: None, clock=clock, limiter=limiter
-        )
-        dialogue.begin()
-        assert dialogue.bottleneck() == ""
+        flow = Flow("os", silent, clock, limiter)
+        reader = AgentReader(lambda: pipes, job, flow)
+        reader.begin(base, answers=False)
+        assert reader.bottleneck() == ""
         said = []
-        for frame in dialogue.frames():
+        for chunk in reader.scan():
             if what == "destination":
                 clock.sleep(3.0)
             elif not what:
-                dialogue._spent = dict.fromkeys(dialogue._spent, 1.0)
-            dialogue.release(frame)
-            said.append(dialogue.bottleneck())
+                flow._spent = dict.fromkeys(flow._spent, 1.0)
+            if isinstance(chunk, Data):
+                chunk.done()
+            said.append(reader.bottleneck())
     assert set(said[1:]) == {what}
 
 
@@ -222,7 +225,7 @@ class Stalling(Pipes):
 def test_a_line_that_stalls_is_waited_for_and_the_progress_says_so(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coriolis_azure.readers.conversation._QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("coriolis_azure.readers.flow._QUIET_SECONDS", 0.1)
     told: list[Waiting] = []
     stream = Stalling()
 

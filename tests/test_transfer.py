@@ -36,12 +36,14 @@ from coriolis_azure.errors import (
     WorkerError,
 )
 from coriolis_azure.events import Copied, Event, Notice, Step, silent
-from coriolis_azure.readers import conversation, rate_limiter
-from coriolis_azure.readers.conversation import zstd
+from coriolis_azure.readers import rate_limiter
+from coriolis_azure.readers.agents import COMPRESSION
+from coriolis_azure.readers.conversation import Job
+from coriolis_azure.readers.payload import zstd
 from coriolis_azure.replica import comparison
 from coriolis_azure.replica.image import Image
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
-from harness.copies import CHUNK, LEAF, Lying, change, job, replicate
+from harness.copies import CHUNK, LEAF, Lying, by_agent, change, job, replicate
 from harness.pipes import AGENT, Pipes
 
 GRAIN = wire.GRAIN
@@ -150,7 +152,7 @@ def test_a_chunk_that_became_zeros_becomes_a_hole(disk: Path, path: Path) -> Non
     assert path.stat().st_blocks * 512 == 2 * CHUNK - CHUNK + LEAF
 
 
-@pytest.mark.parametrize("compress", transfer.COMPRESSION)
+@pytest.mark.parametrize("compress", COMPRESSION)
 @pytest.mark.parametrize("fill", [ZERO, UNKNOWN])
 def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(tmp_path, path, fill, compress) -> None:
     disk = tmp_path / "disk"
@@ -161,7 +163,7 @@ def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(tmp_path, path,
         image.known("id", disk.stat().st_size, 4 * GRAIN, False)
         base = Manifest.new(disk.stat().st_size, 4 * GRAIN, "id", fill)
         task = job(disk, compress=compress)
-        outcome = transfer.copy(lambda: pipes, task, base, image, silent, clock=Clock(), verify=True)
+        outcome = by_agent(lambda: pipes, task, base, image)
     assert path.read_bytes() == disk.read_bytes()
     assert (outcome.sent_bytes, outcome.zero_bytes) == (2 * GRAIN + 512, 2 * GRAIN)
 
@@ -172,7 +174,7 @@ def test_compression_makes_the_stream_smaller_and_nothing_else(disk: Path, path:
         with Image(path) as image, Pipes() as pipes:
             base = image.known("id", disk.stat().st_size, CHUNK, True)
             task = job(disk, compress=compress)
-            outcome = transfer.copy(lambda: pipes, task, base, image, silent, clock=Clock(), verify=True)
+            outcome = by_agent(lambda: pipes, task, base, image)
             heard.append(len(pipes.heard))
         assert path.read_bytes() == disk.read_bytes()
         assert outcome.sent_bytes == 2 * CHUNK + 1536
@@ -204,9 +206,7 @@ def test_a_destination_that_cannot_be_read_gets_chunks_and_is_not_called_verifie
         with Sink(path) as image, Pipes() as pipes:
             base = image.known("id", disk.stat().st_size, CHUNK, False)
             task = job(disk)
-            outcomes.append(
-                transfer.copy(lambda: pipes, task, base, image, silent, clock=Clock(), verify=True)
-            )
+            outcomes.append(by_agent(lambda: pipes, task, base, image))
         change(disk, 0, b"x")
     assert [outcome.verified for outcome in outcomes] == [None, None]
     assert outcomes[1].sent_bytes == CHUNK
@@ -228,7 +228,7 @@ def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: P
     clock = HeldClock()
     with Image(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
-        transfer.copy(
+        by_agent(
             lambda: pipes,
             job(disk),
             base,
@@ -254,7 +254,7 @@ def test_the_image_is_the_disk_after_every_good_run(tmp_path: Path, data: st.Dat
     size = data.draw(st.integers(1, 1500)) * unit
     disk.write_bytes(bytes(size))
     leaf = data.draw(st.sampled_from([0, 4096, 16384, 65536]))
-    options = {"leaf": leaf, "compress": data.draw(st.sampled_from(transfer.COMPRESSION))}
+    options = {"leaf": leaf, "compress": data.draw(st.sampled_from(COMPRESSION))}
     chance = random.Random(data.draw(st.integers(0, 1 << 30)))
     for _ in range(3):
         if data.draw(st.booleans()):
@@ -296,7 +296,7 @@ def dies_after(said: int, disk: Path, path: Path, **options) -> None:
     with Image(path) as image, Dying() as pipes:
         pipes.last = said
         base = image.known("id", disk.stat().st_size, CHUNK, False)
-        transfer.copy(lambda: pipes, job(disk, **options), base, image, silent, clock=Clock(), verify=True)
+        by_agent(lambda: pipes, job(disk, **options), base, image)
 
 
 # Bad runs
@@ -321,7 +321,7 @@ def test_a_disk_of_another_size_is_an_error_that_names_both(disk: Path, path: Pa
         with pytest.raises(
             AgentFailed, match=f"{disk} has {size} bytes, the disk to be read has {size + 512}"
         ):
-            transfer.copy(lambda: pipes, task, base, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: pipes, task, base, image)
 
 
 def test_a_disk_that_does_not_appear_is_an_error(disk: Path, path: Path) -> None:
@@ -329,14 +329,14 @@ def test_a_disk_that_does_not_appear_is_an_error(disk: Path, path: Path) -> None
     with Image(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(AgentFailed, match="no device appeared"):
-            transfer.copy(lambda: pipes, task, base, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: pipes, task, base, image)
 
 
 def test_an_agent_that_never_starts_is_an_error(disk: Path, path: Path) -> None:
     with Image(path) as image, Pipes(program=["/nonexistent"]) as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(StreamEnded):
-            transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: pipes, job(disk), base, image)
 
 
 class Failing(Image):
@@ -382,7 +382,7 @@ def test_a_failing_destination_ends_the_run_at_once_with_its_own_error(tmp_path,
         image.step = step
         threads = threading.active_count()
         with pytest.raises(DestinationFailed, match=f"{step} failed"):
-            transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: pipes, job(disk), base, image)
         assert threading.active_count() == threads
     replicate(disk, path)
     assert path.read_bytes() == disk.read_bytes()
@@ -400,7 +400,7 @@ def test_an_agent_that_waits_for_leaves_is_not_waited_for(tmp_path: Path, path: 
         too_late = threading.Timer(20, pipes.close)
         too_late.start()
         with pytest.raises(DestinationFailed, match="read failed"):
-            transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: pipes, job(disk), base, image)
         assert too_late.is_alive()
         too_late.cancel()
         too_late.join()
@@ -416,7 +416,7 @@ def test_a_report_that_is_interrupted_ends_the_agent(tmp_path: Path, path: Path)
     with Image(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(KeyboardInterrupt):
-            transfer.copy(lambda: pipes, job(disk), base, image, interrupted, clock=Clock(), verify=True)
+            by_agent(lambda: pipes, job(disk), base, image, interrupted)
         assert pipes.process.wait(10) < 0
 
 
@@ -439,7 +439,7 @@ def test_what_reads_back_wrong_is_not_committed(
     with Lying(path, 3) as image, Pipes(program=without_gmac if "hash" in run else AGENT) as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
         with pytest.raises(CorruptChunk) as failure:
-            transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: pipes, job(disk), base, image)
     assert failure.value.facts == {"disk": "os", "offset": 3 * CHUNK}
     replicate(disk, path)
     assert path.read_bytes() == disk.read_bytes()
@@ -451,7 +451,7 @@ def test_a_worker_with_another_hash_compares_everything_and_is_sent_nothing_twic
     told: list[Event] = []
     with Image(path) as image, Pipes() as pipes:
         base = replace(image.known("id", disk.stat().st_size, CHUNK, False), hash="gmac")
-        transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+        by_agent(lambda: pipes, job(disk), base, image)
     done = replicate(disk, path, report=told.append, stream=Pipes(program=without_gmac))
     (notice,) = (event.text for event in told if isinstance(event, Notice))
     assert notice.startswith("os: this worker cannot compute gmac, so everything is compared anew, with bla")
@@ -497,7 +497,7 @@ def compare(disk: Path, path: Path) -> tuple[transfer.Outcome, int]:
     with Counted(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, WIDE, False)
         image.read_bytes = 0
-        outcome = transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=False)
+        outcome = by_agent(lambda: pipes, job(disk), base, image, verify=False)
         return outcome, image.read_bytes
 
 
@@ -608,9 +608,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, Ma
     change(disk, 6 * CHUNK, b"text" * 100)
     with Image(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
-        transfer.copy(
-            lambda: pipes, job(disk, compress="always"), base, image, silent, clock=Clock(), verify=True
-        )
+        by_agent(lambda: pipes, job(disk, compress="always"), base, image, silent)
         said = bytes(pipes.heard)
     kinds = {kind for kind, _ in messages(said)}
     assert kinds >= {wire.READY, wire.SAME, wire.ZEROS, wire.DATA, wire.ASK, wire.PATCH, wire.END}
@@ -659,11 +657,9 @@ def hears(path: Path, before: bytes, base: Manifest, says: bytes, direct: bool =
         past, says = Past(says), document(wire.READY, ready)
     with Guarded(path) as image:
         image._open(os.O_RDWR)
-        task = conversation.Job("os", ("/dev/x",), base.size, leaf=LEAF)
+        task = Job(("/dev/x",), base.size, leaf=LEAF)
         try:
-            transfer.copy(
-                lambda: Voice(says), task, base, image, silent, clock=Clock(), verify=True, direct=past
-            )
+            by_agent(lambda: Voice(says), task, base, image, silent, direct=past)
         except (TransferError, WorkerError):
             assert not image.committed
         assert path.stat().st_size == base.size
@@ -813,9 +809,9 @@ DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
 def test_what_is_not_in_the_protocol_is_refused(path: Path, says: bytes, error: type[Exception]) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(error) as failure:
-            transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: Voice(says), task, TINY, image)
         assert not image.committed
     assert failure.value.message.isprintable()
 
@@ -834,9 +830,9 @@ LONG = {
 def test_a_message_that_is_too_long_is_refused_before_it_is_received(path: Path, says: bytes) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(StreamEnded, match=r"message \d+ of \d+ bytes"):
-            transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: Voice(says), task, TINY, image)
 
 
 @pytest.mark.parametrize(
@@ -850,11 +846,11 @@ def test_a_bomb_is_not_unpacked_further_than_a_chunk_may_be(
     says = READY + message(wire.DATA, 0, 1, bomb, packing=packing)
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         tracemalloc.start()
         try:
             with pytest.raises(CorruptChunk):
-                transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
+                by_agent(lambda: Voice(says), task, TINY, image)
             most = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -865,9 +861,9 @@ def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
         before, says = path.stat(), READY + message(wire.ZEROS, 1, 1)
-        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=LEAF)
+        task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(StreamEnded, match="where chunk 0 is due"):
-            transfer.copy(lambda: Voice(says), task, TINY, image, silent, clock=Clock(), verify=True)
+            by_agent(lambda: Voice(says), task, TINY, image)
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert not path.with_name("os.raw.dirty").exists()
 
@@ -875,9 +871,9 @@ def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path:
 def test_asking_is_only_for_a_host_that_offered_leaves(path: Path) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, False)
-        task = conversation.Job("os", ("/dev/x",), TINY.size, leaf=0)
+        task = Job(("/dev/x",), TINY.size, leaf=0)
         with pytest.raises(StreamEnded, match="one too many"):
-            transfer.copy(
+            by_agent(
                 lambda: Voice(READY + ask(0)),
                 task,
                 TINY,
@@ -895,10 +891,8 @@ import re, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from harness.pipes import Pipes
-from coriolis_azure import transfer
-from coriolis_azure.clock import Clock
+from harness.copies import by_agent
 from coriolis_azure.replica.image import Image
-from coriolis_azure.events import silent
 from coriolis_azure.readers.conversation import Job
 
 def peak(process):
@@ -920,8 +914,8 @@ size = disk.stat().st_size
 imported = peak("self")
 with Image(Path({image!r})) as image, Watched() as pipes:
     base = image.known("id", size, {chunk}, False)
-    job = Job("os", (str(disk),), size)
-    outcome = transfer.copy(lambda: pipes, job, base, image, silent, clock=Clock(), verify=True)
+    job = Job((str(disk),), size)
+    outcome = by_agent(lambda: pipes, job, base, image)
     pipes.process.wait(30)
 print(outcome.sent_bytes, outcome.read_bytes, peak("self") - imported, pipes.peak)
 """

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput, NotFound
 from coriolis_azure.events import silent
@@ -22,7 +21,7 @@ from coriolis_azure.replica.verification import Verdict
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 from harness.constants import MIB
-from harness.copies import CHUNK, job
+from harness.copies import CHUNK, by_agent, job
 from harness.pipes import Pipes
 from harness.replicas import SandboxPlace
 
@@ -32,7 +31,7 @@ SIZE = 5 * CHUNK + 512
 def replicate(disk: Path, path: Path) -> None:
     with Image(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, False)
-        transfer.copy(lambda: pipes, job(disk), base, image, silent, clock=Clock(), verify=True)
+        by_agent(lambda: pipes, job(disk), base, image)
 
 
 @pytest.fixture

@@ -39,9 +39,11 @@ from coriolis_azure.errors import (
 from coriolis_azure.events import Notice, silent
 from coriolis_azure.model import Disk, Record
 from coriolis_azure.plugin import claims, ssh_writer, write_data, writer
-from coriolis_azure.readers import conversation, keys, ssh
+from coriolis_azure.readers import keys, ssh
+from coriolis_azure.readers.conversation import Job
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import DIGEST, UNKNOWN, ZERO, Manifest
+from harness.copies import by_agent
 from harness.pipes import Pipes, old_python
 from harness.record_files import RecordFiles
 from harness.writer_targets import SSH_PORT, HttpsTarget, SshTarget
@@ -109,13 +111,13 @@ class Bench:
     ) -> tuple[transfer.Outcome, list[dict]]:
         """One run with the real agent; `dies`: bytes after which the agent is killed."""
         size = self.disk.stat().st_size
-        job = conversation.Job("os", (str(self.disk),), size, wait=0.0)
+        job = Job((str(self.disk),), size, wait=0.0)
         with self.volumes(entries, **options) as volumes, Pipes() as pipes, volumes.disk("os") as volume:
             base = volume.known(unique, size, chunk, full)
             self.heard = pipes.heard
             if dies is not None:
                 pipes.read = self.dying(pipes, dies)
-            outcome = transfer.copy(lambda: pipes, job, base, volume, silent, clock=Clock(), verify=True)
+            outcome = by_agent(lambda: pipes, job, base, volume)
             return outcome, json.loads(json.dumps(volumes.to_json()))
 
     def dying(self, pipes: Pipes, last: int) -> Callable[[int], bytes]:

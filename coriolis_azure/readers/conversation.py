@@ -1,42 +1,34 @@
-"""What the agent says, message by message, each one that may come then; and what is said to it.
+"""The conversation with one agent, message by message: each has to be one that may come then.
 
-The agent runs beside a disk that strangers have written. Nothing it says is believed: every message must be
-the one that is due, every length is within its bounds before anything is received or unpacked.
+The agent runs beside a disk that strangers have written, so nothing it says is believed: every length is within its
+bounds before anything is received or unpacked.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
-import sys
-import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ..agent import wire
 from ..agent.tls import Tls
-from ..agent.wire import DIGEST, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO, ZLIB, ZSTD
-from ..clock import Clock
-from ..errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded, cleaned
-from ..events import Report, Waiting
+from ..agent.wire import DIGEST, GRAIN, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO
+from ..errors import AgentFailed, ConnectionLost, StreamEnded, cleaned
 from ..replica.manifest import HASHES, Manifest, grain_count
-from ..threads import Lock, every
-from .channel import SILENCE_SECONDS, Direct
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-from .rate_limiter import RateLimiter
+from ..threads import Lock
+from .channel import Direct
+from .flow import Flow
+from .payload import Damaged, Rooms, pieces, unpacked
+from .reader import Answer, Chunk, Data, Piece, Question, Same, Zeros, corrupt
 
 DEVICE_SECONDS = 60.0  # a disk that is attached while the worker runs takes seconds to appear
-_LATE_SECONDS = 1.0
-_QUIET_SECONDS = 10.0  # without anything happening, after which a watcher is told what is waited for
-_PIECE = 64 << 10  # bytes that are taken from a stream, or unpacked, at a time
-_ZSTD_WINDOW = 23  # log2 of the memory that unpacking may take: a chunk is 4 MiB at most
+_PART = 64 << 10  # bytes that are taken from a stream at a time
+_SOURCE = "data from the worker: its disk or the link stalls"
 
 
 class Stream(Protocol):
@@ -58,14 +50,13 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be copied. `devices`: paths on the worker, the first that exists is the disk.
+    """What an agent is to read. `devices`: paths on the worker, the first that exists is the disk.
 
     `leaf`: where a known chunk has changed, only pieces of this many bytes are sent; 0 for whole chunks.
     `compress`: "none", "auto" (while that is faster) or "always" (where it makes the data smaller). `slot`:
     which of a worker's disks it is, so that no two want the same port.
     """
 
-    disk: str
     devices: tuple[str, ...]
     size: int
     compress: str = "none"
@@ -74,78 +65,66 @@ class Job:
     slot: int = 0
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A message of the agent. `room`: what is to be given back, by `Dialogue.release`, once it is done with."""
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A message of the agent. `room`: the pages that its payload is in."""
 
     kind: int
+    packing: int
     index: int
     count: int
     digest: bytes
-    packing: int = RAW
-    payload: bytes | memoryview = b""
+    payload: bytes | memoryview
     room: mmap.mmap | None = None
 
 
-Answer = tuple[int, list[int], bytes]  # chunk, grains of it that differ, the leaves there are
-Piece = tuple[int, int, memoryview]  # start within the chunk, length, bytes: none where they are zeros
-
-
 class Dialogue:
-    """The talk with one agent about the chunks of a disk from `first` on. A context manager; leaving it is `close`.
+    """The conversation with one agent about the chunks of a disk from `first` on. A context manager.
 
-    `choose`: the agent may take whatever hash is its fastest; else the base's, as long as it can.
-    One thread calls `begin`, then takes `frames`; others may `answer`, `release` and `close` meanwhile.
+    One thread calls `begin`, then takes `chunks`; others may answer questions and `close` meanwhile.
     """
 
     def __init__(
-        self,
-        stream: Stream,
-        job: Job,
-        base: Manifest,
-        first: int,
-        choose: bool,
-        *,
-        report: Report,
-        clock: Clock,
-        limiter: RateLimiter | None = None,
-        direct: Direct | None = None,
+        self, stream: Stream, job: Job, base: Manifest, first: int, flow: Flow, direct: Direct | None
     ) -> None:
         self._stream, self._job, self._base, self._first = stream, job, base, first
-        self._choose = choose
-        self._report, self._clock, self._limiter, self._direct = report, clock, limiter, direct
+        self._flow, self._direct = flow, direct
         self._tls: Tls | None = None
-        self._window = wire.window(base.chunk)
-        smallest = min(wire.GRAIN, job.leaf or wire.GRAIN)
-        self._most = base.chunk + PIECE.size * (base.chunk // smallest + 1)  # bytes of a chunk in pieces
-        self._grains = DIGEST * grain_count(base.chunk)
-        self._told = first  # the chunks whose digests in the base the agent knows
         self._writing = Lock()
-        self._free: deque[mmap.mmap] = deque()
-        self._heard = clock.monotonic()
-        self._listening = True
-        self._spent = dict.fromkeys(("source", "destination", "limit"), 0.0)  # seconds as of late
-        self._bottleneck = ""
-        self._came = False  # whether a message has come over the direct channel
-        self.root = ""  # the agent's, at the end
+        self._window = wire.window(base.chunk)
+        smallest = min(GRAIN, job.leaf or GRAIN)
+        self._most = base.chunk + PIECE.size * (base.chunk // smallest + 1)  # bytes of a chunk in pieces
+        self._longest = {  # bytes of a message's payload; none where it is not named
+            **dict.fromkeys((wire.DATA, wire.PATCH), self._most),
+            **dict.fromkeys((wire.READY, wire.END, wire.ERROR), MAX_JSON),
+            wire.ASK: RUNS[wire.ASK] * DIGEST * grain_count(base.chunk),
+        }
+        self._rooms = Rooms(self._most)
+        self._told = self._due = first  # chunks whose digests the agent knows; that it has spoken of
+        self._asked = deque[int]()
+        self._direct_came = False  # whether a message has come over the direct channel
+        self.root = (first, "")  # the agent's, at the end
 
     # What is said
 
-    def begin(self) -> Manifest:
-        """Tell the agent what to do and wait until it has the disk open: the base, with the hash that it chose."""
+    def begin(self, hashes: Sequence[str], choose: bool) -> Manifest:
+        """Tell the agent what to do and wait until it has the disk open: the base, with the hash it takes of `hashes`.
+
+        `choose`: whichever is its fastest, else the first that it can compute.
+        """
         offer = self._direct.offer(self._job.slot) if self._direct else None
         try:
-            self._send(wire.JOB, 0, json.dumps(self._document(offer)).encode())
+            self._send(wire.JOB, 0, json.dumps(self._document(hashes, choose, offer)).encode())
         except StreamEnded:
             # It ended before it had heard everything; what it said last is the reason.
-            self._head()
+            self._receive()
             raise
-        frame = self._head()
+        frame = self._receive()
         if frame.kind != wire.READY:
-            raise self.foreign(f"message {frame.kind} where READY is due")
-        ready = document(frame.payload)
+            raise self._foreign(f"message {frame.kind} where READY is due")
+        ready = _document(frame.payload)
         if ready.get("size") != self._job.size or ready.get("hash") not in HASHES:
-            raise self.foreign("READY for another job")
+            raise self._foreign("READY for another job")
         self._base = self._base.rehashed(ready["hash"])
         if offer and self._direct:
             if ready.get("port") == offer["port"]:
@@ -153,20 +132,19 @@ class Dialogue:
             else:
                 self._direct.give_up(f"the agent {_words(ready.get('why'))}")
         self._send(wire.GO, 1 if self._tls else 0, b"")
-        self._tell_base(self._first)
+        self._tell_base()
         return self._base
 
-    def _document(self, offer: dict[str, Any] | None) -> dict[str, Any]:
+    def _document(self, hashes: Sequence[str], choose: bool, offer: dict[str, Any] | None) -> dict[str, Any]:
         base, job = self._base, self._job
-        others = [name for name in HASHES if name != base.hash]
         return {
             "device_candidates": job.devices,
             "size": job.size,
             "chunk": base.chunk,
             "first": self._first,
             "leaf": job.leaf,
-            "hashes": [base.hash, *others],
-            "choose": self._choose,
+            "hashes": list(hashes),
+            "choose": choose,
             "key": base.key.hex(),
             "compress": job.compress,
             "packings": ["zstd"],
@@ -174,17 +152,17 @@ class Dialogue:
             "direct": offer,
         }
 
-    def _tell_base(self, due: int) -> None:
+    def _tell_base(self) -> None:
         """Keep ahead of the agent with the digests. It always listens, so this waits for nothing but the line."""
-        while self._told < min(self._base.count, due + wire.BASE_AHEAD):
+        while self._told < min(self._base.count, self._due + wire.BASE_AHEAD):
             start, self._told = self._told, min(self._base.count, self._told + wire.BASE_CHUNKS)
             self._send(wire.BASE, start, self._base.digests.span(start, self._told))
 
-    def answer(self, answers: list[Answer]) -> None:
-        """Tell the agent, of each of some chunks, in which grains the destination differs, and the leaves it has there.
+    def _answer(self, answers: list[Answer]) -> None:
+        """Write the answers to a question. They carry their chunk, so they may go out in any order.
 
-        Who has computed it writes it: were it the reader's task, the agent might wait for the answer while the
-        reader waits for the agent. The answers carry their chunk, so they may go out in any order.
+        Whoever has computed them writes them: were it the reader's task, the agent might wait for the answer while
+        the reader waits for the agent.
         """
         said = b"".join(
             _message(wire.LEAVES, index, b"".join(map(wire.NUMBER.pack, grains)) + leaves, len(grains))
@@ -202,82 +180,83 @@ class Dialogue:
 
     # What is heard
 
-    def frames(self) -> Iterator[Frame]:
-        """What the agent says up to END, each frame the one that may come then."""
-        due = self._first
-        asked: deque[int] = deque()
-        with every(_QUIET_SECONDS / 2, self._tell_quiet, optional=True):
+    def chunks(self) -> Iterator[Chunk | Question]:
+        """What the agent says up to END, in its order."""
+        with self._flow.watched(_SOURCE):
             while True:
-                self._tell_base(due)
-                frame = self._head()
+                self._tell_base()
+                frame = self._receive()
                 if frame.kind == wire.END:
                     break
-                if frame.kind == wire.PATCH:
-                    if not asked or asked.popleft() != frame.index:
-                        raise self.foreign(f"PATCH of chunk {frame.index}, which is not due")
-                elif frame.kind in (wire.SAME, wire.ZEROS, wire.DATA, wire.ASK):
-                    chunks, most = (1, 1) if frame.kind == wire.DATA else (frame.count, RUNS[frame.kind])
-                    if frame.index != due or not 1 <= chunks <= min(most, self._base.count - due):
-                        raise self.foreign(
-                            f"{chunks} chunk(s) from {frame.index} on where chunk {due} is due"
-                        )
-                    due += chunks
-                    if frame.kind == wire.ASK:
-                        asked.extend(range(frame.index, due))
-                        if not self._job.leaf or len(asked) > self._window:
-                            raise self.foreign(f"ASK for chunk {due - 1}, which is one too many")
-                else:
-                    raise self.foreign(f"message {frame.kind} in the middle of a scan")
-                self._listening, begun = False, self._clock.monotonic()
-                yield frame
-                self._heard, self._listening = self._clock.monotonic(), True
-                self._spent["destination"] += self._heard - begun
-        if due != self._base.count or asked:
-            raise self.foreign(f"END after {due} of {self._base.count} chunks, {len(asked)} still asked for")
-        root = document(frame.payload).get("root")
-        if not isinstance(root, str):
-            raise self.foreign("END of another disk")
-        self.root = root
-
-    def _tell_quiet(self) -> None:
-        """Where nothing has moved for a while, say what is waited for. In a thread of its own."""
-        quiet = self._clock.monotonic() - self._heard
-        if quiet >= _QUIET_SECONDS:
-            who = (
-                "data from the worker: its disk or the link stalls" if self._listening else "the destination"
+                self._expect(frame)
+                with self._flow.passing():
+                    yield self._chunk(frame)
+        if self._due != self._base.count or self._asked:
+            raise self._foreign(
+                f"END after {self._due} of {self._base.count} chunks, {len(self._asked)} still asked for"
             )
-            self._report(Waiting(f"{self._job.disk}: {who}, for {quiet:.0f} s now", SILENCE_SECONDS - quiet))
+        root = _document(frame.payload).get("root")
+        if not isinstance(root, str):
+            raise self._foreign("END of another disk")
+        self.root = (self._first, root)
 
-    def _head(self) -> Frame:
+    def _expect(self, frame: _Frame) -> None:
+        """StreamEnded unless the frame is one that may come now."""
+        kind, due, last = frame.kind, self._due, self._base.count
+        if kind == wire.PATCH:
+            if not self._asked or self._asked.popleft() != frame.index:
+                raise self._foreign(f"PATCH of chunk {frame.index}, which is not due")
+            return
+        if kind not in (wire.SAME, wire.ZEROS, wire.DATA, wire.ASK):
+            raise self._foreign(f"message {kind} in the middle of a scan")
+        count, most = (1, 1) if kind == wire.DATA else (frame.count, RUNS[kind])
+        if frame.index != due or not 1 <= count <= min(most, last - due):
+            raise self._foreign(f"{count} chunk(s) from {frame.index} on where chunk {due} is due")
+        self._due += count
+        if kind == wire.ASK:
+            self._asked.extend(range(due, self._due))
+            if not self._job.leaf or len(self._asked) > self._window:
+                raise self._foreign(f"ASK for chunk {self._due - 1}, which is one too many")
+            grains = sum(grain_count(self._base.span(index)[1]) for index in range(due, self._due))
+            if len(frame.payload) != DIGEST * grains:
+                raise self._foreign(f"ASK for {count} chunk(s) with {len(frame.payload)} bytes of digests")
+
+    def _chunk(self, frame: _Frame) -> Chunk | Question:
+        """What a frame says, in the words of every reader."""
+        if frame.kind == wire.SAME:
+            return Same(frame.index, frame.count)
+        if frame.kind == wire.ZEROS:
+            return Zeros(frame.index, frame.count)
+        if frame.kind == wire.ASK:
+            return Question(frame.index, frame.count, bytes(frame.payload), self._job.leaf, self._answer)
+        done = partial(self._rooms.give_back, frame.room) if frame.room is not None else _nothing
+        whole = frame.kind == wire.DATA
+        return Data(frame.index, frame.digest, whole, partial(self._pieces, frame), done)
+
+    def _pieces(self, frame: _Frame) -> list[Piece]:
+        offset, length = self._base.span(frame.index)
+        try:
+            body = unpacked(frame.packing, memoryview(frame.payload), self._most)
+            return pieces(body, frame.count, length)
+        except Damaged as error:
+            raise corrupt(self._flow.disk, offset, str(error)) from error
+
+    def _receive(self) -> _Frame:
         """The next message with its payload. AgentFailed with the agent's own words where it gave up."""
         kind, packing, index, count, length, digest = HEAD.unpack(self._read(HEAD.size))
-        if length > self._limit(kind):
-            raise self.foreign(f"message {kind} of {length} bytes")
+        if length > self._longest.get(kind, 0):
+            raise self._foreign(f"message {kind} of {length} bytes")
         if kind in (wire.DATA, wire.PATCH):
-            # Pages of its own, which go back when they are done with: malloc would keep some for every thread.
-            room = self._free.popleft() if self._free else mmap.mmap(-1, self._most)
-            view = memoryview(room)[:length]
-            self._fill(view)
-            frame = Frame(kind, index, count, digest, packing, view, room)
+            room = self._rooms.take()
+            payload = memoryview(room)[:length]
+            self._fill(payload)
+            frame = _Frame(kind, packing, index, count, digest, payload, room)
         else:
-            frame = Frame(kind, index, count, digest, packing, self._read(length))
-        self._came = self._tls is not None
+            frame = _Frame(kind, packing, index, count, digest, self._read(length))
+        self._direct_came = self._tls is not None
         if kind == wire.ERROR:
-            raise self._given_up(document(frame.payload))
+            raise self._given_up(_document(frame.payload))
         return frame
-
-    def release(self, frame: Frame) -> None:
-        """The frame is done with; its memory may be used again."""
-        if frame.room is not None:
-            self._free.append(frame.room)
-
-    def _limit(self, kind: int) -> int:
-        """The longest payload of such a message."""
-        if kind in (wire.DATA, wire.PATCH):
-            return self._most
-        if kind == wire.ASK:
-            return self._grains * RUNS[kind]
-        return MAX_JSON if kind in (wire.READY, wire.END, wire.ERROR) else 0
 
     def _read(self, size: int) -> bytes:
         room = bytearray(size)
@@ -286,37 +265,25 @@ class Dialogue:
 
     def _fill(self, view: memoryview) -> None:
         """Fill `view` with what the agent says next, as fast as is allowed."""
+        flow = self._flow
         while view:
-            begun = self._clock.monotonic()
-            done = self._read_into(view if self._limiter is None else view[: self._limiter.slice])
-            self._heard = self._clock.monotonic()
-            self._spent["source"] += self._heard - begun
-            if self._limiter is not None:
-                self._limiter.spent(done)
-                self._spent["limit"] += self._clock.monotonic() - self._heard
+            begun = flow.clock.monotonic()
+            done = self._read_into(view[: flow.slice])
+            flow.received(begun, done)
             view = view[done:]
-
-    def bottleneck(self) -> str:
-        """What most of the last second or more went to: see Copied."""
-        whole = sum(self._spent.values())
-        if whole >= _LATE_SECONDS:
-            most = max(self._spent, key=lambda what: self._spent[what])
-            self._bottleneck = most if self._spent[most] > whole / 2 else ""
-            self._spent = dict.fromkeys(self._spent, 0.0)
-        return self._bottleneck
 
     def _read_into(self, view: memoryview) -> int:
         """What has come into `view`: how many bytes, at least one."""
         if self._tls is None:
-            piece = self._stream.read(min(len(view), _PIECE))
-            view[: len(piece)] = piece
-            return len(piece)
+            part = self._stream.read(min(len(view), _PART))
+            view[: len(part)] = part
+            return len(part)
         try:
             return self._tls.read_into(view)
         except (OSError, EOFError) as error:
             # An agent that gives up has said so before. SSH is not asked: an agent that waits for us knows nothing yet.
             broke = f"the direct channel to the worker broke: {str(error) or 'it ended'}"
-            if self._direct is not None and not self._came:
+            if self._direct is not None and not self._direct_came:
                 self._direct.give_up(broke)
             raise ConnectionLost(broke) from error
 
@@ -333,86 +300,28 @@ class Dialogue:
         self.close()
 
     def _given_up(self, said: dict[str, Any]) -> AgentFailed:
-        offset = said.get("offset")
+        disk, offset = self._flow.disk, said.get("offset")
         return AgentFailed(
-            f"{self._job.disk}: the agent on the worker gave up: {_words(said.get('message'))}",
-            disk=self._job.disk,
+            f"{disk}: the agent on the worker gave up: {_words(said.get('message'))}",
+            disk=disk,
             offset=offset if isinstance(offset, int) else None,
         )
 
-    def foreign(self, what: str) -> StreamEnded:
+    def _foreign(self, what: str) -> StreamEnded:
         """The error for what may not be said."""
-        return StreamEnded(
-            f"{self._job.disk}: the worker's stream is not as agreed: {what}", disk=self._job.disk
-        )
+        disk = self._flow.disk
+        return StreamEnded(f"{disk}: the worker's stream is not as agreed: {what}", disk=disk)
 
-    # Payloads
 
-    def corrupt(self, index: int, what: str) -> CorruptChunk:
-        """The error for a chunk of which `what` is true."""
-        offset = self._base.span(index)[0]
-        text = f"{self._job.disk}: the chunk at offset {offset} {what}"
-        return CorruptChunk(text, disk=self._job.disk, offset=offset)
-
-    def pieces(self, frame: Frame) -> list[Piece]:
-        """The pieces in a payload: within the chunk, in order, every byte of the payload in one of them."""
-        length = self._base.span(frame.index)[1]
-        body = self._unpacked(frame)
-        at = PIECE.size * frame.count
-        if at > len(body):
-            raise self.corrupt(frame.index, "arrived with fewer pieces than announced")
-        pieces: list[Piece] = []
-        last = 0
-        for start, size, zero in PIECE.iter_unpack(body[:at]):
-            stop = at if zero else at + size
-            if start < last or not 0 < size <= length - start or stop > len(body):
-                raise self.corrupt(frame.index, "arrived in pieces that do not fit")
-            pieces.append((start, size, body[at:stop]))
-            at, last = stop, start + size
-        if at != len(body):
-            raise self.corrupt(frame.index, "arrived with bytes that belong to no piece")
-        return pieces
-
-    def _unpacked(self, frame: Frame) -> memoryview:
-        if frame.packing == RAW:
-            return memoryview(frame.payload)
-        inflate: Any
-        if frame.packing == ZLIB:
-            inflate = zlib.decompressobj()
-        elif frame.packing == ZSTD:
-            inflate = zstd.ZstdDecompressor(
-                options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
-            )
-        else:
-            raise self.corrupt(frame.index, "arrived damaged")
-        # Into pages of its own, and by small pieces on both sides: what malloc takes stays behind in each thread's part
-        # of the heap, and a ZstdDecompressor keeps a copy of what it has been given and not yet unpacked.
-        body, size, packed = memoryview(mmap.mmap(-1, self._most)), 0, memoryview(frame.payload)
-        try:
-            for at in range(0, len(packed), _PIECE):
-                if inflate.eof:
-                    raise self.corrupt(frame.index, "arrived with bytes after its end")
-                given: Any = packed[at : at + _PIECE]
-                while not inflate.eof and size < self._most:
-                    room = min(_PIECE, self._most - size)
-                    part = inflate.decompress(given, room)
-                    body[size : size + len(part)] = part
-                    size += len(part)
-                    given = getattr(inflate, "unconsumed_tail", b"")  # zlib's
-                    if len(part) < room:
-                        break
-        except (zlib.error, zstd.ZstdError) as error:
-            raise self.corrupt(frame.index, "arrived damaged") from error
-        if not inflate.eof or inflate.unused_data:
-            raise self.corrupt(frame.index, "arrived damaged")
-        return body[:size]
+def _nothing() -> None:
+    """Nothing has to be given back."""
 
 
 def _message(kind: int, index: int, payload: bytes, count: int = 0) -> bytes:
     return HEAD.pack(kind, RAW, index, count, len(payload), ZERO) + payload
 
 
-def document(payload: bytes | memoryview) -> dict[str, Any]:
+def _document(payload: bytes | memoryview) -> dict[str, Any]:
     """The JSON object in a payload."""
     try:
         said = json.loads(bytes(payload))

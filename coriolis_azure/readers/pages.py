@@ -1,114 +1,130 @@
-"""Reads a VHD blob through its page ranges, in the words of the agent."""
+"""A disk in a page blob, read and hashed by this process."""
 
 from __future__ import annotations
 
-import socket
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import groupby
+from mmap import mmap
 
-from ..agent import main, scan, wire
-from ..agent.wire import Failure, Output
-from ..azure.blobs import Blob, Pages
+from ..agent.digest import root
+from ..agent.pack import content
+from ..azure.blobs import Blob
 from ..errors import StreamEnded
-from ..model import Json
-from ..threads import Lock, aside
+from ..replica.manifest import ZERO, Manifest
+from ..threads import ordered
+from .extents import Extents
+from .flow import Flow
+from .payload import Rooms
+from .reader import Chunk, Data, Same, Zeros
 
 _READERS = 8
+_RUN = 64  # chunks in a run that need not be read, at most: short runs keep progress moving
+_SOURCE = "data from Azure: Blob storage or the link stalls"
 
 
-class _PageScan(scan.Scan):
-    """A disk in the pages of a blob; those that are not allocated are zeros without being asked for."""
+class PageReader:
+    """A Reader whose chunks are read from a page blob, eight at a time.
 
-    threads = _READERS
-    ended = False
+    `extents`: what has to be read of it; by default the pages that are allocated. The rest is zeros.
+    """
 
-    def __init__(
-        self, job: Json, name: str, heard: wire.Input, out: Output, blob: Blob, pages: Pages
-    ) -> None:
-        super().__init__(job, name, heard, out)
-        self._blob, self._pages = blob, pages
+    def __init__(self, blob: Blob, flow: Flow, extents: Extents | None = None) -> None:
+        self._blob, self._flow = blob, flow
+        self._extents = extents
+        self._closed = False  # set by any thread, once
+        self._base: Manifest  # from `begin` on, like what is made of it
+        self.root = (0, "")
 
-    def run(self) -> None:
-        """See Scan. This process goes on: where it fails, threads that still wait for a buffer are to end."""
-        try:
-            super().run()
-        finally:
-            for _ in range(self.threads):
-                self.buffers.put(self.spare)
+    def begin(self, base: Manifest, *, answers: bool) -> Manifest:
+        """See Reader. Nothing will be asked: a chunk that was read to be hashed is here as a whole."""
+        del answers
+        self._base, self._digester, self._rooms = base, base.digester(), Rooms(base.chunk)
+        self._within = (self._extents or self._blob.pages(base.size)).within
+        return base
 
-    def read(self, offset: int, view: memoryview) -> None:
-        """Fill `view` with these bytes of the disk."""
-        if self.ended:
-            raise Failure("the reading was ended", offset)
-        length = len(view)
-        view[:] = bytes(length)
-        for start, size in self._pages.within(offset, length):
-            view[start - offset : start - offset + size] = self._blob.read(start, size)
+    def scan(self) -> Generator[Chunk, None, None]:
+        """See Reader."""
+        base, flow = self._base, self._flow
+        whole = root(base.size, base.chunk, base.hash)
+        with (
+            flow.watched(_SOURCE),
+            closing(ordered(self._chunks, self._runs(), threads=_READERS, ahead=_READERS + 1)) as results,
+        ):
+            begun = flow.clock.monotonic()
+            for chunks, received in results:
+                flow.received(begun, received)
+                for chunk in chunks:
+                    whole.update(self._digests(chunk))
+                    with flow.passing():
+                        yield chunk
+                begun = flow.clock.monotonic()
+        self.root = (0, whole.hexdigest())
 
-    def drop(self, offset: int, length: int) -> None:
-        """Nothing is kept."""
-
-
-class DirectStream:
-    """A disk in a page blob, read and hashed in this process: a transfer.Stream that speaks as the agent does."""
-
-    def __init__(self, blob: Blob, size: int) -> None:
-        self._blob, self._size = blob, size
-        self._lock = Lock()
-        self._failure: Exception | None = None
-        self._scan: _PageScan | None = None
-        self._ours, self._theirs = socket.socketpair()
-        self._closed = False
-        self._ended = aside(self._serve)
-
-    def read(self, size: int) -> bytes:
-        """What there is, `size` bytes at most; the AzureError that ended the reading, or StreamEnded."""
-        try:
-            part = self._ours.recv(size)
-        except OSError:
-            part = b""
-        if not part:
-            if self._failure is not None and not self._closed:
-                raise self._failure
-            raise StreamEnded(f"the reading of {self._blob.url} was ended")
-        return part
-
-    def write(self, data: bytes) -> None:
-        """All of `data`."""
-        try:
-            self._ours.sendall(data)
-        except OSError as error:
-            raise self._failure or StreamEnded(f"the reading of {self._blob.url} was ended") from error
+    def bottleneck(self) -> str:
+        """See Reader."""
+        return self._flow.bottleneck()
 
     def close(self) -> None:
-        """End the reading."""
-        with self._lock:
-            self._closed = True
-            if self._scan is not None:
-                self._scan.ended = True
-            with suppress(OSError):
-                self._ours.shutdown(socket.SHUT_RDWR)
-            self._ended()
-            self._ours.close()
+        """See Reader. What is being read just now is waited for."""
+        self._closed = True
 
-    def _serve(self) -> None:
-        """The agent's part: what its `main` does, with a blob for a device."""
-        out = Output(wire.pipe_writer(self._theirs.fileno()))
-        heard: wire.Input | None = None
-        try:
-            job = main.receive(self._theirs.fileno())
-            heard = wire.Input(self._theirs.fileno(), job["first"], gone=lambda: None)
-            name = main.chosen(job)
-            scan = self._scan = _PageScan(job, name, heard, out, self._blob, self._blob.pages(self._size))
-            out.send_json(wire.READY, {"device": self._blob.url, "size": self._size, "hash": name})
-            heard.go()
-            scan.run()
-        except (EOFError, OSError, Failure):
-            pass  # the host has hung up
-        except Exception as error:  # noqa: BLE001  (it is raised where the stream is read)
-            self._failure = error
-        finally:
-            with suppress(OSError):
-                self._theirs.shutdown(socket.SHUT_WR)
-            if heard is not None:
-                heard.listener.join()  # it ends with `close`; until then it has the socket
-            self._theirs.close()
+    def _runs(self) -> Iterator[range]:
+        """The chunks in order: each that has to be read alone, the others in runs."""
+        first = 0
+        for index in range(self._base.count):
+            if next(self._within(*self._base.span(index)), None) is not None:
+                if first < index:
+                    yield range(first, index)
+                yield range(index, index + 1)
+                first = index + 1
+            elif index + 1 - first == _RUN:
+                yield range(first, index + 1)
+                first = index + 1
+        if first < self._base.count:
+            yield range(first, self._base.count)
+
+    def _digests(self, chunk: Chunk) -> bytes:
+        """The digests of what a chunk or a run is now."""
+        if isinstance(chunk, Data):
+            return chunk.digest
+        if isinstance(chunk, Zeros):
+            return ZERO * chunk.count
+        return self._base.digests.span(chunk.index, chunk.index + chunk.count)
+
+    # In threads
+
+    def _chunks(self, run: range) -> tuple[list[Chunk], int]:
+        """What a run is, and how many bytes were read for it."""
+        if self._closed:
+            raise StreamEnded(f"the reading of {self._blob.url} was ended")
+        offset, length = self._base.span(run.start)
+        parts = list(self._within(offset, length))
+        if not parts:
+            return self._empty(run), 0
+        room = self._rooms.take()
+        data = memoryview(room)[:length]
+        data[:] = bytes(length)
+        for start, size in parts:
+            data[start - offset : start - offset + size] = self._blob.read(start, size)
+        return [self._compared(run.start, data, room)], sum(size for _, size in parts)
+
+    def _empty(self, run: range) -> list[Chunk]:
+        """What chunks are that hold nothing."""
+        alike = groupby(run, lambda index: self._base.digest(index) == ZERO)
+        runs = ((was_zero, list(indexes)) for was_zero, indexes in alike)
+        return [(Same if was_zero else Zeros)(indexes[0], len(indexes)) for was_zero, indexes in runs]
+
+    def _compared(self, index: int, data: memoryview, room: mmap) -> Chunk:
+        """What a chunk is whose content is `data`, in `room`."""
+        grains = self._digester.grains(data)
+        digest = self._digester.of(grains)
+        done = partial(self._rooms.give_back, room)
+        if digest not in (ZERO, self._base.digest(index)):
+            found = [
+                (start, size, data[start : start + size]) for start, size, _ in content(grains, len(data))
+            ]
+            return Data(index, digest, True, lambda: found, done)
+        done()
+        return Zeros(index, 1) if digest != self._base.digest(index) else Same(index, 1)

@@ -27,7 +27,7 @@ from ..agent import DIGEST, GRAIN, MAX_CHUNK, UNKNOWN, ZERO, Digester, Mac
 from ..errors import InvalidInput
 from .digests import PAGE, Digests
 
-__all__ = ["DIGEST", "KEY", "MAX_CHUNK", "MIN_CHUNK", "UNKNOWN", "VERSION", "ZERO", "Manifest"]
+__all__ = ["DIGEST", "GRAIN", "KEY", "MAX_CHUNK", "MIN_CHUNK", "UNKNOWN", "VERSION", "ZERO", "Manifest"]
 
 # 1: digests of 16 bytes over whole chunks. Nothing follows from them for those of now.
 VERSION = 2

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
-from coriolis_azure.events import silent
-from coriolis_azure.readers import conversation
+from coriolis_azure.events import Progress, Report, silent
+from coriolis_azure.readers.agents import AgentReader
+from coriolis_azure.readers.channel import Direct
+from coriolis_azure.readers.conversation import Job, Stream
+from coriolis_azure.readers.flow import Flow
+from coriolis_azure.readers.rate_limiter import RateLimiter
+from coriolis_azure.replica.destinations import Destination
 from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.manifest import Manifest
 from harness.pipes import Pipes
 
 CHUNK = 65536
 LEAF = 4096
 
 
-def job(disk: Path, **options) -> conversation.Job:
-    return conversation.Job("os", (str(disk),), disk.stat().st_size, **{"leaf": LEAF, "wait": 0.0, **options})
+def job(disk: Path, **options) -> Job:
+    return Job((str(disk),), disk.stat().st_size, **{"leaf": LEAF, "wait": 0.0, **options})
+
+
+def by_agent(
+    start: Callable[[], Stream],
+    task: Job,
+    base: Manifest,
+    destination: Destination,
+    report: Report = silent,
+    *,
+    disk: str = "os",
+    clock: Clock | None = None,
+    verify: bool = True,
+    limiter: RateLimiter | None = None,
+    direct: Direct | None = None,
+    concurrent: int = 1,
+) -> transfer.Outcome:
+    """What `start`'s agents read, brought to a destination that holds `base`."""
+    clock = clock or Clock()
+    reader = AgentReader(start, task, Flow(disk, report, clock, limiter), direct)
+    progress = Progress(disk, base.size, report, clock)
+    return transfer.copy(reader, base, destination, progress, verify=verify, concurrent=concurrent)
 
 
 def replicate(
@@ -35,7 +63,7 @@ def replicate(
     with Image(path) as image, stream or Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, chunk, full)
         task = job(disk, **options)
-        return transfer.copy(lambda: pipes, task, base, image, report, clock=clock or Clock(), verify=verify)
+        return by_agent(lambda: pipes, task, base, image, report, clock=clock, verify=verify)
 
 
 def change(disk: Path, offset: int, data: bytes) -> None:

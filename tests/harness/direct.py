@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from coriolis_azure import transfer
-from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event
-from coriolis_azure.readers import conversation
 from coriolis_azure.readers.channel import Direct
+from coriolis_azure.readers.conversation import Job
 from coriolis_azure.replica.image import Image
+from harness.copies import by_agent
 from harness.pipes import Pipes
 
 CHUNK = 65536
@@ -27,7 +27,5 @@ def copied(disk: Path, worker: Worker, direct: Direct, told: list[Event], **opti
     size = disk.stat().st_size
     with Image(disk.with_name("os.raw")) as image, worker:
         base = image.known("id", size, CHUNK, False)
-        job = conversation.Job("os", (str(disk),), size, wait=0.0, **options)
-        return transfer.copy(
-            lambda: worker, job, base, image, told.append, clock=Clock(), verify=True, direct=direct
-        )
+        job = Job((str(disk),), size, wait=0.0, **options)
+        return by_agent(lambda: worker, job, base, image, told.append, direct=direct)

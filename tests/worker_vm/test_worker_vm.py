@@ -22,10 +22,12 @@ from coriolis_azure import errors, transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Copied, Event, Notice, Report, silent
 from coriolis_azure.model import Worker
-from coriolis_azure.readers import channel, conversation, rate_limiter, ssh
+from coriolis_azure.readers import channel, rate_limiter, ssh
+from coriolis_azure.readers.conversation import Job
 from coriolis_azure.replica.image import Image
 from coriolis_azure.run import attached_disks
 from coriolis_azure.worker.attachment import Attachment
+from harness.copies import by_agent
 
 MIB = 1 << 20
 CHUNK = MIB
@@ -134,21 +136,20 @@ def copied(
 ) -> transfer.Outcome:
     """Copy what is at the clone's LUN, as the product does it."""
     size = clone.path.stat().st_size
-    job = conversation.Job(clone.name, attached_disks._devices(clone.lun), size, wait=300)
+    job = Job(attached_disks._devices(clone.lun), size, wait=300)
 
     def agent(line: ssh.Line) -> ssh.AgentStream:
         line.connect()
         return line.agent()
 
     with ssh.Line(machine.worker, Clock(), report) as line, Image(to) as image:
-        return transfer.copy(
+        return by_agent(
             lambda: (start or agent)(line),
             job,
             image.known(clone.name, size, MIB, False),
             image,
             report,
-            clock=Clock(),
-            verify=True,
+            disk=clone.name,
             limiter=rate_limiter.RateLimiter(rate, Clock()) if rate else None,
             direct=channel.Direct("127.0.0.1", machine.data_port, report) if direct else None,
         )

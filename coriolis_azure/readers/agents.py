@@ -1,0 +1,156 @@
+"""A disk that an agent on the worker reads, over as many connections as it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+
+from ..errors import ConnectionLost, InvalidInput, StreamEnded
+from ..events import Notice
+from ..replica.manifest import HASHES, ZERO, Manifest
+from ..threads import Lock
+from .channel import Direct
+from .conversation import Dialogue, Job, Stream
+from .flow import Flow
+from .reader import Chunk, Data, Question, Same, Zeros, corrupt
+
+LEAF_SIZES = (0, 4096, 16384, 65536)
+COMPRESSION = ("none", "auto", "always")
+_FRUITLESS = 3  # connections in a row that were lost before anything was settled
+
+
+class AgentReader:
+    """A Reader whose chunks come from an agent. A connection that breaks is taken up where it was.
+
+    `start` gives a new agent, and is called again where the connection to the one before was lost; what it raises
+    ends the reading. `hang_up` makes it end soon when the reader is closed. `direct`: the way past `start`'s stream,
+    if there may be one. InvalidInput where the job cannot be.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Stream],
+        job: Job,
+        flow: Flow,
+        direct: Direct | None = None,
+        hang_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        if job.leaf not in LEAF_SIZES:
+            raise InvalidInput(f"a leaf of {job.leaf} bytes is none of {LEAF_SIZES}")
+        if job.compress not in COMPRESSION:
+            raise InvalidInput(f"compression {job.compress!r} is none of {', '.join(COMPRESSION)}")
+        self._start, self._job, self._flow, self._direct, self._hang_up = start, job, flow, direct, hang_up
+        self._lock, self._closed = Lock(), False
+        self._dialogue: Dialogue | None = None
+        self._base: Manifest  # what the destination holds once all that was told is there; from `begin` on
+        self._agreed = False  # whether an agent has the disk open, and so the hash stands
+        # Told is each chunk before `_next` that is not one of `_asked`, which are asked about.
+        self._next, self._asked = 0, set[int]()
+        self._settled_before = self._fruitless = 0
+
+    def begin(self, base: Manifest, *, answers: bool) -> Manifest:
+        """See Reader. AgentFailed, StreamEnded, or what `start` raises."""
+        if self._job.size != base.size:
+            raise ValueError(f"the job is of {self._job.size} bytes, the manifest of {base.size}")
+        if not answers or self._job.leaf >= base.chunk:
+            self._job = replace(self._job, leaf=0)
+        self._base = replace(base, digests=base.digests.copy())
+        self._connect()
+        if self._base.hash != base.hash and not base.fresh:
+            text = f"this worker cannot compute {base.hash}, so everything is compared anew, with {self._base.hash}"
+            self._flow.report(Notice(f"{self._flow.disk}: {text}"))
+        return self._base
+
+    def scan(self) -> Generator[Chunk | Question, None, None]:
+        """See Reader."""
+        while self._dialogue is not None:
+            try:
+                with self._dialogue as dialogue:
+                    for told in dialogue.chunks():
+                        yield from self._news(told)
+                return
+            except ConnectionLost as error:
+                self._count_lost(error)
+            self._connect()
+
+    def _news(self, told: Chunk | Question) -> Iterator[Chunk | Question]:
+        """What of it an agent before has not told yet."""
+        base = self._base
+        chunks = range(told.index, told.index + (1 if isinstance(told, Data) else told.count))
+        settled = [
+            index for index in range(chunks.start, min(chunks.stop, self._next)) if self._is_settled(index)
+        ]
+        if settled and not isinstance(told, Same):
+            offset = base.span(settled[0])[0]
+            raise corrupt(
+                self._flow.disk, offset, "was read as something else after the connection had broken"
+            )
+        if isinstance(told, Question):
+            self._asked.update(chunks)
+        else:
+            self._asked.difference_update(chunks)
+        if isinstance(told, Zeros | Data):
+            base.digests.put(told.index, (ZERO if isinstance(told, Zeros) else told.digest) * len(chunks))
+        self._next = max(self._next, chunks.stop)
+        if not settled:
+            yield told
+        else:
+            yield from (Same(index, 1) for index in chunks if index not in settled)
+
+    def _is_settled(self, index: int) -> bool:
+        return index < self._next and index not in self._asked
+
+    def _connect(self) -> None:
+        """Begin with a new agent, at the first chunk that is not settled."""
+        while True:
+            try:
+                self._talk(self._start())
+            except ConnectionLost as error:
+                self._count_lost(error)
+            else:
+                return
+
+    def _talk(self, stream: Stream) -> None:
+        base, first = self._base, min(self._asked, default=self._next)
+        dialogue = Dialogue(stream, self._job, base, first, self._flow, self._direct)
+        with self._lock:
+            self._dialogue, closed = dialogue, self._closed
+        try:
+            if closed:
+                raise StreamEnded("the transfer was given up")
+            # The digests of what was told stand, so the first agent's hash is that of all.
+            others = () if self._agreed else tuple(name for name in HASHES if name != base.hash)
+            self._base = dialogue.begin((base.hash, *others), base.fresh and not self._agreed)
+            self._agreed = True
+        except BaseException:
+            dialogue.close()
+            raise
+
+    def _count_lost(self, error: ConnectionLost) -> None:
+        """Say that it goes on with another agent; raise the error where that has been of no use."""
+        base = self._base
+        settled = self._next - len(self._asked)
+        self._fruitless = 0 if settled > self._settled_before else self._fruitless + 1
+        self._settled_before = settled
+        if self._closed or self._fruitless == _FRUITLESS:
+            raise error
+        done = min(base.size, self._next * base.chunk) - sum(base.span(index)[1] for index in self._asked)
+        text = f"{self._flow.disk}: {error}; going on after {done} of {base.size} bytes"
+        self._flow.report(Notice(text))
+
+    @property
+    def root(self) -> tuple[int, str]:
+        """See Reader."""
+        return self._dialogue.root if self._dialogue is not None else (0, "")
+
+    def bottleneck(self) -> str:
+        """See Reader."""
+        return self._flow.bottleneck()
+
+    def close(self) -> None:
+        """See Reader."""
+        with self._lock:
+            self._closed, dialogue = True, self._dialogue
+        self._hang_up()
+        if dialogue is not None:
+            dialogue.close()
