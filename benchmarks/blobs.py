@@ -68,7 +68,7 @@ class Target:
 
     def storage(self) -> Storage:
         """Ours at that endpoint."""
-        azure = replicas._AzuriteOnly(self.endpoint, Path(self.certificate))
+        azure = replicas.AzuriteOnly(self.endpoint, Path(self.certificate))
         here = Connection(
             "", endpoints={"resource_manager_endpoint": self.endpoint}, ca_bundle=self.certificate
         )
