@@ -18,6 +18,7 @@ from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.image import Image, ImageFolder
 from harness.block_devices import command
 from harness.image_runs import CHUNK, SIZE, A, B, Told, holds, run
+from harness.processes import Forked
 
 pytestmark = pytest.mark.usefixtures("small_regions")
 
@@ -106,16 +107,18 @@ def test_what_the_first_run_writes_too_late_is_found_before_the_second_commits(
         assert known.digest(0) == known.digester()(B)
 
 
+def dies_in(folder: Path) -> None:
+    ImageFolder(folder)
+    os._exit(9)
+
+
 def test_after_a_run_that_was_killed_the_mark_costs_nothing(tmp_path: Path) -> None:
     """The lock is proof that it is dead, so nobody waits for it or reads anything for its sake."""
     folder = tmp_path / "images"
     with ImageFolder(folder):
         pass
-    child = os.fork()
-    if not child:
-        ImageFolder(folder)
-        os._exit(9)
-    os.waitpid(child, 0)
+    with Forked(dies_in, folder) as killed:
+        assert killed.wait(30) == 9
     assert (folder / ".run").exists()
     with ImageFolder(folder) as images:
         assert images._mark is not None

@@ -167,8 +167,18 @@ def made(tmp_path: Path, target: SshTarget | HttpsTarget) -> Bench:
 @pytest.fixture
 def over_ssh(tmp_path: Path, ssh_target: SshTarget) -> Iterator[Bench]:
     yield made(tmp_path, ssh_target)
-    for path in ssh_target.home.iterdir():
-        path.unlink()
+    for path in (*ssh_target.home.iterdir(), ssh_target.synced):
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def no_receiver_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An orchestrator whose package brings none, whether or not another one is installed."""
+    package = tmp_path / "bare" / "coriolis"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "coriolis", raising=False)
+    monkeypatch.syspath_prepend(package.parent)
 
 
 @pytest.fixture
@@ -252,7 +262,9 @@ def test_new_keys_are_agreed_upon_on_the_way(
     assert (tmp_path / "sent").read_bytes() == 2 * data
 
 
-def test_the_target_gets_our_receiver_only_if_it_has_none(over_ssh: Bench) -> None:
+def test_the_target_gets_our_receiver_only_if_it_has_none(
+    over_ssh: Bench, no_receiver_of_theirs: None
+) -> None:
     over_ssh.run([over_ssh.entry()])
     assert [path.name for path in over_ssh.target.home.iterdir()] == [".coriolis-azure-write-data.py"]
     assert not over_ssh.target.synced.exists()
@@ -261,7 +273,6 @@ def test_the_target_gets_our_receiver_only_if_it_has_none(over_ssh: Bench) -> No
     over_ssh.run([over_ssh.entry()])
     assert [path.name for path in over_ssh.target.home.iterdir()] == ["write_data"]
     assert over_ssh.target.synced.read_text() == "\n"
-    over_ssh.target.synced.unlink()
 
 
 def test_the_orchestrators_receiver_is_put_there_where_its_package_brings_one(
@@ -275,7 +286,6 @@ def test_the_orchestrators_receiver_is_put_there_where_its_package_brings_one(
     over_ssh.run([over_ssh.entry()])
     assert over_ssh.right
     assert [path.name for path in over_ssh.target.home.iterdir()] == ["write_data"]
-    over_ssh.target.synced.unlink()
 
 
 def test_a_sync_that_fails_is_an_error(over_ssh: Bench) -> None:
@@ -948,7 +958,7 @@ def test_a_request_without_an_answer_keeps_the_claim_though_the_next_attempt_was
     assert [record.writer for record in over_https.records.all()] != [""]
 
 
-def test_a_device_that_is_not_there_is_an_error(over_ssh: Bench) -> None:
+def test_a_device_that_is_not_there_is_an_error(over_ssh: Bench, no_receiver_of_theirs: None) -> None:
     over_ssh.device.unlink()
     assert "could not open the device" in str(fails(over_ssh))
 
