@@ -268,7 +268,7 @@ def test_another_host_key_is_refused_before_anything_is_sent(
 def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(
     azure: Sandbox, source: Source, image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(ssh, "SILENCE_SECONDS", 0.2)
     azure.add_vm("web", image("os"))
     run, reader = source.prepare("web")
     with (

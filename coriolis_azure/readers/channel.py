@@ -23,7 +23,8 @@ from ..threads import Lock
 
 PORTS = 64  # from the first one on: one for each disk that a worker can hold
 _TRY_SECONDS = 3.0
-SILENCE_SECONDS = 300.0  # after which a worker counts as gone
+# After which a worker counts as gone. One that reads a clone which Azure is still filling may be silent for a minute.
+SILENCE_SECONDS = 300.0
 # A connection over which nothing comes for so long is asked whether it is alive, then given up: 75 seconds.
 _IDLE_SECONDS, _PROBES = 15, 4
 # No clock is to matter: the certificates themselves are compared, and they are forgotten with the run.

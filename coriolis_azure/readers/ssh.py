@@ -38,6 +38,7 @@ from ..errors import (
 from ..events import Report, Wait
 from ..model import Worker
 from ..threads import Condition, Lock, within
+from .channel import SILENCE_SECONDS
 from .keys import private_key
 
 # A worker answers about a minute after Azure calls it started; slow images take longer.
@@ -49,8 +50,6 @@ _CONNECT_SECONDS = 15.0
 # A keepalive that the other host does not acknowledge for a minute ends the connection: 75 seconds in all.
 _KEEPALIVE_SECONDS = 15
 _DEAD_SECONDS = 60
-# A worker that reads a clone which Azure is still filling may be silent for a minute.
-_SILENCE_SECONDS = 300.0
 # AES-GCM first: paramiko's own first choice, AES-CTR with a separate MAC, takes twice the time.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "aes128-ctr")
 # After so many bytes new keys are agreed upon, and nothing flows for two round trips. paramiko would do that every 512
@@ -151,7 +150,7 @@ class Connection:
 
     def _run(self, command: str, window: int = WINDOW) -> AgentStream:
         try:
-            return AgentStream(self._executing(command, window, _SILENCE_SECONDS))
+            return AgentStream(self._executing(command, window, SILENCE_SECONDS))
         except Exception as error:
             broke = f"the connection to the worker broke: {_words(error)}"
             raise exhausted(error) or ConnectionLost(broke) from error
@@ -291,7 +290,7 @@ class AgentStream:
             self._channel.shutdown_write()
         except _BROKEN as error:
             raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
-        if not self._channel.status_event.wait(_SILENCE_SECONDS):
+        if not self._channel.status_event.wait(SILENCE_SECONDS):
             raise ConnectionLost("the program on the worker does not end")
         if self._channel.recv_exit_status() != 0:
             raise self.ended()

@@ -257,15 +257,15 @@ class _Deletion:
             self.azure.delete(id)
         except Conflict as error:
             if _may_pass(error):
-                self._release(id)
+                self._release(id, document)
             raise
 
-    def _release(self, id: str) -> None:
-        """Look at what holds `id`: Conflict where that is not going to end.
+    def _release(self, id: str, document: Json) -> None:
+        """Look at what holds `id`, by its document: Conflict where that is not going to end.
 
         A holder that is to be deleted too is tried again: the answer that it was not there may have been stale.
         """
-        for holder in holders(self.azure.find(id) or {"id": id}):
+        for holder in holders(document):
             if holder.lower() in self.stayed:
                 raise Conflict(f"it is held by {holder}, which could not be deleted", resource=id)
             if self._is_of_others(holder, id):
