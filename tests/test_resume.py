@@ -148,6 +148,41 @@ def test_a_copy_that_breaks_anywhere_is_the_same_copy(tmp_path: Path, data: st.D
     assert [getattr(outcome, name) for name in figures] == [getattr(expected, name) for name in figures]
 
 
+class BreaksAtPatch(Pipes):
+    """An agent whose connection breaks as it begins to send a part of a chunk."""
+
+    def read(self, size: int, /) -> bytes:
+        said = super().read(size)
+        if size == wire.HEAD.size and said[0] == wire.PATCH:
+            self.close()
+            raise errors.ConnectionLost("the connection broke")
+        return said
+
+
+def test_a_settled_chunk_that_reads_otherwise_after_the_connection_broke_ends_the_run(
+    disk: Path, tmp_path: Path
+) -> None:
+    """Chunk 0 is asked about, chunk 5 is told to be as it was; then the next agent finds another content there."""
+    replicate(disk, tmp_path / "os.raw")
+    before = (tmp_path / "os.raw").read_bytes()
+    change(disk, 0, b"changed")
+    with BreaksAtPatch() as first, Pipes() as second:
+        agents = iter([first, second])
+
+        def start() -> Pipes:
+            agent = next(agents)
+            if agent is second:
+                change(disk, 5 * CHUNK, b"otherwise")
+            return agent
+
+        with Image(tmp_path / "os.raw") as image:
+            base = image.known("id", disk.stat().st_size, CHUNK, False)
+            with pytest.raises(errors.CorruptChunk, match="after the connection had broken") as failure:
+                by_agent(start, job(disk), base, image)
+    assert failure.value.facts["offset"] == 5 * CHUNK
+    assert (tmp_path / "os.raw").read_bytes() == before
+
+
 def test_what_had_arrived_is_not_sent_again(disk: Path, tmp_path: Path) -> None:
     told: list[Event] = []
     with Agents([]) as unbroken:

@@ -26,9 +26,10 @@ _OPEN = 2  # pages after those that are changed in memory: whoever works at a bo
 class Digests:
     """The digests of many chunks, in order. One thread may change them, or copy them, while others read.
 
-    The file is in the system's place for temporary files (TMPDIR), 14 MiB for a TiB in chunks of 1 MiB and again as
-    much where all of them change, readable for nobody else and gone with the process. Where there is no room for it,
-    memory is taken instead. DestinationFailed where it cannot be read.
+    The file is in the system's place for temporary files (TMPDIR), 14 MiB for a TiB in chunks of 1 MiB, and where all
+    of them change twice as much again: the reader keeps what it has told, the transfer what is there. It is readable
+    for nobody else and gone with the process. Where there is no room for it, memory is taken instead.
+    DestinationFailed where it cannot be read.
     """
 
     def __init__(self, digests: bytes = b"") -> None:
