@@ -284,7 +284,7 @@ def _die_before_commit() -> None:
     verified = transfer._Copy._verified
 
     def dying(copy: Any, manifest: Any) -> Any:
-        if copy._job.disk == "os":
+        if copy._progress.disk == "os":
             os.kill(os.getpid(), signal.SIGKILL)
         return verified(copy, manifest)
 
