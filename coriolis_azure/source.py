@@ -252,10 +252,13 @@ class Source:
             )
         return outcomes
 
-    def bury(self, run: Run, dead: Iterable[str]) -> None:
-        """Delete what the runs of these ids have left, which do nothing any more for the VM of `run`."""
+    def bury(self, run: Run, dead: Iterable[str], vhds: Sequence[str] = ()) -> None:
+        """Delete what the runs of these ids have left, which do nothing any more for the VM of `run`.
+
+        `vhds`: see `finish`.
+        """
         for id in dead:
-            stayed = self.finish(replace(run, id=id)) if id != run.id else []
+            stayed = self.finish(replace(run, id=id), vhds=vhds) if id != run.id else []
             if stayed:
                 self.context.report(
                     Notice(f"could not delete what the run {id} has left: {', '.join(stayed)}")
@@ -338,10 +341,13 @@ class Source:
         may_use = {feature for may, feature in wanted if may}
         return preflight.check(self.context, vm, strict=strict, may_use=may_use)
 
-    def finish(self, run: Run, known: Sequence[str] = ()) -> list[str]:
-        """Delete everything of `run`; gives back the ids that stayed."""
+    def finish(self, run: Run, known: Sequence[str] = (), vhds: Sequence[str] = ()) -> list[str]:
+        """Delete everything of `run`; gives back the ids that stayed.
+
+        `vhds`: the URLs of disks that are VHDs, where the VM that has them may be gone by now.
+        """
         self.context.report(Step("clean up", run.id))
-        return cleanup.finish(self.azure, run, known, self.context.clock, self.storage)
+        return cleanup.finish(self.azure, run, known, self.context.clock, self.storage, vhds)
 
     def sweep(
         self, older_than: timedelta, *, dry_run: bool = False

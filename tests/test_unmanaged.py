@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -13,15 +14,17 @@ from typing import Any
 
 import pytest
 
-from coriolis_azure import vhd
+from coriolis_azure import AzureExportProvider, vhd
 from coriolis_azure.errors import Denied, NotFound, Unsupported
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.machine import unmanaged
-from coriolis_azure.run import cleanup
+from coriolis_azure.model import Run
+from coriolis_azure.run import cleanup, journal
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.run.resources import RUN
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.battles import served
 from harness.late_answers import Later
 
 MIB = 1 << 20
@@ -212,6 +215,125 @@ def test_what_a_dead_run_left_in_storage_is_found_and_deleted(
     assert list(azure.storage.account("sandboxstorage").containers["interim"].blobs) == [
         "coriolis-of-somebody.vhd"
     ]
+
+
+INTERIM = {"storage_account_name": "sandboxstorage", "storage_container_name": "interim"}
+
+
+def died(source: Source, vm: str = "old-1") -> tuple[Run, Path]:
+    """A run that has snapshots of both VHDs and an interim copy, and died; with its journal."""
+    machine = source.inspect(vm)
+    run = source.new_run(machine)
+    with Journal(run, journal.default_folder()) as kept:
+        resources = source.resources(run, kept)
+        frozen = unmanaged.freeze_all(resources, source.storage, machine.disks)
+        container = source.storage.interim()
+        assert container is not None
+        container.ensure()
+        resources.copy_blob(frozen["os"], container, "copy-os")
+    return run, journal.default_folder() / f"{run.id}.journal"
+
+
+def deleted(source: Source) -> None:
+    """The VM is deleted; its VHDs stay, as in Azure."""
+    source.azure.delete(source.inspect("old-1").id)
+
+
+def vhd_detached(source: Source) -> None:
+    vm = source.azure.get(source.inspect("old-1").id)
+    source.azure.patch_vm(vm["id"], {"properties": {"storageProfile": {"dataDisks": []}}}, vm.get("etag", ""))
+
+
+def nothing_happens(source: Source) -> None:
+    """Only the settings are others."""
+
+
+@pytest.mark.parametrize("what", [deleted, vhd_detached, nothing_happens])
+def test_what_the_journal_of_a_dead_run_names_is_deleted_wherever_it_is(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], what: Callable[[Source], None]
+) -> None:
+    """A listing looks at the VHDs of VMs that are there, and into the container of the settings."""
+    run, kept = died(connect(INTERIM))
+    assert len(interim(azure)) == 3
+    source = connect()
+    what(source)
+    found, _ = source.sweep(timedelta(hours=2), dry_run=True)
+    assert [(leftover.run, len(leftover.ids)) for leftover in found] == [(run.id, 3)]
+    assert len(interim(azure)) == 3
+    found, stayed = source.sweep(timedelta(hours=2))
+    assert ([leftover.run for leftover in found], stayed) == ([run.id], [])
+    assert interim(azure) == []
+    assert not kept.exists()
+    assert source.sweep(timedelta(0)) == ([], [])
+
+
+def test_of_a_journal_of_another_boot_age_decides(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path]
+) -> None:
+    """The host lost its power, or shares its home and no locks: the run may live."""
+    source = connect(INTERIM)
+    _, kept = died(source)
+    first, *rest = kept.read_text().splitlines()
+    kept.write_text("\n".join([json.dumps({**json.loads(first), "boot": "another"}), *rest, ""]))
+    deleted(source)
+    source = connect()
+    assert source.sweep(timedelta(hours=2)) == ([], [])
+    assert len(interim(azure)) == 3
+    assert source.sweep(timedelta(0))[1] == []
+    assert interim(azure) == []
+
+
+def test_what_has_gone_with_its_blob_or_container_is_nobodys_leftover(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path]
+) -> None:
+    source = connect(INTERIM)
+    _, kept = died(source)
+    deleted(source)
+    vhds = azure.storage.account(ACCOUNT).containers["vhds"]
+    vhds.blobs.clear()
+    vhds.snapshots.clear()
+    del azure.storage.account("sandboxstorage").containers["interim"]
+    assert connect().sweep(timedelta(hours=2)) == ([], [])
+    assert not kept.exists()
+
+
+def test_what_is_in_an_account_that_cannot_be_seen_is_told_and_not_forgotten(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = connect(INTERIM)
+    run, kept = died(source)
+    deleted(source)
+    account = azure.storage.resource(ACCOUNT).document
+    account["name"] = "another"
+    for _ in range(2):
+        _, stayed = connect().sweep(timedelta(hours=2))
+        assert [id.rpartition("/")[2] for id in sorted(stayed)] == [
+            f"old-1-data-0.vhd#{run.id}",
+            f"old-1-os.vhd#{run.id}",
+        ]
+        assert "in no storage account that the identity sees" in caplog.text
+    account["name"] = ACCOUNT
+    assert connect().sweep(timedelta(hours=2))[1] == []
+    assert interim(azure) == []
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("what", [deleted, vhd_detached])
+def test_the_orchestrators_clean_up_finds_snapshots_of_disks_that_the_vm_has_no_more(
+    azure: Sandbox, vm: tuple[Path, Path], what: Callable[[Source], None]
+) -> None:
+    """Its tasks keep no journal: what `deploy` returns names the VHDs."""
+    provider, environment = AzureExportProvider(), azure.environment()
+    with served(azure) as connection, Source(connection, environment) as source:
+        info = provider.get_replica_instance_info(None, connection, environment, "old-1")
+        deployed = provider.deploy_replica_source_resources(None, connection, info, environment)
+        made = json.loads(json.dumps(deployed["migr_resources"]))
+        run = Run.from_json(made["run"])
+        machine = source.inspect("old-1")
+        unmanaged.freeze_all(source.resources(run, Journal(run)), source.storage, machine.disks)
+        what(source)
+        provider.delete_replica_source_resources(None, connection, environment, made)
+    assert interim(azure) == []
 
 
 def test_a_failure_leaves_nothing(

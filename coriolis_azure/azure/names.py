@@ -104,6 +104,11 @@ def blobs_of(url: str, run: str) -> str:
     return f"{url}#{run}"
 
 
+def url_of(id: str) -> str:
+    """The URL in an id of `blobs_of`."""
+    return id.partition("#")[0]
+
+
 def is_blob(id: str) -> bool:
     """Whether an id is one of `blobs_of`."""
     return id.startswith("https://")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import settings
+from ..azure import names
 from ..clock import Clock
 from ..errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, exhausted
 from ..events import Copied, Event, Notice, Step, Waiting, amount, line, logged, unfailing
@@ -219,7 +220,9 @@ class AzureExportProvider(
         """Boot the worker. Nothing is left when it fails: nobody would call us to clean up."""
         with self._source(connection_info, source_environment) as source:
             run, worker = source.prepare(export_info["id"])
-        return {"migr_resources": _made(run, worker), "connection_info": _reached(worker)}
+        disks = export_info.get("devices", {}).get("disks", [])
+        made = {**_made(run, worker), "vhds": _vhds(disk["id"] for disk in disks)}
+        return {"migr_resources": made, "connection_info": _reached(worker)}
 
     @_translated
     def delete_replica_source_resources(
@@ -227,7 +230,9 @@ class AzureExportProvider(
     ) -> None:
         """Delete everything of the run, whatever step made it. CleanupIncomplete names what stayed."""
         with self._source(connection_info, source_environment) as source:
-            stayed = source.finish(Run.from_json(migr_resources_dict["run"]))
+            stayed = source.finish(
+                Run.from_json(migr_resources_dict["run"]), vhds=migr_resources_dict.get("vhds") or ()
+            )
         if stayed:
             raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
 
@@ -272,7 +277,7 @@ class AzureExportProvider(
                 compress=source.environment.enable_transfer_compression == "always",
             )
             with volumes:
-                source.bury(run, volumes.fenced)
+                source.bury(run, volumes.fenced, _vhds(volume["disk_id"] for volume in volumes_info))
                 wanted = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
                 if wanted:
                     outcomes = _copied(source, run, worker, machine, wanted, volumes)
@@ -600,6 +605,11 @@ def _made(run: Run, worker: Worker) -> Json:
         "run": run.to_json(),
         "worker": {"vm": worker.vm, "host_key": worker.host_key, "slots": worker.slots},
     }
+
+
+def _vhds(disks: Iterable[str]) -> list[str]:
+    """The URLs of those disks that are VHDs: when a run is cleaned up its VM may lack them, and they are there."""
+    return [id for id in disks if names.is_blob(id)]
 
 
 def _reached(worker: Worker) -> Json:

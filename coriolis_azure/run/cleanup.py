@@ -40,16 +40,22 @@ class Leftover:
 
 
 def finish(
-    azure: Azure, run: Run, known: Iterable[str], clock: Clock, storage: Storage | None = None
+    azure: Azure,
+    run: Run,
+    known: Iterable[str],
+    clock: Clock,
+    storage: Storage | None = None,
+    vhds: Iterable[str] = (),
 ) -> list[str]:
     """Delete everything of `run`: the ids it is `known` to have made, and what Azure lists with its tag.
 
-    Gives back the ids that stayed. May be called again and again. The known ids are deleted even where Azure
-    does not list; then the AzureError of the listing is raised afterwards.
+    `vhds`: the URLs of VHDs of its VM, which may be gone by now while their snapshots are there. Gives back the ids
+    that stayed. May be called again and again. The known ids are deleted even where Azure does not list; then the
+    AzureError of the listing is raised afterwards.
     """
     stayed = resources.delete(azure, known, clock, storage)
     documents = _documents(azure, run.group)
-    found = _by_run(documents, storage)
+    found = _by_run(documents, storage, vhds)
     listed = [id for leftover in found if leftover.run == run.id for id in leftover.ids]
     tried = {id.lower() for id in stayed}
     attached_disks.free(azure, listed, clock)
@@ -85,13 +91,15 @@ def sweep(
     """
     known_here = folder is not None and folder.is_dir()
     living = journal.living(folder) if folder and known_here else set()
-    dead = {
-        run.id: path
-        for run, path in (journal.abandoned(folder) if folder and known_here else ())
+    unheld = [
+        (run.id, path, is_dead)
+        for run, path, is_dead in (journal.unheld(folder) if folder and known_here else ())
         if run.subscription == azure.subscription and run.group.lower() == group.lower()
-    }
+    ]
+    dead = {run: path for run, path, is_dead in unheld if is_dead}
+    vhds = [names.url_of(id) for _, path, _ in unheld for id in journal.intended(path) if names.is_blob(id)]
     documents = _documents(azure, group)
-    listed = _with_intended(azure, _by_run(documents, storage), dead)
+    listed = _with_intended(azure, storage, _by_run(documents, storage, vhds), dead)
     before = azure.now(clock) - older_than  # only now Azure has told the time
     found = [
         leftover
@@ -151,9 +159,12 @@ def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
     return dict(zip(names.TYPES, listed, strict=True))
 
 
-def _by_run(documents: Mapping[str, Sequence[Json]], storage: Storage | None) -> list[Leftover]:
+def _by_run(
+    documents: Mapping[str, Sequence[Json]], storage: Storage | None, vhds: Iterable[str] = ()
+) -> list[Leftover]:
+    """What carries our tags, by run. `vhds`: where to look besides the VHDs of VMs that are there."""
     runs: dict[str, list[Json]] = {}
-    blobs = list(_blobs(storage, documents["vm"])) if storage else []
+    blobs = list(_blobs(storage, [*_vhds_of(documents["vm"]), *vhds])) if storage else []
     for document in (*chain.from_iterable(documents.values()), *blobs):
         run = names.tags_of(document).get(names.RUN_TAG)
         if run is not None:
@@ -161,22 +172,38 @@ def _by_run(documents: Mapping[str, Sequence[Json]], storage: Storage | None) ->
     return [_leftover(run, of_run) for run, of_run in sorted(runs.items())]
 
 
-def _with_intended(azure: Azure, listed: list[Leftover], dead: Mapping[str, Path]) -> list[Leftover]:
-    """What is listed, and what the journals of dead runs name besides: of that somebody may have taken the tags off."""
+def _with_intended(
+    azure: Azure, storage: Storage | None, listed: list[Leftover], dead: Mapping[str, Path]
+) -> list[Leftover]:
+    """What is listed, and what the journals of dead runs name besides.
+
+    Somebody may have taken the tags off that. A blob may be where nobody looks: its VM is gone, or the settings name
+    another container.
+    """
     found = {leftover.run: leftover for leftover in listed}
     for run, path in dead.items():
         leftover = found.get(run, Leftover(run, "", None, ()))
         told = {id.lower() for id in leftover.ids}
-        intended = [id for id in journal.intended(path) if not names.is_blob(id) and id.lower() not in told]
-        there = tuple(id for id in dict.fromkeys(intended) if azure.find(id) is not None)
+        intended = [id for id in journal.intended(path) if id.lower() not in told]
+        there = tuple(id for id in dict.fromkeys(intended) if _is_there(azure, storage, id))
         if there:
             found[run] = replace(leftover, ids=leftover.ids + there)
     return list(found.values())
 
 
-def _blobs(storage: Storage, vms: Iterable[Json]) -> Iterator[Json]:
-    """What runs have made in Blob storage, told as resources are: copies, and snapshots of the VHDs of VMs."""
-    for container, prefix in _places(storage, vms):
+def _is_there(azure: Azure, storage: Storage | None, id: str) -> bool:
+    """Whether what a journal names is there. A blob that cannot be looked at may be: deleting it tells why."""
+    if not names.is_blob(id):
+        return azure.find(id) is not None
+    try:
+        return bool(resources.made_of(storage, id))
+    except CoriolisAzureError:
+        return True
+
+
+def _blobs(storage: Storage, vhds: Iterable[str]) -> Iterator[Json]:
+    """What runs have made in Blob storage, told as resources are: copies, and snapshots of the VHDs at these URLs."""
+    for container, prefix in _places(storage, vhds):
         try:
             for found in container.blobs(prefix, past=True):
                 if resources.RUN in found.metadata:
@@ -189,9 +216,9 @@ def _blobs(storage: Storage, vms: Iterable[Json]) -> Iterator[Json]:
             LOG.warning("cannot look for what dead runs have left: %s", error)
 
 
-def _places(storage: Storage, vms: Iterable[Json]) -> Iterator[tuple[Container, str]]:
-    """Where a run may have left a blob: the container, and how its name begins."""
-    uris = [
+def _vhds_of(vms: Iterable[Json]) -> list[str]:
+    """The URLs of the VHDs that VMs have as disks."""
+    return [
         str(uri)
         for vm in vms
         for entry in (
@@ -200,11 +227,15 @@ def _places(storage: Storage, vms: Iterable[Json]) -> Iterator[tuple[Container, 
         )
         if (uri := at(entry, "vhd.uri"))
     ]
+
+
+def _places(storage: Storage, vhds: Iterable[str]) -> Iterator[tuple[Container, str]]:
+    """Where a run may have left a blob: the container, and how its name begins."""
     try:
         container = storage.interim()
         if container is not None:
             yield container, names.resource("", "").rstrip("-")
-        for blob in map(storage.at, uris):
+        for blob in map(storage.at, dict.fromkeys(vhds)):
             if blob is not None:
                 yield blob.account.container(blob.container), blob.name
     except CoriolisAzureError as error:

@@ -113,20 +113,32 @@ def default_folder() -> Path:
 
 def abandoned(folder: Path) -> Iterator[tuple[Run, Path]]:
     """The runs whose process is gone, with the paths of their journals."""
+    for run, path, is_dead in unheld(folder):
+        if is_dead:
+            yield run, path
+
+
+def unheld(folder: Path) -> Iterator[tuple[Run, Path, bool]]:
+    """The runs whose journals nobody is known to hold, with their paths and whether their process is gone for sure."""
     for path, lines, is_held in _journals(folder):
-        if is_held is False:
-            try:
-                first = json.loads(lines.readline())
-                boot = first.pop(_BOOT, "") if first.pop(_HOST, "") else ""
-                run = Run.from_json(first)
-            except (ValueError, TypeError, AttributeError, RecursionError):
-                aside = path.with_suffix(".unreadable")
-                with suppress(FileNotFoundError):  # another sweep has been quicker
-                    path.rename(aside)
-                LOG.warning("the journal %s cannot be read; it is kept as %s", path, aside)
-                continue
-            if boot and boot == _boot():
-                yield run, path
+        if is_held:
+            continue
+        try:
+            first = json.loads(lines.readline())
+            boot = first.pop(_BOOT, "") if first.pop(_HOST, "") else ""
+            run = Run.from_json(first)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            if is_held is False:
+                _set_aside(path)
+            continue
+        yield run, path, is_held is False and bool(boot) and boot == _boot()
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_suffix(".unreadable")
+    with suppress(FileNotFoundError):  # another sweep has been quicker
+        path.rename(aside)
+    LOG.warning("the journal %s cannot be read; it is kept as %s", path, aside)
 
 
 def living(folder: Path) -> set[str]:

@@ -326,27 +326,41 @@ def _tell_undeleted(id: str, error: Exception) -> None:
     LOG.error("could not delete %s: %s", id, error, exc_info=unexpected)
 
 
-def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
-    """Whether what a run has made of a blob and its snapshots is gone. Its metadata tell, as tags do elsewhere."""
+def made_of(storage: Storage | None, id: str) -> list[Blob]:
+    """What a run has made of a blob (see `names.blobs_of`) and is there. Its metadata tell, as tags do elsewhere.
+
+    NotFound where the account cannot be seen: nobody knows then.
+    """
     url, _, run = id.partition("#")
-
-    def try_it() -> None:
-        blob = storage.at(url) if storage else None
-        if blob is None:
-            raise NotFound(f"{url} cannot be reached")
-        container = blob.account.container(blob.container)
-        for _ in range(2):  # a blob that is deleted becomes an earlier version, where the account keeps them
-            for found in list(container.blobs(blob.name, past=True)):
-                if found.name == blob.name and found.metadata.get(RUN) == run:
-                    container.blob(found.name, found.snapshot, found.version).delete()
-
+    blob = storage.at(url) if storage else None
+    if blob is None:
+        raise NotFound(
+            f"{url} is in no storage account that the identity sees",
+            remedy="Give the identity the role Reader on the account. If the account is deleted, so is the blob.",
+        )
+    container = blob.account.container(blob.container)
     try:
-        patiently(try_it, f"deleting {url}", clock)
+        return [
+            container.blob(found.name, found.snapshot, found.version)
+            for found in container.blobs(blob.name, past=True)
+            if found.name == blob.name and found.metadata.get(RUN) == run
+        ]
     except NotFound as error:
         if error.facts.get("code") in {"ContainerNotFound", "BlobNotFound"}:
-            return True
-        _tell_undeleted(id, error)
-        return False
+            return []
+        raise
+
+
+def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
+    """Whether what a run has made of a blob and its snapshots is gone."""
+
+    def try_it() -> None:
+        for _ in range(2):  # a blob that is deleted becomes an earlier version, where the account keeps them
+            for blob in made_of(storage, id):
+                blob.delete()
+
+    try:
+        patiently(try_it, f"deleting {names.url_of(id)}", clock)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
         _tell_undeleted(id, error)
         return False

@@ -52,6 +52,7 @@ def new_machine(
         "type": MACHINES,
         "location": location,
         "tags": {},
+        "etag": '"1"',
         "properties": {
             "vmId": str(uuid.uuid4()),
             "hardwareProfile": {"vmSize": size},
