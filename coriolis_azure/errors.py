@@ -122,6 +122,15 @@ class Conflict(AzureError):
     remedy = "Wait for the other operation, or release the resource, then run the command again."
 
 
+class DisksChanged(Conflict):
+    """The VM got other disks, or one of another size, while its replication was prepared. Fact: `disks`, by role."""
+
+    remedy = (
+        "Run again: the disks that the VM has then are copied. The replica is as the last run has left it. "
+        "A disk that comes and goes can be left out with exclude_disks."
+    )
+
+
 class QuotaExceeded(AzureError):
     """The subscription's quota, or the location's capacity, does not cover this request."""
 

@@ -15,7 +15,7 @@ from .azure.blobs import Blob
 from .azure.context import Context
 from .errors import AzureError, DeadlinePassed, OperationFailed, Unreachable, WorkerGone
 from .events import Progress, Step
-from .machine import cloning, unmanaged
+from .machine import changes, cloning, inspection, unmanaged
 from .model import Disk, Machine, Worker
 from .readers import ssh
 from .readers.agents import AgentReader
@@ -48,21 +48,19 @@ def launch_worker(
 
 
 def copy(
-    context: Context,
-    resources: Resources,
-    worker: Worker | None,
-    disks: Sequence[Disk],
-    folder: Folder,
-    *,
-    full: bool = False,
+    target: Target, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
 ) -> list[Outcome]:
-    """Snapshot all disks of a VM, then copy them into `folder`; what became of each, in their order."""
-    target = _Target(context, folder, full)
+    """Snapshot `disks` of a VM, then copy them to the target; what became of each, in their order.
+
+    DisksChanged, and nothing is made of any disk, where the VM has others by now than `machine` tells.
+    """
+    context = target.context
     if any(disk.unmanaged for disk in disks):
-        return _copy_vhds(context, resources, worker, disks, target)
+        return _copy_vhds(target, resources, worker, machine, disks)
     if worker is None:
         raise ValueError("managed disks are read by a worker")
     _try_agent(context, worker)
+    _refuse_changes(context, machine, disks)
     context.report(Step("snapshot", _listed(disks)))
     snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock)
 
@@ -70,14 +68,30 @@ def copy(
         context.report(Step("clone", _listed(wave)))
         return cloning.clone_all(resources, wave, snapshots, before)
 
-    return _ByWorker(context, resources, worker, target).copy(disks, clones)
+    return _ByWorker(target, resources, worker).copy(disks, clones)
+
+
+def _refuse_changes(context: Context, machine: Machine, disks: Sequence[Disk]) -> None:
+    """DisksChanged where the VM does not have these disks any more, or has others that would be missing."""
+    settings = context.environment
+    now = inspection.read(
+        context.azure,
+        machine.group,
+        settings.location,
+        machine.id,
+        context.storage,
+        settings.exclude_disks,
+    )
+    changes.refuse(machine, disks, inspection.not_excluded(now, settings.exclude_disks))
 
 
 def _copy_vhds(
-    context: Context, resources: Resources, worker: Worker | None, disks: Sequence[Disk], target: _Target
+    target: Target, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
 ) -> list[Outcome]:
     """Copy disks that are VHD blobs: what Azure imports is read by the worker, the rest by this process."""
+    context = target.context
     report, storage = context.report, context.storage
+    _refuse_changes(context, machine, disks)
     report(Step("snapshot", _listed(disks)))
     frozen = unmanaged.freeze_all(resources, storage, disks)
     report(Step("import", _listed(disks)))
@@ -95,40 +109,41 @@ def _copy_vhds(
     by_worker = [disk for disk in disks if disk.name in imported]
     if by_worker and worker is not None:
         _try_agent(context, worker)
-        copied = _ByWorker(context, resources, worker, target).copy(by_worker, clones)
+        copied = _ByWorker(target, resources, worker).copy(by_worker, clones)
         outcomes = {disk.name: outcome for disk, outcome in zip(by_worker, copied, strict=True)}
     rest = [disk for disk in disks if disk.name not in outcomes]
-    outcomes |= _copy_pages(context, rest, frozen, target)
+    outcomes |= _copy_pages(target, rest, frozen)
     return [outcomes[disk.name] for disk in disks]
 
 
-def _copy_pages(
-    context: Context, disks: Sequence[Disk], frozen: dict[str, Blob], target: _Target
-) -> dict[str, Outcome]:
+def _copy_pages(target: Target, disks: Sequence[Disk], frozen: dict[str, Blob]) -> dict[str, Outcome]:
     """Copy VHD blobs by reading their allocated pages in this process; by disk name."""
     if not disks:
         return {}
-    context.report(Step("copy", _listed(disks)))
+    target.context.report(Step("copy", _listed(disks)))
     readers = [PageReader(frozen[disk.name], target.flow(disk)) for disk in disks]
     outcomes = target.copied(disks, readers, stop=lambda: None)
     return {disk.name: outcome for disk, outcome in zip(disks, outcomes, strict=True)}
 
 
-class _Target:
-    """Where disks go, and by which settings: the same for all disks of a run, which share the bandwidth limit."""
+class Target:
+    """Where disks go, and by which settings: the same for all disks of a run, which share the bandwidth limit.
 
-    def __init__(self, context: Context, folder: Folder, full: bool) -> None:
+    `full`: what the folder already holds is not used.
+    """
+
+    def __init__(self, context: Context, folder: Folder, *, full: bool = False) -> None:
         limit = context.environment.bandwidth_limit
-        self._context, self._folder, self._full = context, folder, full
+        self.context, self._folder, self._full = context, folder, full
         self._limiter = RateLimiter(limit, context.clock) if limit else None
 
     def concurrent(self, disks: int) -> int:
         """How many of so many disks are copied at a time."""
-        return min(transfer.at_once(self._context.environment.chunk_size_kib << 10), max(1, disks))
+        return min(transfer.at_once(self.context.environment.chunk_size_kib << 10), max(1, disks))
 
     def flow(self, disk: Disk) -> Flow:
         """The flow of the disk's data."""
-        return Flow(disk.name, self._context.report, self._context.clock, self._limiter)
+        return Flow(disk.name, self.context.report, self.context.clock, self._limiter)
 
     def copied(
         self, disks: Sequence[Disk], readers: Sequence[Reader], stop: Callable[[], None]
@@ -149,7 +164,7 @@ class _Target:
         return list(work)
 
     def _copied(self, disk: Disk, reader: Reader, concurrent: int) -> Outcome:
-        context, settings = self._context, self._context.environment
+        context, settings = self.context, self.context.environment
         with self._folder.disk(disk.name) as destination:
             chunk = settings.chunk_size_kib << 10
             return transfer.copy(
@@ -165,8 +180,13 @@ class _Target:
 class _ByWorker:
     """Copies disks by a worker that has clones of them attached, as many at a time as it holds."""
 
-    def __init__(self, context: Context, resources: Resources, worker: Worker, target: _Target) -> None:
-        self._context, self._resources, self._worker, self._target = context, resources, worker, target
+    def __init__(self, target: Target, resources: Resources, worker: Worker) -> None:
+        self._context, self._resources, self._worker, self._target = (
+            target.context,
+            resources,
+            worker,
+            target,
+        )
 
     def copy(self, disks: Sequence[Disk], clone: Callable[[Sequence[Disk], int], list[str]]) -> list[Outcome]:
         """Clone, attach and copy disks, wave by wave. `clone` gives the ids of new clones: see Attachment."""

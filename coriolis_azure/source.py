@@ -183,7 +183,8 @@ class Source:
                     self.context.report(Copied(disk.name, 0, disk.size_bytes, 0))
                 begun = self.begun(resources.run, machine, [disk.name for disk in disks])
                 record = sets.begin(folder, machine.id, begun)
-                outcomes = mechanisms.copy(self.context, resources, reader, disks, folder, full=full)
+                target = mechanisms.Target(self.context, folder, full=full)
+                outcomes = mechanisms.copy(target, resources, reader, machine, disks)
                 roots = [outcome.manifest.root() for outcome in outcomes]
                 sets.complete(folder, record, dict(zip(begun.disks, roots, strict=True)))
         return Replicated(
@@ -233,11 +234,12 @@ class Source:
         self.bury(run, [other for other, sign in stalled.items() if now.get(other) == sign])
 
     def resume(
-        self, run: Run, reader: Worker, disks: Sequence[Disk], folder: destinations.Folder
+        self, run: Run, reader: Worker, machine: Machine, disks: Sequence[Disk], folder: destinations.Folder
     ) -> list[transfer.Outcome]:
-        """Snapshot and copy disks with a worker that `prepare` has booted, or one of a pool.
+        """Snapshot and copy disks of `machine` with a worker that `prepare` has booted, or one of a pool.
 
-        However it ends, what the copying made is deleted again; the worker stays.
+        DisksChanged where the VM has others by now. However it ends, what the copying made is deleted again; the
+        worker stays.
         """
         folder.reserve([disk.name for disk in disks])
         if attached_disks.emptied(self.azure, reader.vm, self.context.report, self.context.clock):
@@ -245,7 +247,8 @@ class Source:
         journal = Journal(run)
         resources = self.resources(run, journal)
         with resources.spare, resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
-            outcomes = mechanisms.copy(self.context, resources, reader, disks, folder)
+            target = mechanisms.Target(self.context, folder)
+            outcomes = mechanisms.copy(target, resources, reader, machine, disks)
         for id in resources.delete(journal.ids):
             self.context.report(
                 Notice(f"could not delete {id}; it is deleted with the run's other resources")

@@ -64,7 +64,7 @@ def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
     dies_with_a_clone(0)
     boot = boot_of(reader)
     with places.open(str(tmp_path / "images"), silent, source.storage) as folder:
-        source.resume(source.new_run(machine), reader, disks, folder)
+        source.resume(source.new_run(machine), reader, machine, disks, folder)
     assert (tmp_path / "images/os.raw").read_bytes() == content.read_bytes()
     assert (boot_of(reader) != boot, luns(source, reader)) == (True, [])
     assert any("of another run attached" in event.text for event in told if isinstance(event, Notice))

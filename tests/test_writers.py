@@ -30,6 +30,7 @@ from coriolis_azure.errors import (
     ConnectionLost,
     CorruptChunk,
     DestinationFailed,
+    DisksChanged,
     HostKeyChanged,
     InvalidInput,
     StreamEnded,
@@ -819,12 +820,21 @@ def test_bytes_beyond_the_disk_are_never_written(records: RecordFiles) -> None:
 # What is given
 
 
-def test_disks_without_volumes_are_told_of(over_https: Bench) -> None:
+def test_a_disk_without_a_volume_ends_the_run_before_anything_is_claimed(over_https: Bench) -> None:
+    """It was attached after the orchestrator had asked for the VM's disks: the replica would lack it."""
     extra = replace(over_https.azure(), id=ID + "2", name="data-0")
-    with over_https.volumes([over_https.entry()], [over_https.azure(), extra]) as volumes:
+    with pytest.raises(DisksChanged, match=r"data-0 .* has no volume") as error:
+        over_https.volumes([over_https.entry()], [over_https.azure(), extra])
+    assert error.value.facts["disks"] == ["data-0"]
+    assert "Execute the transfer again" in error.value.remedy
+
+
+def test_a_volume_without_a_disk_is_told_of(over_https: Bench) -> None:
+    gone = {**over_https.entry(), "disk_id": ID + "2"}
+    with over_https.volumes([over_https.entry(), gone]) as volumes:
         assert volumes.names() == ["os"]
     assert len(over_https.told) == 1
-    assert "data-0 has no volume" in over_https.told[0]
+    assert "the volume of os2 stays as it is" in over_https.told[0]
 
 
 def test_what_cannot_be_used_is_refused_by_name(over_https: Bench) -> None:

@@ -62,11 +62,10 @@ def read(
                 f"VM {names.name_of(id)} has unmanaged disks (VHD blobs in a storage account)",
                 remedy="Give access to Blob storage.",
             )
-        needed = _not_excluded(vm, vhds, excluded)
+        needed = _entries_not_excluded(vm, vhds, excluded)
         found = found._replace(disks=[*found.disks, *unmanaged.documents(storage, needed)])
     read_vm = machine(vm, *found)
-    out = {word.lower() for word in excluded}
-    needed_disks = [disk for disk in read_vm.disks if _words(disk).isdisjoint(out)]
+    needed_disks = not_excluded(read_vm, excluded)
     missing = [disk.name for disk in needed_disks if not disk.unique_id]
     if missing:
         raise NotFound(
@@ -90,12 +89,18 @@ def chosen(machine: Machine, excluded: Iterable[str]) -> tuple[Disk, ...]:
     return kept
 
 
+def not_excluded(machine: Machine, excluded: Iterable[str]) -> list[Disk]:
+    """The disks that are not excluded, where a word need not name any."""
+    out = {word.lower() for word in excluded}
+    return [disk for disk in machine.disks if _words(disk).isdisjoint(out)]
+
+
 def _words(disk: Disk) -> set[str]:
     """What users may call a disk."""
     return {disk.name, disk.id.lower(), names.name_of(disk.id).lower()}
 
 
-def _not_excluded(vm: Json, entries: Sequence[Json], excluded: Iterable[str]) -> list[Json]:
+def _entries_not_excluded(vm: Json, entries: Sequence[Json], excluded: Iterable[str]) -> list[Json]:
     """Those of a VM's disk entries that users have not left out."""
     out = {word.lower() for word in excluded}
     by_lun = _by_lun(vm, _disk_entries(vm))

@@ -579,9 +579,9 @@ def _copied(
 
     place, vhds = volumes.vhds()
     if place is None:
-        return source.resume(run, worker, disks, volumes)
+        return source.resume(run, worker, machine, disks, volumes)
     record = sets.begin(place, machine.id, source.begun(run, machine, vhds))
-    outcomes = source.resume(run, worker, disks, volumes)
+    outcomes = source.resume(run, worker, machine, disks, volumes)
     roots = {disk.name: outcome.manifest.root() for disk, outcome in zip(disks, outcomes, strict=True)}
     sets.complete(place, record, {name: roots[name] for name in vhds})
     return outcomes

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..azure import names
 from ..clock import Clock
-from ..errors import CoriolisAzureError, DestinationFailed, InvalidInput, Unsupported
+from ..errors import CoriolisAzureError, DestinationFailed, DisksChanged, InvalidInput, Unsupported
 from ..events import Notice, Report, silent
 from ..model import Disk
 from ..replica.destinations import Content, Destination
@@ -85,7 +85,8 @@ class Volumes:
     `records` are those of volumes; this run's claims there carry the id `run`. `container` opens the place in Blob
     storage for volumes without a device. `compress`: whether what is sent is compressed; runs of zeros always are.
     `patience`: seconds of silence after which the other side counts as gone. InvalidInput or Unsupported where
-    `target` cannot be used. Entering claims every volume: VolumeTaken where another run may be writing to one.
+    `target` cannot be used, DisksChanged where a disk has no volume. Entering claims every volume: VolumeTaken where
+    another run may be writing to one.
     """
 
     def __init__(
@@ -110,16 +111,34 @@ class Volumes:
         self._backend = _backend(target, report, compress, self._clock, patience)
         self._entries = [dict(volume) for volume in volumes_info]
         self._by_name: dict[str, dict[str, Any]] = {}
-        for disk in disks:
-            entry = next((entry for entry in self._entries if names.same(disk.id, entry["disk_id"])), None)
-            if entry is None:
-                report(Notice(f"{disk.name} has no volume at the destination; it is not replicated"))
+        for disk, entry in self._matched(disks):
             # A shared disk is copied by its owner's tasks; for the others the destination says so here.
-            elif entry.get("replicate_disk_data") is not False:
+            if entry.get("replicate_disk_data") is not False:
                 self._by_name[disk.name] = entry
         self._opened: list[FileVolume | Volume] = []
         self._files: dict[str, FileVolume] = {}
         self._vhds: BlobFolder | None = None
+
+    def _matched(self, disks: Sequence[Disk]) -> Iterator[tuple[Disk, dict[str, Any]]]:
+        """Each disk with its volume; DisksChanged where one has none. Volumes without a disk are told of."""
+        by_id = {str(entry["disk_id"]).lower(): entry for entry in self._entries}
+        for disk in disks:
+            entry = by_id.pop(disk.id.lower(), None)
+            if entry is None:
+                raise DisksChanged(
+                    f"{disk.name} ({names.name_of(disk.id)}) has no volume at the destination: the VM has got it since "
+                    "the execution began",
+                    remedy="Execute the transfer again: it begins with the disks that the VM has then. A disk that is "
+                    "not to be replicated can be left out with exclude_disks.",
+                    disks=[disk.name],
+                )
+            yield disk, entry
+        for id in by_id:
+            self._report(
+                Notice(
+                    f"the volume of {names.name_of(id)} stays as it is: the VM has no such disk, or it is left out"
+                )
+            )
 
     def names(self) -> list[str]:
         """The disks that are to be replicated."""
