@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -288,6 +291,25 @@ def test_a_journal_of_another_host_or_boot_tells_nothing_by_its_lock(
     found, _ = cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(3), tmp_path)
     assert [leftover.run for leftover in found] == [run.id]
     assert path.exists()
+
+
+@pytest.mark.parametrize("code", [0, errno.ENOLCK])
+def test_a_journal_that_was_never_locked_tells_nothing_by_its_lock(
+    source: Source, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The file system says that it has locked and keeps nobody out, or its locks came up after the run had begun."""
+
+    def unlocked(*arguments: object) -> None:
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", unlocked)
+        kept = Journal(run, tmp_path)
+    with kept:
+        source.resources(run, kept).create("nsg", "nsg", NSG)
+        assert list(journal.abandoned(tmp_path)) == []
+        assert cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(), tmp_path) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["cores", "StandardSnapshotCount", "NetworkInterfaces"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -139,15 +140,45 @@ def test_volumes_of_the_file_writer_are_marked_too(sides: tuple[Path, Path]) -> 
     assert sorted(path.name for path in one.iterdir()) == ["volume", "volume.manifest"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    def refused(*arguments: object) -> None:
-        raise OSError(code, os.strerror(code))
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP", "no effect"])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that refuses to lock, or says that it has locked and keeps nobody out."""
 
-    monkeypatch.setattr(fcntl, "flock", refused)
-    monkeypatch.setattr(fcntl, "fcntl", refused)
+    def lock(*arguments: object) -> bytes:
+        if code := getattr(errno, request.param, 0):
+            raise OSError(code, os.strerror(code))
+        return struct.pack("hhqqi4x", fcntl.F_UNLCK, 0, 0, 0, 0)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(fcntl, "fcntl", lock)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_mark_is_never_taken_for_that_of_a_dead_run(tmp_path: Path) -> None:
+    """Two runs of one host: file, mount and kernel are the same, and no lock has held the second one out."""
+    folder = tmp_path / "images"
+    with ImageFolder(folder) as first, first.disk("os") as image:
+        begun(image, A)
+        with ImageFolder(folder) as second:
+            assert second._mark is not None
+            assert second._mark.contested
+            with pytest.raises(DestinationFailed, match="another run has begun to write"):
+                image.intend(SIZE - 512, 512)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_mark_beside_a_volume_is_not_either(tmp_path: Path) -> None:
+    (tmp_path / "volume").touch()
+    entry = {"disk_id": "id", "volume_dev": str(tmp_path / "volume")}
+    with FileVolume(entry) as first, FileVolume(entry) as second:
+        begun(first, A)
+        second.known("id", SIZE, CHUNK, False)
+        assert second._mark is not None
+        assert second._mark.contested
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path) -> None:
     with ImageFolder(tmp_path / "images") as images:
         images.reserve(["os"])
     run(tmp_path / "images/os.raw", {0: A})

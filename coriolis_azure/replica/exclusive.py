@@ -108,6 +108,38 @@ def _lock(fd: int, path: Path) -> None:
         # Other errors: a file system without locks. RunMark is what is left there.
 
 
+def keeps_out(fd: int) -> bool:
+    """Whether a lock on the open file keeps others out, tried as another program of this host would come upon it.
+
+    Some file systems refuse to lock, and some say that they have and have not.
+    """
+    try:
+        other = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _is_flocked(other) or _is_locked(other)
+    finally:
+        os.close(other)
+
+
+def _is_flocked(other: int) -> bool:
+    try:
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an exclusive one takes leave to write over NFS
+    except OSError as error:
+        return error.errno in _BUSY
+    return False
+
+
+def _is_locked(other: int) -> bool:
+    """Whether somebody else holds the bytes that QEMU locks."""
+    try:
+        answer = fcntl.fcntl(other, fcntl.F_OFD_GETLK, _qemu_bytes())
+    except OSError:
+        return False
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
 def _refuse_relatives(fd: int, path: Path) -> None:
     """InvalidInput while QEMU has a partition of the device open, or the disk that it is a partition of."""
     for number in devices.relatives(os.fstat(fd).st_rdev):
@@ -115,10 +147,10 @@ def _refuse_relatives(fd: int, path: Path) -> None:
             node = devices.node(number)
             other = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                answer = fcntl.fcntl(other, fcntl.F_OFD_GETLK, _qemu_bytes())
+                is_locked = _is_locked(other)
             finally:
                 os.close(other)
-            if struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK:
+            if is_locked:
                 raise _in_use(path, node)
 
 

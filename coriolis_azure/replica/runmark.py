@@ -4,7 +4,8 @@ A run puts its id into the mark when it begins and takes the mark away when it e
 notes a change, before it commits, and twice a second before it writes: where another id stands it ends itself.
 
 A mark that is still there when a run begins is of a run that died, if that run was held out by the same lock: it was
-of the same file, on the same mount, under the same kernel. Else it may be alive on another host. Then the new run
+of the same file, on the same mount, under the same kernel, and it did keep others out. Else it may be alive, on
+another host or, where the file system has no locks, on this one. Then the new run
 waits until the other must have looked, believes nothing of what is kept, and reads all of it again before it commits.
 """
 
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
-from . import statefiles
+from . import exclusive, statefiles
 
 _SECONDS = 0.5  # between two looks at the mark
 _FENCE_SECONDS = 4 * _SECONDS
@@ -26,15 +27,16 @@ _KERNEL = Path("/proc/sys/kernel/random/boot_id")
 
 
 class RunMark:
-    """The mark at `path`, for a run that holds a lock on the open file `lock`."""
+    """The mark at `path`, for a run that has locked the open file `lock`, or tried to."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self._path = path
-        self._id = secrets.token_hex(16)
+        self._id = _like_no_other()
         self._next = 0.0
         self.contested = False
         held = os.fstat(lock)
-        self._reach = [_kernel(), held.st_dev, held.st_ino]
+        kernel = _kernel() if exclusive.keeps_out(lock) else _like_no_other()
+        self._reach = [kernel, held.st_dev, held.st_ino]
 
     def take(self) -> None:
         """From now on the place is this run's. `contested`: another run may still be writing."""
@@ -87,4 +89,8 @@ def _kernel() -> str:
     try:
         return _KERNEL.read_text().strip()
     except OSError:
-        return secrets.token_hex(16)  # like no other
+        return _like_no_other()
+
+
+def _like_no_other() -> str:
+    return secrets.token_hex(16)

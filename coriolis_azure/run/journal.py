@@ -2,10 +2,10 @@
 
 One file a run, one line an id, `fsync`ed before Azure is asked. The process that runs holds a lock on the file:
 a journal that nobody holds belongs to a run that died, so the next one may finish it at once instead of waiting
-until it looks old. That is believed only of journals that were begun since this kernel booted: hosts that share a home
-need not share its locks, and a lock of an earlier boot may be there or not. Of all others age decides. Ids are no
-secrets, and nothing else is in it. One that cannot be read (damaged, a newer version's, not ours) is set aside under
-another name: what its run made carries tags, and is deleted once it looks dead.
+until it looks old. That is believed only of journals that were locked, and begun since this kernel booted: hosts
+that share a home need not share its locks, and a lock of an earlier boot may be there or not. Of all others age
+decides. Ids are no secrets, and nothing else is in it. One that cannot be read (damaged, a newer
+version's, not ours) is set aside under another name: what its run made carries tags, and is deleted once it looks dead.
 
 Plugin calls are spread over processes and hosts, so they keep no file; for them the tags are the record.
 """
@@ -52,9 +52,11 @@ class Journal:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = path.with_suffix(".new")
         self._descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with suppress(OSError):  # where a file system knows no locks, age alone tells who is dead
+        with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        self._append({**self.run.to_json(), _HOST: os.uname().nodename, _BOOT: _boot()})
+        with new.open(encoding="utf-8") as as_others:
+            boot = _boot() if _held(as_others) else ""  # without a lock age alone tells who is dead
+        self._append({**self.run.to_json(), _HOST: os.uname().nodename, _BOOT: boot})
         new.rename(path)
 
     def intend(self, id: str) -> None:
