@@ -37,6 +37,7 @@ import images
 import paramiko
 import worker
 
+from coriolis_azure.events import counted
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.image import Image
 from coriolis_azure.replica.manifest import DIGEST
@@ -455,7 +456,14 @@ def memory(bench: Bench) -> None:
         ((OURS, PORT), (OURS_SSH, 0)), (1, 4), ((1, base), (8, small))
     ):
         disks = [(image, bench.folder / f"target{number}.raw") for number in range(count)]
-        peaks(bench, way, f"{count} disk(s), chunks of {chunk} MiB", disks, port=port, chunk=chunk * MIB)
+        peaks(
+            bench,
+            way,
+            f"{counted(count, 'disk')}, chunks of {chunk} MiB",
+            disks,
+            port=port,
+            chunk=chunk * MIB,
+        )
     small.unlink()
     # In chunks of 4 KiB, as nothing but their number matters here; each of them is known, and all become zeros.
     many, target = bench.size // 512, bench.folder / "many.raw"

@@ -70,7 +70,7 @@ def wait(seconds: float) -> None:
     until, current = time.monotonic() + seconds, scope()
     while (left := until - time.monotonic()) > 0:
         if current is not None and (current.cancelled or (current.hurried and seconds > _SHORT_SECONDS)):
-            raise WaitEnded(f"a wait of {seconds:.0f} seconds was called off")
+            raise WaitEnded(f"a wait of {seconds:.0f} s was called off")
         time.sleep(left if current is None else min(left, _SLICE_SECONDS))
 
 

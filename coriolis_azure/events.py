@@ -96,6 +96,11 @@ def amount(count: float) -> str:
     return f"{count:.3g} {units[power]}"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """So many of something: 1 disk, 2 disks. `plural` where that is not an s more."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def duration(seconds: float) -> str:
     """A time span as an estimate: minutes, then hours."""
     return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{max(1, round(seconds / 60))} min"

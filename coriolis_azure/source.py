@@ -34,7 +34,7 @@ from .errors import (
     InvalidInput,
     exhausted,
 )
-from .events import Copied, Notice, Report, Step, Waiting, silent, unfailing
+from .events import Copied, Notice, Report, Step, Waiting, counted, silent, unfailing
 from .machine import inspection, listing
 from .model import Disk, Json, Machine, Run, Worker
 from .replica import destinations, places, sets, verification
@@ -362,7 +362,9 @@ class Source:
         )
         gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(stayed)]
         if gone and not dry_run:
-            self.context.report(Notice(f"deleted what {len(gone)} dead run(s) had left: {', '.join(gone)}"))
+            self.context.report(
+                Notice(f"deleted what {counted(len(gone), 'dead run')} had left: {', '.join(gone)}")
+            )
         if stayed:
             self.context.report(Notice(f"could not delete: {', '.join(stayed)}"))
         return found, stayed

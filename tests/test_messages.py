@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 
 from coriolis_azure import settings
 from coriolis_azure.azure import codes
 from coriolis_azure.cli import entry
+from coriolis_azure.events import counted
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "coriolis_azure"
@@ -115,3 +118,33 @@ def test_amounts_are_told_in_one_kind_of_units() -> None:
     taken = {"Memory (MB)", "Total Disk Size (GB)"}  # the orchestrator's own names of columns
     wrong = re.compile(r"(?<![A-Za-z])[KMGT]B(?![A-Za-z])")
     assert [place for place, text in texts if text not in taken and wrong.search(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 disks"), (1, "1 disk"), (2, "2 disks"), (1000, "1000 disks")]
+)
+def test_what_is_counted_agrees_with_its_number(count: int, words: str) -> None:
+    assert counted(count, "disk") == words
+    assert counted(count, "free address", "free addresses") == words.replace(
+        "disks", "free addresses"
+    ).replace("disk", "free address")
+
+
+def test_no_text_leaves_the_plural_to_the_reader() -> None:
+    assert [place for place, text in told() if "(s)" in text] == []
+
+
+def test_a_number_of_things_that_may_be_one_is_counted() -> None:
+    plural = re.compile(r"^ (disks|resources|runs|chunks|addresses|vCPUs|times|VMs|volumes|requests|pages)\b")
+    found = [
+        f"{path.name}:{node.lineno}{text.value}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "sandbox" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.JoinedStr)
+        for number, text in pairwise(node.values)
+        if isinstance(number, ast.FormattedValue)
+        and isinstance(text, ast.Constant)
+        and plural.search(str(text.value))
+    ]
+    assert found == []

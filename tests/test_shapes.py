@@ -144,7 +144,7 @@ def test_luns_with_holes_out_of_order_and_on_their_way_out(azure: Sandbox, sourc
     tweak(azure, "/virtualMachines/web", shuffle)
     machine = source.inspect(vm)
     assert [(disk.name, disk.lun) for disk in machine.disks] == [("os", None), ("data-40", 40)]
-    assert any("web-data-1 are being detached" in caveat for caveat in machine.caveats)
+    assert any("web-data-1 is being detached" in caveat for caveat in machine.caveats)
 
 
 def test_several_addresses_of_both_kinds(azure: Sandbox, source: Source, vm: str) -> None:

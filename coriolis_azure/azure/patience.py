@@ -13,7 +13,7 @@ from azure.mgmt.core.polling.arm_polling import ARMPolling
 
 from .. import errors
 from ..clock import Clock
-from ..events import Report, Wait, Waiting
+from ..events import Report, Wait, Waiting, counted
 from . import names
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class Pages:
             return
         if link in self._links or len(self._links) >= PAGES:
             raise errors.Unreadable(
-                f"a listing does not end: {len(self._links) + 1} pages, and still a next one"
+                f"a listing does not end: {counted(len(self._links) + 1, 'page')}, and still a next one"
             )
         if time.monotonic() > self._until:
             raise errors.DeadlinePassed(f"a listing did not end within {LISTING_SECONDS / 60:.0f} minutes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..events import counted
 from ..run import cleanup
 from .finding import Finding, ask, fine
 from .subject import Subject
@@ -19,6 +20,6 @@ def leftovers(subject: Subject) -> Iterator[Finding]:
         runs = ", ".join(leftover.run for leftover in found)
         yield fine(
             "clean up",
-            f"resources of {len(found)} other run(s) are there ({runs}): of runs under way, or dead ones that "
+            f"resources of {counted(len(found), 'other run')} are there ({runs}): of runs under way, or dead ones that "
             "the next run removes",
         )

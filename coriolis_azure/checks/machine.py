@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from ..azure import names
-from ..events import Step, amount, duration
+from ..events import Step, amount, counted, duration
 from ..machine import cloning, inspection
 from ..model import Disk, Json, at
 from .finding import Finding, ask, error, fine, warning
@@ -35,7 +35,9 @@ def named(subject: Subject, vm: str) -> Generator[Finding, None, Subject]:
     if chosen is not None:
         total = sum(disk.size_bytes for disk in chosen)
         out = f", {len(machine.disks) - len(chosen)} left out" if len(chosen) < len(machine.disks) else ""
-        yield fine("inspect", f"VM {machine.name}: {len(chosen)} disk(s), {amount(total)} in all{out}")
+        yield fine(
+            "inspect", f"VM {machine.name}: {counted(len(chosen), 'disk')}, {amount(total)} in all{out}"
+        )
     subject = replace(subject, machine=machine, disks=machine.disks if chosen is None else chosen)
     yield from _disks(subject)
     return subject

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 
 from ..azure import names
+from ..events import counted
 from ..model import Json, at
 from ..worker.network import check_network
 from .finding import Finding, ask, error, fine, warning
@@ -44,7 +45,7 @@ def subnet(subject: Subject) -> Iterator[Finding]:
         tell = warning if _has_ipv6(found) else error
         yield tell("worker", f"subnet {name} has no free address", "Choose a larger export_network.")
     else:
-        yield fine("worker", f"subnet {name} has {free} free addresses")
+        yield fine("worker", f"subnet {name} has {counted(free, 'free address', 'free addresses')}")
     firewall = at(found, "properties.networkSecurityGroup.id")
     if firewall:
         port = subject.context.environment.export_worker_ssh_port

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 
 from ..azure import names, skus
 from ..azure.client import Azure
-from ..events import Event, Notice, amount, duration
+from ..events import Event, Notice, amount, counted, duration
 from ..machine import cloning
 from ..model import Json, at
 from ..settings import Environment
@@ -35,10 +35,9 @@ def size(subject: Subject) -> Generator[Finding, None, Json | None]:
     zone = f", zone {needed.zone}" if needed.zone else ""
     yield fine("worker", f"size {found.name} is offered in {here}{zone}")
     if len(subject.disks) > found.slots:
-        rounds = -(-len(subject.disks) // found.slots)
-        yield fine(
-            "copy", f"{len(subject.disks)} disks, the worker holds {found.slots}: copied in {rounds} rounds"
-        )
+        disks, rounds = len(subject.disks), -(-len(subject.disks) // found.slots)
+        held = f"{counted(disks, 'disk')}, the worker holds {found.slots}"
+        yield fine("copy", f"{held}: copied in {counted(rounds, 'round')}")
     sku = next(sku for sku in subject.context.azure.sizes(here) if sku["name"] == found.name)
     rate = skus.capability(sku, "UncachedDiskBytesPerSecond")
     total = sum(disk.size_bytes for disk in subject.disks)
@@ -79,7 +78,8 @@ def capacity(subject: Subject, sku: Json) -> Iterator[Finding]:
     if rest < cores:
         yield warning(
             "worker",
-            f"the quota of {family} leaves {rest} vCPUs, {sku['name']} needs {cores}: another size will be tried",
+            f"the quota of {family} leaves {counted(rest, 'vCPU')}, {sku['name']} needs {cores}: another size will be "
+            "tried",
             "Ask for a higher quota, or choose an export_worker_size of another family.",
         )
 

@@ -22,7 +22,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ..errors import CleanupIncomplete, cleaned
-from ..events import amount
+from ..events import amount, counted
 from ..model import Machine
 
 VERIFIED = {True: "yes", None: "not verified", False: "NO"}
@@ -132,8 +132,8 @@ def show_machine(machine: Machine) -> None:
     firmware = f"{machine.firmware} with secure boot" if machine.secure_boot else machine.firmware
     out().print(
         cleaned(
-            f"{machine.size}: {machine.vcpus} vCPUs, {machine.memory_mb} MiB · {machine.os_type} · {firmware} · "
-            f"hostname {machine.hostname or 'unknown'}"
+            f"{machine.size}: {counted(machine.vcpus, 'vCPU')}, {machine.memory_mb} MiB · {machine.os_type} · "
+            f"{firmware} · hostname {machine.hostname or 'unknown'}"
         )
     )
     disks = [

@@ -11,6 +11,7 @@ import click
 
 from .. import settings
 from ..errors import InvalidInput
+from ..events import counted
 from .commands import cli
 from .options import json_option
 from .output import Table, print_json, say
@@ -109,7 +110,7 @@ def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> N
     if disk != "os" and not (lun.isascii() and lun.isdecimal()):
         raise InvalidInput(f"{disk!r} names no disk", remedy="Write os, or data-0, data-1, ...")
     local.write(directory, name, disk if disk == "os" else int(lun), file)
-    say(as_json, {"written": file.stat().st_size}, f"{file.stat().st_size} bytes written")
+    say(as_json, {"written": file.stat().st_size}, f"{counted(file.stat().st_size, 'byte')} written")
 
 
 @sandbox.command()

@@ -18,6 +18,7 @@ from ..azure import names, skus
 from ..azure.blobs import Storage
 from ..azure.client import Azure
 from ..errors import AzureError, InvalidInput, NotFound, Unreadable, Unsupported
+from ..events import counted
 from ..model import Disk, Json, Machine, Nic, at, canonical_location, must
 from ..threads import ordered
 from . import unmanaged
@@ -120,7 +121,7 @@ def _named(machine: Machine, word: str) -> Disk:
         )
     if len(found) > 1:
         raise InvalidInput(
-            f"exclude_disks: {word} names {len(found)} disks of {machine.name}: "
+            f"exclude_disks: {word} names {counted(len(found), 'disk')} of {machine.name}: "
             + ", ".join(f"{disk.name} ({names.name_of(disk.id)})" for disk in found),
             remedy=f"Give the ARM id of the disk that is meant: {' or '.join(disk.id for disk in found)}.",
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..azure.client import Azure
 from ..errors import AzureError, InvalidInput, NotFound
+from ..events import counted
 from ..model import Json, canonical_location
 
 LOG = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def called(vms: Iterable[Json], name: str) -> Json:
     if len(found) > 1:
         ids = " or ".join(str(vm["id"]) for vm in found)
         raise InvalidInput(
-            f"{len(found)} VMs are called {name}",
+            f"{counted(len(found), 'VM')} are called {name}",
             remedy=f"Set resource_group, or give the ARM id of the VM that is meant: {ids}.",
         )
     return found[0]

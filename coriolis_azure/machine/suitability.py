@@ -106,8 +106,8 @@ def _encryption(vm: Json, disks: Sequence[Json]) -> list[str]:
     keyed = {_name(disk) for disk in disks if at(disk, "properties.encryption.diskEncryptionSetId")}
     if keyed:
         found.append(
-            f"{_listed(keyed)} use customer-managed keys: copies use the same disk encryption set, and the identity "
-            "needs Microsoft.Compute/diskEncryptionSets/read. The replica itself is plain."
+            f"{_saying(keyed, 'uses', 'use')} customer-managed keys: copies use the same disk encryption set, and the "
+            "identity needs Microsoft.Compute/diskEncryptionSets/read. The replica itself is plain."
         )
     if security_type(vm, disks) == "TrustedLaunch":
         found.append(
@@ -133,11 +133,11 @@ def _consistency(vm: Json, disks: Sequence[Json]) -> list[str]:
         if leaving(entry)
     }
     if going:
-        found.append(f"{_listed(going)} are being detached from the VM: they are not copied.")
+        found.append(f"{_saying(going, 'is being', 'are being')} detached from the VM: that is not copied.")
     shared = {_name(disk) for disk in disks if at(disk, "properties.maxShares", 1) > 1}
     if shared:
         found.append(
-            f"{_listed(shared)} are shared between machines: a copy is only as consistent as their cluster. "
+            f"{_saying(shared, 'is', 'are')} shared between machines: a copy is only as consistent as their cluster. "
             "Stop the cluster's writes for the last run."
         )
     if len(disks) > 1 and power_state(vm) == "running":
@@ -215,8 +215,8 @@ def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
     large = {_name(disk) for disk in disks if at(disk, "properties.creationData.logicalSectorSize") == 4096}
     if large:
         found.append(
-            f"{_listed(large)} have sectors of 4096 bytes: partitions are not found on a destination with sectors of "
-            "512 bytes."
+            f"{_saying(large, 'has', 'have')} sectors of 4096 bytes: partitions are not found on a destination with "
+            "sectors of 512 bytes."
         )
     accelerated = {
         at(entry, "name") or f"LUN {at(entry, 'lun', 'of the OS disk')}"
@@ -228,8 +228,8 @@ def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
     }
     if accelerated:
         found.append(
-            f"{_listed(accelerated)} use Write Accelerator, of which Azure does not promise to take snapshots: turn it "
-            "off for the runs if it refuses."
+            f"{_saying(accelerated, 'uses', 'use')} Write Accelerator, of which Azure does not promise to take "
+            "snapshots: turn it off for the runs if it refuses."
         )
     if edge := at(vm, "extendedLocation.name", ""):
         found.append(
@@ -255,3 +255,8 @@ def _name(disk: Json) -> str:
 
 def _listed(found: set[str]) -> str:
     return ", ".join(sorted(found))
+
+
+def _saying(found: set[str], one: str, several: str) -> str:
+    """The names with the verb that goes with them."""
+    return f"{_listed(found)} {one if len(found) == 1 else several}"

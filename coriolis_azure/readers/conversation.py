@@ -19,6 +19,7 @@ from ..agent import wire
 from ..agent.tls import Tls
 from ..agent.wire import DIGEST, GRAIN, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO
 from ..errors import AgentFailed, ConnectionLost, StreamEnded, cleaned
+from ..events import counted
 from ..replica.manifest import HASHES, Manifest, grain_count
 from ..threads import Lock
 from .channel import Direct
@@ -193,7 +194,7 @@ class Dialogue:
                     yield self._chunk(frame)
         if self._due != self._base.count or self._asked:
             raise self._foreign(
-                f"END after {self._due} of {self._base.count} chunks, {len(self._asked)} still asked for"
+                f"END after {self._due} of {counted(self._base.count, 'chunk')}, {len(self._asked)} still asked for"
             )
         root = _document(frame.payload).get("root")
         if not isinstance(root, str):
@@ -211,7 +212,7 @@ class Dialogue:
             raise self._foreign(f"message {kind} in the middle of a scan")
         count, most = (1, 1) if kind == wire.DATA else (frame.count, RUNS[kind])
         if frame.index != due or not 1 <= count <= min(most, last - due):
-            raise self._foreign(f"{count} chunk(s) from {frame.index} on where chunk {due} is due")
+            raise self._foreign(f"{counted(count, 'chunk')} from {frame.index} on where chunk {due} is due")
         self._due += count
         if kind == wire.ASK:
             self._asked.extend(range(due, self._due))
@@ -219,7 +220,9 @@ class Dialogue:
                 raise self._foreign(f"ASK for chunk {self._due - 1}, which is one too many")
             grains = sum(grain_count(self._base.span(index)[1]) for index in range(due, self._due))
             if len(frame.payload) != DIGEST * grains:
-                raise self._foreign(f"ASK for {count} chunk(s) with {len(frame.payload)} bytes of digests")
+                raise self._foreign(
+                    f"ASK for {counted(count, 'chunk')}, {len(frame.payload)} bytes of digests"
+                )
 
     def _chunk(self, frame: _Frame) -> Chunk | Question:
         """What a frame says, in the words of every reader."""

@@ -10,7 +10,7 @@ from ..azure import names
 from ..azure.client import Azure
 from ..clock import Clock
 from ..errors import AzureError, DeadlinePassed
-from ..events import Notice, Report
+from ..events import Notice, Report, counted
 from ..model import Json, Worker, at
 from .resources import patiently
 
@@ -58,11 +58,8 @@ def emptied(azure: Azure, vm: str, report: Report, clock: Clock) -> bool:
     if not disks:
         return False
     name = names.name_of(vm)
-    report(
-        Notice(
-            f"the worker {name} has {len(disks)} disk(s) of another run attached: it is stopped and rid of them"
-        )
-    )
+    found = counted(len(disks), "disk")
+    report(Notice(f"the worker {name} has {found} of another run attached: it is stopped and rid of them"))
     azure.deallocate(vm)
     change(azure, vm, lambda _: [], clock)
     return True

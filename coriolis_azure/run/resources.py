@@ -18,7 +18,7 @@ from ..azure.blobs import Blob, Container, Storage
 from ..azure.client import Azure
 from ..clock import Clock, hurried
 from ..errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, HostExhausted, NotFound
-from ..events import Report, Wait, silent
+from ..events import Report, Wait, counted, silent
 from ..model import Json, Run
 from ..threads import Lock, every, ordered
 from .holders import holders
@@ -210,7 +210,7 @@ def delete(
     deletion = _Deletion(azure, clock, wanted, {id.lower() for id in before})
     stayed: list[str] = []
     all_, tried = len(blobs) + len(wanted), 0
-    waiting = Wait(azure.report, clock, f"the deletion of {all_} resources")
+    waiting = Wait(azure.report, clock, f"the deletion of {counted(all_, 'resource')}")
     if all_ > 1:
         waiting.still(0)
     for of_kind in by_kind.values():

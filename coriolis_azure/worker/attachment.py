@@ -16,7 +16,7 @@ from ..azure.client import Azure
 from ..azure.names import name_of
 from ..clock import Clock
 from ..errors import HostKeyChanged, Unreachable, WorkerRestarted
-from ..events import Notice, Report, Step
+from ..events import Notice, Report, Step, counted
 from ..model import Worker
 from ..readers import ssh
 from ..run import attached_disks
@@ -105,7 +105,7 @@ class Attachment:
         self._restarts += 1
         if self._restarts > RESTARTS:
             raise WorkerRestarted(
-                f"the worker {vm} has booted again {self._restarts} times while it was read"
+                f"the worker {vm} has booted again {counted(self._restarts, 'time')} while it was read"
             )
         told = f"the worker {vm} has booted again with the clones attached: they are made anew from the snapshots"
         self._report(Notice(told))
