@@ -4,7 +4,8 @@ Families end in `Error`; leaves name the fact. Each class carries its exit code 
 the imperative that says what to do. A raise may give a better remedy than its class. Bugs (`KeyError`,
 `TypeError`, ...) are not wrapped: they travel to the top with their trace.
 
-Messages hold words of others: Azure's, the worker's, names of files. `cleaned` makes them safe to show.
+Messages hold words of others: Azure's, the worker's, names of files. `cleaned` and `told_by_others` make them safe to
+show.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def cleaned(text: object, limit: int | None = None) -> str:
     if shown.isprintable():
         return shown
     return "".join(map(_escaped, shown))
+
+
+def told_by_others(words: object, limit: int = 500) -> str:
+    """What another program has said, as a person may see it: cleaned, without blanks around it, not without end."""
+    text = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
+    return cleaned(text.strip(), limit)
 
 
 def _escaped(letter: str) -> str:

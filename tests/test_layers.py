@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The owners of imports from outside, as rooms or modules.
 OWNERS = {
     "azure": {"azure", "sandbox"},
-    "paramiko": {"readers.ssh", "readers.keys", "sandbox"},
+    "paramiko": {"readers.ssh", "readers.keys", "readers.paramiko_internals", "sandbox"},
     "requests": {"azure", "sandbox"},
     "coriolis": {"plugin"},
     "oslo_config": {"plugin"},

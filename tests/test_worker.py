@@ -17,6 +17,7 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, silent
 from coriolis_azure.model import Machine, Run, Worker
 from coriolis_azure.readers import keys, ssh
+from coriolis_azure.readers.paramiko_internals import Arrived
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
@@ -281,7 +282,7 @@ def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(
 
 
 def test_what_comes_for_a_channel_is_taken_in_order_and_in_pieces_no_larger_than_asked_for() -> None:
-    arrived = ssh.Arrived(3000007)
+    arrived = Arrived(3000007)
     for packet in (b"abc", b"", b"defg", b""):
         arrived.feed(packet)
     assert (arrived.read_ready(), len(arrived)) == (True, 7)

@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import tls
 from ..clock import Clock
-from ..errors import CorruptChunk, DestinationFailed, InvalidInput, cleaned, exhausted
+from ..errors import CorruptChunk, DestinationFailed, InvalidInput, exhausted, told_by_others
 from ..events import Notice, Report
 from ..replica.destinations import Content
 from ..threads import Lock, ordered
@@ -197,7 +197,7 @@ class Device:
                     raise self._failed(f"it computed a {job['checksum_algorithm']!r}", offset)
                 return str(job.get("checksum_value"))
             if state == "failed":
-                raise self._failed(f"its checksum job failed: {_printable(job.get('error_message'))}", offset)
+                raise self._failed(f"its checksum job failed: {_words(job.get('error_message'))}", offset)
             if clock.monotonic() > until:
                 raise self._failed(f"its checksum job took over {_CHECK_SECONDS:g} seconds", offset)
             clock.sleep(pause)
@@ -245,7 +245,7 @@ class Device:
                     return words
                 if status in missing:
                     return None
-                said = f"{what} was answered with status {status}: {_printable(words)}"
+                said = f"{what} was answered with status {status}: {_words(words)}"
                 if status < 500:
                     break
             if pause is not None:
@@ -324,6 +324,5 @@ def _zeros(length: int) -> tuple[bytes, bytes]:
     return gzip.compress(zeros, 9, mtime=0), hashlib.sha256(zeros).digest()
 
 
-def _printable(words: Any) -> str:
-    text = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
-    return cleaned(text.strip(), _WORDS) or "no words"
+def _words(told: object) -> str:
+    return told_by_others(told, _WORDS) or "no words"

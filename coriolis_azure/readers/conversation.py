@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from ..agent import wire
 from ..agent.tls import Tls
 from ..agent.wire import DIGEST, GRAIN, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO
-from ..errors import AgentFailed, ConnectionLost, StreamEnded, cleaned
+from ..errors import AgentFailed, ConnectionLost, StreamEnded, told_by_others
 from ..events import counted
 from ..replica.manifest import HASHES, Manifest, grain_count
 from ..threads import Lock
@@ -131,7 +131,7 @@ class Dialogue:
             if ready.get("port") == offer["port"]:
                 self._tls = self._direct.connect(offer["port"])
             else:
-                self._direct.give_up(f"the agent {_words(ready.get('why'))}")
+                self._direct.give_up(f"the agent {told_by_others(ready.get('why'))}")
         self._send(wire.GO, 1 if self._tls else 0, b"")
         self._tell_base()
         return self._base
@@ -305,7 +305,7 @@ class Dialogue:
     def _given_up(self, said: dict[str, Any]) -> AgentFailed:
         disk, offset = self._flow.disk, said.get("offset")
         return AgentFailed(
-            f"{disk}: the agent on the worker gave up: {_words(said.get('message'))}",
+            f"{disk}: the agent on the worker gave up: {told_by_others(said.get('message'))}",
             disk=disk,
             offset=offset if isinstance(offset, int) else None,
         )
@@ -333,8 +333,3 @@ def _document(payload: bytes | memoryview) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise StreamEnded("the worker's stream holds JSON of another shape")
     return said
-
-
-def _words(said: Any) -> str:
-    """A text of the agent's, as a person may see it."""
-    return cleaned(said, 500)

@@ -1,4 +1,4 @@
-"""Pinned connections: to the worker, and to the target that the orchestrator names. The only import of paramiko.
+"""Pinned connections: to the worker, and to the target that the orchestrator names.
 
 We make the worker's host key ourselves and give it to the worker through cloud-init, so the very first
 connection already knows what to expect. Another key is never accepted. The target's key nobody tells us: what
@@ -8,10 +8,8 @@ it shows on the first connection of a run is what it must show on all others.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import shlex
 import socket
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +18,6 @@ from types import TracebackType
 import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from paramiko.buffered_pipe import PipeTimeout
 from paramiko.ssh_exception import AuthenticationException, ChannelException, SSHException
 
 from .. import agent
@@ -32,14 +29,21 @@ from ..errors import (
     HostKeyChanged,
     StreamEnded,
     Unreachable,
-    cleaned,
     exhausted,
+    told_by_others,
 )
 from ..events import Report, Wait
 from ..model import Worker
-from ..threads import Condition, Lock, within
+from ..threads import Lock, within
 from .channel import SILENCE_SECONDS
 from .keys import private_key
+from .paramiko_internals import (
+    TAKEN,
+    agree_on_new_keys_after,
+    receive_into_blocks,
+    usual_window,
+    wait_for_status,
+)
 
 # A worker answers about a minute after Azure calls it started; slow images take longer.
 READY_SECONDS = 600.0
@@ -58,7 +62,6 @@ _REKEY_BYTES = 4 << 30
 # Enough for 500 MiB/s over a round trip of 20 ms, of all disks together. So much may be kept in memory, twice that
 # from a server that means ill.
 WINDOW = 10 << 20
-_TAKEN = 256 << 10  # bytes that are taken from it at a time, at most: no packet is as large
 # What the worker's Python begins with: it takes so many bytes, and runs them if they have this digest. Python 3.5.
 _START = """# coriolis-azure agent
 import hashlib, os, sys
@@ -127,13 +130,13 @@ class Connection:
         SessionRefused where the server lets the connection have no session more.
         """
         try:
-            channel = self._executing(command, self._transport.default_window_size, patience)
+            channel = self._executing(command, usual_window(self._transport), patience)
         except ChannelException as error:
             raise SessionRefused(
                 f"it lets a connection have no more sessions (MaxSessions): {error}"
             ) from error
         except Exception as error:
-            raise exhausted(error) or StreamEnded(f"the connection broke: {_words(error)}") from error
+            raise exhausted(error) or StreamEnded(f"the connection broke: {_reason(error)}") from error
         return Program(channel, patience)
 
     def close(self) -> None:
@@ -152,15 +155,13 @@ class Connection:
         try:
             return AgentStream(self._executing(command, window, SILENCE_SECONDS))
         except Exception as error:
-            broke = f"the connection to the worker broke: {_words(error)}"
+            broke = f"the connection to the worker broke: {_reason(error)}"
             raise exhausted(error) or ConnectionLost(broke) from error
 
     def _executing(self, command: str, window: int, patience: float) -> paramiko.Channel:
         """A session in which `command` runs. Raises whatever the thread that reads the connection has died of."""
         channel = self._transport.open_session(window_size=window, timeout=_CONNECT_SECONDS)
-        # They have all that a channel uses.
-        channel.in_buffer = Arrived(window)  # type: ignore[assignment]
-        channel.in_stderr_buffer = Arrived(window)  # type: ignore[assignment]
+        receive_into_blocks(channel, window)
         channel.settimeout(patience)
 
         def give_up() -> None:
@@ -180,83 +181,6 @@ class SessionRefused(StreamEnded):
     """A server lets a connection have no session more: with OpenSSH for a moment also where one has just ended."""
 
 
-class Arrived:
-    """What has come for a channel and is not taken yet: the `in_buffer` of a paramiko.Channel.
-
-    paramiko's own is one array, which grows with each packet and is moved when some is taken from it: with the pages
-    that it takes and gives back all the time, that is more work than to decrypt what comes. Here packets are put into
-    blocks of pages, which are used again.
-    """
-
-    def __init__(self, window: int) -> None:
-        self._blocks: deque[_Block] = deque()  # the oldest first; what comes is put into the last
-        self._free: list[_Block] = []
-        self._window, self._held = window, 0
-        self._closed = False
-        self._changed = Condition()
-
-    def feed(self, data: bytes) -> None:
-        """Append what has come: a packet. SSHException where there is more of it than the window lets in."""
-        with self._changed:
-            if len(data) > min(self._window - self._held, _TAKEN):
-                raise SSHException("more has come than may")
-            self._held += len(data)
-            if data:
-                if not self._blocks or self._blocks[-1].stop + len(data) > _TAKEN:
-                    self._blocks.append(self._free.pop() if self._free else _Block())
-                self._blocks[-1].put(data)
-                self._changed.notify()
-
-    def read(self, size: int, timeout: float | None = None) -> memoryview | bytes:
-        """The oldest that has come, `size` bytes at most, which is there until the next call; b"" at the end.
-
-        PipeTimeout after so many seconds in which nothing came.
-        """
-        with self._changed:
-            if self._blocks and self._blocks[0].start == self._blocks[0].stop:
-                self._give_back(self._blocks.popleft())
-            if not self._changed.wait_for(lambda: self._blocks or self._closed, timeout):
-                raise PipeTimeout
-            piece = self._blocks[0].take(size) if self._blocks else b""
-            self._held -= len(piece)
-            return piece
-
-    def read_ready(self) -> bool:
-        """Whether something is there."""
-        return self._held > 0
-
-    def close(self) -> None:
-        """There will be no more."""
-        with self._changed:
-            self._closed = True
-            self._free.clear()
-            self._changed.notify_all()
-
-    def __len__(self) -> int:
-        return self._held
-
-    def _give_back(self, block: _Block) -> None:
-        if not self._closed:  # a channel, and with it this, may be kept long after its end
-            block.start = block.stop = 0
-            self._free.append(block)
-
-
-class _Block:
-    """Pages with what has come and is not taken yet from `start` to `stop`."""
-
-    def __init__(self) -> None:
-        self._pages = memoryview(mmap.mmap(-1, _TAKEN))
-        self.start = self.stop = 0
-
-    def put(self, data: bytes) -> None:
-        self._pages[self.stop : self.stop + len(data)] = data
-        self.stop += len(data)
-
-    def take(self, size: int) -> memoryview:
-        first, self.start = self.start, min(self.start + size, self.stop)
-        return self._pages[first : self.start]
-
-
 class AgentStream:
     """A program on the worker: bytes in, bytes out."""
 
@@ -268,9 +192,9 @@ class AgentStream:
         """What there is of its output, `size` bytes at most; AgentFailed or ConnectionLost where it has ended."""
         if not self._rest:
             try:
-                came = self._channel.recv(_TAKEN)
+                came = self._channel.recv(TAKEN)
             except _BROKEN as error:
-                raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
+                raise ConnectionLost(f"the connection to the worker broke: {_reason(error)}") from error
             if not came:
                 raise self.ended()
             self._rest = memoryview(came)
@@ -282,15 +206,15 @@ class AgentStream:
         try:
             self._channel.sendall(data)
         except _BROKEN as error:
-            raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
+            raise ConnectionLost(f"the connection to the worker broke: {_reason(error)}") from error
 
     def finish(self) -> None:
         """End its input and wait for it; AgentFailed unless it ends well, ConnectionLost where nobody can tell."""
         try:
             self._channel.shutdown_write()
         except _BROKEN as error:
-            raise ConnectionLost(f"the connection to the worker broke: {_words(error)}") from error
-        if not self._channel.status_event.wait(SILENCE_SECONDS):
+            raise ConnectionLost(f"the connection to the worker broke: {_reason(error)}") from error
+        if not wait_for_status(self._channel, SILENCE_SECONDS):
             raise ConnectionLost("the program on the worker does not end")
         if self._channel.recv_exit_status() != 0:
             raise self.ended()
@@ -311,7 +235,7 @@ class AgentStream:
     def ended(self) -> AgentFailed | ConnectionLost:
         """Why there is no more output: the program's own last words, where it had any."""
         if not self._channel.exit_status_ready():
-            self._channel.status_event.wait(_CONNECT_SECONDS)
+            wait_for_status(self._channel, _CONNECT_SECONDS)
         status = self._channel.recv_exit_status() if self._channel.exit_status_ready() else -1
         if status < 0:  # no status: the connection broke off, or a signal ended the program
             return ConnectionLost("the connection to the worker broke off")
@@ -368,7 +292,7 @@ class Program:
 
     def status(self, seconds: float) -> int | None:
         """What it ended with; None where it does not tell within `seconds`, or not at all."""
-        self._channel.status_event.wait(seconds)
+        wait_for_status(self._channel, seconds)
         if not self._channel.exit_status_ready():
             return None
         status = self._channel.recv_exit_status()
@@ -376,11 +300,10 @@ class Program:
 
     def words(self) -> str:
         """What it complained of so far: the last printable line."""
-        text = b""
-        if self._channel.recv_stderr_ready():
-            text = bytes(self._channel.recv_stderr(_STDERR_BYTES))
-        lines = text.decode(errors="replace").strip().splitlines()
-        return cleaned(lines[-1], 300) if lines else ""
+        if not self._channel.recv_stderr_ready():
+            return ""
+        lines = bytes(self._channel.recv_stderr(_STDERR_BYTES)).strip().splitlines()
+        return told_by_others(lines[-1], 300) if lines else ""
 
     def close(self) -> None:
         """End its input and output; the other side ends it then."""
@@ -404,7 +327,7 @@ class Program:
         except _BROKEN as error:
             # A program that ends while it is written to closes its channel: the connection holds all the same.
             over = self._channel.closed and self._channel.get_transport().is_active()
-            raise StreamEnded("it ended" if over else f"the connection broke: {_words(error)}") from error
+            raise StreamEnded("it ended" if over else f"the connection broke: {_reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -582,7 +505,7 @@ def _opened(address: str, port: int, where: str) -> paramiko.Transport:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_SECONDS)
             transport = paramiko.Transport(plain)
-            transport.packetizer.REKEY_BYTES = _REKEY_BYTES
+            agree_on_new_keys_after(transport, _REKEY_BYTES)
             undo.pop_all()
     except (OSError, SSHException) as error:
         raise exhausted(error) or Unreachable(f"{where} does not answer: {error}") from error
@@ -606,10 +529,10 @@ def _signing_in(transport: paramiko.Transport, where: str) -> Iterator[None]:
             raise
         # Whatever the thread that reads the connection has died of.
         raise exhausted(error) or Unreachable(
-            f"{where} does not speak SSH with us: {_words(error)}"
+            f"{where} does not speak SSH with us: {_reason(error)}"
         ) from error
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What an error of paramiko's says; many of them say nothing."""
     return str(error) or ("it was silent" if isinstance(error, TimeoutError) else type(error).__name__)
