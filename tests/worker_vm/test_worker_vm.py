@@ -71,7 +71,8 @@ def running_worker(
 
 @pytest.fixture
 def machine(running_worker: Machine) -> Iterator[Machine]:
-    """It, with nothing attached before and after."""
+    """It, running, with nothing attached before and after."""
+    running_worker.revive()  # one that died in a test before fails only that one
     yield running_worker
     for lun in list(running_worker.attached):
         running_worker.detach(lun)
