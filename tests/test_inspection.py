@@ -209,7 +209,7 @@ def states(*codes: str) -> dict[str, Any]:
         ({"securityProfile": {"securityType": "trustedlaunch"}}, [], "virtual TPM is not copied"),
         ({}, [disk("os", securityProfile={"securityType": "TrustedLaunch"})], "virtual TPM is not copied"),
         ({"storageProfile": {"osDisk": {}, "diskControllerType": "nvme"}}, [], "as NVMe"),
-        ({"storageProfile": {"osDisk": {"writeAcceleratorEnabled": True}}}, [], "use Write Accelerator"),
+        ({"storageProfile": {"osDisk": {"writeAcceleratorEnabled": True}}}, [], "uses Write Accelerator"),
     ],
 )
 def test_what_should_be_known_is_told(
