@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
+from typing import TypeVar
 
 from .errors import WaitEnded
 
@@ -77,6 +78,19 @@ def wait(seconds: float) -> None:
 def rfc3339(moment: datetime) -> str:
     """A moment as documents and events tell it: UTC, with milliseconds."""
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+T = TypeVar("T")
+
+
+def retried(act: Callable[[], T], refused: type[Exception], pauses: Iterable[float], clock: Clock) -> T:
+    """What `act` gives; where it is `refused` it is tried again after each of the pauses, and then no more."""
+    for pause in pauses:
+        try:
+            return act()
+        except refused:
+            clock.sleep(pause)
+    return act()
 
 
 class Clock:

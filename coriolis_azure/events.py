@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TextIO
@@ -70,7 +71,14 @@ Report = Callable[[Event], None]
 
 
 class Wait:
-    """Tells of one wait, when it begins and then every ten seconds."""
+    """One wait: for `what`, for `seconds` at most where that is given. It is told of at once and every ten seconds.
+
+    waiting = Wait(report, clock, "the copy", 3600)
+    while not copied():
+        if waiting.left <= 0:
+            raise DeadlinePassed(...)
+        waiting.pause(5)
+    """
 
     def __init__(self, report: Report, clock: Clock, what: str, seconds: float | None = None) -> None:
         self._report, self._clock = report, clock
@@ -78,13 +86,28 @@ class Wait:
         self._began = clock.monotonic()
         self._next = 0.0
 
+    @property
+    def waited(self) -> float:
+        """The seconds since it began."""
+        return self._clock.monotonic() - self._began
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left of the limit, negative once it has passed; infinite where there is none."""
+        return math.inf if self._seconds is None else self._seconds - self.waited
+
     def still(self, percent: float | None = None) -> None:
         """What is waited for is not there yet."""
-        waited = self._clock.monotonic() - self._began
+        waited = self.waited
         if waited >= self._next:
             self._next = waited + _TELL_SECONDS
             done = None if percent is None else int(percent)
             self._report(Waiting(self._what, self._seconds, round(waited, 3), done))
+
+    def pause(self, seconds: float, percent: float | None = None) -> None:
+        """It is not there yet: look again after so many seconds. WaitEnded when the wait is called off."""
+        self.still(percent)
+        self._clock.sleep(seconds)
 
 
 def amount(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -13,8 +14,8 @@ import pytest
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names, patience, profiles
-from coriolis_azure.clock import Clock, Scope
-from coriolis_azure.events import Event, Waiting
+from coriolis_azure.clock import Clock, Scope, retried
+from coriolis_azure.events import Event, Wait, Waiting, silent
 from coriolis_azure.model import Run
 from coriolis_azure.run import cleanup, interrupts, resources
 from coriolis_azure.run.journal import Journal
@@ -312,3 +313,50 @@ def test_no_token_goes_to_a_host_that_an_answer_names(
 )
 def test_the_hosts_of_the_public_cloud(url: str, owned: bool) -> None:
     assert profiles.CLOUDS["AzureCloud"].owns(url) == owned
+
+
+# Waiting, and trying again
+
+
+def test_a_wait_knows_its_limit_and_is_told_of_every_ten_seconds() -> None:
+    clock, told = Held(), []
+    waiting = Wait(told.append, clock, "the tide", 30)
+    looks = 0
+    while waiting.left > 0:
+        waiting.pause(4, percent=looks)
+        looks += 1
+    assert (looks, waiting.waited) == (8, 32)
+    assert told == [
+        Waiting("the tide", 30, 0.0, 0),
+        Waiting("the tide", 30, 12.0, 3),
+        Waiting("the tide", 30, 24.0, 6),
+    ]
+    assert Wait(silent, clock, "ever").left == math.inf
+
+
+@pytest.mark.parametrize(("refusals", "slept"), [(0, 0), (1, 1), (2, 4)])
+def test_what_is_refused_is_tried_again_after_each_pause(refusals: int, slept: float) -> None:
+    clock, tries = Held(), iter(range(9))
+
+    def act() -> str:
+        if next(tries) < refusals:
+            raise errors.Unreachable("not yet")
+        return "done"
+
+    assert retried(act, errors.Unreachable, (1, 3), clock) == "done"
+    assert clock.monotonic() == slept
+
+
+def test_after_the_last_pause_a_refusal_is_final_and_another_error_is_at_once() -> None:
+    clock, raised = Held(), []
+
+    def refused() -> None:
+        raised.append(errors.Unreachable("never"))
+        raise raised[-1]
+
+    with pytest.raises(errors.Unreachable):
+        retried(refused, errors.Unreachable, (1, 3), clock)
+    assert (len(raised), clock.monotonic()) == (3, 4)
+    with pytest.raises(errors.Unreachable):
+        retried(refused, errors.HostKeyChanged, (1, 3), clock)
+    assert len(raised) == 4

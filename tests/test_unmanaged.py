@@ -16,7 +16,7 @@ import pytest
 
 from coriolis_azure import AzureExportProvider, vhd
 from coriolis_azure.errors import Denied, NotFound, Unsupported
-from coriolis_azure.events import Event, Notice
+from coriolis_azure.events import Event, Notice, Waiting
 from coriolis_azure.machine import unmanaged
 from coriolis_azure.model import Run
 from coriolis_azure.run import cleanup, journal
@@ -164,6 +164,32 @@ def test_a_copy_is_imported_where_a_snapshot_cannot_be(
     assert "os: its VHD is imported" in notices(told)
     assert interim(azure) == []
     assert azure.storage.account("sandboxstorage").containers["interim"].blobs == {}
+
+
+def test_a_copy_that_takes_long_is_told_of_with_its_share(
+    azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], told: list[Event]
+) -> None:
+    source, looks = connect(INTERIM, clock=Later()), iter(("0/100", "0/100", "25/100", "50/100", ""))
+
+    def slowly(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if request.method == "HEAD" and "/interim/coriolis-" in request.path and (share := next(looks, None)):
+            slow = {"x-ms-copy-status": "pending", "x-ms-copy-progress": share}
+            return Response(response.status, {**response.headers, **slow}, response.body)
+        return response
+
+    azure.intercept = slowly
+    run = source.new_run(source.inspect("old-1"))
+    resources = source.resources(run, Journal(run))
+    frozen = unmanaged.freeze_all(resources, source.storage, source.inspect("old-1").disks)
+    container = source.storage.interim()
+    assert container is not None
+    container.ensure()
+    resources.copy_blob(frozen["os"], container, "copy-os")
+    shares = [event.percent for event in told if isinstance(event, Waiting) and "to copy" in event.what]
+    assert shares == [0, 25]  # every ten seconds, of looks every five
+    azure.intercept = None
+    assert source.finish(run) == []
 
 
 def test_without_a_container_a_refused_import_is_told_and_the_disk_read_directly(

@@ -34,6 +34,7 @@ from azure.storage.blob import (
 from .. import __version__
 from ..clock import Clock
 from ..errors import Conflict, CoriolisAzureError, DeadlinePassed, InvalidInput, NotFound, OperationFailed
+from ..events import Report, Wait, silent
 from ..model import Json, canonical_location
 from . import names
 from .client import Azure
@@ -312,17 +313,19 @@ class Blob:
             stamp = str(self._client.create_snapshot(metadata=dict(metadata))["snapshot"])
         return self.account.container(self.container).blob(self.name, stamp)
 
-    def copy_from(self, source: Blob, metadata: Mapping[str, str], clock: Clock) -> None:
+    def copy_from(
+        self, source: Blob, metadata: Mapping[str, str], clock: Clock, report: Report = silent
+    ) -> None:
         """Make it a copy of `source`; Azure moves the bytes. Waits until all are there."""
+        waiting = Wait(report, clock, f"Azure to copy {source.url}", _COPY_SECONDS)
         own = source.account.id.lower() == self.account.id.lower()
         url = source.url if own else source.account.readable_url(source, clock)
         with translated(f"copy {source.url} to", self.url):
             self._client.start_copy_from_url(url, metadata=dict(metadata))
-            until = clock.monotonic() + _COPY_SECONDS
             while (state := self._client.get_blob_properties().copy).status == "pending":
-                if clock.monotonic() > until:
+                if waiting.left < 0:
                     raise DeadlinePassed(f"the copy of {source.url} took more than a day")
-                clock.sleep(5)
+                waiting.pause(5, _percent(state.progress))
         if state.status != "success":
             raise OperationFailed(f"the copy of {source.url} ended as {state.status}", resource=self.url)
 
@@ -461,3 +464,9 @@ def _not_of_pages(response: Any) -> None:
     """Keep the library from listing all pages of a page blob each time that a part of it is read."""
     if response.http_response.status_code == 206:
         response.http_response.headers["x-ms-blob-type"] = "BlockBlob"
+
+
+def _percent(progress: str | None) -> float | None:
+    """How much of a copy is done, by Azure's `<copied>/<all>`; None where it does not say."""
+    copied, _, all_ = (progress or "").partition("/")
+    return 100 * int(copied) / int(all_) if copied.isdecimal() and all_.isdecimal() and int(all_) else None

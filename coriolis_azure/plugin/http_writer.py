@@ -28,7 +28,7 @@ from typing import Any
 from .. import tls
 from ..clock import Clock
 from ..errors import CorruptChunk, DestinationFailed, InvalidInput, exhausted, told_by_others
-from ..events import Notice, Report
+from ..events import Notice, Report, Wait, silent
 from ..replica.destinations import Content
 from ..threads import Lock, ordered
 
@@ -89,10 +89,10 @@ class Device:
 
     def open(self) -> None:
         """Lock the device for us; a run that was ended a moment ago may still hold it. See Device."""
-        clock = self._target.clock
-        until = clock.monotonic() + _ACQUIRE_SECONDS
-        while self._request("POST", "/acquire", missing=(409,) if clock.monotonic() < until else ()) is None:
-            clock.sleep(0.5)
+        what = f"an earlier run to let go of the volume of {self._disk}"
+        waiting = Wait(self._target.report, self._target.clock, what, _ACQUIRE_SECONDS)
+        while self._request("POST", "/acquire", missing=(409,) if waiting.left > 0 else ()) is None:
+            waiting.pause(0.5)
         self._acquired = True
 
     def write(self, offset: int, data: Content) -> None:
@@ -186,8 +186,7 @@ class Device:
 
     def _digest(self, id: str, offset: int) -> str:
         """What a checksum job has found, once it has."""
-        clock = self._target.clock
-        until = clock.monotonic() + _CHECK_SECONDS
+        waiting = Wait(silent, self._target.clock, "a checksum", _CHECK_SECONDS)
         pause, longest = _POLL_SECONDS
         while True:
             job = self._asked("GET", f"/checksumJob/{id}", offset)
@@ -198,9 +197,9 @@ class Device:
                 return str(job.get("checksum_value"))
             if state == "failed":
                 raise self._failed(f"its checksum job failed: {_words(job.get('error_message'))}", offset)
-            if clock.monotonic() > until:
+            if waiting.left < 0:
                 raise self._failed(f"its checksum job took over {_CHECK_SECONDS:g} seconds", offset)
-            clock.sleep(pause)
+            waiting.pause(pause)
             pause = min(2 * pause, longest)
 
     def _asked(

@@ -22,10 +22,11 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..clock import Clock
+from ..clock import Clock, retried
 from ..errors import DestinationFailed, HostKeyChanged, InvalidInput, StreamEnded, Unreachable
 from ..readers import ssh
 from ..replica.destinations import Content
@@ -86,14 +87,7 @@ class Target:
 
     def connect(self) -> ssh.Connection:
         """A connection; Unreachable or HostKeyChanged after some attempts."""
-        for pause in _PAUSES:
-            try:
-                return self._host.connect()
-            except HostKeyChanged:
-                raise
-            except Unreachable:
-                self._clock.sleep(pause)
-        return self._host.connect()
+        return retried(self._host.connect, Unreachable, _PAUSES, self._clock)
 
     def receiver(self, connection: ssh.Connection) -> str:
         """The command that starts `write_data`; put there if it is missing. StreamEnded where that fails."""
@@ -125,12 +119,8 @@ class Target:
 
     def started(self, connection: ssh.Connection, command: str, patience: float) -> ssh.Program:
         """A program, as soon as the connection may have a session for it. StreamEnded where that fails."""
-        for pause in _SESSION_PAUSES:
-            try:
-                return connection.start(command, patience)
-            except ssh.SessionRefused:
-                self._clock.sleep(pause)
-        return connection.start(command, patience)
+        start = partial(connection.start, command, patience)
+        return retried(start, ssh.SessionRefused, _SESSION_PAUSES, self._clock)
 
     def run(self, connection: ssh.Connection, command: str, content: bytes = b"", seconds: float = 0) -> int:
         """The status of a command that is given `content`; StreamEnded where there is none in time."""

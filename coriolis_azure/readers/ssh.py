@@ -441,7 +441,6 @@ def connect(
     until it is `given_up`. HostExhausted at once. A worker that `is_set_up` has shown its key before: another key is
     another system's, which no waiting changes.
     """
-    until = clock.monotonic() + patience
     waiting = Wait(report, clock, "the worker to answer on SSH", patience)
     while True:
         try:
@@ -450,10 +449,9 @@ def connect(
             # A worker's SSH server may answer for a moment with the image's own keys, before cloud-init has
             # put ours in place. Nothing is sent to it then.
             is_other = is_set_up and isinstance(error, HostKeyChanged)
-            if is_other or clock.monotonic() > until or given_up():
+            if is_other or waiting.left < 0 or given_up():
                 raise error
-            waiting.still()
-            clock.sleep(_RETRY_SECONDS)
+            waiting.pause(_RETRY_SECONDS)
 
 
 def _connected(worker: Worker) -> paramiko.Transport:

@@ -59,17 +59,15 @@ class Records:
 
     def update(self, id: str, change: Callable[[Record | None], Record]) -> Record:
         """Change the record `id` to what `change` makes of it; done again where another was faster."""
-        done: list[Record] = []
 
-        def once() -> None:
+        def once() -> Record:
             document = self._azure.find(self._arm(id)) or {}
             wanted = change(_record(document) if document else None)
             body = {"location": self._run.location, "tags": self._tags_of(document, wanted), "properties": {}}
             self._azure.put(self._arm(id), body, document.get("etag", ""))
-            done.append(wanted)
+            return wanted
 
-        patiently(once, f"recording the volume {id}", self._clock)
-        return done[-1]
+        return patiently(once, f"recording the volume {id}", self._clock)
 
     def delete(self, id: str) -> list[str]:
         """Forget a volume: what it holds is not known any more. Gives back the resource's id where it stayed."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ..azure import codes, names
 from ..azure.blobs import Blob, Container, Storage
@@ -26,6 +26,7 @@ from .interrupts import Spare, shielded
 from .journal import Journal
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Azure refuses to delete for a while what was in use a moment ago; a NIC of a VM that failed to start is
 # reserved for 180 seconds.
@@ -69,25 +70,21 @@ class Resources:
         id = self.id(kind, role)
         self._journal.intend(id)
         whole = {**body, "location": self.run.location, "tags": self._tags_of(role)}
-        made: list[Json] = []
 
-        def once() -> None:
+        def once() -> Json:
             LOG.info("create %s", id)
-            made.append(self.azure.put(id, whole))
+            return self.azure.put(id, whole)
 
         # A VM that Azure has no room for is asked for in another size.
-        self._patiently(once, f"creating {id}", 0 if kind == "vm" else PATIENCE_SECONDS)
-        return made[-1]
+        return self._patiently(once, f"creating {id}", 0 if kind == "vm" else PATIENCE_SECONDS)
 
     def read(self, id: str) -> Json:
         """What was made, as it is now."""
-        found: list[Json] = []
-        self._patiently(lambda: found.append(self.azure.get(id)), f"reading {id}", _STALE_SECONDS)
-        return found[-1]
+        return self._patiently(lambda: self.azure.get(id), f"reading {id}", _STALE_SECONDS)
 
-    def _patiently(self, act: Callable[[], object], what: str, patience: float) -> None:
+    def _patiently(self, act: Callable[[], Json], what: str, patience: float) -> Json:
         stale = min(_STALE_SECONDS, patience)
-        patiently(act, what, self._clock, patience, self.azure.report, stale=stale)
+        return patiently(act, what, self._clock, patience, self.azure.report, stale=stale)
 
     def intend(self, kind: str, role: str) -> None:
         """Journal what Azure is going to make along with another resource of ours, for instance a VM's OS disk."""
@@ -119,7 +116,7 @@ class Resources:
         """A copy of a blob in another container; Azure moves the bytes."""
         copy = container.blob(f"{names.resource(self.run.id, role)}.vhd")
         self._journal.intend(names.blobs_of(copy.url, self.run.id))
-        copy.copy_from(source, self._metadata(role), self._clock)
+        copy.copy_from(source, self._metadata(role), self._clock, self.azure.report)
         return copy
 
     def _metadata(self, role: str) -> dict[str, str]:
@@ -282,38 +279,31 @@ class _Deletion:
 
 
 def patiently(
-    act: Callable[[], object],
+    act: Callable[[], T],
     what: str,
     clock: Clock,
     patience: float = PATIENCE_SECONDS,
     report: Report = silent,
     *,
     stale: float = 0,
-) -> None:
-    """Do `act`; where Azure says that it is busy and waiting can help, again, for `patience` seconds.
+) -> T:
+    """What `act` gives. Where Azure says that it is busy and waiting can help, it is done again for `patience` seconds.
 
     For `stale` seconds it may also say that something is not there: not all of its servers know at once what was made.
     Raises the last AzureError. A lock, for one, is somebody's decision: no waiting lifts it.
     """
-    begun = clock.monotonic()
-    patient_until = begun + patience
     waiting = Wait(report, clock, f"Azure to be ready for {what}", patience)
     while True:
         try:
-            act()
+            return act()
         except AzureError as error:
             # Asking before Azure permits it only prolongs throttling.
             pause = max(_PAUSE_SECONDS, error.facts.get("retry_after") or 0)
-            helps = _may_pass(error) or (
-                isinstance(error, NotFound) and clock.monotonic() + pause <= begun + stale
-            )
-            if not helps or hurried() or clock.monotonic() + pause > patient_until:
+            helps = _may_pass(error) or (isinstance(error, NotFound) and waiting.waited + pause <= stale)
+            if not helps or hurried() or pause > waiting.left:
                 raise
             LOG.info("%s has to wait, trying again: %s", what, error)
-            waiting.still()
-            clock.sleep(pause)
-        else:
-            return
+            waiting.pause(pause)
 
 
 def _may_pass(error: AzureError) -> bool:
