@@ -14,7 +14,7 @@ import errno
 import os
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 # Control and format characters (escape sequences, line breaks, bidirectional overrides), surrogates, unassigned.
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -43,11 +43,15 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
 
 
+E = TypeVar("E", bound="CoriolisAzureError")
+
+
 class CoriolisAzureError(Exception):
     """The root of the tree: `message`, `remedy`, `exit_code`, and `facts` for machines (offset, code, ids, ...).
 
     `message` is cleaned. Several lines are given as several strings: a line break within one is escaped. `facts` are as
-    they came.
+    they came; those that decisions are made by are attributes too, of the families that have them. `left_behind`: ids
+    of temporary resources that could not be deleted.
     """
 
     exit_code = 1
@@ -60,6 +64,19 @@ class CoriolisAzureError(Exception):
         self.facts = facts
         if remedy is not None:
             self.remedy = cleaned(remedy)
+
+    @property
+    def left_behind(self) -> list[str]:
+        """The ids of temporary resources that stayed."""
+        return list(self.facts.get("left_behind") or ())
+
+    @left_behind.setter
+    def left_behind(self, ids: list[str]) -> None:
+        self.facts["left_behind"] = ids
+
+    def reworded(self: E, message: str, *, remedy: str | None = None) -> E:
+        """The same error with these words, its facts included."""
+        return type(self)(message, remedy=remedy or self.remedy, **self.facts)
 
     def to_json(self) -> dict[str, Any]:
         """The error as `--json` prints it."""
@@ -98,10 +115,30 @@ class AzureError(CoriolisAzureError):
     remedy = "Read Azure's message; if it does not name a cause on your side, run the command again later."
 
     @property
+    def code(self) -> str:
+        """Azure's word for what is wrong; "" where it has told none."""
+        return str(self.facts.get("code") or "")
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the answer; 0 where there was none."""
+        return int(self.facts.get("status") or 0)
+
+    @property
+    def target(self) -> str:
+        """What of the request is wrong, as Azure calls it; "" where it does not say."""
+        return str(self.facts.get("target") or "")
+
+    @property
+    def retry_after(self) -> float:
+        """The seconds after which Azure wants to be asked again; 0 where it names none."""
+        return float(self.facts.get("retry_after") or 0)
+
+    @property
     def reference(self) -> str:
         """By what Azure's support finds the request: its HTTP status and its id; "" where there was no answer."""
-        status, request = self.facts.get("status"), self.facts.get("request_id")
-        parts = [f"HTTP {status}" if status else "", f"request id {request}" if request else ""]
+        request = self.facts.get("request_id")
+        parts = [f"HTTP {self.status}" if self.status else "", f"request id {request}" if request else ""]
         return cleaned(", ".join(part for part in parts if part))
 
 
@@ -214,6 +251,16 @@ class TransferError(CoriolisAzureError):
 
     exit_code = 5
     remedy = "Run again: what had arrived is kept, only the rest is sent."
+
+    @property
+    def disk(self) -> str:
+        """The disk, by its role; "" where it is not of one."""
+        return str(self.facts.get("disk") or "")
+
+    @property
+    def offset(self) -> int | None:
+        """Where in the disk; None where that is not told."""
+        return self.facts.get("offset")
 
 
 class CorruptChunk(TransferError):

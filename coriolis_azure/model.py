@@ -40,7 +40,8 @@ def must(document: Json, path: str) -> Any:
 class Disk:
     """A disk of a VM. `name` is its role in the VM: `os`, or `data-<lun>`; sizes in bytes.
 
-    `bytes_per_second` is what Azure lets it read, 0 where that is not told.
+    `bytes_per_second` is what Azure lets it read, 0 where that is not told. `unmanaged`: it is a VHD blob, whose URL
+    is its id.
     """
 
     id: str
@@ -56,11 +57,7 @@ class Disk:
     encryption_set: str = ""
     encryption_type: str = ""
     bytes_per_second: int = 0
-
-    @property
-    def unmanaged(self) -> bool:
-        """Whether it is a VHD blob; its id is the blob's URL then."""
-        return self.id.startswith("https://")
+    unmanaged: bool = False
 
     @classmethod
     def from_json(cls, raw: Json) -> Disk:

@@ -350,16 +350,13 @@ class Source:
         `vhds`: the URLs of disks that are VHDs, where the VM that has them may be gone by now.
         """
         self.context.report(Step("clean up", run.id))
-        return cleanup.finish(self.azure, run, known, self.context.clock, self.storage, vhds)
+        return cleanup.finish(self.context, run, known, vhds)
 
     def sweep(
         self, older_than: timedelta, *, dry_run: bool = False
     ) -> tuple[list[cleanup.Leftover], list[str]]:
         """Delete what runs that died have left; gives back what was found and the ids that stayed."""
-        group = self.environment.resource_group
-        found, stayed = cleanup.sweep(
-            self.azure, group, older_than, self.context.clock, self._journals, self.storage, dry_run=dry_run
-        )
+        found, stayed = cleanup.sweep(self.context, older_than, self._journals, dry_run=dry_run)
         gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(stayed)]
         if gone and not dry_run:
             self.context.report(
@@ -410,7 +407,7 @@ class Source:
                 error = raised if isinstance(raised, CoriolisAzureError) else exhausted(raised) or raised
                 stayed += self._ended(resources, journal)
                 if isinstance(error, CoriolisAzureError) and stayed:
-                    error.facts["left_behind"] = stayed
+                    error.left_behind = stayed
                 elif isinstance(error, KeyboardInterrupt) and stayed:
                     raise CleanupIncomplete(
                         f"interrupted; not deleted: {', '.join(stayed)}", left_behind=stayed

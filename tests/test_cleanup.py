@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def made(source: Source, run: Run, folder: Path | None = None) -> tuple[resource
 
 
 def sweep(source: Source, hours_later: float, folder: Path | None = None) -> list[str]:
-    found, stayed = cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(hours_later), folder)
+    found, stayed = cleanup.sweep(
+        replace(source.context, clock=Later(hours_later)), timedelta(hours=2), folder
+    )
     assert stayed == []
     return [leftover.run for leftover in found]
 
@@ -41,7 +44,7 @@ def test_a_run_is_dead_after_two_hours_of_silence(source: Source, run: Run) -> N
     made(source, run)
     assert sweep(source, 1.9) == []
     assert sweep(source, 2.1) == [run.id]
-    assert cleanup.leftovers(source.azure, "sandbox") == []
+    assert cleanup.leftovers(source.context) == []
 
 
 def test_a_sign_of_life_keeps_a_long_run_alive(source: Source, run: Run) -> None:
@@ -198,9 +201,9 @@ def test_with_rewritten_tags_only_an_age_of_zero_deletes(source: Source, run: Ru
     assert sweep(source, 100) == []
     found, _ = source.sweep(timedelta(0), dry_run=True)
     assert [leftover.alive for leftover in found] == [None, None]
-    assert len(cleanup.leftovers(source.azure, "sandbox")) == 2
+    assert len(cleanup.leftovers(source.context)) == 2
     assert source.sweep(timedelta(0))[1] == []
-    assert cleanup.leftovers(source.azure, "sandbox") == []
+    assert cleanup.leftovers(source.context) == []
 
 
 def test_a_run_whose_journal_is_held_lives_whatever_its_age(source: Source, run: Run, tmp_path: Path) -> None:
@@ -237,6 +240,6 @@ def test_what_is_known_is_deleted_even_where_azure_does_not_list(
 
     azure.intercept = denied
     with pytest.raises(errors.Denied):
-        cleanup.finish(source.azure, run, kept.ids, Later())
+        cleanup.finish(replace(source.context, clock=Later()), run, kept.ids)
     azure.intercept = None
     assert source.azure.find(found.id("nsg", "nsg")) is None

@@ -287,8 +287,8 @@ def test_a_journal_of_another_host_or_boot_tells_nothing_by_its_lock(
     path = begun_elsewhere(run, tmp_path, **other)
     source.resources(run, Journal(run)).create("nsg", "nsg", NSG)
     assert list(journal.abandoned(tmp_path)) == []
-    assert cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(), tmp_path) == ([], [])
-    found, _ = cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(3), tmp_path)
+    assert cleanup.sweep(source.context, timedelta(hours=2), tmp_path) == ([], [])
+    found, _ = cleanup.sweep(replace(source.context, clock=Later(3)), timedelta(hours=2), tmp_path)
     assert [leftover.run for leftover in found] == [run.id]
     assert path.exists()
 
@@ -309,7 +309,7 @@ def test_a_journal_that_was_never_locked_tells_nothing_by_its_lock(
     with kept:
         source.resources(run, kept).create("nsg", "nsg", NSG)
         assert list(journal.abandoned(tmp_path)) == []
-        assert cleanup.sweep(source.azure, "sandbox", timedelta(hours=2), Later(), tmp_path) == ([], [])
+        assert cleanup.sweep(source.context, timedelta(hours=2), tmp_path) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["cores", "StandardSnapshotCount", "NetworkInterfaces"])

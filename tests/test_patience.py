@@ -243,7 +243,7 @@ def test_ages_are_by_azures_clock(azure: Sandbox, connect: Callable[..., Source]
     made = fast.resources(run, Journal(run))
     made.create("nsg", "nsg", NSG)
     made.show_life()
-    alive = {found.run: found.alive for found in cleanup.leftovers(right.azure, "sandbox")}[run.id]
+    alive = {found.run: found.alive for found in cleanup.leftovers(right.context)}[run.id]
     assert alive is not None
     assert abs(alive - Clock().now()) < timedelta(minutes=1)
     assert right.sweep(timedelta(hours=2)) == ([], [])

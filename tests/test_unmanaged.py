@@ -230,7 +230,7 @@ def test_what_a_dead_run_left_in_storage_is_found_and_deleted(
     resources.copy_blob(frozen["os"], container, "copy-os")
     container.blob("coriolis-of-somebody.vhd").put(b"not ours")
     assert len(interim(azure)) == 3
-    found = cleanup.leftovers(source.azure, "sandbox", source.storage)
+    found = cleanup.leftovers(source.context)
     assert [(each.run, each.instance, len(each.ids)) for each in found] == [(run.id, "old-1", 3)]
     if seen == "journal":
         assert source.finish(run, journal.ids) == []

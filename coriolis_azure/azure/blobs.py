@@ -221,7 +221,7 @@ class Container:
             with translated("create the container", self.url):
                 self._client.create_container()
         except Conflict as error:
-            if error.facts.get("code") != "ContainerAlreadyExists":
+            if error.code != "ContainerAlreadyExists":
                 raise
 
     def blob(self, name: str, snapshot: str = "", version: str = "") -> Blob:
@@ -265,7 +265,7 @@ class Blob:
             with translated("read", self.url):
                 return _properties(self._client.get_blob_properties())
         except NotFound as error:
-            if error.facts.get("code") == "ContainerNotFound":
+            if error.code == "ContainerNotFound":
                 raise
             return None
 

@@ -153,7 +153,7 @@ class Azure:
         try:
             return self.get(id)
         except errors.NotFound as error:
-            if error.facts.get("code") == "SubscriptionNotFound":
+            if error.code == "SubscriptionNotFound":
                 raise
             return None
 

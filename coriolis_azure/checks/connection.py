@@ -17,7 +17,7 @@ def signed_in(subject: Subject) -> Generator[Finding, None, bool]:
         subject.context.azure.validate()
     except Denied as raised:
         yield failed("connect", raised)
-        return raised.facts.get("status") == 403
+        return raised.status == 403
     except CoriolisAzureError as raised:
         yield failed("connect", raised)
         return False

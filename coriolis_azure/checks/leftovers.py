@@ -12,10 +12,7 @@ from .subject import Subject
 
 def leftovers(subject: Subject) -> Iterator[Finding]:
     """What other runs have in the group."""
-    group = subject.context.environment.resource_group
-    found = yield from ask(
-        "clean up", lambda: cleanup.leftovers(subject.context.azure, group, subject.context.storage)
-    )
+    found = yield from ask("clean up", lambda: cleanup.leftovers(subject.context))
     if found:
         runs = ", ".join(leftover.run for leftover in found)
         yield fine(

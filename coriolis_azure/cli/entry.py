@@ -98,7 +98,7 @@ def _tell(error: CoriolisAzureError) -> int:
         return error.exit_code
     show(err(), error.message, "error: ", "bold red")
     show(err(), error.remedy, "what to do: ", "bold")
-    left = error.facts.get("left_behind")
+    left = error.left_behind
     if left and not isinstance(error, CleanupIncomplete):
         text = f"temporary resources that could not be deleted: {len(left)}. Run `coriolis-azure cleanup`."
         show(err(), text, "left in Azure: ", "bold")

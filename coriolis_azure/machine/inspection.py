@@ -263,7 +263,7 @@ def size_of(azure: Azure, location: str, size: str) -> tuple[int, int]:
             if old.get("name", "").lower() == size.lower():
                 return old.get("numberOfCores", 0), old.get("memoryInMB", 0)
     except AzureError as error:
-        if error.facts.get("status") not in _NOT_FOR_US:
+        if error.status not in _NOT_FOR_US:
             raise
         LOG.warning("what a %s has is not known: %s", size, error)
     return 0, 0
@@ -278,14 +278,13 @@ def _vm(azure: Azure, group: str, id: str) -> Json:
     try:
         return azure.get(id, expand="instanceView")
     except NotFound as error:
-        if error.facts.get("code") == "ResourceGroupNotFound":
+        if error.code == "ResourceGroupNotFound":
             remedy = "Correct the resource_group of the source environment."
         else:
             present = sorted(vm.get("name", "?") for vm in azure.resources("vm", group))
             remedy = f"Choose one of the VMs in {group}: {', '.join(present[:20]) or 'there are none'}."
-        raise NotFound(
-            f"there is no VM {names.name_of(id)} in resource group {group}", remedy=remedy, **error.facts
-        ) from error
+        text = f"there is no VM {names.name_of(id)} in resource group {group}"
+        raise error.reworded(text, remedy=remedy) from error
 
 
 def _disk_entries(vm: Json) -> list[Json]:
@@ -321,6 +320,7 @@ def _disk(lun: int | None, entry: Json, disk: Json) -> Disk:
         encryption_set=at(disk, "properties.encryption.diskEncryptionSetId", ""),
         encryption_type=at(disk, "properties.encryption.type", ""),
         bytes_per_second=at(disk, "properties.diskMBpsReadWrite", 0) * 1_000_000,
+        unmanaged=bool(at(entry, "vhd.uri") and not at(entry, "managedDisk.id")),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .. import vhd
 from ..azure import names
@@ -78,19 +79,27 @@ def import_all(
         ),
         strict=True,
     ):
-        if found.startswith("/"):
-            made[disk.name] = found
+        if found.id:
+            made[disk.name] = found.id
             report(Notice(f"{disk.name}: its VHD is imported and read by the worker"))
         else:
-            report(Notice(f"{disk.name}: its VHD is read directly, by this host, because {found}"))
+            report(Notice(f"{disk.name}: its VHD is read directly, by this host, because {found.why_not}"))
     return made
 
 
-def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob, before: int) -> str:
-    """The id of a managed disk from a snapshot, or, if need be, from a copy of it; else why there is none."""
+@dataclass(frozen=True)
+class _Import:
+    """The id of a managed disk that a VHD was imported as; else why there is none."""
+
+    id: str = ""
+    why_not: str = ""
+
+
+def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob, before: int) -> _Import:
+    """A managed disk from a snapshot, or, if need be, from a copy of it."""
     why = must_be_direct(storage, disk, resources.run.location)
     if why:
-        return why
+        return _Import(why_not=why)
     name = f"{disk.name}-{before + 1}" if before else disk.name
     try:
         if snapshot.account.location == resources.run.location:
@@ -101,7 +110,7 @@ def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob
         why = f"Azure does not import it: {error}"
     container = storage.interim()
     if container is None:
-        return why
+        return _Import(why_not=why)
     try:
         container.ensure()
         copy = resources.copy_blob(snapshot, container, f"copy-{name}")
@@ -109,10 +118,10 @@ def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob
     except CloudUnreachable:
         raise
     except AzureError as error:
-        return f"Azure does not import it, nor a copy in {container.url}: {error}"
+        return _Import(why_not=f"Azure does not import it, nor a copy in {container.url}: {error}")
 
 
-def _disk_from(resources: Resources, disk: Disk, blob: Blob, role: str) -> str:
+def _disk_from(resources: Resources, disk: Disk, blob: Blob, role: str) -> _Import:
     body: Json = {
         "sku": {"name": disk.sku},
         "properties": {
@@ -128,8 +137,8 @@ def _disk_from(resources: Resources, disk: Disk, blob: Blob, role: str) -> str:
     made = resources.create("disk", role, body)
     size = at(made, "properties.diskSizeBytes", 0)
     if size != disk.size_bytes:
-        return f"the imported disk has {size} bytes instead of {disk.size_bytes}"
-    return str(made["id"])
+        return _Import(why_not=f"the imported disk has {size} bytes instead of {disk.size_bytes}")
+    return _Import(str(made["id"]))
 
 
 def _blob(storage: Storage, uri: str) -> Blob:

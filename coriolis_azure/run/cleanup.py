@@ -16,7 +16,7 @@ from pathlib import Path
 from ..azure import names
 from ..azure.blobs import Container, Storage
 from ..azure.client import Azure
-from ..clock import Clock
+from ..azure.context import Context
 from ..errors import CoriolisAzureError, NotFound
 from ..model import Json, Run, at
 from ..threads import ordered
@@ -39,20 +39,14 @@ class Leftover:
         return {**asdict(self), "alive": names.stamp(self.alive) if self.alive else None}
 
 
-def finish(
-    azure: Azure,
-    run: Run,
-    known: Iterable[str],
-    clock: Clock,
-    storage: Storage | None = None,
-    vhds: Iterable[str] = (),
-) -> list[str]:
+def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str] = ()) -> list[str]:
     """Delete everything of `run`: the ids it is `known` to have made, and what Azure lists with its tag.
 
     `vhds`: the URLs of VHDs of its VM, which may be gone by now while their snapshots are there. Gives back the ids
     that stayed. May be called again and again. The known ids are deleted even where Azure does not list; then the
     AzureError of the listing is raised afterwards.
     """
+    azure, clock, storage = context.azure, context.clock, context.storage
     stayed = resources.delete(azure, known, clock, storage)
     documents = _documents(azure, run.group)
     found = _by_run(documents, storage, vhds)
@@ -73,22 +67,17 @@ def _stripped(azure: Azure, run: Run, documents: Mapping[str, Sequence[Json]]) -
 
 
 def sweep(
-    azure: Azure,
-    group: str,
-    older_than: timedelta,
-    clock: Clock,
-    folder: Path | None,
-    storage: Storage | None = None,
-    *,
-    dry_run: bool = False,
+    context: Context, older_than: timedelta, folder: Path | None, *, dry_run: bool = False
 ) -> tuple[list[Leftover], list[str]]:
-    """Delete the runs of `group` that are dead; gives back what was found and the ids that stayed.
+    """Delete the runs of the resource group that are dead; gives back what was found and the ids that stayed.
 
     Dead is a run whose last sign of life is older than `older_than`, and at once one whose journal in `folder`
     belongs to a process that is gone. One whose journal is held lives, whatever its age. Where somebody has
     rewritten the tags that tell the age, only an `older_than` of zero deletes. What has lost its tags stays, and is
     told while a journal names it whose process is not known to live. With `dry_run` nothing is deleted.
     """
+    azure, clock, storage = context.azure, context.clock, context.storage
+    group = context.environment.resource_group
     known_here = folder is not None and folder.is_dir()
     living = journal.living(folder) if folder and known_here else set()
     unheld = [
@@ -148,9 +137,9 @@ def _untagged(documents: Mapping[str, Sequence[Json]]) -> list[str]:
     return [id for id in ids if names.is_of_a_run(names.name_of(id))]
 
 
-def leftovers(azure: Azure, group: str, storage: Storage | None = None) -> list[Leftover]:
-    """All resources in `group` that carry our tags, by run; and what runs have made in Blob storage."""
-    return _by_run(_documents(azure, group), storage)
+def leftovers(context: Context) -> list[Leftover]:
+    """All resources in the resource group that carry our tags, by run; and what runs have made in Blob storage."""
+    return _by_run(_documents(context.azure, context.environment.resource_group), context.storage)
 
 
 def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
@@ -160,11 +149,11 @@ def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
 
 
 def _by_run(
-    documents: Mapping[str, Sequence[Json]], storage: Storage | None, vhds: Iterable[str] = ()
+    documents: Mapping[str, Sequence[Json]], storage: Storage, vhds: Iterable[str] = ()
 ) -> list[Leftover]:
     """What carries our tags, by run. `vhds`: where to look besides the VHDs of VMs that are there."""
     runs: dict[str, list[Json]] = {}
-    blobs = list(_blobs(storage, [*_vhds_of(documents["vm"]), *vhds])) if storage else []
+    blobs = list(_blobs(storage, [*_vhds_of(documents["vm"]), *vhds]))
     for document in (*chain.from_iterable(documents.values()), *blobs):
         run = names.tags_of(document).get(names.RUN_TAG)
         if run is not None:
@@ -173,7 +162,7 @@ def _by_run(
 
 
 def _with_intended(
-    azure: Azure, storage: Storage | None, listed: list[Leftover], dead: Mapping[str, Path]
+    azure: Azure, storage: Storage, listed: list[Leftover], dead: Mapping[str, Path]
 ) -> list[Leftover]:
     """What is listed, and what the journals of dead runs name besides.
 
@@ -191,7 +180,7 @@ def _with_intended(
     return list(found.values())
 
 
-def _is_there(azure: Azure, storage: Storage | None, id: str) -> bool:
+def _is_there(azure: Azure, storage: Storage, id: str) -> bool:
     """Whether what a journal names is there. A blob that cannot be looked at may be: deleting it tells why."""
     if not names.is_blob(id):
         return azure.find(id) is not None

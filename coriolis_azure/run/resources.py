@@ -298,7 +298,7 @@ def patiently(
             return act()
         except AzureError as error:
             # Asking before Azure permits it only prolongs throttling.
-            pause = max(_PAUSE_SECONDS, error.facts.get("retry_after") or 0)
+            pause = max(_PAUSE_SECONDS, error.retry_after)
             helps = _may_pass(error) or (isinstance(error, NotFound) and waiting.waited + pause <= stale)
             if not helps or hurried() or pause > waiting.left:
                 raise
@@ -308,7 +308,7 @@ def patiently(
 
 def _may_pass(error: AzureError) -> bool:
     """Whether the same request can succeed later."""
-    return codes.waits(error.facts.get("code") or "", error.facts.get("status") or 0)
+    return codes.waits(error.code, error.status)
 
 
 def _tell_undeleted(id: str, error: Exception) -> None:
@@ -336,7 +336,7 @@ def made_of(storage: Storage | None, id: str) -> list[Blob]:
             if found.name == blob.name and found.metadata.get(RUN) == run
         ]
     except NotFound as error:
-        if error.facts.get("code") in {"ContainerNotFound", "BlobNotFound"}:
+        if error.code in {"ContainerNotFound", "BlobNotFound"}:
             return []
         raise
 

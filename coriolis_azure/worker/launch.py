@@ -102,7 +102,7 @@ def _booted(
             vm = resources.create("vm", "worker", body(size.name, image, disk))
         except AzureError as error:
             refused.note(error, size, image, report)
-            if (error.facts.get("code") or "") in _QUOTA:
+            if error.code in _QUOTA:
                 refused.barred |= as_large(azure, needed, environment, size, refused.sizes)
             resources.delete([resources.id("vm", "worker"), resources.id("disk", disk)])
         else:
@@ -129,7 +129,7 @@ class _Refused:
 
     def note(self, error: AzureError, size: Size, image: Image, report: Report) -> None:
         """Take note of a refusal; raises the error where no other size and no other image could help."""
-        code = error.facts.get("code") or ""
+        code = error.code
         refused = _refused(error, code)
         if not refused:
             raise error
@@ -145,7 +145,7 @@ class _Refused:
         """The last error, with all that was tried."""
         error = self.error or AzureError("no worker was asked for")
         tried = [size.name for size in self.tried] + [str(image) for image in self.images]
-        return type(error)(f"{error.message} (tried {', '.join(tried)})", remedy=error.remedy, **error.facts)
+        return error.reworded(f"{error.message} (tried {', '.join(tried)})")
 
 
 def _choose(
@@ -185,7 +185,7 @@ def _refused(error: AzureError, code: str) -> str:
     """
     if code in _NO_IMAGE:
         return "image"
-    unknown = code == "InvalidParameter" and "vmsize" in str(error.facts.get("target")).lower()
+    unknown = code == "InvalidParameter" and "vmsize" in error.target.lower()
     return "size" if isinstance(error, QuotaExceeded) or code in _QUOTA or unknown else ""
 
 

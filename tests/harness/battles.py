@@ -324,7 +324,7 @@ class CommandLine:
     def clean(self) -> list[str]:
         """What the next run does first; ids that stayed."""
         journals = self.site.folder / "coriolis-azure"
-        return cleanup.sweep(self.site.owner.azure, GROUP, DEAD_AFTER, Clock(), journals)[1]
+        return cleanup.sweep(self.site.owner.context, DEAD_AFTER, journals)[1]
 
     def images(self) -> dict[str, Path]:
         """The destination's files by disk."""
@@ -382,7 +382,7 @@ class Plugin:
                 None, "delete_replica_source_resources", self.site.environment, self._deployed
             )
             return self.site.left() if code else []
-        return cleanup.sweep(self.site.owner.azure, GROUP, timedelta(0), Clock(), None)[1]
+        return cleanup.sweep(self.site.owner.context, timedelta(0), None)[1]
 
     def images(self) -> dict[str, Path]:
         """The volumes by disk."""
