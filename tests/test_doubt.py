@@ -426,6 +426,24 @@ def test_a_device_below_a_loop_device_is_refused(devices: list[Path], tmp_path: 
     run(image, {0: B})
 
 
+@pytest.mark.parametrize("by", ["QEMU", "loop"])
+def test_a_device_over_a_file_that_is_used_in_another_way_is_refused(
+    devices: list[Path], tmp_path: Path, by: str
+) -> None:
+    """The loop device, or a mapping over it, is free; the file below it is not."""
+    image, number = tmp_path / "os.raw", devices[0].name
+    backing = Path(Path(f"/sys/block/{number}/loop/backing_file").read_text().rstrip())
+    image.symlink_to(devices[0])
+    run(image, {0: A})
+    with (
+        opened_by_qemu(backing) if by == "QEMU" else loop(backing),
+        pytest.raises(InvalidInput, match="in use") as refused,
+    ):
+        run(image, {0: B}, adopt=True)
+    assert str(backing) in refused.value.message
+    run(image, {0: B})
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["its partition", "its disk"])
 @pytest.mark.parametrize("by", ["QEMU", "loop"])
 def test_a_device_that_shares_bytes_with_one_in_use_is_refused(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +35,24 @@ def node(number: int) -> Path:
     """The device's name in /dev. OSError where the kernel knows no such device."""
     place = _NUMBERS / f"{os.major(number)}:{os.minor(number)}"
     return Path("/dev") / place.resolve(strict=True).name.replace("!", "/")
+
+
+def below(number: int) -> Iterator[tuple[str, Path]]:
+    """What the device is made of, all the way down: the name of a device, and a file or device that it is over.
+
+    Of a loop device its backing file, of a mapping or a RAID its parts. A partition is made of what its disk is.
+    """
+    place = (_NUMBERS / f"{os.major(number)}:{os.minor(number)}").resolve()
+    if _text(place / "partition"):
+        place = place.parent
+    backing = _text(place / "loop/backing_file")
+    parts = [Path("/dev") / part.name.replace("!", "/") for part in place.glob("slaves/*")]
+    for part in [*([Path(backing)] if backing else []), *parts]:
+        yield place.name, part
+        with suppress(OSError):
+            found = os.stat(part)  # noqa: PTH116
+            if stat.S_ISBLK(found.st_mode):
+                yield from below(found.st_rdev)
 
 
 def _number(place: Path) -> int:

@@ -17,7 +17,7 @@ import os
 import signal
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def open_device(path: Path) -> int:
             f"{path} is in use: mounted, swap, part of LVM, RAID or another mapping, or written by another run",
             remedy=f"Release it (lsblk {path} shows what uses it), or give another device.",
         ) from error
-    return _checked(fd, path, _lock, refuse_loops, _refuse_relatives)
+    return _checked(fd, path, _lock, refuse_loops, _refuse_relatives, _refuse_below)
 
 
 def open_file(path: Path) -> int:
@@ -145,26 +145,45 @@ def _refuse_relatives(fd: int, path: Path) -> None:
     for number in devices.relatives(os.fstat(fd).st_rdev):
         with suppress(OSError):  # one that is gone, or has no name
             node = devices.node(number)
-            other = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                is_locked = _is_locked(other)
-            finally:
-                os.close(other)
-            if is_locked:
-                raise _in_use(path, node)
+            with _reading(node) as other:
+                _refuse_locked(other, path, node)
+
+
+def _refuse_below(fd: int, path: Path) -> None:
+    """InvalidInput while something else uses the file or device that this device is over."""
+    made_of = list(devices.below(os.fstat(fd).st_rdev))
+    ours = {name for name, _ in made_of}
+    for _, node in made_of:
+        with suppress(OSError), _reading(node) as other:  # one that is gone
+            refuse_loops(other, node, ours)
+            _refuse_locked(other, path, node)
+
+
+@contextmanager
+def _reading(node: Path) -> Iterator[int]:
+    fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _refuse_locked(fd: int, path: Path, node: Path) -> None:
+    if _is_locked(fd):
+        raise _in_use(path, node)
 
 
 def _qemu_bytes() -> bytes:
     return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _QEMU_FIRST, _QEMU_LENGTH, 0)
 
 
-def refuse_loops(fd: int, path: Path) -> None:
-    """InvalidInput while a loop device is set up over the file or device, mounted or not."""
+def refuse_loops(fd: int, path: Path, ours: Collection[str] = ()) -> None:
+    """InvalidInput while a loop device, other than `ours`, is set up over the file or device, mounted or not."""
     mine = os.fstat(fd)
     for backing in _LOOPS.glob("loop*/loop/backing_file"):
         with suppress(OSError):
             behind = Path(backing.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n"))
-            if _same_bytes(os.stat(behind), mine):  # noqa: PTH116
+            if backing.parts[-3] not in ours and _same_bytes(os.stat(behind), mine):  # noqa: PTH116
                 device = f"/dev/{backing.parts[-3]}"
                 raise InvalidInput(
                     f"{path} is in use: {device} is set up over it",
