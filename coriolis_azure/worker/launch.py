@@ -57,14 +57,7 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
     custom_data = cloud_init.cloud_config(host_private, host_public, environment.export_worker_ssh_port)
     with resources.undone_on_error():
         nic = connect(resources, environment)
-        body = partial(
-            _vm,
-            resources,
-            environment=environment,
-            nic=nic["id"],
-            public_key=public_key,
-            custom_data=custom_data,
-        )
+        body = partial(_vm, resources, environment, _Guest(nic["id"], public_key, custom_data))
         vm, size = _booted(resources, needed, environment, report, body, choice)
         return Worker(
             vm=vm["id"],
@@ -201,16 +194,17 @@ def _os_disk(attempt: int) -> str:
     return f"worker-os-{attempt + 1}"
 
 
+@dataclass(frozen=True)
+class _Guest:
+    """What a worker is given whichever size and image it has: its NIC's id, our key, and what cloud-init reads."""
+
+    nic: str
+    public_key: str
+    custom_data: str = field(repr=False)
+
+
 def _vm(
-    resources: Resources,
-    size: str,
-    image: Image,
-    disk: str,
-    *,
-    environment: Environment,
-    nic: str,
-    public_key: str,
-    custom_data: str,
+    resources: Resources, environment: Environment, guest: _Guest, size: str, image: Image, disk: str
 ) -> Json:
     azure, run = resources.azure, resources.run
     name = names.resource(run.id, "worker")
@@ -235,17 +229,17 @@ def _vm(
             "osProfile": {
                 "computerName": name,
                 "adminUsername": USERNAME,
-                "customData": base64.b64encode(custom_data.encode()).decode(),
+                "customData": base64.b64encode(guest.custom_data.encode()).decode(),
                 "linuxConfiguration": {
                     "disablePasswordAuthentication": True,
                     "ssh": {
                         "publicKeys": [
-                            {"path": f"/home/{USERNAME}/.ssh/authorized_keys", "keyData": public_key}
+                            {"path": f"/home/{USERNAME}/.ssh/authorized_keys", "keyData": guest.public_key}
                         ]
                     },
                 },
             },
-            "networkProfile": {"networkInterfaces": [{"id": nic, "properties": {"primary": True}}]},
+            "networkProfile": {"networkInterfaces": [{"id": guest.nic, "properties": {"primary": True}}]},
         }
     }
     if environment.export_worker_encryption_at_host:
