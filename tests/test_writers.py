@@ -530,9 +530,8 @@ class Alone(writer.Volume):
 
 def claimed(entry: dict, records: RecordFiles, run: str = "run", clock: Clock | None = None) -> claims.Claim:
     """A claim as Volumes makes it; time passes where somebody sleeps."""
-    state = entry.get("replica_state")
-    known, name, disk = claims.record_of(state), claims.name_of_state(state), claims.digest(ID)
-    claim = claims.Claim(records, run, "os", disk, known, name, silent, clock or HeldClock())
+    given = claims.Entry(ID, "os", entry.get("replica_state"))
+    claim = claims.Claim(records, run, given, silent, clock or HeldClock())
     claim.take()
     return claim
 
@@ -540,7 +539,7 @@ def claimed(entry: dict, records: RecordFiles, run: str = "run", clock: Clock | 
 def kept_in(records: RecordFiles, manifest: Manifest) -> dict:
     """A state as a run has returned it that ended well."""
     state = {**manifest.to_json(), "record": "0123456789abcdef"}
-    record = Record(state["record"], claims.digest(ID), claims.name_of_state(state))
+    record = Record(state["record"], claims.digest(ID.lower()), claims.name_of_state(state))
     records.update(record.id, lambda _: record)
     return state
 

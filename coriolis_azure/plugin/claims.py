@@ -23,7 +23,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -66,29 +66,29 @@ class Records(Protocol):
         """Remove a record; harmless when there is none."""
 
 
-class Claim:
-    """One run's claim on the volume of the disk `name`.
+@dataclass(frozen=True)
+class Entry:
+    """What an entry of `volumes_info` says: the id of the disk, which is called `name`, and the state it kept."""
 
-    `known` and `state`: the record and the state that the caller's entry names, "" for none. `take` comes first, then
+    disk: str
+    name: str
+    state: Any
+
+
+class Claim:
+    """One run's claim on the volume of an entry, as `writer`, which no other attempt is called.
+
+    `take` comes first, then
     `confirm`; `begin` before the first write, `hold` before each; `settle` after the last, `release` at any end.
     `beat` is called by another thread while the claim is open, `stop` by any.
     """
 
-    def __init__(
-        self,
-        records: Records,
-        writer: str,
-        name: str,
-        disk: str,
-        known: str,
-        state: str,
-        report: Report,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, records: Records, writer: str, entry: Entry, report: Report, clock: Clock) -> None:
         self._records, self._report, self._clock = records, report, clock
-        self._name, self._disk, self._writer = name, disk, writer
-        self._known, self._state = known, state
-        self.id = known or secrets.token_hex(8)
+        self._name, self._disk, self._writer = entry.name, digest(entry.disk.lower()), writer
+        # The record and the state that the entry names, "" for none.
+        self._known, self._state = record_of(entry.state), name_of_state(entry.state)
+        self.id = self._known or secrets.token_hex(8)
         self.believed = False  # the volume holds exactly the caller's state
         self.untouched = False  # no run has had to do with a volume of this disk
         self.fenced: list[str] = []  # the runs that it was taken from, which may have left something

@@ -226,17 +226,9 @@ class Volumes:
         """Claim the volumes. A task may be done twice, so a run's id alone does not name who writes."""
         for name, entry in self._by_name.items():
             if entry.get(_DEVICE):
-                state = entry.get(_STATE)
-                self._claims[name] = Claim(
-                    self._records,
-                    f"{self._run}-{attempt}",
-                    name,
-                    claims.digest(str(entry["disk_id"]).lower()),
-                    claims.record_of(state),
-                    claims.name_of_state(state),
-                    self._report,
-                    self._clock,
-                )
+                given = claims.Entry(str(entry["disk_id"]), name, entry.get(_STATE))
+                writer = f"{self._run}-{attempt}"
+                self._claims[name] = Claim(self._records, writer, given, self._report, self._clock)
         all_ = list(self._claims.values())
         list(ordered(Claim.take, all_, threads=4, ahead=8, abort=self.stop))
         self._ending.enter_context(every(claims.BEAT_SECONDS, self._beat))
