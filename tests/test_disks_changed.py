@@ -174,6 +174,8 @@ def test_a_vhd_that_was_swapped_is_seen_too(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
     azure.add_vm("old", image("os", MIB), [image("data", MIB, 1)], unmanaged="oldstorage")
+    for blob in azure.storage.account("oldstorage").containers["vhds"].blobs.values():
+        blob.made = "Thu, 01 Jan 2026 00:00:00 GMT"  # Azure tells it in whole seconds
     while_booting(source, lambda source: azure.write("old", 0, image("new", MIB, 2)))
     with pytest.raises(DisksChanged, match="made anew"):
         source.replicate("old", tmp_path / "images")
