@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from coriolis_azure import AzureExportProvider, vhd
+from coriolis_azure.azure.blobs import Container
 from coriolis_azure.errors import Denied, NotFound, Unsupported
 from coriolis_azure.events import Event, Notice, Waiting
 from coriolis_azure.machine import unmanaged
-from coriolis_azure.model import Run
+from coriolis_azure.model import Machine, Run
 from coriolis_azure.run import cleanup, journal
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.run.resources import RUN
@@ -29,6 +30,7 @@ from harness.late_answers import Later
 
 MIB = 1 << 20
 ACCOUNT = "oldstorage"
+INTERIM = {"storage_account_name": "sandboxstorage", "storage_container_name": "interim"}
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def test_a_copy_is_imported_where_a_snapshot_cannot_be(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
     azure.storage.imports_snapshots(False)
-    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    source = connect(INTERIM)
     source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
     assert "os: its VHD is imported" in notices(told)
@@ -207,7 +209,7 @@ def test_a_copy_brings_disks_of_another_location_to_the_worker(
 ) -> None:
     """Between accounts Azure copies with a signed URL, made with the identity's own key."""
     moved(azure, ACCOUNT, "northeurope")
-    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    source = connect(INTERIM)
     source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
     assert "os: its VHD is imported" in notices(told)
@@ -218,16 +220,11 @@ def test_a_copy_brings_disks_of_another_location_to_the_worker(
 def test_what_a_dead_run_left_in_storage_is_found_and_deleted(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], seen: str
 ) -> None:
-    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    source = connect(INTERIM)
     machine = source.inspect("old-1")
     run = source.new_run(machine)
     journal = Journal(run)
-    resources = source.resources(run, journal)
-    frozen = unmanaged.freeze_all(resources, source.storage, machine.disks)
-    container = source.storage.interim()
-    assert container is not None
-    container.ensure()
-    resources.copy_blob(frozen["os"], container, "copy-os")
+    container = frozen_and_copied(source, machine, journal)
     container.blob("coriolis-of-somebody.vhd").put(b"not ours")
     assert len(interim(azure)) == 3
     found = cleanup.leftovers(source.context)
@@ -243,7 +240,15 @@ def test_what_a_dead_run_left_in_storage_is_found_and_deleted(
     ]
 
 
-INTERIM = {"storage_account_name": "sandboxstorage", "storage_container_name": "interim"}
+def frozen_and_copied(source: Source, machine: Machine, journal: Journal) -> Container:
+    """What a run makes of a VM's VHDs: a snapshot of each, and an interim copy; where the copy is."""
+    resources = source.resources(journal.run, journal)
+    frozen = unmanaged.freeze_all(resources, source.storage, machine.disks)
+    container = source.storage.interim()
+    assert container is not None
+    container.ensure()
+    resources.copy_blob(frozen["os"], container, "copy-os")
+    return container
 
 
 def died(source: Source, vm: str = "old-1") -> tuple[Run, Path]:
@@ -251,12 +256,7 @@ def died(source: Source, vm: str = "old-1") -> tuple[Run, Path]:
     machine = source.inspect(vm)
     run = source.new_run(machine)
     with Journal(run, journal.default_folder()) as kept:
-        resources = source.resources(run, kept)
-        frozen = unmanaged.freeze_all(resources, source.storage, machine.disks)
-        container = source.storage.interim()
-        assert container is not None
-        container.ensure()
-        resources.copy_blob(frozen["os"], container, "copy-os")
+        frozen_and_copied(source, machine, kept)
     return run, journal.default_folder() / f"{run.id}.journal"
 
 
@@ -491,7 +491,7 @@ def test_soft_deleted_snapshots_and_copies_are_not_taken_for_leftovers(
 ) -> None:
     keeping(azure, soft_delete=True)
     azure.storage.imports_snapshots(False)
-    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    source = connect(INTERIM)
     report = source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
     assert report.left_behind == ()
@@ -507,7 +507,7 @@ def test_no_version_of_an_interim_copy_stays_where_versions_are_kept(
     """A version costs as much as the blob and ends with no retention. That of the VHD itself is not ours."""
     keeping(azure, versioning=True, soft_delete=soft_delete)
     azure.storage.imports_snapshots(False)
-    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    source = connect(INTERIM)
     report = source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
     assert report.left_behind == ()
@@ -526,7 +526,7 @@ def test_a_version_that_may_not_be_deleted_is_told_and_found_again(
     azure.storage.imports_snapshots(False)
     right = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/deleteBlobVersion/action"
     azure.permissions[:] = [{"actions": ["*"], "dataActions": ["*"], "notDataActions": [right]}]
-    source = connect({"storage_account_name": "sandboxstorage", "storage_container_name": "interim"})
+    source = connect(INTERIM)
     report = source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
     assert len(report.left_behind) == 2

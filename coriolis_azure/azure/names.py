@@ -104,9 +104,10 @@ def blobs_of(url: str, run: str) -> str:
     return f"{url}#{run}"
 
 
-def url_of(id: str) -> str:
-    """The URL in an id of `blobs_of`."""
-    return id.partition("#")[0]
+def url_and_run(id: str) -> tuple[str, str]:
+    """What an id of `blobs_of` was made of."""
+    url, _, run = id.partition("#")
+    return url, run
 
 
 def is_blob(id: str) -> bool:

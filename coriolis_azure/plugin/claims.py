@@ -78,9 +78,8 @@ class Entry:
 class Claim:
     """One run's claim on the volume of an entry, as `writer`, which no other attempt is called.
 
-    `take` comes first, then
-    `confirm`; `begin` before the first write, `hold` before each; `settle` after the last, `release` at any end.
-    `beat` is called by another thread while the claim is open, `stop` by any.
+    `take` comes first, then `confirm`; `begin` before the first write, `hold` before each; `settle` after the last,
+    `release` at any end. `beat` is called by another thread while the claim is open, `stop` by any.
     """
 
     def __init__(self, records: Records, writer: str, entry: Entry, report: Report, clock: Clock) -> None:

@@ -114,13 +114,10 @@ def keeps_out(fd: int) -> bool:
     Some file systems refuse to lock, and some say that they have and have not.
     """
     try:
-        other = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        with _reading(Path(f"/proc/self/fd/{fd}")) as other:
+            return _is_flocked(other) or _is_locked(other)
     except OSError:
         return False
-    try:
-        return _is_flocked(other) or _is_locked(other)
-    finally:
-        os.close(other)
 
 
 def _is_flocked(other: int) -> bool:

@@ -5,8 +5,8 @@ notes a change, before it commits, and twice a second before it writes: where an
 
 A mark that is still there when a run begins is of a run that died, if that run was held out by the same lock: it was
 of the same file, on the same mount, under the same kernel, and it did keep others out. Else it may be alive, on
-another host or, where the file system has no locks, on this one. Then the new run
-waits until the other must have looked, believes nothing of what is kept, and reads all of it again before it commits.
+another host or, where the file system has no locks, on this one. Then the new run waits until the other must have
+looked, believes nothing of what is kept, and reads all of it again before it commits.
 """
 
 from __future__ import annotations

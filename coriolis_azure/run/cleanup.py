@@ -86,7 +86,12 @@ def sweep(
         if run.subscription == azure.subscription and run.group.lower() == group.lower()
     ]
     dead = {run: path for run, path, is_dead in unheld if is_dead}
-    vhds = [names.url_of(id) for _, path, _ in unheld for id in journal.intended(path) if names.is_blob(id)]
+    vhds = [
+        names.url_and_run(id)[0]
+        for _, path, _ in unheld
+        for id in journal.intended(path)
+        if names.is_blob(id)
+    ]
     documents = _documents(azure, group)
     listed = _with_intended(azure, storage, _by_run(documents, storage, vhds), dead)
     before = azure.now(clock) - older_than  # only now Azure has told the time

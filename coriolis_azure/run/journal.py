@@ -4,8 +4,8 @@ One file a run, one line an id, `fsync`ed before Azure is asked. The process tha
 a journal that nobody holds belongs to a run that died, so the next one may finish it at once instead of waiting
 until it looks old. That is believed only of journals that were locked, and begun since this kernel booted: hosts
 that share a home need not share its locks, and a lock of an earlier boot may be there or not. Of all others age
-decides. Ids are no secrets, and nothing else is in it. One that cannot be read (damaged, a newer
-version's, not ours) is set aside under another name: what its run made carries tags, and is deleted once it looks dead.
+decides. Ids are no secrets, and nothing else is in it. One that cannot be read (damaged, a newer version's, not ours)
+is set aside under another name: what its run made carries tags, and is deleted once it looks dead.
 
 Plugin calls are spread over processes and hosts, so they keep no file; for them the tags are the record.
 """

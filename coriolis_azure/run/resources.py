@@ -321,7 +321,7 @@ def made_of(storage: Storage | None, id: str) -> list[Blob]:
 
     NotFound where the account cannot be seen: nobody knows then.
     """
-    url, _, run = id.partition("#")
+    url, run = names.url_and_run(id)
     blob = storage.at(url) if storage else None
     if blob is None:
         raise NotFound(
@@ -350,7 +350,7 @@ def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
                 blob.delete()
 
     try:
-        patiently(try_it, f"deleting {names.url_of(id)}", clock)
+        patiently(try_it, f"deleting {names.url_and_run(id)[0]}", clock)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
         _tell_undeleted(id, error)
         return False
