@@ -178,7 +178,7 @@ def test_a_cloud_that_nobody_vouches_for_hears_nothing(azure: Sandbox, tmp_path:
 def test_a_bundle_without_certificates_is_named(azure: Sandbox, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bundle.pem").write_bytes(content)
     info = {**azure.connection_info(), "ca_bundle": str(tmp_path / "bundle.pem")}
-    with pytest.raises(errors.InvalidInput, match=r"bundle\.pem holds no certificate"):
+    with pytest.raises(errors.InvalidInput, match=r"bundle\.pem holds no readable certificate"):
         client.Azure(Connection.from_json(info))
 
 

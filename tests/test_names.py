@@ -28,7 +28,7 @@ def test_ids_are_taken_apart_and_put_together_whatever_their_case() -> None:
 
 
 def test_an_id_of_a_kind_we_never_make_is_refused() -> None:
-    with pytest.raises(Unreadable, match="no ARM id of a kind that is used here"):
+    with pytest.raises(Unreadable, match="not the ARM id of a resource type in use here"):
         names.kind_of("/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/a")
 
 

@@ -291,7 +291,9 @@ def test_no_token_goes_to_a_host_that_an_answer_names(
         "Location": lambda: source.azure.delete(nsg),
         "account": lambda: source.storage.account("a").container("c").exists(),
     }
-    with pytest.raises(errors.Unreadable, match=r"https://management\.example\.net is not of this cloud"):
+    with pytest.raises(
+        errors.Unreadable, match=r"https://management\.example\.net does not belong to this cloud"
+    ):
         act[where]()
     assert asked == []
 

@@ -180,6 +180,6 @@ def test_a_run_tells_its_times_the_size_of_all_disks_and_what_it_waits_for(
     copied = [event for event in told if isinstance(event, Copied)]
     assert copied[:2] == [Copied("os", 0, 3 * MIB, 0), Copied("data-0", 0, MIB, 0)]
     waits = " | ".join(line(event) for event in told if isinstance(event, Waiting))
-    assert "waiting for Azure, which throttles our requests (0:00 of up to 0:02)" in waits
+    assert "waiting for Azure, which is throttling our requests (0:00 of up to 0:02)" in waits
     assert "waiting for Azure to create coriolis-" in waits
     assert re.search(r"waiting for the deletion of \d+ resources, 0 % done \(0:00 so far\)", waits)

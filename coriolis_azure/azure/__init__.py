@@ -1,4 +1,4 @@
-"""Everything that talks to Azure, and the only place with Azure's SDKs.
+"""Everything that talks to Azure; the only package that imports Azure's SDKs.
 
-Clients, sign-in, transport, translated errors and their codes, documents, names and tags, permissions, blobs.
-What a run makes and deletes is `run`'s business."""
+Clients, sign-in, transport, error translation and error codes, documents, names and tags, permissions, blobs.
+Creating and deleting the resources of a run is the job of `run`."""

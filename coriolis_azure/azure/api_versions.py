@@ -1,7 +1,8 @@
-"""In which API version each type of resource is asked for.
+"""Chooses the API version for each resource type.
 
-A version of the settings or of a profile counts first, then the SDK's own. Where a cloud refuses that (sovereign and
-private clouds lag behind), it is asked what it offers, and the newest version that is no newer than the SDK's is taken.
+A version from the settings or the profile takes precedence over the SDK's own. If a cloud rejects the SDK's version
+(sovereign and private clouds lag behind), it is asked which versions it offers, and the newest one that is not newer
+than the SDK's is used.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ..errors import CoriolisAzureError
 
 LOG = logging.getLogger(__name__)
 
-# How a cloud says that it does not have a version.
-_REFUSALS = re.compile(
+# The error codes with which a cloud rejects an API version.
+_REJECTIONS = re.compile(
     rb'"code"\s*:\s*"(NoRegisteredProviderFound|InvalidApiVersionParameter|InvalidResourceType)"'
 )
 _OPERATION = re.compile(r"/(\w*operations|operationresults)/[^/]+$", re.IGNORECASE)
@@ -28,9 +29,10 @@ _VERSION = re.compile(r"(?<=api-version=)[\w-]+", re.IGNORECASE)
 
 
 class ApiVersions(HTTPPolicy[Any, Any]):
-    """Sends each request with a version that the cloud offers. `offered` asks for those of a resource provider.
+    """A pipeline policy that sends each request with an API version the cloud offers.
 
-    `settings` are versions by resource provider or type. What `offered` gives is by lower-cased type.
+    `settings` maps a resource provider or type to a version. `offered` fetches the versions that a resource provider
+    offers, keyed by lower-case type.
     """
 
     def __init__(
@@ -38,74 +40,78 @@ class ApiVersions(HTTPPolicy[Any, Any]):
     ) -> None:
         super().__init__()
         self._settings = {name.lower(): version for name, version in settings.items()}
-        self._ask = offered
-        # By namespace, what a cloud offers that has refused a version.
+        self._fetch_offered = offered
+        # By namespace: filled only after the cloud has rejected a version of it.
         self._offered: dict[str, Mapping[str, list[str]]] = {}
 
     def newest(self, type_: str, default: str) -> str:
-        """The newest version of a type that can be used; `default` where the cloud has refused none."""
+        """The newest usable version of a type; `default` if the cloud has rejected none."""
         offered = self._offered.get(_namespace(type_), {}).get(type_, [])
-        return self._set(type_) or max(offered, default=default)
+        return self._configured(type_) or max(offered, default=default)
 
     def send(self, request: PipelineRequest[Any]) -> PipelineResponse[Any, Any]:
-        """Send a request, and where its version is refused once more in one that the cloud offers."""
+        """Send a request; if its version is rejected, send it once more with one the cloud offers."""
         url = request.http_request.url
         type_ = _type(url)
-        asked = _VERSION.search(url)
-        if not type_ or not asked:
+        requested = _VERSION.search(url)
+        if not type_ or not requested:
             return self.next.send(request)
-        request.http_request.url = self._versioned(url, type_, asked[0])
+        request.http_request.url = self._versioned(url, type_, requested[0])
         response = self.next.send(request)
-        if self._is_news(type_, response):
+        if self._is_first_rejection(type_, response):
             self._learn(_namespace(type_))
-            better = self._versioned(url, type_, asked[0])
+            better = self._versioned(url, type_, requested[0])
             if better != request.http_request.url:
-                LOG.info("asking for %s in another version: %s", type_, better)
+                LOG.info("retrying %s with another API version: %s", type_, better)
                 request.http_request.url = better
                 return self.next.send(request)
         return response
 
-    def _versioned(self, url: str, type_: str, asked: str) -> str:
-        """The URL of a first or next page in the version for its type."""
-        version = self._set(type_) or self._chosen(type_, asked)
+    def _versioned(self, url: str, type_: str, requested: str) -> str:
+        """`url`, which may be that of a later page, with the version to use for its type."""
+        version = self._configured(type_) or self._chosen(type_, requested)
         return _VERSION.sub(version, url)
 
-    def _set(self, type_: str) -> str:
+    def _configured(self, type_: str) -> str:
         return self._settings.get(type_, self._settings.get(_namespace(type_), ""))
 
-    def _chosen(self, type_: str, asked: str) -> str:
-        """The newest offered version that the SDK can know, else the oldest one; `asked` where that is offered."""
-        told = self._offered.get(_namespace(type_), {})
-        offered = told.get(type_) or told.get(f"{_namespace(type_)}/locations", [])
+    def _chosen(self, type_: str, requested: str) -> str:
+        """`requested` if it is offered, else the newest older version, else the oldest one."""
+        by_type = self._offered.get(_namespace(type_), {})
+        offered = by_type.get(type_) or by_type.get(f"{_namespace(type_)}/locations", [])
         final = [version for version in offered if len(version) == len("2024-01-01")]  # no previews
-        if asked in offered or not final:
-            return asked
-        return max((version for version in final if version < asked), default=min(final))
+        if requested in offered or not final:
+            return requested
+        return max((version for version in final if version < requested), default=min(final))
 
-    def _is_news(self, type_: str, response: PipelineResponse[Any, Any]) -> bool:
-        """Whether an answer refuses a version, of a provider that has not been asked yet."""
+    def _is_first_rejection(self, type_: str, response: PipelineResponse[Any, Any]) -> bool:
+        """Whether an answer rejects the version of a provider whose versions have not been fetched yet."""
         answer = response.http_response
-        if answer.status_code not in {400, 404} or self._set(type_) or _namespace(type_) in self._offered:
+        if (
+            answer.status_code not in {400, 404}
+            or self._configured(type_)
+            or _namespace(type_) in self._offered
+        ):
             return False
-        return bool(_REFUSALS.search(answer.read()))
+        return bool(_REJECTIONS.search(answer.read()))
 
     def _learn(self, namespace: str) -> None:
-        self._offered[namespace] = {}  # the question itself may be refused
+        self._offered[namespace] = {}  # set first: this request may be rejected too
         try:
-            self._offered[namespace] = self._ask(namespace)
+            self._offered[namespace] = self._fetch_offered(namespace)
         except CoriolisAzureError as error:
-            LOG.warning("the API versions that %s offers are not known: %s", namespace, error)
+            LOG.warning("cannot find out which API versions %s offers: %s", namespace, error)
 
 
 def _type(url: str) -> str:
-    """The lower-cased type that a URL is about; "" for an operation's, which is used as Azure gave it."""
+    """The lower-case resource type in a URL; "" for the URL of an operation, which is used exactly as Azure gave it."""
     path = url.partition("?")[0]
     if _OPERATION.search(path):
         return ""
-    found = _PROVIDER.match(path)
-    if not found:
+    match = _PROVIDER.match(path)
+    if not match:
         return "microsoft.resources/resourcegroups"
-    namespace, kind, inner = (part.lower() if part else "" for part in found.groups())
+    namespace, kind, inner = (part.lower() if part else "" for part in match.groups())
     return f"{namespace}/{kind}/{inner}" if kind == "locations" and inner else f"{namespace}/{kind}"
 
 

@@ -1,8 +1,8 @@
-"""The door to Blob storage: accounts, containers, and page and block blobs in them.
+"""Access to Blob storage: accounts, containers, page blobs and block blobs.
 
-An account is reached at its own `primaryEndpoints`, so sovereign clouds, custom clouds and private endpoints need
-nothing special. The identity of the connection is used, an account key only where the settings ask for it. Azure's
-errors are translated by `translation.translated`, as everywhere; retries are the library's.
+An account is reached at its own `primaryEndpoints`, so sovereign clouds, custom clouds and private endpoints need no
+special case. Requests are authorized by the connection's identity, or by an account key if the settings ask for it.
+Azure's errors are translated by `translation.translated`, as everywhere; the storage library does the retries.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from .patience import whole
 from .translation import translated
 
 PAGE = 512
-MOST = 4 << 20  # bytes that one request may write
-_WINDOW = 128 << 30  # bytes whose pages are listed at a time: of a large blob Azure may not find out in time
+MOST = 4 << 20  # the most bytes that one request may write
+_WINDOW = 128 << 30  # bytes per listing of pages: listing all of a large blob at once may time out in Azure
 _TYPE = "Microsoft.Storage/storageAccounts"
 _COPY_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Properties:
-    """What the service says of a blob."""
+    """The properties of a blob."""
 
     kind: str
     size: int
@@ -61,7 +61,7 @@ class Properties:
 
 @dataclass(frozen=True)
 class Listed:
-    """A blob in a listing; `snapshot` names the moment where it is one, `version` the one of what it was before."""
+    """A blob in a listing. `snapshot` is set for a snapshot, `version` for a previous version; both are else ""."""
 
     name: str
     snapshot: str
@@ -70,9 +70,9 @@ class Listed:
 
 
 class Storage:
-    """The storage accounts that the identity of `azure` sees. `group` is where the settings' own account is.
+    """The storage accounts that the identity of `azure` can see. `group` is the resource group of the settings.
 
-    `place` is the account and container of the settings: for what must be in Blob storage for a while.
+    `place` is the account and container of the settings, used for temporary blobs.
     """
 
     def __init__(
@@ -89,14 +89,16 @@ class Storage:
         self._opened: dict[str, Account] = {}
 
     def account(self, name: str) -> Account:
-        """The account `name` of the resource group. InvalidInput, which says where it is, when it is not there."""
+        """The account `name` in the resource group. Raises InvalidInput if it is not there, saying where it is."""
         path = (
             f"/subscriptions/{self._azure.subscription}/resourceGroups/{self._group}/providers/{_TYPE}/{name}"
         )
         try:
             return self._open(self._azure.storage_account(path))
         except NotFound as error:
-            elsewhere = [each for each in self._listed() if names.name_of(each["id"]).lower() == name.lower()]
+            elsewhere = [
+                account for account in self._accounts if names.name_of(account["id"]).lower() == name.lower()
+            ]
             if elsewhere:
                 group = names.group_of(elsewhere[0]["id"])
                 raise InvalidInput(
@@ -105,17 +107,17 @@ class Storage:
                 ) from error
             raise InvalidInput(
                 f"there is no storage account {name} in resource group {self._group}",
-                remedy="Correct the name, or make the account first: it is not made by this program.",
+                remedy="Correct the name, or create the account first: this program does not create accounts.",
             ) from error
 
     def interim(self) -> Container | None:
-        """The container of the settings, made or not; None where they name none."""
+        """The container of the settings, which may not exist yet; None if the settings name none."""
         account, container = self._place
         return self.account(account).container(container) if account else None
 
     def at(self, url: str) -> Blob | None:
-        """The blob at `url`, whichever account of the subscription it is in; None where it is in none of them."""
-        for document in self._listed():
+        """The blob at `url` in any account of the subscription; None if no account has that endpoint."""
+        for document in self._accounts:
             endpoint = _endpoint(document)
             if endpoint and url.lower().startswith(endpoint.lower()):
                 place = urlsplit(url[len(endpoint) :])
@@ -123,9 +125,6 @@ class Storage:
                 snapshot = parse_qs(place.query).get("snapshot", [""])[0]
                 return self._open(document).container(container).blob(name, snapshot)
         return None
-
-    def _listed(self) -> list[Json]:
-        return self._accounts
 
     @cached_property
     def _accounts(self) -> list[Json]:
@@ -139,13 +138,13 @@ class Storage:
 
 
 class Account:
-    """A storage account: `document` is ARM's."""
+    """A storage account. `document` is its ARM resource."""
 
     def __init__(self, azure: Azure, document: Json, *, by_key: bool) -> None:
         self.id, self.name = str(document["id"]), names.name_of(document["id"])
         self.location = canonical_location(document["location"])
         self._azure, self._by_key = azure, by_key
-        self.has_versions = not azure.blob_version  # older services do not know the word
+        self.has_versions = not azure.blob_version  # older services reject include=versions
         endpoint = _endpoint(document)
         if not endpoint:
             raise InvalidInput(
@@ -156,7 +155,7 @@ class Account:
             endpoint,
             credential=AzureNamedKeyCredential(self.name, self._key) if by_key else azure.credential,
             transport=azure.transport,
-            # The library's own first pause is 15 seconds, which a transfer by many threads cannot afford.
+            # The library's default first backoff is 15 seconds: too long for a multi-threaded transfer.
             retry_policy=ExponentialRetry(
                 initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1
             ),
@@ -168,7 +167,7 @@ class Account:
         )
 
     def container(self, name: str) -> Container:
-        """The container `name`, there or not."""
+        """The container `name`, which need not exist."""
         return Container(self, self._service.get_container_client(name))
 
     @cached_property
@@ -176,7 +175,7 @@ class Account:
         return self._azure.storage_key(self.id)
 
     def readable_url(self, blob: Blob, clock: Clock) -> str:
-        """The URL of a blob with leave to read it as long as a copy may take: for Azure itself. A secret."""
+        """A SAS URL with which Azure can read a blob for as long as a copy may take. It is a secret."""
         start, end = (
             self._azure.now(clock) - timedelta(minutes=15),
             self._azure.now(clock) + timedelta(seconds=_COPY_SECONDS, hours=1),
@@ -197,7 +196,7 @@ class Account:
 
 
 class Container:
-    """A container of an account."""
+    """A container in a storage account."""
 
     def __init__(self, account: Account, client: ContainerClient) -> None:
         self.account, self._client = account, client
@@ -205,16 +204,16 @@ class Container:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the container."""
         return str(self._client.url)
 
     def exists(self) -> bool:
-        """Whether it is there."""
+        """Whether the container exists."""
         with translated("read the container", self.url):
             return bool(self._client.exists())
 
     def ensure(self) -> None:
-        """Make it when it is missing."""
+        """Create the container if it does not exist."""
         if self.exists():
             return
         try:
@@ -225,26 +224,29 @@ class Container:
                 raise
 
     def blob(self, name: str, snapshot: str = "", version: str = "") -> Blob:
-        """The blob `name`, there or not, or its snapshot of that moment, or that earlier version of it."""
+        """The blob `name`, or one of its snapshots or versions. It need not exist."""
         client = self._client.get_blob_client(name, snapshot=snapshot or None, version_id=version or None)
         return Blob(self, client)
 
     def blobs(self, prefix: str = "", *, past: bool = False) -> Iterator[Listed]:
-        """The blobs whose names begin with `prefix`; with `past` their snapshots and what they were before, too.
+        """Yield the blobs whose names start with `prefix`; with `past`, their snapshots and versions too.
 
-        What is soft-deleted is not among them.
+        Soft-deleted blobs are left out.
         """
         include = ["metadata"]
         if past:
             include += ["snapshots", "versions"] if self.account.has_versions else ["snapshots"]
         with translated("list the blobs of", self.url):
-            for found in whole(self._client.list_blobs(name_starts_with=prefix or None, include=include)):
-                version = "" if found.is_current_version else found.version_id
-                yield Listed(found.name, found.snapshot or "", version or "", found.metadata or {})
+            for blob in whole(self._client.list_blobs(name_starts_with=prefix or None, include=include)):
+                version = "" if blob.is_current_version else blob.version_id
+                yield Listed(blob.name, blob.snapshot or "", version or "", blob.metadata or {})
 
 
 class Blob:
-    """One blob, there or not. Once leased, every change carries the lease: a stranger's lease or none stops it."""
+    """A blob, which need not exist. Once it is leased here, every write carries the lease id.
+
+    A write then fails if the lease is lost or somebody else holds one.
+    """
 
     def __init__(self, container: Container, client: BlobClient) -> None:
         self.account, self._client = container.account, client
@@ -254,13 +256,13 @@ class Blob:
 
     @property
     def url(self) -> str:
-        """Where it is, without secrets."""
+        """The URL of the blob, without any secret."""
         return str(self._client.url)
 
-    # As a whole
+    # Whole blobs
 
     def find(self) -> Properties | None:
-        """What is said of it; None where it is not there."""
+        """The properties of the blob; None if it does not exist."""
         try:
             with translated("read", self.url):
                 return _properties(self._client.get_blob_properties())
@@ -270,12 +272,12 @@ class Blob:
             return None
 
     def text(self) -> bytes | None:
-        """The whole content; None where it is not there. For small blobs."""
-        room = BytesIO()
-        return room.getvalue() if self.read_into(room) else None
+        """The whole content; None if the blob does not exist. For small blobs."""
+        buffer = BytesIO()
+        return buffer.getvalue() if self.read_into(buffer) else None
 
     def read_into(self, file: IO[bytes]) -> bool:
-        """Write the whole content to `file`, some MiB at a time; False where it is not there."""
+        """Write the whole content to `file`, a few MiB at a time; return False if the blob does not exist."""
         try:
             with translated("read", self.url):
                 self._client.download_blob().readinto(file)
@@ -284,17 +286,17 @@ class Blob:
         return True
 
     def put(self, data: bytes | IO[bytes], *, new: bool = False, only: str = "") -> str:
-        """Replace it as a block blob; the ETag that it has then. Of a file some MiB at a time are read.
+        """Write the blob as a block blob and return its new ETag. A file is read a few MiB at a time.
 
-        With `new` only where there is none, with `only` only while it has this ETag; else AzureError with the
-        status 409 or 412.
+        With `new`, only if the blob does not exist; with `only`, only if it still has this ETag. Otherwise raises
+        AzureError with status 409 or 412.
         """
         with translated("write", self.url):
-            done = self._client.upload_blob(data, overwrite=not new, **self._leased(), **_while(only))
-            return str(done["etag"])
+            result = self._client.upload_blob(data, overwrite=not new, **self._leased(), **_if_etag(only))
+            return str(result["etag"])
 
     def delete(self) -> None:
-        """Delete it; one that is gone is no error. Of its snapshots and earlier versions none is deleted along."""
+        """Delete the blob, but not its snapshots or versions. Does nothing if it does not exist."""
         try:
             with translated("delete", self.url):
                 self._client.delete_blob(**self._leased())
@@ -302,13 +304,13 @@ class Blob:
             return
 
     def set_metadata(self, metadata: Mapping[str, str], *, only: str = "") -> str:
-        """Replace the metadata; the ETag that it has then. `only`: see `put`."""
+        """Replace the metadata and return the new ETag. `only`: see `put`."""
         with translated("write the metadata of", self.url):
-            done = self._client.set_blob_metadata(dict(metadata), **self._leased(), **_while(only))
-            return str(done["etag"])
+            result = self._client.set_blob_metadata(dict(metadata), **self._leased(), **_if_etag(only))
+            return str(result["etag"])
 
     def take_snapshot(self, metadata: Mapping[str, str]) -> Blob:
-        """A snapshot of it as it is now, with metadata of its own."""
+        """Take a snapshot with metadata of its own, and return it."""
         with translated("snapshot", self.url):
             stamp = str(self._client.create_snapshot(metadata=dict(metadata))["snapshot"])
         return self.account.container(self.container).blob(self.name, stamp)
@@ -316,67 +318,70 @@ class Blob:
     def copy_from(
         self, source: Blob, metadata: Mapping[str, str], clock: Clock, report: Report = silent
     ) -> None:
-        """Make it a copy of `source`; Azure moves the bytes. Waits until all are there."""
+        """Copy `source` to this blob inside Azure, and wait until the copy is complete."""
         waiting = Wait(report, clock, f"Azure to copy {source.url}", _COPY_SECONDS)
-        own = source.account.id.lower() == self.account.id.lower()
-        url = source.url if own else source.account.readable_url(source, clock)
+        same_account = source.account.id.lower() == self.account.id.lower()
+        url = source.url if same_account else source.account.readable_url(source, clock)
         with translated(f"copy {source.url} to", self.url):
             self._client.start_copy_from_url(url, metadata=dict(metadata))
             while (state := self._client.get_blob_properties().copy).status == "pending":
                 if waiting.left < 0:
-                    raise DeadlinePassed(f"the copy of {source.url} took more than a day")
+                    raise DeadlinePassed(f"copying {source.url} took more than a day")
                 waiting.pause(5, _percent(state.progress))
         if state.status != "success":
-            raise OperationFailed(f"the copy of {source.url} ended as {state.status}", resource=self.url)
+            raise OperationFailed(f"copying {source.url} ended as {state.status}", resource=self.url)
 
-    # As pages
+    # Page blobs
 
     def create_pages(self, size: int, metadata: Mapping[str, str], *, new: bool = False) -> str:
-        """Make it a page blob of zeros, in place of what was there; its ETag. With `new`, Conflict when it is there."""
+        """Create a page blob of zeros and return its ETag.
+
+        Replaces an existing blob; with `new`, raises Conflict instead.
+        """
         condition = MatchConditions.IfMissing if new else None
         with translated("create", self.url):
-            done = self._client.create_page_blob(
+            result = self._client.create_page_blob(
                 size, metadata=dict(metadata), **self._leased(), match_condition=condition
             )
-            return str(done["etag"])
+            return str(result["etag"])
 
     def resize(self, size: int) -> None:
-        """Cut it, or make it longer with zeros."""
+        """Truncate the blob, or extend it with zeros."""
         with translated("resize", self.url):
             self._client.resize_blob(size, **self._leased())
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write whole pages, MOST bytes at most."""
+        """Write whole pages, at most MOST bytes."""
         with translated("write", self.url):
             self._client.upload_page(bytes(data), offset, len(data), **self._leased())
 
     def clear(self, offset: int, length: int) -> None:
-        """Clear whole pages, any number of them: they hold zeros and cost nothing."""
+        """Clear any number of whole pages: they then read as zeros and are not billed."""
         with translated("clear", self.url):
             self._client.clear_page(offset, length, **self._leased())
 
     def read(self, offset: int, length: int) -> bytes:
-        """These bytes."""
+        """The bytes of a range."""
         with translated("read", self.url):
-            stream = self._client.download_blob(offset, length, raw_response_hook=_not_of_pages)
+            stream = self._client.download_blob(offset, length, raw_response_hook=_hide_blob_type)
             return bytes(stream.readall())
 
     def pages(self, size: int) -> Pages:
-        """The pages that hold something among the first `size` bytes: listed once, however many answers it takes."""
+        """List the allocated pages among the first `size` bytes, in as many requests as it takes."""
         starts, ends = array("Q"), array("Q")
         with translated("list the pages of", self.url):
             for at in range(0, size, _WINDOW):
                 length = min(_WINDOW, size - at)
-                for found in whole(self._client.list_page_ranges(offset=at, length=length)):
-                    if not found.cleared and found.start is not None and found.end is not None:
-                        starts.append(found.start)
-                        ends.append(found.end + 1)
+                for pages in whole(self._client.list_page_ranges(offset=at, length=length)):
+                    if not pages.cleared and pages.start is not None and pages.end is not None:
+                        starts.append(pages.start)
+                        ends.append(pages.end + 1)
         return Pages(starts, ends)
 
     # Leases
 
     def lease(self, seconds: int) -> None:
-        """Take it for ourselves: who does not know the lease cannot change it. Conflict when somebody has it."""
+        """Acquire a lease: only its holder can change the blob. Raises Conflict if somebody else holds one."""
         lease = BlobLeaseClient(self._client, lease_id=str(uuid.uuid4()))
         with translated("lease", self.url):
             lease.acquire(lease_duration=seconds)
@@ -384,15 +389,15 @@ class Blob:
 
     @property
     def lease_id(self) -> str:
-        """The id of our lease; "" without one."""
+        """The id of our lease; "" if we hold none."""
         return str(self._lease.id) if self._lease is not None else ""
 
     def inherit(self, lease_id: str) -> bool:
-        """Go on with a lease of this id, which another process has had; False where that cannot be.
+        """Take over the lease with this id from another process; return False if that is not possible.
 
-        True proves that nobody but that process can have changed the blob since it had the lease: Azure renews one
-        that has run out only while nobody has changed or leased the blob. The lease has another id then, so that
-        process can change nothing any more.
+        True proves that only that process can have changed the blob since it acquired the lease: Azure renews an
+        expired lease only if the blob has been neither changed nor leased since. The lease then gets a new id, so
+        that the other process can no longer change the blob.
         """
         lease = BlobLeaseClient(self._client, lease_id=lease_id)
         try:
@@ -405,20 +410,20 @@ class Blob:
         return True
 
     def renew(self) -> None:
-        """Keep the lease for as long again; AzureError where it is lost."""
+        """Renew the lease for its full duration. Raises AzureError if it is lost."""
         if self._lease is not None:
             with translated("renew the lease of", self.url):
                 self._lease.renew()
 
     def release(self) -> None:
-        """Give the lease up; one that is lost is no error."""
+        """Release the lease. Does nothing if it is lost or cannot be released."""
         lease, self._lease = self._lease, None
         if lease is not None:
             try:
                 with translated("release the lease of", self.url):
                     lease.release()
             except CoriolisAzureError:
-                return  # it ends by itself
+                return  # it expires by itself
 
     def _leased(self) -> dict[str, Any]:
         return {"lease": self._lease} if self._lease is not None else {}
@@ -426,13 +431,13 @@ class Blob:
 
 @dataclass(frozen=True)
 class Pages:
-    """Where a page blob holds something: ranges in order, ends excluded."""
+    """The allocated ranges of a page blob, in order; `ends` are exclusive."""
 
     starts: array[int]
     ends: array[int]
 
     def within(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The parts of a range that hold something: offset and length of each."""
+        """Yield the offset and length of each allocated part of a range."""
         at = max(0, bisect_right(self.starts, offset) - 1)
         while at < len(self.starts) and self.starts[at] < offset + length:
             start, end = max(self.starts[at], offset), min(self.ends[at], offset + length)
@@ -441,12 +446,12 @@ class Pages:
             at += 1
 
     def is_empty(self, offset: int, length: int) -> bool:
-        """Whether nothing of a range holds anything: it reads as zeros."""
+        """Whether no part of a range is allocated, so that all of it reads as zeros."""
         return next(self.within(offset, length), None) is None
 
 
-def _while(etag: str) -> dict[str, Any]:
-    """The options by which a request is refused where the blob has another ETag; none for ""."""
+def _if_etag(etag: str) -> dict[str, Any]:
+    """The options that make a request conditional on this ETag; none for ""."""
     return {"etag": etag, "match_condition": MatchConditions.IfNotModified} if etag else {}
 
 
@@ -454,19 +459,19 @@ def _endpoint(document: Json) -> str:
     return str(((document.get("properties") or {}).get("primaryEndpoints") or {}).get("blob") or "")
 
 
-def _properties(found: BlobProperties) -> Properties:
-    kind = getattr(found.blob_type, "value", found.blob_type)
-    made = str(found.creation_time or "")
-    return Properties(str(kind), int(found.size), str(found.etag), made, found.metadata or {})
+def _properties(blob: BlobProperties) -> Properties:
+    kind = getattr(blob.blob_type, "value", blob.blob_type)
+    made = str(blob.creation_time or "")
+    return Properties(str(kind), int(blob.size), str(blob.etag), made, blob.metadata or {})
 
 
-def _not_of_pages(response: Any) -> None:
-    """Keep the library from listing all pages of a page blob each time that a part of it is read."""
+def _hide_blob_type(response: Any) -> None:
+    """Keep the library from listing all pages of a page blob for every range it reads."""
     if response.http_response.status_code == 206:
         response.http_response.headers["x-ms-blob-type"] = "BlockBlob"
 
 
 def _percent(progress: str | None) -> float | None:
-    """How much of a copy is done, by Azure's `<copied>/<all>`; None where it does not say."""
-    copied, _, all_ = (progress or "").partition("/")
-    return 100 * int(copied) / int(all_) if copied.isdecimal() and all_.isdecimal() and int(all_) else None
+    """The progress of a copy in percent, from Azure's `<copied>/<total>`; None if Azure does not tell."""
+    copied, _, total = (progress or "").partition("/")
+    return 100 * int(copied) / int(total) if copied.isdecimal() and total.isdecimal() and int(total) else None

@@ -1,4 +1,4 @@
-"""One subscription of one Azure: the verbs that the product uses, as Azure's official SDKs do them."""
+"""A client for one Azure subscription: the operations this product needs, on top of Azure's official SDKs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from .sign_in import credential_for, profile_for
 from .translation import translated
 from .transport import SharedTransport, Transport, https
 
-# Of what the given SDKs have no operation for.
+# The API versions of the requests that the SDKs in use have no operation for.
 _SUBSCRIPTIONS_VERSION = "2022-12-01"
 _PERMISSIONS_VERSION = "2022-04-01"
 _LOCKS_VERSION = "2020-05-01"
 _POLICY_VERSION = "2024-10-01"
 _STORAGE_VERSION = "2023-05-01"
-# By which a cloud is asked for the versions that it offers: old enough for all.
+# For asking a cloud which versions it offers: old enough for every cloud.
 _PROVIDERS_VERSION = "2019-10-01"
-# The forms of their answers, as far as they are read.
+# The shapes of their answers, as far as they are read.
 _SUBSCRIPTION = {"state": str}
 _PERMISSION = {"actions": [str], "notActions": [str]}
 _LOCK = {"id": str, "name": str, "properties": {"level": str}}
@@ -56,16 +56,16 @@ _RESTRICTIONS = {
         ]
     },
 }
-# Since this version a VM takes its disks with it when it is deleted, and disks say who may reach them.
+# Since this version, deleting a VM can delete its disks, and disks have a network access policy.
 _MODERN_SINCE = "2021-12-01"
 
 
 class Azure:
-    """One subscription of one Azure, seen as the identity of the connection settings.
+    """One Azure subscription, accessed with the identity of the connection settings.
 
-    `transport` replaces the HTTPS connections of all SDK clients; `report` is told what is waited for. `is_modern` is
-    false for an Azure Stack Hub, which refuses what newer versions know. Every verb raises an `errors.AzureError`, or
-    DeadlinePassed: nothing is waited for longer than OPERATION_SECONDS.
+    `transport` replaces the HTTPS connections of all SDK clients; `report` receives the waits. `is_modern` is false
+    for an Azure Stack Hub, which rejects the properties of newer API versions. Methods raise an `errors.AzureError`,
+    or DeadlinePassed: no wait is longer than OPERATION_SECONDS.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Azure:
 
     @property
     def is_modern(self) -> bool:
-        """Whether this Azure knows what came with newer API versions, as far as it has told by now."""
+        """Whether this Azure accepts newer API versions, as far as its answers so far have shown."""
         return self._versions.newest("microsoft.compute/virtualmachines", _MODERN_SINCE) >= _MODERN_SINCE
 
     def close(self) -> None:
@@ -121,14 +121,14 @@ class Azure:
         self.transport.really_close()
 
     def now(self, clock: Clock) -> datetime:
-        """This moment by Azure's clock: what `clock` says, put right by the date of Azure's latest answer.
+        """The current time by Azure's clock: `clock`, corrected by the Date header of Azure's latest answer.
 
-        Hosts compare the ages of each other's resources, so one whose clock is wrong must not go by it.
+        Hosts compare the ages of each other's resources, so a host must not rely on its own clock.
         """
         return clock.now() + self.transport.skew
 
     def validate(self) -> None:
-        """Ask one harmless question, to learn whether endpoint, identity and subscription are right."""
+        """Check endpoint, identity and subscription with one harmless request."""
         with translated("read the subscription", self.subscription):
             _documents(islice(whole(self._resources.resource_groups.list(top=1)), 1))
 
@@ -138,18 +138,18 @@ class Azure:
             return _document(self._resources.resource_groups.get(name))
 
     def groups(self) -> list[Json]:
-        """All resource groups that the identity may see."""
+        """All resource groups that the identity can see."""
         with translated("list the resource groups of", self.subscription):
             return _named(_documents(self._resources.resource_groups.list()))
 
     def get(self, id: str, **options: str) -> Json:
-        """The resource `id` of one of `names.TYPES`; `expand="instanceView"` adds a VM's state."""
+        """The resource `id`, whose type is one of `names.TYPES`; `expand="instanceView"` adds a VM's state."""
         with translated("read", id):
             operations = self._kinds[names.kind_of(id)]
-            return _of(id, _document(operations.get(names.group_of(id), names.name_of(id), **options)))
+            return _complete(id, _document(operations.get(names.group_of(id), names.name_of(id), **options)))
 
     def find(self, id: str) -> Json | None:
-        """The resource `id`, or None where there is none. That there is no subscription is an error."""
+        """The resource `id`; None if it does not exist. A missing subscription is an error."""
         try:
             return self.get(id)
         except errors.NotFound as error:
@@ -160,19 +160,19 @@ class Azure:
     def resources(self, kind: str, group: str) -> list[Json]:
         """All resources of one kind in a resource group."""
         operations = self._kinds[kind]
-        listed = operations.list_by_resource_group if kind in {"disk", "snapshot"} else operations.list
+        list_ = operations.list_by_resource_group if kind in {"disk", "snapshot"} else operations.list
         with translated(f"list {names.TYPES[kind]} in", group):
-            return _resources(listed(group))
+            return _resources(list_(group))
 
     def everywhere(self, kind: str) -> list[Json]:
         """All resources of one kind in the subscription."""
         operations = self._kinds[kind]
-        listed = operations.list if kind in {"disk", "snapshot"} else operations.list_all
+        list_ = operations.list if kind in {"disk", "snapshot"} else operations.list_all
         with translated(f"list {names.TYPES[kind]} in", self.subscription):
-            return _resources(listed())
+            return _resources(list_())
 
     def locations(self) -> list[str]:
-        """The locations in which this subscription may have VMs."""
+        """The locations in which this subscription can have VMs."""
         with translated("read the provider", "Microsoft.Compute"):
             provider = _document(self._resources.providers.get("Microsoft.Compute"))
         types = {entry.get("resourceType", "").lower(): entry for entry in provider.get("resourceTypes", [])}
@@ -181,7 +181,7 @@ class Azure:
         )
 
     def offered_versions(self, namespace: str) -> dict[str, list[str]]:
-        """The API versions that a resource provider offers, by lower-cased type (`microsoft.compute/disks`)."""
+        """The API versions that a resource provider offers, by lower-case type (`microsoft.compute/disks`)."""
         path = f"/subscriptions/{self.subscription}/providers/{namespace}"
         provider = self._read("the provider", path, _PROVIDERS_VERSION, _PROVIDER_TYPES)
         return {
@@ -191,48 +191,48 @@ class Azure:
         }
 
     def subscription_state(self) -> str:
-        """Enabled, Warned, PastDue, Disabled, ...; in some of them nothing can be made."""
+        """Enabled, Warned, PastDue, Disabled, ...; in some of these states nothing can be created."""
         path = f"/subscriptions/{self.subscription}"
-        told = self._read("the subscription", path, _SUBSCRIPTIONS_VERSION, _SUBSCRIPTION)
-        return str(told.get("state", "unknown"))
+        subscription = self._read("the subscription", path, _SUBSCRIPTIONS_VERSION, _SUBSCRIPTION)
+        return str(subscription.get("state", "unknown"))
 
     def permissions(self, scope: str) -> list[Json]:
-        """What the identity may do at `scope`, an ARM id: actions and notActions of each of its roles."""
+        """The identity's permissions at `scope`, an ARM id: actions and notActions of each of its roles."""
         path = f"{scope}/providers/Microsoft.Authorization/permissions"
         return self._listed("the permissions at", path, _PERMISSIONS_VERSION, _PERMISSION)
 
     def policy_restrictions(self, group: str, content: Mapping[str, Any], version: str) -> Json:
-        """What Azure Policy would say to `content`, a resource that may be partial, were it made in `group`.
+        """What Azure Policy would say to creating `content`, a possibly partial resource, in `group`.
 
-        `fieldRestrictions`: fields that it must have; `contentEvaluationResult`: policies that it does not comply with.
+        `fieldRestrictions`: fields that it must have; `contentEvaluationResult`: policies that it violates.
         """
         path = f"/subscriptions/{self.subscription}/resourceGroups/{group}"
-        asked = {"resourceDetails": {"resourceContent": dict(content), "apiVersion": version}}
+        body = {"resourceDetails": {"resourceContent": dict(content), "apiVersion": version}}
         request = HttpRequest(
             "POST",
             f"{path}/providers/Microsoft.PolicyInsights/checkPolicyRestrictions?api-version={_POLICY_VERSION}",
-            json=asked,
+            json=body,
         )
-        return self._asked("ask Azure Policy about", path, request, _RESTRICTIONS)
+        return self._send("ask Azure Policy about", path, request, _RESTRICTIONS)
 
     def locks(self, scope: str) -> list[Json]:
-        """The locks at `scope`, an ARM id, and below."""
+        """The management locks at `scope`, an ARM id, and below."""
         path = f"{scope}/providers/Microsoft.Authorization/locks"
         listed = self._listed("the locks of", path, _LOCKS_VERSION, _LOCK)
         return [lock for lock in listed if "id" in lock]
 
     def compute_usages(self, location: str) -> list[Json]:
-        """Cores and VMs in use in `location`, and the quota: name, currentValue, limit."""
+        """Cores and VMs used in `location` against the quota: name, currentValue, limit."""
         with translated("read the compute quota of", location):
             return _documents(self._compute.usage.list(location))
 
     def network_usages(self, location: str) -> list[Json]:
-        """Addresses, NICs, networks in use in `location`, and the quota: name, currentValue, limit."""
+        """Addresses, NICs and networks used in `location` against the quota: name, currentValue, limit."""
         with translated("read the network quota of", location):
             return _documents(self._network.usages.list(location))
 
     def encryption_set(self, id: str) -> Json:
-        """A disk encryption set."""
+        """The disk encryption set `id`."""
         sets = self._compute.disk_encryption_sets
         with translated("read", id):
             return _document(sets.get(names.group_of(id), names.name_of(id)))
@@ -254,56 +254,56 @@ class Azure:
         return [container for container in listed if "name" in container]
 
     def storage_key(self, id: str) -> str:
-        """A key of a storage account: a secret that opens all of it."""
+        """A key of a storage account: a secret that gives access to everything in it."""
         with translated("read the keys of", id):
             url = f"{id}/listKeys?api-version={_STORAGE_VERSION}"
             response = self._resources.send_request(HttpRequest("POST", url))
             response.raise_for_status()
             keys = documents.fitting(response.json(), _KEYS).get("keys", [])
-            found = next((key["value"] for key in keys if "value" in key), "")
-            if not found:
+            value = next((key["value"] for key in keys if "value" in key), "")
+            if not value:
                 raise errors.Unreadable("the answer holds no key")
-            return str(found)
+            return str(value)
 
-    def _read(self, what: str, path: str, version: str, form: Json) -> Json:
-        """A document for which the given SDKs have no operation; `path` may be a next page's URL."""
+    def _read(self, noun: str, path: str, version: str, form: Json) -> Json:
+        """Read a document that the SDKs in use have no operation for; `path` may be the URL of a next page."""
         url = path if path.startswith("https:") else f"{path}?api-version={version}"
         scope = path.partition("/providers/Microsoft.Authorization")[0]
-        return self._asked(f"read {what}", scope, HttpRequest("GET", url), form)
+        return self._send(f"read {noun}", scope, HttpRequest("GET", url), form)
 
-    def _asked(self, verb: str, resource: str, request: HttpRequest, form: Json) -> Json:
+    def _send(self, verb: str, resource: str, request: HttpRequest, form: Json) -> Json:
         with translated(verb, resource):
             response = self._resources.send_request(request)
             response.raise_for_status()
             document: Json = documents.fitting(response.json(), form)
             return document
 
-    def _listed(self, what: str, path: str, version: str, form: Json) -> list[Json]:
-        """All pages of a listing for which the given SDKs have no operation."""
-        found: list[Json] = []
+    def _listed(self, noun: str, path: str, version: str, form: Json) -> list[Json]:
+        """All entries of a listing that the SDKs in use have no operation for."""
+        entries: list[Json] = []
         pages = Pages()
         while path:
-            page = self._read(what, path, version, {"value": [form], "nextLink": str})
-            found += page.get("value", [])
+            page = self._read(noun, path, version, {"value": [form], "nextLink": str})
+            entries += page.get("value", [])
             path = page.get("nextLink", "")
-            with translated("list", what):
+            with translated("list", noun):
                 pages.turned(path)
-        return found
+        return entries
 
     def put(self, id: str, body: Mapping[str, Any], etag: str = "") -> Json:
-        """Create or change `id`; the resource as it is once Azure has settled.
+        """Create or update `id`, wait for the operation to end, and return the resource.
 
-        With an `etag`, only if that is still the resource's; a Conflict with the status 412 otherwise.
+        With an `etag`, only if the resource still has it; otherwise raises Conflict with status 412.
         """
         operations = self._kinds[names.kind_of(id)]
         options = {"headers": {"If-Match": etag}} if etag else {}
         begin = partial(operations.begin_create_or_update, **options)
-        return _of(id, self._settled("create", id, begin, body))
+        return _complete(id, self._completed("create", id, begin, body))
 
     def patch_vm(self, id: str, body: Mapping[str, Any], etag: str = "") -> Json:
-        """Change parts of a VM. A list in `body` replaces the whole list. `etag`: see `put`."""
+        """Update parts of a VM. A list in `body` replaces the whole list. `etag`: see `put`."""
         options = {"headers": {"If-Match": etag}} if etag else {}
-        return self._settled("update", id, partial(self._kinds["vm"].begin_update, **options), body)
+        return self._completed("update", id, partial(self._kinds["vm"].begin_update, **options), body)
 
     def tag(self, id: str, tags: Mapping[str, str]) -> None:
         """Replace the tags of a resource."""
@@ -312,31 +312,31 @@ class Azure:
             with translated("tag", id):
                 operations.update_tags(names.group_of(id), names.name_of(id), body)
         else:
-            self._settled("tag", id, operations.begin_update, body)
+            self._completed("tag", id, operations.begin_update, body)
 
     def delete(self, id: str) -> None:
-        """Delete `id` and wait until it is gone; one that is gone already is no error. A VM is not shut down first."""
+        """Delete `id` and wait until it is gone. Does nothing if it does not exist. A VM is not shut down first."""
         operations, kind = self._kinds[names.kind_of(id)], names.kind_of(id)
         options = {"force_deletion": True} if kind == "vm" else {}
         try:
-            self._settled("delete", id, partial(operations.begin_delete, **options))
+            self._completed("delete", id, partial(operations.begin_delete, **options))
         except errors.NotFound:
             return
 
     def deallocate(self, id: str) -> None:
-        """Shut a VM down and give back its host; wait until it is done."""
-        self._settled("deallocate", id, self._kinds["vm"].begin_deallocate)
+        """Shut a VM down, release its host, and wait until this is done."""
+        self._completed("deallocate", id, self._kinds["vm"].begin_deallocate)
 
     def power_off(self, id: str) -> None:
-        """Cut a VM's power; it keeps its host and addresses. Wait until it is done."""
-        self._settled("power off", id, partial(self._kinds["vm"].begin_power_off, skip_shutdown=True))
+        """Power a VM off without shutting it down, and wait until it is off; it keeps its host and addresses."""
+        self._completed("power off", id, partial(self._kinds["vm"].begin_power_off, skip_shutdown=True))
 
     def start(self, id: str) -> None:
-        """Start a VM that is deallocated or powered off; wait until it runs."""
-        self._settled("start", id, self._kinds["vm"].begin_start)
+        """Start a VM that is deallocated or powered off, and wait until it runs."""
+        self._completed("start", id, self._kinds["vm"].begin_start)
 
     def sizes(self, location: str) -> list[Json]:
-        """The VM sizes that `location` knows, with capabilities and restrictions. Several MiB: asked once."""
+        """The VM sizes of `location`, with capabilities and restrictions. Cached, as the answer has several MiB."""
         if location not in self._skus:
             with translated("list the VM sizes of", location):
                 skus = self._compute.resource_skus.list(filter=f"location eq '{location}'")
@@ -346,70 +346,75 @@ class Azure:
         return self._skus[location]
 
     def retired_sizes(self, location: str) -> list[Json]:
-        """Sizes by the older listing, which still names some that are no longer sold."""
+        """The VM sizes of the older listing, which still includes some that are no longer sold."""
         with translated("list the VM sizes of", location):
             return _documents(self._compute.virtual_machine_sizes.list(location))
 
     def image(self, location: str, image: Image) -> Json | None:
-        """What the marketplace of `location` tells of `image` today; None where it has none. A plan: it has terms."""
+        """The marketplace's document for `image` in `location`; None if it is not offered.
+
+        A `plan` in it means that the image has terms to accept.
+        """
         images, names_ = self._compute.virtual_machine_images, (image.publisher, image.offer, image.sku)
         try:
             with translated("look up the image", str(image)):
                 version = image.version
                 if version == "latest":
                     newest = _documents(images.list(location, *names_, top=1, orderby="name desc"))
-                    version = next((found["name"] for found in newest if "name" in found), "")
+                    version = next((entry["name"] for entry in newest if "name" in entry), "")
                 return _document(images.get(location, *names_, version)) if version else None
         except errors.NotFound:
             return None
 
-    def _settled(self, verb: str, id: str, begin: Callable[..., LROPoller[Any]], *body: Any) -> Json:
-        """Begin an operation on a resource and see it through."""
+    def _completed(self, verb: str, id: str, begin: Callable[..., LROPoller[Any]], *body: Any) -> Json:
+        """Begin an operation on a resource, wait for it to end, and return its result."""
         with translated(verb, id):
-            with _understood():
+            with _malformed_answers():
                 polling = Polling(verb, id, self.report)
                 poller = begin(names.group_of(id), names.name_of(id), *body, polling=polling)
             return _document(poller.result())
 
 
 def _document(model: Any) -> Json:
-    """A model as ARM's own JSON, checked; {} for operations without a result."""
+    """A model as ARM's own JSON, validated; {} for operations without a result."""
     if model is None:
         return {}
     if not hasattr(model, "as_dict"):
-        raise errors.Unreadable("the answer is no document")
+        raise errors.Unreadable("the answer is not a document")
     return documents.understood(model.as_dict(), type(model))
 
 
 def _documents(listed: Iterable[Any]) -> list[Json]:
-    """All documents of a listing, checked."""
-    with _understood():
+    """All documents of a listing, validated."""
+    with _malformed_answers():
         models = list(whole(listed))
     return [_document(model) for model in models]
 
 
-def _of(id: str, document: Json) -> Json:
-    """The document of the resource `id`: what every resource has is there, whatever Azure has left out."""
+def _complete(id: str, document: Json) -> Json:
+    """The document of the resource `id`, with defaults for what Azure may leave out but every resource has."""
     return {"id": id, "name": names.name_of(id), "properties": {}, **document}
 
 
 def _resources(listed: Iterable[Any]) -> list[Json]:
-    """All resources of a listing; Unreadable for one of which not even id and location are told."""
+    """All resources of a listing. Raises Unreadable if one lacks its id or location."""
     return [
-        _of(must(document, "id"), {**document, "location": must(document, "location")})
+        _complete(must(document, "id"), {**document, "location": must(document, "location")})
         for document in _documents(listed)
     ]
 
 
 def _named(documents: list[Json]) -> list[Json]:
-    """Those that have a name: the others cannot be spoken of."""
+    """The documents that have a name; the others cannot be referred to."""
     return [document for document in documents if document.get("name")]
 
 
 @contextmanager
-def _understood() -> Iterator[None]:
-    """How the SDKs fail on an answer of another form becomes an error that says so: only for calls of theirs."""
+def _malformed_answers() -> Iterator[None]:
+    """Turn the SDKs' failures on a malformed answer into Unreadable. Wrap only calls into the SDKs with it."""
     try:
         yield
     except (AttributeError, TypeError, KeyError) as error:
-        raise errors.Unreadable(f"the answer does not have the form that Azure promises ({error})") from error
+        raise errors.Unreadable(
+            f"the answer does not have the form that Azure documents ({error})"
+        ) from error

@@ -1,4 +1,4 @@
-"""What every step of a run is given: one value instead of five parameters."""
+"""The context that every step of a run gets: one value instead of five parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .client import Azure
 
 @dataclass(frozen=True)
 class Context:
-    """One subscription of Azure with its Blob storage, the source environment, the clock, and who is told."""
+    """One Azure subscription with its Blob storage, the source environment, the clock and the event sink."""
 
     azure: Azure
     storage: Storage
@@ -23,7 +23,7 @@ class Context:
 
     @classmethod
     def of(cls, azure: Azure, environment: Environment, clock: Clock, report: Report) -> Context:
-        """The context of an environment in one subscription."""
+        """The context for an environment in one subscription."""
         storage = Storage(
             azure,
             environment.resource_group,

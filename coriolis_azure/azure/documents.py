@@ -1,8 +1,8 @@
-"""Azure's documents as everything behind the door may take them: each property absent, or of the promised form.
+"""Validates Azure's documents: afterwards each property is either absent or of the documented form.
 
-The official SDKs' models say what is promised. Names are matched without case, as Azure does it; what the models do
-not know is kept as it is, since Azure adds properties all the time. A value of another form than promised is refused
-with its path: to go on without it could mean to lose a disk.
+The models of the official SDKs define the form. Names are matched case-insensitively, as Azure does; properties that
+a model does not know are kept as they are, since Azure adds properties all the time. A value of any other form is
+rejected with its path: ignoring it could mean losing a disk.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ _ANYTHING = (Any, object)
 
 
 def understood(raw: Any, model: type) -> Json:
-    """`raw` with the names and forms of an SDK's `model`, without its nulls; Unreadable for anything else."""
+    """`raw` without nulls, with names spelled as in an SDK's `model`. Raises Unreadable if the forms differ."""
     document: Json = _formed(raw, model, "")
     return document
 
 
 def fitting(raw: Any, form: Any, where: str = "") -> Any:
-    """`raw`, for which there is no model, without the nulls of what `form` names; Unreadable where the two differ.
+    """`raw`, for which no model exists, without nulls in the fields of `form`. Raises Unreadable if the two differ.
 
-    A form is a type, a list of one form, or an object of forms by name; what an object does not name may be anything.
+    A form is a type, a list of one form, or a dictionary of forms by name; fields that it does not name may be
+    anything.
     """
     if isinstance(form, list):
         return [fitting(item, form[0], f"{where}[{n}]") for n, item in enumerate(_a(list, raw, where))]
     if isinstance(form, dict):
-        kept = {
+        fields = {
             name: item for name, item in _a(dict, raw, where).items() if item is not None or name not in form
         }
-        named = {
-            name: fitting(kept[name], form[name], f"{where}.{name}".lstrip("."))
+        checked = {
+            name: fitting(fields[name], form[name], f"{where}.{name}".lstrip("."))
             for name in form
-            if name in kept
+            if name in fields
         }
-        return {**kept, **named}
+        return {**fields, **checked}
     return _a(form, raw, where)
 
 
 def _formed(value: Any, promised: Any, where: str) -> Any:
-    """`value`, if it has the promised form."""
+    """`value`, checked against the promised form."""
     if promised in _ANYTHING:
         return value
     origin, parts = get_origin(promised), get_args(promised)
@@ -68,18 +69,18 @@ def _formed(value: Any, promised: Any, where: str) -> Any:
 
 
 def _object(value: Json, fields: Mapping[str, tuple[str, Any]], where: str) -> Json:
-    """The properties by the names of the model. Where two differ by case only, the exact one counts."""
-    found: Json = {}
-    exactly = {name for name, _ in fields.values()} & value.keys()
+    """The properties under the model's spelling. Of two that differ only in case, the exact match wins."""
+    document: Json = {}
+    exact = {name for name, _ in fields.values()} & value.keys()
     for key, item in value.items():
         name, promised = fields.get(key.lower(), (key, Any))
-        if item is not None and (key == name or name not in exactly):
-            found[name] = _formed(item, promised, f"{where}.{name}".lstrip("."))
-    return found
+        if item is not None and (key == name or name not in exact):
+            document[name] = _formed(item, promised, f"{where}.{name}".lstrip("."))
+    return document
 
 
 def _one_of(value: Any, choices: list[Any], where: str) -> Any:
-    """`value` in the first of several forms that it has. The values of an enumeration are any text."""
+    """`value` in the first of several forms that fits. An enumeration accepts any text."""
     for choice in choices[:-1]:
         try:
             return _formed(value, choice, where)
@@ -93,7 +94,7 @@ def _plain(value: Any, promised: Any, where: str) -> Any:
         return _a(promised, value, where)
     if promised is float:
         return _a((int, float), value, where)
-    # Text, and what travels as text: dates, durations, the values of enumerations.
+    # Text, and everything that JSON carries as text: dates, durations, enumeration values.
     return _a(str, value, where)
 
 
@@ -101,7 +102,7 @@ def _a(kind: type | tuple[type, ...], value: Any, where: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds: Iterable[type] = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(_WORDS[one] for one in kinds)
-        raise Unreadable(f"{where or 'the document'} is {_word(value)} where Azure promises {wanted}")
+        raise Unreadable(f"{where or 'the document'} is {_word(value)} where Azure documents {wanted}")
     return value
 
 
@@ -121,29 +122,29 @@ def _word(value: Any) -> str:
 
 @cache
 def _fields(model: Any) -> dict[str, tuple[str, Any]]:
-    """The properties of an SDK's model by lower-cased name: Azure's spelling, and the promised form; {} for others."""
+    """The properties of an SDK model by lower-case name: Azure's spelling and the promised form; {} if not a model."""
     if not isinstance(model, type) or issubclass(model, Enum) or not issubclass(model, Mapping):
         return {}
     module = sys.modules[model.__module__]
     package = sys.modules[model.__module__.rpartition(".")[0]]
     scope = {**vars(module), "_models": package}
-    found = {}
+    fields = {}
     for attribute, hint in get_type_hints(model, scope).items():
         promised = _resolved(hint, scope)
         field = inspect.getattr_static(model, attribute, None)
         if hasattr(field, "_rest_name_input"):
             name = field._rest_name_input or attribute
-            found[str(name).lower()] = (str(name), promised)
-    return found
+            fields[str(name).lower()] = (str(name), promised)
+    return fields
 
 
 def _resolved(hint: Any, scope: dict[str, Any]) -> Any:
-    """`hint` without names in quotes: Python 3.10 leaves those inside `list[...]` and `dict[...]` unresolved."""
+    """`hint` with quoted names resolved: Python 3.10 leaves those inside `list[...]` and `dict[...]` as text."""
     if isinstance(hint, str):
         return eval(hint, scope)  # noqa: S307 - part of the SDK's own source, as in get_type_hints
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Union:
-        return Union[tuple(_resolved(part, scope) for part in parts)]  # noqa: UP007 - of a tuple
+        return Union[tuple(_resolved(part, scope) for part in parts)]  # noqa: UP007 - built from a tuple
     if origin in (list, dict):
         return origin[tuple(_resolved(part, scope) for part in parts)]
     return hint

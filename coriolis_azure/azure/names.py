@@ -1,7 +1,7 @@
-"""Names, ids and tags: the same inputs give the same name in any process, so nothing needs to be remembered.
+"""Names, ids and tags. The same inputs give the same name in any process, so no names need to be stored.
 
-A resource of ours is called `coriolis-<run>-<role>` and carries the tags below from the request that creates
-it. Whether a resource is ours is decided by its tags alone, never by its name.
+Our resources are named `coriolis-<run>-<role>` and carry the tags below from the request that creates them. Only the
+tags decide whether a resource is ours, never its name.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ ROLE_TAG = "coriolis-role"
 INSTANCE_TAG = "coriolis-instance"
 MADE_TAG = "coriolis-made"
 ALIVE_TAG = "coriolis-alive"
-# On a run's security group while one process deploys the run, and shows life often.
+# On a run's security group while a process is deploying the run and renews ALIVE_TAG often.
 STEP_TAG = "coriolis-step"
 DEPLOYING = "deploying"
-# Resources that outlive runs on purpose: the workers of a pool, and the records of volumes. They carry one of these
-# instead of RUN_TAG, so that no sweep takes them for leftovers.
+# Resources that outlive runs on purpose: the workers of a pool and the records of volumes. They carry one of these
+# tags instead of RUN_TAG, so that no sweep deletes them as orphans.
 POOL_TAG = "coriolis-pool"
 VOLUME_TAG = "coriolis-volume"
 OURS = frozenset({RUN_TAG, POOL_TAG, VOLUME_TAG})
-# What a volume's record says: whose copy the volume is, which state it holds, and which run may write to it.
+# The content of a volume's record: the disk it is a copy of, the state it holds, and the run that may write to it.
 DISK_TAG = "coriolis-disk"
 HOLDS_TAG = "coriolis-holds"
 WRITER_TAG = "coriolis-writer"
 
-# The kinds of resources we make, in the order in which they can be deleted: whatever uses another comes first.
+# The kinds of resources we create, in the order in which they can be deleted: users before what they use.
 TYPES = {
     "vm": "Microsoft.Compute/virtualMachines",
     "disk": "Microsoft.Compute/disks",
@@ -47,22 +47,22 @@ KINDS = {type_.lower(): kind for kind, type_ in TYPES.items()}
 
 
 def new_run() -> str:
-    """A fresh run id: short enough to read aloud, long enough not to meet another."""
+    """A new run id: short enough to read aloud, long enough not to collide with another."""
     return secrets.token_hex(4)
 
 
 def resource(run: str, role: str) -> str:
-    """The name of the resource that plays `role` in `run`; at most 64 characters, lower case."""
+    """The name of the resource with `role` in `run`: lower case, at most 64 characters."""
     return f"coriolis-{run}-{role}"
 
 
 def is_of_a_run(name: str) -> bool:
-    """Whether a resource is called as a run calls what it makes."""
+    """Whether `name` has the form that `resource` gives."""
     return re.fullmatch(r"coriolis-[0-9a-f]{8}-.+", name, re.IGNORECASE) is not None
 
 
 def resource_id(subscription: str, group: str, kind: str, name: str) -> str:
-    """The ARM id of a resource of one of `TYPES`."""
+    """The ARM id of a resource whose kind is one of `TYPES`."""
     return f"/subscriptions/{subscription}/resourceGroups/{group}/providers/{TYPES[kind]}/{name}"
 
 
@@ -72,61 +72,61 @@ def name_of(id: str) -> str:
 
 
 def group_of(id: str) -> str:
-    """The resource group in an ARM id, in the case in which Azure wrote it (which varies: compare lower-cased)."""
+    """The resource group in an ARM id, in the case that Azure used (which varies: compare in lower case)."""
     return _after(id, "resourcegroups")
 
 
 def scope_of(id: str) -> str:
-    """The subscription and the resource group in an ARM id, lower-cased."""
+    """The part of an ARM id up to its resource group, in lower case."""
     return "/".join(id.lower().split("/")[:5])
 
 
 def resource_of(id: str) -> str:
-    """The resource that an ARM id of a part of it (a subnet, a NIC's configuration) belongs to."""
+    """The id of the resource that a child id (of a subnet, of a NIC's IP configuration) belongs to."""
     return "/".join(id.split("/")[:9])
 
 
 def kind_of(id: str) -> str:
-    """Which of `TYPES` an ARM id is; Unreadable for any other type."""
+    """The kind of an ARM id, one of `TYPES`. Raises Unreadable for any other type."""
     kind = KINDS.get(_type_in(id))
     if kind is None:
-        raise Unreadable(f"{id!r} is no ARM id of a kind that is used here")
+        raise Unreadable(f"{id!r} is not the ARM id of a resource type in use here")
     return kind
 
 
 def is_of_our_kinds(id: str) -> bool:
-    """Whether an ARM id is of one of `TYPES`."""
+    """Whether the type of an ARM id is one of `TYPES`."""
     return _type_in(id) in KINDS
 
 
 def blobs_of(url: str, run: str) -> str:
-    """The id of what a run has made of the blob at `url`: a copy, or snapshots of it. ARM has none for these."""
+    """Our id for what a run created from the blob at `url`: a copy or snapshots of it, which have no ARM id."""
     return f"{url}#{run}"
 
 
 def url_and_run(id: str) -> tuple[str, str]:
-    """What an id of `blobs_of` was made of."""
+    """The URL and the run in an id of `blobs_of`."""
     url, _, run = id.partition("#")
     return url, run
 
 
 def is_blob(id: str) -> bool:
-    """Whether an id is one of `blobs_of`."""
+    """Whether an id was built by `blobs_of`."""
     return id.startswith("https://")
 
 
 def network_of(subnet_id: str) -> str:
-    """`vnet/subnet`, the way people name a subnet."""
+    """A subnet as people write it: `vnet/subnet`."""
     return f"{_after(subnet_id, 'virtualnetworks')}/{_after(subnet_id, 'subnets')}"
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two ARM ids mean one resource: Azure changes their case between answers."""
+    """Whether two ARM ids are equal ignoring case, which Azure changes between answers."""
     return one.lower() == other.lower()
 
 
 def tags(run: str, role: str, instance: str, made: datetime, extra: Mapping[str, str]) -> dict[str, str]:
-    """The tags that make a resource ours; `extra` are the user's own."""
+    """The tags that mark a resource as ours; `extra` are the user's own."""
     return {
         **extra,
         RUN_TAG: run,
@@ -137,22 +137,22 @@ def tags(run: str, role: str, instance: str, made: datetime, extra: Mapping[str,
 
 
 def tags_of(document: Mapping[str, Any]) -> dict[str, str]:
-    """The tags of a resource by lower-cased name: names of tags have no case, and policies rewrite it."""
+    """The tags of a resource by lower-case name: tag names are case-insensitive, and policies rewrite their case."""
     return {name.lower(): value for name, value in (document.get("tags") or {}).items()}
 
 
 def stamp(moment: datetime) -> str:
-    """A moment as our tags write it."""
+    """A moment in the format of our tags."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def moment(stamp: str) -> datetime | None:
-    """The moment that a tag names; None when somebody wrote something else into it."""
+    """The moment in a tag; None if somebody has written something else into it."""
     try:
-        found = datetime.fromisoformat(stamp.replace("Z", "+00:00"))
+        parsed = datetime.fromisoformat(stamp.replace("Z", "+00:00"))
     except ValueError:
         return None
-    return found if found.tzinfo else None
+    return parsed if parsed.tzinfo else None
 
 
 def _type_in(id: str) -> str:
@@ -160,9 +160,9 @@ def _type_in(id: str) -> str:
 
 
 def _after(id: str, part: str) -> str:
-    """What follows `part` in an ARM id; Unreadable where nothing does."""
-    parts = id.split("/")
-    for before, name in pairwise(parts):
+    """The segment after `part` in an ARM id. Raises Unreadable if there is none."""
+    segments = id.split("/")
+    for before, name in pairwise(segments):
         if before.lower() == part and name:
             return name
-    raise Unreadable(f"{id!r} is no ARM id: it names nothing after {part}")
+    raise Unreadable(f"{id!r} is not a valid ARM id: nothing follows {part}")

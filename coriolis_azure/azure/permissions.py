@@ -1,7 +1,7 @@
-"""What the identity must be allowed to do: every action of every step, as one table.
+"""The permissions that the identity needs: one table with every action of every step.
 
-The custom role, the permission questions of `checks` and docs/permissions.md are all made from it. Azure checks
-actions on what a request refers to as well (linked actions): `why` says so where the name alone does not.
+The custom role, the permission checks of `checks` and docs/permissions.md are all built from it. Azure also checks
+actions on the resources that a request refers to (linked actions); `why` says so if the name alone does not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..model import Json
 from ..settings import Environment
 
-# What the settings, or the caller, choose. An action without a feature is always needed.
+# Features chosen by the settings or the caller. An action without a feature is always needed.
 PUBLIC_IP = "public IP"
 OWN_NETWORK = "own network"
 GIVEN_NETWORK = "existing network"
@@ -40,17 +40,17 @@ FEATURES = (
 # Where an action must be allowed.
 SUBSCRIPTION, GROUP, NETWORK, ACCOUNT = "subscription", "resource group", "network", "storage account"
 ENCRYPTION_SET, SUBNET, CONTAINER = "disk encryption set", "subnet", "container"
-# What comes with the VM: where that is, is known once one is named.
+# Scopes that depend on the VM: known once a VM is named.
 VM, DISK, DISK_KEYS = "VM", "disk", "disk encryption set of the disks"
 OF_THE_VM = frozenset({VM, DISK, DISK_KEYS})
 
 
 @dataclass(frozen=True)
 class Action:
-    """An action of Azure, the step that needs it, and where it must be allowed.
+    """An Azure action, the step that needs it, and the scope at which it must be allowed.
 
-    `feature` is what must be chosen for it to be needed. Without an `optional` one the work still gets done. `data`:
-    it is one of a role's data actions.
+    The action is needed only if its `feature` is chosen. Without an `optional` action the work still gets done.
+    `data` marks a data action of a role.
     """
 
     step: str
@@ -89,10 +89,10 @@ ACTIONS: tuple[Action, ...] = (
         "read its NICs and addresses",
         *("Network/networkInterfaces/read", "Network/publicIPAddresses/read"),
     ),
-    *_of("inspect", "know what sizes can do", "Compute/skus/read", scope=SUBSCRIPTION),
+    *_of("inspect", "read the capabilities of VM sizes", "Compute/skus/read", scope=SUBSCRIPTION),
     *_of(
         "inspect",
-        "know sizes that are sold no more",
+        "recognize VM sizes that are no longer sold",
         "Compute/locations/vmSizes/read",
         scope=SUBSCRIPTION,
         optional=True,
@@ -106,7 +106,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "snapshot",
-        "take and remove snapshots",
+        "create and delete snapshots",
         *("Compute/snapshots/read", "Compute/snapshots/write", "Compute/snapshots/delete"),
     ),
     *_of(
@@ -115,23 +115,23 @@ ACTIONS: tuple[Action, ...] = (
         "Compute/disks/beginGetAccess/action",
         scope=DISK,
     ),
-    *_of("clone", "make and remove copies of disks", "Compute/disks/write", "Compute/disks/delete"),
+    *_of("clone", "create and delete copies of disks", "Compute/disks/write", "Compute/disks/delete"),
     *_of("clone", "linked: a copy's source is this snapshot", "Compute/snapshots/beginGetAccess/action"),
     *_of(
         "clone",
-        "linked: copies use their source's disk encryption set",
+        "linked: copies use the disk encryption set of their source",
         "Compute/diskEncryptionSets/read",
         scope=DISK_KEYS,
         feature=CUSTOMER_KEYS,
     ),
     *_of(
         "worker",
-        "make the worker, attach disks, remove it",
+        "create the worker, attach disks, delete it",
         *("Compute/virtualMachines/write", "Compute/virtualMachines/delete"),
     ),
     *_of(
         "worker",
-        "stop and start it where it has booted again with clones attached",
+        "stop and start it if it has rebooted with clones attached",
         *("Compute/virtualMachines/powerOff/action", "Compute/virtualMachines/start/action"),
         optional=True,
     ),
@@ -144,11 +144,11 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "worker",
-        "stop a worker that is idle, and start it again",
+        "stop an idle worker and start it again",
         *("Compute/virtualMachines/deallocate/action", "Compute/virtualMachines/start/action"),
         feature=POOL,
     ),
-    *_of("worker", "find an image that exists today", _IMAGE, scope=SUBSCRIPTION),
+    *_of("worker", "find a current image", _IMAGE, scope=SUBSCRIPTION),
     *_of(
         "worker",
         "its NIC; linked: the worker uses it",
@@ -168,7 +168,7 @@ ACTIONS: tuple[Action, ...] = (
         "Network/publicIPAddresses/join/action",
         feature=PUBLIC_IP,
     ),
-    *_of("worker", "find networks of earlier runs, to remove them", "Network/virtualNetworks/read"),
+    *_of("worker", "find the networks of earlier runs and delete them", "Network/virtualNetworks/read"),
     *_of(
         "worker",
         "a network for the run; linked: the NIC is in its subnet",
@@ -198,14 +198,14 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "storage",
-        "find the container, or make it",
+        "find or create the container",
         *(f"{_CONTAINERS}/read", f"{_CONTAINERS}/write"),
         scope=CONTAINER,
         feature=BLOB_DATA,
     ),
     *_of(
         "storage",
-        "read, write and remove blobs",
+        "read, write and delete blobs",
         *(f"{_CONTAINERS}/blobs/read", f"{_CONTAINERS}/blobs/write", f"{_CONTAINERS}/blobs/delete"),
         scope=CONTAINER,
         feature=BLOB_DATA,
@@ -213,7 +213,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "storage",
-        "sign for a VHD that Azure copies from another account",
+        "sign a URL for a VHD that Azure copies from another account",
         "Storage/storageAccounts/blobServices/generateUserDelegationKey/action",
         scope=ACCOUNT,
         feature=BLOB_DATA,
@@ -221,7 +221,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "storage",
-        "remove what an account keeps as versions",
+        "delete the blob versions that an account keeps",
         f"{_CONTAINERS}/blobs/deleteBlobVersion/action",
         scope=CONTAINER,
         feature=BLOB_DATA,
@@ -230,7 +230,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "storage",
-        "reach the storage account with its key",
+        "use the key of the storage account",
         "Storage/storageAccounts/listKeys/action",
         feature=ACCOUNT_KEY,
     ),
@@ -242,19 +242,19 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "check",
-        "know these permissions, and locks, before anything is made",
+        "check these permissions, and locks, before anything is created",
         *("Authorization/permissions/read", "Authorization/locks/read"),
         optional=True,
     ),
     *_of(
         "check",
-        "know what Azure Policy would refuse, before anything is made",
+        "check what Azure Policy would deny before anything is created",
         "PolicyInsights/checkPolicyRestrictions/read",
         optional=True,
     ),
     *_of(
         "check",
-        "know the subscription's state, quota and API versions before anything is made",
+        "check the subscription's state, quota and API versions before anything is created",
         *("Resources/subscriptions/read", "Resources/subscriptions/providers/read"),
         *("Compute/locations/usages/read", "Network/locations/usages/read"),
         scope=SUBSCRIPTION,
@@ -264,7 +264,7 @@ ACTIONS: tuple[Action, ...] = (
 
 
 def features(environment: Environment) -> set[str]:
-    """What the settings choose; the caller chooses shutting down and pools, the disks choose keys."""
+    """The features that the settings choose. The caller adds SHUTDOWN and POOL, the disks CUSTOMER_KEYS."""
     chosen = {GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
     if environment.export_worker_disk_encryption_set:
         chosen.add(WORKER_KEY)
@@ -278,12 +278,12 @@ def features(environment: Environment) -> set[str]:
 
 
 def needed(chosen: Collection[str]) -> list[Action]:
-    """The actions for these features, in the order of the steps."""
+    """The actions needed for these features, in the order of the steps."""
     return [action for action in ACTIONS if not action.feature or action.feature in chosen]
 
 
 def role(chosen: Collection[str], scopes: Sequence[str], name: str = "coriolis-azure source") -> Json:
-    """The custom role with the least actions for these features, as `az role definition create` takes it."""
+    """The least-privilege custom role for these features, in the format of `az role definition create`."""
     return {
         "Name": name,
         "IsCustom": True,
@@ -305,17 +305,17 @@ def _named(actions: Iterable[Action]) -> list[str]:
 def granted(permissions: Iterable[Json], action: Action) -> bool:
     """Whether Azure's list of permissions allows `action`.
 
-    Each entry is one role's: what its notActions take away, another role may still give.
+    Each entry belongs to one role: an action that its notActions exclude may still be allowed by another role.
     """
-    given, taken = ("dataActions", "notDataActions") if action.data else ("actions", "notActions")
+    allowed, excluded = ("dataActions", "notDataActions") if action.data else ("actions", "notActions")
     return any(
-        _matches(entry.get(given), action.name) and not _matches(entry.get(taken), action.name)
+        _matches(entry.get(allowed), action.name) and not _matches(entry.get(excluded), action.name)
         for entry in permissions
     )
 
 
 def _matches(patterns: Iterable[str] | None, action: str) -> bool:
-    """Whether a pattern means the action; * stands for anything, slashes included, and case does not count."""
+    """Whether a pattern matches the action, ignoring case; * matches anything, slashes included."""
     return any(
         re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), action, re.IGNORECASE)
         for pattern in patterns or ()

@@ -1,4 +1,4 @@
-"""Azure's clouds and profiles: who signs us in, where the resource manager is, which API versions it answers to."""
+"""Azure's clouds and API profiles: sign-in authority, resource manager endpoint and supported API versions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Profile:
-    """A cloud: who signs us in, its resource manager, the audience of tokens, and the domains of its Blob storage."""
+    """A cloud: its sign-in authority, resource manager, token audience and Blob storage domains."""
 
     authority: str
     manager: str
@@ -16,7 +16,7 @@ class Profile:
     storage: tuple[str, ...]
 
     def owns(self, url: str) -> bool:
-        """Whether a token may be sent to `url`: over HTTPS to the resource manager, or to Blob storage."""
+        """Whether a token may be sent to `url`: only over HTTPS, to the resource manager or Blob storage."""
         parts = urlsplit(url)
         host, manager = parts.hostname or "", urlsplit(self.manager).hostname or ""
         domains = [f".{name}" for name in (manager, *self.storage) if name]
@@ -44,7 +44,7 @@ CLOUDS = {
     ),
 }
 
-# The API versions of Azure's profiles, by provider or type: what an Azure Stack Hub of that profile answers to.
+# The API versions of Azure's profiles, by provider or type, as an Azure Stack Hub with that profile supports them.
 PROFILES: dict[str, dict[str, str]] = {
     "latest": {},
     "2020-09-01-hybrid": {
@@ -57,5 +57,5 @@ PROFILES: dict[str, dict[str, str]] = {
         "microsoft.storage": "2019-06-01",
     },
 }
-# That of its Blob storage, which is said in a header.
+# The version for Blob storage, which is sent in a header.
 BLOB_VERSIONS = {"2020-09-01-hybrid": "2019-07-07"}

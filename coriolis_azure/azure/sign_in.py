@@ -1,4 +1,4 @@
-"""Credentials for Azure, made from the connection settings."""
+"""Builds the credential for Azure from the connection settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..settings import Connection
 from .profiles import CLOUDS, Profile
 from .transport import Transport
 
-# Microsoft's own public client, the one that the Azure CLI signs in as; user credentials need a client.
+# The public client id of the Azure CLI: user credentials need a client.
 _PUBLIC_CLIENT = "04b07795-8ddb-461a-bbee-02f9e1bf7b46"
 
 
 def profile_for(connection: Connection, transport: Transport) -> Profile:
-    """The cloud of the settings. What a custom one does not say is asked of its resource manager."""
+    """The cloud of the settings. For a custom cloud, missing values are read from its resource manager."""
     if connection.cloud_profile != "CustomCloud":
         return CLOUDS[connection.cloud_profile]
     manager = connection.resource_manager.rstrip("/")
@@ -37,10 +37,10 @@ def profile_for(connection: Connection, transport: Transport) -> Profile:
             HttpRequest("GET", f"{manager}/metadata/endpoints?api-version=2019-05-01")
         )
         answer.raise_for_status()
-        told = answer.json().get("authentication", {})
-        authority = authority or told.get("loginEndpoint", "")
-        audience = audience or next(iter(told.get("audiences", [])), manager)
-    # Its services share a domain: management.local.example and account.blob.local.example. An address has none.
+        authentication = answer.json().get("authentication", {})
+        authority = authority or authentication.get("loginEndpoint", "")
+        audience = audience or next(iter(authentication.get("audiences", [])), manager)
+    # Its services share a domain, as in management.local.example and account.blob.local.example. An IP has none.
     host = urlsplit(manager).hostname or ""
     is_name = host.count(".") >= 2 and not host.replace(".", "").isdigit()
     domain = host.partition(".")[2] if is_name else ""
@@ -51,9 +51,10 @@ def profile_for(connection: Connection, transport: Transport) -> Profile:
 def credential_for(
     connection: Connection, authority: str, transport: Transport, retries: Callable[..., Any]
 ) -> TokenCredential:
+    """The azure-identity credential for the kind of secret that the settings hold."""
     options: dict[str, Any] = {"authority": authority, "transport": transport, "retry_policy_class": retries}
     if connection.cloud_profile == "CustomCloud":
-        # A custom cloud is unknown to the public cloud's directory of authorities.
+        # The public cloud's directory of authorities does not know custom clouds.
         options["disable_instance_discovery"] = True
     if connection.username:
         return UsernamePasswordCredential(

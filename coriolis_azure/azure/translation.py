@@ -1,4 +1,4 @@
-"""What Azure's SDKs raise becomes an error of ours, by Azure's code and never by its text."""
+"""Translates the exceptions of Azure's SDKs into ours, by Azure's error code and never by its text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..model import Json
 from . import codes
 from .patience import seconds_in
 
-# What the SDKs raise where no answer came at all; a sign-in that met one of these raises another error about it.
+# What the SDKs raise if no answer came at all. A failed sign-in hides one of these behind its own exception.
 _NO_ANSWER = (ServiceRequestError, ServiceResponseError, requests.RequestException)
 
 _BY_STATUS: dict[int, type[errors.AzureError]] = {
@@ -40,7 +40,7 @@ _BY_STATUS: dict[int, type[errors.AzureError]] = {
 
 @contextmanager
 def translated(verb: str, resource: str) -> Iterator[None]:
-    """Foreign exceptions of the block become ours: here, and nowhere else. `blobs` uses it too."""
+    """Translate the SDK exceptions of the block into ours. The only place where this is done."""
     try:
         yield
     except (errors.Unreadable, DeserializationError, json.JSONDecodeError) as error:
@@ -58,7 +58,7 @@ def translated(verb: str, resource: str) -> Iterator[None]:
 
 
 def _unreachable(verb: str, resource: str, error: BaseException) -> errors.CoriolisAzureError:
-    limit = errors.exhausted(error)  # a socket that could not be opened says nothing of Azure
+    limit = errors.exhausted(error)  # failing to open a socket says nothing about Azure
     if limit:
         return errors.HostExhausted(f"could not {verb} {resource}: {limit.message}", remedy=limit.remedy)
     text = f"could not {verb} {resource}: no answer from Azure: {error}"
@@ -66,10 +66,10 @@ def _unreachable(verb: str, resource: str, error: BaseException) -> errors.Corio
 
 
 def _unreadable(verb: str, resource: str, error: Exception) -> errors.Unreadable:
-    """An answer that is not what Azure would say: another service's, a proxy's, or of a form that nobody promised."""
-    said = str(error).partition("\n")[0] or type(error).__name__
+    """For an answer that Azure would not give: from another service or a proxy, or of an undocumented form."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
     return errors.Unreadable(
-        f"could not {verb} {resource}: Azure's answer is not understood: {said}", resource=resource
+        f"could not {verb} {resource}: cannot understand Azure's answer: {reason}", resource=resource
     )
 
 
@@ -94,7 +94,7 @@ def _error(verb: str, resource: str, error: HttpResponseError) -> errors.AzureEr
 
 
 def _kind(error: HttpResponseError, status: int, entry: codes.Code | None) -> type[errors.AzureError]:
-    if status == 429:  # whatever the code: throttling comes as OperationNotAllowed, too
+    if status == 429:  # whatever the code: Azure also throttles with OperationNotAllowed
         return errors.Throttled
     if entry is not None:
         return entry.kind
@@ -104,17 +104,17 @@ def _kind(error: HttpResponseError, status: int, entry: codes.Code | None) -> ty
 
 
 def _layers(error: HttpResponseError) -> list[Json]:
-    """The error documents of an answer, each with a `code`, from the outermost to the one that names the cause."""
+    """The error documents of an answer, each with a `code`, from the outermost to the innermost, the cause."""
     body = _body(error) or {}
     layers = list(_unwrapped(body))
     if layers:
         return layers
     if str(body.get("status")).lower() == "canceled":
-        # So it is told, without a code, where a later request has taken the place of this one.
+        # Azure reports this, without a code, if a later request replaced this one.
         return [{"code": "OperationPreempted"}]
-    own = getattr(error, "error", None)  # what the SDK made of the answer
+    parsed = getattr(error, "error", None)  # the error that the SDK has parsed
     code = (
-        getattr(own, "code", None)
+        getattr(parsed, "code", None)
         or getattr(error.response, "headers", {}).get("x-ms-error-code")  # storage answers in XML
         or _sign_in_code(error)
     )
@@ -122,31 +122,31 @@ def _layers(error: HttpResponseError) -> list[Json]:
 
 
 def _unwrapped(document: Any) -> Iterator[Json]:
-    """Errors within errors: wrapped in `error` or not, in `details`, or as JSON in the text of a message."""
-    found = document.get("error", document) if isinstance(document, dict) else None
-    if not isinstance(found, dict) or not found.get("code"):
+    """Yield nested errors, outermost first: in `error` or bare, in `details`, or as JSON in a message."""
+    error = document.get("error", document) if isinstance(document, dict) else None
+    if not isinstance(error, dict) or not error.get("code"):
         return
-    yield found
-    details = found.get("details")
-    coded = (each for each in (details if isinstance(details, list) else []) if _has_code(each))
-    yield from _unwrapped(next(coded, None) or _parsed(found.get("message")))
+    yield error
+    details = error.get("details")
+    coded = (detail for detail in (details if isinstance(details, list) else []) if _has_code(detail))
+    yield from _unwrapped(next(coded, None) or _parsed(error.get("message")))
 
 
 def _message(error: HttpResponseError, layers: list[Json]) -> str:
-    """The innermost message that is meant for people."""
-    said = [text for layer in reversed(layers) if (text := layer.get("message")) and _parsed(text) is None]
-    return " ".join(str(said[0]).split()) if said else error.message.partition("\n")[0]
+    """The innermost message that is text for people."""
+    texts = [text for layer in reversed(layers) if (text := layer.get("message")) and _parsed(text) is None]
+    return " ".join(str(texts[0]).split()) if texts else error.message.partition("\n")[0]
 
 
 def _body(error: HttpResponseError) -> Any:
     try:
         return _parsed(error.response.text()) if error.response is not None else None
-    except AttributeError:  # the token endpoint's answers are of another kind
+    except AttributeError:  # answers of the token endpoint have another class
         return None
 
 
 def _parsed(text: Any) -> Json | None:
-    """The JSON object in a text; None where it is no such text."""
+    """The JSON object in a text; None if it is anything else."""
     try:
         document = json.loads(text)
     except (TypeError, ValueError):
@@ -159,10 +159,10 @@ def _has_code(detail: Any) -> bool:
 
 
 def _sign_in_code(error: HttpResponseError) -> str | None:
-    """The sign-in service's code.
+    """The error code of the sign-in service.
 
-    The one code that is taken out of a message, for azure-identity passes it on in no other way; of a tenant that
-    does not exist it hides even that in the exception it came from.
+    The only code that is parsed out of a message, since azure-identity passes it on in no other way. For a tenant
+    that does not exist, even the message is only in the exception's cause.
     """
     if not isinstance(error, ClientAuthenticationError):
         return None

@@ -1,4 +1,4 @@
-"""HTTPS to Azure: one pool of connections for all clients, proxies, certificate authorities, who may get a token."""
+"""HTTPS to Azure: one connection pool for all clients, proxies, CA certificates, and which hosts may get a token."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ _API_VERSION = re.compile(
     r"/resourceGroups/.*/providers/(?P<type>[\w.]+/\w+)(?=[/?]).*[?&]api-version=(?P<version>[\w-]+)",
     re.IGNORECASE,
 )
-# Connections that are kept open to one host: blobs are written by many threads.
+# Connections kept open per host: many threads write blobs.
 _CONNECTIONS = 64
 
 
 class SharedTransport(Transport):
-    """One transport for all clients: closing a client leaves it open for the others.
+    """A transport shared by all clients: closing a client leaves it open for the others.
 
-    Whatever an answer names as the place to go on (a next page, an operation, an account), what proves who we are
-    goes to no other hosts than those of the cloud's profile.
+    Credentials are sent only to hosts of the cloud's profile, whatever host an answer refers to (for a next page, an
+    operation, a storage account).
     """
 
     def __init__(self, transport: Transport, clock: Clock) -> None:
         self._transport, self._clock = transport, clock
         self.profile: Profile | None = None
         self.skew = timedelta(0)  # how far Azure's clock is ahead of this host's
-        # By lower-cased resource type, the API version with which it was asked for.
+        # The API version that was last requested, by lower-case resource type.
         self.api_versions: dict[str, str] = {}
 
     def send(self, request: Any, **options: Any) -> Any:
-        asked = _API_VERSION.search(request.url)
-        if asked:
-            self.api_versions[asked["type"].lower()] = asked["version"]
+        match = _API_VERSION.search(request.url)
+        if match:
+            self.api_versions[match["type"].lower()] = match["version"]
         if "Authorization" in request.headers and not (self.profile and self.profile.owns(request.url)):
             parts = urlsplit(request.url)
             raise errors.Unreadable(
-                f"{parts.scheme}://{parts.hostname} is not of this cloud: no credentials are sent there"
+                f"{parts.scheme}://{parts.hostname} does not belong to this cloud: credentials are not sent there"
             )
         response = self._transport.send(request, **options)
         date = _date(response.headers.get("Date"))
@@ -64,7 +64,7 @@ class SharedTransport(Transport):
         self._transport.open()
 
     def close(self) -> None:
-        """The clients' close: not ours to act upon."""
+        """Do nothing: clients call this, but the others still need the transport."""
 
     def really_close(self) -> None:
         self._transport.close()
@@ -79,28 +79,28 @@ class SharedTransport(Transport):
 
 @dataclass(frozen=True)
 class Proxy:
-    """An HTTP proxy that stands between this host and Azure; its credentials, if any, are part of the URL."""
+    """An HTTP proxy between this host and Azure; its credentials, if any, are part of the URL."""
 
     url: str = field(repr=False)
     exceptions: tuple[str, ...] = ()
 
     def serves(self, host: str) -> bool:
-        """Whether `host` is reached through it: it is none of the exceptions, nor within one."""
+        """Whether `host` is reached through the proxy: it is neither an exception nor a subdomain of one."""
         return not any(host == name or host.endswith(f".{name}") for name in self.exceptions)
 
 
 class _Trusting(HTTPAdapter):
-    """HTTPS with certificates trusted besides the system's, through a proxy too."""
+    """HTTPS that trusts further certificates besides the system's, through a proxy too."""
 
     def __init__(self, ca_bundle: str) -> None:
         self._context = ssl.create_default_context()
         self._context.sslsocket_class = tls.Socket
         try:
             self._context.load_verify_locations(ca_bundle)
-        except OSError as error:  # as ssl.SSLError is
+        except OSError as error:  # ssl.SSLError is one
             raise errors.InvalidInput(
-                f"connection_info: ca_bundle: {ca_bundle} holds no certificate that can be read: {error}",
-                remedy="Give a file of certificates in PEM, which this user may read.",
+                f"connection_info: ca_bundle: {ca_bundle} holds no readable certificate: {error}",
+                remedy="Give a PEM file of certificates that this user may read.",
             ) from error
         super().__init__(pool_maxsize=_CONNECTIONS)
 
@@ -112,7 +112,7 @@ class _Trusting(HTTPAdapter):
 
 
 class _Proxied(requests.Session):
-    """A session that goes through `proxy`, whatever proxy the environment names."""
+    """A session that uses `proxy` and ignores the proxy of the environment."""
 
     def __init__(self, proxy: Proxy) -> None:
         super().__init__()
@@ -120,15 +120,15 @@ class _Proxied(requests.Session):
 
     def merge_environment_settings(self, url: Any, *rest: Any, **options: Any) -> Any:
         merged: Any = super().merge_environment_settings(url, *rest, **options)
-        through = self._proxy.serves(urlsplit(url).hostname or "")
-        # Without an entry for the scheme there is no proxy, not even the environment's.
-        return {**merged, "proxies": {"https": self._proxy.url, "http": self._proxy.url} if through else {}}
+        proxied = self._proxy.serves(urlsplit(url).hostname or "")
+        # An empty dictionary disables even the proxy of the environment.
+        return {**merged, "proxies": {"https": self._proxy.url, "http": self._proxy.url} if proxied else {}}
 
 
 def https(connection: Connection, proxy: Proxy | None = None) -> Transport:
-    """The HTTPS connections that the settings ask for, through `proxy` where one is given.
+    """The HTTPS transport for the settings, through `proxy` if one is given.
 
-    Without one, the environment's (`HTTPS_PROXY`, `NO_PROXY`) is used, except for what is on this machine.
+    Otherwise the proxy of the environment (`HTTPS_PROXY`, `NO_PROXY`) is used, except for localhost.
     """
     session = requests.Session()
     if proxy:
@@ -143,17 +143,17 @@ def https(connection: Connection, proxy: Proxy | None = None) -> Transport:
 
 
 class _Https(RequestsTransport):  # type: ignore[misc]  # its module is untyped
-    """HTTPS; what azure-core waits for can be called off."""
+    """HTTPS whose waits can be cancelled, also those inside azure-core."""
 
     def sleep(self, duration: float) -> None:
-        """Wait before a request is repeated, or between two looks at an operation."""
+        """Wait before a retry, or between two polls of an operation."""
         wait(duration)
 
 
 def _date(header: str | None) -> datetime | None:
-    """The moment that a Date header names; None without one, or where it is no date."""
+    """The moment in a Date header; None if it is absent or not a date."""
     try:
-        found = parsedate_to_datetime(header) if header else None
+        parsed = parsedate_to_datetime(header) if header else None
     except ValueError:
         return None
-    return found if found is not None and found.tzinfo else None
+    return parsed if parsed is not None and parsed.tzinfo else None
