@@ -118,10 +118,10 @@ def test_a_channel_through_which_nothing_comes_is_not_tried_again(
         worker.__exit__()
     assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
     assert len(workers) == 2
-    broke = f"the direct channel to the worker broke: {fault}"
+    broke = f"the direct channel to the worker was lost: {fault}"
     assert [event.text for event in told if isinstance(event, Notice)] == [
         f"data comes over SSH, which is slower: {broke}",
-        f"os: {broke}; going on after 0 of {size} bytes",
+        f"os: {broke}; continuing after 0 of {size} bytes",
     ]
 
 

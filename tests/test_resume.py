@@ -177,7 +177,7 @@ def test_a_settled_chunk_that_reads_otherwise_after_the_connection_broke_ends_th
 
         with Image(tmp_path / "os.raw") as image:
             base = image.known("id", disk.stat().st_size, CHUNK, False)
-            with pytest.raises(errors.CorruptChunk, match="after the connection had broken") as failure:
+            with pytest.raises(errors.CorruptChunk, match="after the connection was lost") as failure:
                 by_agent(start, job(disk), base, image)
     assert failure.value.facts["offset"] == 5 * CHUNK
     assert (tmp_path / "os.raw").read_bytes() == before
@@ -192,7 +192,7 @@ def test_what_had_arrived_is_not_sent_again(disk: Path, tmp_path: Path) -> None:
     assert [pipes.first for pipes in agents.started] == [0, 9], "what is settled is not even read again"
     assert agents.heard <= unbroken.heard + CHUNK + LEAF
     assert [event.text for event in told if isinstance(event, Notice)] == [
-        f"os: the connection broke; going on after {9 * CHUNK} of {disk.stat().st_size} bytes"
+        f"os: the connection broke; continuing after {9 * CHUNK} of {disk.stat().st_size} bytes"
     ]
 
 
@@ -267,8 +267,8 @@ def notices(told: list[Event]) -> list[str]:
 
 def gone_on_after(told: list[Event]) -> int:
     """The bytes that were settled when the copy, once, was taken up."""
-    (broke,) = (text for text in notices(told) if "going on after" in text)
-    return int(broke.partition("going on after ")[2].split()[0])
+    (broke,) = (text for text in notices(told) if "continuing after" in text)
+    return int(broke.partition("continuing after ")[2].split()[0])
 
 
 def test_a_network_that_fails_for_a_minute_is_waited_out(
@@ -323,7 +323,7 @@ def test_damaged_bytes_on_the_way_end_the_connection_and_nothing_else(
     relay.at(6 * MIB, relay.damage)
     connect(clock=Held()).replicate("web", tmp_path / "images")
     assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
-    assert any("going on after" in text for text in notices(told))
+    assert any("continuing after" in text for text in notices(told))
 
 
 def test_a_worker_that_reboots_gets_new_clones_and_the_copy_goes_on(

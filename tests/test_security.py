@@ -290,7 +290,7 @@ def test_the_agent_has_the_disk_open_for_reading_only(tmp_path: Path) -> None:
     ("altered", "status", "words"),
     [
         (lambda source: source, 0, ""),
-        (lambda source: source[:-1] + b"#", 1, "what arrived is not the agent that was sent"),
+        (lambda source: source[:-1] + b"#", 1, "the agent was damaged on its way to the worker"),
         (lambda source: source[:-1], 0, ""),  # the host is gone
     ],
     ids=["as sent", "altered", "cut off"],

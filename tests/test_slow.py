@@ -235,5 +235,5 @@ def test_a_line_that_stalls_is_waited_for_and_the_progress_says_so(
 
     replicate(disk, disk.with_name("os.raw"), stream=stream, report=report, chunk=MIB)
     assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
-    assert told[0].what.startswith("os: data from the worker: its disk or the link stalls, for ")
+    assert told[0].what.startswith("os: data from the worker: its disk or the network stalls, for ")
     assert 200 < told[0].seconds < 300

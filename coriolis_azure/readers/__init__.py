@@ -1,3 +1,4 @@
-"""Where chunks come from: the agent's conversation over SSH or the direct channel, and page ranges of blobs.
+"""Where chunks come from: the conversation with an agent (over SSH or the direct channel), and page ranges of blobs.
 
-Where chunks go is not known here."""
+Nothing here knows where chunks go.
+"""

@@ -1,4 +1,4 @@
-"""A disk that an agent on the worker reads, over as many connections as it takes."""
+"""Reads a disk through an agent on the worker, reconnecting as often as needed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .reader import Chunk, Data, Question, Same, Zeros, corrupt
 
 LEAF_SIZES = (0, 4096, 16384, 65536)
 COMPRESSION = ("none", "auto", "always")
-_FRUITLESS = 3  # connections in a row that were lost before anything was settled
+_FRUITLESS = 3  # connections in a row that may be lost before anything was settled
 
 
 class AgentReader:
-    """A Reader whose chunks come from an agent. A connection that breaks is taken up where it was.
+    """A Reader whose chunks come from an agent. After a lost connection it continues where it was.
 
-    `start` gives a new agent, and is called again where the connection to the one before was lost; what it raises
-    ends the reading. `hang_up` makes it end soon when the reader is closed. `direct`: the way past `start`'s stream,
-    if there may be one. InvalidInput where the job cannot be.
+    `start` starts a new agent; it is called again when the connection to the last one is lost, and an error from it
+    ends the reading. `hang_up` makes a pending `start` end soon when the reader is closed. `direct`: the channel that
+    carries the agent's messages instead of `start`'s stream, if allowed. Raises InvalidInput for an invalid job.
     """
 
     def __init__(
@@ -36,22 +36,26 @@ class AgentReader:
         hang_up: Callable[[], None] = lambda: None,
     ) -> None:
         if job.leaf not in LEAF_SIZES:
-            raise InvalidInput(f"a leaf of {job.leaf} bytes is none of {LEAF_SIZES}")
+            raise InvalidInput(f"a leaf cannot have {job.leaf} bytes, only one of {LEAF_SIZES}")
         if job.compress not in COMPRESSION:
-            raise InvalidInput(f"compression {job.compress!r} is none of {', '.join(COMPRESSION)}")
+            raise InvalidInput(
+                f"compression {job.compress!r} is unknown; use one of {', '.join(COMPRESSION)}"
+            )
         self._start, self._job, self._flow, self._direct, self._hang_up = start, job, flow, direct, hang_up
         self._lock, self._closed = Lock(), False
         self._dialogue: Dialogue | None = None
-        self._base: Manifest  # what the destination holds once all that was told is there; from `begin` on
-        self._agreed = False  # whether an agent has the disk open, and so the hash stands
-        # Told is each chunk before `_next` that is not one of `_asked`, which are asked about.
+        self._base: (
+            Manifest  # what the destination will hold once every reported chunk is there; set by `begin`
+        )
+        self._agreed = False  # whether an agent has opened the disk, so that the hash is fixed
+        # Every chunk before `_next` is settled, except those in `_asked`, whose questions are open.
         self._next, self._asked = 0, set[int]()
         self._settled_before = self._fruitless = 0
 
     def begin(self, base: Manifest, *, answers: bool) -> Manifest:
-        """See Reader. AgentFailed, StreamEnded, or what `start` raises."""
+        """See Reader. Raises AgentFailed, StreamEnded, or an error from `start`."""
         if self._job.size != base.size:
-            raise ValueError(f"the job is of {self._job.size} bytes, the manifest of {base.size}")
+            raise ValueError(f"the job has {self._job.size} bytes, the manifest {base.size}")
         if not answers or self._job.leaf >= base.chunk:
             self._job = replace(self._job, leaf=0)
         self._base = replace(base, digests=base.digests.copy())
@@ -66,34 +70,32 @@ class AgentReader:
         while self._dialogue is not None:
             try:
                 with self._dialogue as dialogue:
-                    for told in dialogue.chunks():
-                        yield from self._news(told)
+                    for item in dialogue.chunks():
+                        yield from self._unsettled(item)
                 return
             except ConnectionLost as error:
                 self._count_lost(error)
             self._connect()
 
-    def _news(self, told: Chunk | Question) -> Iterator[Chunk | Question]:
-        """What of it an agent before has not told yet."""
+    def _unsettled(self, item: Chunk | Question) -> Iterator[Chunk | Question]:
+        """The part of `item` that no earlier agent has settled."""
         base = self._base
-        chunks = range(told.index, told.index + (1 if isinstance(told, Data) else told.count))
+        chunks = range(item.index, item.index + (1 if isinstance(item, Data) else item.count))
         settled = [
             index for index in range(chunks.start, min(chunks.stop, self._next)) if self._is_settled(index)
         ]
-        if settled and not isinstance(told, Same):
+        if settled and not isinstance(item, Same):
             offset = base.span(settled[0])[0]
-            raise corrupt(
-                self._flow.disk, offset, "was read as something else after the connection had broken"
-            )
-        if isinstance(told, Question):
+            raise corrupt(self._flow.disk, offset, "had different content after the connection was lost")
+        if isinstance(item, Question):
             self._asked.update(chunks)
         else:
             self._asked.difference_update(chunks)
-        if isinstance(told, Zeros | Data):
-            base.digests.put(told.index, (ZERO if isinstance(told, Zeros) else told.digest) * len(chunks))
+        if isinstance(item, Zeros | Data):
+            base.digests.put(item.index, (ZERO if isinstance(item, Zeros) else item.digest) * len(chunks))
         self._next = max(self._next, chunks.stop)
         if not settled:
-            yield told
+            yield item
         else:
             yield from (Same(index, 1) for index in chunks if index not in settled)
 
@@ -101,7 +103,7 @@ class AgentReader:
         return index < self._next and index not in self._asked
 
     def _connect(self) -> None:
-        """Begin with a new agent, at the first chunk that is not settled."""
+        """Start a new agent at the first chunk that is not settled."""
         while True:
             try:
                 self._talk(self._start())
@@ -117,8 +119,8 @@ class AgentReader:
             self._dialogue, closed = dialogue, self._closed
         try:
             if closed:
-                raise StreamEnded("the transfer was given up")
-            # The digests of what was told stand, so the first agent's hash is that of all.
+                raise StreamEnded("the transfer was cancelled")
+            # The digests of settled chunks remain in use, so every later agent must use the first one's hash.
             others = () if self._agreed else tuple(name for name in HASHES if name != base.hash)
             self._base = dialogue.begin((base.hash, *others), base.fresh and not self._agreed)
             self._agreed = True
@@ -127,7 +129,7 @@ class AgentReader:
             raise
 
     def _count_lost(self, error: ConnectionLost) -> None:
-        """Say that it goes on with another agent; raise the error where that has been of no use."""
+        """Report that another agent takes over; raise the error after `_FRUITLESS` agents without progress."""
         base = self._base
         settled = self._next - len(self._asked)
         self._fruitless = 0 if settled > self._settled_before else self._fruitless + 1
@@ -135,7 +137,7 @@ class AgentReader:
         if self._closed or self._fruitless == _FRUITLESS:
             raise error
         done = min(base.size, self._next * base.chunk) - sum(base.span(index)[1] for index in self._asked)
-        text = f"{self._flow.disk}: {error}; going on after {done} of {base.size} bytes"
+        text = f"{self._flow.disk}: {error}; continuing after {done} of {base.size} bytes"
         self._flow.report(Notice(text))
 
     @property

@@ -1,8 +1,8 @@
-"""The direct channel: TLS straight to an agent on the worker, past SSH, which costs twice the processor time.
+"""The direct channel: TLS straight to an agent on the worker. SSH would cost twice the processor time.
 
-Each side has a certificate that was made for this object, and takes the other's and no other. The worker's key
-reaches it over its SSH connection and is kept nowhere. Only the agent's messages go this way: what we say to it
-goes over SSH, and when that ends, so does the agent.
+Each side has a certificate made for this one `Direct` object and accepts only the other's. The worker receives its
+key over SSH and stores it nowhere. Only the agent's messages use the channel: ours go over SSH, and when that
+connection ends, so does the agent.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from ..agent.tls import Tls, tls_context
 from ..events import Notice, Report
 from ..threads import Lock
 
-PORTS = 64  # from the first one on: one for each disk that a worker can hold
+PORTS = 64  # consecutive ports, one for each disk that a worker can hold
 _TRY_SECONDS = 3.0
-# After which a worker counts as gone. One that reads a clone which Azure is still filling may be silent for a minute.
+# A worker silent for this long counts as gone. Reading a clone that Azure is still filling may take a minute.
 SILENCE_SECONDS = 300.0
-# A connection over which nothing comes for so long is asked whether it is alive, then given up: 75 seconds.
+# TCP keepalive: probe an idle connection, and give it up after 75 seconds in all.
 _IDLE_SECONDS, _PROBES = 15, 4
-# No clock is to matter: the certificates themselves are compared, and they are forgotten with the run.
+# No clock should matter: the certificates themselves are compared, and they do not outlive the run.
 _FROM, _UNTIL = datetime.datetime(1950, 1, 1), datetime.datetime(9999, 12, 31, 23, 59, 59)
 
 
 class Direct:
-    """The way to the agents of one worker at `address`, on ports from `first_port` on. For threads.
+    """The direct channel to the agents of the worker at `address`, on ports from `first_port` on. Thread-safe.
 
-    A worker that cannot be reached that way is tried once; `report` is told why, and that SSH is used.
+    After one failure it is not tried again; `report` gets a notice of the reason and that SSH is used.
     """
 
     def __init__(self, address: str, first_port: int, report: Report) -> None:
         self._address, self._first_port, self._report = address, first_port, report
         self._certificate, self._key = _identity("coriolis-azure host")
-        self._theirs, self._their_key = _identity("coriolis-azure worker")
-        self._context = tls_context(False, self._certificate, self._key, self._theirs)
+        self._worker_certificate, self._worker_key = _identity("coriolis-azure worker")
+        self._context = tls_context(False, self._certificate, self._key, self._worker_certificate)
         self._blocked = False
         self._lock = Lock()
 
     def offer(self, slot: int) -> dict[str, Any] | None:
-        """What the agent that reads the disk in `slot` needs; None where there is no use in trying."""
+        """What the agent that reads the disk in `slot` needs to listen; None if the channel is given up."""
         if self._blocked:
             return None
         return {
             "port": self._first_port + slot % PORTS,
-            "certificate": self._theirs,
-            "key": self._their_key,
+            "certificate": self._worker_certificate,
+            "key": self._worker_key,
             "peer": self._certificate,
         }
 
     def connect(self, port: int) -> Tls | None:
-        """A connection to the agent that listens on `port`, or None: then there is none to be had."""
+        """A connection to the agent that listens on `port`; None if it fails, and then the channel is given up."""
         try:
             connection = socket.create_connection((self._address, port), _TRY_SECONDS)
         except OSError as error:
@@ -66,7 +66,7 @@ class Direct:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             tls = Tls(connection, self._context, False)
-            tls.shake_hands(self._theirs)
+            tls.shake_hands(self._worker_certificate)
             connection.settimeout(SILENCE_SECONDS)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS)
@@ -75,21 +75,21 @@ class Direct:
         except (OSError, EOFError, ssl.SSLError) as error:
             connection.close()
             self.give_up(
-                f"what answers at port {port} of the worker is not our agent ({str(error) or 'it hung up'})"
+                f"what answers on port {port} of the worker is not our agent ({str(error) or 'it hung up'})"
             )
             return None
         return tls
 
-    def give_up(self, why: str) -> None:
-        """Do not try again, and say so."""
+    def give_up(self, reason: str) -> None:
+        """Use SSH from now on, and report why."""
         with self._lock:
             if not self._blocked:
-                self._report(Notice(f"data comes over SSH, which is slower: {why}"))
+                self._report(Notice(f"data comes over SSH, which is slower: {reason}"))
             self._blocked = True
 
 
 def _identity(name: str) -> tuple[str, str]:
-    """A new certificate and its key, PEM."""
+    """A new self-signed certificate and its key, both PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     certificate = (

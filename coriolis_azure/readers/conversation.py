@@ -1,7 +1,7 @@
-"""The conversation with one agent, message by message: each has to be one that may come then.
+"""The conversation with one agent: each message must be one that is allowed at that moment.
 
-The agent runs beside a disk that strangers have written, so nothing it says is believed: every length is within its
-bounds before anything is received or unpacked.
+The agent handles a disk whose content is untrusted, so none of its messages is trusted either: every length is checked
+against its bound before anything is received or unpacked.
 """
 
 from __future__ import annotations
@@ -27,35 +27,36 @@ from .flow import Flow
 from .payload import Damaged, Rooms, pieces, unpacked
 from .reader import Answer, Chunk, Data, Piece, Question, Same, Zeros, corrupt
 
-DEVICE_SECONDS = 60.0  # a disk that is attached while the worker runs takes seconds to appear
-_PART = 64 << 10  # bytes that are taken from a stream at a time
-_SOURCE = "data from the worker: its disk or the link stalls"
+DEVICE_SECONDS = 60.0  # a hot-attached disk takes seconds to appear
+_PART = 64 << 10  # bytes taken from a stream at a time
+_SOURCE = "data from the worker: its disk or the network stalls"
 
 
 class Stream(Protocol):
-    """A running agent: bytes in, bytes out. One thread reads, others write in turn, any may close it.
+    """A byte stream to and from a running agent. One thread reads, others write in turn, any may close it.
 
-    An agent that is gone or says nothing for too long makes both raise StreamEnded or AgentFailed;
-    ConnectionLost where it may be that only the connection to it has broken.
+    `read` and `write` raise StreamEnded or AgentFailed if the agent has ended or is silent for too long, and
+    ConnectionLost if perhaps only the connection was lost.
     """
 
     def read(self, size: int, /) -> bytes | memoryview:
-        """What there is, at least one byte and `size` at most."""
+        """Read what is available: at least one byte, at most `size`."""
 
     def write(self, data: bytes, /) -> None:
-        """All of `data`."""
+        """Write all of `data`."""
 
     def close(self) -> None:
-        """End the agent; reads and writes under way end with StreamEnded."""
+        """End the agent; reads and writes under way raise StreamEnded."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an agent is to read. `devices`: paths on the worker, the first that exists is the disk.
+    """What an agent has to read.
 
-    `leaf`: where a known chunk has changed, only pieces of this many bytes are sent; 0 for whole chunks.
-    `compress`: "none", "auto" (while that is faster) or "always" (where it makes the data smaller). `slot`:
-    which of a worker's disks it is, so that no two want the same port.
+    `devices`: paths on the worker; the first that exists is the disk. `leaf`: the unit, in bytes, in which the changed
+    parts of a known chunk are sent; 0 for whole chunks. `compress`: "none", "auto" (as long as it is faster) or
+    "always" (if it makes the data smaller). `wait`: seconds for the disk to appear. `slot`: the disk's number on the
+    worker, which selects its port.
     """
 
     devices: tuple[str, ...]
@@ -68,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A message of the agent. `room`: the pages that its payload is in."""
+    """A message from the agent. `room`: the reusable pages that hold its payload, if any."""
 
     kind: int
     packing: int
@@ -82,7 +83,7 @@ class _Frame:
 class Dialogue:
     """The conversation with one agent about the chunks of a disk from `first` on. A context manager.
 
-    One thread calls `begin`, then takes `chunks`; others may answer questions and `close` meanwhile.
+    One thread calls `begin`, then iterates over `chunks`; meanwhile others may answer questions and `close`.
     """
 
     def __init__(
@@ -94,35 +95,36 @@ class Dialogue:
         self._writing = Lock()
         self._window = wire.window(base.chunk)
         smallest = min(GRAIN, job.leaf or GRAIN)
-        self._most = base.chunk + PIECE.size * (base.chunk // smallest + 1)  # bytes of a chunk in pieces
-        self._longest = {  # bytes of a message's payload; none where it is not named
+        self._most = base.chunk + PIECE.size * (base.chunk // smallest + 1)  # most bytes of a chunk in pieces
+        self._longest = {  # most bytes of payload by kind of message; others have none
             **dict.fromkeys((wire.DATA, wire.PATCH), self._most),
             **dict.fromkeys((wire.READY, wire.END, wire.ERROR), MAX_JSON),
             wire.ASK: RUNS[wire.ASK] * DIGEST * grain_count(base.chunk),
         }
         self._rooms = Rooms(self._most)
-        self._told = self._due = first  # chunks whose digests the agent knows; that it has spoken of
-        self._asked = deque[int]()
-        self._direct_came = False  # whether a message has come over the direct channel
-        self.root = (first, "")  # the agent's, at the end
+        self._base_end = first  # the agent has the base digests of the chunks before this one
+        self._due = first  # the next chunk that the agent has to report
+        self._asked = deque[int]()  # chunks that the agent asked about and has not sent yet
+        self._direct_works = False  # whether a message has arrived over the direct channel
+        self.root = (first, "")  # as computed by the agent; complete after END
 
-    # What is said
+    # Messages to the agent
 
     def begin(self, hashes: Sequence[str], choose: bool) -> Manifest:
-        """Tell the agent what to do and wait until it has the disk open: the base, with the hash it takes of `hashes`.
+        """Send the job, wait until the agent has opened the disk, and return the base with the hash it chose.
 
-        `choose`: whichever is its fastest, else the first that it can compute.
+        `choose`: it takes the fastest of `hashes`, otherwise the first one that it can compute.
         """
         offer = self._direct.offer(self._job.slot) if self._direct else None
         try:
             self._send(wire.JOB, 0, json.dumps(self._document(hashes, choose, offer)).encode())
         except StreamEnded:
-            # It ended before it had heard everything; what it said last is the reason.
+            # The agent ended while the job was being sent; its last message says why.
             self._receive()
             raise
         frame = self._receive()
         if frame.kind != wire.READY:
-            raise self._foreign(f"message {frame.kind} where READY is due")
+            raise self._foreign(f"message {frame.kind} instead of READY")
         ready = _document(frame.payload)
         if ready.get("size") != self._job.size or ready.get("hash") not in HASHES:
             raise self._foreign("READY for another job")
@@ -133,7 +135,7 @@ class Dialogue:
             else:
                 self._direct.give_up(f"the agent {told_by_others(ready.get('why'))}")
         self._send(wire.GO, 1 if self._tls else 0, b"")
-        self._tell_base()
+        self._send_base()
         return self._base
 
     def _document(self, hashes: Sequence[str], choose: bool, offer: dict[str, Any] | None) -> dict[str, Any]:
@@ -153,39 +155,41 @@ class Dialogue:
             "direct": offer,
         }
 
-    def _tell_base(self) -> None:
-        """Keep ahead of the agent with the digests. It always listens, so this waits for nothing but the line."""
-        while self._told < min(self._base.count, self._due + wire.BASE_AHEAD):
-            start, self._told = self._told, min(self._base.count, self._told + wire.BASE_CHUNKS)
-            self._send(wire.BASE, start, self._base.digests.span(start, self._told))
+    def _send_base(self) -> None:
+        """Keep the agent supplied with base digests. It always listens, so only the network can delay this."""
+        while self._base_end < min(self._base.count, self._due + wire.BASE_AHEAD):
+            start, self._base_end = self._base_end, min(self._base.count, self._base_end + wire.BASE_CHUNKS)
+            self._send(wire.BASE, start, self._base.digests.span(start, self._base_end))
 
     def _answer(self, answers: list[Answer]) -> None:
-        """Write the answers to a question. They carry their chunk, so they may go out in any order.
+        """Send the answers to a question. Each names its chunk, so they may be sent in any order.
 
-        Whoever has computed them writes them: were it the reader's task, the agent might wait for the answer while
-        the reader waits for the agent.
+        The thread that computed them sends them. If the reading thread had to, the agent could wait for the answer
+        while that thread waits for the agent.
         """
-        said = b"".join(
+        messages = b"".join(
             _message(wire.LEAVES, index, b"".join(map(wire.NUMBER.pack, grains)) + leaves, len(grains))
             for index, grains, leaves in answers
         )
-        with suppress(StreamEnded):  # the agent is gone; the reader is told so too, and hears its last words
-            self._write(said)
+        with suppress(
+            StreamEnded
+        ):  # the agent has ended; the reading thread notices too and gets its last message
+            self._write(messages)
 
     def _send(self, kind: int, index: int, payload: bytes) -> None:
         self._write(_message(kind, index, payload))
 
-    def _write(self, said: bytes) -> None:
+    def _write(self, messages: bytes) -> None:
         with self._writing:
-            self._stream.write(said)
+            self._stream.write(messages)
 
-    # What is heard
+    # Messages from the agent
 
     def chunks(self) -> Iterator[Chunk | Question]:
-        """What the agent says up to END, in its order."""
+        """Yield what the agent reports, in its order, until END."""
         with self._flow.watched(_SOURCE):
             while True:
-                self._tell_base()
+                self._send_base()
                 frame = self._receive()
                 if frame.kind == wire.END:
                     break
@@ -194,16 +198,16 @@ class Dialogue:
                     yield self._chunk(frame)
         if self._due != self._base.count or self._asked:
             raise self._foreign(
-                f"END after {self._due} of {counted(self._base.count, 'chunk')}, {len(self._asked)} still asked for"
+                f"END after {self._due} of {counted(self._base.count, 'chunk')}, {len(self._asked)} of them not sent"
             )
         root = _document(frame.payload).get("root")
         if not isinstance(root, str):
-            raise self._foreign("END of another disk")
+            raise self._foreign("END without a root")
         self.root = (self._first, root)
 
     def _expect(self, frame: _Frame) -> None:
-        """StreamEnded unless the frame is one that may come now."""
-        kind, due, last = frame.kind, self._due, self._base.count
+        """Raise StreamEnded unless the frame is allowed at this moment."""
+        kind, due, end = frame.kind, self._due, self._base.count
         if kind == wire.PATCH:
             if not self._asked or self._asked.popleft() != frame.index:
                 raise self._foreign(f"PATCH of chunk {frame.index}, which is not due")
@@ -211,8 +215,10 @@ class Dialogue:
         if kind not in (wire.SAME, wire.ZEROS, wire.DATA, wire.ASK):
             raise self._foreign(f"message {kind} in the middle of a scan")
         count, most = (1, 1) if kind == wire.DATA else (frame.count, RUNS[kind])
-        if frame.index != due or not 1 <= count <= min(most, last - due):
-            raise self._foreign(f"{counted(count, 'chunk')} from {frame.index} on where chunk {due} is due")
+        if frame.index != due or not 1 <= count <= min(most, end - due):
+            raise self._foreign(
+                f"{counted(count, 'chunk')} from {frame.index} on although chunk {due} is due"
+            )
         self._due += count
         if kind == wire.ASK:
             self._asked.extend(range(due, self._due))
@@ -225,7 +231,7 @@ class Dialogue:
                 )
 
     def _chunk(self, frame: _Frame) -> Chunk | Question:
-        """What a frame says, in the words of every reader."""
+        """The frame as an item of the Reader interface."""
         if frame.kind == wire.SAME:
             return Same(frame.index, frame.count)
         if frame.kind == wire.ZEROS:
@@ -245,7 +251,7 @@ class Dialogue:
             raise corrupt(self._flow.disk, offset, str(error)) from error
 
     def _receive(self) -> _Frame:
-        """The next message with its payload. AgentFailed with the agent's own words where it gave up."""
+        """The next message with its payload. AgentFailed with the agent's own message if it gave up."""
         kind, packing, index, count, length, digest = HEAD.unpack(self._read(HEAD.size))
         if length > self._longest.get(kind, 0):
             raise self._foreign(f"message {kind} of {length} bytes")
@@ -256,18 +262,18 @@ class Dialogue:
             frame = _Frame(kind, packing, index, count, digest, payload, room)
         else:
             frame = _Frame(kind, packing, index, count, digest, self._read(length))
-        self._direct_came = self._tls is not None
+        self._direct_works = self._tls is not None
         if kind == wire.ERROR:
             raise self._given_up(_document(frame.payload))
         return frame
 
     def _read(self, size: int) -> bytes:
-        room = bytearray(size)
-        self._fill(memoryview(room))
-        return bytes(room)
+        buffer = bytearray(size)
+        self._fill(memoryview(buffer))
+        return bytes(buffer)
 
     def _fill(self, view: memoryview) -> None:
-        """Fill `view` with what the agent says next, as fast as is allowed."""
+        """Fill `view` with the agent's next bytes, within the rate limit."""
         flow = self._flow
         while view:
             begun = flow.clock.monotonic()
@@ -276,7 +282,7 @@ class Dialogue:
             view = view[done:]
 
     def _read_into(self, view: memoryview) -> int:
-        """What has come into `view`: how many bytes, at least one."""
+        """Read available bytes into `view` and return how many, at least one."""
         if self._tls is None:
             part = self._stream.read(min(len(view), _PART))
             view[: len(part)] = part
@@ -284,14 +290,15 @@ class Dialogue:
         try:
             return self._tls.read_into(view)
         except (OSError, EOFError) as error:
-            # An agent that gives up has said so before. SSH is not asked: an agent that waits for us knows nothing yet.
-            broke = f"the direct channel to the worker broke: {str(error) or 'it ended'}"
-            if self._direct is not None and not self._direct_came:
-                self._direct.give_up(broke)
-            raise ConnectionLost(broke) from error
+            # An agent that gives up sends ERROR first, so there is no reason to look for one on SSH, where an agent
+            # that still waits for us would keep us waiting.
+            reason = f"the direct channel to the worker was lost: {str(error) or 'it ended'}"
+            if self._direct is not None and not self._direct_works:
+                self._direct.give_up(reason)
+            raise ConnectionLost(reason) from error
 
     def close(self) -> None:
-        """End the agent; whatever waits for it ends with StreamEnded."""
+        """End the agent; whatever waits for it raises StreamEnded."""
         self._stream.close()
         if self._tls is not None:
             self._tls.close()
@@ -302,22 +309,22 @@ class Dialogue:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _given_up(self, said: dict[str, Any]) -> AgentFailed:
-        disk, offset = self._flow.disk, said.get("offset")
+    def _given_up(self, failure: dict[str, Any]) -> AgentFailed:
+        disk, offset = self._flow.disk, failure.get("offset")
         return AgentFailed(
-            f"{disk}: the agent on the worker gave up: {told_by_others(said.get('message'))}",
+            f"{disk}: the agent on the worker gave up: {told_by_others(failure.get('message'))}",
             disk=disk,
             offset=offset if isinstance(offset, int) else None,
         )
 
-    def _foreign(self, what: str) -> StreamEnded:
-        """The error for what may not be said."""
+    def _foreign(self, problem: str) -> StreamEnded:
+        """The error for a message that breaks the protocol."""
         disk = self._flow.disk
-        return StreamEnded(f"{disk}: the worker's stream is not as agreed: {what}", disk=disk)
+        return StreamEnded(f"{disk}: the worker's stream breaks the protocol: {problem}", disk=disk)
 
 
 def _nothing() -> None:
-    """Nothing has to be given back."""
+    """Do nothing: the frame has no pages to give back."""
 
 
 def _message(kind: int, index: int, payload: bytes, count: int = 0) -> bytes:
@@ -327,9 +334,9 @@ def _message(kind: int, index: int, payload: bytes, count: int = 0) -> bytes:
 def _document(payload: bytes | memoryview) -> dict[str, Any]:
     """The JSON object in a payload."""
     try:
-        said = json.loads(bytes(payload))
+        document = json.loads(bytes(payload))
     except (ValueError, RecursionError) as error:
-        raise StreamEnded("the worker's stream holds damaged JSON") from error
-    if not isinstance(said, dict):
-        raise StreamEnded("the worker's stream holds JSON of another shape")
-    return said
+        raise StreamEnded("the worker's stream contains invalid JSON") from error
+    if not isinstance(document, dict):
+        raise StreamEnded("the worker's stream contains JSON that is not an object")
+    return document

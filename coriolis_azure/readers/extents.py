@@ -1,4 +1,4 @@
-"""What of a disk has to be read."""
+"""Which parts of a disk have to be read."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Extents(Protocol):
-    """Ranges of a disk that may hold something; the rest reads as zeros and need not be read."""
+    """The ranges of a disk that may hold data; the rest is known to be zeros and need not be read."""
 
     def within(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The parts of a range that have to be read, in order: offset and length of each."""
+        """Yield the parts of a range that have to be read, in order, as (offset, length)."""
 
 
 class Everything:
-    """All of the disk."""
+    """The whole disk."""
 
     def within(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """See Extents."""

@@ -1,4 +1,4 @@
-"""SSH key pairs: the worker's host key and ours, and their text forms."""
+"""SSH key pairs in their text forms: the worker's host key and our client key."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..errors import InvalidInput
 
 
 def client_key() -> tuple[str, str]:
-    """A fresh key pair to sign in with: private PEM, public OpenSSH line. RSA: every SSH server takes it."""
+    """A fresh key pair to sign in with: private PEM, public OpenSSH line. RSA, because every SSH server accepts it."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
     return _plain(key), public_line(key.public_key())
 
 
 def encrypted(private: str, password: str) -> str:
-    """A private key of `client_key` as a PEM that takes `password` to open."""
+    """A private key from `client_key` as a PEM encrypted with `password`."""
     key = serialization.load_pem_private_key(private.encode(), None)
     encryption = serialization.BestAvailableEncryption(password.encode())
     return key.private_bytes(
@@ -29,7 +29,7 @@ def encrypted(private: str, password: str) -> str:
 
 
 def decrypted(private: str, password: str) -> str:
-    """What `encrypted` was given. ValueError or TypeError where it is not that password's."""
+    """The private key that `encrypted` was given. ValueError or TypeError if the password is wrong."""
     return _plain(serialization.load_pem_private_key(private.encode(), password.encode()))
 
 
@@ -42,7 +42,7 @@ def _plain(key: PrivateKeyTypes) -> str:
 
 
 def host_key() -> tuple[str, str]:
-    """A fresh key pair for the worker to prove itself with: private OpenSSH PEM, public OpenSSH line."""
+    """A fresh host key pair for the worker: private OpenSSH PEM, public OpenSSH line."""
     key = ed25519.Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -51,7 +51,7 @@ def host_key() -> tuple[str, str]:
 
 
 def private_key(text: str) -> paramiko.PKey:
-    """The key in a PEM text, of whatever kind. InvalidInput where it is none."""
+    """The key in a PEM text, of any type. InvalidInput if it cannot be read."""
     for kind in (paramiko.RSAKey, paramiko.Ed25519Key, paramiko.ECDSAKey):
         try:
             return kind.from_private_key(io.StringIO(text))

@@ -1,4 +1,4 @@
-"""A disk in a page blob, read and hashed by this process."""
+"""Reads a disk in a page blob and hashes it in this process."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .payload import Rooms
 from .reader import Chunk, Data, Same, Zeros
 
 _READERS = 8
-_RUN = 64  # chunks in a run that need not be read, at most: short runs keep progress moving
-_SOURCE = "data from Azure: Blob storage or the link stalls"
+_RUN = 64  # most chunks in a run that need not be read: short runs keep progress moving
+_SOURCE = "data from Azure: Blob storage or the network stalls"
 
 
 class PageReader:
-    """A Reader whose chunks are read from a page blob, eight at a time.
+    """A Reader that reads the chunks of a page blob, eight at a time.
 
-    `extents`: what has to be read of it; by default the pages that are allocated. The rest is zeros.
+    `extents`: the ranges to read, by default the allocated pages. The rest is zeros.
     """
 
     def __init__(self, blob: Blob, flow: Flow, extents: Extents | None = None) -> None:
         self._blob, self._flow = blob, flow
         self._extents = extents
         self._closed = False  # set by any thread, once
-        self._base: Manifest  # from `begin` on, like what is made of it
+        self._base: Manifest  # set by `begin`, like what is derived from it
         self.root = (0, "")
 
     def begin(self, base: Manifest, *, answers: bool) -> Manifest:
-        """See Reader. Nothing will be asked: a chunk that was read to be hashed is here as a whole."""
+        """See Reader. It asks no questions: this process has each chunk in full once it is hashed."""
         del answers
         self._base, self._digester, self._rooms = base, base.digester(), Rooms(base.chunk)
         self._within = (self._extents or self._blob.pages(base.size)).within
@@ -67,11 +67,11 @@ class PageReader:
         return self._flow.bottleneck()
 
     def close(self) -> None:
-        """See Reader. What is being read just now is waited for."""
+        """See Reader. Reads under way are finished first."""
         self._closed = True
 
     def _runs(self) -> Iterator[range]:
-        """The chunks in order: each that has to be read alone, the others in runs."""
+        """All chunks in order: those to be read one by one, the others in runs."""
         first = 0
         for index in range(self._base.count):
             if next(self._within(*self._base.span(index)), None) is not None:
@@ -86,7 +86,7 @@ class PageReader:
             yield range(first, self._base.count)
 
     def _digests(self, chunk: Chunk) -> bytes:
-        """The digests of what a chunk or a run is now."""
+        """The digests of the present content of a chunk or a run."""
         if isinstance(chunk, Data):
             return chunk.digest
         if isinstance(chunk, Zeros):
@@ -96,9 +96,9 @@ class PageReader:
     # In threads
 
     def _chunks(self, run: range) -> tuple[list[Chunk], int]:
-        """What a run is, and how many bytes were read for it."""
+        """The chunks of a run, and how many bytes were read for them."""
         if self._closed:
-            raise StreamEnded(f"the reading of {self._blob.url} was ended")
+            raise StreamEnded(f"the reading of {self._blob.url} was cancelled")
         offset, length = self._base.span(run.start)
         parts = list(self._within(offset, length))
         if not parts:
@@ -111,20 +111,20 @@ class PageReader:
         return [self._compared(run.start, data, room)], sum(size for _, size in parts)
 
     def _empty(self, run: range) -> list[Chunk]:
-        """What chunks are that hold nothing."""
-        alike = groupby(run, lambda index: self._base.digest(index) == ZERO)
-        runs = ((was_zero, list(indexes)) for was_zero, indexes in alike)
+        """The chunks of a run without data: the same as before where they were zeros, else zeros now."""
+        groups = groupby(run, lambda index: self._base.digest(index) == ZERO)
+        runs = ((was_zero, list(indexes)) for was_zero, indexes in groups)
         return [(Same if was_zero else Zeros)(indexes[0], len(indexes)) for was_zero, indexes in runs]
 
     def _compared(self, index: int, data: memoryview, room: mmap) -> Chunk:
-        """What a chunk is whose content is `data`, in `room`."""
+        """Compare a chunk's content `data`, which lies in `room`, with what the destination holds."""
         grains = self._digester.grains(data)
         digest = self._digester.of(grains)
         done = partial(self._rooms.give_back, room)
         if digest not in (ZERO, self._base.digest(index)):
-            found = [
+            pieces = [
                 (start, size, data[start : start + size]) for start, size, _ in content(grains, len(data))
             ]
-            return Data(index, digest, True, lambda: found, done)
+            return Data(index, digest, True, lambda: pieces, done)
         done()
         return Zeros(index, 1) if digest != self._base.digest(index) else Same(index, 1)

@@ -1,8 +1,7 @@
-"""What we touch of paramiko's that it does not promise to keep, all of it.
+"""All uses of paramiko's undocumented internals.
 
-It is as here in the versions that pyproject.toml allows, which stop before the next major one; the lowest and the
-newest are tested. `test_paramiko_internals.py` asks the paramiko that is installed whether each part is still there
-and used.
+pyproject.toml limits paramiko to versions that have them: below the next major one, with the lowest and the newest
+tested. `test_paramiko_internals.py` checks that the installed paramiko still has and uses each of them.
 """
 
 from __future__ import annotations
@@ -16,50 +15,49 @@ from paramiko.ssh_exception import SSHException
 
 from ..threads import Condition
 
-TAKEN = 256 << 10  # bytes that are taken from a channel at a time, at most: no packet is as large
+TAKEN = 256 << 10  # most bytes taken from a channel at a time: larger than any packet
 
 
 def receive_into_blocks(channel: paramiko.Channel, window: int) -> None:
-    """What comes for a channel that has just been opened, with this window, is held as Arrived holds it."""
+    """Make a channel that was just opened with this window hold its input in Arrived."""
     channel.in_buffer = Arrived(window)  # type: ignore[assignment]
     channel.in_stderr_buffer = Arrived(window)  # type: ignore[assignment]
 
 
 def agree_on_new_keys_after(transport: paramiko.Transport, amount: int) -> None:
-    """So many bytes in one direction, and the keys of the connection are replaced."""
+    """Renegotiate the connection's keys after `amount` bytes in one direction."""
     transport.packetizer.REKEY_BYTES = amount
 
 
 def wait_for_status(channel: paramiko.Channel, seconds: float) -> bool:
-    """Whether the channel's program has told its exit status within so many seconds, or the channel has ended."""
+    """Wait for the program's exit status or the channel's end; False if neither comes within `seconds`."""
     return channel.status_event.wait(seconds)
 
 
 def usual_window(transport: paramiko.Transport) -> int:
-    """The bytes that paramiko lets be under way to a channel where it is told nothing else."""
+    """paramiko's default window: the most bytes that may be in flight to a channel."""
     return transport.default_window_size
 
 
 class Arrived:
-    """What has come for a channel and is not taken yet: the `in_buffer` of a paramiko.Channel.
+    """The input buffer of a paramiko.Channel: what has arrived and was not read yet.
 
-    paramiko's own is one array, which grows with each packet and is moved when some is taken from it: with the pages
-    that it takes and gives back all the time, that is more work than to decrypt what comes. Here packets are put into
-    blocks of pages, which are used again.
+    paramiko's own buffer is one array that grows with each packet and is moved by each read; with the pages it keeps
+    allocating and freeing, that costs more than decrypting the input. This one stores packets in reusable blocks.
     """
 
     def __init__(self, window: int) -> None:
-        self._blocks: deque[_Block] = deque()  # the oldest first; what comes is put into the last
+        self._blocks: deque[_Block] = deque()  # oldest first; new packets go into the last one
         self._free: list[_Block] = []
         self._window, self._held = window, 0
         self._closed = False
         self._changed = Condition()
 
     def feed(self, data: bytes) -> None:
-        """Append what has come: a packet. SSHException where there is more of it than the window lets in."""
+        """Append a packet. SSHException if it exceeds the window."""
         with self._changed:
             if len(data) > min(self._window - self._held, TAKEN):
-                raise SSHException("more has come than may")
+                raise SSHException("the server sent more than its window allows")
             self._held += len(data)
             if data:
                 if not self._blocks or self._blocks[-1].stop + len(data) > TAKEN:
@@ -68,9 +66,9 @@ class Arrived:
                 self._changed.notify()
 
     def read(self, size: int, timeout: float | None = None) -> memoryview | bytes:
-        """The oldest that has come, `size` bytes at most, which is there until the next call; b"" at the end.
+        """The oldest input, at most `size` bytes, valid until the next call; b"" at the end.
 
-        PipeTimeout after so many seconds in which nothing came.
+        PipeTimeout if nothing arrives within `timeout` seconds.
         """
         with self._changed:
             if self._blocks and self._blocks[0].start == self._blocks[0].stop:
@@ -82,11 +80,11 @@ class Arrived:
             return piece
 
     def read_ready(self) -> bool:
-        """Whether something is there."""
+        """Whether unread input is available."""
         return self._held > 0
 
     def close(self) -> None:
-        """There will be no more."""
+        """No more input will arrive."""
         with self._changed:
             self._closed = True
             self._free.clear()
@@ -96,13 +94,13 @@ class Arrived:
         return self._held
 
     def _give_back(self, block: _Block) -> None:
-        if not self._closed:  # a channel, and with it this, may be kept long after its end
+        if not self._closed:  # a channel, and with it this buffer, may be referenced long after its end
             block.start = block.stop = 0
             self._free.append(block)
 
 
 class _Block:
-    """Pages with what has come and is not taken yet from `start` to `stop`."""
+    """Pages of input; the unread part is from `start` to `stop`."""
 
     def __init__(self) -> None:
         self._pages = memoryview(mmap.mmap(-1, TAKEN))

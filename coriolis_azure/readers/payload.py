@@ -1,4 +1,4 @@
-"""The content of a chunk as it comes from the agent: checked before it is believed, unpacked no further than it may."""
+"""Chunk payloads from the agent: validated before use, and never unpacked beyond their size limit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-_PART = 64 << 10  # bytes that are unpacked at a time
-_ZSTD_WINDOW = 23  # log2 of the memory that unpacking may take: a chunk is 4 MiB at most
+_PART = 64 << 10  # bytes unpacked at a time
+_ZSTD_WINDOW = 23  # log2 of the memory that unpacking may use: a chunk has at most 4 MiB
 
 
 class Damaged(Exception):
-    """What is wrong with a payload."""
+    """A payload is invalid; the message completes the sentence "the chunk ..."."""
 
 
 class Rooms:
-    """Pages for the chunks in hand, `size` bytes each, which are used again: malloc would keep some for every thread.
+    """Reusable buffers of `size` bytes for chunks in flight; with malloc, each thread's arena would retain some.
 
-    For threads: a deque is safe without a lock.
+    Thread-safe: a deque's append and popleft are atomic.
     """
 
     def __init__(self, size: int) -> None:
@@ -35,37 +35,40 @@ class Rooms:
         self._free: deque[mmap.mmap] = deque()
 
     def take(self) -> mmap.mmap:
-        """A room, with whatever was in it before."""
+        """A buffer, with whatever it held before."""
         try:
             return self._free.popleft()
         except IndexError:
             return mmap.mmap(-1, self._size)
 
     def give_back(self, room: mmap.mmap) -> None:
-        """Nobody needs what is in it any more."""
+        """Make a buffer available again; its content is no longer needed."""
         self._free.append(room)
 
 
 def pieces(body: memoryview, count: int, length: int) -> list[Piece]:
-    """The `count` pieces in an unpacked payload: in order, within `length`, every byte of it in one of them."""
+    """The `count` pieces of an unpacked payload.
+
+    They must be in order, lie within `length` and use up every byte of `body`; otherwise Damaged is raised.
+    """
     at = PIECE.size * count
     if at > len(body):
         raise Damaged("arrived with fewer pieces than announced")
-    found: list[Piece] = []
-    last = 0
+    parsed: list[Piece] = []
+    previous_end = 0
     for start, size, zero in PIECE.iter_unpack(body[:at]):
         stop = at if zero else at + size
-        if start < last or not 0 < size <= length - start or stop > len(body):
+        if start < previous_end or not 0 < size <= length - start or stop > len(body):
             raise Damaged("arrived in pieces that do not fit")
-        found.append((start, size, body[at:stop]))
-        at, last = stop, start + size
+        parsed.append((start, size, body[at:stop]))
+        at, previous_end = stop, start + size
     if at != len(body):
         raise Damaged("arrived with bytes that belong to no piece")
-    return found
+    return parsed
 
 
 def unpacked(packing: int, packed: memoryview, most: int) -> memoryview:
-    """A payload without its compression: `most` bytes at most."""
+    """A payload, decompressed to at most `most` bytes; Damaged if it is larger or invalid."""
     if packing == RAW:
         return packed
     inflate: Any
@@ -82,8 +85,8 @@ def unpacked(packing: int, packed: memoryview, most: int) -> memoryview:
 
 
 def _inflated(inflate: Any, packed: memoryview, most: int) -> memoryview:
-    # Into pages of its own, and by small parts on both sides: what malloc takes stays behind in each thread's part
-    # of the heap, and a ZstdDecompressor keeps a copy of what it has been given and not yet unpacked.
+    # Unpack into pages of our own, in small parts on both sides: memory from malloc would stay in each thread's
+    # arena, and a ZstdDecompressor copies the input that it has not unpacked yet.
     body, size = memoryview(mmap.mmap(-1, most)), 0
     for at in range(0, len(packed), _PART):
         if inflate.eof:
@@ -94,7 +97,7 @@ def _inflated(inflate: Any, packed: memoryview, most: int) -> memoryview:
             part = inflate.decompress(rest, room)
             body[size : size + len(part)] = part
             size += len(part)
-            rest = getattr(inflate, "unconsumed_tail", b"")  # zlib's
+            rest = getattr(inflate, "unconsumed_tail", b"")  # only zlib has it
             if len(part) < room:
                 break
     if not inflate.eof or inflate.unused_data:

@@ -1,4 +1,4 @@
-"""The limit on the bandwidth of a run, which all its disks share."""
+"""The bandwidth limit of a run, shared by all its disks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ _BURST_SECONDS = 0.25
 
 
 class RateLimiter:
-    """Keeps to `rate` bytes a second, counting from what was not used in the last quarter of a second.
+    """Limits threads together to `rate` bytes a second, with bursts of up to a quarter of a second's bytes.
 
-    For threads, which share the rate. Who reads waits here, so the line fills up and the agent waits too.
+    The reading thread waits here, so the connection fills up and the agent waits too.
     """
 
     def __init__(self, rate: int, clock: Clock) -> None:
         self._rate, self._clock = rate, clock
-        self._paid = clock.monotonic()
+        self._paid_until = clock.monotonic()
         self._lock = Lock()
         self.slice = max(1, min(wire.MAX_CHUNK, int(rate * _BURST_SECONDS)))
 
     def spent(self, size: int) -> None:
-        """Wait until `size` more bytes are within the rate."""
+        """Wait until another `size` bytes are within the rate."""
         with self._lock:
             now = self._clock.monotonic()
-            self._paid = max(self._paid, now - _BURST_SECONDS) + size / self._rate
-            wait = self._paid - now
+            self._paid_until = max(self._paid_until, now - _BURST_SECONDS) + size / self._rate
+            wait = self._paid_until - now
         if wait > 0:
             self._clock.sleep(wait)

@@ -1,6 +1,6 @@
-"""The seam where chunks come from: what a transfer knows of whatever reads a disk.
+"""The interface between a transfer and whatever reads the disk.
 
-A new way to read is a new `Reader`; nothing else has to know of it.
+A new way of reading is a new `Reader`; nothing else needs to change.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Protocol
 from ..errors import CorruptChunk
 from ..replica.manifest import Manifest
 
-Piece = tuple[int, int, memoryview]  # start within the chunk, length, bytes: none where they are zeros
-Answer = tuple[int, list[int], bytes]  # chunk, its grains that differ, digests of the leaves there
+Piece = tuple[int, int, memoryview]  # start within the chunk, length, bytes (empty if they are zeros)
+Answer = tuple[
+    int, list[int], bytes
+]  # chunk, its grains that differ, digests of their leaves at the destination
 
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """A run of chunks that are as the destination holds them."""
+    """A run of chunks that the destination already holds."""
 
     index: int
     count: int
@@ -26,7 +28,7 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Zeros:
-    """A run of chunks that are zeros now."""
+    """A run of chunks that now contain only zeros."""
 
     index: int
     count: int
@@ -34,10 +36,11 @@ class Zeros:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The content of one chunk, whose digest it has to have.
+    """The content of one chunk, and the digest it must have.
 
-    `pieces` unpacks it, in any thread; CorruptChunk where that cannot be. What is in no piece is zeros if the chunk
-    is `whole`, else it is as the destination has it. `done` is called when the pieces are no longer needed.
+    `pieces` unpacks the content, in any thread, and raises CorruptChunk if it cannot. Bytes that no piece covers are
+    zeros if the chunk is `whole`; otherwise the destination already holds them. The consumer calls `done` when it no
+    longer needs the pieces.
     """
 
     index: int
@@ -49,11 +52,11 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Asks what the destination holds of a run of changed chunks, so that only what differs has to come.
+    """Asks what the destination holds of a run of changed chunks, so that only the differences have to be sent.
 
-    `grains`: the digests of all grains of these chunks, one after the other. The answer, given in any thread, names
-    for each chunk the grains that have another digest at the destination, with the digests of their leaves of `leaf`
-    bytes there (none where a leaf is a whole grain). Data of each chunk follows, later than that of its successors.
+    `grains`: the digests of all grains of these chunks, concatenated. The answer, given in any thread, names for each
+    chunk the grains whose digests differ at the destination, with the digests that their leaves of `leaf` bytes have
+    there (none if a leaf is a whole grain). A Data item for each chunk follows, after items for later chunks.
     """
 
     index: int
@@ -69,31 +72,31 @@ Chunk = Same | Zeros | Data
 class Reader(Protocol):
     """One disk at one moment, compared chunk by chunk with what a destination holds.
 
-    One thread calls `begin`, then takes all of `scan`, then looks at `root`. Chunks are told in disk order, except
-    that the data of those that were asked about comes later. A chunk that was told counts as settled: a reader that
-    has to begin again does not tell it twice. Whatever ends the reading early is an error of `errors`.
+    One thread calls `begin`, then exhausts `scan`, then reads `root`. Chunks are reported in disk order, except that
+    the data of chunks in a Question comes later. A reported chunk counts as settled: a reader that has to reconnect
+    does not report it twice. Reading that ends early raises an error from `errors`.
     """
 
     def begin(self, base: Manifest, *, answers: bool) -> Manifest:
-        """Open the disk: `base`, with the hash that its digests are made with from now on.
+        """Open the disk and return `base` with the hash that all digests use from now on.
 
-        `base`: what the destination holds. `answers`: whether questions will be answered.
+        `base`: what the destination holds. `answers`: whether the caller will answer questions.
         """
 
     def scan(self) -> Generator[Chunk | Question, None, None]:
-        """Each chunk of the disk once."""
+        """Yield each chunk of the disk once."""
 
     @property
     def root(self) -> tuple[int, str]:
-        """Once `scan` has ended: the root of all digests from a chunk on, as the disk's side has computed it."""
+        """A chunk and the root of all digests from it on, as the reading side computed it. Valid once `scan` ends."""
 
     def bottleneck(self) -> str:
-        """What the last second or more was mostly spent on: see `events.Copied`."""
+        """What most of the last second or more was spent on: see `events.Copied`."""
 
     def close(self) -> None:
-        """End the reading, from any thread and as often as wanted: what waits in `begin` or `scan` ends soon."""
+        """End the reading. Callable from any thread, repeatedly; a blocked `begin` or `scan` soon ends."""
 
 
-def corrupt(disk: str, offset: int, what: str) -> CorruptChunk:
-    """The error for a chunk of which `what` is true."""
-    return CorruptChunk(f"{disk}: the chunk at offset {offset} {what}", disk=disk, offset=offset)
+def corrupt(disk: str, offset: int, problem: str) -> CorruptChunk:
+    """The error for a bad chunk; `problem` completes the sentence "the chunk ..."."""
+    return CorruptChunk(f"{disk}: the chunk at offset {offset} {problem}", disk=disk, offset=offset)

@@ -1,8 +1,7 @@
-"""Pinned connections: to the worker, and to the target that the orchestrator names.
+"""SSH connections with pinned host keys: to the worker, and to the target that the orchestrator names.
 
-We make the worker's host key ourselves and give it to the worker through cloud-init, so the very first
-connection already knows what to expect. Another key is never accepted. The target's key nobody tells us: what
-it shows on the first connection of a run is what it must show on all others.
+We generate the worker's host key and pass it through cloud-init, so even the first connection knows it; no other key
+is ever accepted. The target's key is trusted on first use: every later connection of a run must show the same one.
 """
 
 from __future__ import annotations
@@ -45,24 +44,24 @@ from .paramiko_internals import (
     wait_for_status,
 )
 
-# A worker answers about a minute after Azure calls it started; slow images take longer.
+# A worker answers about a minute after Azure reports it as running; slow images take longer.
 READY_SECONDS = 600.0
-# How long a worker that was there is waited for: a network that fails for a minute, or a worker that reboots.
+# Time for a known worker to come back: enough for a network outage of a minute or a reboot.
 RECONNECT_SECONDS = 300.0
 _RETRY_SECONDS = 2.0
 _CONNECT_SECONDS = 15.0
-# A keepalive that the other host does not acknowledge for a minute ends the connection: 75 seconds in all.
+# A connection ends if a keepalive is not acknowledged for a minute: after 75 seconds in all.
 _KEEPALIVE_SECONDS = 15
 _DEAD_SECONDS = 60
-# AES-GCM first: paramiko's own first choice, AES-CTR with a separate MAC, takes twice the time.
+# AES-GCM first: paramiko's own preference, AES-CTR with a separate MAC, takes twice the time.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr", "aes128-ctr")
-# After so many bytes new keys are agreed upon, and nothing flows for two round trips. paramiko would do that every 512
-# MiB; keys of AES may be used for 64 GiB (RFC 4344, 3.2).
+# Rekeying stops the data for two round trips. paramiko does it every 512 MiB, but an AES key is good for 64 GiB
+# (RFC 4344, 3.2).
 _REKEY_BYTES = 4 << 30
-# Enough for 500 MiB/s over a round trip of 20 ms, of all disks together. So much may be kept in memory, twice that
-# from a server that means ill.
+# Enough for 500 MiB/s over a round trip of 20 ms, all disks together. It is also what may pile up in memory; a
+# malicious server can make it twice as much.
 WINDOW = 10 << 20
-# What the worker's Python begins with: it takes so many bytes, and runs them if they have this digest. Python 3.5.
+# The worker's Python starts with this: it reads so many bytes and runs them if their digest matches. Python 3.5.
 _START = """# coriolis-azure agent
 import hashlib, os, sys
 size, digest, code = int(sys.argv.pop(1)), sys.argv.pop(1), b""
@@ -72,42 +71,42 @@ while len(code) < size:
         sys.exit(0)
     code += part
 if hashlib.sha256(code).hexdigest() != digest:
-    sys.exit("what arrived is not the agent that was sent")
+    sys.exit("the agent was damaged on its way to the worker")
 exec(compile(code, "agent", "exec"))
 """
-_BROKEN = (SSHException, OSError, EOFError)  # what paramiko raises on a connection that broke
+_BROKEN = (SSHException, OSError, EOFError)  # what paramiko raises on a lost connection
 _STDERR_BYTES = 4096
-_BOOT_ID_BYTES = 64  # it has 36 and a newline
-_BY_SIGNAL = 128  # a shell's way to tell of one: its number on top of this
-_PACKET_BYTES = 32768  # what servers take in one packet
+_BOOT_ID_BYTES = 64  # a boot id has 36, then a newline
+_BY_SIGNAL = 128  # a shell reports a signal as this plus its number
+_PACKET_BYTES = 32768  # what every server accepts in one packet
 
 
 def agent_words(source: bytes) -> list[str]:
-    """What a worker's Python is to be told so that it takes the program `source` from its input and runs that only.
+    """The arguments that make Python read the program `source` from stdin and run nothing else.
 
-    -I: what lies in the login directory is not imported.
+    -I keeps it from importing files in the login directory.
     """
     return ["-I", "-c", _START, str(len(source)), hashlib.sha256(source).hexdigest()]
 
 
 class Connection:
-    """A connection to a worker. A context manager; leaving it ends everything started through it."""
+    """An SSH connection. A context manager; leaving it ends every program started through it."""
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self._transport = transport
 
     def try_agent(self) -> None:
-        """Make sure that the agent can be started: AgentFailed where there is no Python or no right to be root."""
+        """Check that the agent can be started; AgentFailed if the worker lacks Python or passwordless sudo."""
         with self.start_agent() as stream:
             stream.finish()
 
     def start_agent(self, window: int = WINDOW) -> AgentStream:
-        """Start the agent as root; the stream to talk to it. `window`: bytes that may be under way to us.
+        """Start the agent as root and return the stream to it. `window`: most bytes in flight to us.
 
-        It goes in over the stream itself: no file is left, and nothing on the worker can change it on the way.
+        The program itself is sent over the stream, so no file is left behind and nothing on the worker can alter it.
         """
         source = agent.program()
-        # The third word is this server's own address, as seen from here on; sudo would not pass the variable on.
+        # "$3" is the server's own address, as this host sees it; sudo does not pass SSH_CONNECTION on.
         command = f'set -- $SSH_CONNECTION; exec sudo -n python3 {shlex.join(agent_words(source))} "$3"'
         stream = self._run(command, window)
         try:
@@ -117,30 +116,30 @@ class Connection:
         return stream
 
     def boot_id(self) -> str:
-        """Which boot of the worker this is. AgentFailed where it does not tell, ConnectionLost where that breaks."""
-        said = b""
+        """The id of the worker's current boot. AgentFailed if the command fails, ConnectionLost as its name says."""
+        output = b""
         with self._run("cat /proc/sys/kernel/random/boot_id") as stream:
-            while not said.endswith(b"\n") and len(said) < _BOOT_ID_BYTES:
-                said += stream.read(_BOOT_ID_BYTES)
-        return said.decode(errors="replace").strip()
+            while not output.endswith(b"\n") and len(output) < _BOOT_ID_BYTES:
+                output += stream.read(_BOOT_ID_BYTES)
+        return output.decode(errors="replace").strip()
 
     def start(self, command: str, patience: float) -> Program:
-        """Start a command that others than the worker's agent answer to; `patience` as Program has it.
+        """Start any command other than the agent; see Program for `patience`.
 
-        SessionRefused where the server lets the connection have no session more.
+        SessionRefused if the server allows no further session on this connection.
         """
         try:
             channel = self._executing(command, usual_window(self._transport), patience)
         except ChannelException as error:
             raise SessionRefused(
-                f"it lets a connection have no more sessions (MaxSessions): {error}"
+                f"it allows no more sessions on this connection (MaxSessions): {error}"
             ) from error
         except Exception as error:
-            raise exhausted(error) or StreamEnded(f"the connection broke: {_reason(error)}") from error
+            raise exhausted(error) or StreamEnded(f"the connection was lost: {_reason(error)}") from error
         return Program(channel, patience)
 
     def close(self) -> None:
-        """Close the connection; whatever waits for it gets ConnectionLost, or StreamEnded from a Program."""
+        """Close the connection; pending calls raise ConnectionLost, or StreamEnded in a Program."""
         self._transport.close()
 
     def __enter__(self) -> Connection:
@@ -155,11 +154,11 @@ class Connection:
         try:
             return AgentStream(self._executing(command, window, SILENCE_SECONDS))
         except Exception as error:
-            broke = f"the connection to the worker broke: {_reason(error)}"
-            raise exhausted(error) or ConnectionLost(broke) from error
+            text = f"the connection to the worker was lost: {_reason(error)}"
+            raise exhausted(error) or ConnectionLost(text) from error
 
     def _executing(self, command: str, window: int, patience: float) -> paramiko.Channel:
-        """A session in which `command` runs. Raises whatever the thread that reads the connection has died of."""
+        """A session that runs `command`. Raises whatever ended the thread that reads the connection."""
         channel = self._transport.open_session(window_size=window, timeout=_CONNECT_SECONDS)
         receive_into_blocks(channel, window)
         channel.settimeout(patience)
@@ -169,7 +168,7 @@ class Connection:
                 channel.close()
 
         try:
-            with within(_CONNECT_SECONDS, give_up):  # paramiko would wait for the answer for ever
+            with within(_CONNECT_SECONDS, give_up):  # paramiko itself waits without a limit
                 channel.exec_command(command)
         except BaseException:
             give_up()
@@ -178,49 +177,49 @@ class Connection:
 
 
 class SessionRefused(StreamEnded):
-    """A server lets a connection have no session more: with OpenSSH for a moment also where one has just ended."""
+    """The server allows no further session on a connection. OpenSSH refuses briefly even after one has ended."""
 
 
 class AgentStream:
-    """A program on the worker: bytes in, bytes out."""
+    """A Stream to a program on the worker."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
         self._rest = memoryview(b"")
 
     def read(self, size: int) -> memoryview:
-        """What there is of its output, `size` bytes at most; AgentFailed or ConnectionLost where it has ended."""
+        """Read available output, at most `size` bytes; AgentFailed or ConnectionLost once it has ended."""
         if not self._rest:
             try:
-                came = self._channel.recv(TAKEN)
+                part = self._channel.recv(TAKEN)
             except _BROKEN as error:
-                raise ConnectionLost(f"the connection to the worker broke: {_reason(error)}") from error
-            if not came:
+                raise ConnectionLost(f"the connection to the worker was lost: {_reason(error)}") from error
+            if not part:
                 raise self.ended()
-            self._rest = memoryview(came)
+            self._rest = memoryview(part)
         piece, self._rest = self._rest[:size], self._rest[size:]
         return piece
 
     def write(self, data: bytes) -> None:
-        """All of `data` to its input."""
+        """Write all of `data` to the program's input."""
         try:
             self._channel.sendall(data)
         except _BROKEN as error:
-            raise ConnectionLost(f"the connection to the worker broke: {_reason(error)}") from error
+            raise ConnectionLost(f"the connection to the worker was lost: {_reason(error)}") from error
 
     def finish(self) -> None:
-        """End its input and wait for it; AgentFailed unless it ends well, ConnectionLost where nobody can tell."""
+        """Close the program's input and wait for it. AgentFailed if it fails, ConnectionLost if that is unknown."""
         try:
             self._channel.shutdown_write()
         except _BROKEN as error:
-            raise ConnectionLost(f"the connection to the worker broke: {_reason(error)}") from error
+            raise ConnectionLost(f"the connection to the worker was lost: {_reason(error)}") from error
         if not wait_for_status(self._channel, SILENCE_SECONDS):
             raise ConnectionLost("the program on the worker does not end")
         if self._channel.recv_exit_status() != 0:
             raise self.ended()
 
     def close(self) -> None:
-        """End the program's input and output."""
+        """Close the program's input and output."""
         with suppress(*_BROKEN):
             self._channel.close()
 
@@ -233,27 +232,27 @@ class AgentStream:
         self.close()
 
     def ended(self) -> AgentFailed | ConnectionLost:
-        """Why there is no more output: the program's own last words, where it had any."""
+        """The error that says why the output ended, with what the program wrote to stderr."""
         if not self._channel.exit_status_ready():
             wait_for_status(self._channel, _CONNECT_SECONDS)
         status = self._channel.recv_exit_status() if self._channel.exit_status_ready() else -1
-        if status < 0:  # no status: the connection broke off, or a signal ended the program
-            return ConnectionLost("the connection to the worker broke off")
+        if status < 0:  # no status: the connection was lost, or a signal ended the program
+            return ConnectionLost("the connection to the worker was lost")
         if status > _BY_SIGNAL:
             return ConnectionLost("the program on the worker was killed")
-        words = ""
+        message = ""
         self._channel.settimeout(_CONNECT_SECONDS)
         with suppress(TimeoutError):
-            said = bytes(self._channel.recv_stderr(_STDERR_BYTES)).decode(errors="replace")
-            words = " | ".join(line.strip() for line in said.splitlines() if line.strip())
-        return AgentFailed(f"the program on the worker ended with status {status}: {words or 'no message'}")
+            stderr = bytes(self._channel.recv_stderr(_STDERR_BYTES)).decode(errors="replace")
+            message = " | ".join(line.strip() for line in stderr.splitlines() if line.strip())
+        return AgentFailed(f"the program on the worker ended with status {status}: {message or 'no message'}")
 
 
 class Program:
-    """A program on a host: bytes in, bytes out, a status at the end.
+    """A program on a host: its input, its output, and its exit status.
 
-    A call that waits for the other side for `patience` seconds, or finds the connection broken, raises
-    StreamEnded. `close` from another thread wakes what waits.
+    A call raises StreamEnded if the other side is silent for `patience` seconds or the connection is lost. `close`
+    from another thread wakes pending calls.
     """
 
     def __init__(self, channel: paramiko.Channel, patience: float) -> None:
@@ -262,36 +261,36 @@ class Program:
 
     @property
     def ready(self) -> bool:
-        """Whether there is output that can be received without waiting."""
+        """Whether output can be received without waiting."""
         return self._channel.recv_ready()
 
     def send(self, data: bytes | memoryview) -> None:
-        """All of `data` to its input."""
-        with self._telling():
+        """Write all of `data` to the program's input."""
+        with self._translated():
             view = memoryview(data)
-            while view:  # paramiko's own loop would copy what is left after each packet
+            while view:  # paramiko's own loop would copy the rest after each packet
                 view = view[self._channel.send(view[:_PACKET_BYTES].tobytes()) :]
 
     def receive(self, size: int) -> bytes:
-        """`size` bytes of its output; fewer where that ends."""
+        """Read `size` bytes of the program's output; fewer if it ends before."""
         pieces = bytearray()
-        with self._telling():
+        with self._translated():
             while len(pieces) < size and (piece := self._channel.recv(size - len(pieces))):
                 pieces += piece
         return bytes(pieces)
 
     def wait_up_to(self, patience: float) -> None:
-        """Be as patient as this from now on."""
+        """Change the patience for later calls."""
         self._patience = patience
         self._channel.settimeout(patience)
 
     def finish(self) -> None:
-        """End its input."""
-        with self._telling():
+        """Close the program's input."""
+        with self._translated():
             self._channel.shutdown_write()
 
     def status(self, seconds: float) -> int | None:
-        """What it ended with; None where it does not tell within `seconds`, or not at all."""
+        """The exit status; None if none arrives within `seconds`."""
         wait_for_status(self._channel, seconds)
         if not self._channel.exit_status_ready():
             return None
@@ -299,14 +298,14 @@ class Program:
         return status if status >= 0 else None
 
     def words(self) -> str:
-        """What it complained of so far: the last printable line."""
+        """The last line that the program has written to stderr so far, cleaned."""
         if not self._channel.recv_stderr_ready():
             return ""
         lines = bytes(self._channel.recv_stderr(_STDERR_BYTES)).strip().splitlines()
         return told_by_others(lines[-1], 300) if lines else ""
 
     def close(self) -> None:
-        """End its input and output; the other side ends it then."""
+        """Close the program's input and output, which ends it."""
         with suppress(*_BROKEN):
             self._channel.close()
 
@@ -319,20 +318,23 @@ class Program:
         self.close()
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
+        """Translate what paramiko raises in the block to StreamEnded."""
         try:
             yield
         except TimeoutError as error:
             raise StreamEnded(f"nothing was heard for {self._patience:g} seconds") from error
         except _BROKEN as error:
-            # A program that ends while it is written to closes its channel: the connection holds all the same.
-            over = self._channel.closed and self._channel.get_transport().is_active()
-            raise StreamEnded("it ended" if over else f"the connection broke: {_reason(error)}") from error
+            # A program that ends while we write to it closes only its channel; the connection stays up.
+            ended = self._channel.closed and self._channel.get_transport().is_active()
+            raise StreamEnded(
+                "it ended" if ended else f"the connection was lost: {_reason(error)}"
+            ) from error
 
 
 @dataclass(frozen=True)
 class Login:
-    """How to sign in to a host that others have made: with a private key (PEM), or else a password."""
+    """How to sign in to the orchestrator's target: with a private key (PEM), or else a password."""
 
     address: str
     port: int
@@ -342,7 +344,7 @@ class Login:
 
 
 class Target:
-    """A host that others have made, and the key it showed first. InvalidInput where ours cannot be read."""
+    """The orchestrator's target, with its host key pinned on first use. InvalidInput if our key is unreadable."""
 
     def __init__(self, login: Login) -> None:
         self._login = login
@@ -351,7 +353,7 @@ class Target:
         self._lock = Lock()
 
     def connect(self) -> Connection:
-        """A connection to it. Unreachable, or HostKeyChanged where another key was shown before."""
+        """A new connection. Unreachable if it fails; HostKeyChanged if the host key is not the first one seen."""
         login = self._login
         where = f"the target at {login.address} port {login.port}"
         transport = _opened(login.address, login.port, where)
@@ -361,7 +363,7 @@ class Target:
             with self._lock:
                 self._key = self._key or line
             if line != self._key:
-                raise HostKeyChanged(f"{where} shows another host key than at first")
+                raise HostKeyChanged(f"{where} shows a different host key than before")
             if self._ours is not None:
                 transport.auth_publickey(login.username, self._ours)
             else:
@@ -371,9 +373,9 @@ class Target:
 
 
 class Line:
-    """The way to the agent on a worker, over as many connections as it takes. A context manager.
+    """Starts agents on a worker, reconnecting as often as needed. A context manager.
 
-    `close`, from any thread, is for good: what waits for the worker ends soon.
+    `close`, from any thread, is final: pending calls soon end.
     """
 
     def __init__(
@@ -384,14 +386,14 @@ class Line:
         window: int = WINDOW,
         gone: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`gone`: whether there is no such worker any more, which need not be waited for."""
+        """`gone`: whether the worker no longer exists, so that waiting for it is useless."""
         self._worker, self._clock, self._report, self._window = worker, clock, report, window
         self._gone = gone
         self._connection: Connection | None = None
         self._closed = False
 
     def connect(self) -> Connection:
-        """A new connection; the one before is closed. Unreachable as `connect` raises it; HostKeyChanged at once."""
+        """Open a new connection and close the last one. Unreachable as for `connect`; HostKeyChanged at once."""
         if self._connection is not None:
             self._connection.close()
         self._connection = connect(
@@ -404,15 +406,15 @@ class Line:
         )
         if self._closed:
             self._connection.close()
-            raise Unreachable("the transfer was given up")
+            raise Unreachable("the transfer was cancelled")
         return self._connection
 
     def agent(self) -> AgentStream:
-        """A new agent on the connection. AgentFailed where it cannot be started, ConnectionLost where that breaks."""
+        """Start an agent. AgentFailed if it cannot be started, ConnectionLost if the connection is lost."""
         return (self._connection or self.connect()).start_agent(self._window)
 
     def close(self) -> None:
-        """End it. Harmless when repeated."""
+        """Close the connection for good. May be repeated."""
         self._closed = True
         if self._connection is not None:
             self._connection.close()
@@ -435,19 +437,19 @@ def connect(
     *,
     is_set_up: bool = False,
 ) -> Connection:
-    """A connection to `worker`, waiting until it is up.
+    """Connect to `worker`, waiting until it is up.
 
-    Unreachable when it does not answer, HostKeyChanged when something else does, within `patience` seconds or
-    until it is `given_up`. HostExhausted at once. A worker that `is_set_up` has shown its key before: another key is
-    another system's, which no waiting changes.
+    After `patience` seconds, or once `given_up`, raises Unreachable if nothing answers and HostKeyChanged if another
+    system does. HostExhausted is raised at once. A worker that `is_set_up` has shown its key before, so another key
+    means another system, and waiting is useless.
     """
     waiting = Wait(report, clock, "the worker to answer on SSH", patience)
     while True:
         try:
             return Connection(_connected(worker))
         except (HostKeyChanged, Unreachable) as error:
-            # A worker's SSH server may answer for a moment with the image's own keys, before cloud-init has
-            # put ours in place. Nothing is sent to it then.
+            # The worker's SSH server may briefly use the image's own keys, until cloud-init has installed ours.
+            # Until then we send nothing to it.
             is_other = is_set_up and isinstance(error, HostKeyChanged)
             if is_other or waiting.left < 0 or given_up():
                 raise error
@@ -461,7 +463,7 @@ def _connected(worker: Worker) -> paramiko.Transport:
         shown = transport.get_remote_server_key()
         if f"{shown.get_name()} {shown.get_base64()}" != worker.host_key:
             raise HostKeyChanged(
-                f"what answers at {worker.address} port {worker.port} is not our worker: its host key is another"
+                f"what answers at {worker.address} port {worker.port} is not our worker: its host key differs"
             )
         transport.auth_publickey(worker.username, _own_key(worker.private_key))
         transport.set_keepalive(_KEEPALIVE_SECONDS)
@@ -469,37 +471,37 @@ def _connected(worker: Worker) -> paramiko.Transport:
 
 
 def _own_key(text: str) -> paramiko.PKey:
-    """A key that `client_key` has made. It is not checked to be one: that took a third of a start."""
+    """Load a key made by `client_key`, without validation, which took a third of the connection's start."""
     try:
         key = serialization.load_pem_private_key(text.encode(), None, unsafe_skip_rsa_key_validation=True)
-    except ValueError:  # of whatever kind, and not ours
+    except ValueError:  # not one of ours
         return private_key(text)
     return paramiko.RSAKey(key=key) if isinstance(key, rsa.RSAPrivateKey) else private_key(text)
 
 
-class _Prompt(socket.socket):
-    """Acknowledges at once what comes.
+class _QuickAckSocket(socket.socket):
+    """A socket that acknowledges received data at once.
 
-    Before a program runs, OpenSSH's server does not send a packet while another is not acknowledged, and left to
-    itself this host's kernel acknowledges after 40 ms.
+    Before a program runs, OpenSSH's server sends no packet while the previous one is unacknowledged (Nagle), and by
+    default our kernel delays acknowledgements by 40 ms.
     """
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """What has come, `size` bytes at most."""
-        came = super().recv(size, flags)
+        """Receive at most `size` bytes."""
+        data = super().recv(size, flags)
         self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return came
+        return data
 
 
 def _opened(address: str, port: int, where: str) -> paramiko.Transport:
-    """A connection on which keys are agreed upon; nobody has signed in yet.
+    """An encrypted connection before authentication.
 
-    A host key of Ed25519, as our workers have it, is preferred; another kind tells that it is another host.
+    Host keys of type Ed25519, which our workers have, are preferred; another type means another host.
     """
     try:
         with ExitStack() as undo:
             connected = socket.create_connection((address, port), timeout=_CONNECT_SECONDS)
-            plain = undo.enter_context(_Prompt(fileno=connected.detach()))
+            plain = undo.enter_context(_QuickAckSocket(fileno=connected.detach()))
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_SECONDS)
             transport = paramiko.Transport(plain)
@@ -516,7 +518,7 @@ def _opened(address: str, port: int, where: str) -> paramiko.Transport:
 
 @contextmanager
 def _signing_in(transport: paramiko.Transport, where: str) -> Iterator[None]:
-    """Whatever goes wrong in the block closes the connection; what SSH says of it is Unreachable."""
+    """Close the connection if the block fails; translate errors of SSH to Unreachable."""
     try:
         yield
     except BaseException as error:
@@ -525,12 +527,12 @@ def _signing_in(transport: paramiko.Transport, where: str) -> Iterator[None]:
             raise Unreachable(f"{where} refuses our key: {error}") from error
         if isinstance(error, CoriolisAzureError) or not isinstance(error, Exception):
             raise
-        # Whatever the thread that reads the connection has died of.
+        # Any error that ended the thread reading the connection arrives here.
         raise exhausted(error) or Unreachable(
             f"{where} does not speak SSH with us: {_reason(error)}"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """What an error of paramiko's says; many of them say nothing."""
+    """The text of an error from paramiko, or a substitute: many of them have none."""
     return str(error) or ("it was silent" if isinstance(error, TimeoutError) else type(error).__name__)
