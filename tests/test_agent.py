@@ -190,7 +190,7 @@ def test_wrong_leaves_are_refused(disk: Path, count: int, payload: bytes, said: 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hashes": ["sha3"]}, "no hash sha3"),
+        ({"hashes": ["sha3"]}, "cannot compute sha3"),
         ({"device_candidates": ["/nonexistent/a", "/nonexistent/b"]}, "/nonexistent/a, /nonexistent/b"),
         ({"key": "not hex"}, "fault of the agent: ValueError"),
     ],

@@ -1,7 +1,7 @@
-"""The program that reads a disk on the worker, and the wire format and digests that the host shares with it.
+"""The program that reads a disk on the worker, and the wire format and digests that it shares with the host.
 
-Only Python's standard library may be imported here, and only syntax of Python 3.5 be used: it runs with whatever
-Python the worker has. The modules are sent as one piece of source (`program`); nothing is installed on the worker.
+It runs with whatever Python the worker has, so it uses only the standard library and the syntax of Python 3.5. Its
+modules are sent as one source text (`program`); nothing is installed on the worker.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ module.main()
 
 
 def program() -> bytes:
-    """The whole agent as the source of one Python program; its argument is the address to listen on, if any."""
+    """The whole agent as the source of one Python program. Its optional argument is the address to listen on."""
     folder = Path(__file__).parent
     modules = [(name, (folder / f"{name}.py").read_text()) for name in MODULES]
     return _LOADER.format(modules=modules).encode()

@@ -1,7 +1,7 @@
-"""Keyed digests of chunks, and the hashes they can be made with.
+"""Keyed digests of chunks, and the hashes that can compute them.
 
-The digest of a chunk is the digest of its grains' digests, GRAIN bytes each; that of a chunk of one grain is the
-grain's. Zeros have the digest ZERO on every level.
+A chunk's digest is the digest of the digests of its grains (GRAIN bytes each); a chunk of one grain has that grain's
+digest. Zeros have the digest ZERO on every level.
 """
 
 import ctypes
@@ -16,19 +16,19 @@ from typing import Any, Callable, List
 
 from .wire import DIGEST, GRAIN, MAX_CHUNK, ZERO, Failure
 
-SHORT = 16 << 10  # bytes that are hashed without releasing the interpreter's lock
+SHORT = 16 << 10  # up to this many bytes are hashed without releasing the GIL
 
 _NOTHING = bytes(MAX_CHUNK)
-Mac = Callable[[Any, int], List[bytes]]  # keyed digests, DIGEST bytes, of a buffer's pieces of that size
+Mac = Callable[[Any, int], List[bytes]]  # (buffer, piece size) -> a keyed digest of DIGEST bytes per piece
 
 
 def is_zero(data: Any) -> bool:
-    """Whether `data`, MAX_CHUNK bytes at most, is zeros. One memcmp, no copy, for any kind of buffer."""
+    """Whether `data`, at most MAX_CHUNK bytes, is all zeros: one memcmp without a copy, for any buffer."""
     return _NOTHING.startswith(data)
 
 
 def each(digest: Callable[[memoryview], bytes]) -> Mac:
-    """Make a Mac of what digests one piece."""
+    """Make a Mac from a function that digests one piece."""
 
     def mac(data: Any, size: int) -> List[bytes]:
         view = memoryview(data)
@@ -49,7 +49,7 @@ def _blake3(key: bytes) -> Mac:
 
 @functools.lru_cache(None)
 def _libcrypto(loader: Any) -> Any:
-    """The C library of OpenSSL, as `loader` calls it; OSError where there is none."""
+    """OpenSSL's C library, loaded by `loader`; OSError if there is none."""
     for name in ("libcrypto.so.3", "libcrypto.so.1.1", "libcrypto.so.10", "libcrypto.so.1.0.0"):
         try:
             library = loader(name)
@@ -61,15 +61,15 @@ def _libcrypto(loader: Any) -> Any:
 
 
 def _gmac(key: bytes) -> Mac:
-    """AES-128-GMAC with one nonce: a keyed universal hash. Fast, and strong while nobody sees key and tags."""
-    # What takes a microsecond keeps the interpreter's lock: to give it away and get it back takes longer.
-    library, letting_go = _libcrypto(ctypes.PyDLL), _libcrypto(ctypes.CDLL)
-    init, short, long = library.EVP_EncryptInit_ex, library.EVP_EncryptUpdate, letting_go.EVP_EncryptUpdate
+    """AES-128-GMAC with a fixed nonce: a keyed universal hash, fast, and strong as long as key and tags are secret."""
+    # PyDLL keeps the GIL: for a call of a microsecond, releasing and taking it back would take longer.
+    library, without_gil = _libcrypto(ctypes.PyDLL), _libcrypto(ctypes.CDLL)
+    init, short, long = library.EVP_EncryptInit_ex, library.EVP_EncryptUpdate, without_gil.EVP_EncryptUpdate
     final, control = library.EVP_EncryptFinal_ex, library.EVP_CIPHER_CTX_ctrl
     pointer, nonce, local = ctypes.c_void_p, ctypes.create_string_buffer(key[16:28], 12), threading.local()
 
     def parts() -> Any:
-        # Pointers made once, and no types declared for what is called: to check them takes as long as to hash a leaf.
+        # Made once per thread. The functions have no declared types: checking them takes as long as hashing a leaf.
         context, cipher = pointer(library.EVP_CIPHER_CTX_new()), pointer(library.EVP_aes_128_gcm())
         if not context or init(context, cipher, None, key[:16], nonce) != 1:
             raise OSError("libcrypto has no AES-128-GCM")
@@ -98,27 +98,31 @@ def _gmac(key: bytes) -> Mac:
     return mac
 
 
-HASHES = {"gmac": _gmac, "blake3": _blake3, "blake2b": _blake2b}  # name -> function of a key of 32 bytes
+HASHES = {
+    "gmac": _gmac,
+    "blake3": _blake3,
+    "blake2b": _blake2b,
+}  # name -> function from a 32-byte key to a Mac
 _KNOWN = {"gmac": "21c2eb20cd2214dbdf34c9b82ecb"}  # the digest of 16 zeros under a key of zeros
 
 
 @functools.lru_cache(None)
 def usable(name: str) -> bool:
-    """Whether there is this hash here, and it computes what it should."""
+    """Whether this hash is available here and computes the right digests."""
     try:
-        found = HASHES[name](bytes(32))(bytes(16), 16)[0]
+        digest = HASHES[name](bytes(32))(bytes(16), 16)[0]
     except (KeyError, ImportError, OSError, AttributeError, TypeError, ValueError):
         return False
-    return _KNOWN.get(name, found.hex()) == found.hex()
+    return _KNOWN.get(name, digest.hex()) == digest.hex()
 
 
 def fastest(names: List[str], seconds: float = 0.05) -> str:
-    """The fastest of the usable hashes in `names`, tried for `seconds` in all; "" when there is none."""
+    """The fastest usable hash of `names`, measured for `seconds` in all; "" if none is usable."""
     data = bytearray(os.urandom(GRAIN))
     speeds = [(0.0, "")]
     for name in filter(usable, names):
         mac, done, began = HASHES[name](bytes(32)), 0, time.perf_counter()
-        mac(data, GRAIN)  # the first one pays for what comes with it
+        mac(data, GRAIN)  # the first call pays for the set-up
         began = time.perf_counter()
         while time.perf_counter() < began + seconds / len(names):
             mac(data, GRAIN)
@@ -128,11 +132,11 @@ def fastest(names: List[str], seconds: float = 0.05) -> str:
 
 
 class Digester:
-    """The digests of leaves, grains and chunks, all made with one keyed `mac`."""
+    """Computes the digests of leaves, grains and chunks with one keyed `mac`."""
 
     def __init__(self, mac: Mac) -> None:
         self._mac = mac
-        # What the mac makes of so many zeros: to compare that is less than to look at each leaf beforehand.
+        # The mac of `size` zeros: comparing with it is cheaper than checking each leaf for zeros first.
         self._zeros = functools.lru_cache(None)(lambda size: mac(bytes(size), size)[0])
 
     def leaf(self, data: Any) -> bytes:
@@ -140,7 +144,7 @@ class Digester:
         return ZERO if is_zero(data) else self._mac(data, len(data))[0]
 
     def leaves(self, data: Any, size: int) -> List[bytes]:
-        """The digests of all leaves of `size` bytes of a grain."""
+        """The digests of a grain's leaves of `size` bytes."""
         zeros = {self._zeros(size), self._zeros(len(data) % size or size)}
         return [ZERO if digest in zeros else digest for digest in self._mac(data, size)]
 
@@ -149,12 +153,12 @@ class Digester:
         view, digests = memoryview(data), []  # type: memoryview, List[bytes]
         starts = range(0, len(view), GRAIN)
         for zeros, run in itertools.groupby(starts, lambda start: is_zero(view[start : start + GRAIN])):
-            alike = list(run)  # all that are not zeros in one call of the mac
-            digests += [ZERO] * len(alike) if zeros else self._mac(view[alike[0] : alike[-1] + GRAIN], GRAIN)
+            group = list(run)  # consecutive grains with data, hashed in one call of the mac
+            digests += [ZERO] * len(group) if zeros else self._mac(view[group[0] : group[-1] + GRAIN], GRAIN)
         return digests
 
     def of(self, grains: List[bytes]) -> bytes:
-        """The digest of a chunk with such grains."""
+        """The digest of a chunk from those of its grains."""
         return grains[0] if len(grains) == 1 else self.leaf(b"".join(grains))
 
     def __call__(self, data: Any) -> bytes:
@@ -163,5 +167,5 @@ class Digester:
 
 
 def root(size: int, chunk: int, name: str) -> Any:
-    """A hash object to be fed with the digests of chunks in order; its hexdigest names them all."""
+    """A hash object to update with the digests of all chunks in order; its hexdigest identifies the whole disk."""
     return hashlib.blake2b("{} {} {}\n".format(size, chunk, name).encode(), digest_size=16)

@@ -10,11 +10,11 @@ from typing import Any, Callable, List, Tuple
 
 from .wire import GRAIN, PIECE, RAW, ZERO, ZLIB, ZSTD, Rate
 
-Pieces = List[Tuple[int, int, bool]]  # start within the chunk, length, is it zeros
+Pieces = List[Tuple[int, int, bool]]  # start within the chunk, length, whether it is zeros
 
 
 def add_piece(pieces: Pieces, start: int, length: int, zero: bool) -> None:
-    """Append a piece, as part of the one before it where they touch and are of one kind."""
+    """Append a piece; merge it into the last one if the two are adjacent and of the same kind."""
     if pieces and pieces[-1][2] == zero and pieces[-1][0] + pieces[-1][1] == start:
         start, length = pieces[-1][0], pieces[-1][1] + length
         pieces.pop()
@@ -31,14 +31,14 @@ def content(grains: List[bytes], length: int) -> Pieces:
 
 
 def layout(pieces: Pieces, data: Any) -> List[Any]:
-    """The payload for `pieces` of `data`, not packed: buffers."""
+    """The payload for `pieces` of `data`, uncompressed, as a list of buffers."""
     table = b"".join(PIECE.pack(*piece) for piece in pieces)
     return [table] + [data[start : start + length] for start, length, zero in pieces if not zero]
 
 
 @functools.lru_cache(None)
 def _libzstd() -> Any:
-    """The C library of Zstandard, which Debian and Ubuntu cannot do without; OSError where there is none."""
+    """Zstandard's C library, which every Debian and Ubuntu has; OSError if it is missing."""
     library = ctypes.CDLL("libzstd.so.1")
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.ZSTD_createCCtx.restype = pointer
@@ -50,7 +50,7 @@ def _libzstd() -> Any:
 
 
 def zstd() -> Callable[[bytes], bytes]:
-    """A function that packs as one Zstandard frame, level 1, in any thread. OSError where there is none."""
+    """A thread-safe function that compresses data to one Zstandard frame, level 1. OSError if it is missing."""
     library, local = _libzstd(), threading.local()
 
     def pack(data: bytes) -> bytes:
@@ -66,10 +66,10 @@ def zstd() -> Callable[[bytes], bytes]:
 
 
 class Packer:
-    """Packs payloads: never, always, or "auto": as long as that is faster than to send them as they are.
+    """Compresses payloads: "none", "always", or "auto", that is, as long as it is faster than sending them raw.
 
-    `line` is how fast the line takes what is written. Packing pays where all threads together pack faster than
-    the line takes it, with much room to spare: the line may be slow only because processors are busy already.
+    `line`: the measured rate of writes to the host. Compression pays if all threads together compress much faster
+    than that; the margin is needed because writes may be slow only for lack of processor time.
     """
 
     def __init__(self, mode: str, methods: List[str], line: Rate, threads: int) -> None:
@@ -81,13 +81,13 @@ class Packer:
                 self.method, self.pack, self.speed = ZSTD, zstd(), Rate(400e6)
 
     def packed(self, buffers: List[Any]) -> Tuple[int, List[Any]]:
-        """How they are packed, and the buffers of that."""
+        """The packing chosen for a payload, and its buffers."""
         if self.mode == "none" or len(buffers) < 2:
             return RAW, buffers
         if self.mode == "auto" and self.threads * self.speed.now() < 3 * self.line.now():
             return RAW, buffers
         sample = bytes(buffers[1][:16384])
-        # Trying in vain costs more than everything else here, so a sample decides.
+        # Compressing in vain costs more than everything else here, so a sample decides.
         if len(self.pack(sample)) < 0.9 * len(sample):
             began = time.perf_counter()
             whole = b"".join(buffers)

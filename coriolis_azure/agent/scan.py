@@ -1,4 +1,4 @@
-"""One disk, opened read-only, read once, chunk by chunk: what differs from what the destination holds is said."""
+"""Reads one disk, read-only and once, chunk by chunk, and reports how it differs from the destination."""
 
 import errno
 import mmap
@@ -36,9 +36,9 @@ _ABSENT = (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR)
 
 
 def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int) -> Iterator[Any]:
-    """Yield work(item) in the order of `items`, never more than `ahead` of them in memory.
+    """Yield work(item) in the order of `items`, with at most `ahead` of them in memory.
 
-    The threads end by themselves. concurrent.futures would take longer to import than a small disk to read.
+    The threads end by themselves. concurrent.futures takes longer to import than a small disk to read.
     """
     todo = Queue()
 
@@ -46,7 +46,7 @@ def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahea
         for item, done in iter(todo.get, None):
             try:
                 done.put((work(item), None))
-            except Exception as error:  # noqa: BLE001  (raised where the result is due)
+            except Exception as error:  # noqa: BLE001  (raised again by `first`)
                 done.put((None, error))
 
     for _ in range(threads):
@@ -73,76 +73,76 @@ def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahea
 
 
 class Scan:
-    """One disk, compared with what the host says. `look` runs in several threads, all else in one."""
+    """Compares one disk with the host's digests. `look` runs in several threads, everything else in one."""
 
     threads = 2
 
-    def __init__(self, job: Any, name: str, heard: Input, out: Output) -> None:
+    def __init__(self, job: Any, name: str, incoming: Input, out: Output) -> None:
         self.size, self.chunk, self.leaf = job["size"], job["chunk"], job["leaf"]  # type: int, int, int
         self.digester = Digester(HASHES[name](bytes.fromhex(job["key"])))
-        self.fresh = job["choose"]  # nothing is known of the destination, or only that it is empty
-        self.heard, self.out, self.first, self.fd, self.device = heard, out, job["first"], -1, ""
+        self.fresh = job["choose"]  # the destination is unknown or known to be empty
+        self.incoming, self.out, self.first, self.fd, self.device = incoming, out, job["first"], -1, ""
         self.root = root(self.size, self.chunk, name)
         self.ahead = max(self.threads + 1, min(4, (4 << 20) // self.chunk))
         self.packer = Packer(job["compress"], job["packings"], out.line, self.threads)
         self.buffers = Queue()
         for _ in range(self.ahead + 1):
-            self.buffers.put(mmap.mmap(-1, self.chunk))  # pages, which take no memory before they are used
+            self.buffers.put(mmap.mmap(-1, self.chunk))  # pages take no memory until they are used
         self.spare = memoryview(mmap.mmap(-1, self.chunk))
         self.asked = deque()  # type: deque[Any]
         self.answered = {}  # type: Any
 
     def run(self) -> None:
-        """Look at every chunk from `first` on and write what is to be said of it, then END."""
+        """Look at every chunk from `first` on and report it, then send END."""
         out, room = self.out, window(self.chunk)
         chunks = range(self.first, -(-self.size // self.chunk))
-        for kind, index, digest, found in ordered(self.look, chunks, self.threads, self.ahead):
+        for kind, index, digest, body in ordered(self.look, chunks, self.threads, self.ahead):
             self.root.update(digest)
             if kind == DATA:
                 out.flush()
-                packing, pieces, buffers, lent = found
+                packing, pieces, buffers, lent = body
                 out.send(DATA, index, pieces, digest, packing, buffers)
                 if lent is not None:
                     self.buffers.put(lent)
             else:
-                out.run(kind, index, found)
+                out.run(kind, index, body)
             if kind == ASK:
                 self.asked.append((index, digest))
             if index % BASE_CHUNKS == 0:
-                self.heard.forget(index)
+                self.incoming.forget(index)
             self.patch(room - 1)
         out.flush()
         self.patch(0)
         out.send_json(END, {"root": self.root.hexdigest()})
 
     def look(self, index: int) -> Tuple[int, int, bytes, Any]:
-        """Read chunk `index`: what it is, its digest, and what else its message needs."""
+        """Read chunk `index`: the kind of its message, the index, its digest, and what else the message needs."""
         lent = self.buffers.get()
         offset = index * self.chunk
         data = memoryview(lent)[: min(self.chunk, self.size - offset)]
         self.read(offset, data)
         grains = self.digester.grains(data)
         digest = self.digester.of(grains)
-        had = self.heard.base(index)
-        found = b""  # type: Any
-        if digest == had != UNKNOWN:
+        base = self.incoming.base(index)
+        body = b""  # type: Any
+        if digest == base != UNKNOWN:
             kind = SAME
         elif digest == ZERO:
             kind = ZEROS
-        elif self.leaf and (had != ZERO or self.sparse(grains, data)):
-            kind, found = ASK, b"".join(grains)
+        elif self.leaf and (base != ZERO or self.sparse(grains, data)):
+            kind, body = ASK, b"".join(grains)
         else:
             pieces = content(grains, len(data))
             packing, buffers = self.packer.packed(layout(pieces, data))
-            kind, found = DATA, (packing, len(pieces), buffers, lent if packing == RAW else None)
-        if kind != ASK:  # the kernel is to keep what will be asked for again
+            kind, body = DATA, (packing, len(pieces), buffers, lent if packing == RAW else None)
+        if kind != ASK:  # `differing` reads chunks of an ASK again, so they stay in the page cache
             self.drop(offset, len(data))
-        if kind != DATA or found[3] is None:
+        if kind != DATA or body[3] is None:
             self.buffers.put(lent)
-        return kind, index, digest, found
+        return kind, index, digest, body
 
     def sparse(self, grains: List[bytes], data: Any) -> bool:
-        """Whether leaves of a chunk where there were zeros are worth a question: DATA is of whole grains."""
+        """Whether a chunk that was zeros is worth an ASK, to send leaves: DATA consists of whole grains."""
         if self.fresh or self.leaf >= GRAIN:
             return False
         used = [data[at * GRAIN : (at + 1) * GRAIN] for at, digest in enumerate(grains) if digest != ZERO]
@@ -150,7 +150,7 @@ class Scan:
         return 2 * sum(map(is_zero, leaves)) > len(leaves)
 
     def read(self, offset: int, view: memoryview) -> None:
-        """Fill `view` from the disk. Failure naming the place when it cannot be read."""
+        """Fill `view` from the disk. Failure with the offset if it cannot be read."""
         while len(view):
             try:
                 if hasattr(os, "preadv"):
@@ -167,59 +167,59 @@ class Scan:
             offset, view = offset + done, view[done:]
 
     def drop(self, offset: int, length: int) -> None:
-        """Let the kernel forget what was read: a disk is larger than memory."""
+        """Drop what was read from the page cache: a disk is larger than memory."""
         os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def patch(self, room: int) -> None:
-        """Once more than `room` chunks are asked for, PATCH half of them: in bulk, each takes less."""
+        """Once more than `room` chunks wait for LEAVES, PATCH half of them: bulk makes each cheaper."""
         if len(self.asked) <= room:
             return
         self.out.flush()
         while len(self.asked) > room // 2:
             index, digest = self.asked[0]
             while index not in self.answered:
-                if self.heard.others.empty():
+                if self.incoming.others.empty():
                     self.out.release()
-                kind, which, count, payload = self.heard.others.get()
+                kind, which, count, payload = self.incoming.others.get()
                 if kind != LEAVES:
-                    raise Failure("the host sent message {} where LEAVES are due".format(kind))
+                    raise Failure("the host sent message {} instead of LEAVES".format(kind))
                 self.answered[which] = count, payload
             pieces, data = self.differing(index, *self.answered.pop(index))
             packing, buffers = self.packer.packed(layout(pieces, data))
             self.out.send(PATCH, index, len(pieces), digest, packing, buffers, hold=True)
             self.asked.popleft()
 
-    def differing(self, index: int, count: int, told: bytes) -> Tuple[Pieces, memoryview]:
-        """The leaves of a chunk that are not as the host has told, and where they are."""
+    def differing(self, index: int, count: int, payload: bytes) -> Tuple[Pieces, memoryview]:
+        """The pieces of a chunk that differ from the digests in LEAVES (`count`, `payload`), and the chunk's data."""
         offset = index * self.chunk
         data = self.spare[: min(self.chunk, self.size - offset)]
         at, pieces = NUMBER.size * count, []  # type: int, Pieces
-        if at > len(told):
-            raise Failure("the host sent {} bytes of leaves for chunk {}".format(len(told), index))
-        for (number,) in NUMBER.iter_unpack(told[:at]):
+        if at > len(payload):
+            raise Failure("the host sent {} bytes of leaves for chunk {}".format(len(payload), index))
+        for (number,) in NUMBER.iter_unpack(payload[:at]):
             start = number * GRAIN
             stop = min(start + GRAIN, len(data))
             if not start < stop:
                 raise Failure("the host asked for grain {} of chunk {}".format(number, index))
             self.read(offset + start, data[start:stop])
-            mine = [UNKNOWN]  # a leaf that is as large as a grain, which differs
+            leaves = [UNKNOWN]  # the leaf is the whole grain, which is known to differ
             if self.leaf < GRAIN:
-                mine = self.digester.leaves(data[start:stop], self.leaf)
-            for piece, digest in enumerate(mine):
-                if self.leaf >= GRAIN or digest != told[at : at + DIGEST]:
+                leaves = self.digester.leaves(data[start:stop], self.leaf)
+            for piece, digest in enumerate(leaves):
+                if self.leaf >= GRAIN or digest != payload[at : at + DIGEST]:
                     first = start + piece * self.leaf
                     length = min(self.leaf, stop - first)
                     add_piece(pieces, first, length, is_zero(data[first : first + length]))
                 if self.leaf < GRAIN:
                     at += DIGEST
-        if at != len(told):
-            raise Failure("the host sent {} bytes of leaves for chunk {}".format(len(told), index))
+        if at != len(payload):
+            raise Failure("the host sent {} bytes of leaves for chunk {}".format(len(payload), index))
         self.drop(offset, len(data))
         return pieces, data
 
 
 def open_device(paths: List[str], size: int, wait: float) -> Tuple[int, str]:
-    """The first of `paths` there is, read-only: fd, path. A disk just attached takes seconds to appear."""
+    """Open the first of `paths` that exists, read-only: fd, path. A disk just attached takes seconds to appear."""
     deadline = time.monotonic() + wait
     while True:
         for path in paths:
@@ -229,13 +229,13 @@ def open_device(paths: List[str], size: int, wait: float) -> Tuple[int, str]:
                 if error.errno in _ABSENT:
                     continue
                 raise Failure("cannot open {}: {}".format(path, error.strerror)) from error
-            found = os.lseek(fd, 0, os.SEEK_END)
-            if found == size:
+            actual = os.lseek(fd, 0, os.SEEK_END)
+            if actual == size:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 return fd, path
             os.close(fd)
-            if found:  # a device may show no size while it is being attached
-                raise Failure("{} has {} bytes, the disk to be read has {}".format(path, found, size))
+            if actual:  # a device may report no size while it is being attached
+                raise Failure("{} has {} bytes, the disk to be read has {}".format(path, actual, size))
         if time.monotonic() >= deadline:
             raise Failure("no device appeared within {} s: {}".format(wait, ", ".join(paths)))
         time.sleep(0.1)

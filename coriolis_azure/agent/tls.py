@@ -1,6 +1,6 @@
-"""The direct channel: TLS on a port of the worker, past SSH. Only the agent writes to it.
+"""The direct channel: TLS on a port of the worker, without SSH. Only the agent writes to it.
 
-Each side takes the other's one certificate and no other; both were made for this run and came with the job.
+Each side accepts exactly one certificate of the other; both were made for this run and come with the job.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ from typing import Any, List
 from .wire import Failure
 
 HANDSHAKE_SECONDS = 5.0
-TLS_PIECE = 256 << 10  # bytes that are encrypted at a time
+TLS_PIECE = 256 << 10  # bytes encrypted at a time
 CIPHERS = "ECDHE-ECDSA-AES128-GCM-SHA256"
 
 
 def tls_context(server: bool, certificate: str, key: str, peer: str) -> ssl.SSLContext:
-    """TLS that proves itself with `certificate` and `key` and takes `peer` and nobody else, all PEM.
+    """A TLS context that presents `certificate` with `key` and accepts only `peer`. All are PEM.
 
-    Python loads certificates from files only. Pipes are such, and never lie on a disk.
+    Python loads a certificate only from a file, so it gets a pipe: the key never reaches a disk.
     """
     side = "PROTOCOL_TLS_SERVER" if server else "PROTOCOL_TLS_CLIENT"
     context = ssl.SSLContext(getattr(ssl, side, ssl.PROTOCOL_SSLv23))
-    context.check_hostname = False  # there are no names: the certificate itself is compared
+    context.check_hostname = False  # the certificate itself is compared instead
     context.verify_mode = ssl.CERT_REQUIRED
-    # Up to 1.2 Python lets us choose AES-128, the fastest there is here.
+    # Only for TLS 1.2 and older does Python let us choose AES-128, the fastest cipher here.
     if hasattr(context, "maximum_version"):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     else:
@@ -50,10 +50,10 @@ def tls_context(server: bool, certificate: str, key: str, peer: str) -> ssl.SSLC
 
 
 class Tls:
-    """One side of a TLS connection, which either only writes or only reads, after `shake_hands`.
+    """One side of a TLS connection that, after `shake_hands`, only writes or only reads.
 
-    Many records are passed to and from the socket at a time: Python's own SSLSocket takes two system calls for each
-    of 16 KiB.
+    It passes many records to or from the socket at a time; Python's SSLSocket makes two system calls per record of
+    16 KiB.
     """
 
     def __init__(self, connection: socket.socket, context: ssl.SSLContext, server: bool) -> None:
@@ -63,7 +63,7 @@ class Tls:
         self._room = memoryview(bytearray(TLS_PIECE))
 
     def shake_hands(self, peer: str) -> None:
-        """Make sure that `peer` (PEM) is at the other end; OSError (as ssl.SSLError is) where it is not."""
+        """Do the handshake and check that the other side is `peer` (PEM); OSError (or its ssl.SSLError) if not."""
         while True:
             try:
                 self._tls.do_handshake()
@@ -73,10 +73,10 @@ class Tls:
                 self._fill()
         self._flush()
         if self._tls.getpeercert(True) != ssl.PEM_cert_to_DER_cert(peer):
-            raise OSError("somebody else is at the other end")
+            raise OSError("the other side has another certificate")
 
     def write(self, buffers: List[Any]) -> None:
-        """Write all of some buffers."""
+        """Write a list of buffers."""
         for buffer in buffers:
             view = memoryview(buffer)
             for at in range(0, len(view), TLS_PIECE):
@@ -86,7 +86,7 @@ class Tls:
         self._flush()
 
     def read_into(self, view: memoryview) -> int:
-        """What has come, at least one byte, into `view`: how many. EOFError where the connection has ended."""
+        """Read available bytes into `view` and return how many, at least one. EOFError at the end."""
         read, at, size = self._tls.read, 0, len(view)
         while at < size:
             try:
@@ -102,7 +102,7 @@ class Tls:
         return at
 
     def close(self) -> None:
-        """Break off, whatever is under way."""
+        """Break the connection off, even during reads and writes."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -119,11 +119,11 @@ class Tls:
 
 
 class Listener:
-    """Waits at a port of this host for the host to come: who else comes is sent away."""
+    """Accepts one TLS connection, authenticated by the peer's certificate; rejects all others."""
 
     def __init__(self, address: str, offer: Any) -> None:
         self._context = tls_context(True, offer["certificate"], offer["key"], offer["peer"])
-        self._peer, self._come = offer["peer"], queue.Queue()  # type: str, queue.Queue[Tls]
+        self._peer, self._accepted = offer["peer"], queue.Queue()  # type: str, queue.Queue[Tls]
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -144,21 +144,21 @@ class Listener:
             tls = Tls(connection, self._context, True)
             tls.shake_hands(self._peer)
             connection.settimeout(None)
-            self._come.put(tls)
+            self._accepted.put(tls)
         except (OSError, EOFError, ValueError):
             connection.close()
 
     def host(self) -> Tls:
-        """The connection of the host, which says that it has come. Nobody else is let in any more."""
+        """The host's connection, after it has said that it is connected. No one else is accepted afterwards."""
         try:
-            tls = self._come.get(timeout=HANDSHAKE_SECONDS)
+            tls = self._accepted.get(timeout=HANDSHAKE_SECONDS)
         except queue.Empty:
-            raise Failure("the host did not come to the direct channel") from None
+            raise Failure("the host did not connect to the direct channel") from None
         self.close()
         return tls
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
