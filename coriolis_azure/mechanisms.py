@@ -1,8 +1,8 @@
-"""How bytes get out of Azure: a worker reads clones of the disks, or this process reads the pages of VHD blobs.
+"""Gets the bytes out of Azure: a worker reads clones of the disks, or this process reads the pages of VHD blobs.
 
 All disks of a VM are snapshotted together. Managed disks are cloned from their snapshots and read by the worker, in
-waves of as many as it holds. VHD blobs become managed disks for the worker where Azure imports them; this process reads
-the others.
+waves of as many as it can attach. VHD blobs are imported as managed disks for the worker if Azure allows it; this
+process reads the others.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _MIN_WINDOW = 64 << 10
 def launch_worker(
     context: Context, resources: Resources, machine: Machine, disks: Sequence[Disk]
 ) -> Worker | None:
-    """A worker that reads `disks`; None where it is known that it would have nothing to read."""
+    """Launch a worker for `disks`; return None if it would have nothing to read."""
     location = context.environment.location
     if all(disk.unmanaged and unmanaged.must_be_direct(context.storage, disk, location) for disk in disks):
-        # It costs nothing, and carries the run's signs of life.
+        # A security group costs nothing, and its tags show that the run is alive.
         resources.create("nsg", "nsg", {"properties": {}})
         return None
     return launch.launch(resources, sizes.needs(machine, disks), context.environment, context.report)
@@ -50,15 +50,15 @@ def launch_worker(
 def copy(
     target: Target, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
 ) -> list[Outcome]:
-    """Snapshot `disks` of a VM, then copy them to the target; what became of each, in their order.
+    """Snapshot `disks` of a VM and copy them to the target; return the outcomes in the order of `disks`.
 
-    DisksChanged, and nothing is made of any disk, where the VM has others by now than `machine` tells.
+    Raises DisksChanged, before any snapshot is taken, if the VM no longer has the disks of `machine`.
     """
     context = target.context
     if any(disk.unmanaged for disk in disks):
         return _copy_vhds(target, resources, worker, machine, disks)
     if worker is None:
-        raise ValueError("managed disks are read by a worker")
+        raise ValueError("managed disks need a worker")
     _try_agent(context, worker)
     _refuse_changes(context, machine, disks)
     context.report(Step("snapshot", _listed(disks)))
@@ -72,7 +72,7 @@ def copy(
 
 
 def _refuse_changes(context: Context, machine: Machine, disks: Sequence[Disk]) -> None:
-    """DisksChanged where the VM does not have these disks any more, or has others that would be missing."""
+    """Raise DisksChanged if the VM no longer has these disks, or has others that would be missed."""
     settings = context.environment
     now = inspection.read(
         context.azure,
@@ -88,7 +88,7 @@ def _refuse_changes(context: Context, machine: Machine, disks: Sequence[Disk]) -
 def _copy_vhds(
     target: Target, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
 ) -> list[Outcome]:
-    """Copy disks that are VHD blobs: what Azure imports is read by the worker, the rest by this process."""
+    """Copy disks that are VHD blobs: the worker reads those that Azure imports, this process the others."""
     context = target.context
     report, storage = context.report, context.storage
     _refuse_changes(context, machine, disks)
@@ -99,9 +99,9 @@ def _copy_vhds(
 
     def clones(wave: Sequence[Disk], before: int) -> list[str]:
         if before:
-            again = unmanaged.import_all(resources, storage, wave, frozen, report, before)
-            imported.update(again)
-            if missing := [disk.name for disk in wave if disk.name not in again]:
+            reimported = unmanaged.import_all(resources, storage, wave, frozen, report, before)
+            imported.update(reimported)
+            if missing := [disk.name for disk in wave if disk.name not in reimported]:
                 raise OperationFailed(f"Azure does not import the VHD of {', '.join(missing)} again")
         return [imported[disk.name] for disk in wave]
 
@@ -117,7 +117,7 @@ def _copy_vhds(
 
 
 def _copy_pages(target: Target, disks: Sequence[Disk], frozen: dict[str, Blob]) -> dict[str, Outcome]:
-    """Copy VHD blobs by reading their allocated pages in this process; by disk name."""
+    """Copy VHD blobs by reading their allocated pages in this process; return the outcomes by disk name."""
     if not disks:
         return {}
     target.context.report(Step("copy", _listed(disks)))
@@ -127,9 +127,9 @@ def _copy_pages(target: Target, disks: Sequence[Disk], frozen: dict[str, Blob]) 
 
 
 class Target:
-    """Where disks go, and by which settings: the same for all disks of a run, which share the bandwidth limit.
+    """The destination and settings for all disks of a run, which share the bandwidth limit.
 
-    `full`: what the folder already holds is not used.
+    With `full`, every chunk is sent, whatever the folder already holds.
     """
 
     def __init__(self, context: Context, folder: Folder, *, full: bool = False) -> None:
@@ -138,17 +138,17 @@ class Target:
         self._limiter = RateLimiter(limit, context.clock) if limit else None
 
     def concurrent(self, disks: int) -> int:
-        """How many of so many disks are copied at a time."""
+        """How many of `disks` disks are copied concurrently."""
         return min(transfer.at_once(self.context.environment.chunk_size_kib << 10), max(1, disks))
 
     def flow(self, disk: Disk) -> Flow:
-        """The flow of the disk's data."""
+        """The rate limit and bottleneck statistics for the data of `disk`."""
         return Flow(disk.name, self.context.report, self.context.clock, self._limiter)
 
     def copied(
         self, disks: Sequence[Disk], readers: Sequence[Reader], stop: Callable[[], None]
     ) -> list[Outcome]:
-        """Copy disks from their readers, some at a time. `stop` ends soon what else they wait for."""
+        """Copy disks from their readers, some of them concurrently. `stop` ends whatever else the readers wait for."""
         concurrent = self.concurrent(len(disks))
 
         def copy(number: int) -> Outcome:
@@ -178,7 +178,7 @@ class Target:
 
 
 class _ByWorker:
-    """Copies disks by a worker that has clones of them attached, as many at a time as it holds."""
+    """Copies disks through a worker, in waves of as many clones as it can attach."""
 
     def __init__(self, target: Target, resources: Resources, worker: Worker) -> None:
         self._context, self._resources, self._worker, self._target = (
@@ -189,7 +189,7 @@ class _ByWorker:
         )
 
     def copy(self, disks: Sequence[Disk], clone: Callable[[Sequence[Disk], int], list[str]]) -> list[Outcome]:
-        """Clone, attach and copy disks, wave by wave. `clone` gives the ids of new clones: see Attachment."""
+        """Clone, attach and copy disks, wave by wave. `clone` creates clones as Attachment's `make` does."""
         context, outcomes = self._context, list[Outcome]()
         for first in range(0, len(disks), self._worker.slots):
             wave = disks[first : first + self._worker.slots]
@@ -208,7 +208,7 @@ class _ByWorker:
         return outcomes
 
     def _readers(self, attachment: Attachment, wave: Sequence[Disk]) -> list[Reader]:
-        """What reads the clones of a wave."""
+        """The readers for the clones of a wave."""
         settings = self._context.environment
         direct = None
         if settings.export_worker_data_port:
@@ -235,19 +235,19 @@ class _ByWorker:
             except Unreachable as error:
                 if self._gone():
                     vm = self._worker.vm
-                    raise WorkerGone(f"{vm} was deleted while {disk.name} was copied") from error
+                    raise WorkerGone(f"{vm} was deleted while {disk.name} was being copied") from error
                 raise
 
         return AgentReader(start, job, self._target.flow(disk), direct, line.close)
 
     def _window(self, concurrent: int) -> int:
-        """The bytes that may be on the way over each SSH connection."""
+        """The SSH window, in bytes, for each connection."""
         window, limit = ssh.WINDOW // concurrent, self._context.environment.bandwidth_limit
-        # What is on the way already is on the line, however slowly it is taken.
+        # A whole window is sent at full speed, however slowly it is read: so a limit needs a small window.
         return max(_MIN_WINDOW, min(window, limit // 8)) if limit else window
 
     def _gone(self) -> bool:
-        """Whether Azure says that there is no such worker any more."""
+        """Whether the worker no longer exists, according to Azure."""
         try:
             return self._context.azure.find(self._worker.vm) is None
         except (AzureError, DeadlinePassed):
@@ -255,7 +255,7 @@ class _ByWorker:
 
 
 def _try_agent(context: Context, worker: Worker) -> None:
-    """Fail before anything is made of the disks where the agent does not run on the worker."""
+    """Fail before any snapshot is taken if the agent cannot run on the worker."""
     with ssh.connect(worker, context.clock, context.report) as connection:
         connection.try_agent()
 

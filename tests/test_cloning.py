@@ -73,6 +73,6 @@ def test_a_background_copy_that_stands_still_is_given_up_and_leaves_nothing(
     azure.add_vm("web", image("os"), [image("data", MIB)], data_sku="PremiumV2_LRS")
     before = azure.resources()
     filled(azure, lambda: 40.0)
-    with pytest.raises(errors.DeadlinePassed, match="has stood at 40 % for 6 hours"):
+    with pytest.raises(errors.DeadlinePassed, match="has been at 40 % for 6 hours"):
         snapshots(source, told.append, clock)
     assert azure.resources() == before

@@ -266,7 +266,7 @@ def test_validation_tells_all_findings_and_makes_nothing(
     wrong = {**environment, "exclude_disks": ["data-9"], "export_network": "sandbox-vnet/none"}
     with pytest.raises(raised(errors.InvalidInput)) as caught:
         provider.validate_replica_export_input(None, connection, "web", source_environment=wrong)
-    assert "data-9 is no disk" in str(caught.value)
+    assert "has no disk data-9" in str(caught.value)
     assert "has no subnet none" in str(caught.value)
     assert azure.resources() == before
     assert not any(

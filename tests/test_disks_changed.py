@@ -97,14 +97,14 @@ def while_booting(source: Source, change: Change) -> None:
 
 
 CHANGES: dict[Change, tuple[str, list[str]]] = {
-    swapped: ("data-0 is other-data-0 now, and was web-data-0", ["data-0"]),
+    swapped: ("data-0 is now other-data-0; it was web-data-0", ["data-0"]),
     attached: ("data-3 (other-data-0) was attached", ["data-3"]),
     detached: ("data-0 (web-data-0) was detached", ["data-0"]),
     moved_to_another_lun: (
         "data-0 (web-data-0) was detached; data-1 (web-data-0) was attached",
         ["data-0", "data-1"],
     ),
-    made_anew: ("data-0 (web-data-0) was deleted and made anew", ["data-0"]),
+    made_anew: ("data-0 (web-data-0) was deleted and created again", ["data-0"]),
 }
 
 
@@ -142,7 +142,7 @@ def test_a_disk_that_grew_is_told_by_its_sizes(
     azure: Sandbox, source: Source, disks: list[Path], image: Image, tmp_path: Path
 ) -> None:
     while_booting(source, partial(resized, azure=azure, image=image))
-    with pytest.raises(DisksChanged, match=r"data-0 .* has 2097152 bytes now, and had 1048576"):
+    with pytest.raises(DisksChanged, match=r"data-0 .* now has 2097152 bytes; it had 1048576"):
         source.replicate("web", tmp_path / "images")
 
 
@@ -177,7 +177,7 @@ def test_a_vhd_that_was_swapped_is_seen_too(
     for blob in azure.storage.account("oldstorage").containers["vhds"].blobs.values():
         blob.made = "Thu, 01 Jan 2026 00:00:00 GMT"  # Azure tells it in whole seconds
     while_booting(source, lambda source: azure.write("old", 0, image("new", MIB, 2)))
-    with pytest.raises(DisksChanged, match="made anew"):
+    with pytest.raises(DisksChanged, match="created again"):
         source.replicate("old", tmp_path / "images")
     assert azure.storage.account("oldstorage").containers["vhds"].snapshots == []
 

@@ -196,15 +196,15 @@ def states(*codes: str) -> dict[str, Any]:
         ({}, [disk("os", encryptionSettingsCollection={"enabled": True})], "will not boot elsewhere"),
         ({}, [disk("os", encryption={"diskEncryptionSetId": "des"})], "customer-managed keys"),
         ({"securityProfile": {"securityType": "TrustedLaunch"}}, [], "virtual TPM is not copied"),
-        ({}, [disk("data", maxShares=2)], "shared between machines"),
-        ({}, DISKS[:2], "Several disks of a running machine"),
+        ({}, [disk("data", maxShares=2)], "shared between VMs"),
+        ({}, DISKS[:2], "The VM is running and has several disks"),
         ({"instanceView": {"statuses": [{"code": "PowerState/stopped"}]}}, [], "still billed"),
-        ({}, [disk("data", creationData={"logicalSectorSize": 4096})], "sectors of 4096 bytes"),
+        ({}, [disk("data", creationData={"logicalSectorSize": 4096})], "4096-byte sectors"),
         ({"priority": "Spot"}, [], "Spot VM"),
         ({"priority": "low"}, [], "Spot VM"),
         ({"priority": "SpotPlus"}, [], "Spot VM"),
         ({"provisioningState": "Failed"}, [], "last operation on the VM failed"),
-        (states("HibernationState/Hibernated"), [], "memory is on the OS disk and will be in the replica"),
+        (states("HibernationState/Hibernated"), [], "and so the replica, holds the content of its memory"),
         (states("OSState/generalized"), [], "generalized"),
         ({"securityProfile": {"securityType": "trustedlaunch"}}, [], "virtual TPM is not copied"),
         ({}, [disk("os", securityProfile={"securityType": "TrustedLaunch"})], "virtual TPM is not copied"),
@@ -310,7 +310,9 @@ def test_a_word_that_names_two_disks_is_refused_with_both(
     machine = source.inspect("web")
     named = replace(machine.disks[1], id=machine.disks[1].id.rpartition("/")[0] + "/data-1")
     machine = replace(machine, disks=(machine.disks[0], named, machine.disks[2]))
-    with pytest.raises(InvalidInput, match=r"names 2 disks of web: data-0 \(data-1\), data-1 \(") as refusal:
+    with pytest.raises(
+        InvalidInput, match=r"matches 2 disks of web: data-0 \(data-1\), data-1 \("
+    ) as refusal:
         chosen(machine, [word])
     for disk in machine.disks[1:]:
         assert disk.id in refusal.value.remedy

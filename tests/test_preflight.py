@@ -96,14 +96,14 @@ def test_every_error_is_found_at_once_each_with_a_remedy(
     checked = connect({"exclude_disks": ["data-9"], "export_network": "sandbox-vnet/none"}).check("web")
     found = texts(checked, "error")
     for words in (
-        "data-9 is no disk",
+        "has no disk data-9",
         "no subnet none",
-        "vCPUs of the location leaves 0",
+        "0 left of the quota of vCPUs of the location",
         "PublicIPAddresses",
     ):
         assert words in found
     assert all(finding.remedy for finding in checked.errors)
-    with pytest.raises(errors.InvalidInput, match="data-9 is no disk") as caught:
+    with pytest.raises(errors.InvalidInput, match="has no disk data-9") as caught:
         checked.checked_machine()
     assert caught.value.message.count("\n") == len(checked.errors) - 1
 
@@ -115,7 +115,7 @@ def test_a_used_up_family_is_a_warning_since_another_size_is_tried(
     azure.quotas["standardDSv5Family"] = (9, 10)
     checked = connect(QUIET).check("web")
     assert checked.ok
-    assert "standardDSv5Family leaves 1" in texts(checked, "warning")
+    assert "1 vCPU left of the quota of standardDSv5Family" in texts(checked, "warning")
 
 
 def test_an_unlimited_quota_is_enough(azure: Sandbox, connect: Connect) -> None:
@@ -124,7 +124,7 @@ def test_an_unlimited_quota_is_enough(azure: Sandbox, connect: Connect) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "words"), [("CanNotDelete", "forbids to delete"), ("ReadOnly", "forbids to make")]
+    ("level", "words"), [("CanNotDelete", "forbids deleting"), ("ReadOnly", "forbids creating")]
 )
 @pytest.mark.parametrize("scope", ["", f"/resourceGroups/{GROUP}"])
 def test_locks_are_errors(azure: Sandbox, connect: Connect, level: str, words: str, scope: str) -> None:
@@ -143,7 +143,7 @@ def test_locks_on_others_things_are_none_of_ours(azure: Sandbox, connect: Connec
     lock(source, azure, source.inspect("web").disks[0].id, "CanNotDelete")
     assert texts(source.check("web"), "warning") == ""
     lock(source, azure, source.inspect("web").disks[0].id, "ReadOnly")
-    assert "may forbid to use it" in texts(source.check("web"), "warning")
+    assert "may forbid reading the disk" in texts(source.check("web"), "warning")
 
 
 def lock(source: Source, azure: Sandbox, scope: str, level: str) -> None:
@@ -167,7 +167,7 @@ def test_wrong_credentials_are_one_finding_and_no_more_is_asked(azure: Sandbox, 
         ("web", {"resource_group": "elsewhere"}, "elsewhere"),
         ("web", {"location": "westus"}, "not in westus"),
         ("web", {"location": "atlantis"}, "atlantis is not a location"),
-        ("web", {"export_network": "sandbox-vnet"}, "names no subnet"),
+        ("web", {"export_network": "sandbox-vnet"}, "does not name a subnet"),
     ],
 )
 def test_wrong_names_are_findings(
@@ -177,15 +177,15 @@ def test_wrong_names_are_findings(
     assert words in texts(connect({**QUIET, **environment}).check(vm), "error")
 
 
-def test_disks_in_rounds_and_the_time_that_a_full_read_takes(
+def test_disks_in_waves_and_the_time_that_a_full_read_takes(
     azure: Sandbox, connect: Connect, image: Image
 ) -> None:
     azure.add_vm("big", image("os"), [image(f"d{n}", MIB) for n in range(5)], size="Standard_D8s_v5")
     told = texts(connect({**QUIET, "export_worker_size": "Standard_D2s_v5"}).check("big"), "fine")
-    assert "6 disks, the worker holds 4: copied in 2 rounds" in told
+    assert "6 disks, of which the worker can attach 4 at a time: copied in 2 waves" in told
     assert "Standard_D2s_v5 reads 81.1 MiB/s: 1 min" in told
     fewer = connect({**QUIET, "export_worker_size": "Standard_D2s_v5", "exclude_disks": ["os", "data-0"]})
-    assert "rounds" not in texts(fewer.check("big"), "fine")
+    assert "waves" not in texts(fewer.check("big"), "fine")
 
 
 def test_a_size_that_the_zone_lacks_is_told_with_the_zones_that_have_it(
@@ -232,7 +232,7 @@ def test_copies_of_disks_with_large_sectors_need_a_zone(
     checked = connect(QUIET).check("web")
     assert checked.ok
     assert "in each run Azure copies its snapshot in the background" in texts(checked, "warning")
-    assert ("can be attached within a zone only" in texts(checked, "warning")) is (zone is None)
+    assert ("can only be attached within a zone" in texts(checked, "warning")) is (zone is None)
 
 
 @pytest.mark.parametrize("sku", ["StandardSSD_ZRS", "Premium_ZRS"])
@@ -243,21 +243,33 @@ def test_zone_redundant_disks_have_quotas_of_their_own(
     name = f"{sku.replace('_', '')}DiskCount"
     azure.quotas[name] = (100, 100)
     told = texts(connect(QUIET).check("web"), "error")
-    assert f"the quota of {name} in westeurope leaves 0, a run needs 1 at once" in told
+    assert f"0 left of the quota of {name} in westeurope, but a run needs 1 at once" in told
 
 
 @pytest.mark.parametrize(
     ("quota", "left", "words"),
     [
-        ("PremiumDiskCount", 0, "PremiumDiskCount in westeurope leaves 0, a run needs 1 at once"),
-        ("StandardSSDDiskCount", 4, "StandardSSDDiskCount in westeurope leaves 4, a run needs 5 at once"),
-        ("StandardSnapshotCount", 6, "StandardSnapshotCount in westeurope leaves 6, a run needs 7 at once"),
+        (
+            "PremiumDiskCount",
+            0,
+            "0 left of the quota of PremiumDiskCount in westeurope, but a run needs 1 at once",
+        ),
+        (
+            "StandardSSDDiskCount",
+            4,
+            "4 left of the quota of StandardSSDDiskCount in westeurope, but a run needs 5 at once",
+        ),
+        (
+            "StandardSnapshotCount",
+            6,
+            "6 left of the quota of StandardSnapshotCount in westeurope, but a run needs 7 at once",
+        ),
         ("PremiumDiskCount", 1, ""),
         ("StandardSSDDiskCount", 5, ""),
         ("StandardSnapshotCount", 7, ""),
     ],
 )
-def test_the_quota_of_disks_must_last_for_what_a_round_makes(
+def test_the_quota_of_disks_must_last_for_what_a_wave_needs(
     azure: Sandbox, connect: Connect, image: Image, quota: str, left: int, words: str
 ) -> None:
     """Seven disks, of which the worker holds four: it has one of its own."""

@@ -71,7 +71,7 @@ def expected(vm: Json) -> str | None:
     if vm["properties"].get("securityProfile", {}).get("securityType") == "ConfidentialVM":
         return "confidential"
     # A VM that is only being made has no disks yet.
-    return None if all(map(disk_of, entries(vm))) else "does not know"
+    return None if all(map(disk_of, entries(vm))) else "do not exist"
 
 
 def disk_of(entry: Json) -> str:
@@ -179,7 +179,7 @@ def test_every_official_example_of_a_disk_is_sized_right_or_refused(
         assert told.disks[1].size_bytes == uploaded - 512
     elif size is None or disk["properties"]["creationData"]["createOption"] != "Empty":
         assert isinstance(told, errors.Unreadable)
-        assert "no size" in told.message
+        assert "does not tell the size" in told.message
     else:
         assert isinstance(told, Machine)
         assert told.disks[1].size_bytes == size * GIB

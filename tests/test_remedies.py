@@ -126,7 +126,7 @@ def test_a_vm_is_found_by_its_name_and_by_its_arm_id(
     azure: Sandbox, source: Source, image: Image, name: str
 ) -> None:
     id = azure.add_vm("web", image("os"))
-    with pytest.raises(InvalidInput, match=r"is no name of a VM|is no ARM id") as error:
+    with pytest.raises(InvalidInput, match=r"is not a valid VM name|is not the ARM id") as error:
         source.inspect(name)
     assert error.value.remedy == "Give the VM's name, or its ARM id in the subscription of the connection."
     assert source.inspect("web") == source.inspect(id)
@@ -285,7 +285,7 @@ def test_a_subnet_that_the_remedy_lists_and_the_ways_to_write_it(
         assert connect({"export_network": f"sandbox-vnet/{subnet}"}).check("web").ok
     with pytest.raises(InvalidInput) as error:
         connect({"export_network": "sandbox-vnet"}).check("web").checked_machine()
-    assert "Write it as vnet/subnet, or as a subnet's ARM id." in error.value.remedy
+    assert "Write it as vnet/subnet, or as the ARM id of a subnet." in error.value.remedy
 
 
 # This host

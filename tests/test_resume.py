@@ -346,7 +346,7 @@ def test_a_worker_that_reboots_gets_new_clones_and_the_copy_goes_on(
     assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
     assert report.disks[0].sent_bytes == 12 * MIB
     assert gone_on_after(told) > 0
-    assert any("made anew from the snapshots" in text for text in notices(told))
+    assert any("recreated from the snapshots" in text for text in notices(told))
     assert azure.resources() == before
 
 
@@ -420,7 +420,7 @@ def test_a_worker_that_comes_up_as_another_system_gets_new_clones_at_once(
     assert clock.monotonic() < ssh.RECONNECT_SECONDS / 2
     assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
     assert report.disks[0].sent_bytes == 12 * MIB
-    assert any("made anew from the snapshots" in text for text in notices(told))
+    assert any("recreated from the snapshots" in text for text in notices(told))
     assert azure.resources() == before
 
 
@@ -456,7 +456,7 @@ def test_a_worker_that_somebody_deletes_is_named_and_the_next_run_goes_on_with_a
         when.append(clock.monotonic())
 
     relay.at(6 * MIB, delete)
-    with pytest.raises(errors.WorkerGone, match="was deleted while os was copied") as caught:
+    with pytest.raises(errors.WorkerGone, match="was deleted while os was being copied") as caught:
         source.replicate("web", tmp_path / "images")
     assert deleted[0] in caught.value.message
     assert clock.monotonic() - when[0] < 60  # where a worker that is there is waited for five minutes

@@ -311,9 +311,7 @@ def test_what_may_be_held_on_a_vm_alone_is_a_warning_until_one_is_named(
     source = connect({"export_worker_allowed_addresses": ["127.0.0.1"]})
     unnamed = source.check(strict=True)
     assert unnamed.ok
-    assert ["on a VM that is named" in each.text for each in unnamed.findings if linked in each.text] == [
-        True
-    ]
+    assert ["on a single VM" in each.text for each in unnamed.findings if linked in each.text] == [True]
     assert [linked in finding.text for finding in source.check("web", strict=True).errors] == [True]
 
 

@@ -84,7 +84,7 @@ def test_what_a_vm_says_of_itself_is_told(azure: Sandbox, source: Source, vm: st
 
 
 DISKS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "shared": ({"maxShares": 3}, "Premium_LRS", "shared between machines"),
+    "shared": ({"maxShares": 3}, "Premium_LRS", "shared between VMs"),
     "customer-managed keys": (
         {"encryption": {"type": "EncryptionAtRestWithCustomerKey", "diskEncryptionSetId": "/x/des"}},
         "Premium_LRS",
@@ -98,7 +98,7 @@ DISKS: dict[str, tuple[dict[str, Any], str, str]] = {
     "ultra with large sectors": (
         {"creationData": {"createOption": "Empty", "logicalSectorSize": 4096}},
         "UltraSSD_LRS",
-        "sectors of 4096 bytes",
+        "4096-byte sectors",
     ),
     "of a kind that comes later": ({"diskState": "Levitating", "tier": "P999"}, "PremiumV9_ZRS", ""),
 }

@@ -164,7 +164,7 @@ def test_excluded_disks_are_left_out(
     azure.add_vm("web", image("os"), [image("data")])
     report = connect(environment={"exclude_disks": ["data-0"]}).replicate("web", tmp_path / "images")
     assert [disk.name for disk in report.disks] == ["os"]
-    with pytest.raises(errors.InvalidInput, match="data-5 is no disk of web"):
+    with pytest.raises(errors.InvalidInput, match="web has no disk data-5"):
         connect(environment={"exclude_disks": ["data-5"]}).replicate("web", tmp_path / "images")
 
 
@@ -212,7 +212,7 @@ def test_the_users_tags_are_on_everything_that_is_made(
     [
         ("nobody", {}, {}, errors.NotFound, "no VM nobody"),
         ("web", {"resource_group": "elsewhere"}, {}, errors.NotFound, "elsewhere"),
-        ("web", {"location": "northeurope"}, {}, errors.InvalidInput, "in location westeurope"),
+        ("web", {"location": "northeurope"}, {}, errors.InvalidInput, "is in westeurope"),
         ("web", {}, {"subscription_id": "0000"}, errors.NotFound, "0000"),
     ],
 )

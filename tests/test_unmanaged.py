@@ -93,7 +93,7 @@ def test_it_is_imported_and_read_by_the_worker(
     report = source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
     assert report.left_behind == ()
-    assert "os: its VHD is imported and read by the worker" in notices(told)
+    assert "os: the VHD is imported and read by the worker" in notices(told)
     assert azure.resources() == before
     assert interim(azure) == []
     assert blob(azure).leased() is not None
@@ -163,7 +163,7 @@ def test_a_copy_is_imported_where_a_snapshot_cannot_be(
     source = connect(INTERIM)
     source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
-    assert "os: its VHD is imported" in notices(told)
+    assert "os: the VHD is imported" in notices(told)
     assert interim(azure) == []
     assert azure.storage.account("sandboxstorage").containers["interim"].blobs == {}
 
@@ -212,7 +212,7 @@ def test_a_copy_brings_disks_of_another_location_to_the_worker(
     source = connect(INTERIM)
     source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
-    assert "os: its VHD is imported" in notices(told)
+    assert "os: the VHD is imported" in notices(told)
     assert interim(azure) == []
 
 
@@ -337,7 +337,7 @@ def test_what_is_in_an_account_that_cannot_be_seen_is_told_and_not_forgotten(
             f"old-1-data-0.vhd#{run.id}",
             f"old-1-os.vhd#{run.id}",
         ]
-        assert "in no storage account that the identity sees" in caplog.text
+        assert "in no storage account that the identity can see" in caplog.text
     account["name"] = ACCOUNT
     assert connect().sweep(timedelta(hours=2))[1] == []
     assert interim(azure) == []
@@ -474,7 +474,7 @@ def test_a_vhd_in_an_account_of_another_resource_group_is_found(
     before = azure.resources()
     source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
-    assert "os: its VHD is imported" in notices(told)
+    assert "os: the VHD is imported" in notices(told)
     assert azure.resources() == before
     assert interim(azure) == []
 

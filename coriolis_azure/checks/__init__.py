@@ -1,1 +1,1 @@
-"""What can be known before anything is made. Nothing is created or changed here."""
+"""Checks of everything that can be known before a run. Nothing is created or changed here."""

@@ -12,7 +12,7 @@ from .subject import Subject
 
 
 def signed_in(subject: Subject) -> Generator[Finding, None, bool]:
-    """Whether Azure knows us; without that no other question has an answer of its own."""
+    """Check the sign-in; return whether it makes sense to ask Azure anything else."""
     try:
         subject.context.azure.validate()
     except Denied as raised:
@@ -21,38 +21,38 @@ def signed_in(subject: Subject) -> Generator[Finding, None, bool]:
     except CoriolisAzureError as raised:
         yield failed("connect", raised)
         return False
-    yield fine("connect", f"signed in, subscription {subject.context.azure.subscription} answers")
+    yield fine("connect", f"signed in; subscription {subject.context.azure.subscription} can be read")
     return True
 
 
 def subscription(subject: Subject) -> Iterator[Finding]:
-    """The subscription's state: in some nothing can be made."""
+    """Check the subscription's state: in some states nothing can be created."""
     state = yield from ask("connect", subject.context.azure.subscription_state, optional=True)
     if state in {"Disabled", "Deleted", "Expired"}:
         yield error(
             "connect",
-            f"the subscription is {state}: nothing can be made in it",
+            f"the subscription is {state}: nothing can be created in it",
             "Enable the subscription again.",
         )
     elif state in {"Warned", "PastDue"}:
-        yield warning("connect", f"the subscription is {state}", "Settle its bills before Azure disables it.")
+        yield warning("connect", f"the subscription is {state}", "Pay its bills before Azure disables it.")
 
 
 def group(subject: Subject) -> Iterator[Finding]:
-    """The resource group."""
+    """Check that the resource group exists."""
     name = subject.context.environment.resource_group
     if (yield from ask("connect", lambda: subject.context.azure.group(name))):
         yield fine("connect", f"resource group {name} exists")
 
 
 def location(subject: Subject) -> Iterator[Finding]:
-    """Whether the subscription may have VMs in the location."""
+    """Check that the subscription can have VMs in the location."""
     offered = (yield from ask("connect", subject.context.azure.locations, optional=True)) or ()
     yield from ask("connect", lambda: listing.check_location(subject.context.environment.location, offered))
 
 
 def api_versions(subject: Subject) -> Iterator[Finding]:
-    """Whether this Azure offers the API versions that we ask with. An Azure Stack may be older."""
+    """Check that this Azure offers the API versions in use. An Azure Stack Hub may be older."""
     for namespace in ("Microsoft.Compute", "Microsoft.Network"):
         offered = yield from ask(
             "connect",

@@ -1,4 +1,4 @@
-"""What a check has found, and how questions to Azure become findings where they have no answer."""
+"""The findings of a check, and how failed requests to Azure become findings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Finding:
-    """What a step of a run would meet. `remedy` is empty where nothing is to be done."""
+    """Something that a step of a run would encounter. `remedy` is "" if there is nothing to do."""
 
     step: str
     severity: Severity
@@ -34,23 +34,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checked:
-    """All findings; the machine, where one was named and could be read."""
+    """All findings, and the machine if one was named and could be read."""
 
     findings: tuple[Finding, ...]
     machine: Machine | None = None
 
     @property
     def errors(self) -> list[Finding]:
-        """The findings with which a run would fail."""
+        """The findings that would make a run fail."""
         return [finding for finding in self.findings if finding.severity == "error"]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing speaks against a run."""
+        """Whether there are no errors."""
         return not self.errors
 
     def require(self) -> None:
-        """InvalidInput with all errors and remedies, if there are any."""
+        """Raise InvalidInput with all errors and remedies, if there are any."""
         if not self.ok:
             raise InvalidInput(
                 [finding.text for finding in self.errors],
@@ -58,7 +58,7 @@ class Checked:
             )
 
     def checked_machine(self) -> Machine:
-        """The machine, if nothing speaks against its run; else InvalidInput."""
+        """The machine. Raises InvalidInput if there are errors or no VM was named."""
         self.require()
         if self.machine is None:
             raise InvalidInput("no VM was named")
@@ -70,31 +70,31 @@ class Checked:
 
 
 def error(step: str, text: str, remedy: str) -> Finding:
-    """What would make a run fail."""
+    """A finding that would make a run fail."""
     return Finding(step, "error", text, remedy)
 
 
 def warning(step: str, text: str, remedy: str = "") -> Finding:
-    """What should be known before, or may make a run fail."""
+    """A finding that users should know about, or that may make a run fail."""
     return Finding(step, "warning", text, remedy)
 
 
 def fine(step: str, text: str) -> Finding:
-    """What is as it must be."""
+    """A finding that needs no action."""
     return Finding(step, "fine", text)
 
 
 def failed(step: str, raised: CoriolisAzureError, severity: Severity = "error") -> Finding:
-    """An error in the words of a finding."""
+    """The finding for an error that was raised."""
     return Finding(step, severity, raised.message, raised.remedy)
 
 
 def ask(
     step: str, question: Callable[[], T], *, optional: bool = False
 ) -> Generator[Finding, None, T | None]:
-    """The answer to a question to Azure; None where there is none.
+    """Return the result of `question`; if it fails, yield the error as a finding and return None.
 
-    Why there is none is a finding: an error, or a warning where the work may be possible without it.
+    With `optional`, the finding is a warning: a run may work without the answer.
     """
     try:
         return question()

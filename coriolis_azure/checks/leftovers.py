@@ -1,4 +1,4 @@
-"""What other runs have in the resource group."""
+"""Looks for resources of other runs in the resource group."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .subject import Subject
 
 
 def leftovers(subject: Subject) -> Iterator[Finding]:
-    """What other runs have in the group."""
-    found = yield from ask("clean up", lambda: cleanup.leftovers(subject.context))
-    if found:
-        runs = ", ".join(leftover.run for leftover in found)
+    """Report the resources of other runs in the resource group."""
+    others = yield from ask("clean up", lambda: cleanup.leftovers(subject.context))
+    if others:
+        runs = ", ".join(leftover.run for leftover in others)
         yield fine(
             "clean up",
-            f"resources of {counted(len(found), 'other run')} are there ({runs}): of runs under way, or dead ones that "
-            "the next run removes",
+            f"there are resources of {counted(len(others), 'other run')} ({runs}): of active runs, or of dead ones "
+            "that the next run cleans up",
         )

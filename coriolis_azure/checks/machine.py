@@ -1,4 +1,4 @@
-"""The VM and its disks: what a person should know before moving them."""
+"""Checks the VM and its disks for what users should know before they move them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _EXPORTING = {"ActiveSAS", "ActiveSASFrozen"}
 
 
 def named(subject: Subject, vm: str) -> Generator[Finding, None, Subject]:
-    """The VM `vm`; the subject with the VM and those of its disks that are copied, as far as they can be read."""
+    """Check the VM `vm`; return the subject with the VM and its disks to copy, as far as they can be read."""
     context = subject.context
     context.report(Step("inspect", vm))
-    group, here = context.environment.resource_group, context.environment.location
+    group, location = context.environment.resource_group, context.environment.location
     excluded = context.environment.exclude_disks
     machine = yield from ask(
-        "inspect", lambda: inspection.read(context.azure, group, here, vm, context.storage, excluded)
+        "inspect", lambda: inspection.read(context.azure, group, location, vm, context.storage, excluded)
     )
     if machine is None:
         return subject
@@ -34,9 +34,9 @@ def named(subject: Subject, vm: str) -> Generator[Finding, None, Subject]:
     chosen = yield from ask("inspect", lambda: inspection.chosen(machine, excluded))
     if chosen is not None:
         total = sum(disk.size_bytes for disk in chosen)
-        out = f", {len(machine.disks) - len(chosen)} left out" if len(chosen) < len(machine.disks) else ""
+        rest = f", {len(machine.disks) - len(chosen)} left out" if len(chosen) < len(machine.disks) else ""
         yield fine(
-            "inspect", f"VM {machine.name}: {counted(len(chosen), 'disk')}, {amount(total)} in all{out}"
+            "inspect", f"VM {machine.name}: {counted(len(chosen), 'disk')}, {amount(total)} in total{rest}"
         )
     subject = replace(subject, machine=machine, disks=machine.disks if chosen is None else chosen)
     yield from _disks(subject)
@@ -57,42 +57,42 @@ def _disks(subject: Subject) -> Iterator[Finding]:
 
 
 def _disk(subject: Subject, disk: Disk, document: Json) -> Iterator[Finding]:
-    """What a disk's state and access settings mean for its snapshot and its clone."""
+    """Report what a disk's state and access settings mean for its snapshot and its clone."""
     state = at(document, "properties.diskState", "")
-    told = f"{disk.name} ({names.name_of(disk.id)})"
+    title = f"{disk.name} ({names.name_of(disk.id)})"
     if state in _UPLOADING:
         yield error(
             "snapshot",
-            f"{told} is waiting for an upload ({state}): it cannot be snapshotted",
+            f"{title} is waiting for an upload ({state}): it cannot be snapshotted",
             "End the upload, or leave the disk out with exclude_disks.",
         )
     if state in _HIBERNATED:
         yield warning(
             "snapshot",
-            f"{told} belongs to a hibernated VM: the guest's memory is not copied",
-            "Start the VM and shut it down, for a replica that boots cleanly.",
+            f"{title} belongs to a hibernated VM: the guest's memory is not copied",
+            "Start the VM and shut it down so that the replica boots cleanly.",
         )
     if state in _EXPORTING:
         yield warning(
             "snapshot",
-            f"{told} is being exported by somebody (it has an active shared access signature)",
-            "Wait until that has ended or revoke the access; until then the VM cannot be started.",
+            f"{title} is being exported by somebody (it has an active shared access signature)",
+            "Wait until the export has ended, or revoke the access; until then the VM cannot be started.",
         )
     if cloning.copied_in_background(disk):
         yield warning(
             "snapshot",
-            f"{told} is of the type {disk.sku}: in each run Azure copies its snapshot in the background before it "
-            f"can be used, about {duration(cloning.background_seconds(disk))} if the disk is full and Azure "
-            f"copies {amount(cloning.BACKGROUND_RATE)}/s (an estimate: it promises no rate)",
-            "Plan the run with that time, or leave the disk out with exclude_disks.",
+            f"{title} is of type {disk.sku}: in each run Azure copies its snapshot in the background before it can be "
+            f"used. This takes about {duration(cloning.background_seconds(disk))} if the disk is full and Azure copies "
+            f"{amount(cloning.BACKGROUND_RATE)}/s (an estimate: Azure guarantees no rate)",
+            "Plan for that time, or leave the disk out with exclude_disks.",
         )
     if cloning.clone_sku(disk) == "PremiumV2_LRS" and subject.machine and not subject.machine.zones:
         yield warning(
             "clone",
-            f"{told} has sectors of 4096 bytes, and no zone: its copy is a Premium SSD v2 disk, which in most "
-            "locations can be attached within a zone only",
-            "Leave the disk out with exclude_disks if the run fails when it attaches the copy.",
+            f"{title} has 4096-byte sectors and no zone: its copy is a Premium SSD v2 disk, which in most locations "
+            "can only be attached within a zone",
+            "If the run fails to attach the copy, leave the disk out with exclude_disks.",
         )
     access = at(document, "properties.networkAccessPolicy", "AllowAll")
     if access != "AllowAll" or at(document, "properties.dataAccessAuthMode", "None") != "None":
-        yield fine("snapshot", f"{told} may not be exported ({access}); the worker reads it all the same")
+        yield fine("snapshot", f"{title} may not be exported ({access}); the worker can still read it")

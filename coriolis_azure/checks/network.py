@@ -1,4 +1,4 @@
-"""The worker's network: the subnet of the settings, quotas, and who may reach the worker."""
+"""Checks the worker's network: the subnet of the settings, quotas, and who can reach the worker."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .finding import Finding, ask, error, fine, warning
 from .quota import UNLIMITED, remaining
 from .subject import Subject
 
-# Azure keeps five addresses of every subnet for itself.
+# Azure reserves five addresses in every subnet.
 _RESERVED_ADDRESSES = 5
-# The names that locations use for the quota of public addresses; a Standard address counts in each.
+# The quotas for public addresses, which differ between locations; a Standard address counts against each.
 _ADDRESS_QUOTAS = (
     *("PublicIPAddresses", "StaticPublicIPAddresses"),
     *("StandardSkuPublicIpAddresses", "IPv4StandardSkuPublicIpAddresses"),
@@ -23,62 +23,66 @@ _ADDRESS_QUOTAS = (
 
 
 def subnet(subject: Subject) -> Iterator[Finding]:
-    """The subnet of the settings: there, with room for a NIC."""
+    """Check that the subnet of the settings exists and has room for a NIC."""
     if not subject.context.environment.export_network:
         return
-    found = yield from ask(
+    document = yield from ask(
         "worker", lambda: check_network(subject.context.azure, subject.context.environment)
     )
-    if found is None:
+    if document is None:
         return
-    name = names.network_of(found["id"])
-    services = [at(one, "properties.serviceName", "?") for one in at(found, "properties.delegations", [])]
+    name = names.network_of(document["id"])
+    services = [
+        at(delegation, "properties.serviceName", "?")
+        for delegation in at(document, "properties.delegations", [])
+    ]
     if services:
         yield error(
             "worker",
-            f"subnet {name} is delegated to {', '.join(services)}: no VM can be in it",
+            f"subnet {name} is delegated to {', '.join(services)}: it cannot contain VMs",
             "Choose an export_network that is not delegated.",
         )
-    free = _free(found)
+    free = _free(document)
     if free < 1:
-        # Of a subnet with IPv6, Azure does not tell which of its NICs take an IPv4 address.
-        tell = warning if _has_ipv6(found) else error
-        yield tell("worker", f"subnet {name} has no free address", "Choose a larger export_network.")
+        # In a subnet with IPv6, Azure does not tell which NICs use an IPv4 address.
+        finding = warning if _has_ipv6(document) else error
+        yield finding("worker", f"subnet {name} has no free address", "Choose a larger export_network.")
     else:
         yield fine("worker", f"subnet {name} has {counted(free, 'free address', 'free addresses')}")
-    firewall = at(found, "properties.networkSecurityGroup.id")
+    firewall = at(document, "properties.networkSecurityGroup.id")
     if firewall:
         port = subject.context.environment.export_worker_ssh_port
         yield warning(
             "worker",
-            f"subnet {name} has a firewall of its own ({names.name_of(firewall)}), besides the worker's",
-            f"See that its rules let this host reach TCP port {port}.",
+            f"subnet {name} has a firewall of its own ({names.name_of(firewall)}), in addition to the worker's",
+            f"Make sure that its rules let this host reach TCP port {port}.",
         )
 
 
 def quota(subject: Subject) -> Iterator[Finding]:
-    """The addresses, NICs and networks that the quota leaves."""
+    """Check the quotas for addresses, NICs and networks."""
     left = yield from remaining(
         lambda: subject.context.azure.network_usages(subject.context.environment.location)
     )
     if left is None:
         return
-    wanted = ["NetworkInterfaces", "NetworkSecurityGroups"]
+    needed = ["NetworkInterfaces", "NetworkSecurityGroups"]
     if subject.context.environment.export_worker_use_fip:
-        wanted += _ADDRESS_QUOTAS
+        needed += _ADDRESS_QUOTAS
     if not subject.context.environment.export_network:
-        wanted.append("VirtualNetworks")
-    for name in wanted:
+        needed.append("VirtualNetworks")
+    for name in needed:
         if left.get(name.lower(), UNLIMITED) < 1:
             yield error(
                 "worker",
                 f"the quota of {name} in {subject.context.environment.location} is used up",
-                "Delete some, or ask for a higher quota; an export_network and no public IP need less.",
+                "Delete some, or ask for a higher quota. A run with an export_network and without a public IP needs "
+                "less.",
             )
 
 
 def exposure(subject: Subject) -> Iterator[Finding]:
-    """Who may reach the worker."""
+    """Warn if anybody can reach the worker."""
     if subject.context.environment.worker_is_open_to_all:
         yield warning(
             "worker",
@@ -88,13 +92,15 @@ def exposure(subject: Subject) -> Iterator[Finding]:
 
 
 def _free(subnet: Json) -> int:
-    """The IPv4 addresses that a subnet has left."""
-    room = sum(one.num_addresses - _RESERVED_ADDRESSES for one in _ranges(subnet) if one.version == 4)
-    return max(0, room - len(subnet["properties"].get("ipConfigurations") or ()))
+    """The number of free IPv4 addresses in a subnet."""
+    usable = sum(
+        range_.num_addresses - _RESERVED_ADDRESSES for range_ in _ranges(subnet) if range_.version == 4
+    )
+    return max(0, usable - len(subnet["properties"].get("ipConfigurations") or ()))
 
 
 def _has_ipv6(subnet: Json) -> bool:
-    return any(one.version == 6 for one in _ranges(subnet))
+    return any(range_.version == 6 for range_ in _ranges(subnet))
 
 
 def _ranges(subnet: Json) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -102,7 +108,7 @@ def _ranges(subnet: Json) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]
     prefixes: Sequence[str] = properties.get("addressPrefixes") or [
         properties.get("addressPrefix") or "0.0.0.0/32"
     ]
-    return [found for prefix in prefixes if (found := _range(prefix)) is not None]
+    return [range_ for prefix in prefixes if (range_ := _range(prefix)) is not None]
 
 
 def _range(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:

@@ -1,4 +1,4 @@
-"""Whether the identity may do what the steps of a run need, each action where it must be allowed."""
+"""Checks that the identity has the permissions for every step of a run, each at the scope where it is needed."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ _NEED = {permissions.SHUTDOWN: "runs that shut the VM down need", permissions.PO
 
 
 def permitted(subject: Subject) -> Iterator[Finding]:
-    """The actions of each step, each where it must be allowed."""
+    """Check the actions of each step, each at the scope where it must be allowed."""
     chosen = permissions.features(subject.context.environment).union(subject.uses, subject.may_use)
     if any(disk.encryption_set for disk in subject.disks):
         chosen.add(permissions.CUSTOMER_KEYS)
 
     places = _places(subject)
     roles = dict[str, list[Json] | None]()
-    lacking: dict[tuple[str, str], tuple[permissions.Action, list[str]]] = {}
-    everything = True
-    # Two steps may need the same action: the one that cannot do without it counts.
-    for action in sorted(permissions.needed(chosen), key=partial(_lax, subject), reverse=True):
+    missing: dict[tuple[str, str], tuple[permissions.Action, list[str]]] = {}
+    all_allowed = True
+    # If two steps need the same action, the one that cannot do without it comes last and wins.
+    for action in sorted(permissions.needed(chosen), key=partial(_is_dispensable, subject), reverse=True):
         allowed: dict[str, bool | None] = {}
         for scopes in places.get(action.scope, ()):
             allowed[scopes[-1]] = yield from _allowed(subject, action, scopes, roles)
-        everything = everything and all(allowed.values())
+        all_allowed = all_allowed and all(allowed.values())
         if denied := [scope for scope, answer in allowed.items() if answer is False]:
-            lacking[action.name, action.scope] = (action, denied)
-    for action, denied in lacking.values():
+            missing[action.name, action.scope] = (action, denied)
+    for action, denied in missing.values():
         yield _missing(subject, action, denied)
-    if everything:
-        yield fine("permissions", "the identity may do everything that the steps need")
+    if all_allowed:
+        yield fine("permissions", "the identity has all permissions that the steps need")
 
 
 def _places(subject: Subject) -> dict[str, list[tuple[str, ...]]]:
-    """The resources on which each kind of actions must be allowed, each after the wider scopes to ask first."""
+    """By scope, the resources on which its actions must be allowed, each preceded by wider scopes to try first."""
     environment, machine = subject.context.environment, subject.machine
     places: dict[str, list[tuple[str, ...]]] = {
         permissions.GROUP: [(subject.group,)],
@@ -68,7 +68,7 @@ def _places(subject: Subject) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _and_group(subject: Subject, id: str) -> tuple[str, str]:
-    """A resource after its group, where most roles are assigned: many disks need one question only."""
+    """A resource preceded by its group, where most roles are assigned: then many disks need one request only."""
     group = id.partition("/providers/")[0]
     return subject.group if names.same(group, subject.group) else group, id
 
@@ -76,36 +76,36 @@ def _and_group(subject: Subject, id: str) -> tuple[str, str]:
 def _allowed(
     subject: Subject, action: permissions.Action, scopes: Sequence[str], roles: dict[str, list[Json] | None]
 ) -> Generator[Finding, None, bool | None]:
-    """Whether a role at one of the scopes allows an action; None where Azure does not tell.
+    """Whether a role at one of the scopes allows an action; None if Azure does not tell.
 
-    `roles` keeps what the identity may do at each scope: that is asked once.
+    `roles` caches the identity's permissions at each scope.
     """
     known = True
     for scope in scopes:
         if scope not in roles:
             question = partial(subject.context.azure.permissions, scope)
             roles[scope] = yield from ask("permissions", question, optional=True)
-        held = roles[scope]
-        if held is not None and permissions.granted(held, action):
+        entries = roles[scope]
+        if entries is not None and permissions.granted(entries, action):
             return True
-        known = known and held is not None
+        known = known and entries is not None
     return False if known else None
 
 
-def _lax(subject: Subject, action: permissions.Action) -> bool:
-    """Whether there are runs that do their work without an action."""
+def _is_dispensable(subject: Subject, action: permissions.Action) -> bool:
+    """Whether some runs work without an action."""
     return action.optional or action.feature in subject.may_use
 
 
 def _missing(subject: Subject, action: permissions.Action, scopes: Sequence[str]) -> Finding:
     where = " and ".join(scopes)
-    remedy = f"Give the identity {action.name} on {where} (`coriolis-azure role` prints a role with all)."
+    remedy = f"Give the identity {action.name} on {where} (`coriolis-azure role` prints a complete role)."
     text = f"the identity lacks {action.name} on the {action.scope}: {action.why}"
     if subject.machine is None and action.scope in permissions.OF_THE_VM:
         text = f"the identity lacks {action.name} on the resource group: {action.why}"
-        return warning(action.step, f"{text}. It may have it on a VM that is named", remedy)
-    if subject.strict or not _lax(subject, action):
+        return warning(action.step, f"{text}. It may have the permission on a single VM", remedy)
+    if subject.strict or not _is_dispensable(subject, action):
         return error(action.step, text, remedy)
     if action.optional:
-        return warning(action.step, f"{text}. Runs work without", remedy)
+        return warning(action.step, f"{text}. Runs work without it", remedy)
     return warning(action.step, f"{text}. Only {_NEED[action.feature]} it", remedy)

@@ -1,4 +1,4 @@
-"""What Azure Policy would refuse of what a run makes."""
+"""Checks whether Azure Policy would deny the resources that a run creates."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..model import Json, at
 from .finding import Finding, ask, error
 from .subject import Subject
 
-# Azure Policy wants to know the version that a resource is written in; what is asked here is the same in all.
+# Azure Policy requires an API version with a resource; the properties sent here are the same in all versions.
 _ANY_VERSION = "2024-07-01"
 
 
 def policy(subject: Subject) -> Iterator[Finding]:
-    """What Azure Policy would refuse of what a run makes; an older Azure has no such question."""
+    """Ask Azure Policy about each kind of resource that a run creates; an older Azure cannot answer that."""
     if not subject.context.azure.is_modern:
         return
     kinds = {"snapshot": "snapshot-os", "disk": "clone-os", "nsg": "nsg", "nic": "nic", "vm": "worker"}
@@ -24,25 +24,27 @@ def policy(subject: Subject) -> Iterator[Finding]:
         kinds["ip"] = "ip"
     if not subject.context.environment.export_network:
         kinds["vnet"] = "vnet"
-    refused: dict[str, list[str]] = {}
+    denied: dict[str, list[str]] = {}
     fields: set[str] = set()
     for kind, role in kinds.items():
-        told = yield from ask("worker", partial(_restrictions, subject, kind, role), optional=True)
-        if told is None:
+        answer = yield from ask("worker", partial(_restrictions, subject, kind, role), optional=True)
+        if answer is None:
             return
-        for policy in _refusing(told):
-            refused.setdefault(policy, []).append(names.TYPES[kind])
+        for policy in _denying(answer):
+            denied.setdefault(policy, []).append(names.TYPES[kind])
         fields |= {
-            str(at(each, "field", "")) for each in at(told, "fieldRestrictions", []) if _demanded(each)
+            str(at(field, "field", ""))
+            for field in at(answer, "fieldRestrictions", [])
+            if _is_required(field)
         }
     tags = sorted(field.partition(".")[2] for field in fields if field.startswith("tags."))
-    for policy, types in refused.items():
+    for policy, types in denied.items():
         yield error(
             "worker",
-            f"Azure Policy refuses {', '.join(types)} as they would be made: {policy}",
+            f"Azure Policy would deny creating {', '.join(types)}: {policy}",
             f"Give the tags {', '.join(tags)} in the tags of the source environment."
             if tags
-            else "Set tags, network or size as the policy demands, or have the resource group exempted from it.",
+            else "Set tags, network or size as the policy requires, or have the resource group exempted from it.",
         )
 
 
@@ -62,18 +64,18 @@ def _restrictions(subject: Subject, kind: str, role: str) -> Json:
     )
 
 
-def _refusing(told: Json) -> list[str]:
-    """The policies that would refuse a resource, by Azure's answer; those that only audit or change are none."""
-    found = []
-    for each in at(told, "contentEvaluationResult.policyEvaluations", []):
-        effect = str(at(each, "effectDetails.policyEffect", "deny")).lower()
-        if at(each, "evaluationResult") == "NonCompliant" and effect == "deny":
-            found.append(
-                names.name_of(str(at(each, "policyInfo.policyAssignmentId", "a policy without a name")))
+def _denying(answer: Json) -> list[str]:
+    """The policies that would deny a resource, from Azure's answer; not those that only audit or modify."""
+    policies = []
+    for evaluation in at(answer, "contentEvaluationResult.policyEvaluations", []):
+        effect = str(at(evaluation, "effectDetails.policyEffect", "deny")).lower()
+        if at(evaluation, "evaluationResult") == "NonCompliant" and effect == "deny":
+            policies.append(
+                names.name_of(str(at(evaluation, "policyInfo.policyAssignmentId", "a policy without a name")))
             )
-    return found
+    return policies
 
 
-def _demanded(field: Json) -> bool:
-    """Whether a policy demands that a resource has this field."""
-    return any(at(each, "result") == "Required" for each in at(field, "restrictions", []))
+def _is_required(field: Json) -> bool:
+    """Whether a policy requires a resource to have this field."""
+    return any(at(restriction, "result") == "Required" for restriction in at(field, "restrictions", []))

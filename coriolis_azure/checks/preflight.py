@@ -1,8 +1,8 @@
-"""Everything that can be known before anything is created or shut down: all findings at once, each with its remedy.
+"""Checks everything that can be known before a run creates or shuts down anything, and reports all findings at once.
 
-Nothing is written in Azure. Every question is asked even where others fail; only without a sign-in are those to Azure
-left out, as all would get the same answer. What is asked for the check's sake alone (permissions, locks, quota, API
-versions) is a warning where it cannot be known: the work may be possible all the same.
+Nothing is written in Azure. One failed check does not stop the others; only if the sign-in fails are the requests to
+Azure skipped, as all of them would fail in the same way. If something that only the check needs (permissions, locks,
+quota, API versions) cannot be read, that is a warning: a run may work all the same.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ def check(
     uses: Collection[str] = (),
     may_use: Collection[str] = (SHUTDOWN, POOL),
 ) -> Checked:
-    """Check connection and environment, and the VM `vm` (a name or an ARM id) where one is named.
+    """Check connection and environment, and the VM `vm` (a name or an ARM id) if one is named.
 
-    A missing permission without which runs do their work all the same is a warning, and an error where the check is
-    `strict`: then nothing may be missing of what `permissions.role` holds.
+    A missing permission that runs can do without is a warning; if the check is `strict`, it is an error: then every
+    permission in `permissions.role` is required.
 
-    `uses` and `may_use`: features of `azure.permissions` that the caller chooses, or may choose later.
+    `uses` and `may_use` are features of `azure.permissions` that the caller chooses, or may choose later.
     """
-    found: list[Finding] = []
-    questions = _questions(Subject(context, uses=uses, may_use=may_use, strict=strict), vm)
+    findings: list[Finding] = []
+    checks = _checks(Subject(context, uses=uses, may_use=may_use, strict=strict), vm)
     while True:
         try:
-            found.append(next(questions))
+            findings.append(next(checks))
         except StopIteration as end:
-            return Checked(tuple(dict.fromkeys(found)), end.value)
+            return Checked(tuple(dict.fromkeys(findings)), end.value)
 
 
 def refuse(context: Context, machine: Machine, disks: tuple[Disk, ...]) -> None:
-    """InvalidInput where it is certain that a run of `machine` would fail after it has made something.
+    """Raise InvalidInput if a run of `machine` would certainly fail after it has created something.
 
-    What inspection and the launch of a worker refuse in time is not asked again. Permissions and policies are for
-    `check`: a role may be given on a single resource, and Azure Policy is asked about resources that are not complete.
+    What inspection and the launch of a worker reject in time is not checked again. Permissions and policies are left
+    to `check`: a role may be assigned on a single resource, and Azure Policy is asked about incomplete resources.
     """
     Checked(tuple(dict.fromkeys(_certain(Subject(context, machine, disks))))).require()
 
 
-def _questions(subject: Subject, vm: str | None) -> Generator[Finding, None, Machine | None]:
-    """All questions, in the order of a run's steps; the machine."""
+def _checks(subject: Subject, vm: str | None) -> Generator[Finding, None, Machine | None]:
+    """Run all checks in the order of a run's steps; return the machine."""
     if (yield from connection.signed_in(subject)):
         yield from connection.subscription(subject)
         yield from connection.group(subject)
@@ -76,7 +76,7 @@ def _questions(subject: Subject, vm: str | None) -> Generator[Finding, None, Mac
 
 
 def _certain(subject: Subject) -> Iterator[Finding]:
-    """What would certainly end a run."""
+    """Run the checks whose errors would certainly end a run."""
     yield from connection.subscription(subject)
     yield from locks.locks(subject)
     size = yield from worker.size(subject)

@@ -1,4 +1,4 @@
-"""The container of the settings."""
+"""Checks the container of the settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .subject import Subject
 
 
 def container(subject: Subject) -> Iterator[Finding]:
-    """The container of the settings, where they name one."""
+    """Check the storage account and container of the settings, if they name one."""
     if not subject.context.environment.storage_account_name:
         return
-    found = yield from ask("storage", subject.context.storage.interim)
-    if found is None:
+    interim = yield from ask("storage", subject.context.storage.interim)
+    if interim is None:
         return
-    exists = yield from ask("storage", found.exists)
+    exists = yield from ask("storage", interim.exists)
     if exists is not None:
-        yield fine("storage", f"{found.url} {'is there' if exists else 'is made when it is needed'}")
+        yield fine("storage", f"{interim.url} {'exists' if exists else 'is created when it is needed'}")

@@ -1,4 +1,4 @@
-"""What is checked."""
+"""The subject of the checks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..worker.network import subnet_id
 
 @dataclass(frozen=True)
 class Subject:
-    """An environment and, where one is named and can be read, a VM with those of its disks that are copied.
+    """An environment and, if one is named and can be read, a VM with its disks to copy.
 
-    `uses` and `may_use`: features of `permissions` that the caller chooses, or may choose later. `strict`: nothing may
-    be missing of what `permissions.role` holds.
+    `uses` and `may_use` are features of `permissions` that the caller chooses, or may choose later. `strict` requires
+    every permission in `permissions.role`.
     """
 
     context: Context
@@ -38,7 +38,7 @@ class Subject:
 
     @property
     def subnet(self) -> str | None:
-        """The ARM id of the subnet of the settings; None where they name none, which `network` tells."""
+        """The ARM id of the subnet of the settings; None if they name none, which `network` reports."""
         try:
             return subnet_id(self.context.azure.subscription, self.context.environment)
         except InvalidInput:

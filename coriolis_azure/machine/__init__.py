@@ -1,3 +1,3 @@
-"""The VM that is taken out of Azure: its description, what cannot be moved, and copies of its disks.
+"""The VM to be moved out of Azure: its description, whether it can be moved, and the cloning of its disks.
 
-The worker is not a subject of this folder."""
+The worker VM does not belong here."""

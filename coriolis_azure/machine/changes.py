@@ -1,4 +1,4 @@
-"""Whether a VM still has the disks that a run was prepared for: the worker takes minutes to boot."""
+"""Checks that a VM still has the disks that a run was prepared for, since the worker takes minutes to boot."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from ..model import Disk, Machine
 
 
 def refuse(before: Machine, disks: Sequence[Disk], now: Iterable[Disk]) -> None:
-    """DisksChanged unless those of the VM's disks that matter `now` are as they were `before`.
+    """Raise DisksChanged unless the VM's disks `now` match those `before`.
 
-    `disks` are those that are about to be copied. The others may change in size, and go.
+    `disks` are about to be copied. Other disks may change in size or be detached.
     """
     changes = list(_changes(before, disks, {disk.name: disk for disk in now}))
     if changes:
-        told = "; ".join(text for _, text in changes)
+        summary = "; ".join(text for _, text in changes)
         raise DisksChanged(
-            f"the disks of {before.name} were changed while its replication was prepared: {told}",
+            f"the disks of {before.name} were changed while its replication was prepared: {summary}",
             disks=[name for name, _ in changes],
         )
 
 
 def _changes(before: Machine, disks: Sequence[Disk], now: dict[str, Disk]) -> Iterator[tuple[str, str]]:
-    """Each disk with what has become of it."""
-    had = {disk.name: disk for disk in before.disks}
+    """Yield the name of each changed disk and a description of the change."""
+    previous = {disk.name: disk for disk in before.disks}
     copied = {disk.name for disk in disks}
     for name in sorted(copied - now.keys()):
-        yield name, f"{name} ({names.name_of(had[name].id)}) was detached"
+        yield name, f"{name} ({names.name_of(previous[name].id)}) was detached"
     for name, disk in now.items():
-        old, called = had.get(name), names.name_of(disk.id)
+        old, azure_name = previous.get(name), names.name_of(disk.id)
         if old is None:
-            yield name, f"{name} ({called}) was attached"
+            yield name, f"{name} ({azure_name}) was attached"
         elif not names.same(disk.id, old.id):
-            yield name, f"{name} is {called} now, and was {names.name_of(old.id)}"
+            yield name, f"{name} is now {azure_name}; it was {names.name_of(old.id)}"
         elif name not in copied:
             continue
         elif disk.unique_id != old.unique_id:
-            yield name, f"{name} ({called}) was deleted and made anew"
+            yield name, f"{name} ({azure_name}) was deleted and created again"
         elif disk.size_bytes != old.size_bytes:
-            yield name, f"{name} ({called}) has {disk.size_bytes} bytes now, and had {old.size_bytes}"
+            yield name, f"{name} ({azure_name}) now has {disk.size_bytes} bytes; it had {old.size_bytes}"

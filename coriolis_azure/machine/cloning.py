@@ -1,8 +1,8 @@
-"""Disk, snapshot, disk: a copy of each disk as it was at one moment.
+"""Clones disks by way of snapshots: disk, snapshot, new disk.
 
-All snapshots are taken side by side, before anything is copied, so that the disks of a machine are as close to
-one moment as Azure allows without stopping it. Clones get the worker's zone, not the source's: Azure attaches
-only within one zone.
+All snapshots are taken concurrently, before anything is copied, so that they are as close to one point in time as
+Azure allows without stopping the VM. Clones are created in the worker's zone, not in the source's: Azure attaches
+disks only within a zone.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ..run.resources import Resources
 from ..threads import ordered
 
 _INCREMENTAL_ONLY = {"UltraSSD_LRS", "PremiumV2_LRS"}
-# Bytes a second that a background copy is taken to move, for estimates only.
+# The assumed rate of a background copy in bytes per second; for estimates only.
 BACKGROUND_RATE = 100_000_000
-# A background copy may take a day. One that does not move for so long is given up.
+# A background copy may take a day. Without any progress for this long, it is given up.
 _STALLED_SECONDS = 6 * 3600.0
-# How often a wait for one is told, and the longest time between two looks.
+# The interval for reporting the wait for a background copy, and the longest polling interval.
 _TELL_SECONDS, _LONGEST_PAUSE = 900.0, 120.0
 
 
 def snapshot_all(resources: Resources, disks: Sequence[Disk], report: Report, clock: Clock) -> dict[str, str]:
-    """A snapshot of every disk, taken side by side; snapshot ids by disk name.
+    """Take snapshots of all disks concurrently and return their ids by disk name.
 
-    Raises an AzureError; what had been taken is then deleted again.
+    If one fails, the others are deleted and the AzureError is raised.
     """
     ended: list[bool] = []
     with resources.undone_on_error():
@@ -45,9 +45,9 @@ def snapshot_all(resources: Resources, disks: Sequence[Disk], report: Report, cl
 def clone_all(
     resources: Resources, disks: Iterable[Disk], snapshots: dict[str, str], before: int = 0
 ) -> list[str]:
-    """A new disk from the snapshot of each disk, in their order; the clones' ids.
+    """Create a new disk from the snapshot of each disk; return the clones' ids in the order of `disks`.
 
-    `before`: how often these disks were cloned in this run. Each time they have other names.
+    `before` counts the previous clones of these disks in this run: each clone needs a name of its own.
     """
     suffix = f"-{before + 1}" if before else ""
 
@@ -59,10 +59,10 @@ def clone_all(
 
 
 def clone_sku(disk: Disk) -> str:
-    """The SKU of a disk's clone: its own, except where that has restrictions which it need not have: it is read once.
+    """The SKU for the clone of a disk: the disk's own, unless that SKU restricts where a disk can be attached.
 
-    A snapshot of sectors of 4096 bytes becomes an Ultra or Premium SSD v2 disk only. An Ultra disk would need a worker
-    that is made for it.
+    A snapshot with 4096-byte sectors can only become an Ultra or Premium SSD v2 disk, and an Ultra disk would need a
+    worker created for it.
     """
     if disk.sku not in _INCREMENTAL_ONLY:
         return disk.sku
@@ -70,7 +70,7 @@ def clone_sku(disk: Disk) -> str:
 
 
 def _snapshot(resources: Resources, disk: Disk, report: Report, clock: Clock, ended: list[bool]) -> str:
-    made = resources.create(
+    snapshot = resources.create(
         "snapshot",
         f"snapshot-{disk.name}",
         {
@@ -82,51 +82,54 @@ def _snapshot(resources: Resources, disk: Disk, report: Report, clock: Clock, en
             },
         },
     )
-    return _completed(resources, disk, made, report, clock, ended)
+    return _completed(resources, disk, snapshot, report, clock, ended)
 
 
 def _completed(
     resources: Resources, disk: Disk, snapshot: Json, report: Report, clock: Clock, ended: list[bool]
 ) -> str:
-    """Wait until a snapshot can be used, or the run has `ended`, or its background copy stands still.
+    """Wait until a snapshot can be used and return its id.
 
-    Azure leaves `completionPercent` out where a snapshot can be used at once.
+    Raises OperationFailed if its background copy fails or the run has `ended`, DeadlinePassed if the copy stalls.
+    Azure leaves `completionPercent` out of a snapshot that can be used at once.
     """
-    id, begun, told = str(snapshot["id"]), clock.monotonic(), -_TELL_SECONDS
-    best, moved = -1.0, begun
+    id, begun, reported = str(snapshot["id"]), clock.monotonic(), -_TELL_SECONDS
+    best, progressed = -1.0, begun
     while (done := snapshot["properties"].get("completionPercent")) is not None and done < 100:
         fault = snapshot["properties"].get("copyCompletionError")
         if fault:
             raise OperationFailed(f"the background copy of {id} failed: {fault}", resource=id)
         if ended:
-            raise OperationFailed(f"the wait for {id} was ended", resource=id)
+            raise OperationFailed(f"the wait for {id} was cancelled", resource=id)
         now = clock.monotonic()
         if done > best:
-            best, moved = done, now
-        if now - moved > _STALLED_SECONDS:
+            best, progressed = done, now
+        if now - progressed > _STALLED_SECONDS:
             raise DeadlinePassed(
-                f"the background copy of {id} has stood at {done:.0f} % for {_STALLED_SECONDS / 3600:.0f} hours",
+                f"the background copy of {id} has been at {done:.0f} % for {_STALLED_SECONDS / 3600:.0f} hours",
                 resource=id,
             )
-        if now - begun - told >= _TELL_SECONDS:
-            told = now - begun
+        if now - begun - reported >= _TELL_SECONDS:
+            reported = waited = now - begun
             left = (
-                told * (100 - done) / done if done and told else background_seconds(disk) * (1 - done / 100)
+                waited * (100 - done) / done
+                if done and waited
+                else background_seconds(disk) * (1 - done / 100)
             )
             what = f"the background copy of the snapshot of {disk.name}"
-            report(Waiting(what, left + told, waited=told, percent=int(done)))
+            report(Waiting(what, left + waited, waited=waited, percent=int(done)))
         clock.sleep(min(_LONGEST_PAUSE, max(10.0, (now - begun) / 20)))
         snapshot = resources.read(id)
     return id
 
 
 def copied_in_background(disk: Disk) -> bool:
-    """Whether a snapshot of the disk can be used only when Azure has copied it in the background: in each run."""
+    """Whether each snapshot of the disk can be used only after Azure has copied it in the background."""
     return disk.sku in _INCREMENTAL_ONLY
 
 
 def background_seconds(disk: Disk) -> float:
-    """An estimate of how long that takes for a full disk. Azure promises no rate."""
+    """An estimate of how long the background copy of a full disk takes. Azure guarantees no rate."""
     return disk.size_bytes / BACKGROUND_RATE
 
 
@@ -144,7 +147,7 @@ def _clone(resources: Resources, disk: Disk, snapshot: str, role: str) -> str:
 
 
 def _access(resources: Resources, disk: Disk) -> Json:
-    """Who may reach a copy, and by which key it is encrypted: no wider than its source."""
+    """The access policy and encryption of a copy, never weaker than those of its source."""
     access: Json = {}
     if resources.azure.is_modern:
         access = {"networkAccessPolicy": "DenyAll", "publicNetworkAccess": "Disabled"}

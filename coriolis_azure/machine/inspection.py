@@ -1,9 +1,10 @@
-"""A VM as Azure describes it becomes a `Machine`; what cannot be moved is refused with the reason.
+"""Turns Azure's description of a VM into a `Machine`; rejects a VM that cannot be moved, with the reason.
 
-Asking and reading are apart: `read` asks, `machine` turns documents into a value. The documents of real VMs
-leave out what one would expect: a deallocated VM has no disk sizes (they are read from the disks), one made from
-an existing OS disk has no osProfile, ids change their case, enum values appear that are newer than this code. What
-is only told may be missing; what is copied by (disks, LUNs, sizes) is believed only where it is complete and agrees.
+Requests and parsing are separate: `read` sends the requests, `machine` builds the value from documents. The documents
+of real VMs lack what one would expect: a deallocated VM has no disk sizes (they are read from the disks), a VM created
+from an existing OS disk has no osProfile, ids change their case, and enum values appear that are newer than this code.
+What is only displayed may be missing; what the copying depends on (disks, LUNs, sizes) is accepted only if it is
+complete and consistent.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ LOG = logging.getLogger(__name__)
 
 
 _GIB = 1 << 30
-# A cloud without the listing of sizes, or an identity that may not read it: no reason not to read the machine.
-_NOT_FOR_US = {400, 403, 404}
-_UNKNOWN_SIZE = "Azure does not describe the size of this VM any more: its vCPUs and memory are told as 0."
+# The cloud has no listing of sizes, or the identity may not read it: no reason to fail the whole inspection.
+_SIZES_UNAVAILABLE = {400, 403, 404}
+_UNKNOWN_SIZE = "Azure no longer describes the size of this VM: its vCPUs and memory are reported as 0."
 
 
 def read(
@@ -41,22 +42,22 @@ def read(
     storage: Storage | None = None,
     excluded: Iterable[str] = (),
 ) -> Machine:
-    """The VM `name` (a name in `group`, or an ARM id). `storage` reaches disks that are VHD blobs.
+    """Read the VM `name` (a name in `group`, or an ARM id). `storage` gives access to disks that are VHD blobs.
 
-    Of the disks that are `excluded` (see `chosen`) nothing need be known: not even whether they can be read.
+    Disks that are `excluded` (see `chosen`) are not checked: they need not even be readable.
 
-    NotFound where there is none, InvalidInput where it is in another location, Unsupported where it cannot be
+    Raises NotFound if there is no such VM, InvalidInput if it is in another location, Unsupported if it cannot be
     moved.
     """
     id = vm_id(azure.subscription, group, name)
     vm = _vm(azure, group, id)
     if canonical_location(must(vm, "location")) != location:
         raise InvalidInput(
-            f"VM {names.name_of(id)} is in location {vm['location']}, not in {location}",
+            f"VM {names.name_of(id)} is in {vm['location']}, not in {location}",
             remedy=f"Set the location of the source environment to {vm['location']}.",
         )
-    found = _related(azure, vm)
-    refuse(vm, found.disks)
+    related = _related(azure, vm)
+    refuse(vm, related.disks)
     if vhds := [entry for entry in _disk_entries(vm) if entry.get("vhd")]:
         if storage is None:
             raise Unsupported(
@@ -64,76 +65,77 @@ def read(
                 remedy="Give access to Blob storage.",
             )
         needed = _entries_not_excluded(vm, vhds, excluded)
-        found = found._replace(disks=[*found.disks, *unmanaged.documents(storage, needed)])
-    read_vm = machine(vm, *found)
-    needed_disks = not_excluded(read_vm, excluded)
+        related = related._replace(disks=[*related.disks, *unmanaged.documents(storage, needed)])
+    value = machine(vm, *related)
+    needed_disks = not_excluded(value, excluded)
     missing = [disk.name for disk in needed_disks if not disk.unique_id]
     if missing:
         raise NotFound(
-            f"VM {read_vm.name} names disks that Azure does not know: {', '.join(missing)}",
+            f"VM {value.name} refers to disks that do not exist in Azure: {', '.join(missing)}",
             remedy="Detach them from the VM, or wait until an operation on them has ended, then run again.",
         )
     if unsized := [disk.name for disk in needed_disks if not disk.size_bytes]:
-        raise Unreadable(f"Azure tells no size of disks of VM {read_vm.name}: {', '.join(unsized)}")
-    return read_vm
+        raise Unreadable(f"Azure does not tell the size of disks of VM {value.name}: {', '.join(unsized)}")
+    return value
 
 
 def chosen(machine: Machine, excluded: Iterable[str]) -> tuple[Disk, ...]:
-    """The disks that are not excluded, by role, name or ARM id.
+    """The disks that are not excluded. `excluded` lists roles, names or ARM ids.
 
-    InvalidInput where a word names no disk of the VM, where it names two of them, and where no disk is left.
+    Raises InvalidInput if an entry matches no disk or several disks, or if no disk is left.
     """
-    out = {_named(machine, word).name for word in excluded}
-    kept = tuple(disk for disk in machine.disks if disk.name not in out)
-    if not kept:
+    excluded_disks = {_named(machine, name).name for name in excluded}
+    remaining = tuple(disk for disk in machine.disks if disk.name not in excluded_disks)
+    if not remaining:
         raise InvalidInput(f"exclude_disks leaves out every disk of {machine.name}")
-    return kept
+    return remaining
 
 
 def not_excluded(machine: Machine, excluded: Iterable[str]) -> list[Disk]:
-    """The disks that are not excluded, where a word need not name any."""
-    out = {word.lower() for word in excluded}
-    return [disk for disk in machine.disks if _words(disk).isdisjoint(out)]
+    """The disks that are not excluded; unlike in `chosen`, an entry may match no disk."""
+    lowered = {name.lower() for name in excluded}
+    return [disk for disk in machine.disks if _names_for(disk).isdisjoint(lowered)]
 
 
-def _words(disk: Disk) -> set[str]:
-    """What users may call a disk."""
+def _names_for(disk: Disk) -> set[str]:
+    """The names by which users may refer to a disk, in lower case."""
     return {disk.name, disk.id.lower(), names.name_of(disk.id).lower()}
 
 
 def _entries_not_excluded(vm: Json, entries: Sequence[Json], excluded: Iterable[str]) -> list[Json]:
-    """Those of a VM's disk entries that users have not left out."""
-    out = {word.lower() for word in excluded}
+    """Those of a VM's disk `entries` that are not excluded."""
+    lowered = {name.lower() for name in excluded}
     by_lun = _by_lun(vm, _disk_entries(vm))
     return [
-        entry for lun, entry in by_lun if entry in entries and _words(_disk(lun, entry, {})).isdisjoint(out)
+        entry
+        for lun, entry in by_lun
+        if entry in entries and _names_for(_disk(lun, entry, {})).isdisjoint(lowered)
     ]
 
 
-def _named(machine: Machine, word: str) -> Disk:
-    """The one disk that a user calls `word`."""
-    asked = word.lower()
-    found = [disk for disk in machine.disks if asked in _words(disk)]
-    if not found:
+def _named(machine: Machine, name: str) -> Disk:
+    """The one disk that a user refers to as `name`."""
+    matches = [disk for disk in machine.disks if name.lower() in _names_for(disk)]
+    if not matches:
         raise InvalidInput(
-            f"exclude_disks: {word} is no disk of {machine.name}",
+            f"exclude_disks: {machine.name} has no disk {name}",
             remedy=f"Its disks are {', '.join(disk.name for disk in machine.disks)}.",
         )
-    if len(found) > 1:
+    if len(matches) > 1:
         raise InvalidInput(
-            f"exclude_disks: {word} names {counted(len(found), 'disk')} of {machine.name}: "
-            + ", ".join(f"{disk.name} ({names.name_of(disk.id)})" for disk in found),
-            remedy=f"Give the ARM id of the disk that is meant: {' or '.join(disk.id for disk in found)}.",
+            f"exclude_disks: {name} matches {counted(len(matches), 'disk')} of {machine.name}: "
+            + ", ".join(f"{disk.name} ({names.name_of(disk.id)})" for disk in matches),
+            remedy=f"Give the ARM id of the disk that is meant: {' or '.join(disk.id for disk in matches)}.",
         )
-    return found[0]
+    return matches[0]
 
 
 def vm_id(subscription: str, group: str, name: str) -> str:
-    """The ARM id of a VM that a user calls `name`: a name in `group`, or an ARM id in `subscription`."""
+    """The ARM id of the VM that a user refers to as `name`: a name in `group`, or an ARM id in `subscription`."""
     remedy = "Give the VM's name, or its ARM id in the subscription of the connection."
     if not name.startswith("/"):
         if not re.fullmatch(r"[^/\\\s][^/\\]{0,79}", name):
-            raise InvalidInput(f"{name!r} is no name of a VM", remedy=remedy)
+            raise InvalidInput(f"{name!r} is not a valid VM name", remedy=remedy)
         return names.resource_id(subscription, group, "vm", name)
     parts = name.split("/")
     shape = [
@@ -144,20 +146,20 @@ def vm_id(subscription: str, group: str, name: str) -> str:
         parts[4].lower() if len(parts) > 4 else "",
     ]
     if [part.lower() for part in parts[:5]] != shape or len(parts) != 9 or not all(parts[1:]):
-        raise InvalidInput(f"{name} is no ARM id of a VM in subscription {subscription}", remedy=remedy)
+        raise InvalidInput(f"{name} is not the ARM id of a VM in subscription {subscription}", remedy=remedy)
     if "/".join(parts[5:8]).lower() != f"providers/{names.TYPES['vm']}".lower():
         raise InvalidInput(f"{name} is not the id of a VM", remedy=remedy)
     return name
 
 
 def any_machine(azure: Azure, id: str) -> Machine:
-    """The VM `id` for a listing: also one that cannot be moved, whose disks are told by its own document."""
+    """The VM `id` for a listing, even if it cannot be moved; VHD blobs are not read."""
     vm = azure.get(id, expand="instanceView")
     return machine(vm, *_related(azure, vm))
 
 
 class _Related(NamedTuple):
-    """What else must be asked for to describe a VM: documents, and the size's vCPUs and memory in MiB."""
+    """What describes a VM besides its own document; `size` is its vCPUs and memory in MiB."""
 
     disks: list[Json]
     nics: list[Json]
@@ -167,30 +169,30 @@ class _Related(NamedTuple):
 
 def _related(azure: Azure, vm: Json) -> _Related:
     entries = [entry for entry in _disk_entries(vm) if at(entry, "managedDisk.id")]
-    disks = _found(azure, "disk", [entry["managedDisk"]["id"] for entry in entries])
+    disks = _existing(azure, "disk", [entry["managedDisk"]["id"] for entry in entries])
     references = [must(nic, "id") for nic in at(vm, "properties.networkProfile.networkInterfaces", [])]
     nics = {id.lower(): {"id": id} for id in references}
-    # A NIC that is being replaced is told by its name alone.
-    nics |= {nic["id"].lower(): nic for nic in _found(azure, "nic", references)}
-    addresses = _found(azure, "ip", [id for nic in nics.values() for id in _public_ids(nic)])
+    # A NIC that is being replaced does not exist for a moment: only its id is known.
+    nics |= {nic["id"].lower(): nic for nic in _existing(azure, "nic", references)}
+    addresses = _existing(azure, "ip", [id for nic in nics.values() for id in _public_ids(nic)])
     return _Related(disks, list(nics.values()), addresses, _size_of_vm(azure, vm))
 
 
-def _found(azure: Azure, kind: str, ids: Sequence[str]) -> list[Json]:
-    """The documents of those that exist, each with the id by which it was asked for."""
+def _existing(azure: Azure, kind: str, ids: Sequence[str]) -> list[Json]:
+    """The documents of the resources that exist, each with the id that it was requested by."""
     for id in ids:
         if names.kind_of(id) != kind:
-            raise Unreadable(f"{id} is named as a {names.TYPES[kind]}")
-    told = ordered(azure.find, ids, threads=4, ahead=8)
+            raise Unreadable(f"{id} is referred to as a {names.TYPES[kind]}")
+    documents = ordered(azure.find, ids, threads=4, ahead=8)
     return [
         document if names.same(document.get("id", ""), id) else {**document, "id": id}
-        for id, document in zip(ids, told, strict=True)
+        for id, document in zip(ids, documents, strict=True)
         if document is not None
     ]
 
 
 def _size_of_vm(azure: Azure, vm: Json) -> tuple[int, int]:
-    """vCPUs and memory in MiB of a VM; a VM may have fewer vCPUs than its size."""
+    """The vCPUs and memory in MiB of a VM, which may have fewer vCPUs than its size."""
     size = at(vm, "properties.hardwareProfile.vmSize", "")
     vcpus, memory = size_of(azure, canonical_location(must(vm, "location")), size)
     return at(vm, "properties.hardwareProfile.vmSizeProperties.vCPUsAvailable", vcpus), memory
@@ -199,7 +201,7 @@ def _size_of_vm(azure: Azure, vm: Json) -> tuple[int, int]:
 def machine(
     vm: Json, disks: Sequence[Json], nics: Sequence[Json], addresses: Sequence[Json], size: tuple[int, int]
 ) -> Machine:
-    """The value of a VM's documents; `size` is its vCPUs and memory in MiB."""
+    """The `Machine` that these documents describe; `size` is its vCPUs and memory in MiB."""
     entries = _disk_entries(vm)
     by_id = {disk["id"].lower(): disk for disk in disks}
     ip_by_id = {address["id"].lower(): at(address, "properties.ipAddress", "") for address in addresses}
@@ -240,7 +242,7 @@ def machine(
 
 
 def summary(vm: Json) -> Json:
-    """What a listing tells of a VM, from the VM's own document alone."""
+    """The entry of a VM in a listing, from the VM's own document alone."""
     return {
         "name": vm.get("name") or names.name_of(vm["id"]),
         "id": vm["id"],
@@ -252,25 +254,25 @@ def summary(vm: Json) -> Json:
 
 
 def size_of(azure: Azure, location: str, size: str) -> tuple[int, int]:
-    """vCPUs and memory in MiB of a VM size; (0, 0) for one that Azure no longer describes."""
+    """The vCPUs and memory in MiB of a VM size; (0, 0) if Azure no longer describes it."""
     try:
         for sku in azure.sizes(location):
             if sku.get("name", "").lower() == size.lower():
-                # Sizes like Standard_E4-2s_v3 have fewer vCPUs than their host gives.
+                # Constrained sizes such as Standard_E4-2s_v3 have fewer vCPUs available than vCPUs.
                 vcpus = skus.capability(sku, "vCPUsAvailable") or skus.capability(sku, "vCPUs")
                 return int(vcpus), round(skus.capability(sku, "MemoryGB") * 1024)
         for old in azure.retired_sizes(location):
             if old.get("name", "").lower() == size.lower():
                 return old.get("numberOfCores", 0), old.get("memoryInMB", 0)
     except AzureError as error:
-        if error.status not in _NOT_FOR_US:
+        if error.status not in _SIZES_UNAVAILABLE:
             raise
-        LOG.warning("what a %s has is not known: %s", size, error)
+        LOG.warning("cannot find out the vCPUs and memory of a %s: %s", size, error)
     return 0, 0
 
 
 def os_family(os_type: str) -> str:
-    """The orchestrator's word for an OS type of Azure."""
+    """The orchestrator's name for an OS type of Azure."""
     return os_type if os_type in {"linux", "windows"} else "other"
 
 
@@ -281,30 +283,33 @@ def _vm(azure: Azure, group: str, id: str) -> Json:
         if error.code == "ResourceGroupNotFound":
             remedy = "Correct the resource_group of the source environment."
         else:
-            present = sorted(vm.get("name", "?") for vm in azure.resources("vm", group))
-            remedy = f"Choose one of the VMs in {group}: {', '.join(present[:20]) or 'there are none'}."
+            existing = sorted(vm.get("name", "?") for vm in azure.resources("vm", group))
+            remedy = f"Choose one of the VMs in {group}: {', '.join(existing[:20]) or 'there are none'}."
         text = f"there is no VM {names.name_of(id)} in resource group {group}"
         raise error.reworded(text, remedy=remedy) from error
 
 
 def _disk_entries(vm: Json) -> list[Json]:
-    """The VM's own list of its disks, the OS disk first, without those that are on their way out."""
+    """The VM's own list of its disks, the OS disk first, without those that are being detached."""
     data = [entry for entry in at(vm, "properties.storageProfile.dataDisks", []) if not leaving(entry)]
     return [must(vm, "properties.storageProfile.osDisk"), *data]
 
 
 def _by_lun(vm: Json, entries: Sequence[Json]) -> list[tuple[int | None, Json]]:
-    """The entries in order of their LUNs, the OS disk, which has none, first; each LUN and each disk once."""
+    """The entries with their LUNs: first the OS disk, which has none, then the others by LUN.
+
+    Raises Unreadable if a LUN or a disk occurs twice.
+    """
     data = sorted(((must(entry, "lun"), entry) for entry in entries[1:]), key=lambda pair: int(pair[0]))
     luns = [lun for lun, _ in data]
     used = [id.lower() for entry in entries if (id := at(entry, "managedDisk.id") or at(entry, "vhd.uri"))]
     if len(set(luns)) < len(luns) or len(set(used)) < len(used) or any(lun < 0 for lun in luns):
-        raise Unreadable(f"Azure's document of {vm.get('id')} names a LUN or a disk twice")
+        raise Unreadable(f"Azure's document of {vm.get('id')} has a LUN or a disk twice, or a negative LUN")
     return [(None, entries[0]), *data]
 
 
 def _disk(lun: int | None, entry: Json, disk: Json) -> Disk:
-    """A disk by the VM's `entry` for it and its own document; {} where it has none."""
+    """A disk from the VM's `entry` for it and its own document; {} if it has none."""
     properties = disk.get("properties", {})
     return Disk(
         id=disk.get("id") or at(entry, "managedDisk.id") or at(entry, "vhd.uri", ""),
@@ -325,32 +330,32 @@ def _disk(lun: int | None, entry: Json, disk: Json) -> Disk:
 
 
 def _size_bytes(entry: Json, disk: Json) -> int:
-    """The size of a disk, 0 where it cannot be known; Unreadable where the document contradicts itself.
+    """The size of a disk; 0 if it cannot be known. Raises Unreadable if the document contradicts itself.
 
-    A disk made from an image may be larger than the whole GiB that Azure tells, by a MiB: without its bytes only
-    the size of one that was made empty is sure.
+    A disk created from an image may be a MiB larger than the whole GiB that Azure reports: without a size in bytes,
+    only the size of a disk that was created empty is certain.
     """
     exact, gigabytes = at(disk, "properties.diskSizeBytes", 0), at(disk, "properties.diskSizeGB", 0)
     if not exact and (uploaded := at(disk, "properties.creationData.uploadSizeBytes", 0)):
-        exact = uploaded - vhd.FOOTER  # what was uploaded is a VHD, with its footer
+        exact = uploaded - vhd.FOOTER  # the upload was a VHD with its footer
     if (
         min(exact, gigabytes) < 0
         or exact % 512
         or (exact and gigabytes and abs(exact / _GIB - gigabytes) >= 1)
     ):
         raise Unreadable(f"{disk['id']} has an impossible size: {exact} bytes, {gigabytes} GiB")
-    sure = not disk or at(disk, "properties.creationData.createOption") == "Empty"
-    return int(exact or (sure and (gigabytes or entry.get("diskSizeGB") or 0) * _GIB))
+    certain = not disk or at(disk, "properties.creationData.createOption") == "Empty"
+    return int(exact or (certain and (gigabytes or entry.get("diskSizeGB") or 0) * _GIB))
 
 
 def _unique_id(disk: Json) -> str:
-    """What tells a disk from another one that had its name before it; "" where there is no disk."""
-    born = "@".join([disk.get("id", "").lower(), at(disk, "properties.timeCreated", "")]).strip("@")
-    return str(at(disk, "properties.uniqueId") or born)
+    """An id that distinguishes a disk from an earlier one of the same name; "" if there is no disk."""
+    fallback = "@".join([disk.get("id", "").lower(), at(disk, "properties.timeCreated", "")]).strip("@")
+    return str(at(disk, "properties.uniqueId") or fallback)
 
 
 def _nic(nic: Json, addresses: Mapping[str, str], primary: bool) -> Nic:
-    # The address configuration that Azure calls primary names the network; it is not always the first.
+    # The network is that of the primary IP configuration, which is not always the first.
     configurations = sorted(
         at(nic, "properties.ipConfigurations", []), key=lambda item: not at(item, "properties.primary", False)
     )

@@ -1,4 +1,4 @@
-"""The VMs there are, by resource group and location, and the one that a name means."""
+"""Lists VMs by resource group and location, and finds the VM that a name refers to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG = logging.getLogger(__name__)
 def machines(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
     """The documents of the VMs in the settings' resource group and location, in a stable order.
 
-    InvalidInput where there are none because Azure has no such location.
+    Raises InvalidInput if there are none because Azure has no such location.
     """
     group, location = settings.get("resource_group"), settings.get("location")
     listed = azure.resources("vm", group) if group else azure.everywhere("vm")
@@ -33,11 +33,11 @@ def machines(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
 
 
 def check_location(location: str, offered: Collection[str]) -> None:
-    """InvalidInput where `location` is none of those that are `offered`, with the nearest; fine if none are known."""
-    wanted = canonical_location(location)
-    if not offered or wanted in offered:
+    """Raise InvalidInput, with the nearest match, if `location` is not `offered`. Nothing `offered` means unknown."""
+    canonical = canonical_location(location)
+    if not offered or canonical in offered:
         return
-    near = difflib.get_close_matches(wanted, offered, n=1)
+    near = difflib.get_close_matches(canonical, offered, n=1)
     raise InvalidInput(
         f"{location} is not a location where this subscription can have VMs",
         remedy=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(offered)}.",
@@ -45,26 +45,26 @@ def check_location(location: str, offered: Collection[str]) -> None:
 
 
 def _locations(azure: Azure) -> list[str]:
-    """The subscription's locations; empty where Azure does not tell, which is no reason to refuse a listing."""
+    """The subscription's locations; empty if Azure does not tell, which is no reason to fail a listing."""
     try:
         return azure.locations()
     except AzureError as error:
-        LOG.info("the locations are not known: %s", error)
+        LOG.info("cannot list the locations: %s", error)
         return []
 
 
 def called(vms: Iterable[Json], name: str) -> Json:
-    """The one machine that a user calls `name`: its name or its ARM id.
+    """The one VM that a user refers to as `name`: its name or its ARM id.
 
-    NotFound where there is none, InvalidInput where machines of several resource groups have the name.
+    Raises NotFound if there is none, InvalidInput if VMs in several resource groups have that name.
     """
-    found = [vm for vm in vms if name.lower() in (str(vm["name"]).lower(), str(vm["id"]).lower())]
-    if not found:
+    matches = [vm for vm in vms if name.lower() in (str(vm["name"]).lower(), str(vm["id"]).lower())]
+    if not matches:
         raise NotFound(f"there is no VM {name}")
-    if len(found) > 1:
-        ids = " or ".join(str(vm["id"]) for vm in found)
+    if len(matches) > 1:
+        ids = " or ".join(str(vm["id"]) for vm in matches)
         raise InvalidInput(
-            f"{counted(len(found), 'VM')} are called {name}",
+            f"{counted(len(matches), 'VM')} are called {name}",
             remedy=f"Set resource_group, or give the ARM id of the VM that is meant: {ids}.",
         )
-    return found[0]
+    return matches[0]

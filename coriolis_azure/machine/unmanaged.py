@@ -1,11 +1,11 @@
-"""Disks that are VHD blobs: found, frozen, and read by the worker or, where that cannot be, from here.
+"""Unmanaged disks, which are VHD blobs: finds them, takes snapshots and imports them for the worker.
 
-Since 2026 Azure has deallocated all VMs with such disks for good, and attaches no VHD blob to any VM. Two ways are
-left. *Import*: a snapshot of the blob becomes a managed disk for the worker, so that what has not changed never
-leaves Azure. *Direct*: the allocated pages of the snapshot are read by this process and hashed here; all of them
-travel each time, but neither import nor worker is needed. Import is tried first, and who watches is told which it is.
+Since 2026 Azure has deallocated all VMs with such disks for good, and it attaches no VHD blob to any VM. There are two
+ways to read them. *Import*: a snapshot of the blob becomes a managed disk for the worker, so that unchanged data never
+leaves Azure. *Direct*: this process reads and hashes the allocated pages of the snapshot; every run transfers all of
+them, but needs neither import nor worker. Import is tried first, and the choice is reported.
 
-The footer of the VHD is no part of the disk. A snapshot can be taken of a leased blob, and its metadata are ours.
+The VHD footer is not part of the disk. A leased blob can be snapshotted, and the snapshot's metadata is our own.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ..threads import ordered
 
 
 def documents(storage: Storage, entries: Sequence[Json]) -> list[Json]:
-    """The VHDs of a VM's disk entries, each as the document of a managed disk would tell it.
+    """The VHDs of a VM's disk entries, each described like a managed disk.
 
-    NotFound where a blob is missing or in no account of the subscription, Unsupported where it is no fixed VHD.
+    Raises NotFound if a blob is missing or in no account of the subscription, Unsupported if it is not a fixed VHD.
     """
     uris = [str(at(entry, "vhd.uri")) for entry in entries if at(entry, "vhd.uri")]
     return list(ordered(lambda uri: _document(storage, uri), uris, threads=4, ahead=8))
 
 
 def freeze_all(resources: Resources, storage: Storage, disks: Sequence[Disk]) -> dict[str, Blob]:
-    """A snapshot of the blob of every disk, taken side by side; by disk name."""
+    """Take snapshots of the blobs of all disks concurrently and return them by disk name."""
     with resources.undone_on_error():
         taken = ordered(
             lambda disk: resources.freeze(_blob(storage, disk.id), f"snapshot-{disk.name}"),
@@ -46,11 +46,12 @@ def freeze_all(resources: Resources, storage: Storage, disks: Sequence[Disk]) ->
 
 
 def must_be_direct(storage: Storage, disk: Disk, location: str) -> str:
-    """Why a disk cannot be imported, as far as it is known before anything is tried; empty when it may be."""
-    found = _blob(storage, disk.id).account.location
-    if found != location and storage.interim() is None:
+    """The reason why a disk cannot be imported, if it is known in advance; "" otherwise."""
+    account_location = _blob(storage, disk.id).account.location
+    if account_location != location and storage.interim() is None:
         return (
-            f"its storage account is in {found}, the VM in {location}, and no storage container is configured"
+            f"its storage account is in {account_location}, the VM is in {location}, and no storage container is "
+            "configured"
         )
     return ""
 
@@ -63,13 +64,13 @@ def import_all(
     report: Report,
     before: int = 0,
 ) -> dict[str, str]:
-    """A managed disk from the snapshot of each disk, for the worker; ids by disk name.
+    """Import the snapshot of each disk as a managed disk for the worker; return the ids by disk name.
 
-    A disk that is missing there cannot be imported, and `report` was told why. `before`: how often these disks were
-    imported in this run.
+    Disks that cannot be imported are left out, and the reason is reported. `before` counts the previous imports of
+    these disks in this run.
     """
-    made: dict[str, str] = {}
-    for disk, found in zip(
+    imported: dict[str, str] = {}
+    for disk, result in zip(
         disks,
         ordered(
             lambda disk: _imported(resources, storage, disk, frozen[disk.name], before),
@@ -79,27 +80,27 @@ def import_all(
         ),
         strict=True,
     ):
-        if found.id:
-            made[disk.name] = found.id
-            report(Notice(f"{disk.name}: its VHD is imported and read by the worker"))
+        if result.id:
+            imported[disk.name] = result.id
+            report(Notice(f"{disk.name}: the VHD is imported and read by the worker"))
         else:
-            report(Notice(f"{disk.name}: its VHD is read directly, by this host, because {found.why_not}"))
-    return made
+            report(Notice(f"{disk.name}: the VHD is read directly, by this host, because {result.why_not}"))
+    return imported
 
 
 @dataclass(frozen=True)
 class _Import:
-    """The id of a managed disk that a VHD was imported as; else why there is none."""
+    """The id of the managed disk that a VHD was imported as, or the reason why it could not be."""
 
     id: str = ""
     why_not: str = ""
 
 
 def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob, before: int) -> _Import:
-    """A managed disk from a snapshot, or, if need be, from a copy of it."""
-    why = must_be_direct(storage, disk, resources.run.location)
-    if why:
-        return _Import(why_not=why)
+    """Import a snapshot as a managed disk, if need be from a copy of it."""
+    reason = must_be_direct(storage, disk, resources.run.location)
+    if reason:
+        return _Import(why_not=reason)
     name = f"{disk.name}-{before + 1}" if before else disk.name
     try:
         if snapshot.account.location == resources.run.location:
@@ -107,10 +108,10 @@ def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob
     except CloudUnreachable:
         raise
     except AzureError as error:
-        why = f"Azure does not import it: {error}"
+        reason = f"Azure does not import it: {error}"
     container = storage.interim()
     if container is None:
-        return _Import(why_not=why)
+        return _Import(why_not=reason)
     try:
         container.ensure()
         copy = resources.copy_blob(snapshot, container, f"copy-{name}")
@@ -118,7 +119,7 @@ def _imported(resources: Resources, storage: Storage, disk: Disk, snapshot: Blob
     except CloudUnreachable:
         raise
     except AzureError as error:
-        return _Import(why_not=f"Azure does not import it, nor a copy in {container.url}: {error}")
+        return _Import(why_not=f"Azure imports neither it nor a copy in {container.url}: {error}")
 
 
 def _disk_from(resources: Resources, disk: Disk, blob: Blob, role: str) -> _Import:
@@ -134,38 +135,38 @@ def _disk_from(resources: Resources, disk: Disk, blob: Blob, role: str) -> _Impo
             "publicNetworkAccess": "Disabled",
         },
     }
-    made = resources.create("disk", role, body)
-    size = at(made, "properties.diskSizeBytes", 0)
+    document = resources.create("disk", role, body)
+    size = at(document, "properties.diskSizeBytes", 0)
     if size != disk.size_bytes:
         return _Import(why_not=f"the imported disk has {size} bytes instead of {disk.size_bytes}")
-    return _Import(str(made["id"]))
+    return _Import(str(document["id"]))
 
 
 def _blob(storage: Storage, uri: str) -> Blob:
-    found = storage.at(uri)
-    if found is None:
+    blob = storage.at(uri)
+    if blob is None:
         raise NotFound(
-            f"{uri} is in no storage account that the identity sees",
+            f"{uri} is in no storage account that the identity can see",
             remedy="Give the identity the role Reader on the storage account of the VHD.",
         )
-    return found
+    return blob
 
 
 def _document(storage: Storage, uri: str) -> Json:
     blob = _blob(storage, uri)
-    found = blob.find()
-    if found is None:
+    properties = blob.find()
+    if properties is None:
         raise NotFound(
-            f"{uri} does not exist, but a VM names it as a disk",
+            f"{uri} does not exist, but the VM uses it as a disk",
             remedy="Restore the VHD, or leave the disk out with exclude_disks.",
         )
-    if found.kind != "PageBlob" or found.size < vhd.FOOTER:
+    if properties.kind != "PageBlob" or properties.size < vhd.FOOTER:
         raise Unsupported(
-            f"{uri} cannot be read as a disk: it is a {found.kind} of {found.size} bytes",
+            f"{uri} cannot be read as a disk: it is a {properties.kind} of {properties.size} bytes",
             remedy="Restore the VHD, or leave the disk out with exclude_disks.",
         )
-    size = vhd.content_size(blob.read(found.size - vhd.FOOTER, vhd.FOOTER), found.size, uri)
-    identity = hashlib.blake2b(f"{uri.lower()} {found.made}".encode(), digest_size=16).hexdigest()
+    size = vhd.content_size(blob.read(properties.size - vhd.FOOTER, vhd.FOOTER), properties.size, uri)
+    identity = hashlib.blake2b(f"{uri.lower()} {properties.made}".encode(), digest_size=16).hexdigest()
     return {
         "id": uri,
         "name": names.name_of(uri),

@@ -1,3 +1,3 @@
-"""The life of a run: what it creates, journals, interrupts, deletes, and what it leaves on record.
+"""The life of a run: creating, journaling and deleting its resources, interrupts, and the records it leaves.
 
-Nothing else creates or deletes a temporary resource. What is copied is not known here."""
+Only this package creates or deletes temporary resources. It knows nothing about the data that is copied."""

@@ -1,4 +1,4 @@
-"""The data disks of a worker, changed entry by entry: to replace the list would detach other runs' clones."""
+"""Changes the data disks of a worker entry by entry: replacing the whole list would detach clones of other runs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LOG = logging.getLogger(__name__)
 def attached(
     azure: Azure, worker: Worker, clones: Sequence[str], clock: Clock
 ) -> Iterator[list[tuple[str, ...]]]:
-    """The clones on the worker while the block runs; gives, for each, the device names it may have there.
+    """Attach the clones to the worker for the duration of the block; yield each clone's possible device names.
 
-    All are attached in one request: Azure allows a VM about twelve changes in a row. A pool's worker may hold clones of
-    another run, which an execution that was given up goes on with: they stay as they are.
+    All are attached in one request: Azure allows about twelve changes to a VM in a row. Clones of another run are left
+    alone: an execution that the orchestrator has given up may still be reading them from a pool's worker.
     """
     luns: list[int] = []
 
     def added(held: list[Json]) -> list[Json]:
-        others = without(held, clones)  # an update that Azure has given up may have attached some
+        others = without(held, clones)  # an update that failed in Azure may have attached some
         used = {entry.get("lun") for entry in others}
         luns[:] = [lun for lun in range(len(others) + len(clones)) if lun not in used][: len(clones)]
         return [*others, *(_attached(azure, lun, clone) for lun, clone in zip(luns, clones, strict=True))]
@@ -40,44 +40,42 @@ def attached(
     except BaseException:
         try:
             detach(azure, worker.vm, clones, clock)
-        except (
-            AzureError,
-            DeadlinePassed,
-        ) as error:  # the first error is the one to tell; the worker's deletion detaches too
+        except (AzureError, DeadlinePassed) as error:
+            # The first error is the one to raise, and deleting the worker detaches the clones too.
             LOG.warning("could not detach the clones: %s", error)
         raise
     detach(azure, worker.vm, clones, clock)
 
 
 def emptied(azure: Azure, vm: str, report: Report, clock: Clock) -> bool:
-    """Detach whatever data disks a worker of a pool has, after it was deallocated; whether it had any.
+    """Deallocate a pool's worker and detach its data disks, if it has any; return whether it had.
 
-    They are clones of a run that died, and may be what the worker has booted from since.
+    They are clones of a dead run, and the worker may have booted from one of them since.
     """
     disks = at(azure.get(vm), "properties.storageProfile.dataDisks", [])
     if not disks:
         return False
     name = names.name_of(vm)
-    found = counted(len(disks), "disk")
-    report(Notice(f"the worker {name} has {found} of another run attached: it is stopped and rid of them"))
+    count = counted(len(disks), "disk")
+    report(Notice(f"the worker {name} has {count} of another run attached: stopping it, then detaching them"))
     azure.deallocate(vm)
     change(azure, vm, lambda _: [], clock)
     return True
 
 
 def detach(azure: Azure, vm: str, disks: Collection[str], clock: Clock) -> None:
-    """Take these disks, and no others, from a VM."""
+    """Detach these disks, and no others, from a VM."""
     change(azure, vm, lambda held: without(held, disks), clock)
 
 
 def without(held: Sequence[Json], disks: Collection[str]) -> list[Json]:
-    """The entries of a VM's data disks but those of `disks`."""
-    leaving = {disk.lower() for disk in disks}
-    return [entry for entry in held if str(at(entry, "managedDisk.id", "")).lower() not in leaving]
+    """The entries of `held`, a VM's data disks, except those of `disks`."""
+    excluded = {disk.lower() for disk in disks}
+    return [entry for entry in held if str(at(entry, "managedDisk.id", "")).lower() not in excluded]
 
 
 def free(azure: Azure, ids: Iterable[str], clock: Clock) -> None:
-    """Take the disks among `ids`, which are to be deleted, from the workers of pools that hold them."""
+    """Detach the disks among `ids`, which are about to be deleted, from any pool workers that hold them."""
     holders: dict[str, list[str]] = {}
     for id in ids:
         if not names.is_blob(id) and names.kind_of(id) == "disk":
@@ -101,7 +99,7 @@ def _attached(azure: Azure, lun: int, clone: str) -> Json:
 
 
 def change(azure: Azure, vm: str, change: Callable[[list[Json]], list[Json]], clock: Clock) -> None:
-    """Make of a VM's data disks what `change` says. What another operation on it holds up is waited out."""
+    """Apply `change` to the list of a VM's data disks. Waits while another operation blocks the update."""
 
     def once() -> None:
         document = azure.get(vm)
@@ -115,10 +113,10 @@ def change(azure: Azure, vm: str, change: Callable[[list[Json]], list[Json]], cl
 
 
 def deleted_along(azure: Azure) -> Json:
-    """That a disk goes with its VM, where Azure knows of that."""
+    """The property that makes Azure delete a disk along with its VM; {} if this Azure does not support it."""
     return {"deleteOption": "Delete"} if azure.is_modern else {}
 
 
 def _devices(lun: int) -> tuple[str, ...]:
-    """The names that udev gives to the disk at `lun`: older images, newer ones."""
+    """The udev names of the disk at `lun`, on older and on newer images."""
     return (f"/dev/disk/azure/scsi1/lun{lun}", f"/dev/disk/azure/data/by-lun/{lun}")

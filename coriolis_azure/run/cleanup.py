@@ -1,6 +1,6 @@
-"""Nothing is left behind: finish a run, sweep old runs, say what stayed.
+"""Leaves nothing behind: finishes runs, sweeps dead ones, and reports what could not be deleted.
 
-The journal is the fast path, Azure's own listing the truth. A listing is asked of each resource provider, which
+The journal is the fast path, Azure's own listing the truth. Each resource provider is asked for its listing, since it
 knows what exists now; the subscription-wide index lags behind by minutes.
 """
 
@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Leftover:
-    """The resources of one run: `alive` is its last sign of life, None where somebody rewrote the tags."""
+    """The resources of one run. `alive` is its last sign of life; None if somebody has rewritten the tags."""
 
     run: str
     instance: str
@@ -40,27 +40,27 @@ class Leftover:
 
 
 def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str] = ()) -> list[str]:
-    """Delete everything of `run`: the ids it is `known` to have made, and what Azure lists with its tag.
+    """Delete everything of `run`: its `known` ids, and what Azure lists with its tag.
 
-    `vhds`: the URLs of VHDs of its VM, which may be gone by now while their snapshots are there. Gives back the ids
-    that stayed. May be called again and again. The known ids are deleted even where Azure does not list; then the
-    AzureError of the listing is raised afterwards.
+    `vhds` are the URLs of its VM's VHDs: the VM may be gone while snapshots of them still exist. Returns the ids that
+    could not be deleted. Idempotent. If the listing fails, the known ids are deleted first, then its AzureError is
+    raised.
     """
     azure, clock, storage = context.azure, context.clock, context.storage
-    stayed = resources.delete(azure, known, clock, storage)
+    remaining = resources.delete(azure, known, clock, storage)
     documents = _documents(azure, run.group)
-    found = _by_run(documents, storage, vhds)
-    listed = [id for leftover in found if leftover.run == run.id for id in leftover.ids]
-    tried = {id.lower() for id in stayed}
+    leftovers = _by_run(documents, storage, vhds)
+    listed = [id for leftover in leftovers if leftover.run == run.id for id in leftover.ids]
+    tried = {id.lower() for id in remaining}
     attached_disks.free(azure, listed, clock)
     rest = [id for id in listed if id.lower() not in tried]
-    stayed += resources.delete(azure, rest, clock, storage, before=stayed)
-    told = {id.lower() for id in stayed}
-    return stayed + [id for id in _stripped(azure, run, documents) if id.lower() not in told]
+    remaining += resources.delete(azure, rest, clock, storage, before=remaining)
+    reported = {id.lower() for id in remaining}
+    return remaining + [id for id in _stripped(azure, run, documents) if id.lower() not in reported]
 
 
 def _stripped(azure: Azure, run: Run, documents: Mapping[str, Sequence[Json]]) -> list[str]:
-    """What is called as the run calls what it makes, and carries no tag of ours: it is told, and not deleted."""
+    """The ids of resources with a name of the run but without our tags: they are reported, not deleted."""
     prefix = names.resource(run.id, "")
     candidates = [id for id in _untagged(documents) if names.name_of(id).lower().startswith(prefix)]
     return [id for id in candidates if azure.find(id) is not None]
@@ -69,20 +69,20 @@ def _stripped(azure: Azure, run: Run, documents: Mapping[str, Sequence[Json]]) -
 def sweep(
     context: Context, older_than: timedelta, folder: Path | None, *, dry_run: bool = False
 ) -> tuple[list[Leftover], list[str]]:
-    """Delete the runs of the resource group that are dead; gives back what was found and the ids that stayed.
+    """Delete the dead runs of the resource group; return them, and the ids that could not be deleted.
 
-    Dead is a run whose last sign of life is older than `older_than`, and at once one whose journal in `folder`
-    belongs to a process that is gone. One whose journal is held lives, whatever its age. Where somebody has
-    rewritten the tags that tell the age, only an `older_than` of zero deletes. What has lost its tags stays, and is
-    told while a journal names it whose process is not known to live. With `dry_run` nothing is deleted.
+    A run is dead if its last sign of life is older than `older_than`, or if its journal in `folder` belongs to a
+    process that is gone. A run whose journal is locked is alive, whatever its age. If somebody has rewritten the tags
+    that tell the age, only an `older_than` of zero deletes the run. Resources that have lost their tags are kept, and
+    reported if a journal lists them whose process is not known to be alive. With `dry_run`, nothing is deleted.
     """
     azure, clock, storage = context.azure, context.clock, context.storage
     group = context.environment.resource_group
-    known_here = folder is not None and folder.is_dir()
-    living = journal.living(folder) if folder and known_here else set()
+    has_journals = folder is not None and folder.is_dir()
+    living = journal.living(folder) if folder and has_journals else set()
     unheld = [
         (run.id, path, is_dead)
-        for run, path, is_dead in (journal.unheld(folder) if folder and known_here else ())
+        for run, path, is_dead in (journal.unheld(folder) if folder and has_journals else ())
         if run.subscription == azure.subscription and run.group.lower() == group.lower()
     ]
     dead = {run: path for run, path, is_dead in unheld if is_dead}
@@ -94,61 +94,61 @@ def sweep(
     ]
     documents = _documents(azure, group)
     listed = _with_intended(azure, storage, _by_run(documents, storage, vhds), dead)
-    before = azure.now(clock) - older_than  # only now Azure has told the time
-    found = [
+    cutoff = azure.now(clock) - older_than  # only now has an answer told Azure's time
+    swept = [
         leftover
         for leftover in listed
-        if leftover.run not in living and (leftover.run in dead or _silent(leftover, before, older_than))
+        if leftover.run not in living and (leftover.run in dead or _silent(leftover, cutoff, older_than))
     ]
     if dry_run:
-        return found, []
-    attached_disks.free(azure, [id for leftover in found for id in leftover.ids], clock)
-    stayed = resources.delete(azure, [id for leftover in found for id in leftover.ids], clock, storage)
-    unfinished = {leftover.run for leftover in found if set(leftover.ids) & set(stayed)}
+        return swept, []
+    attached_disks.free(azure, [id for leftover in swept for id in leftover.ids], clock)
+    remaining = resources.delete(azure, [id for leftover in swept for id in leftover.ids], clock, storage)
+    unfinished = {leftover.run for leftover in swept if set(leftover.ids) & set(remaining)}
     for run, path in dead.items():
         if run not in unfinished:
             path.unlink(missing_ok=True)
-    told = {id.lower() for id in stayed}
-    named = {id.lower() for id in journal.unfinished(folder)} if folder and known_here else set()
-    return found, stayed + [id for id in _untagged(documents) if id.lower() in named - told]
+    reported = {id.lower() for id in remaining}
+    journaled = {id.lower() for id in journal.unfinished(folder)} if folder and has_journals else set()
+    return swept, remaining + [id for id in _untagged(documents) if id.lower() in journaled - reported]
 
 
 def deploying(azure: Azure, group: str, instance: str) -> dict[str, str]:
-    """The runs for a VM that one process is deploying, or was when it died, each with its last sign of life."""
-    found: dict[str, str] = {}
+    """The runs of a VM that a process is deploying, or was deploying when it died, with their last signs of life."""
+    runs: dict[str, str] = {}
     for document in azure.resources("nsg", group):
         tags = names.tags_of(document)
         if tags.get(names.STEP_TAG) == names.DEPLOYING and tags.get(names.INSTANCE_TAG) == instance[:256]:
-            found[tags.get(names.RUN_TAG, "")] = tags.get(names.ALIVE_TAG, "")
-    found.pop("", None)
-    return found
+            runs[tags.get(names.RUN_TAG, "")] = tags.get(names.ALIVE_TAG, "")
+    runs.pop("", None)
+    return runs
 
 
-def _silent(leftover: Leftover, before: datetime, older_than: timedelta) -> bool:
-    """Whether a run has shown no life for so long. Zero means any; else an unknown age is never enough."""
-    return not older_than or (leftover.alive is not None and leftover.alive <= before)
+def _silent(leftover: Leftover, cutoff: datetime, older_than: timedelta) -> bool:
+    """Whether a run's last sign of life is old enough. Zero means any age; an unknown age is otherwise never enough."""
+    return not older_than or (leftover.alive is not None and leftover.alive <= cutoff)
 
 
 def untagged(azure: Azure, group: str) -> list[str]:
-    """What is called as a run calls what it makes, and carries no tag of ours: told, never deleted."""
+    """The ids of resources with a run's name but without our tags: they are reported, never deleted."""
     return sorted(_untagged(_documents(azure, group)))
 
 
 def _untagged(documents: Mapping[str, Sequence[Json]]) -> list[str]:
-    strange = [
+    not_ours = [
         document for listed in documents.values() for document in listed if not resources.is_ours(document)
     ]
-    ids = [str(document["id"]) for document in strange]
+    ids = [str(document["id"]) for document in not_ours]
     return [id for id in ids if names.is_of_a_run(names.name_of(id))]
 
 
 def leftovers(context: Context) -> list[Leftover]:
-    """All resources in the resource group that carry our tags, by run; and what runs have made in Blob storage."""
+    """All resources in the resource group that carry our tags, and the blobs of runs, by run."""
     return _by_run(_documents(context.azure, context.environment.resource_group), context.storage)
 
 
 def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
-    """All resources in `group` of the kinds that we make, by kind."""
+    """All resources in `group` of the kinds that we create, by kind."""
     listed = ordered(lambda kind: azure.resources(kind, group), names.TYPES, threads=4, ahead=8)
     return dict(zip(names.TYPES, listed, strict=True))
 
@@ -156,7 +156,7 @@ def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
 def _by_run(
     documents: Mapping[str, Sequence[Json]], storage: Storage, vhds: Iterable[str] = ()
 ) -> list[Leftover]:
-    """What carries our tags, by run. `vhds`: where to look besides the VHDs of VMs that are there."""
+    """The resources that carry our tags, by run. `vhds` are searched in addition to the VHDs of existing VMs."""
     runs: dict[str, list[Json]] = {}
     blobs = list(_blobs(storage, [*_vhds_of(documents["vm"]), *vhds]))
     for document in (*chain.from_iterable(documents.values()), *blobs):
@@ -169,24 +169,24 @@ def _by_run(
 def _with_intended(
     azure: Azure, storage: Storage, listed: list[Leftover], dead: Mapping[str, Path]
 ) -> list[Leftover]:
-    """What is listed, and what the journals of dead runs name besides.
+    """The listed resources, and whatever else the journals of dead runs name and still exists.
 
-    Somebody may have taken the tags off that. A blob may be where nobody looks: its VM is gone, or the settings name
-    another container.
+    Such a resource may have lost its tags, or it is a blob that no listing covers: its VM is gone, or the settings now
+    name another container.
     """
-    found = {leftover.run: leftover for leftover in listed}
+    by_run = {leftover.run: leftover for leftover in listed}
     for run, path in dead.items():
-        leftover = found.get(run, Leftover(run, "", None, ()))
-        told = {id.lower() for id in leftover.ids}
-        intended = [id for id in journal.intended(path) if id.lower() not in told]
-        there = tuple(id for id in dict.fromkeys(intended) if _is_there(azure, storage, id))
-        if there:
-            found[run] = replace(leftover, ids=leftover.ids + there)
-    return list(found.values())
+        leftover = by_run.get(run, Leftover(run, "", None, ()))
+        listed_ids = {id.lower() for id in leftover.ids}
+        unlisted = [id for id in journal.intended(path) if id.lower() not in listed_ids]
+        existing = tuple(id for id in dict.fromkeys(unlisted) if _exists(azure, storage, id))
+        if existing:
+            by_run[run] = replace(leftover, ids=leftover.ids + existing)
+    return list(by_run.values())
 
 
-def _is_there(azure: Azure, storage: Storage, id: str) -> bool:
-    """Whether what a journal names is there. A blob that cannot be looked at may be: deleting it tells why."""
+def _exists(azure: Azure, storage: Storage, id: str) -> bool:
+    """Whether a journaled id exists. A blob that cannot be read counts as existing: deleting it tells the reason."""
     if not names.is_blob(id):
         return azure.find(id) is not None
     try:
@@ -196,22 +196,22 @@ def _is_there(azure: Azure, storage: Storage, id: str) -> bool:
 
 
 def _blobs(storage: Storage, vhds: Iterable[str]) -> Iterator[Json]:
-    """What runs have made in Blob storage, told as resources are: copies, and snapshots of the VHDs at these URLs."""
+    """Yield what runs have created in Blob storage, as documents: copies, and snapshots of the VHDs at these URLs."""
     for container, prefix in _places(storage, vhds):
         try:
-            for found in container.blobs(prefix, past=True):
-                if resources.RUN in found.metadata:
-                    tags = {name.replace("_", "-"): value for name, value in found.metadata.items()}
-                    url = container.blob(found.name).url
+            for blob in container.blobs(prefix, past=True):
+                if resources.RUN in blob.metadata:
+                    tags = {name.replace("_", "-"): value for name, value in blob.metadata.items()}
+                    url = container.blob(blob.name).url
                     yield {"id": names.blobs_of(url, tags[names.RUN_TAG]), "tags": tags}
         except NotFound:
-            continue  # the container is made when it is needed
+            continue  # the container is created when it is needed
         except CoriolisAzureError as error:
-            LOG.warning("cannot look for what dead runs have left: %s", error)
+            LOG.warning("cannot look for blobs of dead runs: %s", error)
 
 
 def _vhds_of(vms: Iterable[Json]) -> list[str]:
-    """The URLs of the VHDs that VMs have as disks."""
+    """The URLs of the VHDs that are disks of these VMs."""
     return [
         str(uri)
         for vm in vms
@@ -224,7 +224,7 @@ def _vhds_of(vms: Iterable[Json]) -> list[str]:
 
 
 def _places(storage: Storage, vhds: Iterable[str]) -> Iterator[tuple[Container, str]]:
-    """Where a run may have left a blob: the container, and how its name begins."""
+    """Yield each container in which a run may have left a blob, with the prefix of the blob's name."""
     try:
         container = storage.interim()
         if container is not None:
@@ -233,7 +233,7 @@ def _places(storage: Storage, vhds: Iterable[str]) -> Iterator[tuple[Container, 
             if blob is not None:
                 yield blob.account.container(blob.container), blob.name
     except CoriolisAzureError as error:
-        LOG.warning("cannot look for what dead runs have left: %s", error)
+        LOG.warning("cannot look for blobs of dead runs: %s", error)
 
 
 def _leftover(run: str, documents: list[Json]) -> Leftover:

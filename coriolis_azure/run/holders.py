@@ -1,6 +1,7 @@
-"""What a resource is in use by: while it is there, Azure does not delete the resource.
+"""Finds the holders of a resource: the resources that use it, without whose removal Azure does not delete it.
 
-Read from the resource's own document, where Azure names each user by its id; messages name them too, for people.
+They are read from the resource's own document, which contains their ids. Azure's messages contain them too, but are
+meant for people.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import Any
 from ..azure import names
 from ..model import Json, at
 
-# Where a document of a kind names what uses it: an id, or references.
+# The properties of each kind that refer to its users: an id, or references.
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     "disk": ("managedBy", "managedByExtended"),
     "nic": ("properties.virtualMachine", "properties.privateEndpoint", "properties.privateLinkService"),
     "ip": ("properties.ipConfiguration", "properties.natGateway"),
     "nsg": ("properties.networkInterfaces", "properties.subnets"),
 }
-# The same in each subnet of a network; a service of Azure's is linked by a part of the subnet.
+# The same for the subnets of a network. Azure services are linked by child resources of the subnet.
 _SUBNET_USED_BY = (
     "ipConfigurations",
     "ipConfigurationProfiles",
@@ -30,21 +31,22 @@ _SUBNET_USED_BY = (
 
 
 def holders(document: Json) -> list[str]:
-    """The ids of the resources that hold a resource of one of `names.TYPES`, each once."""
+    """The ids of the resources that hold a resource of one of `names.TYPES`, without duplicates."""
     kind = names.kind_of(document["id"])
-    found = [at(document, place) for place in _USED_BY.get(kind, ())]
+    references = [at(document, path) for path in _USED_BY.get(kind, ())]
     if kind == "vnet":
         subnets = at(document, "properties.subnets", [])
-        found = [at(subnet, f"properties.{place}") for subnet in subnets for place in _SUBNET_USED_BY]
-    ids = [names.resource_of(id) for each in found for id in _ids(each)]
+        references = [at(subnet, f"properties.{path}") for subnet in subnets for path in _SUBNET_USED_BY]
+    ids = [names.resource_of(id) for reference in references for id in _ids(reference)]
     return list({id.lower(): id for id in ids}.values())
 
 
-def _ids(found: Any) -> Iterator[str]:
-    if isinstance(found, list):
-        for each in found:
-            yield from _ids(each)
-    elif isinstance(found, dict):
-        yield from _ids(at(found, "properties.link") or found.get("id"))
-    elif found:
-        yield str(found)
+def _ids(reference: Any) -> Iterator[str]:
+    """Yield the ids in a reference: an id, an object with an id or a link, or a list of these."""
+    if isinstance(reference, list):
+        for item in reference:
+            yield from _ids(item)
+    elif isinstance(reference, dict):
+        yield from _ids(at(reference, "properties.link") or reference.get("id"))
+    elif reference:
+        yield str(reference)

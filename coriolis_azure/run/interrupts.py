@@ -1,4 +1,4 @@
-"""When work is interrupted: by the end of the process that waits for it. Clean-up is not, except by a second Ctrl-C."""
+"""Interrupts work when its parent process ends, and protects clean-up from interrupts except a second Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ..threads import every
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TELL_SECONDS = 0.05
-# What deleting needs where nothing is left: a connection for each of its threads, and the files that one reads.
+# Enough for clean-up if none are left: a connection for each of its threads, and the files that a connection reads.
 _SPARE_DESCRIPTORS = 16
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 @contextmanager
 def ended_with_parent() -> Iterator[None]:
-    """Interrupt the block as Ctrl-C does, once, when the process that waits for this one's result is gone.
+    """Interrupt the block as Ctrl-C does, once, if the parent process ends.
 
-    That is the one that started this one by `multiprocessing`; where there is none, this does nothing.
+    Does nothing in a process that was not started by `multiprocessing`.
     """
     parent = multiprocessing.parent_process()
     interrupted = False
 
-    def look() -> None:
+    def poll() -> None:
         nonlocal interrupted
         if parent is not None and not interrupted and not parent.is_alive():
             interrupted = True
@@ -38,65 +38,68 @@ def ended_with_parent() -> Iterator[None]:
     if parent is None:
         yield
         return
-    with every(_LOOK_SECONDS, look):
+    with every(_POLL_SECONDS, poll):
         yield
 
 
 @contextmanager
 def shielded(say: Callable[[str], None]) -> Iterator[None]:
-    """Signals that ask the process to end are only noted while the block runs, until Ctrl-C is pressed twice.
+    """Defer the signals that ask the process to end until the block is done, or until Ctrl-C is pressed twice.
 
-    The first one ends long waits. `say` is told what it means, by another thread: the signal may have interrupted
-    this one in the middle of a line. The second SIGINT raises KeyboardInterrupt, and ends all waits. Outside of the
-    main thread, which alone gets signals, nothing of this is done. Nobody else can call off the waits of the block.
+    The first signal ends long waits, and `say` is called with an explanation, in another thread: the signal may have
+    interrupted this one in the middle of a log call. The second SIGINT raises KeyboardInterrupt and ends all waits.
+    Outside the main thread, which alone handles signals, they are not deferred. No outer scope can cancel the waits of
+    the block.
     """
     scope = Scope()
-    noted: list[int] = []
-    told = False
+    received: list[int] = []
+    explained = False
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         del frame
-        noted.append(number)
+        received.append(number)
         scope.hurry()
-        if noted.count(signal.SIGINT) > 1:
+        if received.count(signal.SIGINT) > 1:
             scope.cancel()
             raise KeyboardInterrupt
 
-    def tell() -> None:
-        nonlocal told
-        if noted and not told:
-            told = True
-            say("still deleting what was made; Ctrl-C again leaves the rest to `coriolis-azure cleanup`")
+    def explain() -> None:
+        nonlocal explained
+        if received and not explained:
+            explained = True
+            say(
+                "still deleting what was created; press Ctrl-C again to leave the rest to `coriolis-azure cleanup`"
+            )
 
-    before = {}
+    previous = {}
     try:
         for number in _SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, note)
+                previous[number] = signal.signal(number, receive)
     except ValueError:  # not the main thread
-        before = {}
+        previous = {}
     try:
-        with scope.entered(), every(_TELL_SECONDS, tell, optional=True):
+        with scope.entered(), every(_TELL_SECONDS, explain, optional=True):
             yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 class Spare:
-    """Descriptors held back during a run, so that its clean-up has some where something has used up all others."""
+    """File descriptors reserved during a run, so that clean-up can use them if all others are exhausted."""
 
     def __init__(self) -> None:
         self._held: list[int] = []
 
     def take(self) -> None:
-        """Hold them; as many as there are, if there are fewer."""
+        """Reserve the descriptors, or as many as are available."""
         with contextlib.suppress(OSError):
             while len(self._held) < _SPARE_DESCRIPTORS:
                 self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
     def give(self) -> None:
-        """Give them back."""
+        """Release the descriptors."""
         while self._held:
             os.close(self._held.pop())
 

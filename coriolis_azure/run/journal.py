@@ -1,13 +1,13 @@
-"""What we mean to create, written down before we create it.
+"""A write-ahead journal of what a run intends to create.
 
-One file a run, one line an id, `fsync`ed before Azure is asked. The process that runs holds a lock on the file:
-a journal that nobody holds belongs to a run that died, so the next one may finish it at once instead of waiting
-until it looks old. That is believed only of journals that were locked, and begun since this kernel booted: hosts
-that share a home need not share its locks, and a lock of an earlier boot may be there or not. Of all others age
-decides. Ids are no secrets, and nothing else is in it. One that cannot be read (damaged, a newer version's, not ours)
-is set aside under another name: what its run made carries tags, and is deleted once it looks dead.
+There is one file per run and one line per id, which is `fsync`ed before the request to Azure. The running process
+holds a lock on the file: an unlocked journal belongs to a dead run, which the next run may finish at once instead of
+waiting until it looks old. This is trusted only if the journal was locked and started since this kernel booted: hosts
+that share a home directory need not share its locks, and a lock from an earlier boot proves nothing. Otherwise, age
+decides. Journals hold ids and no secrets. An unreadable journal (damaged, from a newer version, not ours) is renamed:
+its run's resources carry tags, and are deleted once they look dead.
 
-Plugin calls are spread over processes and hosts, so they keep no file; for them the tags are the record.
+Plugin calls are spread over processes and hosts, so they keep no journal file; for them, the tags are the record.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ..errors import InvalidInput, exhausted
 from ..model import Run
 
 LOG = logging.getLogger(__name__)
-# What the first line says besides the run.
+# Keys of the first line besides those of the run.
 _HOST, _BOOT = "host", "boot"
 
 
 class Journal:
-    """The ids that a run intends to create, oldest first. A context manager; leaving it gives up the lock."""
+    """The ids that a run intends to create, oldest first. A context manager that releases the lock at the end."""
 
     def __init__(self, run: Run, folder: Path | None = None) -> None:
         self.run = run
@@ -48,19 +48,21 @@ class Journal:
                 raise self._unwritable(error) from error
 
     def _begin(self, path: Path) -> None:
-        """Make the journal: locked and with its first line before it has its name, so nobody takes it for dead."""
+        """Create the journal: lock it and write its first line before renaming it, so that it never looks dead."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = path.with_suffix(".new")
         self._descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        with new.open(encoding="utf-8") as as_others:
-            boot = _boot() if _held(as_others) else ""  # without a lock age alone tells who is dead
+        with new.open(encoding="utf-8") as probe:
+            boot = (
+                _boot() if _held(probe) else ""
+            )  # if locks do not work here, only age tells that a run is dead
         self._append({**self.run.to_json(), _HOST: os.uname().nodename, _BOOT: boot})
         new.rename(path)
 
     def intend(self, id: str) -> None:
-        """Make durable that `id` is about to be created."""
+        """Record durably that `id` is about to be created."""
         self.ids.append(id)
         try:
             self._append({"id": id})
@@ -68,12 +70,12 @@ class Journal:
             raise self._unwritable(error) from error
 
     def done(self) -> None:
-        """Nothing of the run is left: forget it."""
+        """Delete the journal: nothing of the run is left."""
         if self._path:
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give up the lock; what is written stays."""
+        """Release the lock; the file is kept."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -88,9 +90,9 @@ class Journal:
 
     def _append(self, line: dict[str, str]) -> None:
         if self._descriptor >= 0:
-            left = (json.dumps(line) + "\n").encode()
-            while left:
-                left = left[os.write(self._descriptor, left) :]
+            rest = (json.dumps(line) + "\n").encode()
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
             os.fsync(self._descriptor)
 
     def _unwritable(self, error: OSError) -> InvalidInput:
@@ -102,26 +104,26 @@ class Journal:
 
 
 def default_folder() -> Path:
-    """Where a user's journals are: $XDG_STATE_HOME/coriolis-azure, else ~/.local/state/coriolis-azure."""
+    """The folder of a user's journals: $XDG_STATE_HOME/coriolis-azure, else ~/.local/state/coriolis-azure."""
     state = os.environ.get("XDG_STATE_HOME")
     try:
         return (Path(state) if state else Path.home() / ".local" / "state") / "coriolis-azure"
     except RuntimeError as error:
         raise InvalidInput(
-            "this user has no home folder, and there is no other place for the journals of runs",
+            "this user has no home folder for the journals of runs",
             remedy="Set XDG_STATE_HOME to a folder that this user may write to.",
         ) from error
 
 
 def abandoned(folder: Path) -> Iterator[tuple[Run, Path]]:
-    """The runs whose process is gone, with the paths of their journals."""
+    """Yield the runs whose process is gone, with the paths of their journals."""
     for run, path, is_dead in unheld(folder):
         if is_dead:
             yield run, path
 
 
 def unheld(folder: Path) -> Iterator[tuple[Run, Path, bool]]:
-    """The runs whose journals nobody is known to hold, with their paths and whether their process is gone for sure."""
+    """Yield the runs whose journals are not known to be locked, with their paths and whether they are surely dead."""
     for path, lines, is_held in _journals(folder):
         if is_held:
             continue
@@ -138,37 +140,37 @@ def unheld(folder: Path) -> Iterator[tuple[Run, Path, bool]]:
 
 def _set_aside(path: Path) -> None:
     aside = path.with_suffix(".unreadable")
-    with suppress(FileNotFoundError):  # another sweep has been quicker
+    with suppress(FileNotFoundError):  # another sweep was faster
         path.rename(aside)
     LOG.warning("the journal %s cannot be read; it is kept as %s", path, aside)
 
 
 def living(folder: Path) -> set[str]:
-    """The ids of the runs whose process holds its journal."""
+    """The ids of the runs whose journals are locked."""
     return {path.stem for path, _, is_held in _journals(folder) if is_held}
 
 
 def unfinished(folder: Path) -> list[str]:
-    """The ids in all journals that nobody is known to hold, whatever boot they are of."""
+    """The ids in all journals that are not known to be locked, from whatever boot."""
     return [id for path, _, is_held in _journals(folder) if not is_held for id in intended(path)]
 
 
 def intended(path: Path) -> list[str]:
-    """The ids that a journal names, oldest first; none where another sweep has done with it."""
+    """The ids in a journal, oldest first; none if another sweep has deleted the file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     except FileNotFoundError:
         return []
     ids = []
     for line in lines:
-        # A line may be cut off: its process died while it wrote, and nothing was made of that name.
+        # A line may be truncated: its process died while writing it, before it created anything.
         with suppress(ValueError, TypeError, KeyError):
             ids.append(str(json.loads(line)["id"]))
     return ids
 
 
 def _boot() -> str:
-    """By what name the kernel calls its running since it booted; "" where it does not tell."""
+    """The kernel's boot id; "" if it cannot be read."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -176,9 +178,9 @@ def _boot() -> str:
 
 
 def _journals(folder: Path) -> Iterator[tuple[Path, TextIO, bool | None]]:
-    """The journals, each with its lines and whether somebody holds it; None where that cannot be told.
+    """Yield the journals, each with its lines and whether it is locked; None if that is unknown.
 
-    They are asked for with a shared lock: over NFS an exclusive one needs leave to write.
+    A shared lock is used to find out: over NFS, an exclusive one needs write access.
     """
     for path in sorted(folder.glob("*.journal")):
         try:
@@ -190,6 +192,7 @@ def _journals(folder: Path) -> Iterator[tuple[Path, TextIO, bool | None]]:
 
 
 def _held(lines: TextIO) -> bool | None:
+    """Whether another open file holds a lock on this one; None if that is unknown."""
     try:
         fcntl.flock(lines, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

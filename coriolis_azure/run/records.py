@@ -1,8 +1,8 @@
-"""The records of volumes: empty network security groups, whose tags say what a volume holds and who may write to it.
+"""The records of volumes: empty network security groups whose tags say what a volume holds and who may write to it.
 
-Azure is the only store that every host of a transfer reaches and that outlives all of them. A security group costs
-nothing, is there as soon as Azure has answered, and is changed only by a request that names the version it was read
-in. What a record means: `plugin.claims`.
+Azure is the only store that every host of a transfer can reach and that outlives all of them. A security group costs
+nothing, exists as soon as Azure has answered, and supports updates conditional on its ETag. `plugin.claims` defines
+what a record means.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .resources import delete, patiently
 
 @dataclass(frozen=True)
 class Kept:
-    """A record as `cleanup` lists it: its resource, the VM, and when a run last had to do with the volume."""
+    """A record as `cleanup` lists it: its resource, the VM, and when a run last used the volume."""
 
     id: str
     instance: str
@@ -30,20 +30,18 @@ class Kept:
     def to_json(self) -> Json:
         """Plain JSON values."""
         alive = names.stamp(self.alive) if self.alive else None
-        return {"id": self.id, "instance": self.instance, "alive": alive, **self._said()}
-
-    def _said(self) -> Json:
-        return {"holds": self.record.holds, "writer": self.record.writer}
+        holds, writer = self.record.holds, self.record.writer
+        return {"id": self.id, "instance": self.instance, "alive": alive, "holds": holds, "writer": writer}
 
 
 class Records:
-    """The records in the resource group of `run`, made with the user's `tags`. A claims.Records."""
+    """The records in the resource group of `run`, created with the user's `tags`. Implements claims.Records."""
 
     def __init__(self, azure: Azure, run: Run, tags: Mapping[str, str], clock: Clock) -> None:
         self._azure, self._run, self._tags, self._clock = azure, run, tags, clock
 
     def find(self, id: str) -> Record | None:
-        """The record `id`, None where there is none."""
+        """The record `id`; None if there is none."""
         document = self._azure.find(self._arm(id))
         return _record(document) if document is not None else None
 
@@ -58,35 +56,40 @@ class Records:
         ]
 
     def update(self, id: str, change: Callable[[Record | None], Record]) -> Record:
-        """Change the record `id` to what `change` makes of it; done again where another was faster."""
+        """Apply `change` to the record `id` and return the result; retry if somebody else changed it meanwhile."""
 
         def once() -> Record:
             document = self._azure.find(self._arm(id)) or {}
-            wanted = change(_record(document) if document else None)
-            body = {"location": self._run.location, "tags": self._tags_of(document, wanted), "properties": {}}
+            updated = change(_record(document) if document else None)
+            body = {
+                "location": self._run.location,
+                "tags": self._tags_of(document, updated),
+                "properties": {},
+            }
             self._azure.put(self._arm(id), body, document.get("etag", ""))
-            return wanted
+            return updated
 
         return patiently(once, f"recording the volume {id}", self._clock)
 
     def delete(self, id: str) -> list[str]:
-        """Forget a volume: what it holds is not known any more. Gives back the resource's id where it stayed."""
+        """Delete the record of a volume, whose content is then unknown. Returns the id if it cannot be deleted."""
         return delete(self._azure, [self._arm(id)], self._clock)
 
     def _tags_of(self, document: Json, record: Record) -> dict[str, str]:
         now = self._azure.now(self._clock)
-        made = names.tags("", "volume", self._run.instance, now, self._tags)
-        del made[names.RUN_TAG]
-        said = {
+        initial = names.tags("", "volume", self._run.instance, now, self._tags)
+        del initial[names.RUN_TAG]
+        current = {
             names.VOLUME_TAG: record.id,
             names.DISK_TAG: record.disk,
             names.HOLDS_TAG: record.holds,
             names.WRITER_TAG: record.writer,
             names.ALIVE_TAG: now.isoformat(timespec="milliseconds"),
         }
-        ours = {name.lower() for name in said}
-        kept = {name: tag for name, tag in (document.get("tags") or made).items() if name.lower() not in ours}
-        return kept | {name: tag for name, tag in said.items() if tag}
+        replaced = {name.lower() for name in current}
+        tags = (document.get("tags") or initial).items()
+        others = {name: tag for name, tag in tags if name.lower() not in replaced}
+        return others | {name: tag for name, tag in current.items() if tag}
 
     def _arm(self, id: str) -> str:
         return names.resource_id(self._run.subscription, self._run.group, "nsg", names.resource(id, "volume"))
@@ -97,8 +100,8 @@ def _is(document: Json) -> bool:
 
 
 def _record(document: Json) -> Record:
-    found = (names.VOLUME_TAG, names.DISK_TAG, names.HOLDS_TAG, names.WRITER_TAG, names.ALIVE_TAG)
-    return Record(*(_tag(document, name) for name in found))
+    fields = (names.VOLUME_TAG, names.DISK_TAG, names.HOLDS_TAG, names.WRITER_TAG, names.ALIVE_TAG)
+    return Record(*(_tag(document, name) for name in fields))
 
 
 def _kept(document: Json) -> Kept:
@@ -108,6 +111,6 @@ def _kept(document: Json) -> Kept:
 
 
 def _tag(document: Json, name: str) -> str:
-    """The value of a tag, "" where there is none; names of tags have no case."""
+    """The value of a tag, whose name is case-insensitive; "" if there is none."""
     tags = names.tags_of(document)
     return str(next((tag for key, tag in tags.items() if key.lower() == name), ""))

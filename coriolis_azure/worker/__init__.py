@@ -1,3 +1,3 @@
-"""The worker, the temporary VM that reads clones: its size, image, network, user data, attached clones, and pools.
+"""The worker, the temporary VM that reads clones: its size, image, network, cloud-init, attached clones, and pools.
 
-What runs on it is `agent`; what is read from it, `readers`."""
+The program that runs on it is `agent`; reading from it is the job of `readers`."""

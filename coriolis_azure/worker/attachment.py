@@ -1,9 +1,9 @@
-"""Clones on a worker, for as long as it does not boot again.
+"""Attaches clones to a worker, and replaces them if it reboots.
 
-A worker that boots while clones are attached may take one of them for a disk of its own: it looks for its root by a
-label or UUID that a clone may have too, and writes to what it finds before any rule of ours is in force. So the boot is
-asked for on every connection. After another one all clones are in doubt: the worker is stopped, they are made anew from
-their snapshots, and they are attached when it is up.
+A worker that boots while clones are attached may mistake one of them for its own disk: it finds its root file system by
+a label or UUID that a clone may have too, and writes to it before any of our udev rules apply. So every connection
+checks the boot id. After a reboot, none of the clones can be trusted: the worker is stopped, the clones are recreated
+from their snapshots, and they are attached once it is running again.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from ..readers import ssh
 from ..run import attached_disks
 from ..threads import Lock
 
-RESTARTS = 3  # of a worker while one wave of clones is read
+RESTARTS = 3  # tolerated while one wave of clones is read
 
 
 class Attachment:
-    """A wave of clones on `reader`. A context manager; leaving it detaches them. For threads, one for each disk.
+    """A wave of clones attached to `reader`. A context manager that detaches them at the end. Thread-safe.
 
-    `make` gives the ids of new clones; it is told how often that was done before, so that no name comes twice: Azure
-    would leave a disk as it is that is there already. `delete` removes clones that are in doubt.
+    `make` creates the clones and returns their ids; its argument counts the previous calls, so that each clone gets a
+    new name: creating a disk that exists already would leave its content as it is. `delete` removes clones that can no
+    longer be trusted.
     """
 
     def __init__(
@@ -60,22 +61,22 @@ class Attachment:
         self._attached.__exit__(kind, error, trace)
 
     def agent(self, line: ssh.Line) -> ssh.AgentStream:
-        """A new agent over `line`, on a worker that has not booted since the clones were attached.
+        """Start an agent over `line`, on a worker that has not rebooted since the clones were attached.
 
-        Raises what `Line.connect` and `Line.agent` raise, and WorkerRestarted where it boots again and again.
+        Raises what `Line.connect` and `Line.agent` raise, and WorkerRestarted if it keeps rebooting.
         """
         while True:
             expected = self._boot
             try:
                 boot = line.connect().boot_id()
             except HostKeyChanged:
-                boot = ""  # what answers may be the system on a clone
+                boot = ""  # it may have booted the system on a clone
             if boot == expected:
                 return line.agent()
             self._renew(expected)
 
     def stop(self) -> None:
-        """Begin nothing more: the transfer was given up."""
+        """Start nothing more: the transfer is cancelled."""
         self._stopped = True
 
     def _attach(self) -> None:
@@ -88,7 +89,7 @@ class Attachment:
         self._boot = boot
 
     def _renew(self, boot: str) -> None:
-        """Replace the clones of `boot` by new ones, unless another thread has done so."""
+        """Replace the clones attached during `boot`, unless another thread has done so."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -105,21 +106,23 @@ class Attachment:
         self._restarts += 1
         if self._restarts > RESTARTS:
             raise WorkerRestarted(
-                f"the worker {vm} has booted again {counted(self._restarts, 'time')} while it was read"
+                f"the worker {vm} has rebooted {counted(self._restarts, 'time')} while its disks were read"
             )
-        told = f"the worker {vm} has booted again with the clones attached: they are made anew from the snapshots"
-        self._report(Notice(told))
+        notice = (
+            f"the worker {vm} has rebooted with the clones attached: they are recreated from the snapshots"
+        )
+        self._report(Notice(notice))
         self._step("stop worker", lambda: self._azure.power_off(self._reader.vm))
         self._attached.close()
         attached_disks.emptied(self._azure, self._reader.vm, self._report, self._clock)
-        doubtful = self.clones
+        untrusted = self.clones
         self.clones = self._make(self._restarts)
-        self._delete(doubtful)
+        self._delete(untrusted)
         self._step("start worker", lambda: self._azure.start(self._reader.vm))
         self._attach()
 
     def _step(self, name: str, act: Callable[[], object]) -> None:
         if self._stopped:
-            raise Unreachable("the transfer was given up")
+            raise Unreachable("the transfer was cancelled")
         self._report(Step(name, name_of(self._reader.vm)))
         act()

@@ -1,7 +1,7 @@
-"""What cloud-init does on the worker: its host key, its port, and that it keeps its hands off the clones.
+"""The cloud-init configuration of the worker: host key, SSH port, and rules that keep the system off the clones.
 
-A clone looks like the disk of a machine, with the same labels and UUIDs as another clone, or as the worker itself has.
-Nothing may scan, assemble, mount or write it, and no name below /dev/disk may change its meaning because it is there.
+A clone looks like the disk of a machine, with labels and UUIDs that another clone or the worker itself may have too.
+Nothing may scan, assemble, mount or write to it, and its presence must not redirect any link below /dev/disk.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import json
 
 from ..model import Json
 
-# Taken once, at the first boot, when only the worker's own disks are there. A disk of its own is known by its place:
-# the controller and the address there. Neither a new letter nor a new number of the host adapter changes that, so it
-# holds after a restart and on another host too. A namespace of an NVMe controller is known by its number: Azure gives
-# the OS disk, and each local disk, the number 1, and data disks higher ones.
+# Run once, at the first boot, when only the worker's own disks are attached. It identifies them by their place: the
+# controller and the address on it. That does not depend on device letters or host adapter numbers, so it still holds
+# after a reboot or on another host. An NVMe namespace is identified by its number: on Azure the OS disk and each local
+# disk have the number 1, data disks higher ones.
 _RULES = "/etc/udev/rules.d/61-coriolis-azure.rules"
 _OWN_DISKS = r"""
 rules=$1
@@ -48,7 +48,7 @@ own() {
 sync $rules.new && mv $rules.new $rules && udevadm control --reload
 """
 _SCANNERS = "multipathd.service multipathd.socket udisks2.service"
-# A server that is started by its socket takes the port from the socket's unit, which is made from the file we wrote.
+# A socket-activated server gets its port from the socket unit, which a generator builds from the file we wrote.
 _OTHER_PORT = """
 systemctl daemon-reload
 if systemctl --quiet is-active ssh.socket; then
@@ -61,9 +61,9 @@ fi
 
 
 def cloud_config(host_private: str, host_public: str, port: int) -> str:
-    """The customData of a worker. JSON is YAML too.
+    """The customData of a worker, as JSON, which is valid YAML.
 
-    Azure never gives customData back, so the host's private key is readable on the worker only.
+    Azure never returns customData, so the private host key can be read only on the worker.
     """
     files = [
         _file("/etc/lvm/lvmlocal.conf", 'devices {\n    global_filter = [ "r|.*|" ]\n}\n'),
@@ -74,7 +74,7 @@ def cloud_config(host_private: str, host_public: str, port: int) -> str:
         "ssh_genkeytypes": ["ed25519"],
         "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public},
         "package_update": False,
-        # Before the SSH server starts, and with it before any clone is attached.
+        # bootcmd runs before the SSH server starts, and so before any clone is attached.
         "bootcmd": [f"systemctl mask --now {_SCANNERS}", ["sh", "-c", _OWN_DISKS, "own-disks", _RULES]],
         "write_files": files,
     }

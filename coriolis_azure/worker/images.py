@@ -1,4 +1,4 @@
-"""Which image the worker boots."""
+"""Chooses the image that the worker boots."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ IMAGES = (
 def choose_image(
     azure: Azure, environment: Environment, report: Report, without: frozenset[Image] = frozenset()
 ) -> Image:
-    """The image of the settings where it exists and has no terms, else the first of `IMAGES` that does.
+    """The image of the settings if it exists and has no terms, else the first of `IMAGES` that exists.
 
-    None of `without`, images that Azure did not take. InvalidInput when there is none.
+    Images of `without`, which Azure has rejected, are skipped. Raises InvalidInput if none is left.
     """
-    asked = environment.export_worker_image
-    why = ""
-    if asked and asked not in without:
-        found = azure.image(environment.location, asked)
-        if found is not None and not at(found, "properties.plan"):
-            return asked
-        # We could buy it only in the name of its user.
-        why = "has terms of its own (a plan)" if found else "does not exist"
+    configured = environment.export_worker_image
+    obstacle = ""
+    if configured and configured not in without:
+        document = azure.image(environment.location, configured)
+        if document is not None and not at(document, "properties.plan"):
+            return configured
+        # Accepting the terms would mean buying the plan on the user's behalf.
+        obstacle = "has terms to accept (a plan)" if document else "does not exist"
     for image in IMAGES:
         if image not in without and azure.image(environment.location, image) is not None:
-            if why:
+            if obstacle:
                 report(
                     Notice(
-                        f"export_worker_image {asked} {why} in {environment.location} today: using {image} instead"
+                        f"export_worker_image {configured} {obstacle} in {environment.location}: "
+                        f"using {image} instead"
                     )
                 )
             return image
@@ -47,5 +48,5 @@ def choose_image(
 
 
 def images(azure: Azure, location: str) -> list[Image]:
-    """The images of our list that exist in `location` today."""
+    """Those of `IMAGES` that exist in `location`."""
     return [image for image in IMAGES if azure.image(location, image) is not None]

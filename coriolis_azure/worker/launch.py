@@ -1,4 +1,4 @@
-"""Launches a worker, the temporary VM that reads clones: tries sizes and images until Azure takes one."""
+"""Launches a worker, the temporary VM that reads clones: tries sizes and images until Azure accepts one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .network import address_of, check_network, connect
 from .sizes import Barred, Needs, Size, as_large, choose_size
 
 USERNAME = "coriolis"
-# How often a VM is asked for, each time with another size or image, when Azure has no room or no such image.
+# The most attempts to create the VM, each with another size or image, if Azure lacks capacity or the image.
 TRIES = 8
 _QUOTA = {"OperationNotAllowed", "QuotaExceeded"}
 _NO_IMAGE = {
@@ -37,9 +37,9 @@ _NO_IMAGE = {
 
 
 def launch(resources: Resources, needed: Needs, environment: Environment, report: Report) -> Worker:
-    """Boot a worker; what was made is deleted again when a step fails.
+    """Boot a worker. If a step fails, what was created is deleted.
 
-    The worker may still be starting its SSH server: `ssh.connect` waits for it.
+    The SSH server may still be starting: `ssh.connect` waits for it.
     """
     azure = resources.azure
     check_network(azure, environment)
@@ -47,11 +47,11 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
     if environment.worker_is_open_to_all:
         report(
             Notice(
-                "the worker's SSH port can be reached from everywhere (with a key made for this run): name this "
-                "host's outgoing address in export_worker_allowed_addresses"
+                "the worker's SSH port can be reached from anywhere (with a key made for this run): set "
+                "export_worker_allowed_addresses to the outgoing address of this host"
             )
         )
-    choice = _choose(azure, needed, environment, report)  # what can be refused is, before anything is made
+    choice = _choose(azure, needed, environment, report)  # fails, if it must, before anything is created
     private_key, public_key = keys.client_key()
     host_private, host_public = keys.host_key()
     custom_data = cloud_init.cloud_config(host_private, host_public, environment.export_worker_ssh_port)
@@ -78,13 +78,13 @@ def _booted(
     body: Callable[[str, Image, str], Json],
     choice: tuple[Size, Image],
 ) -> tuple[Json, Size]:
-    """The VM and its size. Where Azure refuses the choice it is asked again with another, `TRIES` times in all."""
+    """Create the VM and return it with its size. If Azure rejects the choice, make another, up to `TRIES` times."""
     azure = resources.azure
-    refused = _Refused()
+    rejected = _Rejected()
     for attempt in range(TRIES):
         try:
-            if refused.error is not None:
-                choice = _choose(azure, needed, environment, report, refused)
+            if rejected.error is not None:
+                choice = _choose(azure, needed, environment, report, rejected)
         except InvalidInput:
             break  # nothing is left to try
         size, image = choice
@@ -94,20 +94,20 @@ def _booted(
         try:
             vm = resources.create("vm", "worker", body(size.name, image, disk))
         except AzureError as error:
-            refused.note(error, size, image, report)
+            rejected.note(error, size, image, report)
             if error.code in _QUOTA:
-                refused.barred |= as_large(azure, needed, environment, size, refused.sizes)
+                rejected.barred |= as_large(azure, needed, environment, size, rejected.sizes)
             resources.delete([resources.id("vm", "worker"), resources.id("disk", disk)])
         else:
             if not azure.is_modern:
                 resources.adopt("disk", disk)
             return vm, size
-    raise refused.summary()
+    raise rejected.summary()
 
 
 @dataclass
-class _Refused:
-    """What Azure had no room for, or did not take, and the last of its errors."""
+class _Rejected:
+    """The sizes and images that Azure has rejected, and its last error."""
 
     tried: list[Size] = field(default_factory=list)
     images: set[Image] = field(default_factory=set)
@@ -116,42 +116,45 @@ class _Refused:
 
     @property
     def sizes(self) -> Barred:
-        """The sizes that are not asked for again, and the families that are asked last."""
+        """The sizes not to try again, and the families to try last."""
         names = {size.name.lower() for size in self.tried} | self.barred
         return Barred(frozenset(names), frozenset(size.family for size in self.tried if size.family))
 
     def note(self, error: AzureError, size: Size, image: Image, report: Report) -> None:
-        """Take note of a refusal; raises the error where no other size and no other image could help."""
+        """Record a rejection. Raises the error if no other size or image could help."""
         code = error.code
-        refused = _refused(error, code)
-        if not refused:
+        culprit = _culprit(error, code)
+        if not culprit:
             raise error
-        if refused == "image":
-            report(Notice(f"Azure does not take the image {image} ({code})"))
+        if culprit == "image":
+            report(Notice(f"Azure does not accept the image {image} ({code})"))
             self.images.add(image)
         else:
-            report(Notice(f"Azure has no room for a {size.name} now ({code})"))
+            report(Notice(f"Azure has no capacity for a {size.name} at the moment ({code})"))
             self.tried.append(size)
         self.error = error
 
     def summary(self) -> AzureError:
-        """The last error, with all that was tried."""
-        error = self.error or AzureError("no worker was asked for")
+        """The last error, with everything that was tried."""
+        error = self.error or AzureError("no worker was requested")
         tried = [size.name for size in self.tried] + [str(image) for image in self.images]
         return error.reworded(f"{error.message} (tried {', '.join(tried)})")
 
 
 def _choose(
-    azure: Azure, needed: Needs, environment: Environment, report: Report, refused: _Refused | None = None
+    azure: Azure, needed: Needs, environment: Environment, report: Report, rejected: _Rejected | None = None
 ) -> tuple[Size, Image]:
-    """A size and an image; none of those that Azure has `refused`."""
-    refused = refused or _Refused()
-    size = choose_size(azure, needed, environment, report, refused.sizes)
-    return size, choose_image(azure, environment, report, frozenset(refused.images))
+    """A size and an image, neither of which Azure has `rejected`."""
+    rejected = rejected or _Rejected()
+    size = choose_size(azure, needed, environment, report, rejected.sizes)
+    return size, choose_image(azure, environment, report, frozenset(rejected.images))
 
 
 def check_encryption(azure: Azure, environment: Environment) -> Json | None:
-    """The disk encryption set of the settings, None without one; raises where the worker's disk cannot use it."""
+    """The disk encryption set of the settings; None if they name none.
+
+    Raises InvalidInput if the worker's disk cannot use it.
+    """
     id = environment.export_worker_disk_encryption_set
     if not id:
         return None
@@ -161,20 +164,20 @@ def check_encryption(azure: Azure, environment: Environment) -> Json | None:
             f"export_worker_disk_encryption_set is in subscription {subscription}, the VMs are in {azure.subscription}",
             remedy="Choose a disk encryption set of the subscription of the VMs.",
         )
-    found = azure.encryption_set(id)
-    if canonical_location(must(found, "location")) != environment.location:
+    document = azure.encryption_set(id)
+    if canonical_location(must(document, "location")) != environment.location:
         raise InvalidInput(
-            f"the disk encryption set {names.name_of(id)} is in {found['location']}, not in {environment.location}",
+            f"the disk encryption set {names.name_of(id)} is in {document['location']}, not in {environment.location}",
             remedy="Choose a disk encryption set in the location of the VMs.",
         )
-    return found
+    return document
 
 
-def _refused(error: AzureError, code: str) -> str:
-    """Whether another `size` or another `image` may be taken where this one was refused; "" where that is no help.
+def _culprit(error: AzureError, code: str) -> str:
+    """What to replace after a rejection: `size` or `image`; "" if neither would help.
 
-    What a location sells and what it has room for are two things; only trying tells. Azure says OperationNotAllowed
-    for a used-up quota too, and a VM that is only being made conflicts with nothing else.
+    A location may list a size that it has no capacity for: only trying tells. Azure also reports a used-up quota as
+    OperationNotAllowed, and for a VM that is being created the code means nothing else.
     """
     if code in _NO_IMAGE:
         return "image"
@@ -183,20 +186,20 @@ def _refused(error: AzureError, code: str) -> str:
 
 
 def ids(resources: Resources) -> list[str]:
-    """The ids of all that `launch` and `network` make: names are derived, so nothing needs to be remembered."""
+    """The ids of everything that `launch` and `network` create. Names are derived, so none need to be stored."""
     roles = {"vm": "worker", "nic": "nic", "ip": "ip", "nsg": "nsg", "vnet": "vnet"}
     disks = [resources.id("disk", _os_disk(attempt)) for attempt in range(TRIES)]
     return disks + [resources.id(kind, role) for kind, role in roles.items()]
 
 
 def _os_disk(attempt: int) -> str:
-    """The role of the worker's OS disk, another at each try: the disk of a VM that failed may stay for a while."""
+    """The role of the worker's OS disk in an attempt: the disk of a VM that failed may stay for a while."""
     return f"worker-os-{attempt + 1}"
 
 
 @dataclass(frozen=True)
 class _Guest:
-    """What a worker is given whichever size and image it has: its NIC's id, our key, and what cloud-init reads."""
+    """What does not depend on the worker's size and image: its NIC's id, our key, and the cloud-init configuration."""
 
     nic: str
     public_key: str
@@ -248,8 +251,8 @@ def _vm(
 
 
 def _os_disk_of(azure: Azure, environment: Environment) -> Json:
-    """How the worker's own disk is kept: its type, and whose key encrypts it."""
-    kept: Json = {"storageAccountType": "StandardSSD_LRS" if azure.is_modern else "Standard_LRS"}
+    """The storage type and encryption of the worker's own disk."""
+    parameters: Json = {"storageAccountType": "StandardSSD_LRS" if azure.is_modern else "Standard_LRS"}
     if environment.export_worker_disk_encryption_set:
-        kept["diskEncryptionSet"] = {"id": environment.export_worker_disk_encryption_set}
-    return kept
+        parameters["diskEncryptionSet"] = {"id": environment.export_worker_disk_encryption_set}
+    return parameters

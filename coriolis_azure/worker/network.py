@@ -1,4 +1,4 @@
-"""The worker's network: an existing subnet or a network of its own, address, and firewall rules."""
+"""The worker's network: an existing subnet or a new network, its address, and its firewall rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _NETWORK, _SUBNET = "10.117.0.0/24", "10.117.0.0/26"
 
 
 def check_network(azure: Azure, environment: Environment) -> Json | None:
-    """The subnet of the settings, None for a network of our own; raises when it is not there or not in the location."""
+    """The subnet of the settings; None if a network is created for the run.
+
+    Raises an error if the subnet does not exist or is in another location.
+    """
     if not environment.export_network:
         return None
     subnet = subnet_id(azure.subscription, environment)
@@ -29,12 +32,12 @@ def check_network(azure: Azure, environment: Environment) -> Json | None:
             remedy="Choose an export_network in the location of the VMs.",
         )
     subnets: dict[str, Json] = {
-        found["name"]: {"properties": {}, **found, "id": f"{vnet_id}/subnets/{found['name']}"}
-        for found in at(vnet, "properties.subnets", [])
-        if "name" in found
+        document["name"]: {"properties": {}, **document, "id": f"{vnet_id}/subnets/{document['name']}"}
+        for document in at(vnet, "properties.subnets", [])
+        if "name" in document
     }
-    for found, document in subnets.items():
-        if found.lower() == name.lower():
+    for subnet_name, document in subnets.items():
+        if subnet_name.lower() == name.lower():
             return document
     raise InvalidInput(
         f"the network {names.name_of(vnet_id)} has no subnet {name}",
@@ -43,7 +46,7 @@ def check_network(azure: Azure, environment: Environment) -> Json | None:
 
 
 def connect(resources: Resources, environment: Environment) -> Json:
-    """The worker's NIC, and what it needs; the NIC's document."""
+    """Create the worker's NIC and what it needs; return the NIC's document."""
     parts = [lambda: resources.create("nsg", "nsg", _nsg(environment))]
     if environment.export_worker_use_fip:
         parts.append(lambda: resources.create("ip", "ip", _ip(resources.azure)))
@@ -77,14 +80,14 @@ def _subnet(resources: Resources, environment: Environment) -> str:
 
 def subnet_id(subscription: str, environment: Environment) -> str:
     """The ARM id of the subnet that the settings name."""
-    asked = environment.export_network
-    if asked.startswith("/"):
-        return _own_subnet(subscription, asked)
-    network, slash, subnet = asked.partition("/")
+    setting = environment.export_network
+    if setting.startswith("/"):
+        return _own_subnet(subscription, setting)
+    network, slash, subnet = setting.partition("/")
     if not slash:
         raise InvalidInput(
-            f"export_network {asked!r} names no subnet",
-            remedy="Write it as vnet/subnet, or as a subnet's ARM id.",
+            f"export_network {setting!r} does not name a subnet",
+            remedy="Write it as vnet/subnet, or as the ARM id of a subnet.",
         )
     return names.resource_id(subscription, environment.resource_group, "vnet", network) + f"/subnets/{subnet}"
 
@@ -96,16 +99,16 @@ _SUBNET_ID = re.compile(
 
 
 def _own_subnet(subscription: str, id: str) -> str:
-    """`id` if it is a subnet's, of this subscription: Azure connects a VM to networks of its own subscription only."""
-    found = _SUBNET_ID.fullmatch(id)
-    if not found:
+    """`id`, if it is the id of a subnet in this subscription: Azure connects VMs only to networks of their own one."""
+    match = _SUBNET_ID.fullmatch(id)
+    if not match:
         raise InvalidInput(
             f"export_network {id} is not the ARM id of a subnet",
-            remedy="Write it as vnet/subnet, or as the whole ARM id of a subnet.",
+            remedy="Write it as vnet/subnet, or as the complete ARM id of a subnet.",
         )
-    if found[1].lower() != subscription.lower():
+    if match[1].lower() != subscription.lower():
         raise InvalidInput(
-            f"export_network is in subscription {found[1]}, the VMs are in {subscription}: Azure connects a VM only "
+            f"export_network is in subscription {match[1]}, the VMs are in {subscription}: Azure connects a VM only "
             "to networks of its own subscription",
             remedy="Choose a subnet of the subscription of the VMs; its network may be peered with the other one.",
         )
@@ -113,6 +116,7 @@ def _own_subnet(subscription: str, id: str) -> str:
 
 
 def address_of(resources: Resources, environment: Environment, nic: Json) -> str:
+    """The IP address at which this host reaches the worker."""
     if environment.export_worker_use_fip:
         return str(must(resources.read(resources.id("ip", "ip")), "properties.ipAddress"))
     configurations = must(nic, "properties.ipConfigurations")
@@ -142,7 +146,7 @@ def _nsg(environment: Environment) -> Json:
     if first:
         ports = {"priority": 110, "destinationPortRange": f"{first}-{first + channel.PORTS - 1}"}
         rules.append({"name": "data", "properties": {**ssh_only, **ports}})
-    # Azure's own rules would let the whole virtual network in.
+    # Azure's default rules would admit the whole virtual network.
     nothing_else = {
         **rule,
         "access": "Deny",
@@ -161,7 +165,7 @@ def _ip(azure: Azure) -> Json:
 
 
 def network(resources: Resources) -> str:
-    """A network for several workers; the ARM id of its subnet."""
+    """Create a network for several workers; return the ARM id of its subnet."""
     resources.create("vnet", "vnet", _vnet())
     return resources.id("vnet", "vnet") + "/subnets/worker"
 

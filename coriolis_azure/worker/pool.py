@@ -1,6 +1,6 @@
-"""Workers that are kept warm between transfers: made once, deallocated when idle, started in less than a minute.
+"""Pools of workers that are reused: created once, deallocated when idle, started in less than a minute.
 
-What belongs to a pool carries the pool's tag instead of a run's, so no sweep takes it for a leftover.
+Resources of a pool carry the pool's tag instead of a run's, so that no sweep deletes them as orphans.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from . import launch, network, sizes
 
 # A healthy worker answers at once; one that was just started takes a minute to boot.
 HEALTH_SECONDS = 180.0
-# Whatever machine comes next.
+# Enough for most machines: those to come are not known yet.
 _NEEDS = sizes.Needs(disks=4, premium=True)
 
 
 class Pool:
-    """The pool `id` in one subscription, made with the settings of the context's environment."""
+    """The pool `id` in one subscription, created with the settings of the context's environment."""
 
     def __init__(self, context: Context, id: str) -> None:
         self.context, self._id = replace(context, report=unfailing(context.report)), id
 
     def share(self) -> tuple[Run, str]:
-        """Make what all workers share; the subnet they are in. Nothing is left when it fails."""
+        """Create what all workers share and return it with their subnet. If it fails, nothing is left behind."""
         run = self._run(self._id)
         if self.context.environment.export_network:
             network.check_network(self.context.azure, self.context.environment)
@@ -40,39 +40,39 @@ class Pool:
             return run, network.network(shared)
 
     def add(self, name: str, subnet: str) -> tuple[Run, Worker]:
-        """Boot the worker `name` in `subnet` and wait until it can be reached. Nothing is left when it fails."""
+        """Boot the worker `name` in `subnet` and wait until it is reachable. If it fails, nothing is left behind."""
         run = self._run(name)
-        made = self._resources(run)
+        own = self._resources(run)
         environment = replace(self.context.environment, export_network=subnet)
-        with made.undone_on_error():
-            booted = launch.launch(made, _NEEDS, environment, self.context.report)
-            ssh.connect(booted, self.context.clock, self.context.report).close()
-            return run, booted
+        with own.undone_on_error():
+            worker = launch.launch(own, _NEEDS, environment, self.context.report)
+            ssh.connect(worker, self.context.clock, self.context.report).close()
+            return run, worker
 
     def remove(self, run: Run) -> None:
-        """Delete a worker, or what the workers share. CleanupIncomplete names what stayed."""
-        stayed = resources.delete(self.context.azure, launch.ids(self._resources(run)), self.context.clock)
-        if stayed:
-            raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
+        """Delete a worker, or what the workers share. Raises CleanupIncomplete with what could not be deleted."""
+        remaining = resources.delete(self.context.azure, launch.ids(self._resources(run)), self.context.clock)
+        if remaining:
+            raise CleanupIncomplete(f"could not delete: {', '.join(remaining)}", left_behind=remaining)
 
     def start(self, vm: str) -> None:
-        """Start a worker that was shut down, without any disk that a dead run has left attached to it."""
+        """Start a deallocated worker, after detaching any disk that a dead run has left attached."""
         attached_disks.emptied(self.context.azure, vm, self.context.report, self.context.clock)
         self.context.report(Step("start worker", names.name_of(vm)))
         self.context.azure.start(vm)
 
     def stop(self, vm: str) -> None:
-        """Deallocate a worker: it costs no more than its disk."""
+        """Deallocate a worker, so that only its disk is billed."""
         self.context.report(Step("stop worker", names.name_of(vm)))
         self.context.azure.deallocate(vm)
 
     def check_health(self, reader: Worker) -> None:
-        """Raise when a worker cannot be reached or cannot take the agent."""
+        """Raise an error if a worker cannot be reached or cannot run the agent."""
         with ssh.connect(reader, self.context.clock, self.context.report, HEALTH_SECONDS) as connection:
             connection.try_agent()
 
     def check_fits(self, location: str) -> None:
-        """Raise when the workers cannot read the disks of a machine in `location`."""
+        """Raise InvalidInput if the workers cannot read the disks of a VM in `location`."""
         if canonical_location(location) != self.context.environment.location:
             raise InvalidInput(
                 f"the pool's workers are in {self.context.environment.location}, the VM is in {location}",
@@ -80,7 +80,7 @@ class Pool:
             )
 
     def _run(self, name: str) -> Run:
-        """The run of a worker, or of what all share; names of the orchestrator are long, so their start serves."""
+        """The `Run` of a worker or of the shared resources; the orchestrator's long names are shortened for its id."""
         return Run(
             id=name.replace("-", "")[:12].lower(),
             subscription=self.context.azure.subscription,

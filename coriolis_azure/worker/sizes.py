@@ -1,4 +1,4 @@
-"""Which VM size the worker gets, chosen from what the location offers to the subscription."""
+"""Chooses the worker's VM size from those that the location offers to the subscription."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ..events import Notice, Report
 from ..model import Disk, Json, Machine
 from ..settings import Environment
 
-# A worker that reads faster than this is not chosen for its speed: the network to the destination is slower.
+# More read throughput than this (bytes per second) is of no use: the network to the destination is slower.
 ENOUGH = 600_000_000
-# Two vCPUs read as fast as such a size may; larger ones follow for machines with more or faster disks.
+# In order of preference. Two vCPUs reach the throughput limit of their size; larger sizes are for machines with more or
+# faster disks.
 SIZES = tuple(
     f"Standard_{size}"
     for size in (
@@ -23,15 +24,15 @@ SIZES = tuple(
         *("D16s_v5", "D16as_v5", "D16s_v3", "D32s_v5", "D32as_v5", "D32s_v3"),
     )
 )
-# Of less a Linux image may not boot. It counts only for sizes that nobody asked for.
+# With less memory a Linux image may not boot. Only for sizes that are in neither the settings nor SIZES.
 _MEMORY_GIB = 2
 
 
 @dataclass(frozen=True)
 class Size:
-    """A VM size a worker may have; `slots` is how many clones it holds at once, `rate` what it reads: bytes a second.
+    """A VM size for a worker: `slots` is how many clones it can attach, `rate` its read throughput in bytes per second.
 
-    `rate`, `vcpus` and `memory_gib` are 0 where Azure does not tell them.
+    `rate`, `vcpus` and `memory_gib` are 0 if Azure does not tell them.
     """
 
     name: str
@@ -44,9 +45,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a worker must be able to hold: that many disks, premium ones among them, in that zone ("" for none).
+    """What the worker must support: the number of disks, premium disks, and the zone ("" for none).
 
-    `rate` is what these disks give together, in bytes a second.
+    `rate` is the total read throughput of the disks in bytes per second.
     """
 
     disks: int = 1
@@ -57,7 +58,7 @@ class Needs:
 
 
 def needs(machine: Machine, disks: Sequence[Disk]) -> Needs:
-    """What a worker must be able to hold to read these disks of `machine`."""
+    """The needs of a worker that is to read these disks of `machine`."""
     premium = any(disk.sku.startswith(("Premium", "Ultra")) for disk in disks)
     rate = sum(disk.bytes_per_second for disk in disks)
     return Needs(len(disks), premium, machine.zones[0] if machine.zones else "", rate)
@@ -65,7 +66,7 @@ def needs(machine: Machine, disks: Sequence[Disk]) -> Needs:
 
 @dataclass(frozen=True)
 class Barred:
-    """Sizes that Azure has no room for, by lower-cased name, and the families that they are of."""
+    """Sizes that Azure has no capacity for, by lower-case name, and their families."""
 
     names: Set[str] = frozenset()
     families: Set[str] = frozenset()
@@ -78,96 +79,99 @@ def choose_size(
     report: Report,
     barred: Barred = Barred(),
 ) -> Size:
-    """The size of the settings where the location and zone offer it, else the first of `SIZES` that suits the disks.
+    """The size of the settings if the location and zone offer it, else the first of `SIZES` that suits the disks.
 
-    That is: it holds all of them and reads as fast as they give, up to `ENOUGH`; else the fastest that holds all;
-    else the one that holds most. Sizes outside `SIZES` come after them, those of a barred family last. InvalidInput
-    when there is none that can be a worker.
+    A size suits if it holds all disks and reads as fast as they do, up to `ENOUGH`. If there is none, the fastest that
+    holds all disks is chosen, else the one that holds most. Sizes outside `SIZES` come after them, those of a barred
+    family last. Raises InvalidInput if no size can be used for a worker.
     """
     offered = _offered(azure, environment.location, _with_settings(needed, environment))
     offered = {name: size for name, size in offered.items() if name not in barred.names}
-    asked = environment.export_worker_size
-    if asked.lower() in offered:
-        return offered[asked.lower()]
+    configured = environment.export_worker_size
+    if configured.lower() in offered:
+        return offered[configured.lower()]
     candidates = _preferred(offered, barred.families)
     if not candidates:
         zone = f" zone {needed.zone}" if needed.zone else ""
         raise InvalidInput(
-            f"{environment.location}{zone} offers this subscription no VM size that can be a worker",
+            f"{environment.location}{zone} offers this subscription no VM size that a worker can use",
             remedy="Ask for access to a general purpose size (Dsv5, Dsv3, ...) in that location and zone.",
         )
     chosen = _suited(candidates, needed)
-    if asked and asked.lower() not in barred.names:
+    if configured and configured.lower() not in barred.names:
         report(
             Notice(
-                f"export_worker_size {asked} cannot be used in {environment.location} today (retired, restricted or "
-                f"unfit): using {chosen.name} instead"
+                f"export_worker_size {configured} cannot be used in {environment.location} (retired, restricted or "
+                f"unsuitable): using {chosen.name} instead"
             )
         )
     return chosen
 
 
 def _preferred(offered: Mapping[str, Size], families: Set[str]) -> list[Size]:
-    """The best sizes there are: of `SIZES` and of no barred family, else what comes next.
+    """The best group of sizes: those of `SIZES` outside the barred families, else the next best.
 
-    A family that has no room for one size rarely has it for another: both run on the same machines.
+    A family that has no capacity for one size rarely has it for another: they share the same hosts.
     """
     listed = [offered[size.lower()] for size in SIZES if size.lower() in offered]
     others = sorted(
         (size for size in offered.values() if size not in listed),
         key=lambda size: (size.memory_gib < _MEMORY_GIB, size.vcpus, size.slots, size.name),
     )
-    fresh = [[size for size in sizes if size.family not in families] for sizes in (listed, others)]
-    return next((sizes for sizes in (*fresh, listed, others) if sizes), [])
+    not_barred = [[size for size in group if size.family not in families] for group in (listed, others)]
+    return next((group for group in (*not_barred, listed, others) if group), [])
 
 
 def _suited(candidates: Sequence[Size], needed: Needs) -> Size:
-    """The first of the candidates that suits the disks."""
-    most = max(candidates, key=lambda size: size.slots)
-    holding = [size for size in candidates if size.slots >= needed.disks] or [most]
+    """The first of the candidates that suits the disks: see `choose_size`."""
+    largest = max(candidates, key=lambda size: size.slots)
+    holding = [size for size in candidates if size.slots >= needed.disks] or [largest]
     fast = [size for size in holding if size.rate >= min(needed.rate, ENOUGH)]
     return fast[0] if fast else max(holding, key=lambda size: size.rate)
 
 
 def as_large(azure: Azure, needed: Needs, environment: Environment, size: Size, barred: Barred) -> set[str]:
-    """The sizes with as many vCPUs as one that a quota was too small for, if smaller ones of `SIZES` are left."""
+    """The sizes with at least as many vCPUs as `size`, for which the quota is too small.
+
+    Empty if no smaller size of `SIZES` is left: then all of them are worth a try.
+    """
     offered = _offered(azure, environment.location, _with_settings(needed, environment))
     ours = {name.lower() for name in SIZES} - barred.names
-    smaller = {name for name, one in offered.items() if name in ours and one.vcpus < size.vcpus}
+    smaller = {name for name, other in offered.items() if name in ours and other.vcpus < size.vcpus}
     return {name for name in offered if name not in smaller} if smaller else set()
 
 
 def sizes(azure: Azure, location: str) -> list[str]:
-    """The sizes that can be a worker in `location` today, those of our list first."""
+    """The sizes that a worker can use in `location`, those of `SIZES` first."""
     offered = _offered(azure, location, Needs())
     ours = [offered.pop(size.lower()).name for size in SIZES if size.lower() in offered]
     return ours + sorted(size.name for size in offered.values())
 
 
 def _with_settings(needed: Needs, environment: Environment) -> Needs:
-    """What the disks need, and what the settings demand."""
+    """The needs of the disks, with what the settings require."""
     return replace(needed, host_encryption=environment.export_worker_encryption_at_host)
 
 
 def _offered(azure: Azure, location: str, needed: Needs) -> dict[str, Size]:
-    """The usable sizes of `location`, by lower-cased name."""
-    found = (_usable(sku, location, needed) for sku in azure.sizes(location))
-    return {size.name.lower(): size for size in found if size is not None}
+    """The usable sizes of `location`, by lower-case name."""
+    usable = (_usable(sku, location, needed) for sku in azure.sizes(location))
+    return {size.name.lower(): size for size in usable if size is not None}
 
 
 def _usable(sku: Json, location: str, needed: Needs) -> Size | None:
-    """The size as a worker, or None where it cannot be one."""
-    told = skus.capabilities(sku)
+    """The size of a SKU; None if a worker cannot use it."""
+    capabilities = skus.capabilities(sku)
     slots = int(skus.capability(sku, "MaxDataDiskCount"))
     zones = skus.zones_of(sku, location)
     fits = (
         slots > 0
-        and told.get("CpuArchitectureType", "x64") == "x64"
-        and "SCSI" in told.get("DiskControllerTypes", "SCSI")
-        and "V2" in told.get("HyperVGenerations", "V1,V2")
-        and (told.get("PremiumIO", "False") == "True" or not needed.premium)
-        and (told.get("EncryptionAtHostSupported", "False") == "True" or not needed.host_encryption)
-        and not told.get("ConfidentialComputingType")  # takes confidential VMs only
+        and capabilities.get("CpuArchitectureType", "x64") == "x64"
+        and "SCSI" in capabilities.get("DiskControllerTypes", "SCSI")
+        and "V2" in capabilities.get("HyperVGenerations", "V1,V2")
+        and (capabilities.get("PremiumIO", "False") == "True" or not needed.premium)
+        and (capabilities.get("EncryptionAtHostSupported", "False") == "True" or not needed.host_encryption)
+        and not capabilities.get("ConfidentialComputingType")  # such sizes accept only confidential VMs
         and (not needed.zone or zones is None or needed.zone in zones)
         and not any(skus.bars(restriction, needed.zone) for restriction in sku.get("restrictions", []))
     )

@@ -308,7 +308,7 @@ def test_a_worker_that_boots_again_in_mid_copy_gets_new_clones(
         copied(machine, snapshot, tmp_path / "os.raw", report=reset_once, direct=True, start=start)
     assert digest(tmp_path / "os.raw") == digest(snapshot.path)
     assert azure.acts == ["power off", "start"]
-    assert any("made anew" in event.text for event in told if isinstance(event, Notice))
+    assert any("recreated" in event.text for event in told if isinstance(event, Notice))
     assert digest(made[1]) == digest(snapshot.path)
     healthy(machine)
 
