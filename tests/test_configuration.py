@@ -195,7 +195,7 @@ def test_the_workers_key_travels_encrypted_where_a_password_for_temporary_keys_i
         check = "healthcheck_minion", None, connection, made["minion_provider_properties"]
         assert task(tmp_path, password, *check, reached) is None
         for other in ("", password.replace("us", "others")):
-            with pytest.raises(RuntimeError, match=r"encrypted with another .*temp_keypair_password"):
+            with pytest.raises(RuntimeError, match=r"encrypted with a different .*temp_keypair_password"):
                 task(tmp_path, other, *check, reached)
         with pytest.raises(RuntimeError, match=r"no password.*refresh the pool"):
             task(tmp_path, password, *check, {**reached, "password": None})

@@ -21,7 +21,7 @@ from coriolis_azure.events import Copied, Notice, Step, unfailing
 from coriolis_azure.machine import listing
 from coriolis_azure.model import Record, Run
 from coriolis_azure.plugin import base
-from coriolis_azure.plugin.provider import _Told
+from coriolis_azure.plugin.provider import _ProgressUpdates
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.storage.store import Container
 from coriolis_azure.source import Source
@@ -428,7 +428,7 @@ def test_progress_never_goes_back_and_is_told_a_few_times_a_second_at_most() -> 
     from harness.clocks import Held
 
     handler, clock = Handler(), Held()
-    told = _Told(handler, clock)
+    told = _ProgressUpdates(handler, clock)
     for done in (0, 100, 50, 300, 600, 1024):
         told(Copied("os", done, 1024, 0))
         clock.sleep(1)
@@ -449,7 +449,7 @@ def test_progress_never_goes_back_and_is_told_a_few_times_a_second_at_most() -> 
 
 
 def test_a_handler_that_fails_breaks_nothing() -> None:
-    told = unfailing(_Told(Handler(broken=True)))
+    told = unfailing(_ProgressUpdates(Handler(broken=True)))
     told(Step("snapshot"))
     told(Copied("os", 1, 2, 0))
 

@@ -200,7 +200,7 @@ def test_a_run_whose_execution_was_given_up_ends_before_it_writes_beside_its_suc
         transfer.execute(site.worker(1))
         assert right(transfer, 3)
         orphan.wait_for_end()
-        assert "another run has taken its volume over" in orphan.result().get("error", "")
+        assert "another run has taken over its volume" in orphan.result().get("error", "")
     assert right(transfer, 3)
     site.holds(1)
     transfer.execute()
@@ -219,7 +219,7 @@ def test_a_run_that_was_stopped_over_its_lease_writes_nothing_when_it_wakes(site
         transfer.execute(site.worker(1))
         orphan.signal(signal.SIGCONT)
         orphan.wait_for_end()
-        assert "another run has taken its volume over" in orphan.result().get("error", "")
+        assert "another run has taken over its volume" in orphan.result().get("error", "")
     assert right(transfer, 3)
 
 

@@ -714,7 +714,7 @@ def test_a_run_that_takes_a_volume_over_waits_until_the_other_has_stopped(record
     taken = clock.time
     assert first.beat() is False
     for act in (first.hold, first.begin, lambda: first.settle("s")):
-        with pytest.raises(VolumeTaken, match="taken its volume over"):
+        with pytest.raises(VolumeTaken, match="taken over its volume"):
             act()
     first.release()
     second.confirm()
@@ -754,7 +754,7 @@ def test_a_claim_that_cannot_be_confirmed_is_not_written_under(records: RecordFi
     assert back <= clock.time < back + 1
     clock.sleep = slept  # type: ignore[method-assign]
     clock.sleep(claims.LEASE_SECONDS + 1)
-    with pytest.raises(DestinationFailed, match="could not be asked"):
+    with pytest.raises(DestinationFailed, match="could not be reached"):
         claim.hold()
     records.delete(claim.id)
     assert claim.beat() is False
@@ -913,7 +913,7 @@ while True:
     [
         ("if count == 3: os.kill(os.getpid(), signal.SIGKILL)", "ended"),
         ("if count == 3: sys.exit(7)", "status 7: it could not write to the device"),
-        ("sys.exit(13)", "status 13: what came compressed is damaged"),
+        ("sys.exit(13)", "status 13: compressed data arrived damaged"),
         ("if count == 3: sys.exit('words of its own')", "words of its own"),
         ("number += count == 3", "answered message 3 where 2 was due"),
         ("if count == 3: sys.exit(0)", "it ended"),

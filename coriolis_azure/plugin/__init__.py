@@ -1,3 +1,4 @@
 """The orchestrator's side: provider, base classes, configuration, catalogs, volumes, the writers' protocols.
 
-The only place that knows the orchestrator."""
+Nothing outside this folder knows the orchestrator.
+"""

@@ -1,11 +1,11 @@
-"""What the orchestrator asks of a source plugin: its own base classes where it is importable, their names here.
+"""The base classes of a source plugin: the orchestrator's own if it is importable, otherwise stand-ins.
 
-The orchestrator finds capabilities by looking for its base classes among a plugin's ancestors, so inheriting is
-not optional there. Without it the classes below let the same plugin be used from scripts and tests: the calls are in
-`provider`, and `test_contract.py` holds them to the orchestrator's. Besides the writers in this folder, no other module
-knows whether the orchestrator is there.
+The orchestrator detects a plugin's capabilities by its base classes, so a plugin must inherit from them. Without an
+orchestrator the stand-ins below make the same plugin usable from scripts and tests. The methods are in `provider`;
+`test_contract.py` checks that they match the orchestrator's. Apart from the writers in this folder, no other module
+knows whether the orchestrator is installed.
 
-Every call may run in another process, on another host; `ctxt` is the orchestrator's and of no use to us.
+Every call may run in another process, on another host; we do not use `ctxt`, the orchestrator's context.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BaseProvider:
 
     @classmethod
     def supports_shared_disks(cls) -> bool:
-        """Asked of destinations only."""
+        """Only relevant for destinations."""
         return False
 
 
@@ -41,7 +41,7 @@ class BaseEndpointStorageProvider:
 
 
 class BaseEndpointSourceOptionsProvider:
-    """An endpoint that knows the values its source settings may take."""
+    """An endpoint that can list the possible values of its source settings."""
 
 
 class BaseEndpointInventoryExportProvider:
@@ -49,11 +49,11 @@ class BaseEndpointInventoryExportProvider:
 
 
 class BaseReplicaExportProvider(BaseProvider):
-    """A source of whole machines, once or again and again."""
+    """A source that exports whole machines, once or repeatedly."""
 
 
 class BaseReplicaExportValidationProvider:
-    """A source that can say beforehand what would go wrong."""
+    """A source that can check a transfer beforehand."""
 
 
 class BaseUpdateSourceReplicaProvider:
@@ -78,7 +78,7 @@ CAPABILITIES: tuple[type, ...] = (
 
 
 def _orchestrator(module: str) -> Any:
-    """A module of the orchestrator; None where it is not installed."""
+    """A module of the orchestrator; None if it is not installed."""
     if importlib.util.find_spec("coriolis") is None:
         return None
     try:
@@ -88,11 +88,11 @@ def _orchestrator(module: str) -> Any:
 
 
 def orchestrators_error(error: errors.CoriolisAzureError, *, connection: bool = False) -> Exception:
-    """The error as the orchestrator passes it on to its users: message, remedy and what Azure calls the
-    request, with the class of its own HTTP code.
+    """Translate an error to the orchestrator's class with the fitting HTTP code.
 
-    Only classes of the orchestrator itself keep their type on their way through its message queue. Without an
-    orchestrator our own class, whose text then holds the remedy too.
+    Its text, which the orchestrator shows to its users, has the message, the remedy and Azure's id of the request.
+    Only the orchestrator's own classes keep their type on the way through its message queue. Without an orchestrator
+    the error keeps its class, and its text includes the remedy as well.
     """
     text = (
         f"{error.message}. {error.remedy}"
@@ -109,8 +109,8 @@ def orchestrators_error(error: errors.CoriolisAzureError, *, connection: bool = 
     kind = getattr(
         exceptions, "ConnectionValidationException" if connection else name, exceptions.CoriolisException
     )
-    found: Exception = kind(text)
-    return found
+    translated: Exception = kind(text)
+    return translated
 
 
 _THEIRS: tuple[tuple[type[errors.CoriolisAzureError], str], ...] = (

@@ -1,6 +1,6 @@
-"""What a subscription has to offer: machines, networks, disk types, and the values that settings may take.
+"""What a subscription offers: machines, networks, disk types, and the possible values of settings.
 
-For people who are still choosing: the settings may be incomplete here, and what is missing narrows nothing.
+These functions serve users who are still choosing, so settings may be incomplete; a missing one filters nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 
 _ACCOUNTS = "Microsoft.Storage/storageAccounts"
-# As other plugins of the orchestrator call them; MB and GB are MiB and GiB there.
+# Named as in other plugins of the orchestrator, where MB and GB mean MiB and GiB.
 COLUMNS = (
     *("VM ID", "VM Name", "Guest OS", "Firmware Type", "Num CPUs", "Memory (MB)", "Total Disk Size (GB)"),
     *("Disks", "NIC Count", "NICs", "Resource Group", "Location", "Power State", "VM Size"),
@@ -36,63 +36,64 @@ COLUMNS = (
 def page(
     vms: list[Json], *, after: str | None = None, limit: int | None = None, pattern: str | None = None
 ) -> list[Json]:
-    """At most `limit` of the machines after the one with the id `after`, whose name has `pattern` in it.
+    """At most `limit` machines after the id `after` whose names contain `pattern`.
 
-    A pattern with * or ? must match the whole name. An `after` that is gone begins where it would have stood.
+    A pattern with * or ? must match the whole name. If the machine `after` is gone, the page starts where it would
+    have been.
     """
     wanted = (pattern or "").lower()
     glob = any(letter in wanted for letter in "*?")
-    found = [
+    matching = [
         vm
         for vm in vms
         if (fnmatchcase(str(vm["name"]).lower(), wanted) if glob else wanted in str(vm["name"]).lower())
         and (after is None or str(vm["id"]).lower() > after.lower())
     ]
-    return found[:limit] if limit else found
+    return matching[:limit] if limit else matching
 
 
 def instances(azure: Azure, vms: Iterable[Json], everyone: Iterable[Json]) -> list[Json]:
     """The machines as the orchestrator's vm_instance_info.
 
-    `instance_name` is what a user calls it by: its name where that is unique among `everyone`, else its id.
+    `instance_name`, by which users refer to a machine, is its name if that is unique in `everyone`, else its id.
     """
-    taken: dict[str, int] = {}
+    uses: dict[str, int] = {}
     for vm in everyone:
-        taken[str(vm["name"]).lower()] = taken.get(str(vm["name"]).lower(), 0) + 1
-    found = []
+        uses[str(vm["name"]).lower()] = uses.get(str(vm["name"]).lower(), 0) + 1
+    infos = []
     for vm in vms:
-        told = inspection.summary(vm)
-        vcpus, memory = inspection.size_of(azure, canonical_location(vm["location"]), told["size"])
-        found.append(
+        summary = inspection.summary(vm)
+        vcpus, memory = inspection.size_of(azure, canonical_location(vm["location"]), summary["size"])
+        infos.append(
             {
-                "id": told["id"],
-                "name": told["name"],
-                "instance_name": told["name"] if taken[told["name"].lower()] == 1 else told["id"],
+                "id": summary["id"],
+                "name": summary["name"],
+                "instance_name": summary["name"] if uses[summary["name"].lower()] == 1 else summary["id"],
                 "num_cpu": vcpus,
                 "memory_mb": memory,
-                "os_type": inspection.os_family(told["os_type"]),
-                "flavor_name": told["size"],
+                "os_type": inspection.os_family(summary["os_type"]),
+                "flavor_name": summary["size"],
             }
         )
-    return found
+    return infos
 
 
 def networks(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
-    """All subnets as vm_network: id is the subnet's ARM id, name is vnet/subnet."""
+    """All subnets as vm_network: the id is the subnet's ARM id, the name is vnet/subnet."""
     group, location = settings.get("resource_group"), settings.get("location")
     vnets = azure.resources("vnet", group) if group else azure.everywhere("vnet")
-    found = [
+    subnets = [
         {"id": subnet["id"], "name": names.network_of(subnet["id"])}
         for vnet in vnets
         if not location or canonical_location(vnet["location"]) == canonical_location(location)
         for subnet in vnet["properties"].get("subnets", [])
         if "id" in subnet
     ]
-    return sorted(found, key=lambda network: network["name"])
+    return sorted(subnets, key=lambda subnet: subnet["name"])
 
 
 def disk_types(azure: Azure, settings: Mapping[str, Any]) -> list[str]:
-    """The SKUs of the disks there are."""
+    """The SKUs of all existing disks."""
     group = settings.get("resource_group")
     disks = azure.resources("disk", group) if group else azure.everywhere("disk")
     return sorted({name for disk in disks if (name := at(disk, "sku.name"))})
@@ -104,51 +105,52 @@ def options(
     wanted: Iterable[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> list[Json]:
-    """The values that settings may take, as source_options; all that are known when none is named.
+    """The possible values of the settings `wanted`, or of all settings, as source_options.
 
-    What depends on a location or a resource group is told once that is chosen; what the identity may not list is left
-    out. Of `defaults`, what is taken where
-    a setting is left out is told with it.
+    Values that depend on a location or a resource group appear once that is chosen; values that the identity may not
+    list are left out. A setting in `defaults` has its default with its values.
     """
     location, group = settings.get("location"), settings.get("resource_group")
-    tellers: dict[str, Callable[[], list[Any]]] = {
+    listings: dict[str, Callable[[], list[Any]]] = {
         "location": azure.locations,
-        "resource_group": lambda: sorted(found["name"] for found in azure.groups()),
+        "resource_group": lambda: sorted(document["name"] for document in azure.groups()),
     }
     if location:
-        tellers["export_worker_size"] = lambda: sizes.sizes(azure, canonical_location(location))
-        tellers["export_worker_image"] = lambda: [
+        listings["export_worker_size"] = lambda: sizes.sizes(azure, canonical_location(location))
+        listings["export_worker_image"] = lambda: [
             {"id": str(image), "name": str(image)}
             for image in images.images(azure, canonical_location(location))
         ]
     if group:
-        tellers["export_network"] = lambda: networks(azure, settings)
-        tellers["storage_account_name"] = lambda: sorted(
-            names.name_of(found["id"])
-            for found in azure.storage_accounts()
-            if names.group_of(found["id"]).lower() == str(group).lower()
+        listings["export_network"] = lambda: networks(azure, settings)
+        listings["storage_account_name"] = lambda: sorted(
+            names.name_of(document["id"])
+            for document in azure.storage_accounts()
+            if names.group_of(document["id"]).lower() == str(group).lower()
         )
     account = settings.get("storage_account_name")
     if group and account:
         id = f"/subscriptions/{azure.subscription}/resourceGroups/{group}/providers/{_ACCOUNTS}/{account}"
-        tellers["storage_container_name"] = lambda: sorted(found["name"] for found in azure.containers(id))
-    asked = set(wanted or tellers)
-    told = []
-    for name, values in tellers.items():
-        if name in asked:
+        listings["storage_container_name"] = lambda: sorted(
+            document["name"] for document in azure.containers(id)
+        )
+    selected = set(wanted or listings)
+    listed = []
+    for name, values in listings.items():
+        if name in selected:
             try:
                 option: Json = {"name": name, "values": values()}
             except Denied as error:
-                LOG.info("the values of %s are not told: %s", name, error)
+                LOG.info("the values of %s are left out: %s", name, error)
                 continue
             if defaults and name in defaults:
                 option["config_default"] = defaults[name]
-            told.append(option)
-    return told
+            listed.append(option)
+    return listed
 
 
 def inventory(azure: Azure, settings: Mapping[str, Any]) -> str:
-    """A table of the machines as CSV: a header, one line a machine, sorted by id."""
+    """A table of the machines as CSV: a header, then one line per machine, sorted by id."""
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(COLUMNS)

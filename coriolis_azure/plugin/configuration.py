@@ -1,7 +1,7 @@
-"""The orchestrator's configuration file: its group of our options, its proxy, its password for temporary keys.
+"""The orchestrator's configuration file: the group with our options, its proxy, its password for temporary keys.
 
-The options are defaults for what a source environment and a connection leave out. Their names are those that
-the orchestrator's documentation has for Azure as a source. Without oslo.config there is none of it.
+The options are defaults for settings that a source environment or a connection leaves out. Their names are those in
+the orchestrator's documentation of Azure as a source. Without oslo.config there are no options.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ except ImportError:
 LOG = logging.getLogger(__name__)
 
 GROUP = "azure_migration_provider"
-# Option, and the property of a source environment that it is the default of.
+# Option -> the property of a source environment whose default it is.
 _ENVIRONMENT = {
     "export_location": "location",
     "export_worker_size": "export_worker_size",
     "export_worker_image": "export_worker_image",
 }
-# Option, and the resource provider whose API version it sets.
+# Option -> the resource provider whose API version it sets.
 _VERSIONS = {
     "export_arm_resource_api_version": "Microsoft.Resources",
     "export_arm_compute_api_version": "Microsoft.Compute",
@@ -36,8 +36,8 @@ _VERSIONS = {
     "export_blob_storage_api_version": "Microsoft.Storage",
 }
 _HELP = {
-    "export_location": "Azure location of VMs and temporary resources where a source environment names none.",
-    "export_worker_size": "Size of the temporary worker VM where a source environment names none.",
+    "export_location": "Azure location of VMs and temporary resources, unless a source environment names one.",
+    "export_worker_size": "Size of the temporary worker VM, unless a source environment names one.",
     "export_worker_image": "Image of the temporary worker VM: publisher, offer, sku and version.",
     **{
         name: f"API version for {provider}, for an older Azure Stack." for name, provider in _VERSIONS.items()
@@ -46,7 +46,7 @@ _HELP = {
 
 
 def register() -> None:
-    """Register the options, unless another plugin has options of these names already: then those are read."""
+    """Register the options; if another plugin has already registered one of the same name, that one is used."""
     if cfg is None:
         return
     for name, help in _HELP.items():
@@ -58,19 +58,19 @@ def register() -> None:
 
 
 def quiet() -> None:
-    """Keep what Azure's SDKs log of each request and each token out of logs at INFO, unless a level is configured."""
+    """Keep the INFO messages of Azure's SDKs (each request, each token) out of the logs, unless a level is set."""
     sdks = logging.getLogger("azure")
     if sdks.level == logging.NOTSET:
         sdks.setLevel(logging.WARNING)
 
 
 def environment_defaults() -> Json:
-    """What is configured for source environments."""
+    """The configured defaults of source environments."""
     return {name: value for option, name in _ENVIRONMENT.items() if (value := _value(option))}
 
 
 def filled_connection(connection_info: Json) -> Json:
-    """The connection with the API versions that are configured, where it does not say others itself."""
+    """The connection with the configured API versions, except those that it sets itself."""
     versions = {provider: value for option, provider in _VERSIONS.items() if (value := _value(option))}
     custom = connection_info.get("custom_cloud_properties", {})
     if not versions or not isinstance(custom, dict):
@@ -80,29 +80,29 @@ def filled_connection(connection_info: Json) -> Json:
 
 
 def proxy() -> tuple[str, tuple[str, ...]] | None:
-    """The proxy of the orchestrator's group `[proxy]`: its URL with the credentials in it, and the exceptions."""
-    told = _orchestrators("osmorphing.manager", "proxy")
-    if not told or not told.url:
+    """The proxy in the orchestrator's group `[proxy]`: the URL with its credentials, and the hosts to exclude."""
+    options = _orchestrators("osmorphing.manager", "proxy")
+    if not options or not options.url:
         return None
-    parts = urlsplit(told.url if "://" in told.url else f"http://{told.url}")
+    parts = urlsplit(options.url if "://" in options.url else f"http://{options.url}")
     if not parts.hostname:
         raise InvalidInput("[proxy] url names no host", remedy="Write it as http://host:port.")
-    if told.username and "@" not in parts.netloc:
-        login = ":".join(quote(part, safe="") for part in (told.username, told.password) if part)
+    if options.username and "@" not in parts.netloc:
+        login = ":".join(quote(part, safe="") for part in (options.username, options.password) if part)
         parts = parts._replace(netloc=f"{login}@{parts.netloc}")
-    return parts.geturl(), tuple(name.strip().lstrip(".").lower() for name in told.no_proxy)
+    return parts.geturl(), tuple(name.strip().lstrip(".").lower() for name in options.no_proxy)
 
 
 def temporary_keys_password() -> str:
-    """The password that keys of temporary machines are encrypted with on their way between tasks; "" for none."""
-    told = _orchestrators("tasks.base", "serialization")
-    return (told and told.temp_keypair_password) or ""
+    """The password that encrypts keys of temporary machines on their way between tasks; "" for none."""
+    options = _orchestrators("tasks.base", "serialization")
+    return (options and options.temp_keypair_password) or ""
 
 
 def _orchestrators(module: str, group: str) -> Any:
-    """The orchestrator's own options of `group`, None without it.
+    """The orchestrator's own options in `group`; None without an orchestrator.
 
-    They are registered by a module that not every one of its processes loads.
+    `module` registers them; not every process of the orchestrator has loaded it.
     """
     if cfg is None:
         return None

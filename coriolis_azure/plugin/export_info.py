@@ -1,4 +1,4 @@
-"""A `Machine` in the words of the orchestrator: what destination plugins make a VM from."""
+"""A `Machine` in the orchestrator's format, from which destination plugins make a VM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..model import Disk, Json, Machine, Nic
 
 
 def export_info(machine: Machine) -> Json:
-    """The machine as the orchestrator's vm_export_info; no nulls, all six device lists."""
+    """The machine as the orchestrator's vm_export_info, without nulls and with all six device lists."""
     info: Json = {
         "id": machine.id,
         "name": machine.name,

@@ -1,11 +1,11 @@
-"""The orchestrator's HTTPS backup writer, spoken by ourselves: chunks posted over several connections at once.
+"""Our client of the orchestrator's HTTPS backup writer: posts chunks over several connections concurrently.
 
-Both sides prove themselves with the certificates that the orchestrator gives. The device is locked for the
-token of this run while it is open. What may pass by itself (a broken connection, a 5xx) is tried again, what
-cannot (a 4xx) is not; a chunk that arrives twice is the same bytes at the same place.
+Both sides authenticate with the certificates that the orchestrator provides. While the device is open, it is locked
+for this run's token. Transient failures (a lost connection, a 5xx) are retried, others (a 4xx) are not; posting a
+chunk twice is harmless.
 
-The server can compute digests of ranges: each range that was posted is checked against the digest it had when
-it was sent. The protocol has no way to ask for a sync; the server's answer to a chunk is all it says.
+The server can compute digests of ranges, so each posted range is checked against the digest of what was sent. The
+protocol has no sync request; the server's answer to a chunk is its only confirmation.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from ..replica.destinations import Content
 from ..threads import Lock, ordered
 
 CHECKS = 4  # checksum jobs at a time
-_PIECE = 4 << 20  # zeros of one request
+_PIECE = 4 << 20  # most zeros in one request
 _PAUSES = (0.2, 1.0, 3.0)  # seconds between attempts
 _CERTIFICATES = ("client_crt", "client_key", "ca_crt")
-_WORDS = 300  # characters of the server's own words in a message
+_WORDS = 300  # most characters of the server's own message in ours
 _ANSWER_BYTES = 1 << 20
 _ALGORITHM = "sha256"
 _SENT = struct.Struct(">QQ32s")  # offset, length, digest
-_END = 0  # what is added to the offset after a range's last byte: a checksum "stops at" end_offset, before it
+_END = 0  # added to a range's exclusive end: a checksum stops before end_offset
 _ACQUIRE_SECONDS = 8.0
 _CHECK_SECONDS = 3600.0
 _POLL_SECONDS = (0.02, 5.0)  # the first pause, and the longest
@@ -49,9 +49,9 @@ _REMEDY = "Check the backup writer's service on the target, and that this host m
 
 
 class Target:
-    """The server that has the devices. A writer.Backend.
+    """The server with the devices. A writer.Backend.
 
-    `details`: ip, port and certificates: client_crt, client_key, ca_crt, each PEM.
+    `details`: ip, port and certificates: client_crt, client_key and ca_crt, each in PEM.
     """
 
     def __init__(
@@ -69,50 +69,50 @@ class Target:
         return Device(self, disk, path)
 
     def connection(self) -> HTTPSConnection:
-        """A new connection, which opens itself with the first request."""
+        """A new connection, opened by its first request."""
         return HTTPSConnection(self.host, self.port, timeout=self.patience, context=self._trust)
 
 
 class Device:
-    """One device behind the server. A writer.Device."""
+    """One device of the server. A writer.Device."""
 
     def __init__(self, target: Target, disk: str, path: str) -> None:
         self._target, self._disk = target, disk
-        # As the orchestrator's client writes it: neither the safe alphabet nor quoted.
+        # As in the orchestrator's client: the standard base64 alphabet, not quoted.
         self._base = f"/api/v2/device/{base64.b64encode(path.encode()).decode()}"
         self._token = str(uuid.uuid4())
         self._acquired = False
         self._idle: list[HTTPSConnection] = []
-        self._sent = bytearray()  # _SENT of each range that was posted: 48 bytes
-        self._unanswered = 0  # requests to write
+        self._sent = bytearray()  # a _SENT record of 48 bytes for each range that was posted
+        self._unanswered = 0  # write requests without an answer
         self._lock = Lock()
 
     def open(self) -> None:
-        """Lock the device for us; a run that was ended a moment ago may still hold it. See Device."""
-        what = f"an earlier run to let go of the volume of {self._disk}"
-        waiting = Wait(self._target.report, self._target.clock, what, _ACQUIRE_SECONDS)
+        """Lock the device; a run that has just been ended may still hold the lock. See Device."""
+        awaited = f"an earlier run to release the volume of {self._disk}"
+        waiting = Wait(self._target.report, self._target.clock, awaited, _ACQUIRE_SECONDS)
         while self._request("POST", "/acquire", missing=(409,) if waiting.left > 0 else ()) is None:
             waiting.pause(0.5)
         self._acquired = True
 
     def write(self, offset: int, data: Content) -> None:
-        """Post a chunk, and wait until it is taken. See Device."""
+        """Post a chunk and wait until the server has accepted it. See Device."""
         body, packed = data, False
         if self._target.compress:
-            squeezed = gzip.compress(data, 1, mtime=0)
-            if len(squeezed) < len(data):
-                body, packed = squeezed, True
+            compressed = gzip.compress(data, 1, mtime=0)
+            if len(compressed) < len(data):
+                body, packed = compressed, True
         self._post(offset, len(data), body, packed, hashlib.sha256(data).digest())
 
     def zero(self, offset: int, length: int) -> None:
-        """Post zeros, packed. See Device."""
+        """Post compressed zeros. See Device."""
         for start in range(offset, offset + length, _PIECE):
             size = min(_PIECE, offset + length - start)
             body, digest = _zeros(size)
             self._post(start, size, body, True, digest)
 
     def flush(self) -> None:
-        """Nothing: each chunk is answered when it is taken, and there is no more to ask for. See Device."""
+        """Do nothing: each accepted chunk has been answered, and the protocol has no sync. See Device."""
 
     @property
     def checkable(self) -> bool:
@@ -120,7 +120,7 @@ class Device:
         return bool(self._sent)
 
     def check(self) -> bool | None:
-        """Compare each range that was posted with the server's digest of it. See Destination."""
+        """Compare the digest of each posted range with the server's. See Destination."""
         if not self._sent:
             return None
         ranges: Iterable[tuple[int, int, bytes]] = _SENT.iter_unpack(self._sent)
@@ -130,17 +130,17 @@ class Device:
             return True if all(results) else None
 
     def quiet(self) -> bool:
-        """Whether every chunk was answered, at each attempt. See Device."""
+        """Whether every attempt to post a chunk was answered. See Device."""
         return not self._unanswered
 
     def close(self) -> None:
-        """Unlock the device and hang up. See Device."""
+        """Unlock the device and close the connections. See Device."""
         if self._acquired:
             self._acquired = False
             try:
                 self._request("POST", "/release", pauses=())
             except DestinationFailed as error:
-                self._target.report(Notice(f"the device may still be locked at the target: {error.message}"))
+                self._target.report(Notice(f"the device may still be locked on the target: {error.message}"))
         self._hang_up()
 
     def _post(self, offset: int, length: int, body: Content, packed: bool, digest: bytes) -> None:
@@ -152,16 +152,16 @@ class Device:
             self._sent += _SENT.pack(offset, length, digest)
 
     def _compare(self, sent: tuple[int, int, bytes]) -> bool:
-        """Whether the server could compute the digest of a range. CorruptChunk where it is another one."""
+        """Whether the server could compute the digest of a range. CorruptChunk if it differs."""
         offset, length, digest = sent
         with self._job(offset, length) as id:
             if not id:
                 return False
-            found = self._digest(id, offset)
-        if found.lower() != digest.hex():
+            actual = self._digest(id, offset)
+        if actual.lower() != digest.hex():
             raise CorruptChunk(
-                f"{self._disk}: at offset {offset} the target holds {length} bytes of digest {found}, "
-                f"what was sent has {digest.hex()}",
+                f"{self._disk}: at offset {offset} the target holds {length} bytes with the digest {actual}, "
+                f"but the bytes sent have {digest.hex()}",
                 disk=self._disk,
                 offset=offset,
             )
@@ -169,7 +169,7 @@ class Device:
 
     @contextmanager
     def _job(self, offset: int, length: int) -> Iterator[str]:
-        """A checksum job of a range: its id, empty where the server knows no such jobs."""
+        """The id of a checksum job for a range; empty if the server has no such jobs."""
         task = {
             "start_offset": offset,
             "end_offset": offset + length + _END,
@@ -185,7 +185,7 @@ class Device:
                     self._request("DELETE", f"/checksumJob/{id}", pauses=(), offset=offset)
 
     def _digest(self, id: str, offset: int) -> str:
-        """What a checksum job has found, once it has."""
+        """Wait for the result of a checksum job."""
         waiting = Wait(silent, self._target.clock, "a checksum", _CHECK_SECONDS)
         pause, longest = _POLL_SECONDS
         while True:
@@ -198,14 +198,14 @@ class Device:
             if state == "failed":
                 raise self._failed(f"its checksum job failed: {_words(job.get('error_message'))}", offset)
             if waiting.left < 0:
-                raise self._failed(f"its checksum job took over {_CHECK_SECONDS:g} seconds", offset)
+                raise self._failed(f"its checksum job took longer than {_CHECK_SECONDS:g} seconds", offset)
             waiting.pause(pause)
             pause = min(2 * pause, longest)
 
     def _asked(
         self, method: str, path: str, offset: int, body: bytes = b"", missing: tuple[int, ...] = ()
     ) -> dict[str, Any]:
-        """A JSON object that the server answers with; empty where the status is one of `missing`."""
+        """The JSON object that the server answers with; empty if the status is one of `missing`."""
         headers = {"Content-Type": "application/json"} if body else {}
         answer = self._request(method, path, body, headers, offset=offset, missing=missing)
         if answer is None:
@@ -215,7 +215,7 @@ class Device:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise self._failed(f"its answer to {method} {path} is no JSON object", offset)
+            raise self._failed(f"its answer to {method} {path} is not a JSON object", offset)
         return document
 
     def _request(
@@ -229,33 +229,33 @@ class Device:
         pauses: Sequence[float] = _PAUSES,
         missing: tuple[int, ...] = (),
     ) -> bytes | None:
-        """The body of a good answer, after some attempts; None where the status is one of `missing`."""
+        """The body of a successful answer, with retries; None if the status is one of `missing`."""
         headers = {"X-Client-Token": self._token, **(headers or {})}
-        what = f"{method} {path or 'of a chunk'}"
+        request = f"{method} {path or 'of a chunk'}"
         for pause in (*pauses, None):
             try:
-                status, words = self._exchange(method, self._base + path, body, headers)
+                status, content = self._exchange(method, self._base + path, body, headers)
             except (OSError, HTTPException) as error:
-                said = f"no answer to {what}: {str(error) or type(error).__name__}"
+                reason = f"no answer to {request}: {str(error) or type(error).__name__}"
                 if exhausted(error):
                     break
             else:
                 if 200 <= status < 300:
-                    return words
+                    return content
                 if status in missing:
                     return None
-                said = f"{what} was answered with status {status}: {_words(words)}"
+                reason = f"{request} was answered with status {status}: {_words(content)}"
                 if status < 500:
                     break
             if pause is not None:
                 self._target.clock.sleep(pause)
-        raise self._failed(said, offset)
+        raise self._failed(reason, offset)
 
     def _exchange(self, method: str, path: str, body: Content, headers: dict[str, str]) -> tuple[int, bytes]:
-        """One request over an idle connection, or a new one; a connection that fails is dropped."""
+        """Send one request over an idle or new connection; a connection that fails is dropped."""
         with self._lock:
             connection = self._idle.pop() if self._idle else self._target.connection()
-        writes = path == self._base  # and not a path below it
+        writes = path == self._base  # a path below it is not a write
         try:
             if connection.sock is None:
                 connection.connect()
@@ -263,19 +263,19 @@ class Device:
                 self._unanswered += writes
             connection.request(method, path, body, headers)
             with connection.getresponse() as answer:
-                words = answer.read(_ANSWER_BYTES)
-                whole = answer.isclosed()
+                content = answer.read(_ANSWER_BYTES)
+                complete = answer.isclosed()
             with self._lock:
                 self._unanswered -= writes
         except BaseException:
             connection.close()
             raise
-        if answer.will_close or not whole:
+        if answer.will_close or not complete:
             connection.close()
         else:
             with self._lock:
                 self._idle.append(connection)
-        return answer.status, words
+        return answer.status, content
 
     def _hang_up(self) -> None:
         with self._lock:
@@ -283,16 +283,14 @@ class Device:
         for connection in idle:
             connection.close()
 
-    def _failed(self, what: str, offset: int | None) -> DestinationFailed:
+    def _failed(self, reason: str, offset: int | None) -> DestinationFailed:
         where = "" if offset is None else f" at offset {offset}"
-        text = (
-            f"{self._disk}: the backup writer at {self._target.host} port {self._target.port}{where}: {what}"
-        )
+        text = f"{self._disk}: the backup writer at {self._target.host} port {self._target.port}{where}: {reason}"
         return DestinationFailed(text, disk=self._disk, offset=offset, remedy=_REMEDY)
 
 
 def _trust(certificates: dict[str, Any]) -> ssl.SSLContext:
-    """Who we are, and whom we believe. InvalidInput where the certificates cannot be used."""
+    """A TLS context with our certificate and the CA to trust. InvalidInput if the certificates are unusable."""
     for name in _CERTIFICATES:
         if not isinstance(certificates.get(name), str):
             raise InvalidInput(f"the certificates of the http_backup_writer have no {name}")
@@ -300,28 +298,28 @@ def _trust(certificates: dict[str, Any]) -> ssl.SSLContext:
     trust.sslsocket_class = tls.Socket
     try:
         trust.load_verify_locations(cadata=certificates["ca_crt"])
-        # There is no way to load a key but from a file; the folder is for this user only and gone at once.
+        # A key can be loaded only from a file; the folder is private to this user and removed at once.
         with TemporaryDirectory() as folder:
-            both = Path(folder) / "client.pem"
-            both.touch(mode=0o600)
-            both.write_text(f"{certificates['client_crt']}\n{certificates['client_key']}\n")
-            trust.load_cert_chain(both, password=_no_password)
+            client = Path(folder) / "client.pem"
+            client.touch(mode=0o600)
+            client.write_text(f"{certificates['client_crt']}\n{certificates['client_key']}\n")
+            trust.load_cert_chain(client, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
         raise InvalidInput(f"the certificates of the http_backup_writer cannot be used: {error}") from error
     return trust
 
 
 def _no_password() -> str:
-    """Instead of a question at the terminal."""
+    """Refuse, where OpenSSL would otherwise ask at the terminal."""
     raise ValueError("the key is encrypted")
 
 
 @functools.lru_cache(maxsize=16)
 def _zeros(length: int) -> tuple[bytes, bytes]:
-    """Zeros as gzip, and their digest."""
+    """Zeros compressed with gzip, and the digest of the zeros."""
     zeros = bytes(length)
     return gzip.compress(zeros, 9, mtime=0), hashlib.sha256(zeros).digest()
 
 
-def _words(told: object) -> str:
-    return told_by_others(told, _WORDS) or "no words"
+def _words(text: object) -> str:
+    return told_by_others(text, _WORDS) or "no message"

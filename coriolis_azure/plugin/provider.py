@@ -1,7 +1,7 @@
-"""The plugin that the orchestrator loads: each method is JSON in, one call of the core, JSON out.
+"""The plugin that the orchestrator loads. Each method takes JSON, calls the core once and returns JSON.
 
-Nothing is kept between calls: each may run in another process, on another host. Nothing heavy is imported before
-a call needs it, since the orchestrator imports every plugin at each look-up. Errors leave here as the
+Nothing is kept between calls: each may run in another process, on another host. Heavy modules are imported only by
+the calls that need them, because the orchestrator imports every plugin at each look-up. Errors are translated to the
 orchestrator's own, with the remedy in their text.
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 configuration.register()
 configuration.quiet()
-# Users read along; a database keeps every line.
+# Users watch these updates, and the orchestrator's database keeps every one.
 _SECONDS_BETWEEN_STEPS = 1.0
 _SECONDS_BETWEEN_WAITS = 60.0
 
@@ -44,7 +44,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _ended_with_service(method: F) -> F:
-    """A task that is interrupted, and undoes what it made, when the service that waits for its result is gone."""
+    """Interrupt the method, so that it undoes what it made, when the service waiting for its result is gone."""
 
     @functools.wraps(method)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -55,7 +55,7 @@ def _ended_with_service(method: F) -> F:
 
 
 def _translated(method: F) -> F:
-    """A plugin's method whose errors are the orchestrator's."""
+    """Translate the method's errors to the orchestrator's."""
 
     @functools.wraps(method)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -83,13 +83,13 @@ class AzureExportProvider(
     base.BaseUpdateSourceReplicaProvider,
     base.BaseSourceMinionPoolProvider,
 ):
-    """Virtual machines out of Azure. `event_handler` is the orchestrator's, None for calls about an endpoint."""
+    """Takes virtual machines out of Azure. `event_handler` is the orchestrator's, None in calls about an endpoint."""
 
     platform = "azure"
 
     def __init__(self, event_handler: Any = None) -> None:
-        # A handler that fails (the task may have been cancelled) must not break a transfer or a clean-up.
-        self._report = unfailing(_Told(event_handler))
+        # A handler that fails, perhaps because the task was cancelled, must not break a transfer or a clean-up.
+        self._report = unfailing(_ProgressUpdates(event_handler))
 
     # The endpoint
 
@@ -98,12 +98,12 @@ class AzureExportProvider(
         return settings.schema("connection_info")
 
     def get_source_environment_schema(self) -> Json:
-        """The JSON schema of source environments; what is configured need not be given."""
+        """The JSON schema of source environments. Settings with a configured default are optional."""
         return _optional(settings.schema("source_environment"))
 
     @_translated
     def validate_connection(self, ctxt: Any, connection_info: Json) -> None:
-        """Sign in and look at the subscription; an error says what is wrong with which setting."""
+        """Sign in and look up the subscription; an error names the setting at fault."""
         with _azure(connection_info) as azure:
             azure.validate()
 
@@ -120,7 +120,7 @@ class AzureExportProvider(
     ) -> list[Json]:
         """A page of machines as vm_instance_info, in the order of their ids.
 
-        Never short before the end. Nothing is cached, so `refresh` changes nothing.
+        Every page but the last is full. Nothing is cached, so `refresh` has no effect.
         """
         from ..machine import listing
         from . import catalog
@@ -153,7 +153,7 @@ class AzureExportProvider(
 
     @_translated
     def get_storage(self, ctxt: Any, connection_info: Json, target_environment: Json) -> Json:
-        """The account types (SKUs) of the disks there are: what destinations map storage by."""
+        """The account types (SKUs) of all existing disks, by which destinations map storage."""
         from . import catalog
 
         with _azure(connection_info) as azure:
@@ -168,7 +168,7 @@ class AzureExportProvider(
         env: Json | None = None,
         option_names: list[str] | None = None,
     ) -> list[Json]:
-        """The values that source settings may take, read from Azure now; `config_default` is what is configured."""
+        """The possible values of source settings, as read from Azure now, with configured defaults."""
         from . import catalog
 
         defaults = configuration.environment_defaults()
@@ -189,9 +189,9 @@ class AzureExportProvider(
     def validate_replica_export_input(
         self, ctxt: Any, connection_info: Json, instance_name: str, source_environment: Json
     ) -> Json:
-        """Everything that can be known before anything is made or shut down; the machine as vm_export_info.
+        """Check everything that can be known before anything is made or shut down; return vm_export_info.
 
-        InvalidInput with all that would make a run fail; warnings are told.
+        InvalidInput lists everything that would make a run fail; warnings are reported.
         """
         from .export_info import export_info
 
@@ -217,7 +217,7 @@ class AzureExportProvider(
     def deploy_replica_source_resources(
         self, ctxt: Any, connection_info: Json, export_info: Json, source_environment: Json
     ) -> Json:
-        """Boot the worker. Nothing is left when it fails: nobody would call us to clean up."""
+        """Boot the worker. A failure leaves nothing behind, because the orchestrator would not call us to clean up."""
         with self._source(connection_info, source_environment) as source:
             run, worker = source.prepare(export_info["id"])
         disks = export_info.get("devices", {}).get("disks", [])
@@ -228,13 +228,13 @@ class AzureExportProvider(
     def delete_replica_source_resources(
         self, ctxt: Any, connection_info: Json, source_environment: Json, migr_resources_dict: Json
     ) -> None:
-        """Delete everything of the run, whatever step made it. CleanupIncomplete names what stayed."""
+        """Delete everything of the run, whichever step made it. CleanupIncomplete names what could not be deleted."""
         with self._source(connection_info, source_environment) as source:
-            stayed = source.finish(
+            left_behind = source.finish(
                 Run.from_json(migr_resources_dict["run"]), vhds=migr_resources_dict.get("vhds") or ()
             )
-        if stayed:
-            raise CleanupIncomplete(f"could not delete: {', '.join(stayed)}", left_behind=stayed)
+        if left_behind:
+            raise CleanupIncomplete(f"could not delete: {', '.join(left_behind)}", left_behind=left_behind)
 
     @_translated
     @_ended_with_service
@@ -250,9 +250,9 @@ class AzureExportProvider(
         volumes_info: list[Json],
         incremental: bool,
     ) -> list[Json]:
-        """Snapshot, clone and copy every disk that has a volume; `volumes_info` with the new states.
+        """Snapshot, clone and copy every disk that has a volume; return `volumes_info` with the new states.
 
-        `incremental` says nothing: the orchestrator always passes True. What a volume holds is in its state.
+        `incremental` is ignored: the orchestrator always passes True, and a volume's state tells what it holds.
         """
         from ..source import DEAD_AFTER
         from . import writer
@@ -289,9 +289,9 @@ class AzureExportProvider(
     def delete_replica_source_snapshots(
         self, ctxt: Any, connection_info: Json, source_environment: Json, volumes_info: list[Json]
     ) -> list[Json]:
-        """Forget the states, so that the next execution is a full one. No snapshot is kept between runs.
+        """Drop the states, so that the next execution is a full one. No snapshot is kept between runs.
 
-        Volumes that are VHDs in Blob storage are deleted, as no destination does that.
+        Volumes that are VHDs in Blob storage are deleted, because no destination plugin does that.
         """
         from . import writer
 
@@ -306,7 +306,7 @@ class AzureExportProvider(
     def shutdown_instance(
         self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
     ) -> None:
-        """Deallocate the VM and wait until it is done."""
+        """Deallocate the VM and wait until that is done."""
         with self._source(connection_info, source_environment) as source:
             source.stop(source.inspect(instance_name))
 
@@ -320,10 +320,10 @@ class AzureExportProvider(
         old_params: Json,
         new_params: Json,
     ) -> list[Json]:
-        """Refuse what would make it another machine; the volumes, none of which is taken for a blank one any more.
+        """Refuse changes that would select another machine; return the volumes, marked as no longer blank.
 
-        The location and the resource group name the machine, so they stay, and so does the container while volumes are
-        kept there. Another chunk size means a full run. Everything else may change between executions.
+        The location and the resource group identify the machine, so they cannot change; nor can the container while
+        it holds volumes. Another chunk size means a full run. Everything else may change between executions.
         """
         from . import writer
 
@@ -336,26 +336,26 @@ class AzureExportProvider(
             if before.lower() != after.lower():
                 raise InvalidInput(
                     f"{name} cannot change from {before} to {after}: {instance_name} would be another machine",
-                    remedy="Create a new transfer for the machine over there.",
+                    remedy="Create a new transfer for the machine there.",
                 )
         for name in ("storage_account_name", "storage_container_name"):
             before, after = getattr(old, name), getattr(new, name)
             if before != after and any(volume.get(writer.VHD) for volume in volumes_info):
                 raise InvalidInput(
-                    f"{name} cannot change from {before} to {after or 'nothing'}: the replica of {instance_name} is "
-                    "kept there",
+                    f"{name} cannot change from {before} to {after or 'nothing'}: it holds the replica of "
+                    f"{instance_name}",
                     remedy="Delete the disks of the transfer first.",
                 )
         return [writer.touched(volume) for volume in volumes_info]
 
     def get_os_morphing_tools(self, os_type: str, osmorphing_info: Json) -> list[type]:
-        """None: leaving Azure needs no change of the guest; what the destination needs, its own tools bring."""
+        """None: leaving Azure needs no change in the guest, and the destination has its own tools."""
         return []
 
     # Worker pools
 
     def get_minion_pool_environment_schema(self) -> Json:
-        """The JSON schema of pool environments; what is configured need not be given."""
+        """The JSON schema of pool environments. Settings with a configured default are optional."""
         return _optional(settings.pool_schema())
 
     def get_minion_pool_options(
@@ -365,16 +365,16 @@ class AzureExportProvider(
         env: Json | None = None,
         option_names: list[str] | None = None,
     ) -> list[Json]:
-        """The values that pool settings may take, read from Azure now."""
+        """The possible values of pool settings, as read from Azure now."""
         known = settings.pool_schema()["properties"]
-        told: list[Json] = self.get_source_environment_options(ctxt, connection_info, env, option_names)
-        return [option for option in told if option["name"] in known]
+        options: list[Json] = self.get_source_environment_options(ctxt, connection_info, env, option_names)
+        return [option for option in options if option["name"] in known]
 
     @_translated
     def validate_minion_pool_environment_options(
         self, ctxt: Any, connection_info: Json, environment_options: Json
     ) -> None:
-        """Raise when no worker could be made with these settings."""
+        """Raise an error if no worker can be made with these settings."""
         from ..azure import permissions
         from ..checks import preflight
 
@@ -386,7 +386,7 @@ class AzureExportProvider(
     def set_up_pool_shared_resources(
         self, ctxt: Any, connection_info: Json, environment_options: Json, pool_identifier: str
     ) -> Json:
-        """Make the network that all workers of a pool share."""
+        """Create the network that all workers of a pool share."""
         with self._pool(connection_info, environment_options, pool_identifier) as pool:
             run, subnet = pool.share()
         return {"run": run.to_json(), "subnet": subnet}
@@ -395,7 +395,7 @@ class AzureExportProvider(
     def tear_down_pool_shared_resources(
         self, ctxt: Any, connection_info: Json, environment_options: Json, pool_shared_resources: Json
     ) -> None:
-        """Delete it."""
+        """Delete the network that the workers of a pool shared."""
         if not pool_shared_resources:
             return
         with self._pool(connection_info, environment_options) as pool:
@@ -413,10 +413,11 @@ class AzureExportProvider(
         pool_shared_resources: Json,
         new_minion_identifier: str,
     ) -> Json:
-        """Boot a worker of the pool and wait until it can be reached."""
+        """Boot a worker of the pool and wait until it is reachable."""
         if pool_os_type != "linux":
             raise InvalidInput(
-                f"a worker for {pool_os_type} cannot be made", remedy="Make a Linux pool: it reads any disk."
+                f"there are no workers that run {pool_os_type}",
+                remedy="Create a Linux pool; its workers read any disk.",
             )
         with self._pool(connection_info, environment_options, pool_identifier) as pool:
             run, worker = pool.add(new_minion_identifier, pool_shared_resources["subnet"])
@@ -443,7 +444,7 @@ class AzureExportProvider(
 
     @_translated
     def shutdown_minion(self, ctxt: Any, connection_info: Json, minion_properties: Json) -> None:
-        """Deallocate a worker, so that it costs no more than its disk."""
+        """Deallocate a worker, so that only its disk is charged."""
         with self._pool(connection_info, minion_properties["environment"]) as pool:
             pool.stop(minion_properties["worker"]["vm"])
 
@@ -451,7 +452,7 @@ class AzureExportProvider(
     def healthcheck_minion(
         self, ctxt: Any, connection_info: Json, minion_properties: Json, minion_connection_info: Json
     ) -> None:
-        """Raise when a worker cannot be used; the orchestrator then makes another."""
+        """Raise an error if a worker is unusable; the orchestrator then makes another one."""
         with self._pool(connection_info, minion_properties["environment"]) as pool:
             pool.check_health(_worker(minion_properties, minion_connection_info))
 
@@ -463,7 +464,7 @@ class AzureExportProvider(
         minion_connection_info: Json,
         volumes_info: list[Json],
     ) -> Json:
-        """Nothing: on the source side attaching belongs to `replicate_disks`."""
+        """Do nothing: on the source side `replicate_disks` attaches disks."""
         return {"volumes_info": volumes_info, "minion_properties": minion_properties}
 
     def detach_volumes_from_minion(
@@ -474,7 +475,7 @@ class AzureExportProvider(
         minion_connection_info: Json,
         volumes_info: list[Json],
     ) -> Json:
-        """Nothing: on the source side detaching belongs to `replicate_disks`."""
+        """Do nothing: on the source side `replicate_disks` detaches disks."""
         return {"volumes_info": volumes_info, "minion_properties": minion_properties}
 
     @_translated
@@ -486,21 +487,21 @@ class AzureExportProvider(
         environment_options: Json,
         minion_properties: Json,
     ) -> None:
-        """Raise when this worker cannot read that machine's disks."""
+        """Raise an error if this worker cannot read the machine's disks."""
         with self._pool(connection_info, minion_properties["environment"]) as pool:
             pool.check_fits(export_info.get("location") or environment_options["location"])
 
     def _forget(self, connection_info: Json, source_environment: Json, records: list[str]) -> None:
         """Delete the records of volumes.
 
-        That must work where Azure cannot be reached any more: a record that stays costs nothing.
+        This must succeed even if Azure can no longer be reached; a record left behind does no harm.
         """
         try:
             with self._source(connection_info, source_environment) as source:
                 for id in records:
                     source.records().delete(id)
         except CoriolisAzureError as error:
-            self._report(Notice(f"records of volumes may have stayed in Azure: {error.message}"))
+            self._report(Notice(f"records of volumes may remain in Azure: {error.message}"))
 
     @contextmanager
     def _source(self, connection_info: Json, source_environment: Json) -> Iterator[Source]:
@@ -541,7 +542,7 @@ def _azure(connection_info: Json) -> Iterator[Azure]:
 
 
 def _transport(connection_info: Json) -> Transport:
-    """HTTPS, through the proxy that the orchestrator is configured with."""
+    """HTTPS, through the orchestrator's configured proxy, if any."""
     from ..azure import transport
 
     configured = configuration.proxy()
@@ -550,7 +551,7 @@ def _transport(connection_info: Json) -> Transport:
 
 
 def _filled(connection_info: Json, environment: Json) -> tuple[Json, Json]:
-    """Connection and environment with what the orchestrator is configured with, where they do not say it."""
+    """The connection and the environment, with configured defaults for what they leave out."""
     return (
         configuration.filled_connection(connection_info),
         {**configuration.environment_defaults(), **environment},
@@ -558,15 +559,15 @@ def _filled(connection_info: Json, environment: Json) -> tuple[Json, Json]:
 
 
 def _optional(schema: Json) -> Json:
-    """The schema without the requirement to give what is configured."""
+    """The schema, with settings that have a configured default made optional."""
     configured = configuration.environment_defaults()
     return {**schema, "required": [name for name in schema["required"] if name not in configured]}
 
 
 def _chosen(connection_info: Json, environment: Json | None) -> Json:
-    """The settings chosen so far, or configured, with the connection's resource group where none is."""
-    given = {**configuration.environment_defaults(), **(environment or {})}
-    chosen = {name: value for name, value in given.items() if value}
+    """The settings chosen so far or configured; the resource group defaults to the connection's."""
+    merged = {**configuration.environment_defaults(), **(environment or {})}
+    chosen = {name: value for name, value in merged.items() if value}
     group = connection_info.get("default_resource_group")
     return {"resource_group": group, **chosen} if group else chosen
 
@@ -574,7 +575,7 @@ def _chosen(connection_info: Json, environment: Json | None) -> Json:
 def _copied(
     source: Source, run: Run, worker: Worker, machine: Machine, disks: Sequence[Disk], volumes: Volumes
 ) -> list[Outcome]:
-    """Copy the disks to their volumes; those that are VHDs are recorded as one set, as any replica is."""
+    """Copy the disks to their volumes; VHD volumes are recorded as one set, like any replica."""
     from ..replica import sets
 
     place, vhds = volumes.vhds()
@@ -588,7 +589,7 @@ def _copied(
 
 
 def _figures(outcome: Outcome) -> str:
-    """What became of a disk, for people."""
+    """A summary of a copied disk, for people."""
     counts = {
         "read": outcome.read_bytes,
         "sent": outcome.sent_bytes,
@@ -596,11 +597,11 @@ def _figures(outcome: Outcome) -> str:
         "unchanged": outcome.skipped_bytes,
     }
     verified = "verified" if outcome.verified else "not verified"
-    return ", ".join([*(f"{amount(count)} {what}" for what, count in counts.items()), verified])
+    return ", ".join([*(f"{amount(count)} {label}" for label, count in counts.items()), verified])
 
 
 def _made(run: Run, worker: Worker) -> Json:
-    """What another process needs to use and to delete a worker; no secrets."""
+    """What another process needs to use and delete a worker, without secrets."""
     return {
         "run": run.to_json(),
         "worker": {"vm": worker.vm, "host_key": worker.host_key, "slots": worker.slots},
@@ -608,15 +609,15 @@ def _made(run: Run, worker: Worker) -> Json:
 
 
 def _vhds(disks: Iterable[str]) -> list[str]:
-    """The URLs of those disks that are VHDs: when a run is cleaned up its VM may lack them, and they are there."""
+    """The URLs of the disks that are VHDs: they may exist even if the VM no longer has them at clean-up."""
     return [id for id in disks if names.is_blob(id)]
 
 
 def _reached(worker: Worker) -> Json:
-    """How a worker is reached, in the orchestrator's shape, with its private key as the `password`.
+    """How to reach a worker, in the orchestrator's format, with the private key as `password`.
 
-    The orchestrator logs what tasks return, and its own mask covers `password` but not `pkey`. The key is encrypted
-    where a password for temporary keys is configured, since databases and debug logs have no mask.
+    The orchestrator logs what tasks return and masks `password` but not `pkey`. Its database and debug logs mask
+    nothing, so the key is encrypted if a password for temporary keys is configured.
     """
     from ..readers import keys
 
@@ -630,7 +631,7 @@ def _reached(worker: Worker) -> Json:
 
 
 def _worker(made: Json, connection: Json) -> Worker:
-    """The worker of `_made`, reached as `_reached` says."""
+    """The worker, from the results of `_made` and `_reached`."""
     return Worker(
         vm=made["worker"]["vm"],
         address=connection["ip"],
@@ -643,13 +644,13 @@ def _worker(made: Json, connection: Json) -> Worker:
 
 
 def _opened(private_key: str) -> str:
-    """The private key of `_reached`, without the password for temporary keys."""
+    """The private key from `_reached`, decrypted if it is encrypted."""
     from ..readers import keys
 
     if not private_key:
         raise InvalidInput(
             "the worker's connection info has no password",
-            remedy="Run again; where the worker is a pool's, refresh the pool.",
+            remedy="Run again; if the worker belongs to a pool, refresh the pool.",
         )
     if not private_key.startswith("-----BEGIN ENCRYPTED"):
         return private_key
@@ -657,34 +658,36 @@ def _opened(private_key: str) -> str:
         return keys.decrypted(private_key, configuration.temporary_keys_password())
     except (TypeError, ValueError) as error:
         raise InvalidInput(
-            "the worker's key is encrypted with another [serialization] temp_keypair_password than this host has",
-            remedy="Configure the same one on all worker hosts. Then run again, or refresh the pool.",
+            "the worker's key is encrypted with a different [serialization] temp_keypair_password than this host's",
+            remedy="Configure the same password on all worker hosts. Then run again, or refresh the pool.",
         ) from error
 
 
-class _Told:
-    """Events for the orchestrator's users: lines, and a bar for each disk that never goes back.
+class _ProgressUpdates:
+    """Shows events to the orchestrator's users: as lines, and as one progress bar per disk that never goes back.
 
-    Disks are copied side by side and the orchestrator's handler is not made for threads, so there is a lock.
+    Disks are copied concurrently and the orchestrator's handler is not thread-safe, hence the lock.
     """
 
     def __init__(self, handler: Any, clock: Clock | None = None) -> None:
         self._handler = handler
         self._clock = clock or Clock()
         self._lock = Lock()
-        self._bars: dict[str, tuple[Any, int, float]] = {}
-        self._waits: dict[str, float] = {}
+        self._bars: dict[
+            str, tuple[Any, int, float]
+        ] = {}  # by disk: the bar, its percentage and when it was shown
+        self._waits: dict[str, float] = {}  # when each wait was last shown
 
     def __call__(self, event: Event) -> None:
-        """Log the event and tell it."""
+        """Log the event and show it."""
         logged(event)
         if self._handler is None:
             return
         with self._lock:
-            self._tell(event)
+            self._show(event)
 
-    def _tell(self, event: Event) -> None:
-        """Everything is a progress update: no client of the orchestrator shows its events."""
+    def _show(self, event: Event) -> None:
+        """Show the event as a progress update; no client of the orchestrator shows its own events."""
         match event:
             case Waiting() if not self._is_due(event):
                 pass
@@ -694,9 +697,9 @@ class _Told:
                 self._handler.add_progress_update(line(event))
 
     def _is_due(self, event: Waiting) -> bool:
-        """Whether to tell of a wait: it has just begun, or was not told of for a minute."""
-        now, told = self._clock.monotonic(), self._waits.get(event.what)
-        due = told is None or now - told >= _SECONDS_BETWEEN_WAITS
+        """Whether to show a wait: it is new, or was last shown a minute ago or earlier."""
+        now, shown = self._clock.monotonic(), self._waits.get(event.what)
+        due = shown is None or now - shown >= _SECONDS_BETWEEN_WAITS
         if due:
             self._waits[event.what] = now
         return due
@@ -708,8 +711,8 @@ class _Told:
             text = f"copying {event.disk} ({amount(event.total)})"
             bar = self._handler.add_progress_update(text, initial_step=0, total_steps=100, return_event=True)
             self._bars[event.disk] = (self._handler.get_progress_update_identifier(bar), 0, now)
-        bar, told, when = self._bars[event.disk]
+        bar, shown, when = self._bars[event.disk]
         finished = event.done == event.total
-        if percent > told and (finished or now - when >= _SECONDS_BETWEEN_STEPS):
+        if percent > shown and (finished or now - when >= _SECONDS_BETWEEN_STEPS):
             self._handler.update_progress_update(bar, percent)
             self._bars[event.disk] = (bar, percent, now)

@@ -1,16 +1,14 @@
-"""The orchestrator's SSH backup writer, spoken by ourselves: `write_data` on the target, some for each disk.
+"""Our client of the orchestrator's SSH backup writer: several `write_data` processes on the target per disk.
 
-Messages are sent without waiting for the answers to those before, up to 8 MiB that are not yet answered. Each
-answer must be the id that is due. A server of SSH takes in no more than it has given room for, 2 MiB a session
-with OpenSSH, which a delay turns into a limit: so threads that write at a time get receivers of their own, over
-the same connection. What they write does not overlap, so it does not matter which receiver is ahead. Nobody but
-the writing threads is at work: who has to wait takes the answers in, and whoever meets a failure leaves it for
-the others.
+Messages are pipelined, with up to 8 MiB unanswered; answers must come in order. An SSH session's window, 2 MiB with
+OpenSSH, limits its throughput over a link with latency, so threads that write concurrently use receivers of their
+own, over one connection. Their writes do not overlap, so the order between receivers does not matter. There are no
+threads besides the writing ones: a thread that has to wait reads the answers, and one that meets a failure records it
+for the others.
 
-The orchestrator's client also removes udev rules and changes lvm.conf on the target before it writes, so that
-no volume group on the volumes is activated there. That is not repeated here: the target is the destination
-plugin's machine, which is deployed for this with the volumes attached, and a client that edits the system of a
-machine which is not its own may break one that is used for more.
+The orchestrator's own client also removes udev rules and edits lvm.conf on the target before it writes, so that no
+volume group on the volumes is activated. We do not: the target belongs to the destination plugin, which deploys it
+with the volumes attached, and editing the system of a machine that is not ours could break its other uses.
 """
 
 from __future__ import annotations
@@ -33,26 +31,23 @@ from ..replica.destinations import Content
 from ..threads import Condition, Lock
 from . import write_data
 
-RECEIVERS = (
-    6  # for a device, at most; a server of SSH lets a connection have ten sessions, if nobody changed that
-)
-IN_FLIGHT = 8 << 20  # bytes sent to a receiver that are not yet answered, at most
-_PIECE = 4 << 20  # zeros of one message
+RECEIVERS = 6  # most receivers per device; by default an SSH server allows ten sessions on a connection
+IN_FLIGHT = 8 << 20  # most bytes sent to a receiver and not answered yet
+_PIECE = 4 << 20  # most zeros in one message
 _SYNC_SECONDS = 600.0
 _LAST_WORDS_SECONDS = 5.0
 _PAUSES = (1.0, 3.0)  # seconds between attempts to reach the target
-# The same between attempts at a session, where a connection may have but one: OpenSSH's server needs a moment after
-# the one before.
+# Seconds between attempts to open a session where only one is allowed: OpenSSH's server needs a moment after the last.
 _SESSION_PAUSES = (0.05, 0.1, 0.2, 0.5)
 _OURS = ".coriolis-azure-write-data.py"
 _REMEDY = (
-    "Check that the target is up and lets this host in by SSH with the key it was given, then run again."
+    "Check that the target is up and accepts SSH from this host with the configured key, then run again."
 )
 _MEANING = {
     1: "it could not read the length of a message, or sudo refused to start it",
-    2: "the length of a message is out of its bounds",
+    2: "the length of a message is out of bounds",
     3: "it could not open a file",
-    4: "a message holds no path and offset",
+    4: "a message contains no path and offset",
     5: "it could not open the device, or the stream ended within a message",
     6: "it could not seek on the device",
     7: "it could not write to the device",
@@ -60,9 +55,9 @@ _MEANING = {
     9: "it ran out of memory",
     10: "it does not know its arguments",
     11: "it could not read the id of a message",
-    12: "the inflated length of a message is out of its bounds",
-    13: "what came compressed is damaged",
-    14: "it could not answer",
+    12: "the decompressed length of a message is out of bounds",
+    13: "compressed data arrived damaged",
+    14: "it could not send an answer",
     15: "the write lies beyond the end of the device",
     126: "it cannot be executed",
     127: "it was not found",
@@ -70,7 +65,7 @@ _MEANING = {
 
 
 class Target:
-    """The host that the devices are attached to. A writer.Backend.
+    """The host with the devices. A writer.Backend.
 
     `details`: ip, port, username, and pkey (PEM, or an object with `write_private_key`) or password.
     """
@@ -86,18 +81,18 @@ class Target:
         return Device(self, disk, path, self._compress, self._patience)
 
     def connect(self) -> ssh.Connection:
-        """A connection; Unreachable or HostKeyChanged after some attempts."""
+        """A connection; Unreachable after several attempts, or HostKeyChanged."""
         return retried(self._host.connect, Unreachable, _PAUSES, self._clock)
 
     def receiver(self, connection: ssh.Connection) -> str:
-        """The command that starts `write_data`; put there if it is missing. StreamEnded where that fails."""
+        """The command that starts `write_data`, which is installed if missing. StreamEnded if that fails."""
         with self._lock:
             self._command = self._command or self._prepared(connection)
             return self._command
 
     @property
     def ours(self) -> bool:
-        """Whether the receiver is our own: it syncs by itself."""
+        """Whether the receiver is our own, which syncs by itself."""
         return _OURS in self._command
 
     def _prepared(self, connection: ssh.Connection) -> str:
@@ -112,32 +107,32 @@ class Target:
         return f"exec sudo -n python3 {_OURS}"
 
     def _push(self, connection: ssh.Connection, content: bytes, name: str, mode: str) -> None:
-        """Put a file into the login directory, whole or not at all."""
+        """Put a file into the login directory atomically."""
         command = f"umask 077 && cat > {name}.$$ && chmod {mode} {name}.$$ && mv {name}.$$ {name}"
         if self.run(connection, command, content) != 0:
-            raise StreamEnded(f"{name} cannot be put into the login directory")
+            raise StreamEnded(f"{name} cannot be written to the login directory")
 
     def started(self, connection: ssh.Connection, command: str, patience: float) -> ssh.Program:
-        """A program, as soon as the connection may have a session for it. StreamEnded where that fails."""
+        """Start a program, retrying while the connection has no session for it. StreamEnded if that fails."""
         start = partial(connection.start, command, patience)
         return retried(start, ssh.SessionRefused, _SESSION_PAUSES, self._clock)
 
     def run(self, connection: ssh.Connection, command: str, content: bytes = b"", seconds: float = 0) -> int:
-        """The status of a command that is given `content`; StreamEnded where there is none in time."""
+        """Run a command with `content` as its input; return its status. StreamEnded if none arrives in time."""
         patience = max(seconds, self._patience)
         with self.started(connection, command, patience) as program:
-            # One that takes no input may have ended by now: OpenSSH's server hangs up on who ends an input of the past.
+            # Without input, send no EOF: to a process that has already exited, EOF makes OpenSSH drop the connection.
             if content:
                 program.send(content)
                 program.finish()
             status = program.status(patience)
         if status is None:
-            raise StreamEnded(f"no status of {command!r} came within {patience:g} seconds")
+            raise StreamEnded(f"{command!r} returned no status within {patience:g} seconds")
         return status
 
 
 class Device:
-    """One device, written by receivers of its own. A writer.Device."""
+    """One device, written through its own receivers. A writer.Device."""
 
     checkable = False
 
@@ -149,8 +144,8 @@ class Device:
         self._receivers: list[Receiver] = []
         self._free: deque[Receiver] = deque()
         self._may_start = RECEIVERS
-        self._changed = Condition()  # of what is free, and of the failure
-        self._telling = Lock()
+        self._changed = Condition()  # notified about free receivers and about a failure
+        self._failing = Lock()
         self._failure: DestinationFailed | None = None
 
     def open(self) -> None:
@@ -161,24 +156,24 @@ class Device:
             first = Receiver(self._target.started(self._connection, self._command, self._patience))
         except (Unreachable, HostKeyChanged, StreamEnded) as error:
             self.close()
-            raise self._told(error.message, None, _REMEDY) from error
+            raise self._failed(error.message, None, _REMEDY) from error
         self._may_start -= 1
         self._receivers.append(first)
         self._free.append(first)
 
     def write(self, offset: int, data: Content) -> None:
-        """Send `data`; that it failed may be told by a later call. See Device."""
+        """Send `data`; a failure may be raised only by a later call. See Device."""
         prefix = self._prefix(offset)
         if self._compress:
-            squeeze = zlib.compressobj(1)
-            packed = squeeze.compress(prefix) + squeeze.compress(data) + squeeze.flush()
+            deflate = zlib.compressobj(1)
+            packed = deflate.compress(prefix) + deflate.compress(data) + deflate.flush()
             if len(packed) < len(prefix) + len(data):
                 self._send(offset, packed, b"", len(prefix) + len(data))
                 return
         self._send(offset, prefix, data, 0)
 
     def zero(self, offset: int, length: int) -> None:
-        """Send zeros, packed. See Device."""
+        """Send compressed zeros. See Device."""
         for start in range(offset, offset + length, _PIECE):
             size = min(_PIECE, offset + length - start)
             prefix = self._prefix(start)
@@ -189,7 +184,7 @@ class Device:
         connection = self._connected()
         if self._failure is not None:
             raise self._failure
-        # Step by step: what one of them syncs at its end is what all have written.
+        # All finish each step before the next one: the sync of one at its end covers the writes of all.
         for receiver in self._receivers:
             with self._watched(receiver):
                 receiver.drain()
@@ -204,22 +199,22 @@ class Device:
         try:
             status = self._target.run(connection, "sudo -n sync", seconds=_SYNC_SECONDS)
         except StreamEnded as error:
-            raise self._told(f"the target's sync: {error.message}", None) from error
+            raise self._failed(f"the target's sync: {error.message}", None) from error
         if status != 0:
-            raise self._told(f"the target's sync ended with status {status}", None)
+            raise self._failed(f"the target's sync ended with status {status}", None)
 
     def check(self) -> bool | None:
-        """The protocol has no way to ask what is on the device. See Device."""
+        """None: the protocol cannot ask what is on the device. See Device."""
         return None
 
     def quiet(self) -> bool:
         """Whether no receiver has anything left to write. See Device."""
         with self._changed:
-            used = self._failure is None and len(self._free) < len(self._receivers)
-        return not used and all(receiver.over(_LAST_WORDS_SECONDS) for receiver in self._receivers)
+            in_use = self._failure is None and len(self._free) < len(self._receivers)
+        return not in_use and all(receiver.over(_LAST_WORDS_SECONDS) for receiver in self._receivers)
 
     def close(self) -> None:
-        """Hang up; the receivers end, wherever they were. See Device."""
+        """Close the connection, which ends the receivers at any point. See Device."""
         if self._connection is not None:
             self._connection.close()
 
@@ -235,9 +230,9 @@ class Device:
             self._changed.notify()
 
     def _taken(self) -> Receiver:
-        """A receiver that nobody else uses: one that is free, a new one, or the next that is let go.
+        """Take a receiver for exclusive use: a free one, a new one, or the next one that another thread frees.
 
-        In turn, so that what one of them has to tell is heard soon.
+        Receivers are used in turn, so that a failure of any of them is noticed soon.
         """
         while True:
             with self._changed:
@@ -252,10 +247,10 @@ class Device:
                 return started
 
     def _started(self) -> Receiver | None:
-        """One receiver more; None where the target allows no more of them."""
+        """Start another receiver; None if the target allows no more."""
         try:
             receiver = Receiver(self._connected().start(self._command, self._patience))
-        except StreamEnded:  # of a connection that broke, the others tell
+        except StreamEnded:  # if the connection was lost, the other receivers report it
             with self._changed:
                 self._may_start = 0
             return None
@@ -270,48 +265,48 @@ class Device:
 
     @contextmanager
     def _watched(self, receiver: Receiver) -> Iterator[None]:
-        """An error in the block is the end of the device, for all threads: the first one's reason is every one's."""
+        """An error in the block fails the device for all threads; they all get the reason of the first one."""
         try:
             yield
         except BaseException as error:
-            with self._telling:
+            with self._failing:
                 failure = self._failure or self._reason(receiver, error)
                 with self._changed:
                     self._failure = failure
                     self._changed.notify_all()
-                self.close()  # which also wakes who starts a receiver just now
+                self.close()  # also wakes a thread that is starting a receiver
             if isinstance(error, StreamEnded):
                 raise failure from error
             raise
 
     def _reason(self, receiver: Receiver, error: BaseException) -> DestinationFailed:
-        """What became of the receiver.
+        """Why the receiver failed.
 
-        Answers are in order, so the oldest message without one is where it went wrong.
+        Answers are in order, so the oldest message without one is where it failed.
         """
         program = receiver.program
         offset = receiver.oldest()
         if not isinstance(error, StreamEnded):
-            # It may have been sent a part of a message; it would take what comes next for the rest.
-            return self._told(f"a message could not be sent: {type(error).__name__}", offset)
+            # Part of a message may have been sent; the receiver would take the next message for its rest.
+            return self._failed(f"a message could not be sent: {type(error).__name__}", offset)
         status = program.status(min(_LAST_WORDS_SECONDS, self._patience))
-        what = f"write_data on the target: {error.message}"
+        reason = f"write_data on the target: {error.message}"
         if status:
-            what = f"write_data on the target ended with status {status}: {_MEANING.get(status, 'not known')}"
-            what += f" ({words})" if (words := program.words()) else ""
-        return self._told(what, offset)
+            reason = f"write_data on the target ended with status {status}: {_MEANING.get(status, 'unknown')}"
+            reason += f" ({words})" if (words := program.words()) else ""
+        return self._failed(reason, offset)
 
-    def _told(self, what: str, offset: int | None, remedy: str | None = None) -> DestinationFailed:
+    def _failed(self, reason: str, offset: int | None, remedy: str | None = None) -> DestinationFailed:
         where = "" if offset is None else f" (at offset {offset} of {self._path})"
         return DestinationFailed(
-            f"{self._disk}: {what}{where}", disk=self._disk, offset=offset, remedy=remedy
+            f"{self._disk}: {reason}{where}", disk=self._disk, offset=offset, remedy=remedy
         )
 
 
 class Receiver:
-    """A `write_data` on the target, and what it has not answered yet. Used by one thread at a time.
+    """A `write_data` process on the target and its unanswered messages. Used by one thread at a time.
 
-    StreamEnded where an answer does not come, or another one than is due.
+    StreamEnded if an answer is missing or not the one that is due.
     """
 
     def __init__(self, program: ssh.Program) -> None:
@@ -321,7 +316,7 @@ class Receiver:
         self._in_flight = 0
 
     def send(self, offset: int, head: bytes, body: Content, inflated: int) -> None:
-        """Send a message as soon as there is room for it."""
+        """Send a message once it fits into IN_FLIGHT."""
         size = len(head) + len(body)
         while self._unanswered and self._in_flight + size > IN_FLIGHT:
             self._take_answer()
@@ -334,32 +329,32 @@ class Receiver:
         self.program.send(memoryview(body))
 
     def drain(self) -> None:
-        """Wait for the answers to all that was sent."""
+        """Wait for all outstanding answers."""
         while self._unanswered:
             self._take_answer()
 
     def end(self) -> None:
-        """Tell it to end once what was written is on the medium."""
+        """Ask it to flush to the medium and end."""
         self.program.send(write_data.HEAD.pack(self._next, 0))
 
     def ended(self, patience: float) -> None:
-        """Wait for its last answer, which may take its time, and then up to `patience` seconds for its status."""
+        """Wait for its last answer, which may take long because of the sync, and `patience` seconds for its status."""
         self.program.wait_up_to(max(_SYNC_SECONDS, patience))
         self._take(self._next)
         status = self.program.status(patience)
         if status != 0:
             raise StreamEnded("it was killed" if status is None else f"it ended with status {status}")
-        self.program.close()  # where a connection may have but one session, the sync is the next
+        self.program.close()  # frees the session for the sync, in case the server allows only one
 
     def over(self, patience: float) -> bool:
-        """Whether it writes no more: it has answered all, after so many seconds of silence at most, or has ended."""
+        """Whether it writes no more: it has answered everything, waiting `patience` for each answer, or has ended."""
         with suppress(StreamEnded):
             self.program.wait_up_to(patience)
             self.drain()
         return not self._unanswered or self.program.status(0) is not None
 
     def oldest(self) -> int | None:
-        """The offset of the oldest message without an answer, of those that came by now."""
+        """The offset of the oldest message that is still unanswered."""
         with suppress(StreamEnded):
             self._take_ready()
         return self._unanswered[0][1] if self._unanswered else None
@@ -379,13 +374,13 @@ class Receiver:
             raise StreamEnded("it ended")
         (number,) = write_data.NUMBER.unpack(answer)
         if number != due:
-            raise StreamEnded(f"it answered message {number} where {due} was due")
+            raise StreamEnded(f"it answered message {number} instead of {due}")
 
 
 def _orchestrators() -> bytes | None:
-    """The `write_data` that the orchestrator's package brings, where it is installed and was built."""
-    found = importlib.util.find_spec("coriolis")
-    for folder in (found.submodule_search_locations or ()) if found else ():
+    """The `write_data` binary of the orchestrator's package; None if that is not installed or not built."""
+    package = importlib.util.find_spec("coriolis")
+    for folder in (package.submodule_search_locations or ()) if package else ():
         path = Path(folder) / "resources" / "bin" / "write_data"
         if path.is_file():
             return path.read_bytes()
@@ -393,12 +388,12 @@ def _orchestrators() -> bytes | None:
 
 
 def _login(details: dict[str, Any]) -> ssh.Login:
-    """How to sign in, as the orchestrator says."""
+    """The orchestrator's connection details as a Login."""
     for name in ("ip", "port", "username"):
         if not details.get(name):
             raise InvalidInput(f"the connection details of the ssh_backup_writer have no {name}")
     pkey = details.get("pkey") or ""
-    if not isinstance(pkey, str):  # the orchestrator hands over a key object for the text it was given
+    if not isinstance(pkey, str):  # the orchestrator has turned the text into a key object
         text = io.StringIO()
         pkey.write_private_key(text)
         pkey = text.getvalue()
@@ -411,15 +406,15 @@ def _login(details: dict[str, Any]) -> ssh.Login:
 @functools.lru_cache(maxsize=16)
 def _zeros(length: int) -> bytes:
     """Zeros as the last block of a deflate stream."""
-    squeeze = zlib.compressobj(9, wbits=-15)
-    return squeeze.compress(bytes(length)) + squeeze.flush()
+    deflate = zlib.compressobj(9, wbits=-15)
+    return deflate.compress(bytes(length)) + deflate.flush()
 
 
 def _packed_zeros(prefix: bytes, length: int) -> bytes:
-    """What zlib.compress would make of `prefix` and `length` zeros, without going through the zeros."""
-    squeeze = zlib.compressobj(1)
-    head = squeeze.compress(prefix) + squeeze.flush(zlib.Z_FULL_FLUSH)
-    # Of adler32, zeros leave the lower half as it is and add it to the upper half once for each.
+    """A zlib stream of `prefix` and `length` zeros, made without processing the zeros."""
+    deflate = zlib.compressobj(1)
+    head = deflate.compress(prefix) + deflate.flush(zlib.Z_FULL_FLUSH)
+    # In adler32 a zero byte leaves the lower half unchanged and adds it to the upper half.
     low, high = (sums := zlib.adler32(prefix)) & 0xFFFF, sums >> 16
     sums = (high + length * low) % 65521 << 16 | low
     return head + _zeros(length) + sums.to_bytes(4, "big")

@@ -1,13 +1,13 @@
-"""Receives pieces of disks on stdin and writes them where they say: the target's end of the SSH backup writer.
+"""The target's end of the SSH backup writer: receives data on stdin and writes it to devices.
 
-This file is a module of the package and, as it stands, the whole program that is pushed to a target on which
-the orchestrator's own `write_data` is not to be had. It speaks the same protocol and ends with the same
-statuses: standard library only, Python 3.5 syntax, nothing of ours imported.
+This file is a module of the package and also a complete program, pushed to targets for which the orchestrator's own
+`write_data` is not available. It speaks the same protocol and exits with the same statuses. It uses only the standard
+library and the syntax of Python 3.5, and imports nothing of ours.
 
-Wire, little endian. A message is HEAD (id, length) and, unless the length is 0, which ends it all, the length
-that the payload inflates to (0: it is not compressed) and the payload. That is the path of a device, NUL, the
-offset, the data. Each message is answered with its id once it is written; the one that ends it all once what
-was written has reached the medium. Then, and only then, the status is 0.
+The protocol is little-endian. A message is HEAD (id, length), then the length of the decompressed payload (0: it is
+not compressed), then the payload: the path of a device, NUL, the offset, the data. A message with a length of 0 has
+only its HEAD and ends the stream. Each message is answered with its id: once its data is written, or for the last
+one, once all data has reached the medium. Only then is the exit status 0.
 """
 # ruff: noqa: UP006, UP035
 
@@ -20,15 +20,15 @@ from typing import BinaryIO, Dict, Tuple  # noqa: F401  (Dict: in a comment that
 HEAD = struct.Struct("<II")
 NUMBER = struct.Struct("<I")
 OFFSET = struct.Struct("<Q")
-_PATH_BYTES = 4096  # with its NUL
-LEAST, MOST = 9, 100 << 20  # bytes of a payload, as it comes and inflated
+_PATH_BYTES = 4096  # including the NUL
+LEAST, MOST = 9, 100 << 20  # bytes of a payload, compressed and decompressed
 
 READ_SIZE, SIZE, DATA, OPEN, WRITE, CLOSE, MEMORY = 1, 2, 4, 5, 7, 8, 9
 READ_ID, INFLATED_SIZE, ZLIB, ANSWER, BOUNDS = 11, 12, 13, 14, 15
 
 
 class Refused(Exception):
-    """The end of the stream, with the status that says why."""
+    """The stream ends early; the status says why."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -36,13 +36,13 @@ class Refused(Exception):
 
 
 class Devices:
-    """The devices that were named, each opened once, with its size."""
+    """The devices named so far, each opened once."""
 
     def __init__(self) -> None:
-        self._opened = {}  # type: Dict[bytes, Tuple[int, int]]
+        self._opened = {}  # type: Dict[bytes, Tuple[int, int]]  # path -> fd, size
 
     def write(self, path: bytes, offset: int, data: memoryview) -> None:
-        """Put `data` there, if it lies within the device."""
+        """Write `data`; Refused if it exceeds the device."""
         if path not in self._opened:
             try:
                 fd = os.open(path, os.O_RDWR)
@@ -60,7 +60,7 @@ class Devices:
             raise Refused(WRITE) from None
 
     def finish(self) -> None:
-        """On return what was written is on the medium."""
+        """Flush everything written to the medium."""
         try:
             for fd, _ in self._opened.values():
                 os.fsync(fd)
@@ -69,7 +69,7 @@ class Devices:
 
 
 def serve(source: BinaryIO, answers: BinaryIO) -> None:
-    """Take messages until the one that ends it all. Refused says why it ended before."""
+    """Process messages up to the one that ends the stream. Refused if it ends early."""
     devices = Devices()
     while True:
         number, length = HEAD.unpack(_read(source, HEAD.size, READ_ID))
@@ -104,7 +104,7 @@ def _inflated(payload: bytes, size: int) -> bytes:
     inflate = zlib.decompressobj()
     try:
         data = inflate.decompress(payload, size)
-        # What is left of the stream once all its bytes are out is its checksum.
+        # After the last byte of data only the stream's checksum is left.
         if len(data) != size or inflate.decompress(inflate.unconsumed_tail, 1) or not inflate.eof:
             raise Refused(ZLIB)
     except zlib.error:
@@ -114,15 +114,15 @@ def _inflated(payload: bytes, size: int) -> bytes:
 
 def _parts(payload: bytes) -> Tuple[bytes, int, memoryview]:
     """Path, offset, data."""
-    path, found, _ = payload[:_PATH_BYTES].partition(b"\0")
+    path, nul, _ = payload[:_PATH_BYTES].partition(b"\0")
     start = len(path) + 1 + OFFSET.size
-    if not path or not found or len(payload) < start:
+    if not path or not nul or len(payload) < start:
         raise Refused(DATA)
     return path, OFFSET.unpack_from(payload, len(path) + 1)[0], memoryview(payload)[start:]
 
 
 def main() -> int:
-    """Serve stdin and stdout; the status to end with."""
+    """Serve stdin and stdout; return the exit status."""
     try:
         serve(sys.stdin.buffer, sys.stdout.buffer)
     except Refused as refused:
@@ -133,4 +133,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main())  # what could not be answered is not to be flushed again
+    os._exit(main())  # skip the flush at exit: an answer that failed must not be sent again
