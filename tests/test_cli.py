@@ -135,8 +135,14 @@ def test_a_missing_argument_is_told_in_one_line_with_its_choices() -> None:
 
 def test_bad_durations_and_disks_are_explained(served: Path, settings: list[str]) -> None:
     assert "Write a duration as" in run("cleanup", *settings, "--older-than", "soon", check=2).stderr
-    assert "names no disk" in run("sandbox", "write", served, "web", "first", settings[1], check=2).stderr
-    assert "names no disk" in run("sandbox", "write", served, "web", "data-x", settings[1], check=2).stderr
+    assert (
+        "is not the name of a disk"
+        in run("sandbox", "write", served, "web", "first", settings[1], check=2).stderr
+    )
+    assert (
+        "is not the name of a disk"
+        in run("sandbox", "write", served, "web", "data-x", settings[1], check=2).stderr
+    )
     for disk in ("9", "data-9"):
         assert "web" in run("sandbox", "write", served, "web", disk, served.parent / "os.raw", check=2).stderr
 

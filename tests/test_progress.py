@@ -70,7 +70,7 @@ def test_several_disks_have_a_total_with_rate_and_time_left(capsys: pytest.Captu
     clock.sleep(10)
     lines.report(Copied("os", 100 * MIB, 100 * MIB, 7 * MIB))
     assert capsys.readouterr().err.splitlines() == [
-        "  os: 50 MiB of 100 MiB, 5 MiB sent, 5 MiB/s, ETA 0:10, held up by limit",
+        "  os: 50 MiB of 100 MiB, 5 MiB sent, 5 MiB/s, ETA 0:10, bottleneck: limit",
         "  total: 50 MiB of 400 MiB, 5 MiB sent, 5 MiB/s, ETA 1:10",
         "  os: 100 MiB done in 0:20, 7 MiB sent",
     ]

@@ -1,4 +1,4 @@
-"""The commands on VMs: one function each, whose docstring is its help."""
+"""The commands on VMs, one function each; its docstring is its help."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from .progress import watching
 
 EXIT_CODES = """\b
 Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
-            (the ids that stayed are listed) · 8 done, but standard output could not be written ·
-            130 interrupted · 1 a fault of this program"""
+            (lists the ids left behind) · 8 done, but standard output could not be written ·
+            130 interrupted · 1 a bug in this program"""
 _UNTAGGED = (
-    "Resources called as runs call theirs carry none of our tags, so they are left alone. "
-    "Delete them by hand, if no run is at work that has made them."
+    "Resources with the names of ours but without our tags are left alone. "
+    "Delete them by hand, unless they belong to a run that is active."
 )
 _MECHANISM = settings.schema("source_environment")["properties"]["replica_export_mechanism"]
 
@@ -47,7 +47,7 @@ _MECHANISM = settings.schema("source_environment")["properties"]["replica_export
 )
 @click.version_option(__version__, prog_name="coriolis-azure")
 def cli() -> None:
-    """Take virtual machines out of Azure: once, or again and again, moving only what changed.
+    """Take virtual machines out of Azure: once, or repeatedly, sending only what changed.
 
     \b
     New here?   coriolis-azure demo
@@ -55,7 +55,7 @@ def cli() -> None:
                 coriolis-azure inspect   -c connection.json -e environment.json web-1
                 coriolis-azure replicate -c connection.json -e environment.json web-1 --to /srv/replicas/web-1
 
-    What goes into the two files: coriolis-azure schema connection, coriolis-azure schema source-environment.
+    The contents of the two files: coriolis-azure schema connection, coriolis-azure schema source-environment.
     """
 
 
@@ -64,7 +64,7 @@ def cli() -> None:
 @json_option
 def schema(name: str, as_json: bool) -> None:
     """Print the JSON schema of a settings file, with a description of every property."""
-    del as_json  # it is JSON anyway
+    del as_json  # always JSON
     files = {"connection": "connection_info", "source-environment": "source_environment"}
     print_json(settings.schema(files[name]))
 
@@ -73,24 +73,27 @@ def schema(name: str, as_json: bool) -> None:
 @click.argument("code", required=False)
 @json_option
 def explain(code: str | None, as_json: bool) -> None:
-    """Say what an error code of Azure means and what to do about it; without CODE, list all. Works offline."""
+    """Explain an error code of Azure and what to do about it; without CODE, list all. Works offline."""
     if code is None:
         if as_json:
-            print_json([each.to_json() for each in codes.CODES])
+            print_json([known.to_json() for known in codes.CODES])
             return
         Table(
             ("code", "class", "exit", "meaning"),
-            [(each.name, each.kind.__name__, str(each.kind.exit_code), each.meaning) for each in codes.CODES],
+            [
+                (known.name, known.kind.__name__, str(known.kind.exit_code), known.meaning)
+                for known in codes.CODES
+            ],
         ).show()
         return
     known = codes.find(code)
     if known is None:
         near = " or ".join(codes.nearest(code))
         raise InvalidInput(
-            f"{code!r} is no known code of Azure",
+            f"{code!r} is not a known error code of Azure",
             remedy=f"Try {near}; `coriolis-azure explain` lists all."
             if near
-            else "Run `coriolis-azure explain` for the list of all.",
+            else "Run `coriolis-azure explain` to list all.",
         )
     waiting = "can help" if known.waits else "does not help"
     say(
@@ -128,7 +131,7 @@ def list_vms(connection: Path, environment: Path, as_json: bool) -> None:
 @click.argument("vm")
 @json_option
 def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None:
-    """Show what is known of a VM: the export info that the orchestrator gets.
+    """Show a VM's configuration: the export info that the orchestrator gets.
 
     VM is a name in the resource group, or an ARM id.
     """
@@ -143,12 +146,12 @@ def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None
 
 
 shutdown_option = click.option(
-    "--shutdown/--no-shutdown", default=True, help="Whether runs may shut VMs down. [default: --shutdown]"
+    "--shutdown/--no-shutdown", default=True, help="Whether runs may shut down VMs. [default: --shutdown]"
 )
 pool_option = click.option(
     "--pool/--no-pool",
     default=True,
-    help="Whether an orchestrator may keep a pool of workers, which it stops and starts. [default: --pool]",
+    help="Whether an orchestrator may keep a pool of workers that it stops and starts. [default: --pool]",
 )
 
 
@@ -161,11 +164,11 @@ pool_option = click.option(
 def check(
     connection: Path, environment: Path, vm: str | None, shutdown: bool, pool: bool, as_json: bool
 ) -> None:
-    """Ask everything that can be known before anything is made or shut down. Changes nothing.
+    """Check everything that can be known before anything is made or shut down. Changes nothing.
 
-    Credentials, permissions, locks, quota, the worker's size, image and network, and, of the VM that is named, what
-    speaks against moving it. Exit code 0 when a run can be expected to work, 2 when something speaks against it, or
-    when the identity lacks an action of the role that `coriolis-azure role` prints: then not everything can be known.
+    Checks credentials, permissions, locks, quotas, the worker's size, image and network and, if VM is given, whether it
+    can be moved. Exit code 0 if a run should work; 2 if something would make it fail, or if the identity lacks an
+    action of the role that `coriolis-azure role` prints, because then not everything can be checked.
     """
     with opened(connection, environment, as_json) as source:
         checked = source.check(vm, strict=True, shutdown=shutdown, pool=pool)
@@ -195,7 +198,7 @@ def check(
     "scopes",
     multiple=True,
     metavar="ID",
-    help="ARM id where the role may be assigned: a subscription's or a resource group's. May be repeated.",
+    help="ARM id of a subscription or resource group where the role may be assigned. May be repeated.",
 )
 @click.option(
     "--public-ip/--no-public-ip", default=True, help="As export_worker_use_fip. [default: --public-ip]"
@@ -203,11 +206,13 @@ def check(
 @click.option("--own-network/--existing-network", default=True, help="Without or with export_network.")
 @shutdown_option
 @pool_option
-@click.option("--customer-keys", is_flag=True, help="For disks with customer-managed keys, the worker's too.")
+@click.option(
+    "--customer-keys", is_flag=True, help="For disks with customer-managed keys, including the worker's."
+)
 @click.option(
     "--storage",
     type=click.Choice(["identity", "key"]),
-    help="For Blob storage: reached as this identity, or with the account's key (storage_use_account_key).",
+    help="For Blob storage, accessed as this identity or with the account's key (storage_use_account_key).",
 )
 @click.option(
     "--mechanism",
@@ -228,12 +233,12 @@ def role(
     storage: str | None,
     as_json: bool,
 ) -> None:
-    """Print the custom role with the least permissions that the work needs. Works offline.
+    """Print a custom role with the least permissions that runs need. Works offline.
 
     \b
     coriolis-azure role --scope /subscriptions/ID > role.json && az role definition create --role-definition role.json
     """
-    del as_json, mechanism  # it is JSON anyway, and there is one mechanism
+    del as_json, mechanism  # always JSON, and there is only one mechanism
     chosen = {permissions.OWN_NETWORK if own_network else permissions.GIVEN_NETWORK}
     features = (
         (public_ip, permissions.PUBLIC_IP),
@@ -253,18 +258,20 @@ def role(
 @source_options
 @click.argument("vm")
 @click.option(
-    "--to", required=True, metavar="DEST", help="A folder or file:// URL: one sparse raw image a disk."
+    "--to", required=True, metavar="DEST", help="A folder or file:// URL: one sparse raw image per disk."
 )
-@click.option("--shutdown", is_flag=True, help="Deallocate the VM before its disks are copied. It stays off.")
-@click.option("--full", is_flag=True, help="Send everything, whatever the destination holds already.")
+@click.option("--shutdown", is_flag=True, help="Deallocate the VM before copying its disks. It stays off.")
+@click.option("--full", is_flag=True, help="Send everything, whatever the destination already holds.")
 @click.option(
-    "--adopt", is_flag=True, help="Take over images at DEST that no run has made; else they are refused."
+    "--adopt",
+    is_flag=True,
+    help="Take over images at DEST that no run has made. By default they are refused.",
 )
 @click.option(
     "--limit",
     metavar="RATE",
     callback=rate,
-    help="The most to use of the network, all disks together: 50MiB/s.",
+    help="Bandwidth limit for all disks together: 50MiB/s.",
 )
 @json_option
 def replicate(
@@ -278,10 +285,10 @@ def replicate(
     limit: str | None,
     as_json: bool,
 ) -> None:
-    """Copy all disks of a VM to DEST; run it again to send only what changed since.
+    """Copy all disks of a VM to DEST. Run it again to send only what has changed since.
 
-    Everything that is made in Azure for it (snapshots, disks, a worker VM and its network) is deleted again,
-    also when the run fails or is interrupted.
+    Everything that a run makes in Azure (snapshots, disks, a worker VM and its network) is deleted at its end, even if
+    it fails or is interrupted.
     """
     changes = {"bandwidth_limit": limit} if limit else {}
     with opened(connection, environment, as_json, **changes) as source:
@@ -298,12 +305,11 @@ def replicate(
 @click.argument("dest", metavar="DEST")
 @json_option
 def verify(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
-    """Read a destination again and compare it with what the last run to it has left there.
+    """Read a destination again and compare it with what the last run left there.
 
-    Names the first chunk of each disk that is not what was replicated, images that are missing, and disks that are
-    not of one run. Exit code 0 when all is as the last run left it, 5 when something is not, 2 when it could not be
-    told of some disk: it is called "not verified" then. The settings are needed only for a destination in Azure,
-    blob://...
+    Reports the first chunk of each disk that differs, missing images, and disks that come from different runs. Exit
+    code 0 if everything is as the last run left it, 5 if something is not, 2 if some disk could not be checked, which
+    is shown as "not verified". The settings are needed only for a destination in Azure, blob://...
     """
     from ..clock import Clock
     from ..replica import places, verification
@@ -326,7 +332,7 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
         if verdict.verified is False and verdict.of_set:
             raise IncompleteReplica(f"{verdict.name}: {verdict.reason}", disk=verdict.name)
         if verdict.verified is False:
-            remedy = "Replicate to it again with --full: everything is sent anew."
+            remedy = "Replicate to it again with --full, which sends everything."
             raise CorruptChunk(f"{verdict.name}: {verdict.reason}", remedy=remedy, offset=verdict.bad_offset)
     if any(verdict.verified is None for verdict in verdicts):
         raise click.exceptions.Exit(InvalidInput.exit_code)
@@ -338,12 +344,12 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
     "--older-than",
     default="2h",
     show_default=True,
-    help="Age of a run's last sign of life: 90s, 15m, 2h, 0s.",
+    help="Least age of a run's last sign of life: 90s, 15m, 2h, 0s.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option(
     "--volumes-older-than",
-    help="Forget the orchestrator's volumes that no run has had to do with for so long: 90d.",
+    help="Forget the orchestrator's volumes that no run has used for this long: 90d.",
 )
 @json_option
 def cleanup(
@@ -354,42 +360,45 @@ def cleanup(
     volumes_older_than: str | None,
     as_json: bool,
 ) -> None:
-    """Delete what runs that died have left in the resource group.
+    """Delete what dead runs have left in the resource group.
 
-    Only resources with our tags are touched. A running transfer shows life every 15 minutes; do not go below
-    that while others may be running. Runs of this host whose process is gone are deleted whatever their age.
+    Only resources with our tags are deleted. An active run gives a sign of life every 15 minutes, so do not use a lower
+    age while others may be active. Runs of this host whose process is gone are cleaned up at any age.
 
-    The records of the orchestrator's volumes are listed too. A transfer whose record is forgotten sends its volume as
-    a whole once. If its first execution had failed, delete the transfer's disks before the next one.
+    The records of the orchestrator's volumes are listed too. A transfer whose record is forgotten sends its whole
+    volume once. If its first execution failed, delete the transfer's disks before the next one.
     """
     age = timedelta(seconds=settings.duration(older_than))
     silent = timedelta(seconds=settings.duration(volumes_older_than)) if volumes_older_than else None
     with opened(connection, environment, as_json) as source:
-        found, stayed = source.sweep(age, dry_run=dry_run)
+        leftovers, left_behind = source.sweep(age, dry_run=dry_run)
         volumes = source.records().all()
-        old, kept = source.forget(volumes, silent, dry_run=dry_run)
+        old, undeleted = source.forget(volumes, silent, dry_run=dry_run)
         untagged = source.untagged()
-    stayed += kept
+    left_behind += undeleted
     if as_json:
-        runs = [leftover.to_json() for leftover in found]
-        listed = [{**volume.to_json(), "old": volume in old} for volume in volumes]
-        print_json(
-            {"dry_run": dry_run, "runs": runs, "volumes": listed, "left_behind": stayed, "untagged": untagged}
-        )
-    elif not found and not volumes and not untagged:
+        document = {
+            "dry_run": dry_run,
+            "runs": [leftover.to_json() for leftover in leftovers],
+            "volumes": [{**volume.to_json(), "old": volume in old} for volume in volumes],
+            "left_behind": left_behind,
+            "untagged": untagged,
+        }
+        print_json(document)
+    elif not leftovers and not volumes and not untagged:
         out().print("Nothing to clean up.")
     else:
         records = []
-        lost = {id.lower() for id in untagged}
-        for leftover in found:
+        without_tags = {id.lower() for id in untagged}
+        for leftover in leftovers:
             for id in leftover.ids:
-                if id.lower() in lost:
+                if id.lower() in without_tags:
                     continue
-                fate = "would be deleted" if dry_run else "STAYED" if id in stayed else "deleted"
+                fate = "would be deleted" if dry_run else "LEFT BEHIND" if id in left_behind else "deleted"
                 alive = names.stamp(leftover.alive) if leftover.alive else "unknown"
                 records.append((leftover.run, leftover.instance, alive, fate, id))
         for volume in volumes:
-            fate = "would be deleted" if dry_run else "STAYED" if volume.id in stayed else "deleted"
+            fate = "would be deleted" if dry_run else "LEFT BEHIND" if volume.id in left_behind else "deleted"
             alive = names.stamp(volume.alive) if volume.alive else "unknown"
             records.append(("-", volume.instance, alive, fate if volume in old else "kept", volume.id))
         for id in untagged:
@@ -397,7 +406,7 @@ def cleanup(
         Table(("run", "VM", "last sign of life", "", "resource"), records).show()
         if untagged:
             show(err(), _UNTAGGED, "! ", "yellow")
-    raise_left_behind(stayed)
+    raise_left_behind(left_behind)
 
 
 @cli.command()
@@ -406,25 +415,25 @@ def cleanup(
 )
 @json_option
 def demo(keep: Path | None, as_json: bool) -> None:
-    """Show the whole story on a local Azure, with real bytes, verified. Needs no account and no root.
+    """Replicate a VM on a local Azure, with real bytes, and verify everything. Needs no account and no root.
 
-    A VM with an OS disk and two data disks is replicated, changed, and replicated again; every image is then
-    compared with the VM's disks, and the list of Azure resources with the one before. Exit code 0 only if
-    every comparison held.
+    A VM with an OS disk and two data disks is replicated, changed, and replicated again. Each time every image is
+    compared with the VM's disk, and in the end the list of Azure resources with the list before. Exit code 0 only if
+    every check passes.
     """
     from .demo import run
 
     with watching(as_json) as report:
-        told = run(report, keep)
+        outcome = run(report, keep)
     if as_json:
-        print_json(told.to_json())
+        print_json(outcome.to_json())
     else:
-        for title, replicated in (("First run", told.first), ("Second run", told.second)):
+        for title, replicated in (("First run", outcome.first), ("Second run", outcome.second)):
             replication_table(title, replicated).show()
-        resources_table(told.resources_before, told.resources_after).show()
-        outcomes = {True: Text("holds", "green"), False: Text("DOES NOT HOLD", "red")}
+        resources_table(outcome.resources_before, outcome.resources_after).show()
+        results = {True: Text("passed", "green"), False: Text("FAILED", "red")}
         Table(
-            ("check", "result"), [(check, outcomes[held]) for check, held in told.checks.items()], "Checks"
+            ("check", "result"), [(check, results[held]) for check, held in outcome.checks.items()], "Checks"
         ).show()
-    if not told.held:
+    if not outcome.held:
         raise click.exceptions.Exit(1)

@@ -1,4 +1,4 @@
-"""The whole story on the sandbox, with real bytes: replicate, change, replicate again, compare everything."""
+"""The demo on the sandbox, with real bytes: replicate, change, replicate again, compare everything."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ..source import Replicated, Source
 
 _MIB = 1 << 20
 VM = "web-1"
-# The second run may send whole 64 KiB leaves where less was written.
+# The second run may send whole leaves of 64 KiB where less was written.
 _SLACK = 2.0
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the demo saw: two runs, the resources before and after, and every check with its outcome."""
+class Outcome:
+    """The outcome of the demo: two runs, the resources before and after, and whether each check held."""
 
     first: Replicated
     second: Replicated
@@ -57,8 +57,8 @@ class Told:
         }
 
 
-def run(report: Report, keep: Path | None = None) -> Told:
-    """Run the demo in a temporary folder, or in the new folder `keep`, which then stays."""
+def run(report: Report, keep: Path | None = None) -> Outcome:
+    """Run the demo in a temporary folder, or in the new folder `keep`, which is not deleted."""
     with ExitStack() as stack:
         if keep:
             keep.mkdir(parents=True, exist_ok=False)
@@ -93,12 +93,12 @@ def run(report: Report, keep: Path | None = None) -> Told:
         sent = sum(disk.sent_bytes for disk in second.disks)
         checks["second run moved only what changed"] = sent <= _SLACK * sum(written.values())
         checks["the disk without changes was skipped"] = second.disks[2].sent_bytes == 0
-        return Told(first, second, sum(written.values()), before, after, checks)
+        return Outcome(first, second, sum(written.values()), before, after, checks)
 
 
 @contextmanager
 def _serving(folder: Path) -> Iterator[None]:
-    """`coriolis-azure sandbox serve` in a process of its own, as a user would start it."""
+    """Run `coriolis-azure sandbox serve` in its own process, as a user would."""
     command = [sys.executable, "-m", "coriolis_azure", "sandbox", "serve", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
@@ -110,7 +110,7 @@ def _serving(folder: Path) -> Iterator[None]:
 
 
 def _make_disks(folder: Path, report: Report) -> dict[str, Path]:
-    """The raw images of the VM's disks."""
+    """Make the raw images of the VM's disks."""
     disks = {name: folder / f"vm-{name}.raw" for name in ("os", "data-0", "data-1")}
     kind = _make_os_disk(disks["os"], folder)
     report(Notice(f"OS disk: {kind}; data disks: extents of random, text and zero data"))
@@ -120,7 +120,7 @@ def _make_disks(folder: Path, report: Report) -> dict[str, Path]:
 
 
 def _make_os_disk(path: Path, folder: Path) -> str:
-    """A partition table and an ext4 filesystem where e2fsprogs is installed, else extents."""
+    """Make an OS disk, partitioned and with an ext4 filesystem if e2fsprogs is installed; return a description."""
     size, start = 192 * _MIB, _MIB
     mkfs = _e2fs_tool("mkfs.ext4")
     if not mkfs:
@@ -170,7 +170,7 @@ def _make_extents(path: Path, size: int, seed: int) -> None:
 
 
 def _change(disks: dict[str, Path], report: Report) -> dict[str, int]:
-    """Change what is in two of the disks; bytes written, by disk."""
+    """Change the content of two of the disks; return the bytes written, by disk."""
     rng = random.Random(3)  # noqa: S311 - content of a demo
     written = {"os": _add_file(disks["os"], rng.randbytes(3 * _MIB)), "data-0": 0}
     with disks["data-0"].open("r+b") as disk:
@@ -181,14 +181,14 @@ def _change(disks: dict[str, Path], report: Report) -> dict[str, int]:
         written["data-0"] += disk.write(bytes(2 * _MIB))
     report(
         Notice(
-            "changed: a new file of 3 MiB on os; five places and a zeroed range on data-0; data-1 untouched"
+            "changed: a new file of 3 MiB on os; five places and a zeroed range on data-0; nothing on data-1"
         )
     )
     return written
 
 
 def _add_file(path: Path, content: bytes) -> int:
-    """Write `content` as a new file into the filesystem of the OS disk, or over a place in it."""
+    """Write `content` as a new file into the OS disk's filesystem, or over some bytes if it has none."""
     debugfs = _e2fs_tool("debugfs")
     if debugfs and _e2fs_tool("mkfs.ext4"):
         with tempfile.NamedTemporaryFile(dir=path.parent) as new:

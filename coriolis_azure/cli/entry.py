@@ -1,4 +1,4 @@
-"""Where the command line begins and ends: its streams, signals, and errors as words and exit codes."""
+"""The entry point of the command line: streams, signals, and errors as messages and exit codes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ INTERRUPTED = 130
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end; handled like Ctrl-C, so that what was made is undone."""
+    """The process was asked to end. Handled like Ctrl-C, so that a run cleans up."""
 
 
 def run() -> int:
-    """Run the command line; the exit code."""
+    """Run the command line and return its exit code."""
     ready_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -42,37 +42,39 @@ def run() -> int:
     try:
         status = _run()
         _ignore_signals()
-    except KeyboardInterrupt:  # another signal, while the first one was told of
+    except KeyboardInterrupt:  # another signal, while the first one was being reported
         _ignore_signals()
         status = INTERRUPTED
     lost = ended_streams()
     if lost is not None:
-        text = f"the work is done, but its result could not be written to standard output: {lost.strerror}"
-        status = status or _tell(OutputLost(text))
+        text = (
+            f"the command succeeded, but its result could not be written to standard output: {lost.strerror}"
+        )
+        status = status or _show_error(OutputLost(text))
     return status
 
 
 def _run() -> int:
     try:
-        # What a command's Exit carries comes back as the result; a command itself has none.
+        # click returns the code of a command's Exit; a command that just ends returns None.
         return cli.main(prog_name="coriolis-azure", standalone_mode=False) or 0
     except CoriolisAzureError as error:
-        return _tell(error)
+        return _show_error(error)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
-        return _tell(_usage(error))
+        return _show_error(_usage(error))
     except (KeyboardInterrupt, click.Abort):
-        _tell_interrupted()
+        _show_interrupted()
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - a bug: its trace holds words of others, which Python would not clean
+    except Exception as error:  # noqa: BLE001 - a bug: its traceback has foreign text, which Python would not clean
         limit = exhausted(error)
-        return _tell(limit) if limit else _tell_bug(error)
+        return _show_error(limit) if limit else _show_bug(error)
 
 
 def _ignore_signals() -> None:
-    """Nothing is left to interrupt, and the exit code is known."""
+    """Ignore signals, now that nothing is left to interrupt and the exit code is known."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -83,18 +85,18 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _usage(error: click.ClickException) -> InvalidInput:
-    """What click does not understand, as one of our errors."""
+    """Translate an error of click's to ours."""
     command = (
         error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "coriolis-azure"
     )
-    message = " ".join(error.format_message().split())  # click sets choices on lines of their own
-    return InvalidInput(message, remedy=f"Run `{command} --help` for what can be given.")
+    message = " ".join(error.format_message().split())  # click puts choices on separate lines
+    return InvalidInput(message, remedy=f"Run `{command} --help` for its arguments and options.")
 
 
-def _tell(error: CoriolisAzureError) -> int:
-    """Show an error; its exit code."""
+def _show_error(error: CoriolisAzureError) -> int:
+    """Show an error and return its exit code."""
     if json_is_asked_for():
-        _tell_json(error.to_json())
+        _show_json(error.to_json())
         return error.exit_code
     show(err(), error.message, "error: ", "bold red")
     show(err(), error.remedy, "what to do: ", "bold")
@@ -107,24 +109,24 @@ def _tell(error: CoriolisAzureError) -> int:
     return error.exit_code
 
 
-def _tell_interrupted() -> None:
+def _show_interrupted() -> None:
     if json_is_asked_for():
-        _tell_json({"error": "Interrupted", "message": "interrupted", "exit_code": INTERRUPTED})
+        _show_json({"error": "Interrupted", "message": "interrupted", "exit_code": INTERRUPTED})
     else:
         err().print("interrupted")
 
 
-def _tell_bug(error: Exception) -> int:
+def _show_bug(error: Exception) -> int:
     lines = [cleaned(line) for part in traceback.format_exception(error) for line in part.splitlines()]
-    told = CoriolisAzureError(f"{type(error).__name__}: {error}")
+    bug = CoriolisAzureError(f"{type(error).__name__}: {error}")
     if json_is_asked_for():
-        _tell_json({**told.to_json(), "traceback": lines})
-        return told.exit_code
+        _show_json({**bug.to_json(), "traceback": lines})
+        return bug.exit_code
     for line in lines:
         err().print(line)
-    return _tell(told)
+    return _show_error(bug)
 
 
-def _tell_json(document: dict[str, Any]) -> None:
-    told = {"event": "error", "time": rfc3339(Clock().now()), **document}
-    click.echo(json.dumps(told, default=str), err=True)
+def _show_json(document: dict[str, Any]) -> None:
+    event = {"event": "error", "time": rfc3339(Clock().now()), **document}
+    click.echo(json.dumps(event, default=str), err=True)

@@ -1,4 +1,4 @@
-"""The program's log on stderr: lines for people, or JSON lines beside the events."""
+"""The program's log on stderr: lines for people, or JSON lines among the events."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..errors import cleaned
 
 
 def start(verbose: int, as_json: bool) -> None:
-    """Log warnings; with `verbose` 1 what is done, with 2 everything. Secrets are never logged."""
+    """Log warnings, with `verbose` 1 also steps, with 2 everything. Secrets are never logged."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # Azure's own request logging repeats every header; our lines say what matters.
+    # Azure's own request logging repeats every header; our log has what matters.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
-    for name in ("paramiko", "azure.identity"):  # what they warn of becomes an error of ours, told once
+    for name in ("paramiko", "azure.identity"):  # their warnings become errors of ours, which are shown once
         logging.getLogger(name).setLevel(logging.NOTSET if verbose else logging.CRITICAL)
 
 
 def steps_are_logged() -> bool:
-    """Whether what is done stands in the log, and need not be shown beside it."""
+    """Whether steps are in the log, so that they need not be shown as well."""
     return logging.getLogger("coriolis_azure").isEnabledFor(logging.INFO)
 
 
 class _Plain(logging.Formatter):
-    """Lines in which the words of others cannot act on the terminal; continuation lines are indented."""
+    """Lines in which foreign text cannot control the terminal; continuation lines are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
@@ -43,7 +43,7 @@ class _Plain(logging.Formatter):
 
 
 class _Json(_Plain):
-    """One JSON object a line: {"event": "log", ...}."""
+    """One JSON object per line: {"event": "log", ...}."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""

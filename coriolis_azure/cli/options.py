@@ -1,4 +1,4 @@
-"""What commands share: their options, and the Source of the settings files."""
+"""What commands share: their options, and a Source made from the settings files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def json_is_asked_for() -> bool:
-    """Whether --json was given, also where the command line is not understood otherwise."""
+    """Whether --json was given, even on a command line that is otherwise invalid."""
     return "--json" in sys.argv[1:]
 
 
 def _verbose_option() -> click.Option:
-    """-v, before the name of a command and after it: all that are given count."""
+    """-v, before or after the name of a command; all occurrences count."""
 
-    def count(context: click.Context, option: click.Parameter, given: int) -> None:
+    def count(context: click.Context, option: click.Parameter, occurrences: int) -> None:
         del option
-        context.meta[__name__] = context.meta.get(__name__, 0) + given
+        context.meta[__name__] = context.meta.get(__name__, 0) + occurrences
         logs.start(context.meta[__name__], json_is_asked_for())
 
     return click.Option(
@@ -37,12 +37,12 @@ def _verbose_option() -> click.Option:
         count=True,
         expose_value=False,
         callback=count,
-        help="Log to stderr; twice for debug output. Secrets are never logged.",
+        help="Log to stderr; -vv logs debug output, too. Secrets are never logged.",
     )
 
 
 class Command(click.Command):
-    """A command that takes -v."""
+    """A command with the option -v."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -50,7 +50,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of such commands that takes -v, too."""
+    """A group of commands, all with the option -v."""
 
     command_class = Command
     group_class = type
@@ -60,26 +60,26 @@ class Group(click.Group):
         self.params.append(_verbose_option())
 
 
-def rate(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
-    """The callback of an option that is a rate."""
+def rate(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Validate an option that is a rate; a click callback."""
     del context
-    if given is not None:
+    if value is not None:
         try:
-            settings.rate(given)
+            settings.rate(value)
         except InvalidInput as error:
             raise InvalidInput(f"{option.opts[0]}: {error.message}", remedy=error.remedy) from error
-    return given
+    return value
 
 
 def json_option(command: F) -> F:
-    """--json, on every command."""
+    """Add --json, which every command has."""
     return click.option(
         "--json", "as_json", is_flag=True, help="One JSON document on stdout; events as JSON lines on stderr."
     )(command)
 
 
 def source_options(command: F, *, required: bool = True) -> F:
-    """-c and -e."""
+    """Add -c and -e."""
     file = click.Path(exists=True, dir_okay=False, path_type=Path)
     connection = click.option(
         "-c",
@@ -88,7 +88,7 @@ def source_options(command: F, *, required: bool = True) -> F:
         required=required,
         envvar="CORIOLIS_AZURE_CONNECTION",
         show_envvar=True,
-        help="JSON file: which Azure, and as whom. Keep it readable for you only.",
+        help="JSON file: which Azure to use, and as whom to sign in. Keep it private.",
     )
     environment = click.option(
         "-e",
@@ -97,14 +97,14 @@ def source_options(command: F, *, required: bool = True) -> F:
         required=required,
         envvar="CORIOLIS_AZURE_ENVIRONMENT",
         show_envvar=True,
-        help="JSON file: where the VMs are, and how the worker is made.",
+        help="JSON file: where the VMs are, and how to make the worker.",
     )
     return connection(environment(command))
 
 
 @contextlib.contextmanager
 def opened(connection: Path, environment: Path, as_json: bool, **changes: str) -> Iterator[Any]:
-    """A Source of the two files, watched; `changes` replace settings of the environment."""
+    """A Source from the two files, with its progress shown; `changes` replace settings of the environment."""
     from ..source import Source  # the SDKs take a second to import: not for --help
 
     connection_info, source_environment = settings.read_json(connection), settings.read_json(environment)

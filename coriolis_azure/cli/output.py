@@ -1,8 +1,8 @@
 """Documents and tables on stdout, and the two consoles.
 
-What is shown never loses data and is never taken for markup. A table in a pipe has one line a record, as wide as it is;
-on a terminal that is too narrow each record becomes a block, and what is longer than a line is left to the terminal to
-wrap, so that it can be copied in one piece.
+Output is never truncated and never interpreted as markup. In a pipe, a table has one line per record, however wide. On
+a terminal that is too narrow for the table, each record becomes a block, and the terminal itself wraps long lines, so
+that they can be copied in one piece.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..events import amount, counted
 from ..model import Machine
 
 VERIFIED = {True: "yes", None: "not verified", False: "NO"}
-_PROSE = {"meaning", "reason", "result", "what to do"}  # columns that are wrapped between words
-_PROSE_WIDTH = 24  # the least that is readable
+_PROSE = {"meaning", "reason", "result", "what to do"}  # columns wrapped between words
+_PROSE_WIDTH = 24  # the least readable width
 _GAP = 2
 _ENDLESS = 1 << 20
 
@@ -35,18 +35,18 @@ Cell = str | Text
 
 
 def out(width: int | None = None) -> Console:
-    """The console on stdout, for text that is shown as it is."""
+    """The console on stdout, which prints text literally."""
     return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is None)
 
 
 def err() -> Console:
-    """The console on stderr, for text that is shown as it is."""
+    """The console on stderr, which prints text literally."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def show(console: Console, words: str, lead: str = "", style: str = "") -> None:
-    """Print prose after a `lead` in `style`. On a terminal, lines end between words, and a long word stays whole."""
-    lines = (lead + words).splitlines()
+def show(console: Console, prose: str, lead: str = "", style: str = "") -> None:
+    """Print prose after a `lead` in `style`. On a terminal it is wrapped between words, never within one."""
+    lines = (lead + prose).splitlines()
     if console.file.isatty():
         wrap = TextWrapper(
             console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
@@ -66,7 +66,7 @@ class Table:
     title: str = ""
 
     def show(self) -> None:
-        """Print it in the form that fits stdout."""
+        """Print the table in the form that fits stdout."""
         rows = [[_text(cell) for cell in record] for record in self.records]
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
         if on_terminal and self._least_width(rows) > out().width:
@@ -103,7 +103,7 @@ class Table:
             out().print(Text(cleaned(self.title), "italic"))
 
     def _least_width(self, rows: Sequence[Sequence[Text]]) -> int:
-        """The columns of a terminal that it needs: prose may be wrapped, but no word of it."""
+        """The least width of a terminal for the table; prose may be wrapped, but only between words."""
         widths = []
         for index, column in enumerate(self.columns):
             lengths = [cell_len(column)]
@@ -174,11 +174,11 @@ def replication_table(title: str, done: Any) -> Table:
 
 
 def resources_table(before: list[Any], after: list[Any]) -> Table:
-    ids = {resource["id"]: resource["type"] for resource in (*before, *after)}
-    held = [{resource["id"] for resource in resources} for resources in (before, after)]
+    types = {resource["id"]: resource["type"] for resource in (*before, *after)}
+    listings = [{resource["id"] for resource in resources} for resources in (before, after)]
     records = [
-        (f"{type_}/{id.rpartition('/')[2]}", *("there" if id in ids_then else "-" for ids_then in held))
-        for id, type_ in sorted(ids.items())
+        (f"{kind}/{id.rpartition('/')[2]}", *("exists" if id in listing else "-" for listing in listings))
+        for id, kind in sorted(types.items())
     ]
     return Table(("Azure resource", "before", "after"), records, "Resources in Azure")
 

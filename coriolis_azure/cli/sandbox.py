@@ -1,4 +1,4 @@
-"""The commands on the sandbox, the small Azure on this machine."""
+"""The commands on the sandbox, a small Azure on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .output import Table, print_json, say
 
 @cli.group()
 def sandbox() -> None:
-    """A small Azure on this machine, to try things out and to test against."""
+    """Run a small Azure on this machine, to try things out and to test against."""
 
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -32,25 +32,25 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
-    help="Port of the HTTPS server; any free one unless set.",
+    help="Port of the HTTPS server; by default any free one.",
 )
 @click.option(
     "--api-profile",
     default="latest",
     show_default=True,
-    help="latest, or 2020-09-01-hybrid: an Azure Stack Hub.",
+    help="latest, or 2020-09-01-hybrid for an Azure Stack Hub.",
 )
 @click.option(
     "--pace",
     type=click.FloatRange(1, 10_000),
     default=60,
     show_default=True,
-    help="Seconds of Azure's in one of yours: for request budgets, and the NICs of VMs that failed. "
-    "1 keeps Azure's own time.",
+    help="How many times faster than real time request budgets refill and NICs of failed VMs are released. "
+    "1 is Azure's own time.",
 )
 @json_option
 def serve(directory: Path, port: int, api_profile: str, pace: float, as_json: bool) -> None:
-    """Serve a local Azure in the foreground, until Ctrl-C.
+    """Serve a local Azure in the foreground until Ctrl-C.
 
     Writes DIR/connection.json and DIR/environment.json, for -c and -e, then prints "ready".
     """
@@ -67,13 +67,15 @@ def serve(directory: Path, port: int, api_profile: str, pace: float, as_json: bo
 @click.argument("directory", metavar="DIR", type=_FOLDER)
 @click.argument("name")
 @click.option(
-    "--os-disk", required=True, type=_FILE, help="A raw image; its size is a multiple of 512 bytes."
+    "--os-disk", required=True, type=_FILE, help="A raw image whose size is a multiple of 512 bytes."
 )
-@click.option("--data-disk", "data_disks", type=_FILE, multiple=True, help="At LUN 0, 1, ... as given.")
+@click.option(
+    "--data-disk", "data_disks", type=_FILE, multiple=True, help="A raw image; LUN 0, 1, ... in this order."
+)
 @click.option(
     "--unmanaged",
     is_flag=True,
-    help="Its disks are VHD blobs in the storage account sandboxstorage, and it is deallocated.",
+    help="Make its disks VHD blobs in the storage account sandboxstorage, and deallocate it.",
 )
 @click.option("--size", default="Standard_D2s_v5", show_default=True)
 @click.option("--os-type", type=click.Choice(["linux", "windows"]), default="linux", show_default=True)
@@ -103,12 +105,12 @@ def add_vm(
 @click.argument("file", type=_FILE)
 @json_option
 def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> None:
-    """Replace the content of a disk of a VM. DISK is os, or data-<lun>, or just the LUN of a data disk."""
+    """Replace the content of a VM's disk. DISK is os, data-<lun>, or just the LUN of a data disk."""
     from .. import sandbox as local
 
     lun = disk.removeprefix("data-")
     if disk != "os" and not (lun.isascii() and lun.isdecimal()):
-        raise InvalidInput(f"{disk!r} names no disk", remedy="Write os, or data-0, data-1, ...")
+        raise InvalidInput(f"{disk!r} is not the name of a disk", remedy="Write os, or data-0, data-1, ...")
     local.write(directory, name, disk if disk == "os" else int(lun), file)
     say(as_json, {"written": file.stat().st_size}, f"{counted(file.stat().st_size, 'byte')} written")
 
@@ -116,29 +118,31 @@ def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> N
 @sandbox.command()
 @click.argument("directory", metavar="DIR", type=_FOLDER)
 @click.argument("kind", required=False)
-@click.option("--method", help="Of which requests: PUT, GET, ... Any, if not given.")
-@click.option("--path", metavar="TEXT", help="With which text in their path, like /disks/ or operations.")
-@click.option("--times", type=click.IntRange(min=0), help="How many are struck; 0 for all. [default: 1]")
-@click.option("--after", type=click.IntRange(min=0), help="How many of them pass before.")
+@click.option("--method", help="Only requests with this method: PUT, GET, ... Any by default.")
+@click.option("--path", metavar="TEXT", help="Only requests with this text in the path: /disks/, operations.")
+@click.option(
+    "--times", type=click.IntRange(min=0), help="How many requests it affects; 0 for all. [default: 1]"
+)
+@click.option("--after", type=click.IntRange(min=0), help="How many requests pass first.")
 @click.option("--code", help="Azure's error code.")
 @click.option("--status", type=int, help="The HTTP status.")
 @click.option("--message", help="Azure's message.")
-@click.option("--seconds", type=float, help="What a throttled client is told to wait.")
-@click.option("--polls", type=int, help="How often a slow operation is asked about in vain.")
-@click.option("--clear", is_flag=True, help="Switch all faults off.")
+@click.option("--seconds", type=float, help="How long a throttled client is told to wait.")
+@click.option("--polls", type=int, help="How many polls a slow operation takes.")
+@click.option("--clear", is_flag=True, help="Remove all rules.")
 @json_option
-def fault(directory: Path, kind: str | None, clear: bool, as_json: bool, **given: Any) -> None:
-    """Switch a fault on by rule, list what is on, or clear it.
+def fault(directory: Path, kind: str | None, clear: bool, as_json: bool, **details: Any) -> None:
+    """Add a fault rule, list the active rules, or remove all.
 
     KIND: throttle, server-error, lost-request, lost-answer, refuse, failed-operation, slow-operation, no-capacity,
-    no-allocation, quota, policy, lock. Without KIND the rules that can still strike are listed.
+    no-allocation, quota, policy, lock. Without KIND the active rules are listed.
     """
     from .. import sandbox as local
 
     if clear:
         local.fault_rules(directory, clear=True)
     if kind:
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in details.items() if value is not None}
         local.fault(directory, kind, **chosen)
     rules = local.fault_rules(directory)
     if as_json:
@@ -158,9 +162,9 @@ def fault(directory: Path, kind: str | None, clear: bool, as_json: bool, **given
 @click.argument("role", type=_FILE)
 @json_option
 def permit(directory: Path, role: Path, as_json: bool) -> None:
-    """Give the sandbox's identity the permissions of ROLE, a role definition, and no others.
+    """Restrict the sandbox's identity to the permissions of ROLE, a file with a role definition.
 
-    `coriolis-azure role > role.json` prints the one that the steps need.
+    `coriolis-azure role > role.json` writes the role that runs need.
     """
     from .. import sandbox as local
 
@@ -176,5 +180,5 @@ def resources(directory: Path, as_json: bool) -> None:
     """Print every ARM resource as JSON: id, type, tags."""
     from .. import sandbox as local
 
-    del as_json  # it is JSON anyway
+    del as_json  # always JSON
     print_json(local.resources(directory))

@@ -1,4 +1,4 @@
-"""The three standard streams, whatever the caller has done to them: closed, a terminal that goes away, ASCII."""
+"""The three standard streams, made safe: they may be closed, lose their terminal, or only support ASCII."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-# What writing to a pipe or terminal ends with that somebody has closed.
+# The errors of writing to a pipe or terminal whose other end is closed.
 _READER_GONE = {errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF}
 
 
-class Unheard:
-    """A stream that may fail at any time, because its reader is gone or its disk is full: the work goes on.
+class FailSafeStream:
+    """A stream that may fail, because its reader is gone or its disk is full, without stopping the program.
 
-    `error` is its first failure. What is written after that goes nowhere.
+    `error` is its first failure; later output is discarded.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -28,13 +28,13 @@ class Unheard:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write the text if somebody listens."""
+        """Write the text; a failure is recorded, not raised."""
         with self._failing():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush if somebody listens."""
+        """Flush; a failure is recorded, not raised."""
         with self._failing():
             self._stream.flush()
 
@@ -45,15 +45,15 @@ class Unheard:
         except OSError as error:
             self.error = self.error or error
             with suppress(OSError):
-                # Else the interpreter would try again, and fail, as it ends.
+                # Otherwise the interpreter would flush again at exit, and fail.
                 _to_null(self._stream.fileno())
 
 
 def ready_streams() -> None:
     """Make the standard streams safe to use.
 
-    A closed one becomes /dev/null: else the next file that is opened, an image perhaps, would get its number and all
-    that is written to it. What a stream's encoding does not have is escaped.
+    A closed one becomes /dev/null; otherwise the next file opened, perhaps an image, would get its number and its
+    output. Characters that a stream's encoding lacks are escaped.
     """
     for number in range(3):
         try:
@@ -61,17 +61,18 @@ def ready_streams() -> None:
         except OSError:
             _to_null(number)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - a number, and open for good
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - stays open for the life of the process
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = cast(TextIO, Unheard(sys.stdout)), cast(TextIO, Unheard(sys.stderr))
+    sys.stdout = cast(TextIO, FailSafeStream(sys.stdout))
+    sys.stderr = cast(TextIO, FailSafeStream(sys.stderr))
 
 
 def ended_streams() -> OSError | None:
-    """Flush stdout; why something that was written to it is lost, None where all is read or nobody wants to."""
+    """Flush stdout; the error that lost some of its output, None if it was all written or its reader has left."""
     sys.stdout.flush()
     error: OSError | None = getattr(sys.stdout, "error", None)
     return None if error is None or error.errno in _READER_GONE else error
