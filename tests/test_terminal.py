@@ -263,7 +263,7 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> N
         [sys.executable, "-m", "coriolis_azure", "explain", "é"], capture_output=True, check=False
     )
     assert done.returncode == errors.InvalidInput.exit_code
-    assert rb"'\xe9' is no known code" in done.stderr
+    assert rb"'\xe9' is not a known error code" in done.stderr
 
 
 # JSON

@@ -416,7 +416,7 @@ class AzureExportProvider(
         """Boot a worker of the pool and wait until it is reachable."""
         if pool_os_type != "linux":
             raise InvalidInput(
-                f"there are no workers that run {pool_os_type}",
+                f"there is no worker for {pool_os_type}",
                 remedy="Create a Linux pool; its workers read any disk.",
             )
         with self._pool(connection_info, environment_options, pool_identifier) as pool:

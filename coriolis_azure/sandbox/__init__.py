@@ -1,6 +1,6 @@
-"""A small Azure on this machine: the demo's embedded default and the tests' other end.
+"""A small Azure on this machine, for the demo and the tests.
 
-Names are loaded when they are first used: the guests' processes and the command line start quickly.
+Names are loaded on first use, so that guests' processes and the command line start quickly.
 """
 
 from __future__ import annotations

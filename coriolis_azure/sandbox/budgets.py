@@ -1,12 +1,12 @@
-"""How many requests Azure takes in a while: token buckets of each VM, and of the subscription in a location.
+"""Azure's request budgets: token buckets for each VM, and for the subscription in a location.
 
-The sizes are those of Azure's documentation (compute-throttling-limits) and, for disks and snapshots, the most that
-its answers were seen to tell as left. Buckets begin full and get more once in their period. A request takes a token of
-each bucket that means it. Where one is empty it is answered with 429 and the time to wait; who asks again before that
-time waits for a whole period from then.
+Their sizes come from Azure's documentation (compute-throttling-limits) and, for disks and snapshots, from the largest
+remaining counts seen in its answers. Buckets start full and are refilled once per period. A request takes a token from
+each bucket that applies to it. If one is empty, the answer is 429 with the time to wait; a client that retries earlier
+has to wait a whole period from then on.
 
-A header names the buckets with what is left in them, by the names that Azure was recorded with; those of a subscription
-that were not recorded are formed like the one that was.
+A header lists the buckets with their remaining tokens, under the names recorded from Azure. Names of subscription
+buckets that were not recorded follow the pattern of the one that was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Next = Callable[[Request], Response]
 
 @dataclass(frozen=True)
 class Policy:
-    """A bucket that holds `capacity` tokens, and gets `refill` more every so many `seconds`."""
+    """A bucket of `capacity` tokens that gets `refill` more every `seconds`."""
 
     name: str
     capacity: int
@@ -33,11 +33,11 @@ class Policy:
 
 
 def _counters(name: str, short: int, long: int) -> tuple[Policy, ...]:
-    """The two counters of the disk provider: of three minutes, and of thirty."""
+    """The disk provider's two counters, for three and for thirty minutes."""
     return Policy(f"{name}3Min", short, short, 180), Policy(f"{name}30Min", long, long, 1800)
 
 
-# By what is done with a VM: the VM's own bucket, and the subscription's in the location.
+# By operation on a VM: the VM's own bucket, and the subscription's in the location.
 _OF_A_VM = {
     "put": (Policy("PutVMResource", 12, 4), Policy("PutVMSubscriptionMaximum", 1500, 500)),
     "update": (Policy("UpdateVMResource", 12, 4), Policy("UpdateVMSubscriptionMaximum", 1500, 500)),
@@ -81,19 +81,19 @@ _PATH = re.compile(
 
 
 class Budgets:
-    """The buckets of one sandbox, whose clock is `seconds`: `pace` of its seconds pass in one of a client's."""
+    """The buckets of one sandbox. `seconds` is Azure's time, which runs `pace` times as fast as a client's."""
 
     def __init__(self, seconds: Callable[[], float], pace: float) -> None:
         self._seconds, self._pace = seconds, pace
         self._buckets: dict[tuple[str, Policy], _Bucket] = {}
 
     def around(self, request: Request, target: str, answer: Next) -> Response:
-        """The answer to a request, with what is left in its buckets; 429 where one is empty.
+        """Answer a request and add the headers about its buckets; 429 if one is empty.
 
-        `target` is the id of what the request's operation is about, "" where it asks about none.
+        `target` is the id of the resource whose operation the request polls, "" if it polls none.
         """
-        named = list(_meant(request, target))
-        buckets = {policy: self._bucket(owner, policy) for owner, policy in named}
+        policies = list(_applicable(request, target))
+        buckets = {policy: self._bucket(owner, policy) for owner, policy in policies}
         for policy, bucket in buckets.items():
             if not bucket.left:
                 wait = bucket.refused(policy, self._seconds()) / self._pace
@@ -109,7 +109,7 @@ class Budgets:
         return response
 
     def left(self, vm: str) -> Mapping[str, int]:
-        """What a VM's own buckets hold, of those that were asked of: by name."""
+        """The remaining tokens of a VM's own buckets that have been used, by name."""
         return {
             policy.name: self._bucket(owner, policy).left
             for owner, policy in list(self._buckets)
@@ -130,7 +130,7 @@ class _Bucket:
     early: bool = False
 
     def fill(self, policy: Policy, now: float) -> None:
-        """Put in what has come since the last time."""
+        """Add the tokens that have accrued since the last call."""
         periods = math.floor((now - self.since) / policy.seconds)
         if periods:
             self.left = min(policy.capacity, self.left + periods * policy.refill)
@@ -138,14 +138,14 @@ class _Bucket:
             self.early = False
 
     def refused(self, policy: Policy, now: float) -> float:
-        """The seconds that a client has to wait, which begin anew where it had been told already."""
+        """The seconds that a client has to wait; a client that comes back early starts a whole new period."""
         self.since = now if self.early else self.since
         self.early = True
         return self.since + policy.seconds - now
 
 
 def _of_manager(method: str) -> dict[str, str]:
-    """What the resource manager says of its own buckets: full ones, for here nobody is refused because of them."""
+    """The resource manager's own counters, always full: the sandbox does not enforce them."""
     if method in {"GET", "HEAD"}:
         return {"x-ms-ratelimit-remaining-subscription-global-reads": "3749"}
     kind = "deletes" if method == "DELETE" else "writes"
@@ -155,9 +155,9 @@ def _of_manager(method: str) -> dict[str, str]:
     }
 
 
-def refusal(group: str, allowed: int, seconds: float, **given: str) -> Response:
-    """429 as the compute provider says it, without the `error` that all else has around it; `given` replaces parts."""
-    counted = {
+def refusal(group: str, allowed: int, seconds: float, **overrides: str) -> Response:
+    """The compute provider's 429, which unlike other errors has no outer `error`; `overrides` replace parts."""
+    counts = {
         "operationGroup": group,
         "allowedRequestCount": allowed,
         "measuredRequestCount": allowed + 1,
@@ -166,36 +166,36 @@ def refusal(group: str, allowed: int, seconds: float, **given: str) -> Response:
         "code": "OperationNotAllowed",
         "message": "The server rejected the request because too many requests have been received for this "
         "subscription.",
-        "details": [{"code": "TooManyRequests", "target": group, "message": json.dumps(counted)}],
+        "details": [{"code": "TooManyRequests", "target": group, "message": json.dumps(counts)}],
         "innererror": {"internalErrorCode": "TooManyRequestsReceived"},
-        **given,
+        **overrides,
     }
     headers = {**retry_after(seconds), "x-ms-ratelimit-remaining-resource": f"Microsoft.Compute/{group};0"}
     return Response.of(429, body, headers)
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """The header that tells how long to wait; less than a second only in milliseconds."""
+    """The header with the time to wait, in milliseconds if it is less than a second."""
     if seconds < 1:
         return {"retry-after-ms": str(math.ceil(seconds * 1000))}
     return {"Retry-After": str(math.ceil(seconds))}
 
 
-def _meant(request: Request, target: str) -> Iterator[tuple[str, Policy]]:
-    """The buckets that a request takes from, each with the id of the VM that has it; "" for the subscription's."""
-    found = _PATH.fullmatch(target or request.path)
-    if found is None or not (found["name"] or request.method == "GET"):
+def _applicable(request: Request, target: str) -> Iterator[tuple[str, Policy]]:
+    """The buckets that a request takes tokens from, each with the id of its VM, or "" for the subscription's."""
+    match = _PATH.fullmatch(target or request.path)
+    if match is None or not (match["name"] or request.method == "GET"):
         return
-    kind, action = found["kind"].lower(), (found["action"] or "").lower()
+    kind, action = match["kind"].lower(), (match["action"] or "").lower()
     shared: tuple[Policy, ...]
     if kind != "virtualmachines":
         of_one = _DISK_OPERATION if target else _OF_DISKS.get((kind, request.method), ())
-        shared = of_one if found["name"] else _LISTS_OF_DISKS
-    elif not found["name"]:
+        shared = of_one if match["name"] else _LISTS_OF_DISKS
+    elif not match["name"]:
         shared = _VMS
     else:
-        doing = "operation" if target else _ACTIONS.get(action) or _VERBS.get(request.method, "update")
-        own, of_all = _OF_A_VM[doing]
+        operation = "operation" if target else _ACTIONS.get(action) or _VERBS.get(request.method, "update")
+        own, of_all = _OF_A_VM[operation]
         yield (target or request.path).lower().rstrip("/").removesuffix(f"/{action}"), own
         shared = (of_all,)
     yield from (("", policy) for policy in shared)

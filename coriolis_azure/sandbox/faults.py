@@ -1,8 +1,8 @@
-"""Faults that are switched on by rule: what goes wrong, for which requests, how often.
+"""Fault injection by rules: what goes wrong, for which requests, how often.
 
-A rule stays until it has struck as often as it may, or is cleared. Rules are tried in the order in which they were
-made; each request meets the first that means it. The words and statuses are Azure's, from recordings, logs and its
-documentation. Requests to the sandbox's own administration are never struck.
+A rule applies until its count is used up or it is cleared. For each request, the oldest matching rule applies. Codes,
+messages and statuses are Azure's, from recordings, logs and its documentation. Requests to the sandbox's own
+administration are exempt.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ Next = Callable[[Request], Response]
 
 
 class Lost(ConnectionError):
-    """The connection broke: the client gets no answer."""
+    """The connection is lost and the client gets no answer."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One rule.
+    """One rule, of a kind in `KINDS`.
 
-    `kind` is one of `KINDS`. It means requests with this `method` ("" for any) and this text in their path, case
-    aside. The first `after` of them pass, the next `times` are struck (0: all). `code`, `status` and `message` are
-    Azure's error; `seconds` is what a throttled client is told to wait; `polls` is how often an operation is
-    asked about in vain.
+    It matches requests with this `method` ("" for any) and this text in their `path`, ignoring case. The first `after`
+    of them pass; it then applies to the next `times` (0: to all). `code`, `status` and `message` are Azure's error,
+    `seconds` is how long a throttled client is told to wait, `polls` how many more polls an operation takes.
     """
 
     kind: str
@@ -51,7 +50,7 @@ class Fault:
         """Plain JSON values."""
         return asdict(self)
 
-    def means(self, request: Request) -> bool:
+    def matches(self, request: Request) -> bool:
         """Whether the rule is about this request."""
         return self.method in {"", request.method} and self.path.lower() in request.path.lower()
 
@@ -63,7 +62,7 @@ _QUOTA = (
     "Additional Required: 2, (Minimum) New Limit Required: 6. Submit a request for Quota increase at "
     "https://aka.ms/ProdportalCRP/ by specifying parameters listed in the 'Details' section for deployment to succeed."
 )
-# What a rule of each kind is made of, where nothing else is said.
+# The default values of a rule, by kind.
 KINDS: dict[str, Json] = {
     "throttle": {"status": 429},
     "server-error": {"status": 503, "code": "ServerTimeout", "message": "The request timed out."},
@@ -108,85 +107,85 @@ KINDS: dict[str, Json] = {
 _FAILING = {"failed-operation", "no-allocation"}
 
 
-def rule(kind: str, given: Mapping[str, Any]) -> Fault:
-    """A rule of `kind`, its usual values replaced by the `given` ones; InvalidInput names what is wrong."""
+def rule(kind: str, details: Mapping[str, Any]) -> Fault:
+    """A rule of `kind` with its default values overridden by `details`; InvalidInput if they are invalid."""
     if kind not in KINDS:
-        raise errors.InvalidInput(f"{kind!r} is no kind of fault; there are {', '.join(KINDS)}")
-    kinds: dict[str, Any] = {
-        each.name: (int, float) if isinstance(each.default, float | int) else str
-        for each in fields(Fault)
-        if each.name not in {"kind", "id"}
+        raise errors.InvalidInput(f"{kind!r} is not a kind of fault; use one of {', '.join(KINDS)}")
+    types: dict[str, Any] = {
+        parameter.name: (int, float) if isinstance(parameter.default, float | int) else str
+        for parameter in fields(Fault)
+        if parameter.name not in {"kind", "id"}
     }
-    for name, value in given.items():
-        if name not in kinds or not isinstance(value, kinds[name]):
-            raise errors.InvalidInput(f"{name}={value!r} is nothing that a fault can have")
-    return Fault(kind, **{**KINDS[kind], **given})
+    for name, value in details.items():
+        if name not in types or not isinstance(value, types[name]):
+            raise errors.InvalidInput(f"{name}={value!r} is not valid for a fault")
+    return Fault(kind, **{**KINDS[kind], **details})
 
 
 class Faults:
-    """The rules of one sandbox. Safe to use from several threads."""
+    """The rules of one sandbox. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rules: list[Fault] = []
 
-    def add(self, kind: str, **given: Any) -> Fault:
-        """Switch a fault on; InvalidInput for what is none."""
-        made = rule(kind, given)
+    def add(self, kind: str, **details: Any) -> Fault:
+        """Add a rule; InvalidInput if it is invalid."""
+        added = rule(kind, details)
         with self._lock:
-            self._rules.append(made)
-        return made
+            self._rules.append(added)
+        return added
 
     def listed(self) -> list[Json]:
-        """The rules that can still strike, with what is left of their counts."""
+        """The active rules with their remaining counts."""
         with self._lock:
-            return [each.to_json() for each in self._rules]
+            return [active.to_json() for active in self._rules]
 
     def clear(self) -> None:
-        """Switch all off."""
+        """Remove all rules."""
         with self._lock:
             self._rules.clear()
 
     def around(self, request: Request, answer: Next, change: Callable[[str, Fault], None]) -> Response:
-        """The answer to a request, or what a rule makes of it.
+        """Answer a request, unless a rule decides otherwise.
 
-        `change` is handed the URL of an operation that the request began, where a rule is about operations.
+        If the rule is about operations, `change` is called with the URL of the operation that the request started.
         """
-        struck = self._struck(request)
-        if struck is None:
+        fault = self._applied(request)
+        if fault is None:
             return answer(request)
-        if struck.kind == "lost-request":
+        if fault.kind == "lost-request":
             raise Lost("the sandbox lost the request")
-        if struck.kind == "lost-answer":
+        if fault.kind == "lost-answer":
             answer(request)
             raise Lost("the sandbox lost the answer")
-        if struck.kind == "slow-operation" or struck.kind in _FAILING:
+        if fault.kind == "slow-operation" or fault.kind in _FAILING:
             response = answer(request)
             url = response.headers.get("Azure-AsyncOperation") or response.headers.get("Location")
             if url:
-                change(url, struck)
+                change(url, fault)
             return response
-        return _throttled(request, struck) if struck.status == 429 else _refused(struck)
+        return _throttled(request, fault) if fault.status == 429 else _refused(fault)
 
-    def _struck(self, request: Request) -> Fault | None:
-        """The rule that strikes this request; its counts go down."""
+    def _applied(self, request: Request) -> Fault | None:
+        """The rule that applies to this request, if any; counts it."""
         with self._lock:
-            for place, each in enumerate(self._rules):
-                if not each.means(request):
+            for position, fault in enumerate(self._rules):
+                if not fault.matches(request):
                     continue
-                if each.after:
-                    self._rules[place] = replace(each, after=each.after - 1)
+                if fault.after:
+                    self._rules[position] = replace(fault, after=fault.after - 1)
                     continue
-                if each.times == 1:
-                    del self._rules[place]
-                elif each.times:
-                    self._rules[place] = replace(each, times=each.times - 1)
-                return each
+                if fault.times == 1:
+                    del self._rules[position]
+                elif fault.times:
+                    self._rules[position] = replace(fault, times=fault.times - 1)
+                return fault
         return None
 
 
 def failure(fault: Fault) -> Json | None:
-    """The error with which a rule ends an operation; None for a rule that only slows it down."""
+    """The error with which a rule ends an operation; None if the rule only slows it down."""
     return {"code": fault.code, "message": fault.message} if fault.kind in _FAILING else None
 
 
@@ -196,13 +195,13 @@ def _refused(fault: Fault) -> Response:
 
 
 def _throttled(request: Request, fault: Fault) -> Response:
-    given = {name: text for name in ("code", "message") if (text := getattr(fault, name))}
+    overrides = {name: text for name in ("code", "message") if (text := getattr(fault, name))}
     if "/providers/microsoft.compute/" in request.path.lower():
-        return budgets.refusal("HighCostGet", 300, fault.seconds, **given)
+        return budgets.refusal("HighCostGet", 300, fault.seconds, **overrides)
     error = {
         "code": "SubscriptionRequestsThrottled",
         "message": f"Number of requests for operation '{request.method}' exceeded the backend storage limit. Please "
         f"try again after '{math.ceil(fault.seconds)}' seconds.",
-        **given,
+        **overrides,
     }
     return Response.of(429, {"error": error}, budgets.retry_after(fault.seconds))

@@ -1,4 +1,4 @@
-"""Older Azures: an Azure Stack Hub answers to one API version of each type, and knows none of the newer properties."""
+"""Older Azures: an Azure Stack Hub accepts one API version of each type and none of the newer properties."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from coriolis_azure import errors
 from coriolis_azure.sandbox.wire import ArmError, Json, Request
 
-# By profile, what is offered: API versions by lower-cased provider or type.
+# The API versions that each profile supports, by lower-case provider or type.
 PROFILES: dict[str, dict[str, str]] = {
     "latest": {},
     "2020-09-01-hybrid": {
@@ -21,39 +21,41 @@ PROFILES: dict[str, dict[str, str]] = {
     },
 }
 _PROVIDER = re.compile(r".*/providers/(Microsoft\.\w+/\w+)", re.IGNORECASE)
-# Properties that came with later versions.
+# Properties that later versions introduced.
 _LATER = re.compile(
     r'"(deleteOption|networkAccessPolicy|publicNetworkAccess|securityProfile|dataAccessAuthMode|userData)":'
 )
 
 
 def known(name: str) -> str:
-    """The profile of that name; InvalidInput for another."""
+    """The name of a profile; InvalidInput if it is unknown."""
     if name not in PROFILES:
-        raise errors.InvalidInput(f"{name!r} is no API profile of the sandbox: {', '.join(PROFILES)}")
+        raise errors.InvalidInput(
+            f"the sandbox has no API profile {name!r}; use one of {', '.join(PROFILES)}"
+        )
     return name
 
 
 def offered(profile: str, type_: str) -> str | None:
-    """The one API version of a resource type; None where the profile offers all."""
+    """The one API version of a resource type; None if the profile supports all."""
     versions = PROFILES[profile]
     return versions.get(type_.lower(), versions.get(type_.lower().partition("/")[0]))
 
 
 def check(profile: str, request: Request) -> None:
-    """Refuse a request with another version than the profile's, or with what that version does not know."""
-    found = _PROVIDER.match(request.path)
-    if found is None or "operation" in request.path.lower():
+    """Refuse a request with a version other than the profile's, or with properties that are newer."""
+    match = _PROVIDER.match(request.path)
+    if match is None or "operation" in request.path.lower():
         return
-    type_ = found[1]
-    version, asked = offered(profile, type_), request.query.get("api-version", "")
+    type_ = match[1]
+    version, requested = offered(profile, type_), request.query.get("api-version", "")
     if version is None:
         return
-    if asked != version:
+    if requested != version:
         raise ArmError(
             400,
             "NoRegisteredProviderFound",
-            f"No registered resource provider found for API version '{asked}' for type '{type_}'. The supported "
+            f"No registered resource provider found for API version '{requested}' for type '{type_}'. The supported "
             f"api-versions are '{version}'.",
         )
     later = _LATER.search(request.body.decode(errors="replace").replace('": ', '":'))
@@ -64,9 +66,9 @@ def check(profile: str, request: Request) -> None:
 def provider(profile: str, document: Json) -> Json:
     """A provider's document with the profile's API versions."""
     types = [
-        {**each, "apiVersions": [version]}
-        if (version := offered(profile, f"{document['namespace']}/{each['resourceType']}"))
-        else each
-        for each in document["resourceTypes"]
+        {**type_, "apiVersions": [version]}
+        if (version := offered(profile, f"{document['namespace']}/{type_['resourceType']}"))
+        else type_
+        for type_ in document["resourceTypes"]
     ]
     return {**document, "resourceTypes": types}

@@ -1,4 +1,4 @@
-"""Who uses what: questions about references between resources, answered from the documents themselves."""
+"""Queries about the references between resources, answered from the documents themselves."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ GROUPS = "Microsoft.Resources/resourceGroups"
 
 
 def same(one: str | None, other: str | None) -> bool:
-    """Whether two ids (or names) are the same to Azure, which ignores case."""
+    """Whether two ids or names are equal; Azure ignores case."""
     return one is not None and other is not None and one.lower() == other.lower()
 
 
 def reference(holder: Json, name: str) -> str | None:
-    """The id in `holder[name]`, a {"id": ...} reference; None when there is none."""
+    """The id in `holder[name]`, a reference {"id": ...}; None if there is none."""
     value = holder.get(name) or {}
     return value.get("id")
 
@@ -39,7 +39,7 @@ def disk_entries(machine: Resource) -> list[Json]:
 def machine_of_disk(state: State, disk_id: str) -> Resource | None:
     """The VM that has this disk attached."""
     for machine in state.of_type(MACHINES):
-        if any(same(reference(each, "managedDisk"), disk_id) for each in disk_entries(machine)):
+        if any(same(reference(entry, "managedDisk"), disk_id) for entry in disk_entries(machine)):
             return machine
     return None
 
@@ -53,7 +53,7 @@ def interface_entries(machine: Resource) -> list[Json]:
 def machine_of_interface(state: State, interface_id: str) -> Resource | None:
     """The VM that uses this NIC."""
     for machine in state.of_type(MACHINES):
-        if any(same(each["id"], interface_id) for each in interface_entries(machine)):
+        if any(same(entry["id"], interface_id) for entry in interface_entries(machine)):
             return machine
     return None
 
@@ -66,7 +66,7 @@ def configurations(state: State) -> Iterator[tuple[Resource, Json]]:
 
 
 def configuration_of_address(state: State, address_id: str) -> Json | None:
-    """The IP configuration that holds this public address."""
+    """The IP configuration that has this public address."""
     for _, configuration in configurations(state):
         if same(reference(configuration["properties"], "publicIPAddress"), address_id):
             return configuration
@@ -89,35 +89,33 @@ def subnets(state: State) -> Iterator[Json]:
 
 
 def subnet(state: State, subnet_id: str | None) -> Json | None:
-    """The subnet of that id."""
-    return next((each for each in subnets(state) if same(each["id"], subnet_id)), None)
+    """The subnet with this id."""
+    return next((candidate for candidate in subnets(state) if same(candidate["id"], subnet_id)), None)
 
 
 def users_of_firewall(state: State, firewall_id: str) -> tuple[list[str], list[str]]:
-    """The ids of the NICs, and of the subnets, that this NSG guards."""
-    interfaces = [
-        each.id
-        for each in state.of_type(INTERFACES)
-        if same(reference(each.properties, "networkSecurityGroup"), firewall_id)
+    """The ids of the NICs, and of the subnets, that use this NSG."""
+    interface_ids = [
+        interface.id
+        for interface in state.of_type(INTERFACES)
+        if same(reference(interface.properties, "networkSecurityGroup"), firewall_id)
     ]
-    guarded = [
-        str(each["id"])
-        for each in subnets(state)
-        if same(reference(each["properties"], "networkSecurityGroup"), firewall_id)
+    subnet_ids = [
+        str(document["id"])
+        for document in subnets(state)
+        if same(reference(document["properties"], "networkSecurityGroup"), firewall_id)
     ]
-    return interfaces, guarded
+    return interface_ids, subnet_ids
 
 
 def locks_over(state: State, resource_id: str) -> list[Resource]:
-    """The locks on this resource or on a scope that holds it."""
-    wanted = resource_id.lower() + "/"
-    return [
-        lock for lock in state.of_type(LOCKS) if wanted.startswith(str(lock.hidden["scope"]).lower() + "/")
-    ]
+    """The locks on this resource or on a scope that contains it."""
+    path = resource_id.lower() + "/"
+    return [lock for lock in state.of_type(LOCKS) if path.startswith(str(lock.hidden["scope"]).lower() + "/")]
 
 
 def primary_configuration(interface: Resource) -> Json:
-    """The inner document of the NIC's primary IP configuration."""
-    inner = [each["properties"] for each in interface.properties["ipConfigurations"]]
-    primary: Json = next((each for each in inner if each["primary"]), inner[0])
+    """The `properties` of the NIC's primary IP configuration."""
+    candidates = [configuration["properties"] for configuration in interface.properties["ipConfigurations"]]
+    primary: Json = next((candidate for candidate in candidates if candidate["primary"]), candidates[0])
     return primary

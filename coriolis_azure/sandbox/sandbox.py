@@ -1,7 +1,7 @@
-"""The sandbox: a small Azure on this machine, usable in this process or over HTTPS (see `local`).
+"""The sandbox: a small Azure on this machine, usable in this process or over HTTPS (see `server.local`).
 
-One function, `Sandbox.handle`, answers all requests. What goes wrong by rule is the business of `faults`. Tests may
-also lay a function around it (`intercept`) to see, delay, lose or repeat requests; nothing of the product knows of it.
+One function, `Sandbox.handle`, answers all requests. `faults` makes requests fail by rule. Tests may also wrap it in a
+function (`intercept`) that sees, delays, loses or repeats requests; the product does not know about it.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ LOCATION = "westeurope"
 NETWORK = "sandbox-vnet"
 SUBNET_PREFIX = "127.80.0.0/16"
 WORKER_SSH_PORT = 22022
-# Operations here take moments instead of minutes; what Azure counts by the minute is as fast.
+# Operations here take seconds instead of minutes, so what Azure counts by the minute is sped up as much.
 PACE = 60.0
-_NAME_LENGTH = 64  # of a VM
+_NAME_LENGTH = 64  # most characters of a VM's name
 STORAGE_ACCOUNT = "sandboxstorage"
 
 
 class Sandbox:
-    """One sandbox in its directory. A directory has one sandbox at a time; closing ends its guests.
+    """One sandbox in its directory, which can have only one at a time. Closing it ends its guests.
 
-    `api_profile` makes it an older Azure (see `profiles`). What Azure grants or holds for a while (see `budgets`; the
-    NICs of a VM that failed) is measured by `clock`, in one second of which `pace` seconds of Azure's pass; a client's
-    waits on `transport` pass on the same clock.
+    `api_profile` makes it an older Azure (see `profiles`). In one second of `clock`, `pace` seconds of Azure's time
+    pass; request budgets (see `budgets`) and reservations of NICs use that time. A client's waits on `transport` use
+    the same clock.
 
-    Raises InvalidInput when the directory is in use or cannot be one.
+    Raises InvalidInput if the directory is in use or unusable.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Sandbox:
             )
             self._world.api_profile = api_profile
             self._tokens = Tokens(self._world.state.identity)
-            # For tests to change: the roles of the identity, and what is used of which quota.
+            # Tests may change these: the identity's roles, required tags, quotas and request budgets.
             self.permissions = self._world.permissions
             self.required_tags = self._world.required_tags
             self.quotas = self._world.quotas
@@ -123,7 +123,7 @@ class Sandbox:
         self._world.state.save()
 
     def close(self) -> None:
-        """End all guests and leave the directory to others. What exists stays."""
+        """End all guests and release the directory. Its resources are kept."""
         with self._lock:
             if self._closed:
                 return
@@ -136,7 +136,7 @@ class Sandbox:
     # requests
 
     def handle(self, request: Request) -> Response:
-        """Answer one request; may be called from several threads."""
+        """Answer one request. Thread-safe."""
         self.requests.append((request.method, request.path))
         intercept = self.intercept
         return intercept(request, self._answer) if intercept else self._answer(request)
@@ -172,10 +172,10 @@ class Sandbox:
         return self.faults.around(request, self._asked, self._strike)
 
     def _asked(self, request: Request) -> Response:
-        """The answer of Blob storage, of the sign-in service or of the resource manager."""
-        stored = blobs.answer(self._world, self._tokens, request)
-        if stored is not None:
-            return stored
+        """The answer of Blob storage, the sign-in service or the resource manager."""
+        from_storage = blobs.answer(self._world, self._tokens, request)
+        if from_storage is not None:
+            return from_storage
         first, _, rest = request.path.strip("/").partition("/")
         if first.lower() != "subscriptions" and rest:
             return self._tokens.answer(request, first, rest)
@@ -185,7 +185,7 @@ class Sandbox:
     def _manage(self, request: Request) -> Response:
         operation = arm.operation_of(self._world, request.path)
         if operation is not None and operation.polls == 0 and operation.ended is None:
-            # Its last poll waits for the VM's boot, and holds up nobody else meanwhile.
+            # The last poll waits for the VM's boot, before the lock is taken, so that no other request waits.
             self._world.guests.wait(operation.target)
         with self._lock:
             if self._closed:
@@ -204,7 +204,7 @@ class Sandbox:
                 self._world.state.save()
 
     def _strike(self, url: str, fault: Fault) -> None:
-        """Make the operation that is asked about at `url` fail, or last."""
+        """Make the operation at `url` fail or take longer."""
         with self._lock:
             operation = arm.operation_of(self._world, Request("GET", url).path)
             if operation is not None and operation.ended is None:
@@ -212,7 +212,7 @@ class Sandbox:
                 operation.polls += 0 if operation.fault else fault.polls
 
     def _endpoints(self, base: str) -> list[Json]:
-        """What a client learns of this cloud from its resource manager alone."""
+        """What the resource manager tells a client about this cloud."""
         return [
             {
                 "name": "Sandbox",
@@ -229,7 +229,7 @@ class Sandbox:
         ]
 
     def _ask(self, method: str, resource_id: str, body: Json | None = None) -> Json:
-        """Our own request, finished when it returns; InvalidInput when it is refused."""
+        """Make a request of our own and finish it; InvalidInput if it is refused."""
         content = b"" if body is None else json.dumps(body).encode()
         request = Request(method, f"{INSIDE}{resource_id}?api-version=2026-04-01", body=content)
         try:
@@ -254,24 +254,25 @@ class Sandbox:
         unmanaged: str = "",
         data_sku: str = "StandardSSD_LRS",
     ) -> str:
-        """Make a running VM whose disks are copies of raw files; its id. InvalidInput names what is wrong.
+        """Make a running VM whose disks are copies of raw files, and return its id. InvalidInput if that is impossible.
 
-        With `unmanaged`, the name of a storage account that is made when missing, its disks are VHD blobs there, and
-        it is deallocated as all such VMs are. `data_sku` is the account type of the data disks.
+        With `unmanaged`, the name of a storage account (made if missing), its disks are VHD blobs there, and the VM is
+        deallocated, like all such VMs here. `data_sku` is the account type of the data disks.
         """
         _check_name(name)
         system = {"linux": "Linux", "windows": "Windows"}.get(os_type.lower())
         if system is None:
-            raise errors.InvalidInput(f"OS type {os_type!r} is not known: linux or windows")
+            raise errors.InvalidInput(f"OS type {os_type!r} is unknown; use linux or windows")
         group_id = f"/subscriptions/{self._world.state.identity.subscription}/resourceGroups/{GROUP}"
         vm_id = f"{group_id}/providers/{MACHINES}/{name}"
-        files = [Path(os_disk), *(Path(each) for each in data_disks)]
+        files = [Path(os_disk), *map(Path, data_disks)]
         for file in files:
             _checked_raw(file)
         with self._lock:
             if self._world.state.find(vm_id) is not None:
                 raise errors.InvalidInput(
-                    f"VM {name!r} exists in the sandbox", remedy="Choose another name; nothing was created."
+                    f"VM {name!r} already exists in the sandbox",
+                    remedy="Choose another name; nothing was created.",
                 )
             before = set(self._world.state.resources)
             contents: list[str] = []
@@ -282,8 +283,9 @@ class Sandbox:
                     contents += (self._world.contents.copied(file) for file in files)
                     self._build_vm(group_id, name, size, system, contents, zone, data_sku)
             except BaseException:
-                for made in [each for key, each in self._world.state.resources.items() if key not in before]:
-                    self._world.state.remove(made)
+                resources = list(self._world.state.resources.items())
+                for resource in [resource for key, resource in resources if key not in before]:
+                    self._world.state.remove(resource)
                 for content in contents:
                     self._world.contents.remove(content)
                 raise
@@ -324,15 +326,15 @@ class Sandbox:
                 },
             },
         )
-        made = [
+        os_disk, *data_disks = [
             self._build_disk(group_id, name, index, content, system, top, data_sku)
             for index, content in enumerate(contents)
         ]
         attached = [
             {"lun": lun, "createOption": "Attach", "caching": "ReadOnly", "managedDisk": {"id": disk.id}}
-            for lun, disk in enumerate(made[1:])
+            for lun, disk in enumerate(data_disks)
         ]
-        os_entry = {"createOption": "Attach", "osType": system, "managedDisk": {"id": made[0].id}}
+        os_entry = {"createOption": "Attach", "osType": system, "managedDisk": {"id": os_disk.id}}
         properties = {
             "hardwareProfile": {"vmSize": size},
             "storageProfile": {"osDisk": os_entry, "dataDisks": attached},
@@ -364,7 +366,7 @@ class Sandbox:
         )
 
     def write(self, name: str, disk: str | int, file: Path) -> None:
-        """Replace the content of a VM's disk ("os", or the LUN); a bigger file grows the disk.
+        """Replace the content of a VM's disk ("os" or a LUN); a larger file grows the disk.
 
         InvalidInput for an unknown VM or disk, and for a smaller file.
         """
@@ -376,38 +378,38 @@ class Sandbox:
             vhd = self._vhd(machine, disk)
             if vhd is not None:
                 account, container, blob = vhd.split("/", 2)
-                kept = vhd_machines.image(self._world, vhd).metadata
-                vhd_machines.put_image(self._world, account, blob, file, kept, container=container)
+                metadata = vhd_machines.image(self._world, vhd).metadata
+                vhd_machines.put_image(self._world, account, blob, file, metadata, container=container)
                 return
-            found = self._disk(machine, disk)
-            old = found.hidden["content"]
+            managed = self._disk(machine, disk)
+            old = managed.hidden["content"]
             if size < self._world.contents.size(old):
                 raise errors.InvalidInput(
                     f"{file} has {size} bytes, disk {disk} of VM {name!r} has "
                     f"{self._world.contents.size(old)}",
-                    remedy="Give a file at least as large as the disk: Azure's disks cannot shrink.",
+                    remedy="Use a file at least as large as the disk: Azure's disks cannot shrink.",
                 )
-            found.hidden["content"] = self._world.contents.copied(file)
+            managed.hidden["content"] = self._world.contents.copied(file)
             self._world.release_content(old)
             self._world.state.save()
 
     def resources(self) -> list[Json]:
-        """Every resource: id, type, tags; sorted, without anything that changes by itself."""
+        """Every resource with id, type and tags, sorted, without anything that changes by itself."""
         with self._lock:
             self._world.finish_all()
             self._world.state.save()
             rows = [
                 {
-                    "id": each.id,
-                    "type": each.type,
-                    "tags": dict(sorted((each.document.get("tags") or {}).items())),
+                    "id": resource.id,
+                    "type": resource.type,
+                    "tags": dict(sorted((resource.document.get("tags") or {}).items())),
                 }
-                for each in groups.tracked(self._world)
+                for resource in groups.tracked(self._world)
             ]
         return sorted(rows, key=lambda row: str(row["id"]).lower())
 
     def content(self, name: str, disk: str | int) -> Path:
-        """The file with the bytes of a VM's disk as they are now; to be read only."""
+        """The file with the present bytes of a VM's disk. Do not write to it."""
         with self._lock:
             machine = self._machine(name)
             vhd = self._vhd(machine, disk)
@@ -417,46 +419,46 @@ class Sandbox:
 
     @property
     def storage(self) -> accounts.Inside:
-        """What is in the storage accounts, past all rules: for tests to look at and to change."""
+        """The contents of the storage accounts, for tests to read and change, bypassing all rules."""
         return accounts.Inside(self._world)
 
     def _machine(self, name: str) -> Resource:
         """The one VM with this name or ARM id."""
-        there = list(self._world.state.of_type(MACHINES))
-        found = [each for each in there if name.lower() in (each.name.lower(), each.id.lower())]
-        if not found:
-            known = ", ".join(each.name for each in there) or "none"
-            raise errors.InvalidInput(f"VM {name!r} does not exist in the sandbox; there are: {known}")
-        if len(found) > 1:
-            ids = " or ".join(each.id for each in found)
+        vms = list(self._world.state.of_type(MACHINES))
+        matching = [vm for vm in vms if name.lower() in (vm.name.lower(), vm.id.lower())]
+        if not matching:
+            names = ", ".join(vm.name for vm in vms) or "none"
+            raise errors.InvalidInput(f"VM {name!r} does not exist in the sandbox; its VMs are: {names}")
+        if len(matching) > 1:
+            ids = " or ".join(vm.id for vm in matching)
             raise errors.InvalidInput(
-                f"{len(found)} VMs of the sandbox are called {name!r}",
-                remedy=f"Give the ARM id of the VM that is meant: {ids}.",
+                f"{len(matching)} VMs of the sandbox have the name {name!r}",
+                remedy=f"Give the ARM id of the one you mean: {ids}.",
             )
-        return found[0]
+        return matching[0]
 
     def _vhd(self, machine: Resource, disk: str | int) -> str | None:
-        """The VHD blob of a VM's disk, as account/container/name; None where the disk is a managed one."""
-        entries = [each for each in disk_entries(machine) if str(each.get("lun", "os")) == str(disk)]
+        """The VHD blob of a VM's disk, as account/container/name; None if it is a managed disk."""
+        entries = [entry for entry in disk_entries(machine) if str(entry.get("lun", "os")) == str(disk)]
         return str(entries[0]["vhd"]["uri"]) if entries and "vhd" in entries[0] else None
 
     def _disk(self, machine: Resource, disk: str | int) -> Resource:
         for entry in disk_entries(machine):
             if str(entry.get("lun", "os")) == str(disk):
-                found = self._world.state.find(entry["managedDisk"]["id"])
-                if found is not None:
-                    return found
+                managed = self._world.state.find(entry["managedDisk"]["id"])
+                if managed is not None:
+                    return managed
         luns = ", ".join(str(entry.get("lun", "os")) for entry in disk_entries(machine))
         raise errors.InvalidInput(f"VM {machine.name!r} has no disk {disk!r}; it has: {luns}")
 
     def _administer(self, request: Request, action: str) -> Response:
-        """The routes by which `local` reaches a sandbox that serves."""
+        """The routes through which `server.local` controls a sandbox that is being served."""
         body: dict[str, Any] = json.loads(request.body or b"{}")
         if (request.method, action) == ("GET", "resources"):
             return Response.of(200, self.resources())
         if (request.method, action) == ("POST", "vms"):
             body["os_disk"] = Path(body["os_disk"])
-            body["data_disks"] = [Path(each) for each in body["data_disks"]]
+            body["data_disks"] = [Path(file) for file in body["data_disks"]]
             return Response.of(200, {"id": self.add_vm(**body)})
         if (request.method, action) == ("POST", "write"):
             self.write(body["name"], body["disk"], Path(body["file"]))
@@ -475,13 +477,13 @@ class Sandbox:
     # settings
 
     def transport(self) -> Any:
-        """A transport for Azure SDK clients and credentials that asks this sandbox, without sockets."""
+        """A transport for Azure's SDK clients and credentials that calls this sandbox without sockets."""
         from coriolis_azure.sandbox.server.transport import in_process
 
         return in_process(self.handle, self._world.clock.sleep)
 
     def connection_info(self, base: str = INSIDE) -> Json:
-        """The connection settings of this sandbox, reached at `base`."""
+        """The connection settings of this sandbox at the URL `base`."""
         self._world.base = base
         identity = self._world.state.identity
         return {
@@ -507,19 +509,19 @@ class Sandbox:
         }
 
     def environment(self) -> Json:
-        """The source environment that fits this sandbox."""
+        """The source environment of this sandbox."""
         return {"location": LOCATION, "resource_group": GROUP, "export_worker_ssh_port": WORKER_SSH_PORT}
 
 
 def _held(directory: Path) -> int:
-    """Take the directory; the descriptor that holds it. InvalidInput when it cannot be had."""
+    """Lock the directory and return the descriptor that holds the lock. InvalidInput if it is unavailable."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         hold = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise errors.InvalidInput(
             f"{directory} cannot be the directory of a sandbox: {error.strerror}",
-            remedy="Name a directory that can be made and written to.",
+            remedy="Name a directory that can be created and written to.",
         ) from None
     try:
         fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -532,39 +534,43 @@ def _held(directory: Path) -> int:
 
 
 def _checked_roles(roles: Any) -> list[Json]:
-    """Roles as the permissions list has them, from role definitions; InvalidInput for what is none."""
-    found = []
-    for role in roles if isinstance(roles, list) else [roles]:
-        named = {str(key).lower(): value for key, value in role.items()} if isinstance(role, dict) else {}
+    """Convert role definitions to the form of the permissions list; InvalidInput for an invalid one."""
+    checked = []
+    for definition in roles if isinstance(roles, list) else [roles]:
+        fields = (
+            {str(key).lower(): value for key, value in definition.items()}
+            if isinstance(definition, dict)
+            else {}
+        )
         kinds = ("actions", "notActions", "dataActions", "notDataActions")
-        kept = {kind: named.get(kind.lower()) or [] for kind in kinds}
-        if not kept["actions"] or not all(
-            isinstance(listed, list) and all(isinstance(each, str) for each in listed)
-            for listed in kept.values()
+        role = {kind: fields.get(kind.lower()) or [] for kind in kinds}
+        if not role["actions"] or not all(
+            isinstance(actions, list) and all(isinstance(action, str) for action in actions)
+            for actions in role.values()
         ):
             raise errors.InvalidInput(
-                "a role definition has Actions, a list of names",
-                remedy="Give what `coriolis-azure role` prints.",
+                "a role definition must have Actions, a list of names",
+                remedy="Use the output of `coriolis-azure role`.",
             )
-        found.append(kept)
-    return found
+        checked.append(role)
+    return checked
 
 
 def _etag(request: Request, response: Response) -> str:
-    """The entity tag of a network resource, which Azure tells in a header too; "" for other answers."""
+    """The ETag of a network resource, which Azure also sends as a header; "" for other answers."""
     if "/providers/microsoft.network/" not in request.path.lower() or b'"etag"' not in response.body:
         return ""
     return str(json.loads(response.body).get("etag", ""))
 
 
 def _of_network(request: Request, error: ArmError) -> Json:
-    """What the network provider's refusals hold besides code and message; the gateway before it has none of it."""
+    """The extra fields of the network provider's refusals; those of the gateway in front of it have none."""
     own = "/providers/microsoft.network/" in request.path.lower() and error.status == 400
     return {"details": []} if own else {}
 
 
 def _check_name(name: str) -> None:
-    """InvalidInput for what Azure takes as no name of a VM, or of the NIC and disks that are named after it."""
+    """InvalidInput for a name that Azure refuses for a VM, or for the NIC and disks named after it."""
     if len(name) > _NAME_LENGTH or not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_])?", name):
         raise errors.InvalidInput(
             f"{name!r} cannot be the name of a VM in Azure",
@@ -574,7 +580,7 @@ def _check_name(name: str) -> None:
 
 
 def _checked_raw(file: Path) -> int:
-    """The size of a raw disk file; InvalidInput when it cannot be a disk."""
+    """The size of a raw disk file; InvalidInput if it cannot be a disk."""
     try:
         size = file.stat().st_size if file.is_file() else None
         if size is None:
@@ -592,6 +598,6 @@ def _checked_raw(file: Path) -> int:
     if size == 0 or size % 512:
         raise errors.InvalidInput(
             f"{file} has {size} bytes, which is not a multiple of 512",
-            remedy="Give a raw disk image; its size must be a multiple of 512 bytes.",
+            remedy="Use a raw disk image whose size is a multiple of 512 bytes.",
         )
     return size

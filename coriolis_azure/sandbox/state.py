@@ -1,8 +1,8 @@
-"""What exists in the sandbox: resources by id, pending operations, and the file that keeps both.
+"""The sandbox's resources by id, its operations, and the file that stores both.
 
-`document` is what Azure would show, less what follows from other resources (who has a disk attached, which
-NIC holds an address): that is computed when read, so it cannot disagree. `hidden` is ours. Ids are
-compared in lower case and kept as they were first written.
+A resource's `document` is what Azure would show, except for facts that follow from other resources (which VM has a disk
+attached, which NIC has an address): those are computed on reading, so they cannot become inconsistent. `hidden` is
+our own data. Ids are compared in lower case and stored in their first spelling.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from coriolis_azure.sandbox.wire import Json
 
-_FINISHED_KEPT = 50
+_FINISHED_KEPT = 50  # finished operations that are stored
 
 
 @dataclass
@@ -28,12 +28,12 @@ class Resource:
 
     @property
     def id(self) -> str:
-        """Its ARM id."""
+        """The ARM id."""
         return str(self.document["id"])
 
     @property
     def name(self) -> str:
-        """The last part of its id."""
+        """The last part of the id."""
         return str(self.document["name"])
 
     @property
@@ -43,23 +43,23 @@ class Resource:
 
     @property
     def location(self) -> str:
-        """Its region."""
+        """The region."""
         return str(self.document.get("location", ""))
 
     @property
     def properties(self) -> Json:
-        """The inner document."""
+        """The `properties` of the document."""
         properties: Json = self.document["properties"]
         return properties
 
 
 @dataclass
 class Operation:
-    """A long-running operation: how it is asked about, and what is left to do when it ends.
+    """A long-running operation: how to poll it, and what to do when it ends.
 
-    `polls` counts down the answers "InProgress". `fault` is the error with which it ends instead of having its effect,
-    where a rule of `faults` says so. `effect` names the function of the `arm` module's table that
-    ends it; it is applied at the last poll or, when the client has gone, after a moment.
+    `polls` counts down the remaining answers "InProgress". `effect` names the function in the `arm` module's table that
+    completes it, at the last poll or, if the client is gone, shortly afterwards. `fault` is the error with which it
+    ends instead, if a rule of `faults` says so.
     """
 
     id: str
@@ -80,7 +80,7 @@ class Operation:
 
 @dataclass
 class Identity:
-    """Who may talk to this sandbox, and under which names."""
+    """The sandbox's subscription and tenant, and the one identity that may use it."""
 
     subscription: str = field(default_factory=lambda: str(uuid.uuid4()))
     tenant: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -90,7 +90,7 @@ class Identity:
 
 
 class State:
-    """Everything that survives a restart; `save` writes it as one file, whole or not at all."""
+    """Everything that survives a restart; `save` writes it atomically to one file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -104,20 +104,21 @@ class State:
     def _load(self, document: Json) -> None:
         self.identity = Identity(**document["identity"])
         self.resources = {
-            str(each["document"]["id"]).lower(): Resource(**each) for each in document["resources"]
+            str(record["document"]["id"]).lower(): Resource(**record) for record in document["resources"]
         }
-        self.operations = {each["id"]: Operation(**each) for each in document["operations"]}
+        self.operations = {record["id"]: Operation(**record) for record in document["operations"]}
 
     def save(self) -> None:
-        """Write what changed since the last time; a crash leaves the old file or the new one."""
-        for old in [each.id for each in self.operations.values() if each.ended][:-_FINISHED_KEPT]:
-            del self.operations[old]
+        """Write the state if it has changed; a crash leaves the old file or the new one."""
+        finished = [operation.id for operation in self.operations.values() if operation.ended]
+        for id in finished[:-_FINISHED_KEPT]:
+            del self.operations[id]
         everything = {
             "identity": self.identity,
             "resources": list(self.resources.values()),
             "operations": list(self.operations.values()),
         }
-        text = json.dumps(everything, default=vars)  # dataclasses, without a copy of each at each request
+        text = json.dumps(everything, default=vars)  # unlike asdict, this does not copy each dataclass
         if text == self._saved:
             return
         temporary = self._path.with_suffix(".new")
@@ -127,19 +128,19 @@ class State:
         self._saved = text
 
     def find(self, resource_id: str) -> Resource | None:
-        """The resource of that id, in any case."""
+        """The resource with this id, ignoring case."""
         return self.resources.get(resource_id.lower())
 
     def add(self, resource: Resource) -> Resource:
-        """Keep a new resource."""
+        """Add a new resource."""
         self.resources[resource.id.lower()] = resource
         return resource
 
     def remove(self, resource: Resource) -> None:
-        """Forget a resource."""
+        """Remove a resource."""
         self.resources.pop(resource.id.lower(), None)
 
     def of_type(self, kind: str) -> Iterator[Resource]:
-        """All resources of one type, in the order of their making."""
+        """All resources of one type, oldest first."""
         kind = kind.lower()
-        return iter([each for each in self.resources.values() if each.type.lower() == kind])
+        return iter([resource for resource in self.resources.values() if resource.type.lower() == kind])

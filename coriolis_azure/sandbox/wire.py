@@ -1,6 +1,6 @@
-"""What goes in and out of the sandbox: requests, responses, and Azure's errors.
+"""The sandbox's requests, responses and errors.
 
-Both fronts (HTTPS and the in-process transport) speak these values, so one handler serves them alike.
+The HTTPS server and the in-process transport both use these types, so one handler serves both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request; `url` is absolute, header names are compared without case."""
+    """One HTTP request. `url` is absolute; header names are case-insensitive."""
 
     method: str
     url: str
@@ -25,7 +25,7 @@ class Request:
 
     @property
     def base(self) -> str:
-        """Scheme and host, as the client spelled them: operation URLs begin with it."""
+        """Scheme and host as the client wrote them; operation URLs begin with it."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc}"
 
@@ -36,12 +36,12 @@ class Request:
 
     @property
     def query(self) -> dict[str, str]:
-        """The query's parameters by lower-cased name; of repeated ones the last."""
+        """The query's parameters by lower-case name; the last one wins if a name is repeated."""
         pairs = parse_qsl(urlsplit(self.url).query, keep_blank_values=True)
         return {name.lower(): value for name, value in pairs}
 
     def header(self, name: str) -> str | None:
-        """The value of a header, None when absent."""
+        """The value of a header; None if absent."""
         return next((value for key, value in self.headers.items() if key.lower() == name.lower()), None)
 
 
@@ -55,7 +55,7 @@ class Response:
 
     @classmethod
     def of(cls, status: int, document: Any = None, headers: Mapping[str, str] | None = None) -> Response:
-        """A JSON response; without a document it has no body."""
+        """A JSON response, or one without a body if there is no document."""
         if document is None:
             return cls(status, dict(headers or {}))
         body = json.dumps(document).encode()
@@ -63,7 +63,7 @@ class Response:
 
 
 class ArmError(Exception):
-    """A refusal, as Azure words it: HTTP status, code, message and sometimes the target."""
+    """A refusal in Azure's words: HTTP status, code, message and sometimes a target."""
 
     def __init__(self, status: int, code: str, message: str, target: str | None = None) -> None:
         super().__init__(message)
@@ -80,7 +80,7 @@ class ArmError(Exception):
         return document
 
     def response(self, **more: Any) -> Response:
-        """The response that carries it; `more` are further properties of the error."""
+        """The HTTP response; `more` are further properties of the error."""
         return Response.of(self.status, {"error": {**self.document(), **more}})
 
 

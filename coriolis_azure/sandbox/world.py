@@ -1,11 +1,11 @@
-"""The sandbox's one mutable whole: state, disk contents, guests and long-running operations.
+"""All mutable state of the sandbox: resources, disk contents, guests and long-running operations.
 
-The provider modules (`disks`, `machines`, `network`, `groups`) are functions of a `World` and a `Call`;
-they register how a resource is shown (`VIEWS`) and how an operation ends (`EFFECTS`).
+The provider modules (`disks`, `machines`, `network`, `groups`) consist of functions of a `World` and a `Call`. They
+register how a resource is shown (`VIEWS`) and how an operation ends (`EFFECTS`).
 
-What a request changes is done at once, except what Azure does late: a resource is not Succeeded, a
-deletion or a detach is not done, before its operation has ended. It ends at its last poll. When its client
-is gone it ends with the first other request after `PATIENCE` seconds, or when the sandbox starts again.
+A request changes things at once, except where Azure does so late: a resource does not become Succeeded, and a deletion
+or a detach is not done, before its operation ends. An operation ends at its last poll. If its client stops polling, it
+ends with the first other request after `PATIENCE` seconds, or when the sandbox restarts.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from coriolis_azure.sandbox.state import Operation, Resource, State
 from coriolis_azure.sandbox.storage.store import BlobStore
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 
-# The base of this sandbox's URLs until it is served: of requests that never leave the process.
+# The base URL of a sandbox that is not served, for requests that never leave the process.
 INSIDE = "https://sandbox.invalid"
 PATIENCE = 0.25
-# How long Azure keeps the NICs of a VM that it could not make.
+# How long Azure reserves the NICs of a VM that it failed to make.
 RESERVED_SECONDS = 180
-# How long to wait between two looks at an operation: as recorded, where the sandbox keeps Azure's own time.
+# The time between two polls of an operation, as recorded from Azure; used if the sandbox runs at Azure's own pace.
 _RETRY_AFTER = {"compute": "10", "disk": "2", "network": "10", "group": "15"}
 
 View = Callable[["World", Resource], Json]
@@ -45,7 +45,7 @@ Effect = Callable[["World", str], None]
 
 @dataclass(frozen=True)
 class Call:
-    """A request whose path was understood: `part` has the path's variables by name."""
+    """A parsed request; `part` has the variables of its path by name."""
 
     request: Request
     part: dict[str, str]
@@ -63,12 +63,12 @@ class Call:
         return f"/subscriptions/{self.subscription}/resourceGroups/{self.part['group']}"
 
     def id_of(self, kind: str) -> str:
-        """The id of the named resource in the path; `kind` gives the spelling of its type."""
+        """The id of the resource that the path names; `kind` is its type in the canonical spelling."""
         return f"{self.group_id}/providers/{kind}/{self.part['name']}"
 
 
 class World:
-    """See the module. Not thread-safe by itself: the sandbox holds one lock around each request."""
+    """See the module. Not thread-safe: the sandbox holds a lock during each request."""
 
     def __init__(
         self,
@@ -84,26 +84,26 @@ class World:
         self.contents = Contents(directory / "disks")
         self.guests = Guests(directory / "guests", namespaces=namespaces)
         self.blobs = BlobStore(directory / "blobs")
-        # Where the sandbox is reached.
+        # The base URL of the sandbox.
         self.base = INSIDE
         self.page_size = 100
         self.api_profile = "latest"
         # Whether a disk can be imported from a snapshot of a blob.
         self.imports_snapshots = True
-        # The most page ranges that one answer lists.
+        # The most page ranges in one answer.
         self.page_ranges = 10_000
-        # What the usage lists say instead of the truth: (in use, limit) by name.
+        # Overrides of the usage lists: (in use, limit) by name.
         self.quotas: dict[str, tuple[int, int]] = {}
-        # The tags without which a policy lets nothing be made.
+        # Tags that a policy requires of every new resource.
         self.required_tags: list[str] = []
-        # The identity's roles, as the permissions list shows them.
+        # The identity's roles, in the form of the permissions list.
         self.permissions: list[Json] = [
             {"actions": ["*"], "notActions": [], "dataActions": ["*"], "notDataActions": []}
         ]
         self.clock = clock
         self.budgets = Budgets(self.seconds, pace)
         self._pace = pace
-        # The NICs, and the names of disks, that are kept for a VM, by lower-cased id: the VM's id, and until when.
+        # NICs and names of disks reserved for a VM, by lower-case id: the VM's id, and until when.
         self._reserved: dict[str, tuple[str, float]] = {}
         self._views = views
         self._effects = effects
@@ -113,38 +113,38 @@ class World:
     # time
 
     def seconds(self) -> float:
-        """Seconds of Azure's time: of what it grants, or holds, for a while."""
+        """Azure's time, in seconds, for budgets and reservations."""
         return self.clock.monotonic() * self._pace
 
     def reserve(self, ids: Iterable[str], vm: str) -> None:
-        """Keep NICs, or the names of disks, for a VM that could not be made."""
+        """Reserve NICs, or names of disks, for a VM that could not be made."""
         until = self.seconds() + RESERVED_SECONDS
         self._reserved |= {id.lower(): (vm, until) for id in ids}
 
     def reserved(self, id: str) -> bool:
-        """Whether an id is kept for a VM that could not be made."""
+        """Whether an id is reserved for a VM that could not be made."""
         _, until = self._reserved.get(id.lower(), ("", 0.0))
         return self.seconds() < until
 
     def failed_to_start(self, machine: Resource) -> None:
-        """What follows from a VM that was made and did not start."""
-        self.reserve([str(each["id"]) for each in interface_entries(machine)], machine.id)
+        """Record that a VM was made but did not start: its NICs stay reserved."""
+        self.reserve([str(entry["id"]) for entry in interface_entries(machine)], machine.id)
         machine.hidden["never started"] = True
 
     def free(self, interfaces: Iterable[str]) -> None:
-        """Keep NICs no longer."""
+        """Drop the reservations of NICs."""
         for interface in interfaces:
             self._reserved.pop(interface.lower(), None)
 
     def not_reserved(self, interface: str, vm: str = "") -> None:
-        """NicReservedForAnotherVm when a NIC is kept for another VM than `vm`."""
-        keeper, until = self._reserved.get(interface.lower(), (vm, 0.0))
-        if self.seconds() < until and not same(keeper, vm):
+        """Raise NicReservedForAnotherVm if a NIC is reserved for a VM other than `vm`."""
+        holder, until = self._reserved.get(interface.lower(), (vm, 0.0))
+        if self.seconds() < until and not same(holder, vm):
             raise ArmError(
                 400,
                 "NicReservedForAnotherVm",
                 f"Nic(s) in request is reserved for another Virtual Machine for {RESERVED_SECONDS} seconds. Please "
-                f"provide another nic(s) or retry after {RESERVED_SECONDS} seconds. Reserved VM: {keeper}",
+                f"provide another nic(s) or retry after {RESERVED_SECONDS} seconds. Reserved VM: {holder}",
             )
 
     # resources
@@ -155,14 +155,14 @@ class World:
         return show(self, resource) if show else dict(resource.document)
 
     def group(self, call: Call) -> Resource:
-        """The resource group of the path; ResourceGroupNotFound."""
+        """The resource group in the path; raises ResourceGroupNotFound."""
         group = self.state.find(call.group_id)
         if group is None or group.type != GROUPS:
             raise group_not_found(call.part["group"])
         return group
 
     def existing(self, call: Call, kind: str) -> Resource:
-        """The named resource of the path; ResourceGroupNotFound, ResourceNotFound."""
+        """The resource that the path names; raises ResourceGroupNotFound or ResourceNotFound."""
         self.group(call)
         resource = self.state.find(call.id_of(kind))
         if resource is None:
@@ -170,11 +170,11 @@ class World:
         return resource
 
     def canonical_id(self, call: Call, kind: str) -> str:
-        """The id a new resource gets: its group is spelled as the group was."""
+        """The id of a new resource, with the group in its original spelling."""
         return f"{self.group(call).id}/providers/{kind}/{call.part['name']}"
 
     def unlocked(self, resource_id: str, verb: str) -> None:
-        """ScopeLocked when a lock forbids to `verb` ("delete" or "write") this resource."""
+        """Raise ScopeLocked if a lock forbids `verb` ("delete" or "write") for this resource."""
         levels = {"delete": ("CanNotDelete", "ReadOnly"), "write": ("ReadOnly",)}[verb]
         scopes = [
             str(lock.hidden["scope"])
@@ -192,24 +192,27 @@ class World:
     # contents
 
     def contents_in_use(self) -> set[str]:
-        """The names of all contents that a disk or snapshot has."""
-        return {each.hidden["content"] for each in self.state.resources.values() if "content" in each.hidden}
+        """The names of all contents that disks or snapshots use."""
+        resources = self.state.resources.values()
+        return {resource.hidden["content"] for resource in resources if "content" in resource.hidden}
 
     def private_content(self, disk: Resource) -> Path:
-        """The disk's content as a file that nobody else has: for whoever may write to it."""
+        """The disk's content as a file that no other resource shares, so that it may be written to."""
         name = disk.hidden["content"]
-        sharers = [each for each in self.state.resources.values() if each.hidden.get("content") == name]
-        if len(sharers) > 1:
+        users = [
+            resource for resource in self.state.resources.values() if resource.hidden.get("content") == name
+        ]
+        if len(users) > 1:
             disk.hidden["content"] = self.contents.copied(self.contents.path(name))
         return self.contents.path(disk.hidden["content"])
 
     def release_content(self, name: str) -> None:
-        """Delete a content if no resource has it any more."""
+        """Delete a content if no resource uses it any more."""
         if name not in self.contents_in_use():
             self.contents.remove(name)
 
     def drop(self, resource: Resource) -> None:
-        """Remove a resource, and its content if it was the last to have it."""
+        """Remove a resource, and its content if no other resource uses it."""
         self.state.remove(resource)
         if "content" in resource.hidden:
             self.release_content(resource.hidden["content"])
@@ -228,7 +231,7 @@ class World:
         result: bool = False,
         follow: tuple[str, ...] = ("Azure-AsyncOperation", "Location"),
     ) -> dict[str, str]:
-        """Start an operation: the headers that tell the client where to ask about it."""
+        """Start an operation; return the headers that tell the client where to poll it."""
         identity = uuid.uuid4()
         family, segment = _STYLES[style]
         path = f"/subscriptions/{call.subscription}/{family.format(location)}{segment}/{identity}"
@@ -253,29 +256,29 @@ class World:
             headers["Azure-AsyncNotification"] = "Enabled"
         for name in follow:
             monitor = name == "Location"
-            where = (
+            polled = (
                 path.replace("/operations/", "/operationResults/") if monitor and style == "network" else path
             )
-            mark = "&monitor=true" if monitor and style in {"compute", "disk"} else ""
+            flag = "&monitor=true" if monitor and style in {"compute", "disk"} else ""
             signature = "&".join(f"{key}={value}" for key, value in self.signature(operation).items())
             headers[name] = (
-                f"{call.request.base}{where}?p={operation.signature}{mark}&api-version={version}&{signature}"
+                f"{call.request.base}{polled}?p={operation.signature}{flag}&api-version={version}&{signature}"
             )
         return headers
 
     def pause(self, style: str) -> dict[str, str]:
-        """The header that says how long to wait before an operation is asked about."""
+        """The header that says how long to wait before the next poll of an operation."""
         return {"Retry-After": _RETRY_AFTER[style]} if self._pace == 1 else {"x-ms-retry-after-ms": "10"}
 
     def signature(self, operation: Operation) -> dict[str, str]:
-        """What an operation's URL carries, as long as Azure's: it is refused when any of it is missing."""
+        """The signature in an operation's URL, as long as Azure's. A poll without any part of it is refused."""
         key = self.state.identity.signing_key.encode()
         digest = hmac.new(key, operation.id.encode(), hashlib.sha256).hexdigest()
         certificate = hashlib.shake_256(digest.encode()).hexdigest(2000)
         return {"t": str(int(digest[:14], 16)), "c": f"MIIH{certificate}", "s": digest, "h": digest[:32]}
 
     def finish(self, operation: Operation) -> None:
-        """Do what is left of an operation, once."""
+        """Complete an operation, unless it has already ended."""
         if operation.ended is not None:
             return
         try:
@@ -289,7 +292,7 @@ class World:
         self._due.pop(operation.id, None)
 
     def _fail(self, operation: Operation, fault: Json) -> None:
-        """An operation that fails leaves its resource behind, in the state Failed."""
+        """Fail an operation; its resource stays, in the state Failed."""
         operation.error = fault
         target = self.state.find(operation.target)
         if target is not None:
@@ -299,24 +302,23 @@ class World:
 
     def pending(self, target: str) -> list[Operation]:
         """The operations on a resource that have not ended."""
-        return [
-            each
-            for each in self.state.operations.values()
-            if each.ended is None and same(each.target, target)
-        ]
+        return [operation for operation in self._active() if same(operation.target, target)]
 
     def finish_overdue(self) -> None:
-        """End what no client has asked about for a while, unless it still waits for a guest to boot."""
+        """End operations that no client has polled for a while, unless they wait for a guest to boot."""
         moment = time.monotonic()
-        for operation in [each for each in self.state.operations.values() if each.ended is None]:
+        for operation in self._active():
             if self._due.get(operation.id, 0.0) <= moment and not self.guests.booting(operation.target):
                 self.finish(operation)
 
     def finish_all(self) -> None:
-        """End everything that can end now."""
-        for operation in [each for each in self.state.operations.values() if each.ended is None]:
+        """End every operation that can end now."""
+        for operation in self._active():
             if not self.guests.booting(operation.target):
                 self.finish(operation)
+
+    def _active(self) -> list[Operation]:
+        return [operation for operation in self.state.operations.values() if operation.ended is None]
 
 
 _STYLES = {
@@ -328,12 +330,12 @@ _STYLES = {
 
 
 def now() -> str:
-    """This moment as Azure writes it."""
+    """The present time in Azure's format."""
     return datetime.now(timezone.utc).isoformat()
 
 
 def not_found(kind: str, name: str, group: str) -> ArmError:
-    """404 ResourceNotFound, as the gateway words it."""
+    """404 ResourceNotFound, in the gateway's words."""
     return ArmError(
         404,
         "ResourceNotFound",
@@ -348,7 +350,7 @@ def group_not_found(name: str) -> ArmError:
 
 
 def deleted(world: World, call: Call, kind: str) -> Resource | None:
-    """The resource a DELETE means, unlocked; None when it is absent, which is no error (204)."""
+    """The resource that a DELETE names, after checking locks; None if it is absent, which is no error (204)."""
     world.group(call)
     resource = world.state.find(call.id_of(kind))
     if resource is not None:
@@ -357,12 +359,12 @@ def deleted(world: World, call: Call, kind: str) -> Resource | None:
 
 
 def no_content() -> Response:
-    """204: there was nothing to delete."""
+    """204: nothing to delete."""
     return Response(204)
 
 
 def placed(world: World, call: Call, kind: str, existing: Resource | None) -> str:
-    """The location a PUT names; LocationRequired, InvalidResourceLocation, ..."""
+    """The location in a PUT; raises LocationRequired, InvalidResourceLocation, ..."""
     location = str(call.body.get("location") or "").replace(" ", "").lower()
     if not location:
         raise ArmError(400, "LocationRequired", "The location property is required for this definition.")
@@ -386,7 +388,7 @@ def placed(world: World, call: Call, kind: str, existing: Resource | None) -> st
 
 
 def checked_tags(body: Json) -> Json:
-    """The tags of a PUT or PATCH; 400 for too many, too long or forbidden characters."""
+    """The tags of a PUT or PATCH; 400 for too many, too long ones or forbidden characters."""
     tags = body.get("tags") or {}
     if len(tags) > 50:
         raise ArmError(
@@ -409,7 +411,7 @@ def checked_tags(body: Json) -> Json:
 
 
 def checked_zones(body: Json, location: str) -> list[str] | None:
-    """The zones of a PUT; 400 when the region has none of that name."""
+    """The zones of a PUT; 400 if the region does not have them."""
     zones = body.get("zones") or None
     if zones is None:
         return None
@@ -423,13 +425,13 @@ def checked_zones(body: Json, location: str) -> list[str] | None:
 
 
 def paged(world: World, call: Call, rows: list[Json]) -> Response:
-    """One page of a list, and where the next one is."""
+    """One page of a list, with the link to the next one."""
     start = int(call.query.get("$skiptoken") or 0)
     top = call.query.get("$top", "")
     length = min(int(top), world.page_size) if top.isdigit() and int(top) else world.page_size
     document: Json = {"value": rows[start : start + length]}
     if start + length < len(rows):
-        kept = {name: value for name, value in call.query.items() if name != "$skiptoken"}
-        query = urlencode({**kept, "$skiptoken": str(start + length)})
+        other = {name: value for name, value in call.query.items() if name != "$skiptoken"}
+        query = urlencode({**other, "$skiptoken": str(start + length)})
         document["nextLink"] = f"{call.request.base}{quote(call.request.path)}?{query}"
     return Response.of(200, document)
