@@ -1,4 +1,4 @@
-"""Which VM has a guest, and what the guest is told."""
+"""Decides which VMs have a guest and configures it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coriolis_azure.sandbox.world import World
 
 
 def boot(world: World, machine: Resource) -> None:
-    """Start the VM's guest, if it is to have one that can be reached."""
+    """Start the VM's guest, if it should have one."""
     if not machine.hidden.get("guest"):
         return
     interface = _primary_interface(world, machine)
@@ -26,7 +26,7 @@ def boot(world: World, machine: Resource) -> None:
         machine=machine.id,
         folder=machine.properties["vmId"],
         user=profile["adminUsername"],
-        keys=[each["keyData"] for each in profile["linuxConfiguration"]["ssh"]["publicKeys"]],
+        keys=[key["keyData"] for key in profile["linuxConfiguration"]["ssh"]["publicKeys"]],
         address=address,
         controller=machine.properties["storageProfile"]["diskControllerType"],
         rules=inbound_rules(world, interface) if interface else [],
@@ -41,7 +41,7 @@ def boot(world: World, machine: Resource) -> None:
 
 
 def _cloud_config(custom_data: str | None) -> Json | str | None:
-    """The cloud-config of customData; text says why it cannot be read. Other user data is ignored."""
+    """The cloud-config in customData, or a text that says why it is unreadable. Other user data is ignored."""
     if not custom_data:
         return None
     text = base64.b64decode(custom_data).decode(errors="replace")
@@ -50,18 +50,18 @@ def _cloud_config(custom_data: str | None) -> Json | str | None:
     try:
         parsed: Any = json.loads(text.partition("\n")[2] or "{}")
     except ValueError:
-        return "the sandbox reads a #cloud-config only when it is written as JSON (which is YAML too)"
+        return "the sandbox reads a #cloud-config only if it is written as JSON (which is also YAML)"
     return parsed if isinstance(parsed, dict) else "the #cloud-config is not an object"
 
 
 def _primary_interface(world: World, machine: Resource) -> Resource | None:
     entries = interface_entries(machine)
-    primary = [each for each in entries if (each.get("properties") or {}).get("primary")] or entries
+    primary = [entry for entry in entries if (entry.get("properties") or {}).get("primary")] or entries
     return world.state.find(primary[0]["id"])
 
 
 def refresh_guests(world: World) -> None:
-    """Tell the running guests who may reach them now."""
+    """Update the firewall rules of the running guests."""
     for machine in world.state.of_type(MACHINES):
         interface = _primary_interface(world, machine) if world.guests.known(machine.id) else None
         if interface is not None:
@@ -69,7 +69,7 @@ def refresh_guests(world: World) -> None:
 
 
 def boot_all(world: World) -> None:
-    """Start the guests of all running VMs: the sandbox itself has just been started."""
+    """Start the guests of all running VMs, when the sandbox itself starts."""
     for machine in world.state.of_type(MACHINES):
         if machine.hidden["power"] == "running" and not world.guests.known(machine.id):
             boot(world, machine)

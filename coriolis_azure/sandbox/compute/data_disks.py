@@ -1,4 +1,4 @@
-"""Data disks of a VM: what may be attached, attaching, detaching."""
+"""Data disks of a VM: checks, attaching, detaching."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coriolis_azure.sandbox.world import World
 
 
 def data_disks_allowed(size: catalog.Size, entries: list[Json]) -> None:
-    """Refuse a list with wrong or equal LUNs, a disk twice, or more disks than the size takes."""
+    """Refuse invalid or repeated LUNs, a repeated disk, or more disks than the size allows."""
     luns = []
     for entry in entries:
         lun = entry.get("lun")
@@ -24,9 +24,11 @@ def data_disks_allowed(size: catalog.Size, entries: list[Json]) -> None:
         if lun in luns:
             raise invalid(f"A disk at LUN {lun} already exists.", "dataDisk.lun")
         luns.append(lun)
-    ids = [str(reference(each, "managedDisk")).lower() for each in entries if reference(each, "managedDisk")]
-    for twice in {one for one in ids if ids.count(one) > 1}:
-        raise invalid(f"Disk '{twice}' is specified more than once.", "dataDisks")
+    ids = [
+        str(reference(entry, "managedDisk")).lower() for entry in entries if reference(entry, "managedDisk")
+    ]
+    for repeated in {id for id in ids if ids.count(id) > 1}:
+        raise invalid(f"Disk '{repeated}' is specified more than once.", "dataDisks")
     if len(luns) > size.data_disks:
         raise not_allowed(
             "The maximum number of data disks allowed to be attached to a VM of this size is "
@@ -36,7 +38,7 @@ def data_disks_allowed(size: catalog.Size, entries: list[Json]) -> None:
 
 
 def attachable(world: World, machine: Resource, size: catalog.Size, entry: Json) -> None:
-    """Refuse an entry that could not be attached."""
+    """Refuse an entry that cannot be attached."""
     option = str(entry.get("createOption") or "")
     if option == "Attach":
         free_disk(world, machine, size, reference(entry, "managedDisk"))
@@ -51,7 +53,7 @@ def attachable(world: World, machine: Resource, size: catalog.Size, entry: Json)
 
 
 def attach(world: World, machine: Resource, entry: Json) -> None:
-    """Add a checked entry to the VM, and its disk to the guest."""
+    """Add a checked entry to the VM and its disk to the guest."""
     disk_id = reference(entry, "managedDisk")
     disk = world.state.find(disk_id or "")
     if disk is None:
@@ -75,39 +77,46 @@ def attach(world: World, machine: Resource, entry: Json) -> None:
 
 
 def replace_data_disks(world: World, machine: Resource, size: catalog.Size, entries: list[Json]) -> None:
-    """Make the VM's list this one: what is not in it is detached."""
+    """Replace the VM's list of data disks; detach those that are not in the new one."""
     present = machine.properties["storageProfile"]["dataDisks"]
-    wanted = [each for each in entries if not each.get("toBeDetached")]
-    data_disks_allowed(size, wanted)
-    kept: list[tuple[Json, Json]] = []
+    target = [entry for entry in entries if not entry.get("toBeDetached")]
+    data_disks_allowed(size, target)
+    retained: list[tuple[Json, Json]] = []
     new: list[Json] = []
-    for entry in wanted:
-        old = next((each for each in present if _means(entry, each) and not each["toBeDetached"]), None)
+    for entry in target:
+        old = next(
+            (
+                candidate
+                for candidate in present
+                if _same_disk(entry, candidate) and not candidate["toBeDetached"]
+            ),
+            None,
+        )
         if old is None:
             new.append(entry)
         elif old["lun"] != entry["lun"]:
             raise invalid(f"Changing the LUN of data disk '{old['name']}' is not allowed.", "dataDisk.lun")
         else:
-            kept.append((old, entry))
+            retained.append((old, entry))
     for entry in new:
         attachable(world, machine, size, entry)
-    staying = [old for old, _ in kept]
-    for old in [each for each in present if each not in staying]:
+    remaining = [old for old, _ in retained]
+    for old in [entry for entry in present if entry not in remaining]:
         detach(world, machine, old)
-    for old, entry in kept:
+    for old, entry in retained:
         old.update({name: entry[name] for name in ("caching", "deleteOption") if entry.get(name)})
     for entry in new:
         attach(world, machine, entry)
 
 
-def _means(given: Json, present: Json) -> bool:
-    disk_id = reference(given, "managedDisk")
+def _same_disk(requested: Json, present: Json) -> bool:
+    disk_id = reference(requested, "managedDisk")
     if disk_id is not None:
         return same(disk_id, reference(present, "managedDisk"))
-    return same(given.get("name"), present["name"])
+    return same(requested.get("name"), present["name"])
 
 
 def detach(world: World, machine: Resource, entry: Json) -> None:
-    """Take the disk from the guest; the VM lets go of it when the operation ends."""
+    """Remove the disk from the guest. The VM keeps its entry until the operation ends."""
     entry["toBeDetached"] = True
     world.guests.detach(machine.id, entry["lun"])

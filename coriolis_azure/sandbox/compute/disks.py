@@ -1,7 +1,7 @@
-"""Managed disks and snapshots: made empty, as copies, updated, grown, deleted.
+"""Managed disks and snapshots: created empty, as copies or by import; updated, grown, deleted.
 
-Sizes: `diskSizeBytes` is the exact size of the content, `diskSizeGB` that rounded up to GiB. (Azure's own
-disks are whole GiB; here a disk may be a copy of any raw file.)
+`diskSizeBytes` is the exact size of the content, and `diskSizeGB` is that size in GiB, rounded up. (Disks in Azure have
+whole GiB; here a disk may be a copy of any raw file.)
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from coriolis_azure.sandbox.world import (
 
 GIB = 1 << 30
 _MAX_GIB = 32767
-_FILLED_A_LOOK = 40.0  # percent: how much fuller a snapshot is each time that somebody looks
+_FILLED_PER_READ = 40.0  # the percentage by which each GET advances the copy of a snapshot
 _FAMILY = uuid.UUID("2f0f4b3e-2f5f-4c3b-9f0e-6f1f0c7d1a11")
-# What a copy takes over from its source when the request does not say otherwise.
+# What a copy inherits from its source unless the request sets it.
 _INHERITED = (
     "osType",
     "hyperVGeneration",
@@ -42,7 +42,7 @@ _INHERITED = (
     "securityProfile",
     "encryption",
 )
-_GIVEN = (
+_SETTABLE = (
     *_INHERITED,
     "networkAccessPolicy",
     "publicNetworkAccess",
@@ -71,7 +71,7 @@ _SNAPSHOT = _Kind(SNAPSHOTS, SNAPSHOT_SKUS, "Standard_LRS")
 def new_disk(
     world: World, disk_id: str, location: str, content: str, properties: Json, **top: object
 ) -> Resource:
-    """A finished disk resource over a content that lies ready; `top` are outer fields (sku, tags, zones)."""
+    """Add a finished disk with an existing content; `top` are outer fields (sku, tags, zones)."""
     document = _document(DISKS, disk_id, location, properties, top)
     document["properties"]["provisioningState"] = "Succeeded"
     return world.state.add(Resource(document, {"content": content}))
@@ -100,7 +100,7 @@ def patch(world: World, call: Call, kind: _Kind) -> Response:
 
 
 def delete(world: World, call: Call, kind: _Kind) -> Response:
-    """Delete a disk or snapshot: 202, or 204 when there is none; 409 while a VM has it."""
+    """Delete a disk or snapshot: 202, or 204 if there is none; 409 while it is attached to a VM."""
     disk = deleted(world, call, kind.type)
     if disk is None:
         return no_content()
@@ -112,16 +112,16 @@ def delete(world: World, call: Call, kind: _Kind) -> Response:
 
 
 def get_snapshot(world: World, call: Call) -> Response:
-    """A snapshot, which is a little fuller than at the last look, where it is filled later."""
+    """Show a snapshot. One that is copied in the background advances with each GET."""
     snapshot = world.existing(call, SNAPSHOTS)
-    filled = snapshot.properties.get("completionPercent")
-    if filled is not None:
-        snapshot.properties["completionPercent"] = min(100.0, filled + _FILLED_A_LOOK)
+    percent = snapshot.properties.get("completionPercent")
+    if percent is not None:
+        snapshot.properties["completionPercent"] = min(100.0, percent + _FILLED_PER_READ)
     return Response.of(200, view(world, snapshot))
 
 
 def view(world: World, disk: Resource) -> Json:
-    """The document with what follows from its content and its VM."""
+    """The document, completed with what follows from its content and its VM."""
     document = copy.deepcopy(disk.document)
     properties = document["properties"]
     size = world.contents.size(disk.hidden["content"])
@@ -144,19 +144,19 @@ def _create(world: World, call: Call, kind: _Kind, disk_id: str, location: str) 
     sku = _sku(call, kind) or kind.default_sku
     zones = checked_zones(call.body, location)
     tags = checked_tags(call.body)
-    given = call.body.get("properties") or {}
-    properties: Json = {"creationData": {**(given.get("creationData") or {})}}
-    properties |= {name: given[name] for name in _GIVEN if given.get(name) is not None}
-    content = _content(world, kind, location, given, properties)
+    requested = call.body.get("properties") or {}
+    properties: Json = {"creationData": {**(requested.get("creationData") or {})}}
+    properties |= {name: requested[name] for name in _SETTABLE if requested.get(name) is not None}
+    content = _content(world, kind, location, requested, properties)
     if kind.snapshot:
         source_sku = _sku_of(world, properties["creationData"])
         if source_sku in FILLED_LATER:
-            if not given.get("incremental"):
+            if not requested.get("incremental"):
                 raise bad_request(
                     f"Only incremental snapshots of disks with account type {source_sku} are supported."
                 )
             properties["completionPercent"] = 0.0
-        properties["incremental"] = bool(given.get("incremental", False))
+        properties["incremental"] = bool(requested.get("incremental", False))
         if properties["incremental"]:
             source = properties["creationData"].get("sourceUniqueId", disk_id)
             properties["incrementalSnapshotFamilyId"] = str(uuid.uuid5(_FAMILY, source))
@@ -168,18 +168,18 @@ def _create(world: World, call: Call, kind: _Kind, disk_id: str, location: str) 
     world.state.add(Resource(document, {"content": content}))
 
 
-def _content(world: World, kind: _Kind, location: str, given: Json, properties: Json) -> str:
+def _content(world: World, kind: _Kind, location: str, requested: Json, properties: Json) -> str:
     creation = properties["creationData"]
     option = creation.get("createOption")
-    wanted = _wanted_gib(given)
+    requested_gib = _requested_gib(requested)
     if option == "Empty" and not kind.snapshot:
-        if wanted is None:
+        if requested_gib is None:
             raise ArmError(
                 400, "InvalidParameter", "Required parameter 'diskSizeGB' is missing (null).", "diskSizeGB"
             )
-        return world.contents.zeros(wanted * GIB)
+        return world.contents.zeros(requested_gib * GIB)
     if option == "Import":
-        return _imported(world, location, creation, wanted)
+        return _imported(world, location, creation, requested_gib)
     if option != "Copy":
         raise bad_request(
             f"The sandbox does not imitate createOption '{option}' of {kind.type}: it knows Empty (disks), "
@@ -190,10 +190,10 @@ def _content(world: World, kind: _Kind, location: str, given: Json, properties: 
     for name in _INHERITED:
         if name in source.properties:
             properties.setdefault(name, copy.deepcopy(source.properties[name]))
-    return _copied(world, source, wanted)
+    return _copied(world, source, requested_gib)
 
 
-def _imported(world: World, location: str, creation: Json, wanted: int | None) -> str:
+def _imported(world: World, location: str, creation: Json, requested_gib: int | None) -> str:
     """The content of a fixed VHD in a page blob."""
     uri, account_id = str(creation.get("sourceUri") or ""), creation.get("storageAccountId")
     for name in ("sourceUri", "storageAccountId"):
@@ -214,13 +214,13 @@ def _imported(world: World, location: str, creation: Json, wanted: int | None) -
         content = world.contents.copied(world.blobs.contents.path(blob.file))
     size = blob.size - vhd.FOOTER
     os.truncate(world.contents.path(content), size)
-    if wanted is not None and wanted > gib(size):
-        world.contents.grow(content, wanted * GIB)
+    if requested_gib is not None and requested_gib > gib(size):
+        world.contents.grow(content, requested_gib * GIB)
     return content
 
 
 def _sku_of(world: World, creation: Json) -> str:
-    """The account type of what a copy is made of; of a snapshot its own."""
+    """The account type of the source of a copy; "" if there is none."""
     source = world.state.find(str(creation.get("sourceResourceId") or ""))
     return str(source.document["sku"]["name"]) if source is not None else ""
 
@@ -244,27 +244,27 @@ def _source(world: World, creation: Json, location: str) -> Resource:
     return source
 
 
-def _copied(world: World, source: Resource, wanted: int | None) -> str:
+def _copied(world: World, source: Resource, requested_gib: int | None) -> str:
     name: str = source.hidden["content"]
     size = world.contents.size(name)
-    if wanted is not None and wanted < gib(size):
+    if requested_gib is not None and requested_gib < gib(size):
         raise invalid("Disks or snapshot cannot be resized down.", "diskSizeGB")
     owner = machine_of_disk(world.state, source.id)
-    grows = wanted is not None and wanted > gib(size)
-    # A guest writes through its open file: what it holds is copied, all else is shared.
+    grows = requested_gib is not None and requested_gib > gib(size)
+    # A running guest writes to its open file, so that content is copied; any other content is shared.
     if grows or (owner is not None and world.guests.known(owner.id)):
         name = world.contents.copied(world.contents.path(name))
-    if grows and wanted is not None:
-        world.contents.grow(name, wanted * GIB)
+    if grows and requested_gib is not None:
+        world.contents.grow(name, requested_gib * GIB)
     return name
 
 
 def _update(world: World, call: Call, kind: _Kind, disk: Resource) -> Response:
-    given = call.body.get("properties") or {}
-    wanted = _wanted_gib(given)
+    requested = call.body.get("properties") or {}
+    requested_gib = _requested_gib(requested)
     sku = _sku(call, kind)
     tags = checked_tags(call.body) if "tags" in call.body else None
-    if wanted is not None and wanted < gib(world.contents.size(disk.hidden["content"])):
+    if requested_gib is not None and requested_gib < gib(world.contents.size(disk.hidden["content"])):
         echo = _echo(call, kind, disk.id, disk.location)
         return _accepted(world, call, disk.id, disk.location, echo, "disk-shrunk")
     if sku is not None and sku != disk.document["sku"]["name"]:
@@ -277,22 +277,22 @@ def _update(world: World, call: Call, kind: _Kind, disk: Resource) -> Response:
         disk.document["sku"] = {"name": sku, "tier": kind.skus[sku]}
     if tags is not None:
         disk.document["tags"] = tags
-    disk.properties.update({name: given[name] for name in _GIVEN if given.get(name) is not None})
-    grow(world, disk, wanted)
+    disk.properties.update({name: requested[name] for name in _SETTABLE if requested.get(name) is not None})
+    grow(world, disk, requested_gib)
     disk.properties["provisioningState"] = "Updating"
     return _accepted(world, call, disk.id, disk.location, view(world, disk), "disk-settled")
 
 
-def grow(world: World, disk: Resource, wanted_gib: int | None) -> None:
-    """Make the disk at least this large; a size that rounds to the present one changes nothing."""
-    if wanted_gib is None or wanted_gib <= gib(world.contents.size(disk.hidden["content"])):
+def grow(world: World, disk: Resource, requested_gib: int | None) -> None:
+    """Grow the disk to this size in GiB, if that is larger than its present size rounded up."""
+    if requested_gib is None or requested_gib <= gib(world.contents.size(disk.hidden["content"])):
         return
     world.private_content(disk)
-    world.contents.grow(disk.hidden["content"], wanted_gib * GIB)
+    world.contents.grow(disk.hidden["content"], requested_gib * GIB)
 
 
-def _wanted_gib(given: Json) -> int | None:
-    size = given.get("diskSizeGB")
+def _requested_gib(requested: Json) -> int | None:
+    size = requested.get("diskSizeGB")
     if size is None:
         return None
     if not isinstance(size, int) or not 1 <= size <= _MAX_GIB:
@@ -333,7 +333,7 @@ def _document(kind: str, disk_id: str, location: str, properties: Json, top: Jso
 
 
 def _echo(call: Call, kind: _Kind, disk_id: str, location: str) -> Json:
-    """The body of a 202: what was sent, and the state."""
+    """The body of a 202: what was sent, with the state."""
     sent: Json = {name: call.body[name] for name in ("tags", "sku", "zones") if name in call.body}
     properties = {**(call.body.get("properties") or {}), "provisioningState": "Updating"}
     name = call.part["name"]

@@ -1,4 +1,4 @@
-"""What a VM is made of: size, image, profile, NICs, disks; each checked as Azure checks it."""
+"""The parts of a VM (size, image, OS profile, NICs, disks), checked as Azure checks them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ _KEY_TYPES = ("ssh-rsa ", "ssh-ed25519 ")
 
 
 def checked_size(
-    given: Json, location: str, machine_id: str = "", zones: list[str] | None = None
+    requested: Json, location: str, machine_id: str = "", zones: list[str] | None = None
 ) -> catalog.Size:
-    """The size of the body; refused when it is unknown, or cannot be had in this location or in these zones."""
-    name = str((given.get("hardwareProfile") or {}).get("vmSize") or "")
+    """The size in the request; refused if it is unknown or unavailable in the location or the zones."""
+    name = str((requested.get("hardwareProfile") or {}).get("vmSize") or "")
     if not name:
         raise invalid("Required parameter 'hardwareProfile.vmSize' is missing (null).", "vmSize")
     size = catalog.SIZES.get(name.lower())
     if size is None:
-        offered = ",".join(each.name for each in catalog.SIZES.values() if location not in each.closed_in)
+        offered = ",".join(
+            candidate.name for candidate in catalog.SIZES.values() if location not in candidate.closed_in
+        )
         raise invalid(
             f"The requested VM size {name} is not available in the current region. The sizes available in "
             f"the current region are: {offered}. Find out more on the available VM sizes in each region at "
@@ -67,9 +69,9 @@ def checked_size(
     return size
 
 
-def checked_interfaces(world: World, machine_id: str, location: str, given: Json) -> list[Json]:
-    """The references to the NICs; refused when one is missing, elsewhere or in use."""
-    profile = given.get("networkProfile") or {}
+def checked_interfaces(world: World, machine_id: str, location: str, requested: Json) -> list[Json]:
+    """The references to the NICs; refused if one is missing, in another location or in use."""
+    profile = requested.get("networkProfile") or {}
     if profile.get("networkInterfaceConfigurations"):
         raise bad_request("The sandbox does not imitate networkInterfaceConfigurations: make the NIC first.")
     entries = profile.get("networkInterfaces") or []
@@ -80,7 +82,7 @@ def checked_interfaces(world: World, machine_id: str, location: str, given: Json
             "VirtualMachineMustHaveAtLeastOneNetworkInterface",
             f"Virtual machine {name} must have at least one network interface.",
         )
-    kept = []
+    references = []
     for entry in entries:
         interface = world.state.find(str(entry.get("id") or ""))
         if interface is None or interface.type != INTERFACES:
@@ -96,32 +98,35 @@ def checked_interfaces(world: World, machine_id: str, location: str, given: Json
         if user is not None:
             raise nic_in_use(interface, user)
         world.not_reserved(interface.id, machine_id)
-        kept.append(
+        references.append(
             {"id": interface.id, **({"properties": entry["properties"]} if "properties" in entry else {})}
         )
-    if len(kept) > 1 and sum(bool((each.get("properties") or {}).get("primary")) for each in kept) != 1:
+    if (
+        len(references) > 1
+        and sum(bool((entry.get("properties") or {}).get("primary")) for entry in references) != 1
+    ):
         raise ArmError(
             400,
             "VirtualMachineMustHaveOneNetworkInterfaceAsPrimary",
             f"Virtual machine {name} must have one network interface set as the primary.",
         )
-    return kept
+    return references
 
 
 def checked_image(storage: Json, size: catalog.Size) -> tuple[catalog.Image, str] | None:
-    """The image and its exact version; None for a VM that is made from an OS disk."""
-    wanted = storage.get("imageReference")
+    """The image and its exact version; None for a VM made from an existing OS disk."""
+    image_reference = storage.get("imageReference")
     if (storage.get("osDisk") or {}).get("createOption") == "Attach":
         return None
-    if not wanted:
+    if not image_reference:
         raise invalid(
             "Required parameter 'storageProfile.imageReference' is missing (null).", "imageReference"
         )
-    names = [str(wanted.get(key) or "") for key in ("publisher", "offer", "sku", "version")]
-    found = catalog.image(*names[:3])
-    versions = found.versions if found else ()
+    names = [str(image_reference.get(key) or "") for key in ("publisher", "offer", "sku", "version")]
+    image = catalog.image(*names[:3])
+    versions = image.versions if image else ()
     version = versions[-1] if versions and names[3].lower() == "latest" else names[3]
-    if found is None or version not in versions:
+    if image is None or version not in versions:
         raise ArmError(
             404,
             "PlatformImageNotFound",
@@ -130,15 +135,15 @@ def checked_image(storage: Json, size: catalog.Size) -> tuple[catalog.Image, str
             "to https://aka.ms/storageprofile",
             "imageReference",
         )
-    if found.architecture != size.architecture:
+    if image.architecture != size.architecture:
         raise bad_request(
             f"Cannot create a VM of size '{size.name}' because this VM size only supports a CPU "
             f"Architecture of '{size.architecture}', but an image or disk given has CPU Architecture "
-            f"'{found.architecture}'. This check can be suppressed by using an image or disk of the same "
+            f"'{image.architecture}'. This check can be suppressed by using an image or disk of the same "
             "architecture."
         )
-    bootable(size, found.generation)
-    return found, version
+    bootable(size, image.generation)
+    return image, version
 
 
 def bootable(size: catalog.Size, generation: str) -> None:
@@ -152,20 +157,20 @@ def bootable(size: catalog.Size, generation: str) -> None:
 
 
 def checked_controller(storage: Json, size: catalog.Size) -> str:
-    """SCSI or NVMe, as the size has it."""
-    offered = [each.strip() for each in size.controllers.split(",")]
-    wanted = storage.get("diskControllerType") or offered[0]
-    if wanted not in offered:
+    """The disk controller, SCSI or NVMe; refused if the size does not have it."""
+    offered = [controller.strip() for controller in size.controllers.split(",")]
+    controller = storage.get("diskControllerType") or offered[0]
+    if controller not in offered:
         raise invalid(
-            f"The VM size '{size.name}' is not supported with disk controller type '{wanted}'.",
+            f"The VM size '{size.name}' is not supported with disk controller type '{controller}'.",
             "diskControllerType",
         )
-    return str(wanted)
+    return str(controller)
 
 
-def set_os_profile(machine: Resource, given: Json, image: tuple[catalog.Image, str] | None) -> None:
-    """Check the OS profile and keep what Azure shows of it; customData goes into hiding."""
-    profile = given.get("osProfile")
+def set_os_profile(machine: Resource, requested: Json, image: tuple[catalog.Image, str] | None) -> None:
+    """Check the OS profile and store what Azure shows of it; customData is stored hidden."""
+    profile = requested.get("osProfile")
     if image is None:
         if profile:
             raise invalid("Parameter 'osProfile' is not allowed.", "osProfile")
@@ -196,9 +201,9 @@ def set_os_profile(machine: Resource, given: Json, image: tuple[catalog.Image, s
     if custom is not None:
         _checked_custom_data(custom)
         machine.hidden["customData"] = custom
-    kept = {key: value for key, value in profile.items() if key not in {"customData", "adminPassword"}}
+    visible = {key: value for key, value in profile.items() if key not in {"customData", "adminPassword"}}
     machine.properties["osProfile"] = {
-        **copy.deepcopy(kept),
+        **copy.deepcopy(visible),
         "computerName": name,
         "secrets": [],
         "allowExtensionOperations": True,
@@ -242,15 +247,15 @@ def make_os_disk(
     storage: Json,
     image: tuple[catalog.Image, str] | None,
 ) -> Json:
-    """The entry of the OS disk: a given disk, or one that is made from the image."""
-    given = storage.get("osDisk") or {}
-    kept = {
-        "caching": given.get("caching", "ReadWrite"),
-        "deleteOption": given.get("deleteOption", "Detach"),
+    """The entry of the OS disk: an existing disk, or one made from the image."""
+    requested = storage.get("osDisk") or {}
+    options = {
+        "caching": requested.get("caching", "ReadWrite"),
+        "deleteOption": requested.get("deleteOption", "Detach"),
     }
     if image is None:
-        disk = free_disk(world, machine, size, reference(given, "managedDisk"))
-        os_type = given.get("osType") or disk.properties.get("osType")
+        disk = free_disk(world, machine, size, reference(requested, "managedDisk"))
+        os_type = requested.get("osType") or disk.properties.get("osType")
         if not os_type:
             raise invalid("Required parameter 'osDisk.osType' is missing (null).", "osDisk.osType")
         bootable(size, disk.properties.get("hyperVGeneration", "V1"))
@@ -260,55 +265,61 @@ def make_os_disk(
             "createOption": "Attach",
             "managedDisk": {"id": disk.id},
         }
-        return entry | kept
-    found, version = image
-    wanted = storage["imageReference"]
-    machine.properties["storageProfile"]["imageReference"] = {**wanted, "exactVersion": version}
-    gib = given.get("diskSizeGB") or found.disk_gib
-    if gib < found.disk_gib:
+        return entry | options
+    source, version = image
+    image_reference = storage["imageReference"]
+    machine.properties["storageProfile"]["imageReference"] = {**image_reference, "exactVersion": version}
+    gib = requested.get("diskSizeGB") or source.disk_gib
+    if gib < source.disk_gib:
         raise bad_request(
             f"The specified disk size {gib} GB is smaller than the size of the corresponding disk in the VM "
-            f"image: {found.disk_gib} GB. This is not allowed. Please choose equal or greater size or do "
+            f"image: {source.disk_gib} GB. This is not allowed. Please choose equal or greater size or do "
             "not specify an explicit size."
         )
-    name = given.get("name") or f"{machine.name}_OsDisk_1_{uuid.uuid4().hex}"
+    name = requested.get("name") or f"{machine.name}_OsDisk_1_{uuid.uuid4().hex}"
     properties = {
         "creationData": {
             "createOption": "FromImage",
-            "imageReference": {"id": _image_id(machine, found, version)},
+            "imageReference": {"id": _image_id(machine, source, version)},
         },
-        "osType": found.os_type,
-        "hyperVGeneration": found.generation,
-        "supportedCapabilities": {"architecture": found.architecture, "diskControllerTypes": "SCSI, NVMe"},
+        "osType": source.os_type,
+        "hyperVGeneration": source.generation,
+        "supportedCapabilities": {"architecture": source.architecture, "diskControllerTypes": "SCSI, NVMe"},
     }
-    disk = implicit_disk(world, machine, size, str(name), int(gib), given, properties)
-    if machine.document["tags"]:  # recorded: 68 of 68 such disks carry those of their VM
+    disk = implicit_disk(world, machine, size, str(name), int(gib), requested, properties)
+    if machine.document["tags"]:  # as recorded: 68 of 68 such disks have their VM's tags
         disk.document["tags"] = dict(machine.document["tags"])
     entry = {
-        "osType": found.os_type,
+        "osType": source.os_type,
         "name": disk.name,
         "createOption": "FromImage",
         "managedDisk": {"id": disk.id},
     }
-    return entry | kept
+    return entry | options
 
 
-def _image_id(machine: Resource, found: catalog.Image, version: str) -> str:
+def _image_id(machine: Resource, source: catalog.Image, version: str) -> str:
     subscription = machine.id.split("/")[2]
     place = f"/Subscriptions/{subscription}/Providers/Microsoft.Compute/Locations/{machine.location}"
-    image = f"Publishers/{found.publisher}/ArtifactTypes/VMImage/Offers/{found.offer}/Skus/{found.sku}"
+    image = f"Publishers/{source.publisher}/ArtifactTypes/VMImage/Offers/{source.offer}/Skus/{source.sku}"
     return f"{place}/{image}/Versions/{version}"
 
 
 def implicit_disk(
-    world: World, machine: Resource, size: catalog.Size, name: str, gib: int, given: Json, properties: Json
+    world: World,
+    machine: Resource,
+    size: catalog.Size,
+    name: str,
+    gib: int,
+    requested: Json,
+    properties: Json,
 ) -> Resource:
-    """A disk that is made with the VM."""
-    sku = implicit_sku(world, machine, size, name, given)
+    """Make a disk along with the VM."""
+    sku = implicit_sku(world, machine, size, name, requested)
     top: Json = {"sku": {"name": sku, "tier": catalog.DISK_SKUS[sku]}}
     if "zones" in machine.document and not sku.endswith("_ZRS"):
         top["zones"] = list(machine.document["zones"])
-    key = reference(given.get("managedDisk") or {}, "diskEncryptionSet")
+    key = reference(requested.get("managedDisk") or {}, "diskEncryptionSet")
     if key:
         encryption = {"type": "EncryptionAtRestWithCustomerKey", "diskEncryptionSetId": key}
         properties = {**properties, "encryption": encryption}
@@ -320,8 +331,8 @@ def _disk_id(machine: Resource, name: str) -> str:
     return f"{machine.id.rpartition('/providers/')[0]}/providers/{DISKS}/{name}"
 
 
-def implicit_sku(world: World, machine: Resource, size: catalog.Size, name: str, given: Json) -> str:
-    """The SKU of a disk that is to be made with the VM; refused when the name is taken or the size lacks it."""
+def implicit_sku(world: World, machine: Resource, size: catalog.Size, name: str, requested: Json) -> str:
+    """The SKU of a disk to be made along with the VM; refused if the name is taken or the size lacks the SKU."""
     disk_id = _disk_id(machine, name)
     if world.state.find(disk_id) is not None or world.reserved(disk_id):
         raise ArmError(
@@ -330,7 +341,7 @@ def implicit_sku(world: World, machine: Resource, size: catalog.Size, name: str,
             f"Disk {name} already exists in resource group {machine.id.split('/')[4]}. Only "
             "CreateOption.Attach is supported.",
         )
-    sku = str((given.get("managedDisk") or {}).get("storageAccountType") or "")
+    sku = str((requested.get("managedDisk") or {}).get("storageAccountType") or "")
     sku = sku or ("Premium_LRS" if size.premium else "Standard_LRS")
     if sku not in catalog.DISK_SKUS:
         raise invalid(
@@ -341,13 +352,17 @@ def implicit_sku(world: World, machine: Resource, size: catalog.Size, name: str,
 
 
 def free_disk(world: World, machine: Resource, size: catalog.Size, disk_id: str | None) -> Resource:
-    """The disk, if this VM may have it; else the refusal that Azure has for the case."""
+    """The disk, if it can be attached to this VM; otherwise refused as Azure does."""
     disk = world.state.find(disk_id or "")
     if disk is None or disk.type != DISKS:
         raise ArmError(404, "NotFound", f"Disk {(disk_id or '').rpartition('/')[2]} is not found.")
     owner = machine_of_disk(world.state, disk.id)
     if owner is not None:
-        entry = next(each for each in disk_entries(owner) if same(reference(each, "managedDisk"), disk.id))
+        entry = next(
+            candidate
+            for candidate in disk_entries(owner)
+            if same(reference(candidate, "managedDisk"), disk.id)
+        )
         if entry.get("toBeDetached"):
             raise ArmError(
                 409,
@@ -374,20 +389,22 @@ def free_disk(world: World, machine: Resource, size: catalog.Size, disk_id: str 
 def _same_zone(machine: Resource, disk: Resource) -> None:
     if str(disk.document["sku"]["name"]).endswith("_ZRS"):
         return
-    mine = (machine.document.get("zones") or [""])[0]
-    its = (disk.document.get("zones") or [""])[0]
-    if mine == its:
+    vm_zone = (machine.document.get("zones") or [""])[0]
+    disk_zone = (disk.document.get("zones") or [""])[0]
+    if vm_zone == disk_zone:
         return
-    if not its:
-        raise bad_request(f"Disk {disk.id} cannot be attached to the VM because it is not in zone '{mine}'.")
+    if not disk_zone:
+        raise bad_request(
+            f"Disk {disk.id} cannot be attached to the VM because it is not in zone '{vm_zone}'."
+        )
     raise bad_request(
         f"Disk {disk.id} cannot be attached to the VM because it is not in the same zone as the VM. VM "
-        f"zone: '{mine}'. Disk zone: '{its}'."
+        f"zone: '{vm_zone}'. Disk zone: '{disk_zone}'."
     )
 
 
 def premium_allowed(size: catalog.Size, sku: str, name: str) -> None:
-    """Refuse a premium disk on a size that has none."""
+    """Refuse a premium disk on a size that does not support it."""
     if catalog.DISK_SKUS[sku] == "Premium" and not size.premium:
         raise invalid(
             f"Requested operation cannot be performed because the VM size {size.name} does not support the "

@@ -1,8 +1,8 @@
 """Virtual machines: create, change, power, attach and detach disks, delete.
 
-A VM that is made from a Linux image and has an SSH key becomes a guest: a process of its own that answers
-real SSH (see `guest`). Other VMs are documents with disks. What of a guest lies in the documents (who may
-log in, where it listens, its disks) is handed to it again whenever it changes.
+A VM made from a Linux image with an SSH key becomes a guest: a separate process that speaks real SSH (see `guest`).
+Other VMs are just documents with disks. What the documents say about a guest (who may log in, where it listens, its
+disks) is passed to it whenever it changes.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ _POWER_NAMES = {
     "stopping": "VM stopping",
     "deallocating": "VM deallocating",
 }
-# Outer fields and properties of a VM that the sandbox keeps as they were given.
-_TOP_KEPT = ("plan", "identity", "extendedLocation")
-_KEPT = (
+# Outer fields and properties of a VM that are stored as requested.
+_TOP_COPIED = ("plan", "identity", "extendedLocation")
+_COPIED = (
     "securityProfile",
     "diagnosticsProfile",
     "additionalCapabilities",
@@ -95,7 +95,7 @@ def patch(world: World, call: Call) -> Response:
 
 
 def delete(world: World, call: Call) -> Response:
-    """Delete a VM: 202, 204. What carries deleteOption Delete goes with it."""
+    """Delete a VM, and with it what has the deleteOption Delete: 202 or 204."""
     machine = deleted(world, call, MACHINES)
     if machine is None:
         return no_content()
@@ -105,35 +105,37 @@ def delete(world: World, call: Call) -> Response:
 
 
 def refused(world: World, request: Request) -> None:
-    """Keep the NICs of a VM that Azure has just refused to make for it: it does so for a while."""
+    """Reserve the NICs of a VM that has just been refused, as Azure does for a while."""
     if request.method != "PUT" or not _PATH.fullmatch(request.path) or world.state.find(request.path):
         return
     try:
         entries = json.loads(request.body)["properties"]["networkProfile"]["networkInterfaces"]
         world.reserve([str(entry["id"]) for entry in entries], request.path)
     except (ValueError, KeyError, TypeError):
-        return  # it names none
+        return  # the request names no NICs
 
 
 def _created(world: World, call: Call, machine_id: str, location: str) -> Resource:
-    given = call.body.get("properties") or {}
+    requested = call.body.get("properties") or {}
     name = call.part["name"]
     zones = checked_zones(call.body, location)
-    size = checked_size(given, location, machine_id, zones)
+    size = checked_size(requested, location, machine_id, zones)
     document: Json = {
         "name": name,
         "id": machine_id,
         "type": MACHINES,
         "location": location,
         "tags": checked_tags(call.body),
-        **{key: call.body[key] for key in _TOP_KEPT if key in call.body},
+        **{key: call.body[key] for key in _TOP_COPIED if key in call.body},
         "etag": '"1"',
         "properties": {
             "vmId": str(uuid.uuid4()),
             "hardwareProfile": {"vmSize": size.name},
             "storageProfile": {"dataDisks": []},
-            "networkProfile": {"networkInterfaces": checked_interfaces(world, machine_id, location, given)},
-            **{key: copy.deepcopy(given[key]) for key in _KEPT if key in given},
+            "networkProfile": {
+                "networkInterfaces": checked_interfaces(world, machine_id, location, requested)
+            },
+            **{key: copy.deepcopy(requested[key]) for key in _COPIED if key in requested},
             "provisioningState": "Creating",
             "timeCreated": now(),
         },
@@ -141,15 +143,15 @@ def _created(world: World, call: Call, machine_id: str, location: str) -> Resour
     if zones:
         document["zones"] = zones
     machine = Resource(document, {"power": "running"})
-    storage = given.get("storageProfile") or {}
+    storage = requested.get("storageProfile") or {}
     image = checked_image(storage, size)
-    set_os_profile(machine, given, image)
+    set_os_profile(machine, requested, image)
     entries = storage.get("dataDisks") or []
     data_disks_allowed(size, entries)
     for entry in entries:
         attachable(world, machine, size, entry)
     machine.properties["storageProfile"]["diskControllerType"] = checked_controller(storage, size)
-    # From here on nothing is refused: resources are being made.
+    # Resources are created from here on, so every refusal must come before.
     machine.properties["storageProfile"]["osDisk"] = make_os_disk(world, machine, size, storage, image)
     world.state.add(machine)
     for entry in entries:
@@ -159,7 +161,7 @@ def _created(world: World, call: Call, machine_id: str, location: str) -> Resour
 
 
 def _changed(world: World, call: Call, machine: Resource) -> Response:
-    _not_going(machine, "update")
+    _not_deleting(machine, "update")
     match = call.request.header("If-Match")
     if match and match not in ("*", machine.document["etag"]):
         raise ArmError(
@@ -170,19 +172,19 @@ def _changed(world: World, call: Call, machine: Resource) -> Response:
     if not world.guests.booting(machine.id):
         for operation in world.pending(machine.id):
             world.finish(operation)
-    given = call.body.get("properties") or {}
+    requested = call.body.get("properties") or {}
     if "tags" in call.body:
         machine.document["tags"] = checked_tags(call.body)
-    _nothing_fixed_changes(machine, given)
+    _check_immutable(machine, requested)
     size = catalog.SIZES[machine.properties["hardwareProfile"]["vmSize"].lower()]
-    if (given.get("hardwareProfile") or {}).get("vmSize"):
-        size = checked_size(given, machine.location, machine.id, machine.document.get("zones"))
+    if (requested.get("hardwareProfile") or {}).get("vmSize"):
+        size = checked_size(requested, machine.location, machine.id, machine.document.get("zones"))
         data_disks_allowed(size, machine.properties["storageProfile"]["dataDisks"])
         machine.properties["hardwareProfile"]["vmSize"] = size.name
-    machine.properties.update({key: copy.deepcopy(given[key]) for key in _KEPT if key in given})
-    if not given:  # of tags alone Azure makes no operation
+    machine.properties.update({key: copy.deepcopy(requested[key]) for key in _COPIED if key in requested})
+    if not requested:  # Azure starts no operation for a change of tags alone
         return Response.of(200, view(world, machine))
-    entries = (given.get("storageProfile") or {}).get("dataDisks")
+    entries = (requested.get("storageProfile") or {}).get("dataDisks")
     if entries is not None:
         replace_data_disks(world, machine, size, entries)
     machine.properties["provisioningState"] = "Updating"
@@ -191,9 +193,9 @@ def _changed(world: World, call: Call, machine: Resource) -> Response:
     return Response.of(200, view(world, machine), headers)
 
 
-def _nothing_fixed_changes(machine: Resource, given: Json) -> None:
+def _check_immutable(machine: Resource, requested: Json) -> None:
     old = machine.properties.get("osProfile") or {}
-    new = given.get("osProfile") or {}
+    new = requested.get("osProfile") or {}
     for name in ("adminUsername", "computerName", "customData"):
         if new.get(name) is not None and new[name] != old.get(name, machine.hidden.get(name)):
             raise ArmError(
@@ -202,10 +204,10 @@ def _nothing_fixed_changes(machine: Resource, given: Json) -> None:
                 f"Changing property 'osProfile.{name}' is not allowed.",
                 f"osProfile.{name}",
             )
-    interfaces = (given.get("networkProfile") or {}).get("networkInterfaces")
+    interfaces = (requested.get("networkProfile") or {}).get("networkInterfaces")
     if interfaces is not None:
-        wanted = sorted(str(each.get("id")).lower() for each in interfaces)
-        if wanted != sorted(each["id"].lower() for each in interface_entries(machine)):
+        ids = sorted(str(entry.get("id")).lower() for entry in interfaces)
+        if ids != sorted(entry["id"].lower() for entry in interface_entries(machine)):
             raise not_allowed("The sandbox does not imitate adding or removing network interfaces of a VM.")
 
 
@@ -223,7 +225,7 @@ def _begin(
     )
 
 
-def _not_going(machine: Resource, verb: str) -> None:
+def _not_deleting(machine: Resource, verb: str) -> None:
     if machine.properties["provisioningState"] == "Deleting":
         raise not_allowed(
             f"Operation '{verb}' is not allowed on VM '{machine.name}' since the VM is marked for deletion. "
@@ -232,31 +234,37 @@ def _not_going(machine: Resource, verb: str) -> None:
 
 
 def attach_detach(world: World, call: Call) -> Response:
-    """POST attachDetachDataDisks: 200, the storage profile as it is while the work goes on."""
+    """POST attachDetachDataDisks: 200 with the storage profile during the operation."""
     machine = world.existing(call, MACHINES)
     world.unlocked(machine.id, "write")
-    _not_going(machine, "attachDetachDataDisks")
+    _not_deleting(machine, "attachDetachDataDisks")
     if not world.guests.booting(machine.id):
         for operation in world.pending(machine.id):
             world.finish(operation)
     size = catalog.SIZES[machine.properties["hardwareProfile"]["vmSize"].lower()]
     present = machine.properties["storageProfile"]["dataDisks"]
     leaving = []
-    for each in call.body.get("dataDisksToDetach") or []:
-        found = next(
-            (old for old in present if same(reference(old, "managedDisk"), each.get("diskId"))), None
+    for request in call.body.get("dataDisksToDetach") or []:
+        attached = next(
+            (old for old in present if same(reference(old, "managedDisk"), request.get("diskId"))), None
         )
-        if found is None:
-            raise invalid(f"Disk '{each.get('diskId')}' is not attached to VM '{machine.name}'.", "diskId")
-        leaving.append(found)
-    staying = [old for old in present if old not in leaving]
+        if attached is None:
+            raise invalid(f"Disk '{request.get('diskId')}' is not attached to VM '{machine.name}'.", "diskId")
+        leaving.append(attached)
+    remaining = [old for old in present if old not in leaving]
     new: list[Json] = []
-    for each in call.body.get("dataDisksToAttach") or []:
-        taken = {one["lun"] for one in (*staying, *new)}
-        lun = each["lun"] if each.get("lun") is not None else next(n for n in range(64) if n not in taken)
-        given = {key: each[key] for key in ("caching", "deleteOption") if each.get(key)}
-        new.append({"lun": lun, "createOption": "Attach", "managedDisk": {"id": each.get("diskId")}, **given})
-    data_disks_allowed(size, [*staying, *new])
+    for request in call.body.get("dataDisksToAttach") or []:
+        used_luns = {entry["lun"] for entry in (*remaining, *new)}
+        lun = (
+            request["lun"]
+            if request.get("lun") is not None
+            else next(n for n in range(64) if n not in used_luns)
+        )
+        options = {key: request[key] for key in ("caching", "deleteOption") if request.get(key)}
+        new.append(
+            {"lun": lun, "createOption": "Attach", "managedDisk": {"id": request.get("diskId")}, **options}
+        )
+    data_disks_allowed(size, [*remaining, *new])
     for entry in new:
         attachable(world, machine, size, entry)
     for entry in leaving:
@@ -275,7 +283,7 @@ def _power(verb: str, during: str, effect: str, *, down: bool) -> Callable[[Worl
     def act(world: World, call: Call) -> Response:
         machine = world.existing(call, MACHINES)
         world.unlocked(machine.id, "write")
-        _not_going(machine, verb)
+        _not_deleting(machine, verb)
         for operation in world.pending(machine.id):
             world.finish(operation)
         if during == "starting" and not down and machine.hidden["power"] == "running":
@@ -307,11 +315,11 @@ def _settled(world: World, machine_id: str) -> None:
     if machine is None:
         return
     storage = machine.properties["storageProfile"]
-    storage["dataDisks"] = [each for each in storage["dataDisks"] if not each["toBeDetached"]]
+    storage["dataDisks"] = [entry for entry in storage["dataDisks"] if not entry["toBeDetached"]]
     if machine.properties["provisioningState"] == "Deleting":
         return
     failure = world.guests.failure(machine_id)
-    interfaces = [str(each["id"]) for each in interface_entries(machine)]
+    interfaces = [str(entry["id"]) for entry in interface_entries(machine)]
     if not failure:
         world.free(interfaces)
     elif machine.properties["provisioningState"] == "Creating":
@@ -330,24 +338,24 @@ def _removed(world: World, machine_id: str) -> None:
     world.guests.forget(machine.id)
     world.state.remove(machine)
     if machine.hidden.get("never started"):
-        # The OS disk of a VM that failed goes slowly: for a while its name is taken.
+        # The OS disk of a failed VM is deleted slowly: its name stays taken for a while.
         world.reserve(
             [str(reference(machine.properties["storageProfile"]["osDisk"], "managedDisk"))], machine.id
         )
     for entry in disk_entries(machine):
         if entry.get("deleteOption") == "Delete" and "managedDisk" in entry:
-            _go_along(world, entry["managedDisk"]["id"])
+            _delete_with_vm(world, entry["managedDisk"]["id"])
     for entry in interface_entries(machine):
         if (entry.get("properties") or {}).get("deleteOption") == "Delete":
             interface = world.state.find(entry["id"])
-            _go_along(world, entry["id"])
+            _delete_with_vm(world, entry["id"])
             for configuration in interface.properties["ipConfigurations"] if interface else []:
                 address = configuration["properties"].get("publicIPAddress") or {}
                 if (address.get("properties") or {}).get("deleteOption") == "Delete":
-                    _go_along(world, address["id"])
+                    _delete_with_vm(world, address["id"])
 
 
-def _go_along(world: World, resource_id: str) -> None:
+def _delete_with_vm(world: World, resource_id: str) -> None:
     resource = world.state.find(resource_id)
     if resource is not None and not locks_over(world.state, resource_id):
         world.drop(resource)
@@ -357,7 +365,7 @@ def _go_along(world: World, resource_id: str) -> None:
 
 
 def get(world: World, call: Call) -> Response:
-    """The VM, with `$expand=instanceView` also how it runs."""
+    """Show the VM; with `$expand=instanceView` also its status."""
     machine = world.existing(call, MACHINES)
     document = view(world, machine)
     if "instanceview" in call.query.get("$expand", "").lower():
@@ -366,12 +374,12 @@ def get(world: World, call: Call) -> Response:
 
 
 def get_instance_view(world: World, call: Call) -> Response:
-    """How the VM runs."""
+    """Show the VM's status."""
     return Response.of(200, instance_view(world, world.existing(call, MACHINES)))
 
 
 def view(world: World, machine: Resource) -> Json:
-    """The VM with its disks' sizes and types, which Azure does not show while it is deallocated."""
+    """The VM's document; the sizes and types of its disks are shown only while it is not deallocated, as in Azure."""
     document = copy.deepcopy(machine.document)
     deallocated = machine.hidden["power"] == "deallocated"
     storage = document["properties"]["storageProfile"]

@@ -13,7 +13,7 @@ _BY_LOCATION = re.compile(r"location eq '([^']+)'", re.IGNORECASE)
 
 
 def list_skus(world: World, call: Call) -> Response:
-    """The SKU list; the only filter is by location."""
+    """The SKU list; it can be filtered only by location."""
     del world
     text = call.query.get("$filter")
     match = _BY_LOCATION.fullmatch(text.strip()) if text else None
@@ -23,9 +23,9 @@ def list_skus(world: World, call: Call) -> Response:
 
 
 def list_sizes(world: World, call: Call) -> Response:
-    """The sizes that can be had in a location."""
+    """The sizes available in a location."""
     del world
-    place = _location(call)
+    location = _location(call)
     rows = [
         {
             "name": size.name,
@@ -36,16 +36,16 @@ def list_sizes(world: World, call: Call) -> Response:
             "maxDataDiskCount": size.data_disks,
         }
         for size in catalog.SIZES.values()
-        if place not in size.closed_in
+        if location not in size.closed_in
     ]
     return Response.of(200, {"value": rows})
 
 
 def list_usages(world: World, call: Call) -> Response:
-    """Cores, VMs, disks and snapshots in use, and the quota."""
-    place = _location(call)
-    here = [each for each in world.state.of_type(MACHINES) if each.location == place]
-    sizes = [catalog.SIZES[each.properties["hardwareProfile"]["vmSize"].lower()] for each in here]
+    """Cores, VMs, disks and snapshots in use, with their quotas."""
+    location = _location(call)
+    machines = [machine for machine in world.state.of_type(MACHINES) if machine.location == location]
+    sizes = [catalog.SIZES[machine.properties["hardwareProfile"]["vmSize"].lower()] for machine in machines]
     rows = [
         _usage("cores", "Total Regional vCPUs", sum(size.cores for size in sizes), 100),
         _usage("virtualMachines", "Virtual Machines", len(sizes), 25000),
@@ -54,7 +54,7 @@ def list_usages(world: World, call: Call) -> Response:
         used = sum(size.cores for size in sizes if size.family == family)
         rows.append(_usage(family, f"{family} vCPUs", used, 100))
     for kind, counted in ((DISKS, "DiskCount"), (SNAPSHOTS, "SnapshotCount")):
-        skus = [_counted(str(each.document["sku"]["name"])) for each in world.state.of_type(kind)]
+        skus = [_counted(str(resource.document["sku"]["name"])) for resource in world.state.of_type(kind)]
         for sku in sorted({*map(_counted, catalog.DISK_SKUS)} if kind == DISKS else {"Standard", "Premium"}):
             used = skus.count(sku)
             rows.append(_usage(f"{sku}{counted}", f"{sku} {kind.rpartition('/')[2]}", used, 50000))
@@ -66,7 +66,7 @@ def list_usages(world: World, call: Call) -> Response:
 
 
 def _counted(sku: str) -> str:
-    """An account type as the usage lists count it: `Premium_ZRS` as PremiumZRS, `Premium_LRS` as Premium."""
+    """An account type as named in the usage lists: `Premium_ZRS` is PremiumZRS, `Premium_LRS` is Premium."""
     return sku.removesuffix("_LRS").replace("_", "")
 
 
@@ -80,27 +80,27 @@ def _usage(name: str, display: str, used: int, limit: int) -> Json:
 
 
 def list_publishers(world: World, call: Call) -> Response:
-    """The publishers of images."""
+    """All publishers of images."""
     del world
-    return _names(call, {each.publisher for each in catalog.IMAGES})
+    return _names(call, {image.publisher for image in catalog.IMAGES})
 
 
 def list_image_offers(world: World, call: Call) -> Response:
     """A publisher's offers."""
     del world
-    found = {each.offer for each in catalog.IMAGES if _is(each, call, "publisher")}
-    return _names(call, _known(found, "Publisher", call.part["publisher"]))
+    names = {image.offer for image in catalog.IMAGES if _is(image, call, "publisher")}
+    return _names(call, _known(names, "Publisher", call.part["publisher"]))
 
 
 def list_image_skus(world: World, call: Call) -> Response:
     """An offer's SKUs."""
     del world
-    found = {each.sku for each in catalog.IMAGES if _is(each, call, "publisher", "offer")}
-    return _names(call, _known(found, "Artifact: VMImage", call.part["offer"]))
+    names = {image.sku for image in catalog.IMAGES if _is(image, call, "publisher", "offer")}
+    return _names(call, _known(names, "Artifact: VMImage", call.part["offer"]))
 
 
 def list_image_versions(world: World, call: Call) -> Response:
-    """An image's versions, with `$top` and `$orderby=name desc`."""
+    """An image's versions; supports `$top` and `$orderby=name desc`."""
     del world
     versions = sorted(_image(call).versions)
     if "desc" in call.query.get("$orderby", "").lower():
@@ -110,35 +110,35 @@ def list_image_versions(world: World, call: Call) -> Response:
 
 
 def get_image_version(world: World, call: Call) -> Response:
-    """One version of an image; `latest` is no version here, as on Azure."""
+    """One version of an image; as on Azure, `latest` is not a version here."""
     del world
-    found, version = _image(call), call.part["version"]
-    if version not in found.versions:
+    image, version = _image(call), call.part["version"]
+    if version not in image.versions:
         raise _missing("Artifact: VMImage", version)
     document = {
         "location": _location(call),
         "name": version,
         "id": call.request.path,
-        "properties": found.document(),
+        "properties": image.document(),
     }
     return Response.of(200, document)
 
 
 def _image(call: Call) -> catalog.Image:
-    found = catalog.image(call.part["publisher"], call.part["offer"], call.part["sku"])
-    if found is None:
+    image = catalog.image(call.part["publisher"], call.part["offer"], call.part["sku"])
+    if image is None:
         raise _missing("Artifact: VMImage", call.part["sku"])
-    return found
+    return image
 
 
 def _is(image: catalog.Image, call: Call, *fields: str) -> bool:
     return all(str(getattr(image, field)).lower() == call.part[field].lower() for field in fields)
 
 
-def _known(found: set[str], kind: str, name: str) -> set[str]:
-    if not found:
+def _known(names: set[str], kind: str, name: str) -> set[str]:
+    if not names:
         raise _missing(kind, name)
-    return found
+    return names
 
 
 def _missing(kind: str, name: str) -> ArmError:
@@ -146,21 +146,23 @@ def _missing(kind: str, name: str) -> ArmError:
 
 
 def _names(call: Call, names: set[str] | list[str]) -> Response:
-    """A bare list, as the image API answers."""
-    place = _location(call)
+    """A bare list, the format of the image API."""
+    location = _location(call)
     ordered = names if isinstance(names, list) else sorted(names)
     base = call.request.path.rstrip("/")
-    return Response.of(200, [{"location": place, "name": name, "id": f"{base}/{name}"} for name in ordered])
+    return Response.of(
+        200, [{"location": location, "name": name, "id": f"{base}/{name}"} for name in ordered]
+    )
 
 
 def _location(call: Call) -> str:
-    place = call.part["location"].replace(" ", "").lower()
-    if place not in catalog.LOCATIONS:
+    location = call.part["location"].replace(" ", "").lower()
+    if location not in catalog.LOCATIONS:
         raise ArmError(
             400,
             "NoRegisteredProviderFound",
-            f"No registered resource provider found for location '{place}' and API version "
+            f"No registered resource provider found for location '{location}' and API version "
             f"'{call.query.get('api-version')}'. The supported locations are "
             f"'{', '.join(catalog.LOCATIONS)}'.",
         )
-    return place
+    return location

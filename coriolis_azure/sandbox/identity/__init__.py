@@ -1,1 +1,1 @@
-"""Who asks, and what they may do: the token endpoint and the permissions of the identity."""
+"""Authentication and authorization: the token endpoint and the identity's permissions."""

@@ -1,7 +1,7 @@
-"""What the identity may do: the permissions list, and AuthorizationFailed for the rest.
+"""The identity's permissions: their list, and AuthorizationFailed for everything else.
 
-An action follows from method and path, as in Azure. Some references in a body need an action on what they name
-(linked actions): a NIC joins its subnet, a snapshot's source gives access.
+As in Azure, a request's action follows from its method and path. Some references in a body require an action on the
+resource they name (linked actions): a NIC joins its subnet, a snapshot gets access to its source.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def list_permissions(world: World, call: Call) -> Response:
     scope = call.request.path.rpartition("/providers/")[0]
     kinds = ("actions", "notActions", "dataActions", "notDataActions")
     roles = held(world.permissions, scope)
-    return Response.of(200, {"value": [{kind: each.get(kind, []) for kind in kinds} for each in roles]})
+    return Response.of(200, {"value": [{kind: role.get(kind, []) for kind in kinds} for role in roles]})
 
 
 def held(permissions: Iterable[Json], scope: str) -> list[Json]:
-    """The roles that count at a scope: each at the scope it is assigned to and below; without one, everywhere."""
+    """The roles that apply at a scope: at or below the scope of their assignment; without one, everywhere."""
     inside = f"{scope.lower()}/"
-    return [each for each in permissions if inside.startswith(f"{each.get('scope', '').lower()}/")]
+    return [role for role in permissions if inside.startswith(f"{role.get('scope', '').lower()}/")]
 
 
 def check(world: World, request: Request) -> None:
-    """AuthorizationFailed for an action, LinkedAuthorizationFailed for a linked one, that no role allows."""
+    """Raise AuthorizationFailed, or LinkedAuthorizationFailed for a linked action, if no role allows it."""
     action, scope = action_of(request.method, request.path), _scope(request.path)
     if not allowed(held(world.permissions, scope), action):
         raise ArmError(
@@ -65,7 +65,7 @@ def check(world: World, request: Request) -> None:
 
 
 def action_of(method: str, path: str) -> str:
-    """The action of a request: the provider, the types in the path, and a verb."""
+    """The action of a request: provider, types in the path, and a verb."""
     before, _, inner = path.strip("/").rpartition("/providers/")
     words = inner.split("/")
     if not before:
@@ -74,7 +74,7 @@ def action_of(method: str, path: str) -> str:
     if len(words) == 1:
         return "Microsoft.Resources/subscriptions/providers/read"
     kinds = "/".join([words[0], *words[1::2]])
-    if words[1:] == ["checkPolicyRestrictions"]:  # a POST that only reads
+    if words[1:] == ["checkPolicyRestrictions"]:  # a POST, but read-only
         return "Microsoft.PolicyInsights/checkPolicyRestrictions/read"
     return f"{kinds}/{_VERBS.get(method, 'action')}"
 
@@ -87,7 +87,7 @@ def _linked(request: Request) -> Iterator[tuple[str, str]]:
     try:
         document = json.loads(request.body or b"{}")
     except ValueError:
-        return  # the front desk says what is wrong with it
+        return  # `arm` reports the invalid body
     for name, target in _references(document.get("properties") if isinstance(document, dict) else None):
         kind = action_of("GET", target).removesuffix("/read")
         if kind.lower() in _JOINED and not target.lower().startswith(request.path.lower()):
@@ -99,7 +99,7 @@ def _linked(request: Request) -> Iterator[tuple[str, str]]:
 
 
 def _references(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """The ARM ids in a body, with the name of the property that holds each."""
+    """The ARM ids in a body, each with the name of its property."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _references(inner, key)
@@ -113,8 +113,8 @@ def _references(value: object, name: str = "") -> Iterator[tuple[str, str]]:
 def allowed(permissions: Iterable[Json], action: str) -> bool:
     """Whether any of these roles allows an action."""
     return action == _PERMISSIONS or any(
-        _any(each.get("actions", ()), action) and not _any(each.get("notActions", ()), action)
-        for each in permissions
+        _any(role.get("actions", ()), action) and not _any(role.get("notActions", ()), action)
+        for role in permissions
     )
 
 

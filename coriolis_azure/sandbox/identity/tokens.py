@@ -1,4 +1,4 @@
-"""The token endpoint: client credentials against random bearer tokens that expire."""
+"""The token endpoint: exchanges client credentials for random bearer tokens that expire."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LIFETIME = 3600
 
 
 class Tokens:
-    """Hands out tokens and knows which are good; thread-safe. Tokens end with the process."""
+    """Issues tokens and checks them. Thread-safe. Tokens end with the process."""
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
-        self._good: dict[str, float] = {}
+        self._expiry: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def answer(self, request: Request, tenant: str, rest: str) -> Response:
-        """The response to a request below /{tenant}/."""
+        """Answer a request below /{tenant}/."""
         if tenant.lower() not in {self._identity.tenant, "common", "organizations"}:
             return _refusal(
                 400,
@@ -40,7 +40,7 @@ class Tokens:
         return _refusal(404, "not_found", "AADSTS900144: There is no such endpoint.")
 
     def check(self, authorization: str | None) -> None:
-        """Pass a good bearer token; 401 InvalidAuthenticationToken otherwise."""
+        """Accept a valid bearer token; otherwise 401."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise ArmError(
@@ -49,7 +49,7 @@ class Tokens:
                 "Authentication failed. The 'Authorization' header is missing.",
             )
         with self._lock:
-            expires = self._good.get(token)
+            expires = self._expiry.get(token)
         if expires is None:
             raise ArmError(401, "InvalidAuthenticationToken", "The access token is invalid.")
         if expires < time.monotonic():
@@ -93,7 +93,7 @@ class Tokens:
             )
         token = secrets.token_urlsafe(32)
         with self._lock:
-            self._good[token] = time.monotonic() + LIFETIME
+            self._expiry[token] = time.monotonic() + LIFETIME
         answer = {
             "token_type": "Bearer",
             "expires_in": LIFETIME,

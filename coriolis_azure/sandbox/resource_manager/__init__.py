@@ -1,1 +1,1 @@
-"""Azure's resource manager: which function answers which path, resource groups, locks, lists, policies."""
+"""Azure's resource manager: routing of requests, resource groups, locks, lists, policies."""

@@ -1,6 +1,6 @@
-"""Azure Policy, as far as the sandbox has it: tags that every resource must carry.
+"""The sandbox's part of Azure Policy: tags that every resource must have.
 
-A resource without them is refused when it is made, and who asks beforehand is told so.
+A resource without them is refused on creation, and checkPolicyRestrictions says so in advance.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _TAGGED = re.compile(r".*/providers/Microsoft\.(Compute|Network|Storage)/\w+/[^/
 
 
 def check(world: World, request: Request) -> None:
-    """RequestDisallowedByPolicy for a resource that would lack a tag."""
+    """Raise RequestDisallowedByPolicy if a resource would lack a tag."""
     if request.method != "PUT" or not world.required_tags or not _TAGGED.fullmatch(request.path):
         return
     try:
         document = json.loads(request.body)
     except ValueError:
-        return  # the front desk says what is wrong with it
+        return  # `arm` reports the invalid body
     missing = _missing(world, document)
     if missing:
         identifiers = json.dumps([{"policyAssignment": {"name": "required-tags", "id": ASSIGNMENT}}])
@@ -38,7 +38,7 @@ def check(world: World, request: Request) -> None:
 
 
 def restrictions(world: World, call: Call) -> Response:
-    """POST checkPolicyRestrictions: what would be refused of a resource, and which fields it must have."""
+    """POST checkPolicyRestrictions: whether a resource would be refused, and which fields it must have."""
     world.group(call)
     details = call.body.get("resourceDetails")
     content = details.get("resourceContent") if isinstance(details, dict) else None
@@ -69,5 +69,5 @@ def restrictions(world: World, call: Call) -> Response:
 
 def _missing(world: World, document: Any) -> list[str]:
     tags = document.get("tags") if isinstance(document, dict) else None
-    carried = {name.lower() for name in tags} if isinstance(tags, dict) else set()
-    return [name for name in world.required_tags if name.lower() not in carried]
+    present = {name.lower() for name in tags} if isinstance(tags, dict) else set()
+    return [name for name in world.required_tags if name.lower() not in present]

@@ -1,1 +1,1 @@
-"""The front: HTTPS, certificates, and how other processes of this machine talk to the sandbox."""
+"""The sandbox as a server: HTTPS, certificates, the in-process transport, and access from other processes."""
