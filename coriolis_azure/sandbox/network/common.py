@@ -1,6 +1,6 @@
-"""What the network provider's types share: how a PUT begins and ends, references, tags, usage.
+"""What the network provider's types share: the beginning and end of a PUT, references, tags, usage.
 
-Nothing that routes packets is imitated.
+The routing of packets is not imitated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from coriolis_azure.sandbox.world import Call, World, checked_tags, placed
 
 
 def begin_put(world: World, call: Call, kind: str) -> tuple[str, str, Resource | None]:
-    """Id, location and present state of what a PUT means; refused for a wrong place, a lock or an old etag."""
+    """Id, location and present state of the resource in a PUT; refused for a wrong location, a lock or an old etag."""
     resource_id = world.canonical_id(call, kind)
     for operation in world.pending(resource_id):
         world.finish(operation)
@@ -32,7 +32,7 @@ def begin_put(world: World, call: Call, kind: str) -> tuple[str, str, Resource |
 def keep(
     world: World, call: Call, type_: str, resource_id: str, location: str, properties: Json, **top: object
 ) -> Resource:
-    """Make or replace a resource; `top` are outer fields."""
+    """Create or replace a resource; `top` are outer fields."""
     existing = world.state.find(resource_id)
     guid = existing.properties["resourceGuid"] if existing else str(uuid.uuid4())
     document = {
@@ -53,8 +53,8 @@ def etag() -> str:
     return f'W/"{uuid.uuid4()}"'
 
 
-def answered(world: World, call: Call, resource: Resource, existed: bool) -> Response:
-    """The answer to a PUT: 201 or 200, and an operation."""
+def accepted(world: World, call: Call, resource: Resource, existed: bool) -> Response:
+    """The answer to a PUT: 201 or 200 with an operation."""
     headers = world.begin(
         call, "network", resource.location, "network-settled", resource.id, follow=("Azure-AsyncOperation",)
     )
@@ -62,7 +62,7 @@ def answered(world: World, call: Call, resource: Resource, existed: bool) -> Res
 
 
 def patched(world: World, call: Call, kind: str) -> Response:
-    """PATCH of these types changes tags only: 200 at once."""
+    """Answer a PATCH, which for these types changes only tags: 200 at once."""
     resource = world.existing(call, kind)
     world.unlocked(resource.id, "write")
     resource.document["tags"] = checked_tags(call.body)
@@ -71,44 +71,44 @@ def patched(world: World, call: Call, kind: str) -> Response:
 
 
 def deleting(world: World, call: Call, resource: Resource) -> Response:
-    """The answer to a DELETE: 202 and an operation."""
+    """The answer to a DELETE: 202 with an operation."""
     resource.properties["provisioningState"] = "Deleting"
     headers = world.begin(call, "network", resource.location, "network-removed", resource.id, polls=1)
     return Response(202, headers)
 
 
 def given_properties(call: Call) -> Json:
-    """The properties of the body."""
+    """The `properties` in the body of a request."""
     properties: Json = call.body.get("properties") or {}
     return properties
 
 
-def shouted(resource_id: str) -> str:
-    """An id as the network provider writes it into its messages: names in capitals."""
+def capitalised(resource_id: str) -> str:
+    """An id as the network provider's messages show it, with names in capitals."""
     words = resource_id.split("/")
-    kept = {"subscriptions", "resourcegroups", "providers", "microsoft.network", "networkinterfaces"}
-    kept |= {"ipconfigurations", "virtualnetworks", "subnets"}
+    lowercase = {"subscriptions", "resourcegroups", "providers", "microsoft.network", "networkinterfaces"}
+    lowercase |= {"ipconfigurations", "virtualnetworks", "subnets"}
     return "/".join(
-        word if word.lower() in kept or index == 2 else word.upper() for index, word in enumerate(words)
+        word if word.lower() in lowercase or index == 2 else word.upper() for index, word in enumerate(words)
     )
 
 
 def referenced(
-    world: World, found_id: str, kind: str, referrer: str, location: str | None = None
+    world: World, target_id: str, kind: str, referrer: str, location: str | None = None
 ) -> Resource:
-    """The resource that `referrer` names; InvalidResourceReference when absent, or not in `location`."""
-    found = world.state.find(found_id)
-    if found is None or found.type != kind or (location and not same(found.location, location)):
-        raise reference_missing(found_id, referrer)
-    return found
+    """The resource that `referrer` refers to; InvalidResourceReference if it is missing or not in `location`."""
+    target = world.state.find(target_id)
+    if target is None or target.type != kind or (location and not same(target.location, location)):
+        raise reference_missing(target_id, referrer)
+    return target
 
 
-def reference_missing(found_id: str, referrer: str) -> ArmError:
+def reference_missing(target_id: str, referrer: str) -> ArmError:
     """400 InvalidResourceReference."""
     return ArmError(
         400,
         "InvalidResourceReference",
-        f"Resource {found_id} referenced by resource {referrer} was not found. Please make sure that the "
+        f"Resource {target_id} referenced by resource {referrer} was not found. Please make sure that the "
         "referenced resource exists, and that both resources are in the same region.",
     )
 
@@ -123,8 +123,8 @@ def _settled(world: World, resource_id: str) -> None:
     if resource is None:
         return
     resource.properties["provisioningState"] = "Succeeded"
-    for each in resource.properties.get("subnets", []):
-        each["properties"]["provisioningState"] = "Succeeded"
+    for subnet in resource.properties.get("subnets", []):
+        subnet["properties"]["provisioningState"] = "Succeeded"
 
 
 def _removed(world: World, resource_id: str) -> None:
@@ -134,8 +134,8 @@ def _removed(world: World, resource_id: str) -> None:
 
 
 def usages(world: World, call: Call) -> Response:
-    """The location's network usage against its quota."""
-    place = call.part["location"].lower()
+    """The network usage of a location, with its quotas."""
+    location = call.part["location"].lower()
     rows = []
     for kind, name, limit in (
         (NETWORKS, "VirtualNetworks", 1000),
@@ -144,7 +144,7 @@ def usages(world: World, call: Call) -> Response:
         (ADDRESSES, "PublicIPAddresses", 1000),
         (ADDRESSES, "StandardSkuPublicIpAddresses", 20),
     ):
-        used = sum(each.location.lower() == place for each in world.state.of_type(kind))
+        used = sum(resource.location.lower() == location for resource in world.state.of_type(kind))
         used, limit = world.quotas.get(name, (used, limit))
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""Network security groups, and what they let in to a guest."""
+"""Network security groups, and the inbound rules of a guest."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import ipaddress
 import re
 
 from coriolis_azure.sandbox.network.common import (
-    answered,
+    accepted,
     begin_put,
+    capitalised,
     deleting,
     etag,
     given_properties,
     keep,
     patch,
-    shouted,
 )
 from coriolis_azure.sandbox.relations import (
     FIREWALLS,
@@ -41,30 +41,30 @@ _DEFAULT_RULES = (
 def put_firewall(world: World, call: Call) -> Response:
     """Create or replace a network security group with its rules."""
     firewall_id, location, existing = begin_put(world, call, FIREWALLS)
-    rules = [_rule(firewall_id, each) for each in given_properties(call).get("securityRules") or []]
+    rules = [_rule(firewall_id, rule) for rule in given_properties(call).get("securityRules") or []]
     seen = set()
-    for each in rules:
-        key = (each["properties"]["priority"], each["properties"]["direction"])
+    for rule in rules:
+        key = (rule["properties"]["priority"], rule["properties"]["direction"])
         if key in seen:
             raise ArmError(
                 400,
                 "SecurityRuleConflict",
-                f"Security rule {each['name']} conflicts with another rule: same priority {key[0]} and "
+                f"Security rule {rule['name']} conflicts with another rule: same priority {key[0]} and "
                 f"direction {key[1]}.",
             )
         seen.add(key)
     properties = {"securityRules": rules, "defaultSecurityRules": _default_rules(firewall_id)}
     firewall = keep(world, call, FIREWALLS, firewall_id, location, properties)
-    return answered(world, call, firewall, existing is not None)
+    return accepted(world, call, firewall, existing is not None)
 
 
 def delete_firewall(world: World, call: Call) -> Response:
-    """Delete an NSG: 202, 204; 400 while a NIC or subnet has it."""
+    """Delete an NSG: 202 or 204; 400 while a NIC or subnet uses it."""
     firewall = deleted(world, call, FIREWALLS)
     if firewall is None:
         return no_content()
     interfaces, subnets = users_of_firewall(world.state, firewall.id)
-    users = [shouted(each) for each in (*interfaces, *subnets)]
+    users = [capitalised(user) for user in (*interfaces, *subnets)]
     if users:
         raise ArmError(
             400,
@@ -76,9 +76,9 @@ def delete_firewall(world: World, call: Call) -> Response:
     return deleting(world, call, firewall)
 
 
-def _rule(firewall_id: str, given: Json) -> Json:
-    name = str(given.get("name") or "")
-    properties = {**(given.get("properties") or {})}
+def _rule(firewall_id: str, requested: Json) -> Json:
+    name = str(requested.get("name") or "")
+    properties = {**(requested.get("properties") or {})}
     missing = [
         field
         for field in ("protocol", "access", "direction", "priority")
@@ -87,8 +87,10 @@ def _rule(firewall_id: str, given: Json) -> Json:
     sources = properties.get("sourceAddressPrefix") or properties.get("sourceAddressPrefixes")
     ports = properties.get("destinationPortRange") or properties.get("destinationPortRanges")
     if not name or missing or not sources or not ports:
-        what = ", ".join(missing) or "name, source address prefix or destination port range"
-        raise ArmError(400, "SecurityRuleParameterMissing", f"Security rule '{name}' lacks a value: {what}.")
+        fields = ", ".join(missing) or "name, source address prefix or destination port range"
+        raise ArmError(
+            400, "SecurityRuleParameterMissing", f"Security rule '{name}' lacks a value: {fields}."
+        )
     if not 100 <= properties["priority"] <= 4096:
         raise ArmError(
             400,
@@ -113,7 +115,7 @@ _TAG = re.compile(r"\*|[A-Za-z]+(\.[A-Za-z0-9]+)?")
 
 
 def _checked_prefixes(rule_id: str, end: str, properties: Json, field: str) -> None:
-    """Refuse addresses as Azure does: tags in a list, host bits, two families, ranges that overlap."""
+    """Refuse addresses as Azure does: tags in a list, host bits, mixed families, overlapping ranges."""
     single, several = properties.get(field), properties.get(f"{field}es") or []
     if single and not _TAG.fullmatch(single):
         several = [single, *several]
@@ -134,14 +136,14 @@ def _checked_prefixes(rule_id: str, end: str, properties: Json, field: str) -> N
                 "SecurityRuleInvalidAddressPrefix",
                 f"Security rule {rule_id} has invalid Address prefix. Value provided: {value}",
             ) from None
-        if any(each.version != network.version for each in networks):
+        if any(other.version != network.version for other in networks):
             raise ArmError(
                 400,
                 "ResourceCannotContainAddressPrefixesFromDifferentAddressFamilies",
                 f"{rule_id} contains IP addresses or prefixes that belong to different address families. All IP "
                 "addresses or prefixes in the resource should belong to the same address family.",
             )
-        if any(each.overlaps(network) for each in networks):
+        if any(other.overlaps(network) for other in networks):
             raise ArmError(
                 400,
                 "OverlappingSubnetsNotPermittedInSecurityRule",
@@ -175,41 +177,40 @@ def _default_rules(firewall_id: str) -> list[Json]:
 
 
 def view_firewall(world: World, firewall: Resource) -> Json:
-    """The NSG with who uses it."""
+    """The NSG with its users."""
     document = copy.deepcopy(firewall.document)
     interfaces, subnets = users_of_firewall(world.state, firewall.id)
     if interfaces:
-        document["properties"]["networkInterfaces"] = [{"id": each} for each in interfaces]
+        document["properties"]["networkInterfaces"] = [{"id": id} for id in interfaces]
     if subnets:
-        document["properties"]["subnets"] = [{"id": each} for each in subnets]
+        document["properties"]["subnets"] = [{"id": id} for id in subnets]
     return document
 
 
 def inbound_rules(world: World, interface: Resource) -> list[list[Json]]:
-    """The rule sets, each in order of priority, that all must allow a connection to this NIC.
+    """The rule sets, in order of priority, that must all allow a connection to this NIC.
 
-    Who comes to a public address comes from the internet, who comes to a private one from its network. A
-    Standard public address that no security group guards is closed: its one set is empty, which denies.
+    Connections to a public address come from the internet, those to a private one from its network. A Standard public
+    address without a security group is closed: its only set is empty, which denies everything.
     """
     primary = primary_configuration(interface)
     public = reference(primary, "publicIPAddress") is not None
-    elsewhere = "virtualnetwork" if public else "internet"
-    found = subnet(world.state, reference(primary, "subnet"))
+    excluded_source = "virtualnetwork" if public else "internet"
+    found_subnet = subnet(world.state, reference(primary, "subnet"))
     ids = [reference(interface.properties, "networkSecurityGroup")]
-    if found is not None:
-        ids.append(reference(found["properties"], "networkSecurityGroup"))
+    if found_subnet is not None:
+        ids.append(reference(found_subnet["properties"], "networkSecurityGroup"))
     sets = []
-    for firewall in [world.state.find(each) for each in ids if each]:
+    for firewall in [world.state.find(id) for id in ids if id]:
         if firewall is not None:
             rules = [*firewall.properties["securityRules"], *firewall.properties["defaultSecurityRules"]]
-            inner = [each["properties"] for each in rules]
-            reachable = [
-                each
-                for each in inner
-                if each["direction"] == "Inbound"
-                and str(each.get("sourceAddressPrefix")).lower() != elsewhere
+            inbound = [
+                rule
+                for rule in (document["properties"] for document in rules)
+                if rule["direction"] == "Inbound"
+                and str(rule.get("sourceAddressPrefix")).lower() != excluded_source
             ]
-            sets.append(sorted(reachable, key=lambda rule: int(rule["priority"])))
+            sets.append(sorted(inbound, key=lambda rule: int(rule["priority"])))
     return [[]] if public and not sets else sets
 
 

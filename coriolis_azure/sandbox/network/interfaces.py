@@ -1,9 +1,8 @@
 """Network interfaces and public addresses.
 
-Addresses must be reachable on this machine, hence:
- - a public address is a loopback address (127.x.y.z) of its own, drawn at random so that sandboxes side by
-   side do not meet;
- - in a subnet inside 127.0.0.0/8 private addresses are drawn at random too; in others they count up from .4.
+Addresses must be reachable on this machine, so:
+ - a public address is a random loopback address (127.x.y.z), so that concurrent sandboxes do not collide;
+ - in a subnet inside 127.0.0.0/8, private addresses are random too; in other subnets they count up from .4.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import itertools
 import random
 
 from coriolis_azure.sandbox.network.common import (
-    answered,
+    accepted,
     begin_put,
     deleting,
     etag,
@@ -46,7 +45,7 @@ LOOPBACK = ipaddress.IPv4Network("127.0.0.0/8")
 def put_address(world: World, call: Call) -> Response:
     """Create or update a Standard, static public address."""
     address_id, location, existing = begin_put(world, call, ADDRESSES)
-    given = given_properties(call)
+    requested = given_properties(call)
     sku = (call.body.get("sku") or {}).get("name", "Basic")
     if sku != "Standard":
         raise ArmError(
@@ -55,7 +54,7 @@ def put_address(world: World, call: Call) -> Response:
             "Cannot create more than 0 IPv4 Basic SKU public IP addresses for this subscription in this "
             "region.",
         )
-    method = given.get("publicIPAllocationMethod", "Dynamic")
+    method = requested.get("publicIPAllocationMethod", "Dynamic")
     if method != "Static":
         raise ArmError(
             400,
@@ -68,21 +67,21 @@ def put_address(world: World, call: Call) -> Response:
     address = existing.properties["ipAddress"] if existing else _free_loopback(world)
     properties = {
         "ipAddress": address,
-        "publicIPAddressVersion": given.get("publicIPAddressVersion", "IPv4"),
+        "publicIPAddressVersion": requested.get("publicIPAddressVersion", "IPv4"),
         "publicIPAllocationMethod": "Static",
-        "idleTimeoutInMinutes": given.get("idleTimeoutInMinutes", 4),
+        "idleTimeoutInMinutes": requested.get("idleTimeoutInMinutes", 4),
         "ipTags": [],
         "ddosSettings": {"protectionMode": "VirtualNetworkInherited"},
     }
     top: Json = {"sku": {"name": "Standard", "tier": "Regional"}}
     if zones:
         top["zones"] = zones
-    made = keep(world, call, ADDRESSES, address_id, location, properties, **top)
-    return answered(world, call, made, existing is not None)
+    resource = keep(world, call, ADDRESSES, address_id, location, properties, **top)
+    return accepted(world, call, resource, existing is not None)
 
 
 def delete_address(world: World, call: Call) -> Response:
-    """Delete a public address: 202, 204; 400 while a NIC has it."""
+    """Delete a public address: 202 or 204; 400 while a NIC uses it."""
     address = deleted(world, call, ADDRESSES)
     if address is None:
         return no_content()
@@ -99,7 +98,7 @@ def delete_address(world: World, call: Call) -> Response:
 
 
 def view_address(world: World, address: Resource) -> Json:
-    """The address with the configuration that holds it."""
+    """The address with the IP configuration that uses it."""
     document = copy.deepcopy(address.document)
     holder = configuration_of_address(world.state, address.id)
     if holder is not None:
@@ -108,49 +107,48 @@ def view_address(world: World, address: Resource) -> Json:
 
 
 def _free_loopback(world: World) -> str:
-    taken = {each.properties["ipAddress"] for each in world.state.of_type(ADDRESSES)}
+    used = {address.properties["ipAddress"] for address in world.state.of_type(ADDRESSES)}
     while True:
-        # 127.64.0.0/10 is left to clients' own subnets, 127.0.0.0/16 to this machine's services.
-        pick = f"127.{random.randint(1, 63)}.{random.randint(0, 255)}.{random.randint(1, 254)}"  # noqa: S311
-        if pick not in taken:
-            return pick
+        # 127.64.0.0/10 is reserved for clients' own subnets, 127.0.0.0/16 for this machine's services.
+        candidate = f"127.{random.randint(1, 63)}.{random.randint(0, 255)}.{random.randint(1, 254)}"  # noqa: S311
+        if candidate not in used:
+            return candidate
 
 
 def put_interface(world: World, call: Call) -> Response:
-    """Create or update a NIC: it is there at once, and Azure gives an operation all the same."""
+    """Create or update a NIC. It exists at once, but as in Azure the answer has an operation."""
     interface_id, location, existing = begin_put(world, call, INTERFACES)
-    given = given_properties(call)
-    requested = given.get("ipConfigurations") or []
-    if not requested:
+    requested = given_properties(call)
+    entries = requested.get("ipConfigurations") or []
+    if not entries:
         raise ArmError(
             400,
             "NetworkInterfaceMustHaveAtLeastOneIpConfiguration",
             f"Network interface {interface_id} must have at least one ip configuration.",
         )
-    made = [
-        _configuration(world, interface_id, each, location, index) for index, each in enumerate(requested)
-    ]
     properties: Json = {
-        "ipConfigurations": made,
+        "ipConfigurations": [
+            _configuration(world, interface_id, entry, location, index) for index, entry in enumerate(entries)
+        ],
         "dnsSettings": {"dnsServers": [], "appliedDnsServers": []},
-        "enableAcceleratedNetworking": bool(given.get("enableAcceleratedNetworking", False)),
-        "enableIPForwarding": bool(given.get("enableIPForwarding", False)),
+        "enableAcceleratedNetworking": bool(requested.get("enableAcceleratedNetworking", False)),
+        "enableIPForwarding": bool(requested.get("enableIPForwarding", False)),
         "hostedWorkloads": [],
         "tapConfigurations": [],
         "nicType": "Standard",
     }
-    firewall = reference(given, "networkSecurityGroup")
+    firewall = reference(requested, "networkSecurityGroup")
     if firewall:
-        found = referenced(world, firewall, FIREWALLS, interface_id, location)
-        properties["networkSecurityGroup"] = {"id": found.id}
+        group = referenced(world, firewall, FIREWALLS, interface_id, location)
+        properties["networkSecurityGroup"] = {"id": group.id}
     interface = keep(world, call, INTERFACES, interface_id, location, properties, kind="Regular")
     interface.hidden.setdefault("mac", _mac())
     interface.properties["provisioningState"] = "Succeeded"
-    return answered(world, call, interface, existing is not None)
+    return accepted(world, call, interface, existing is not None)
 
 
 def delete_interface(world: World, call: Call) -> Response:
-    """Delete a NIC: 202, 204; 400 while a VM has it, or it is kept for one."""
+    """Delete a NIC: 202 or 204; 400 while a VM uses it or it is reserved for one."""
     interface = deleted(world, call, INTERFACES)
     if interface is None:
         return no_content()
@@ -172,7 +170,7 @@ def nic_in_use(interface: Resource, user: Resource) -> ArmError:
 
 
 def view_interface(world: World, interface: Resource) -> Json:
-    """The NIC with its VM; the MAC shows from the first time a VM had it."""
+    """The NIC with its VM. The MAC is shown once a VM has used the NIC."""
     document = copy.deepcopy(interface.document)
     user = machine_of_interface(world.state, interface.id)
     if user is not None:
@@ -184,26 +182,26 @@ def view_interface(world: World, interface: Resource) -> Json:
     return document
 
 
-def _configuration(world: World, interface_id: str, given: Json, location: str, index: int) -> Json:
-    name = str(given.get("name") or "")
-    properties = given.get("properties") or {}
+def _configuration(world: World, interface_id: str, requested: Json, location: str, index: int) -> Json:
+    name = str(requested.get("name") or "")
+    properties = requested.get("properties") or {}
     if not name:
         raise ArmError(
             400, "InvalidRequestFormat", "Cannot parse the request: an ipConfiguration has no name."
         )
     configuration_id = f"{interface_id}/ipConfigurations/{name}"
     subnet_id = reference(properties, "subnet")
-    found = subnet(world.state, subnet_id)
-    if found is None:
+    found_subnet = subnet(world.state, subnet_id)
+    if found_subnet is None:
         raise reference_missing(subnet_id or "(none)", configuration_id)
-    network = world.state.find(str(found["id"]).rpartition("/subnets/")[0])
+    network = world.state.find(str(found_subnet["id"]).rpartition("/subnets/")[0])
     if network is None or not same(network.location, location):
-        raise reference_missing(str(found["id"]), interface_id)
-    made: Json = {
+        raise reference_missing(str(found_subnet["id"]), interface_id)
+    built: Json = {
         "provisioningState": "Succeeded",
-        "privateIPAddress": _private_address(world, interface_id, name, properties, found),
+        "privateIPAddress": _private_address(world, interface_id, name, properties, found_subnet),
         "privateIPAllocationMethod": properties.get("privateIPAllocationMethod", "Dynamic"),
-        "subnet": {"id": found["id"]},
+        "subnet": {"id": found_subnet["id"]},
         "primary": bool(properties.get("primary", index == 0)),
         "privateIPAddressVersion": "IPv4",
     }
@@ -218,56 +216,56 @@ def _configuration(world: World, interface_id: str, given: Json, location: str, 
                 f"Resource {configuration_id} is referencing public IP address {address.id} that is already "
                 f"allocated to resource {holder['id']}.",
             )
-        made["publicIPAddress"] = {"id": address.id}
+        built["publicIPAddress"] = {"id": address.id}
         option = ((properties.get("publicIPAddress") or {}).get("properties") or {}).get("deleteOption")
         if option:
-            made["publicIPAddress"]["properties"] = {"deleteOption": option}
+            built["publicIPAddress"]["properties"] = {"deleteOption": option}
     return {
         "name": name,
         "id": configuration_id,
         "etag": etag(),
         "type": f"{INTERFACES}/ipConfigurations",
-        "properties": made,
+        "properties": built,
     }
 
 
-def _private_address(world: World, interface_id: str, name: str, given: Json, found: Json) -> str:
-    prefix = ipaddress.IPv4Network(found["properties"]["addressPrefix"])
-    taken = {}
+def _private_address(world: World, interface_id: str, name: str, requested: Json, in_subnet: Json) -> str:
+    prefix = ipaddress.IPv4Network(in_subnet["properties"]["addressPrefix"])
+    holders = {}
     for interface, configuration in configurations(world.state):
-        taken[str(configuration["properties"]["privateIPAddress"])] = configuration["id"]
+        holders[str(configuration["properties"]["privateIPAddress"])] = configuration["id"]
         if same(interface.id, interface_id) and same(configuration["name"], name):
-            mine = configuration["properties"]
-            if same(reference(mine, "subnet"), found["id"]) and not given.get("privateIPAddress"):
-                return str(mine["privateIPAddress"])
-    wanted = given.get("privateIPAddress")
-    if wanted and given.get("privateIPAllocationMethod") == "Static":
-        holder = taken.get(str(wanted))
+            present = configuration["properties"]
+            if same(reference(present, "subnet"), in_subnet["id"]) and not requested.get("privateIPAddress"):
+                return str(present["privateIPAddress"])
+    address = requested.get("privateIPAddress")
+    if address and requested.get("privateIPAllocationMethod") == "Static":
+        holder = holders.get(str(address))
         if holder is not None and not same(holder, f"{interface_id}/ipConfigurations/{name}"):
             raise ArmError(
                 400,
                 "PrivateIPAddressInUse",
                 f"IP configuration {interface_id}/ipConfigurations/{name} is using the private IP address "
-                f"{wanted} which is already allocated to resource {holder}.",
+                f"{address} which is already allocated to resource {holder}.",
             )
-        if ipaddress.IPv4Address(wanted) not in prefix:
+        if ipaddress.IPv4Address(address) not in prefix:
             raise ArmError(
                 400,
                 "PrivateIPAddressNotInSubnet",
-                f"Private static IP address {wanted} does not belong to the range of subnet prefix {prefix}.",
+                f"Private static IP address {address} does not belong to the range of subnet prefix {prefix}.",
             )
-        return str(wanted)
-    return _free_in(prefix, set(taken))
+        return str(address)
+    return _free_in(prefix, set(holders))
 
 
-def _free_in(prefix: ipaddress.IPv4Network, taken: set[str]) -> str:
-    last = prefix.num_addresses - 2  # the first four and the last are Azure's
+def _free_in(prefix: ipaddress.IPv4Network, used: set[str]) -> str:
+    last = prefix.num_addresses - 2  # Azure reserves the first four addresses and the last one
     offsets = range(4, min(last + 1, 70000))
-    begin = random.randrange(len(offsets)) if prefix.subnet_of(LOOPBACK) and offsets else 0  # noqa: S311
-    for offset in itertools.chain(offsets[begin:], offsets[:begin]):
-        pick = str(prefix.network_address + offset)
-        if pick not in taken:
-            return pick
+    first = random.randrange(len(offsets)) if prefix.subnet_of(LOOPBACK) and offsets else 0  # noqa: S311
+    for offset in itertools.chain(offsets[first:], offsets[:first]):
+        candidate = str(prefix.network_address + offset)
+        if candidate not in used:
+            return candidate
     raise ArmError(400, "SubnetIsFull", f"Subnet with address prefix {prefix} does not have enough capacity.")
 
 
@@ -276,7 +274,7 @@ def _mac() -> str:
 
 
 def listening_address(world: World, interface: Resource) -> str | None:
-    """The address at which the VM of this NIC can be reached on this machine; None when it cannot."""
+    """The address of this NIC's VM that is reachable on this machine; None if there is none."""
     primary = primary_configuration(interface)
     address_id = reference(primary, "publicIPAddress")
     if address_id:

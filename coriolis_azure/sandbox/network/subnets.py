@@ -1,4 +1,4 @@
-"""Virtual networks and their subnets, which live in the network's document."""
+"""Virtual networks and their subnets, which are part of the network's document."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import copy
 import ipaddress
 
 from coriolis_azure.sandbox.network.common import (
-    answered,
+    accepted,
     begin_put,
+    capitalised,
     deleting,
     etag,
     given_properties,
     keep,
     patch,
     referenced,
-    shouted,
 )
 from coriolis_azure.sandbox.relations import FIREWALLS, NETWORKS, configurations_in_subnet, reference, same
 from coriolis_azure.sandbox.state import Resource
@@ -27,17 +27,17 @@ _SUBNETS = f"{NETWORKS}/subnets"
 def put_network(world: World, call: Call) -> Response:
     """Create or replace a virtual network with its subnets."""
     network_id, location, existing = begin_put(world, call, NETWORKS)
-    given = given_properties(call)
-    prefixes = _prefixes((given.get("addressSpace") or {}).get("addressPrefixes"), "addressSpace")
+    requested = given_properties(call)
+    prefixes = _prefixes((requested.get("addressSpace") or {}).get("addressPrefixes"), "addressSpace")
     subnets = [
-        _subnet(world, network_id, str(each.get("name") or ""), each.get("properties") or {}, prefixes)
-        for each in given.get("subnets") or []
+        _subnet(world, network_id, str(subnet.get("name") or ""), subnet.get("properties") or {}, prefixes)
+        for subnet in requested.get("subnets") or []
     ]
-    _apart(subnets)
-    kept = {each["id"].lower() for each in subnets}
+    _check_disjoint(subnets)
+    retained = {subnet["id"].lower() for subnet in subnets}
     for old in existing.properties["subnets"] if existing else []:
-        if old["id"].lower() not in kept:
-            _unused_subnet(world, old)
+        if old["id"].lower() not in retained:
+            _check_unused(world, old)
     properties = {
         "addressSpace": {"addressPrefixes": [str(prefix) for prefix in prefixes]},
         "subnets": subnets,
@@ -45,16 +45,16 @@ def put_network(world: World, call: Call) -> Response:
         "enableDdosProtection": False,
     }
     network = keep(world, call, NETWORKS, network_id, location, properties)
-    return answered(world, call, network, existing is not None)
+    return accepted(world, call, network, existing is not None)
 
 
 def delete_network(world: World, call: Call) -> Response:
-    """Delete a network: 202, 204; 400 while a subnet is in use."""
+    """Delete a network: 202 or 204; 400 while a subnet is in use."""
     network = deleted(world, call, NETWORKS)
     if network is None:
         return no_content()
-    for each in network.properties["subnets"]:
-        _unused_subnet(world, each)
+    for subnet in network.properties["subnets"]:
+        _check_unused(world, subnet)
     return deleting(world, call, network)
 
 
@@ -62,41 +62,47 @@ def put_subnet(world: World, call: Call) -> Response:
     """Create or change one subnet."""
     network, name = _network_of(world, call)
     prefixes = [ipaddress.IPv4Network(text) for text in network.properties["addressSpace"]["addressPrefixes"]]
-    made = _subnet(world, network.id, name, given_properties(call), prefixes)
-    others = [each for each in network.properties["subnets"] if not same(each["name"], name)]
+    subnet = _subnet(world, network.id, name, given_properties(call), prefixes)
+    others = [other for other in network.properties["subnets"] if not same(other["name"], name)]
     existed = len(others) < len(network.properties["subnets"])
-    _apart([*others, made])
-    network.properties["subnets"] = [*others, made]
+    _check_disjoint([*others, subnet])
+    network.properties["subnets"] = [*others, subnet]
     headers = world.begin(
         call, "network", network.location, "network-settled", network.id, follow=("Azure-AsyncOperation",)
     )
-    return Response.of(200 if existed else 201, _view_subnet(world, made), headers)
+    return Response.of(200 if existed else 201, _view_subnet(world, subnet), headers)
 
 
 def get_subnet(world: World, call: Call) -> Response:
-    """One subnet; 404 NotFound."""
+    """Show one subnet; 404 if there is none."""
     network, name = _network_of(world, call)
-    found = next((each for each in network.properties["subnets"] if same(each["name"], name)), None)
-    if found is None:
+    subnet = next(
+        (candidate for candidate in network.properties["subnets"] if same(candidate["name"], name)), None
+    )
+    if subnet is None:
         raise ArmError(404, "NotFound", f"Resource {network.id}/subnets/{name} not found.")
-    return Response.of(200, _view_subnet(world, found))
+    return Response.of(200, _view_subnet(world, subnet))
 
 
 def list_subnets(world: World, call: Call) -> Response:
     """The subnets of a network."""
     network, _ = _network_of(world, call)
-    return Response.of(200, {"value": [_view_subnet(world, each) for each in network.properties["subnets"]]})
+    return Response.of(
+        200, {"value": [_view_subnet(world, subnet) for subnet in network.properties["subnets"]]}
+    )
 
 
 def delete_subnet(world: World, call: Call) -> Response:
-    """Delete one subnet: 202, 204; 400 while it is in use."""
+    """Delete one subnet: 202 or 204; 400 while it is in use."""
     network, name = _network_of(world, call)
-    found = next((each for each in network.properties["subnets"] if same(each["name"], name)), None)
-    if found is None:
+    subnet = next(
+        (candidate for candidate in network.properties["subnets"] if same(candidate["name"], name)), None
+    )
+    if subnet is None:
         return no_content()
-    world.unlocked(found["id"], "delete")
-    _unused_subnet(world, found)
-    network.properties["subnets"].remove(found)
+    world.unlocked(subnet["id"], "delete")
+    _check_unused(world, subnet)
+    network.properties["subnets"].remove(subnet)
     headers = world.begin(call, "network", network.location, "network-settled", network.id)
     return Response(202, headers)
 
@@ -132,11 +138,11 @@ def _prefix(text: object) -> ipaddress.IPv4Network:
 
 
 def _subnet(
-    world: World, network_id: str, name: str, given: Json, prefixes: list[ipaddress.IPv4Network]
+    world: World, network_id: str, name: str, requested: Json, prefixes: list[ipaddress.IPv4Network]
 ) -> Json:
     if not name:
         raise ArmError(400, "InvalidRequestFormat", "Cannot parse the request: a subnet has no name.")
-    texts = given.get("addressPrefixes") or [given.get("addressPrefix")]
+    texts = requested.get("addressPrefixes") or [requested.get("addressPrefix")]
     prefix = _prefix(texts[0])
     if not any(prefix.subnet_of(outer) for outer in prefixes):
         raise ArmError(
@@ -154,20 +160,20 @@ def _subnet(
         "privateEndpointNetworkPolicies": "Disabled",
         "privateLinkServiceNetworkPolicies": "Enabled",
     }
-    if "defaultOutboundAccess" in given:
-        properties["defaultOutboundAccess"] = given["defaultOutboundAccess"]
-    firewall = reference(given, "networkSecurityGroup")
+    if "defaultOutboundAccess" in requested:
+        properties["defaultOutboundAccess"] = requested["defaultOutboundAccess"]
+    firewall = reference(requested, "networkSecurityGroup")
     if firewall:
         properties["networkSecurityGroup"] = {"id": referenced(world, firewall, FIREWALLS, network_id).id}
     subnet_id = f"{network_id}/subnets/{name}"
     return {"name": name, "id": subnet_id, "etag": etag(), "properties": properties, "type": _SUBNETS}
 
 
-def _apart(subnets: list[Json]) -> None:
-    ranges = [ipaddress.IPv4Network(each["properties"]["addressPrefix"]) for each in subnets]
-    for index, one in enumerate(ranges):
-        for other, prefix in zip(subnets[:index], ranges[:index], strict=True):
-            if one.overlaps(prefix):
+def _check_disjoint(subnets: list[Json]) -> None:
+    ranges = [ipaddress.IPv4Network(subnet["properties"]["addressPrefix"]) for subnet in subnets]
+    for index, prefix in enumerate(ranges):
+        for other, other_prefix in zip(subnets[:index], ranges[:index], strict=True):
+            if prefix.overlaps(other_prefix):
                 raise ArmError(
                     400,
                     "NetcfgSubnetRangesOverlap",
@@ -176,29 +182,31 @@ def _apart(subnets: list[Json]) -> None:
                 )
 
 
-def _unused_subnet(world: World, found: Json) -> None:
-    used = configurations_in_subnet(world.state, found["id"])
+def _check_unused(world: World, subnet: Json) -> None:
+    used = configurations_in_subnet(world.state, subnet["id"])
     if used:
         raise ArmError(
             400,
             "InUseSubnetCannotBeDeleted",
-            f"Subnet {found['name']} is in use by {shouted(used[0]['id'])} and cannot be deleted. In order "
+            f"Subnet {subnet['name']} is in use by {capitalised(used[0]['id'])} and cannot be deleted. In order "
             "to delete the subnet, delete all the resources within the subnet. See aka.ms/deletesubnet.",
         )
 
 
-def _view_subnet(world: World, found: Json) -> Json:
-    document = copy.deepcopy(found)
-    used = configurations_in_subnet(world.state, found["id"])
+def _view_subnet(world: World, subnet: Json) -> Json:
+    document = copy.deepcopy(subnet)
+    used = configurations_in_subnet(world.state, subnet["id"])
     if used:
-        document["properties"]["ipConfigurations"] = [{"id": each["id"]} for each in used]
+        document["properties"]["ipConfigurations"] = [{"id": configuration["id"]} for configuration in used]
     return document
 
 
 def view_network(world: World, network: Resource) -> Json:
     """The network with the users of its subnets."""
     document = copy.deepcopy(network.document)
-    document["properties"]["subnets"] = [_view_subnet(world, each) for each in network.properties["subnets"]]
+    document["properties"]["subnets"] = [
+        _view_subnet(world, subnet) for subnet in network.properties["subnets"]
+    ]
     return document
 
 

@@ -1,4 +1,4 @@
-"""The certificates of a sandbox: an authority of its own, and what it signs for 127.0.0.1."""
+"""A sandbox's certificates: its own authority, and the server certificate for 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _YEARS = timedelta(days=3650)
 
 
 def authority_file(directory: Path) -> Path:
-    """The authority's certificate (PEM), made when it is missing."""
+    """The authority's certificate (PEM), made if missing."""
     certificate, key = directory / "ca.pem", directory / "ca.key"
     if not (certificate.exists() and key.exists()):
         private = ec.generate_private_key(ec.SECP256R1())
@@ -32,11 +32,11 @@ def authority_file(directory: Path) -> Path:
 
 
 def server_files(directory: Path) -> tuple[Path, Path]:
-    """Certificate and key (PEM) of the server at 127.0.0.1, signed by the authority; made at each call."""
+    """A new certificate and key (PEM) for the server at 127.0.0.1, signed by the authority."""
     authority = x509.load_pem_x509_certificate(authority_file(directory).read_bytes())
     authority_key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), password=None)
     if not isinstance(authority_key, ec.EllipticCurvePrivateKey):
-        raise TypeError("ca.key is not the key that the sandbox had made")
+        raise TypeError("ca.key is not a key made by the sandbox")
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     names = x509.SubjectAlternativeName(

@@ -1,7 +1,7 @@
-"""The sandbox's HTTPS front: the standard library's threaded server, kept quick.
+"""The sandbox's HTTPS server, based on the standard library's threaded server.
 
-Handshakes happen in each connection's thread, so that a client that never speaks TLS holds up nobody.
-Request lines may have 16 KiB: Azure's operation URLs have up to 5.
+Handshakes happen in each connection's thread, so a client that never completes one blocks nobody else. Request lines
+may have 16 KiB: Azure's operation URLs have up to 5.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IDLE_SECONDS = 300.0
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `handle` over HTTPS at 127.0.0.1, with certificates in `directory`; OSError for a taken port."""
+    """Serves `handle` over HTTPS at 127.0.0.1, with certificates in `directory`. OSError if the port is in use."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -41,18 +41,18 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it is reached."""
+        """The base URL of the server."""
         return f"https://127.0.0.1:{self.server_port}"
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept without shaking hands."""
+        """Accept a connection without a handshake."""
         connection, peer = super().get_request()
         connection.settimeout(_IDLE_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), peer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke off is no news; anything else is a fault of the sandbox."""
+        """Log at debug level only: connections are lost all the time."""
         del request
         LOG.debug("connection from %s ended", client_address, exc_info=True)
 
@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.request.do_handshake()
             super().handle()
         except (ssl.SSLError, ConnectionError, TimeoutError):
-            LOG.debug("connection from %s broke off", self.client_address, exc_info=True)
+            LOG.debug("connection from %s was lost", self.client_address, exc_info=True)
 
     def handle_one_request(self) -> None:
         self.raw_requestline = self.rfile.readline(_LONGEST_LINE + 1)
@@ -93,16 +93,16 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionError:
             raise
         except Exception:
-            # A bug of the sandbox must not look like a broken network.
+            # A bug in the sandbox must not look like a network failure.
             LOG.exception("%s %s", request.method, request.path)
             document = {
-                "error": {"code": "InternalServerError", "message": "The sandbox has a fault; see its log."}
+                "error": {"code": "InternalServerError", "message": "The sandbox has a bug; see its log."}
             }
             response = Response.of(500, document)
         self._send(response)
 
     def _send(self, response: Response) -> None:
-        """Head and body in one write."""
+        """Send head and body in one write."""
         lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in response.headers.items()]
         if response.status != HTTPStatus.NO_CONTENT and "Content-Length" not in response.headers:

@@ -1,7 +1,7 @@
-"""A sandbox that serves, and how other processes of this machine talk to it.
+"""Serves a sandbox, and controls it from other processes of this machine.
 
-`serve` is the foreground process. The other functions find it through DIR/connection.json and use its
-ordinary token endpoint and a few routes of its own; files are read by the server, by their paths.
+`serve` is the foreground process. The other functions find it through DIR/connection.json, sign in at its ordinary
+token endpoint and use a few routes of its own. They pass files by path; the server reads them.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def serve(
     ready: Callable[[], None] = lambda: None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serve the sandbox of a directory until `stop` is set, or SIGINT or SIGTERM comes when it is not given.
+    """Serve the sandbox of a directory until `stop` is set or, without it, until SIGINT or SIGTERM.
 
-    `ready` is called when requests are answered and connection.json and environment.json are written. Port 0
-    takes the port of the last time, or any. Raises InvalidInput when the directory or the port is taken.
+    `ready` is called once requests are answered and connection.json and environment.json are written. Port 0 means
+    the last port used, or any free one. Raises InvalidInput if the directory or the port is in use.
     """
     with (
         Sandbox(directory, api_profile=api_profile, pace=pace) as sandbox,
@@ -50,7 +50,7 @@ def serve(
             ready()
             stop.wait()
             return
-        with _signalled() as event:
+        with _stop_signal() as event:
             ready()
             event.wait()
 
@@ -70,40 +70,40 @@ def add_vm(
     body = {
         "name": name,
         "os_disk": str(Path(os_disk).absolute()),
-        "data_disks": [str(Path(each).absolute()) for each in data_disks],
+        "data_disks": [str(Path(file).absolute()) for file in data_disks],
         "size": size,
         "os_type": os_type,
         "zone": zone,
         "unmanaged": unmanaged,
     }
-    return str(_asked(directory, "POST", "vms", body)["id"])
+    return str(_request(directory, "POST", "vms", body)["id"])
 
 
 def write(directory: Path, name: str, disk: str | int, file: Path) -> None:
     """Replace the content of a disk in the sandbox that serves `directory`; see `Sandbox.write`."""
-    _asked(directory, "POST", "write", {"name": name, "disk": disk, "file": str(Path(file).absolute())})
+    _request(directory, "POST", "write", {"name": name, "disk": disk, "file": str(Path(file).absolute())})
 
 
-def fault(directory: Path, kind: str, **given: Any) -> Json:
-    """Switch a fault on in the sandbox that serves `directory`; see `faults.Fault`. The rule as it is then."""
-    made: Json = _asked(directory, "POST", "faults", {"kind": kind, **given})
-    return made
+def fault(directory: Path, kind: str, **details: Any) -> Json:
+    """Add a fault rule in the sandbox that serves `directory`, and return it; see `faults.Fault`."""
+    rule: Json = _request(directory, "POST", "faults", {"kind": kind, **details})
+    return rule
 
 
 def fault_rules(directory: Path, *, clear: bool = False) -> list[Json]:
-    """The faults that are switched on in the sandbox that serves `directory`; with `clear` they are switched off."""
-    listed: list[Json] = _asked(directory, "DELETE" if clear else "GET", "faults")
+    """The active fault rules of the sandbox that serves `directory`; with `clear`, remove all."""
+    listed: list[Json] = _request(directory, "DELETE" if clear else "GET", "faults")
     return listed
 
 
 def permit(directory: Path, roles: Sequence[Json]) -> None:
-    """From now on the identity of the sandbox that serves `directory` has these role definitions only."""
-    _asked(directory, "PUT", "roles", {"roles": list(roles)})
+    """Give the identity of the sandbox that serves `directory` exactly these role definitions."""
+    _request(directory, "PUT", "roles", {"roles": list(roles)})
 
 
 def resources(directory: Path) -> list[Json]:
     """Every resource of the sandbox that serves `directory`; see `Sandbox.resources`."""
-    rows: list[Json] = _asked(directory, "GET", "resources")
+    rows: list[Json] = _request(directory, "GET", "resources")
     return rows
 
 
@@ -129,7 +129,7 @@ def _server(sandbox: Sandbox, port: int) -> Server:
             if candidate == 0 or port != 0:
                 raise errors.InvalidInput(
                     f"the sandbox cannot listen on 127.0.0.1:{candidate}: {error.strerror}",
-                    remedy="Choose another port, or leave the choice to the sandbox.",
+                    remedy="Choose another port, or let the sandbox choose one.",
                 ) from None
     raise AssertionError("port 0 either listens or raises")
 
@@ -143,15 +143,15 @@ def _last_port(directory: Path) -> int:
 
 
 @contextmanager
-def _signalled() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, for as long as this lasts."""
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set while the block runs."""
     event = threading.Event()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def set_event(number: int, frame: FrameType | None) -> None:
         del number, frame
         event.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, set_event) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
@@ -174,8 +174,8 @@ def _connection(directory: Path) -> Json:
     return document
 
 
-def _asked(directory: Path, method: str, action: str, body: Json | None = None) -> Any:
-    """What the serving sandbox answers; InvalidInput when it refuses, or when there is none."""
+def _request(directory: Path, method: str, action: str, body: Json | None = None) -> Any:
+    """The answer of the sandbox that is being served; InvalidInput if it refuses or there is none."""
     directory = Path(directory)
     try:
         settings = _connection(directory)

@@ -1,4 +1,4 @@
-"""The sandbox's front without sockets: a `requests` adapter, and an azure-core transport that uses it."""
+"""Access to the sandbox without sockets: a `requests` adapter, and an azure-core transport that uses it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coriolis_azure.sandbox.wire import Request, Response
 
 
 class HandlerAdapter(BaseAdapter):
-    """Hands every request to a function and turns its answer into what `requests` expects."""
+    """Passes every request to a function and converts its answer for `requests`."""
 
     def __init__(self, handle: Callable[[Request], Response]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class HandlerAdapter(BaseAdapter):
         cert: bytes | str | tuple[bytes | str, bytes | str] | None = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Answer at once; a lost connection is one for the client too, all else that the function raises is raised."""
+        """Answer at once. Lost becomes a ConnectionError; any other error of the function is raised as it is."""
         del stream, timeout, verify, cert, proxies
         headers = {name: str(value) for name, value in request.headers.items()}
         try:
@@ -61,15 +61,15 @@ class HandlerAdapter(BaseAdapter):
         return response
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
 def in_process(
     handle: Callable[[Request], Response], sleep: Callable[[float], None] = time.sleep
 ) -> RequestsTransport:
-    """A transport for SDK clients and credentials; one may be shared by all of them, from several threads.
+    """A transport for SDK clients and credentials. Thread-safe, so all of them may share one.
 
-    `sleep` is how they wait, between two looks at an operation and before they repeat a request.
+    They call `sleep` to wait between two polls of an operation and before a retry.
     """
     session = requests.Session()
     session.trust_env = False
