@@ -1,4 +1,4 @@
-"""What the sandbox's regions offer: sizes, disk types, images. Tables only, chosen from Azure's real ones."""
+"""What the sandbox's regions offer: sizes, disk types, images. Only tables, a selection of Azure's real ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOCATIONS = {
 
 @dataclass(frozen=True)
 class Size:
-    """A VM size: what it has, and where it cannot be had."""
+    """A VM size: its capabilities, and where it is unavailable."""
 
     name: str
     family: str
@@ -30,15 +30,15 @@ class Size:
     accelerated: bool = True
     temporary_mib: int = 0
     closed_in: tuple[str, ...] = field(default=())
-    # Zones in which no location has it: Azure tells that in `locationInfo` alone, not among the restrictions.
+    # Zones without this size in any location. Azure shows that only in `locationInfo`, not in the restrictions.
     closed_zones: tuple[str, ...] = field(default=())
 
     def zones(self, location: str) -> list[str]:
-        """The zones of a location in which it can be had."""
+        """The zones of a location in which the size is available."""
         return [zone for zone in LOCATIONS[location][1] if zone not in self.closed_zones]
 
     def capabilities(self) -> list[Json]:
-        """As the SKU list has them: all values are text."""
+        """The capabilities as in the SKU list, where all values are strings."""
         values = {
             "MaxResourceVolumeMB": str(self.temporary_mib),
             "OSVhdSizeMB": "1047552",
@@ -110,7 +110,7 @@ DISK_SKUS = {
     "UltraSSD_LRS": "Ultra",
     "PremiumV2_LRS": "Premium",
 }
-# Data disks only, without caching; their snapshots are incremental and filled after they were made.
+# For data disks only, without caching; their snapshots are incremental and copied in the background.
 FILLED_LATER = {"UltraSSD_LRS", "PremiumV2_LRS"}
 SNAPSHOT_SKUS = {"Standard_LRS": "Standard", "Premium_LRS": "Premium", "Standard_ZRS": "Standard"}
 
@@ -131,7 +131,7 @@ class Image:
     os_version: str = "24.04"
 
     def document(self) -> Json:
-        """As the image API shows one version."""
+        """The properties of one version in the image API."""
         return {
             "osDiskImage": {"operatingSystem": self.os_type},
             "dataDiskImages": [],
@@ -178,21 +178,26 @@ IMAGES = (
 
 
 def image(publisher: str, offer: str, sku: str) -> Image | None:
-    """The image of these names, compared without case."""
-    wanted = (publisher.lower(), offer.lower(), sku.lower())
+    """The image with these names, ignoring case."""
+    names = (publisher.lower(), offer.lower(), sku.lower())
     return next(
-        (one for one in IMAGES if (one.publisher.lower(), one.offer.lower(), one.sku.lower()) == wanted), None
+        (
+            candidate
+            for candidate in IMAGES
+            if (candidate.publisher.lower(), candidate.offer.lower(), candidate.sku.lower()) == names
+        ),
+        None,
     )
 
 
 def skus(location: str | None) -> list[Json]:
     """The SKU list of one location, or of all."""
-    places = [name for name in LOCATIONS if location is None or name == location.lower()]
-    found = []
-    for place in places:
-        found += [_size_sku(size, place) for size in _SIZES]
-        found += [_disk_sku(name, tier, place) for name, tier in DISK_SKUS.items()]
-    return found
+    locations = [name for name in LOCATIONS if location is None or name == location.lower()]
+    rows = []
+    for name in locations:
+        rows += [_size_sku(size, name) for size in _SIZES]
+        rows += [_disk_sku(name, tier, name) for name, tier in DISK_SKUS.items()]
+    return rows
 
 
 def _size_sku(size: Size, location: str) -> Json:

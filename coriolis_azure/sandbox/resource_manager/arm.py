@@ -1,7 +1,7 @@
-"""The resource manager's front desk: which function answers which path.
+"""The routing of the resource manager: which function answers which path.
 
-`answer` is the whole of ARM as one function of world and request. It knows paths, api-versions, bodies,
-lists and operations; what a resource type does is the business of its module.
+`answer` is all of ARM as one function of a world and a request. It handles paths, api-versions, bodies, lists and
+operations; each resource type is implemented in its own module.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ EFFECTS: dict[str, Effect] = {**disks.EFFECTS, **machines.EFFECTS, **common.EFFE
 _KINDS: dict[str, dict[str, Handler]] = {
     kind: handlers for module in _PROVIDERS for kind, handlers in module.HANDLERS.items()
 }
-# What the body of a request must have the form of, by provider and types of its path: what Azure promises of answers.
+# The models that request bodies must match, by provider and types in the path: the same that Azure's answers follow.
 _MODELS: dict[str, type] = {
     name.lower(): model
     for name, model in {
@@ -82,7 +82,7 @@ def _exists(kind: str) -> Handler:
 
 
 def _list(kind: str) -> Handler:
-    """All of a kind in the group or the subscription. The compute provider shouts the group's name."""
+    """List a type in the group or the subscription. The compute provider writes the group's name in capitals."""
     compute = kind.startswith("Microsoft.Compute/")
 
     def handler(world: World, call: Call) -> Response:
@@ -93,7 +93,7 @@ def _list(kind: str) -> Handler:
         for resource in world.state.of_type(kind):
             if resource.id.lower().startswith(scope.lower()):
                 row = world.view(resource)
-                rows.append({**row, "id": groups.shouted(resource.id)} if compute else row)
+                rows.append({**row, "id": groups.capitalised(resource.id)} if compute else row)
         return paged(world, call, rows)
 
     return handler
@@ -102,8 +102,8 @@ def _list(kind: str) -> Handler:
 _SUBSCRIPTION = "/subscriptions/{subscription}"
 _GROUP = _SUBSCRIPTION + "/resourceGroups/{group}"
 _COMPUTE = _SUBSCRIPTION + "/providers/Microsoft.Compute"
-_PLACE = _COMPUTE + "/locations/{location}"
-_IMAGES = _PLACE + "/publishers/{publisher}/artifacttypes/vmimage/offers"
+_LOCATION = _COMPUTE + "/locations/{location}"
+_IMAGES = _LOCATION + "/publishers/{publisher}/artifacttypes/vmimage/offers"
 _MACHINE = _GROUP + f"/providers/{MACHINES}/{{name}}"
 _SUBNETS = _GROUP + f"/providers/{NETWORKS}/{{name}}/subnets"
 _LOCKS = "/providers/Microsoft.Authorization/locks"
@@ -136,17 +136,17 @@ _POLICY = "/providers/Microsoft.PolicyInsights/checkPolicyRestrictions"
 def _kind_routes() -> list[_Route]:
     routes = []
     for kind, handlers in _KINDS.items():
-        one = _GROUP + f"/providers/{kind}/{{name}}"
+        path = _GROUP + f"/providers/{kind}/{{name}}"
         for method, handler in {"GET": _get(kind), "HEAD": _exists(kind), **handlers}.items():
-            routes.append(_route(method, one, handler))
+            routes.append(_route(method, path, handler))
         routes.append(_route("GET", _GROUP + f"/providers/{kind}", _list(kind)))
         routes.append(_route("GET", _SUBSCRIPTION + f"/providers/{kind}", _list(kind)))
     return routes
 
 
 def _status(world: World, call: Call) -> Response:
-    """What an Azure-AsyncOperation URL answers: 200 always, the state is in the body."""
-    operation, done = _asked(world, call)
+    """Answer an Azure-AsyncOperation URL: always 200, with the state in the body."""
+    operation, done = _polled(world, call)
     compute = operation.style in {"compute", "disk"}
     body: Json = {"startTime": operation.started, "name": operation.id} if compute else {}
     if not done:
@@ -154,7 +154,7 @@ def _status(world: World, call: Call) -> Response:
     if compute:
         body["endTime"] = operation.ended
     if operation.error:
-        # One that another request has pushed aside is Canceled, without a code.
+        # An operation that another request has superseded is Canceled, without a code.
         state = "Failed" if operation.error["code"] else "Canceled"
         error = operation.error if compute else {"details": [], **operation.error}
         return Response.of(200, {**body, "status": state, "error": error})
@@ -165,8 +165,8 @@ def _status(world: World, call: Call) -> Response:
 
 
 def _monitor(world: World, call: Call) -> Response:
-    """What a Location URL answers: 202 while it runs, then the result."""
-    operation, done = _asked(world, call)
+    """Answer a Location URL: 202 while the operation runs, then the result."""
+    operation, done = _polled(world, call)
     if not done:
         return Response(202, {**world.pause(operation.style), "Location": call.request.url})
     if operation.error:
@@ -182,16 +182,16 @@ def _either(world: World, call: Call) -> Response:
 
 
 def operation_of(world: World, path: str) -> Operation | None:
-    """The operation that a path asks about, None when the path is another."""
+    """The operation that a path polls; None for any other path."""
     if "operation" not in path.lower():
         return None
     return world.state.operations.get(path.rstrip("/").rpartition("/")[2])
 
 
-def _asked(world: World, call: Call) -> tuple[Operation, bool]:
-    """The operation, one poll nearer to its end, and whether the client may know that it has ended.
+def _polled(world: World, call: Call) -> tuple[Operation, bool]:
+    """Count a poll; return the operation and whether it has ended.
 
-    How often a client has to ask does not depend on time. Refused unless the URL is the one that was given out.
+    The number of polls that an operation takes does not depend on time. A URL other than the one issued is refused.
     """
     operation = operation_of(world, call.request.path)
     if operation is None:
@@ -201,7 +201,7 @@ def _asked(world: World, call: Call) -> tuple[Operation, bool]:
         raise ArmError(
             403,
             "InvalidOperationUrl",
-            "The signature of the operation's URL is not valid: ask with the URL exactly as it was given.",
+            "The signature of the operation's URL is not valid: use the URL exactly as it was issued.",
         )
     if operation.polls:
         operation.polls -= 1
@@ -241,15 +241,15 @@ _ROUTES = [
     _route("PUT", _SUBNETS + "/{child}", subnets.put_subnet),
     _route("DELETE", _SUBNETS + "/{child}", subnets.delete_subnet),
     _route("GET", _COMPUTE + "/skus", offers.list_skus),
-    _route("GET", _PLACE + "/vmSizes", offers.list_sizes),
-    _route("GET", _PLACE + "/usages", offers.list_usages),
-    _route("GET", _PLACE + "/publishers", offers.list_publishers),
+    _route("GET", _LOCATION + "/vmSizes", offers.list_sizes),
+    _route("GET", _LOCATION + "/usages", offers.list_usages),
+    _route("GET", _LOCATION + "/publishers", offers.list_publishers),
     _route("GET", _IMAGES, offers.list_image_offers),
     _route("GET", _IMAGES + "/{offer}/skus", offers.list_image_skus),
     _route("GET", _IMAGES + "/{offer}/skus/{sku}/versions", offers.list_image_versions),
     _route("GET", _IMAGES + "/{offer}/skus/{sku}/versions/{version}", offers.get_image_version),
-    _route("GET", _PLACE + "/operations/{id}", _either),
-    _route("GET", _PLACE + "/DiskOperations/{id}", _either),
+    _route("GET", _LOCATION + "/operations/{id}", _either),
+    _route("GET", _LOCATION + "/DiskOperations/{id}", _either),
     _route("GET", _SUBSCRIPTION + "/providers/Microsoft.Network/locations/{location}/usages", common.usages),
     _route(
         "GET", _SUBSCRIPTION + "/providers/Microsoft.Network/locations/{location}/operations/{id}", _status
@@ -264,7 +264,7 @@ _ROUTES = [
 
 
 def answer(world: World, request: Request) -> Response:
-    """Answer a request that has shown a good token; ArmError when it is refused."""
+    """Answer an authenticated request; ArmError if it is refused."""
     path = request.path
     subscription = world.state.identity.subscription
     named = re.match(r"/subscriptions/([^/]+)", path, re.IGNORECASE)
@@ -273,12 +273,12 @@ def answer(world: World, request: Request) -> Response:
             404, "SubscriptionNotFound", f"The subscription '{named.group(1)}' could not be found."
         )
     _check_version(request)
-    found = [(route, route.path.fullmatch(path)) for route in _ROUTES]
-    matching = [(route, match) for route, match in found if match]
-    for route, match in matching:
+    matches = [(route, route.path.fullmatch(path)) for route in _ROUTES]
+    candidates = [(route, match) for route, match in matches if match]
+    for route, match in candidates:
         if route.method == request.method:
             return route.handler(world, Call(request, match.groupdict(), subscription, _body(request, path)))
-    if matching:
+    if candidates:
         raise ArmError(405, "MethodNotAllowed", f"The method {request.method} is not allowed on {path}.")
     raise _unknown(world, path, request.query["api-version"])
 
@@ -309,7 +309,7 @@ def _body(request: Request, path: str) -> Json:
     if not isinstance(document, dict):
         raise ArmError(400, "InvalidRequestContent", "The request content was invalid: it is not an object.")
     try:
-        words = path.lower().strip("/").split("/")[5:]  # provider, type, name, what is within it, ...
+        words = path.lower().strip("/").split("/")[5:]  # provider, type, name, nested type, ...
         model = _MODELS.get("/".join([*words[:1], *words[1::2]]))
         return understood(document, model) if model else document
     except Unreadable as error:
@@ -319,7 +319,7 @@ def _body(request: Request, path: str) -> Json:
 
 
 def _unknown(world: World, path: str, version: str) -> ArmError:
-    """Why no route matched, as far as Azure would say."""
+    """The error for a path without a route, as close to Azure's as possible."""
     group = re.match(r"(/subscriptions/[^/]+/resourceGroups/([^/]+))/", path, re.IGNORECASE)
     if group and world.state.find(group.group(1)) is None:
         return group_not_found(group.group(2))

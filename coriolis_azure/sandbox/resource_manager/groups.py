@@ -1,4 +1,4 @@
-"""Subscriptions, resource groups, locks, and the lists over all resources."""
+"""Subscriptions, resource groups, locks, and lists of all resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coriolis_azure.sandbox.world import Call, World, checked_tags, group_not_fo
 _CLAUSE = re.compile(
     r"(tagname|tagvalue|resourcetype|name|location|resourcegroup)\s+eq\s+'((?:[^']|'')*)'", re.IGNORECASE
 )
-_SHOUTED = {DISKS, SNAPSHOTS, MACHINES}
+_CAPITALISED = {DISKS, SNAPSHOTS, MACHINES}
 _NAMESPACES = {
     "Microsoft.Compute": (
         "virtualMachines",
@@ -40,7 +40,7 @@ _NAMESPACES = {
     "Microsoft.Resources": ("resourceGroups", "subscriptions"),
     "Microsoft.Authorization": ("locks",),
 }
-# The older ones are for clients that ask with another version than the newest.
+# Older versions are for clients that do not use the newest one.
 _VERSIONS = {
     name: versions
     for versions, names in (
@@ -57,7 +57,7 @@ _VERSIONS = {
 
 
 def subscription_document(world: World) -> Json:
-    """The one subscription."""
+    """The document of the only subscription."""
     identity = world.state.identity
     return {
         "id": f"/subscriptions/{identity.subscription}",
@@ -71,7 +71,7 @@ def subscription_document(world: World) -> Json:
 
 
 def list_subscriptions(world: World, call: Call) -> Response:
-    """All subscriptions: one."""
+    """All subscriptions, of which there is one."""
     del call
     return Response.of(200, {"value": [subscription_document(world)]})
 
@@ -103,14 +103,14 @@ def list_locations(world: World, call: Call) -> Response:
 
 
 def get_provider(world: World, call: Call) -> Response:
-    """A resource provider: always registered."""
+    """A resource provider, which is always registered."""
     names = {name.lower(): name for name in _NAMESPACES}
     namespace = names.get(call.part["namespace"].lower())
     if namespace is None:
         raise ArmError(
             404, "InvalidResourceNamespace", f"The resource namespace '{call.part['namespace']}' is invalid."
         )
-    display = [place for place, _ in LOCATIONS.values()]
+    display = [name for name, _ in LOCATIONS.values()]
     types = [
         {"resourceType": name, "locations": display, "apiVersions": _VERSIONS.get(name, ["2026-04-01"])}
         for name in _NAMESPACES[namespace]
@@ -150,12 +150,12 @@ def put_group(world: World, call: Call) -> Response:
     if existing is not None:
         existing.document["tags"] = checked_tags(call.body)
         return Response.of(200, existing.document)
-    made = new_group(world, call.group_id, location, checked_tags(call.body))
-    return Response.of(201, made.document)
+    group = new_group(world, call.group_id, location, checked_tags(call.body))
+    return Response.of(201, group.document)
 
 
 def new_group(world: World, group_id: str, location: str, tags: Json) -> Resource:
-    """A resource group that exists."""
+    """Add a resource group."""
     document = {
         "id": group_id,
         "name": group_id.rpartition("/")[2],
@@ -173,7 +173,7 @@ def get_group(world: World, call: Call) -> Response:
 
 
 def head_group(world: World, call: Call) -> Response:
-    """204 when the group exists, else 404 without a body."""
+    """204 if the group exists, otherwise 404 without a body."""
     return Response(204 if world.state.find(call.group_id) else 404)
 
 
@@ -186,7 +186,7 @@ def patch_group(world: World, call: Call) -> Response:
 
 
 def delete_group(world: World, call: Call) -> Response:
-    """Delete a group and all in it: 202 with Location only."""
+    """Delete a group and everything in it: 202 with only a Location."""
     group = world.state.find(call.group_id)
     if group is None:
         raise group_not_found(call.part["group"])
@@ -203,15 +203,15 @@ def delete_group(world: World, call: Call) -> Response:
 
 
 def list_groups(world: World, call: Call) -> Response:
-    """The resource groups, also by tag."""
-    wanted = _filter(call.query.get("$filter"))
-    groups = [each for each in world.state.of_type(GROUPS) if _matches(each, wanted)]
-    return Response.of(200, {"value": [each.document for each in groups]})
+    """The resource groups; can be filtered by tag."""
+    clauses = _filter(call.query.get("$filter"))
+    groups = [group for group in world.state.of_type(GROUPS) if _matches(group, clauses)]
+    return Response.of(200, {"value": [group.document for group in groups]})
 
 
 def _inside(world: World, group_id: str) -> list[Resource]:
     inner = f"{group_id.lower()}/providers/"
-    return [each for each in world.state.resources.values() if each.id.lower().startswith(inner)]
+    return [resource for resource in world.state.resources.values() if resource.id.lower().startswith(inner)]
 
 
 def _removed(world: World, group_id: str) -> None:
@@ -231,17 +231,17 @@ def _removed(world: World, group_id: str) -> None:
 
 
 def list_resources(world: World, call: Call) -> Response:
-    """The resources of the group or subscription, with `$filter` and `$expand=createdTime`."""
+    """The resources of the group or subscription; supports `$filter` and `$expand=createdTime`."""
     text = call.query.get("$filter")
-    wanted = _filter(text)
+    clauses = _filter(text)
     scope = f"/subscriptions/{call.subscription}/"
     if "group" in call.part:
         scope = world.group(call).id + "/providers/"
-    # Azure leaves the tags out when it has filtered by a tag's name and value.
-    bare = "tagname" in wanted and "tagvalue" in wanted
+    # Azure omits the tags from a list that is filtered by a tag's name and value.
+    without_tags = "tagname" in clauses and "tagvalue" in clauses
     rows: list[Json] = []
     for resource in tracked(world):
-        if resource.id.lower().startswith(scope.lower()) and _matches(resource, wanted):
+        if resource.id.lower().startswith(scope.lower()) and _matches(resource, clauses):
             row: Json = {
                 key: resource.document[key]
                 for key in ("id", "name", "type", "location")
@@ -250,10 +250,10 @@ def list_resources(world: World, call: Call) -> Response:
             row |= {
                 key: resource.document[key] for key in ("sku", "zones", "kind") if key in resource.document
             }
-            if not bare and resource.document.get("tags"):
+            if not without_tags and resource.document.get("tags"):
                 row["tags"] = resource.document["tags"]
-            if resource.type in _SHOUTED:
-                row["id"] = shouted(resource.id)
+            if resource.type in _CAPITALISED:
+                row["id"] = capitalised(resource.id)
             if (
                 "createdtime" in call.query.get("$expand", "").lower()
                 and "timeCreated" in resource.properties
@@ -264,47 +264,47 @@ def list_resources(world: World, call: Call) -> Response:
 
 
 def tracked(world: World) -> list[Resource]:
-    """All resources but groups and locks, which Azure's lists of resources leave out too."""
-    return [each for each in world.state.resources.values() if each.type not in {GROUPS, LOCKS}]
+    """All resources except groups and locks, which Azure's lists omit too."""
+    return [resource for resource in world.state.resources.values() if resource.type not in {GROUPS, LOCKS}]
 
 
-def shouted(resource_id: str) -> str:
-    """An id as the compute provider's lists give it: with the resource group in capitals."""
+def capitalised(resource_id: str) -> str:
+    """An id as in the compute provider's lists, with the resource group in capitals."""
     words = resource_id.split("/")
     words[4] = words[4].upper()
     return "/".join(words)
 
 
 def _filter(text: str | None) -> dict[str, str]:
-    """A filter's clauses by lower-cased property; 400 for what is not `name eq 'value'` joined by `and`."""
+    """A filter's clauses by lower-case property; 400 unless they are `name eq 'value'`, joined by `and`."""
     if not text:
         return {}
-    wanted = {}
+    clauses = {}
     for clause in re.split(r"\s+and\s+", text.strip(), flags=re.IGNORECASE):
         match = _CLAUSE.fullmatch(clause.strip())
         if match is None:
             raise ArmError(
                 400, "InvalidFilterInQueryString", f"Invalid $filter '{text}' specified in the query string."
             )
-        wanted[match.group(1).lower()] = match.group(2).replace("''", "'")
-    if "tagvalue" in wanted and "tagname" not in wanted:
+        clauses[match.group(1).lower()] = match.group(2).replace("''", "'")
+    if "tagvalue" in clauses and "tagname" not in clauses:
         raise ArmError(
             400, "InvalidFilterInQueryString", f"Invalid $filter '{text}': tagValue needs tagName."
         )
-    if "tagname" in wanted and len(wanted) > ("tagvalue" in wanted) + 1:
+    if "tagname" in clauses and len(clauses) > ("tagvalue" in clauses) + 1:
         raise ArmError(
             400,
             "InvalidFilterInQueryString",
             f"Invalid $filter '{text}': tags cannot be combined with other filters.",
         )
-    return wanted
+    return clauses
 
 
-def _matches(resource: Resource, wanted: dict[str, str]) -> bool:
+def _matches(resource: Resource, clauses: dict[str, str]) -> bool:
     tags = {name.lower(): value for name, value in (resource.document.get("tags") or {}).items()}
-    name = wanted.get("tagname")
+    name = clauses.get("tagname")
     if name is not None and (
-        name.lower() not in tags or wanted.get("tagvalue", tags[name.lower()]) != tags[name.lower()]
+        name.lower() not in tags or clauses.get("tagvalue", tags[name.lower()]) != tags[name.lower()]
     ):
         return False
     facts = {
@@ -313,7 +313,7 @@ def _matches(resource: Resource, wanted: dict[str, str]) -> bool:
         "location": resource.location,
         "resourcegroup": (resource.id.split("/") + [""] * 5)[4],
     }
-    return all(same(facts[key], value) for key, value in wanted.items() if key in facts)
+    return all(same(facts[key], value) for key, value in clauses.items() if key in facts)
 
 
 # ---------------------------------------------------------------- locks
@@ -321,9 +321,9 @@ def _matches(resource: Resource, wanted: dict[str, str]) -> bool:
 
 def _scope(world: World, call: Call) -> str:
     scope = call.request.path.lower().partition("/providers/microsoft.authorization/locks")[0]
-    found = world.state.find(scope)
-    if found is not None:
-        return found.id
+    resource = world.state.find(scope)
+    if resource is not None:
+        return resource.id
     if scope == f"/subscriptions/{call.subscription}".lower():
         return f"/subscriptions/{call.subscription}"
     if "/providers/" not in scope:
@@ -349,7 +349,7 @@ def put_lock(world: World, call: Call) -> Response:
 
 
 def get_lock(world: World, call: Call) -> Response:
-    """One lock; 404 LockNotFound."""
+    """Show one lock; 404 if there is none."""
     lock = world.state.find(f"{_scope(world, call)}/providers/{LOCKS}/{call.part['lock']}")
     if lock is None:
         raise ArmError(404, "LockNotFound", f"The lock '{call.part['lock']}' could not be found.")
@@ -357,7 +357,7 @@ def get_lock(world: World, call: Call) -> Response:
 
 
 def delete_lock(world: World, call: Call) -> Response:
-    """Remove a lock: 200, 204."""
+    """Remove a lock: 200 or 204."""
     lock = world.state.find(f"{_scope(world, call)}/providers/{LOCKS}/{call.part['lock']}")
     if lock is None:
         return Response(204)
@@ -368,8 +368,8 @@ def delete_lock(world: World, call: Call) -> Response:
 def list_locks(world: World, call: Call) -> Response:
     """The locks at this scope and below."""
     scope = _scope(world, call).lower()
-    locks = [each for each in world.state.of_type(LOCKS) if each.id.lower().startswith(scope + "/")]
-    return Response.of(200, {"value": [each.document for each in locks]})
+    locks = [lock for lock in world.state.of_type(LOCKS) if lock.id.lower().startswith(scope + "/")]
+    return Response.of(200, {"value": [lock.document for lock in locks]})
 
 
 EFFECTS = {"group-removed": _removed}
