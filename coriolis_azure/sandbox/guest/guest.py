@@ -1,16 +1,15 @@
-"""A guest: one process that stands for a Linux VM of the sandbox. Run by `guests`, with its folder as
-argument.
+"""A guest: one process that imitates a Linux VM of the sandbox. `guests` runs it with its folder as argument.
 
-It enters a mount namespace of its own and lays a private folder over /dev, in which the sandbox makes and
-removes the links of the VM's disks. Then it answers SSH at the VM's address: only the VM's admin user with
-the VM's key, only commands. Commands run as the user of the sandbox, `sudo` does nothing more.
+It enters its own mount namespace and mounts a private folder over /dev, in which the sandbox creates and removes links
+to the VM's disks. Then it serves SSH at the VM's address, only for the VM's admin user with the VM's key, and only
+commands. Commands run as the user of the sandbox; `sudo` adds no rights.
 
-Where the machine allows no namespace, Python programs of the guest get another way: `sitecustomize` maps
-paths below /dev/disk/ to the private folder. `method.json` in the folder says which way was taken.
+If the machine allows no namespaces, `sitecustomize` maps paths below /dev/disk/ to the private folder, for the guest's
+Python programs only. `method.json` in the folder says which method is used.
 
-This file imports nothing of this package, so that it starts quickly. What is not imitated: users, a root
-filesystem, package management, block device ioctls (a disk is a regular file), reboots; and security groups for
-anything but SSH: where a command listens at a port, everybody on this machine reaches it.
+This file imports nothing from this package, so that it starts quickly. It does not imitate users, a root filesystem,
+package management, block device ioctls (a disk is a regular file), reboots, or security groups for anything but SSH:
+a port on which a command listens is open to the whole machine.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ _CIPHERS = (
     "aes192-ctr",
     "aes256-ctr",
 )
-# Of the machine's /dev, what the guest's has too.
-_KEPT_NODES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm")
+# The nodes of the machine's /dev that the guest's /dev has too.
+_SHARED_NODES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm")
 
 _SUDO = """#!/bin/sh
 while [ $# -gt 0 ]; do
@@ -76,7 +75,7 @@ exec "$@"
 _CLOUD_INIT = """#!/bin/sh
 if [ "$1" = status ]; then echo "status: done"; fi
 """
-# Each guest has a boot of its own; the kernel's is the machine's.
+# Each guest has its own boot id; the kernel's is that of the machine.
 _CAT = """#!/bin/sh
 [ "$1" = /proc/sys/kernel/random/boot_id ] && set -- "{boot_id}"
 exec /bin/cat "$@"
@@ -90,7 +89,7 @@ esac
 """
 _NOTHING = "#!/bin/sh\n"
 _PYTHON = '#!/bin/sh\nexec "{python}" "$@"\n'
-# With -I it would not see what maps the paths.
+# With -I, Python would ignore `sitecustomize`.
 _MAPPING_PYTHON = '#!/bin/sh\n[ "$1" = -I ] && shift\nexec "{python}" "$@"\n'
 
 _SITECUSTOMIZE = '''"""Maps /dev/disk/ to the guest's private folder, for Python programs."""
@@ -128,19 +127,19 @@ for _module, _names in (
 
 
 class Guest:
-    """The guest in its folder: what it was told, and the sessions that run in it."""
+    """The guest in its folder: its configuration and its running commands."""
 
     def __init__(self, folder: Path) -> None:
-        told = json.loads((folder / "guest.json").read_text())
-        config = told["cloud_config"]
+        settings = json.loads((folder / "guest.json").read_text())
+        config = settings["cloud_config"]
         if isinstance(config, str):
             raise ValueError(config)
         self.folder = folder
-        self.user: str = told["user"]
-        self.keys = [PublicBlob.from_string(text) for text in told["keys"]]
-        self.address: str = told["address"]
-        self.python: str = told["python"]
-        self.namespaces: bool = told["namespaces"]
+        self.user: str = settings["user"]
+        self.keys = [PublicBlob.from_string(text) for text in settings["keys"]]
+        self.address: str = settings["address"]
+        self.python: str = settings["python"]
+        self.namespaces: bool = settings["namespaces"]
         self.config: dict[str, Any] = config or {}
         self.home = folder / "home" / self.user
         self.groups: set[int] = set()
@@ -154,21 +153,21 @@ class Guest:
 
     @property
     def sessions(self) -> int:
-        """How many sessions a connection may have at a time."""
+        """How many concurrent sessions a connection may have."""
         return self._sshd("MaxSessions", 10)
 
-    def _sshd(self, keyword: str, otherwise: int) -> int:
-        """The number that cloud-init wrote into sshd's configuration, or `otherwise`, as OpenSSH has it."""
+    def _sshd(self, keyword: str, default: int) -> int:
+        """A number in the sshd configuration that cloud-init wrote; `default` if it is not there."""
         for file in self.config.get("write_files") or []:
             if "sshd_config" in str(file.get("path")):
                 line = rf"^\s*{keyword}\s+(\d+)\s*$"
-                found = re.search(line, str(file.get("content")), re.MULTILINE | re.IGNORECASE)
-                if found:
-                    return int(found.group(1))
-        return otherwise
+                match = re.search(line, str(file.get("content")), re.MULTILINE | re.IGNORECASE)
+                if match:
+                    return int(match.group(1))
+        return default
 
     def host_key(self) -> paramiko.PKey:
-        """The host key of the cloud-config, else a new one."""
+        """The host key in the cloud-config, or a new one."""
         text = (self.config.get("ssh_keys") or {}).get("ed25519_private")
         if text:
             return paramiko.Ed25519Key.from_private_key(io.StringIO(text))
@@ -177,7 +176,7 @@ class Guest:
     # the machine inside
 
     def furnish(self) -> None:
-        """Make what the guest's commands find: home, programs, files of the cloud-config."""
+        """Create what the guest's commands need: home, programs, files from the cloud-config."""
         self.home.mkdir(mode=0o700, parents=True)
         (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
         programs = {
@@ -200,7 +199,7 @@ class Guest:
                 path.write_text(str(file.get("content") or ""))
 
     def enter(self) -> None:
-        """Lay the private folder over /dev; where that is not allowed, map paths for Python programs."""
+        """Mount the private folder over /dev; if that is not allowed, map paths for Python programs."""
         try:
             if not self.namespaces:
                 raise PermissionError(errno.EPERM, "mount namespaces are switched off")
@@ -218,7 +217,7 @@ class Guest:
         (self.folder / "method.json").write_text(json.dumps(method))
 
     def environment(self, connection: str) -> dict[str, str]:
-        """The environment of a command over this connection: client and server, each address and port."""
+        """The environment of a command. `connection`: address and port of the client, then of the server."""
         path = f"{self.folder / 'bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = {
             "PATH": path,
@@ -235,10 +234,10 @@ class Guest:
         return environment
 
     def run(self, command: str, connection: str) -> subprocess.Popen[bytes]:
-        """Start a command in a process group of its own; refused when the guest is going down."""
+        """Start a command in its own process group; OSError while the guest is shutting down."""
         with self._lock:
             if self._ended:
-                raise OSError(errno.ESHUTDOWN, "the guest is going down")
+                raise OSError(errno.ESHUTDOWN, "the guest is shutting down")
             process = subprocess.Popen(  # noqa: S602
                 command,
                 shell=True,
@@ -253,7 +252,7 @@ class Guest:
             return process
 
     def ended(self, process: subprocess.Popen[bytes]) -> None:
-        """Note that a command's group is gone."""
+        """Record that a command's process group is gone."""
         with self._lock:
             self.groups.discard(process.pid)
 
@@ -265,7 +264,7 @@ class Guest:
                 _kill(group)
 
     def lets_in(self, peer: str, port: int) -> bool:
-        """Whether the security groups, as they are now, allow this connection."""
+        """Whether the present security groups allow this connection."""
         rule_sets = json.loads((self.folder / "rules.json").read_text())
         return all(_allowed(rules, peer, port) for rules in rule_sets)
 
@@ -285,7 +284,7 @@ def _bind(source: Path, target: Path) -> None:
 
 
 def _own_mounts() -> None:
-    """Enter a mount namespace, in a user namespace if it takes one; OSError where neither is allowed."""
+    """Enter a mount namespace, within a user namespace if necessary; OSError if neither is allowed."""
     try:
         _libc("unshare", _CLONE_NEWNS)
     except OSError as error:
@@ -300,19 +299,19 @@ def _own_mounts() -> None:
 
 
 def _cover_dev(dev: Path) -> None:
-    """Give the private /dev the nodes that programs need, then lay it over the machine's."""
-    for name in _KEPT_NODES:
-        node, mine = Path("/dev") / name, dev / name
-        if node.is_symlink():
-            mine.symlink_to(node.readlink())
-        elif node.is_dir():
-            mine.mkdir(exist_ok=True)
-            _bind(node, mine)
-        elif node.exists():
-            mine.touch()
-            _bind(node, mine)
-    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
-        (dev / name).symlink_to(f"/proc/self/fd{target}")
+    """Give the private /dev the nodes that programs need, then mount it over the machine's."""
+    for name in _SHARED_NODES:
+        source, target = Path("/dev") / name, dev / name
+        if source.is_symlink():
+            target.symlink_to(source.readlink())
+        elif source.is_dir():
+            target.mkdir(exist_ok=True)
+            _bind(source, target)
+        elif source.exists():
+            target.touch()
+            _bind(source, target)
+    for name, stream in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+        (dev / name).symlink_to(f"/proc/self/fd{stream}")
     _bind(dev, Path("/dev"))
 
 
@@ -320,21 +319,21 @@ def _cover_dev(dev: Path) -> None:
 
 
 def _allowed(rules: list[dict[str, Any]], peer: str, port: int) -> bool:
-    """What the first matching rule says; nothing matches: denied."""
+    """Whether the first matching rule allows the connection; without a match it is denied."""
     for rule in rules:
         if str(rule["protocol"]).lower() not in {"*", "tcp"}:
             continue
         sources = [rule.get("sourceAddressPrefix"), *(rule.get("sourceAddressPrefixes") or [])]
         ports = [rule.get("destinationPortRange"), *(rule.get("destinationPortRanges") or [])]
         if any(_from(source, peer) for source in sources if source) and any(
-            _to(one, port) for one in ports if one
+            _to(span, port) for span in ports if span
         ):
             return bool(rule["access"] == "Allow")
     return False
 
 
 def _from(source: str, peer: str) -> bool:
-    # All peers are processes of this machine; the sandbox leaves out the rules whose tag cannot mean them.
+    # All peers are processes of this machine; the sandbox has already removed rules whose tag excludes them.
     if source.lower() in {"*", "any", "internet", "virtualnetwork"}:
         return True
     try:
@@ -354,7 +353,7 @@ def _to(ports: str, port: int) -> bool:
 
 
 class _Server(paramiko.ServerInterface):
-    """The rules of one connection: the admin user, its key, commands."""
+    """The policy of one connection: only the admin user, only its key, only commands."""
 
     def __init__(self, guest: Guest, connection: str) -> None:
         self._guest = guest
@@ -385,10 +384,10 @@ class _Server(paramiko.ServerInterface):
         return True
 
     def _begin(self, channel: paramiko.Channel, process: subprocess.Popen[bytes]) -> None:
-        """Let the session begin once the client has been told that its command runs.
+        """Start the session once the client knows that its command runs.
 
-        That is told after `check_channel_exec_request`, by the thread that reads the connection; a quick command
-        would end before. So the client is asked something: when its answer has been read, the telling is done.
+        The thread that reads the connection sends that reply after `check_channel_exec_request` returns, and a short
+        command could end before. So we send the client a request: its answer arrives only after the reply was sent.
         """
         transport = channel.get_transport()
         with self._asking, contextlib.suppress(paramiko.SSHException, OSError, EOFError):
@@ -397,15 +396,15 @@ class _Server(paramiko.ServerInterface):
 
 
 def _connection(guest: Guest, connection: socket.socket, key: paramiko.PKey) -> None:
-    """Serve one connection until it ends. Negotiation errors end this thread, never the guest."""
+    """Serve one connection until it ends. Negotiation errors end this thread but never the guest."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     transport = paramiko.Transport(connection, default_window_size=_WINDOW, default_max_packet_size=_PACKET)
     options = transport.get_security_options()
     options.ciphers = [cipher for cipher in _CIPHERS if cipher in options.ciphers]
     transport.add_server_key(key)
     try:
-        both = (*connection.getpeername()[:2], *connection.getsockname()[:2])
-        transport.start_server(server=_Server(guest, " ".join(map(str, both))))
+        ends = (*connection.getpeername()[:2], *connection.getsockname()[:2])
+        transport.start_server(server=_Server(guest, " ".join(map(str, ends))))
     except (paramiko.SSHException, EOFError, OSError):
         transport.close()
 
@@ -413,9 +412,9 @@ def _connection(guest: Guest, connection: socket.socket, key: paramiko.PKey) -> 
 def _session(
     guest: Guest, channel: paramiko.Channel, process: subprocess.Popen[bytes], ended: Callable[[], None]
 ) -> None:
-    """Pump one command's streams; when the client has gone, kill what it started.
+    """Pump the streams of one command; if the client leaves, kill what it started.
 
-    `ended` is called before the client hears of the end: it may begin another session then.
+    `ended` is called before the client learns of the end, since it may then start another session.
     """
     assert process.stdout is not None  # noqa: S101 (all three were asked for as pipes)
     assert process.stderr is not None  # noqa: S101
@@ -449,7 +448,7 @@ def _pump_out(source: int, send: Any) -> None:
         while piece := os.read(source, _PIECE):
             send(piece)
     except (OSError, EOFError, paramiko.SSHException):
-        # The client does not take it any more: keep the pipe from filling up while its group is being killed.
+        # The client is gone: drain the pipe, so that the command is not blocked while its group is killed.
         with contextlib.suppress(OSError):
             while os.read(source, _PIECE):
                 pass
@@ -465,7 +464,7 @@ def _pump_in(channel: paramiko.Channel, process: subprocess.Popen[bytes], done: 
         pass
     with contextlib.suppress(OSError):
         process.stdin.close()
-    # End of input is not the end of the session: that is when channel or connection close.
+    # The end of input does not end the session; the end of the channel or the connection does.
     while not done.wait(0.05):
         transport = channel.get_transport()
         if channel.closed or transport is None or not transport.is_active():
@@ -503,7 +502,7 @@ def _listener(address: str, port: int) -> socket.socket:
 
 
 def main(folder: Path) -> int:
-    """Boot, say so, serve until stdin ends."""
+    """Boot, report the outcome, serve until stdin ends."""
     try:
         guest = Guest(folder)
         key = guest.host_key()
@@ -511,10 +510,10 @@ def main(folder: Path) -> int:
         guest.furnish()
         guest.enter()
     except (OSError, ValueError, paramiko.SSHException) as error:
-        _say({"error": str(error)})
+        _report({"error": str(error)})
         return 1
     threading.Thread(target=_accept, args=(guest, listener, key), daemon=True).start()
-    _say({"ready": True, "address": guest.address, "port": guest.port})
+    _report({"ready": True, "address": guest.address, "port": guest.port})
     signal.signal(signal.SIGTERM, lambda *_: os.close(0))
     with contextlib.suppress(OSError):
         while os.read(0, 1):
@@ -523,11 +522,11 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _say(document: dict[str, Any]) -> None:
+def _report(document: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
-    os._exit(code)  # connections still have threads; nothing of theirs is worth waiting for
+    os._exit(code)  # do not wait for the threads of connections

@@ -1,9 +1,8 @@
-"""The guests of the sandbox: starts their processes, hands them disks, ends them.
+"""Manages the sandbox's guests: starts their processes, attaches disks, ends them.
 
-Each guest has a folder of its own below DIR/guests. The sandbox and the guest share only that folder
-(disks are links in its `dev`, so that attaching and detaching is seen at once) and two pipes: the guest
-says over its stdout when it can be reached, or why not; when its stdin ends, the sandbox has gone and so
-does the guest.
+Each guest has its own folder below DIR/guests. The sandbox and the guest share only that folder and two pipes. Disks
+are links in the folder's `dev`, so attaching and detaching takes effect at once. The guest reports on stdout when it is
+reachable, or why it is not; when its stdin ends, the sandbox is gone and the guest exits.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _BOOT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Boot:
-    """What a guest needs to know. `cloud_config` is a text when customData cannot be read: it says why."""
+    """The configuration of a guest. If customData is unreadable, `cloud_config` is a text that says why."""
 
     machine: str
     folder: str
@@ -65,23 +64,23 @@ class Guests:
         return machine_id.lower() in self._guests
 
     def booting(self, machine_id: str) -> bool:
-        """Whether its guest has neither become reachable nor failed."""
+        """Whether the VM's guest is neither reachable nor failed yet."""
         guest = self._guests.get(machine_id.lower())
         return guest is not None and not guest.settled.is_set()
 
     def wait(self, machine_id: str) -> None:
-        """Wait until its guest is no longer booting; return at once when there is none."""
+        """Wait until the VM's guest is no longer booting; return at once if there is none."""
         guest = self._guests.get(machine_id.lower())
         if guest is not None:
             guest.settled.wait(_BOOT_SECONDS)
 
     def failure(self, machine_id: str) -> str | None:
-        """Why its guest did not boot; None when it did, or there is none."""
+        """Why the VM's guest did not boot; None if it did or there is none."""
         guest = self._guests.get(machine_id.lower())
         return guest.outcome.get("error") if guest else None
 
     def prepare(self, boot: Boot) -> None:
-        """Make the folder of a guest that is about to start."""
+        """Create the folder of a guest before it starts."""
         self.stop(boot.machine)
         folder = self._directory / boot.folder
         shutil.rmtree(folder, ignore_errors=True)
@@ -102,13 +101,11 @@ class Guests:
     def start(self, machine_id: str) -> None:
         """Start a prepared guest; `wait` tells when it is up."""
         guest = self._guests[machine_id.lower()]
-        if (
-            guest.boot.address is None
-        ):  # nobody can reach it from this machine, as on Azure without a public address
+        if guest.boot.address is None:  # unreachable from this machine, as in Azure without a public address
             guest.outcome = {"ready": False}
             guest.settled.set()
             return
-        # The program is run by its path: importing this package would triple its start.
+        # Run the program by its path: importing this package would triple its start-up time.
         program = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
         with (guest.folder / "guest.log").open("ab") as log:
             guest.process = subprocess.Popen(  # noqa: S603
@@ -123,7 +120,7 @@ class Guests:
             threading.Thread(target=_listen, args=(guest, guest.process.stdout), daemon=True).start()
 
     def stop(self, machine_id: str) -> None:
-        """End a guest and all that runs in it; nothing happens when there is none."""
+        """End a guest, if there is one, with everything that runs in it."""
         guest = self._guests.pop(machine_id.lower(), None)
         if guest is None:
             return
@@ -152,11 +149,11 @@ class Guests:
             self.stop(machine_id)
 
     def allow(self, machine_id: str, rules: list[list[Json]]) -> None:
-        """Replace the rules that say whose connections the guest takes."""
+        """Replace the rules that decide which connections the guest accepts."""
         _write(self._guests[machine_id.lower()].folder / "rules.json", rules)
 
     def attach(self, machine_id: str, lun: int | None, content: Path) -> None:
-        """Let the guest see a disk at this LUN; None is the OS disk."""
+        """Attach a disk to the guest at this LUN; None means the OS disk."""
         guest = self._guests[machine_id.lower()]
         dev = guest.folder / "dev"
         nvme = guest.boot.controller == "NVMe"
@@ -167,7 +164,7 @@ class Guests:
         link.symlink_to(os.path.relpath(device, link.parent))
 
     def detach(self, machine_id: str, lun: int) -> None:
-        """Take the disk at this LUN away; nothing happens when the VM has no guest."""
+        """Detach the disk at this LUN, if the VM has a guest."""
         guest = self._guests.get(machine_id.lower())
         if guest is None:
             return
@@ -179,26 +176,28 @@ class Guests:
 
 
 def _listen(guest: _Guest, stdout: IO[bytes]) -> None:
-    """Read the one line a guest says; its silence is a failure too."""
+    """Read the one line that a guest reports; the end of its output counts as a failure too."""
     with stdout:
         line = stdout.readline()
     try:
         guest.outcome = json.loads(line)
     except ValueError:
         tail = ""
-        with contextlib.suppress(OSError):  # the folder may have gone with the VM
+        with contextlib.suppress(OSError):  # the folder may have been deleted with the VM
             tail = (guest.folder / "guest.log").read_text(errors="replace")[-500:]
-        guest.outcome = {"error": f"the guest ended before it could be reached. {tail}".strip()}
+        guest.outcome = {"error": f"the guest ended before it was reachable. {tail}".strip()}
     guest.settled.set()
 
 
 def _free_device(dev: Path, *, nvme: bool) -> Path:
-    """A device name nobody has, drawn at random: its letter says nothing about the LUN."""
+    """A random unused device name, so that its letter does not follow from the LUN."""
     if nvme:
         names = [f"nvme0n{number}" for number in range(1, 80)]
     else:
         letters = string.ascii_lowercase
-        names = [f"sd{one}" for one in letters] + [f"sd{one}{two}" for one in "ab" for two in letters]
+        names = [f"sd{first}" for first in letters] + [
+            f"sd{first}{second}" for first in "ab" for second in letters
+        ]
     return dev / random.choice([name for name in names if not (dev / name).is_symlink()])  # noqa: S311
 
 
@@ -210,7 +209,7 @@ def _link(dev: Path, lun: int | None, *, nvme: bool) -> Path:
 
 
 def _write(path: Path, document: object) -> None:
-    """Replace a file of the guest, readable by its owner only (the host key is among them)."""
+    """Replace a file of the guest, readable only by its owner, because one has the host key."""
     temporary = path.with_suffix(".new")
     temporary.touch(mode=0o600)
     temporary.write_text(json.dumps(document))

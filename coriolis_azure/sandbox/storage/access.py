@@ -1,4 +1,4 @@
-"""Who may use a storage account's blob endpoint: Entra tokens, the account's keys, and what is signed with them."""
+"""Access to a storage account's blob endpoint: Entra tokens, account keys, and SAS signatures."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _SIGNED = (
     *("if-modified-since", "if-match", "if-none-match", "if-unmodified-since", "range"),
 )
 _DELEGATED = ("skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid")
-# What later versions of the service have signed, too, and since which: of users, and of headers and queries.
+# Fields that later service versions also sign, and since which version: users, and request headers and queries.
 _OF_USERS, _SINCE_USERS = ("skdutid", "sduoid"), "2025-07-05"
 _SINCE_REQUESTS = "2026-04-06"
 _DATA = "Microsoft.Storage/storageAccounts/blobServices"
 
 
 class BlobError(Exception):
-    """A refusal as the blob service words it."""
+    """A refusal in the blob service's words."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.headers = status, code, message, headers or {}
 
     def response(self) -> Response:
-        """The response that carries it."""
+        """The HTTP response."""
         body = (
             '<?xml version="1.0" encoding="utf-8"?>'
             f"<Error><Code>{self.code}</Code><Message>{self.message}</Message></Error>"
@@ -44,7 +44,7 @@ class BlobError(Exception):
 
 
 class Need(NamedTuple):
-    """What a request needs: `action` for a role, `letter` among the permissions of a SAS."""
+    """The permission that a request needs: an `action` of a role, or a `letter` in a SAS."""
 
     action: str
     letter: str
@@ -54,7 +54,7 @@ READ, WRITE, DELETE = (
     Need(f"{_DATA}/containers/blobs/{verb}", letter)
     for verb, letter in (("read", "r"), ("write", "w"), ("delete", "d"))
 )
-# Of the built-in roles only the owner's has it, Storage Blob Data Contributor has not.
+# Of the built-in roles only Storage Blob Data Owner has this; Storage Blob Data Contributor does not.
 DELETE_VERSION = Need(f"{_DATA}/containers/blobs/deleteBlobVersion/action", "x")
 LIST = Need(READ.action, "l")
 CONTAINER_READ, CONTAINER_WRITE, CONTAINER_DELETE = (
@@ -64,7 +64,7 @@ DELEGATE = Need(f"{_DATA}/generateUserDelegationKey/action", "")
 
 
 def check(account: Resource, request: Request, need: Need, tokens: Tokens, permissions: list[Json]) -> None:
-    """Pass who may do this; BlobError for all others."""
+    """Raise BlobError unless the request is authorized."""
     rules = account.properties.get("networkAcls") or {}
     if (
         account.properties.get("publicNetworkAccess") == "Disabled"
@@ -102,8 +102,8 @@ def _check_token(request: Request, need: Need, tokens: Tokens, permissions: list
             _challenge(request),
         ) from None
     granted = (
-        {"actions": each.get("dataActions", ()), "notActions": each.get("notDataActions", ())}
-        for each in permissions
+        {"actions": role.get("dataActions", ()), "notActions": role.get("notDataActions", ())}
+        for role in permissions
     )
     managed = need.action.count("/") == 4 and "/blobs/" not in need.action
     if not allowed(permissions if managed or need is DELEGATE else granted, need.action):
@@ -115,9 +115,9 @@ def _check_token(request: Request, need: Need, tokens: Tokens, permissions: list
 
 
 def _challenge(request: Request) -> dict[str, str]:
-    where = f"{request.base}/common/oauth2/authorize"
+    url = f"{request.base}/common/oauth2/authorize"
     return {
-        "WWW-Authenticate": f"Bearer authorization_uri={where} resource_id=https://storage.azure.com",
+        "WWW-Authenticate": f"Bearer authorization_uri={url} resource_id=https://storage.azure.com",
     }
 
 
@@ -131,7 +131,7 @@ def _keys_allowed(account: Resource) -> None:
 
 
 def _check_key(account: Resource, request: Request, proof: str) -> None:
-    """Shared Key: a signature over verb, headers and resource."""
+    """Check a Shared Key signature over verb, headers and resource."""
     _keys_allowed(account)
     headers = {name.lower(): value for name, value in request.headers.items()}
     if headers.get("content-length") == "0":
@@ -150,13 +150,13 @@ def _check_key(account: Resource, request: Request, proof: str) -> None:
             *(f"{name}:{value}" for name, value in query),
         ]
     )
-    _, _, given = proof.partition(":")
-    if given not in _signatures(account.hidden["keys"], text):
+    _, _, signature = proof.partition(":")
+    if signature not in _signatures(account.hidden["keys"], text):
         raise _failed()
 
 
 def _check_signature(account: Resource, request: Request, need: Need) -> None:
-    """A service SAS or one signed with a user delegation key: for one blob, or for a container."""
+    """Check a service SAS or a user delegation SAS, for one blob or a container."""
     query = request.query
     path = request.path.strip("/").split("/", 2)
     scope = {"b": "/".join(path), "bs": "/".join(path), "c": "/".join(path[:2])}.get(query.get("sr", ""))

@@ -1,4 +1,4 @@
-"""Storage accounts as ARM resources: their endpoint, keys and firewall; what is in them is `blobs`' business."""
+"""Storage accounts as ARM resources: endpoint, keys and firewall. `blobs` has their contents."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from coriolis_azure.sandbox.world import Call, World, checked_tags, deleted, no_
 
 
 class Inside:
-    """What is in the storage accounts, past all rules: for tests to look at and to change."""
+    """The contents of the storage accounts, for tests to read and change, bypassing all rules."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def account(self, name: str) -> Account:
-        """What is in an account."""
+        """The contents of an account."""
         return self._world.blobs.accounts.setdefault(name, Account())
 
     def resource(self, name: str) -> Resource:
         """The account as a resource."""
-        found = named(self._world, name)
-        if found is None:
+        account = named(self._world, name)
+        if account is None:
             raise KeyError(name)
-        return found
+        return account
 
     def blob(self, path: str) -> Blob | None:
         """The blob at account/container/name."""
         account, container, name = path.split("/", 2)
-        place = self.account(account).containers.get(container)
-        return place.find(name) if place else None
+        found_container = self.account(account).containers.get(container)
+        return found_container.find(name) if found_container else None
 
     def content(self, blob: Blob) -> bytes:
         """All bytes of a blob."""
@@ -43,21 +43,21 @@ class Inside:
             return self._world.blobs.read(blob, 0, blob.size)
 
     def overwrite(self, blob: Blob, offset: int, data: bytes) -> None:
-        """What a stranger does to a blob."""
+        """Change a blob as a stranger would."""
         with self._world.blobs.lock:
             self._world.blobs.write(blob, offset, data)
             self._world.blobs.changed(blob)
 
     def page_ranges(self, most: int) -> None:
-        """The most page ranges that one answer lists from now on."""
+        """Set the most page ranges in one answer."""
         self._world.page_ranges = most
 
     def imports_snapshots(self, can: bool) -> None:
-        """Whether a disk can be imported from a snapshot of a blob from now on."""
+        """Set whether a disk can be imported from a snapshot of a blob."""
         self._world.imports_snapshots = can
 
     def end_leases(self) -> None:
-        """Let all leases but the endless ones run out."""
+        """Expire all leases except infinite ones."""
         with self._world.blobs.lock:
             for account in self._world.blobs.accounts.values():
                 for container in account.containers.values():
@@ -67,10 +67,10 @@ class Inside:
 
 
 _NAME = re.compile(r"[a-z0-9]{3,24}")
-# First words of paths that are not accounts'.
-_TAKEN = {"common", "metadata", "organizations", "sandbox", "subscriptions"}
+# First segments of paths that cannot be accounts.
+_RESERVED = {"common", "metadata", "organizations", "sandbox", "subscriptions"}
 _KINDS = ("StorageV2", "Storage", "BlobStorage", "BlockBlobStorage")
-_KEPT = (
+_SETTABLE = (
     "allowSharedKeyAccess",
     "allowBlobPublicAccess",
     "publicNetworkAccess",
@@ -80,7 +80,7 @@ _KEPT = (
 
 
 def put(world: World, call: Call) -> Response:
-    """Create or change an account: 200, and it is there."""
+    """Create or change an account: 200, without an operation."""
     account_id = world.canonical_id(call, STORAGE)
     existing = world.state.find(account_id)
     location = placed(world, call, STORAGE, existing)
@@ -92,22 +92,22 @@ def put(world: World, call: Call) -> Response:
             f"{name} is not a valid storage account name. Storage account name must be between 3 and 24 characters "
             "in length and use numbers and lower-case letters only.",
         )
-    stranger = named(world, name)
-    if name in _TAKEN or (stranger is not None and stranger is not existing):
+    other = named(world, name)
+    if name in _RESERVED or (other is not None and other is not existing):
         raise ArmError(
             409, "StorageAccountAlreadyTaken", f"The storage account named {name} is already taken."
         )
     if existing is None:
         existing = new_account(world, account_id, location, str(call.body.get("kind") or "StorageV2"))
-    given = call.body.get("properties") or {}
-    existing.properties.update({key: copy.deepcopy(given[key]) for key in _KEPT if key in given})
+    requested = call.body.get("properties") or {}
+    existing.properties.update({key: copy.deepcopy(requested[key]) for key in _SETTABLE if key in requested})
     if "tags" in call.body:
         existing.document["tags"] = checked_tags(call.body)
     return Response.of(200, view(world, existing))
 
 
 def new_account(world: World, account_id: str, location: str, kind: str = "StorageV2") -> Resource:
-    """An account that exists."""
+    """Add a storage account."""
     if kind not in _KINDS:
         raise ArmError(400, "InvalidValue", f"The value '{kind}' of parameter kind is none of {_KINDS}.")
     document: Json = {
@@ -134,7 +134,7 @@ def new_account(world: World, account_id: str, location: str, kind: str = "Stora
 
 
 def delete(world: World, call: Call) -> Response:
-    """Delete an account and all in it: 200, or 204 when there is none."""
+    """Delete an account with its contents: 200, or 204 if there is none."""
     account = deleted(world, call, STORAGE)
     if account is None:
         return no_content()
@@ -144,17 +144,17 @@ def delete(world: World, call: Call) -> Response:
 
 
 def removed(world: World, account: Resource) -> None:
-    """Forget what is in an account."""
+    """Delete the contents of an account."""
     with world.blobs.lock:
-        gone = world.blobs.accounts.pop(account.name, None)
-        for container in gone.containers.values() if gone else ():
+        removed_account = world.blobs.accounts.pop(account.name, None)
+        for container in removed_account.containers.values() if removed_account else ():
             for blob in container.all():
                 world.blobs.release(blob)
         world.blobs.save()
 
 
 def list_keys(world: World, call: Call) -> Response:
-    """POST listKeys."""
+    """POST listKeys: the account's keys."""
     account = world.existing(call, STORAGE)
     rows = [
         {"keyName": f"key{number}", "value": value, "permissions": "FULL"}
@@ -164,10 +164,10 @@ def list_keys(world: World, call: Call) -> Response:
 
 
 def list_containers(world: World, call: Call) -> Response:
-    """The containers as ARM lists them."""
+    """The containers, in ARM's list format."""
     account = world.existing(call, STORAGE)
     with world.blobs.lock:
-        held = world.blobs.accounts.get(account.name, Account()).containers
+        containers = world.blobs.accounts.get(account.name, Account()).containers
         rows = [
             {
                 "id": f"{account.id}/blobServices/default/containers/{name}",
@@ -175,13 +175,13 @@ def list_containers(world: World, call: Call) -> Response:
                 "type": f"{STORAGE}/blobServices/containers",
                 "properties": {"publicAccess": "None", "leaseState": "Available"},
             }
-            for name in sorted(held)
+            for name in sorted(containers)
         ]
     return paged(world, call, rows)
 
 
 def view(world: World, account: Resource) -> Json:
-    """The account with where it is reached."""
+    """The account with its endpoint."""
     document = copy.deepcopy(account.document)
     document["properties"]["primaryEndpoints"] = {"blob": endpoint(world, account)}
     return document
@@ -193,11 +193,11 @@ def endpoint(world: World, account: Resource) -> str:
 
 
 def named(world: World, name: str) -> Resource | None:
-    """The account of that name, which is one of the whole world's."""
-    # Without the sandbox's lock: `list` takes all of them at one moment.
-    for each in list(world.state.resources.values()):
-        if each.type == STORAGE and same(each.name, name):
-            return each
+    """The account with this name, which is globally unique."""
+    # Called without the sandbox's lock: `list` copies the values atomically.
+    for resource in list(world.state.resources.values()):
+        if resource.type == STORAGE and same(resource.name, name):
+            return resource
     return None
 
 

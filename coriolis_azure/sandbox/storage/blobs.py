@@ -1,8 +1,8 @@
 """The blob endpoint of the sandbox's storage accounts, path-style: /account/container/blob.
 
-A part of Azure's Blob service: containers; page, block and (by name only) append blobs; snapshots, leases, page
-ranges in pages, conditions, server-side copies, soft delete, versions, immutable containers. Errors have Azure's codes
-in XML. What a function here does not know it refuses, so that nobody builds on what is not there.
+It imitates a part of Azure's Blob service: containers; page, block and (by name only) append blobs; snapshots, leases,
+paged page ranges, conditions, server-side copies, soft delete, versions, immutable containers. Errors have Azure's
+codes in XML. Everything else is refused, so that nothing can depend on a feature that is missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LISTED = 5000
 
 @dataclass
 class _Call:
-    """A request that has shown that it may be made."""
+    """An authorized request."""
 
     world: World
     request: Request
@@ -67,32 +67,32 @@ class _Call:
         return self.request.query.get(name, "")
 
     def metadata(self) -> dict[str, str] | None:
-        """The metadata in the headers; None without any."""
-        found = {
+        """The metadata in the headers; None if there is none."""
+        metadata = {
             name[len("x-ms-meta-") :].lower(): value
             for name, value in self.request.headers.items()
             if name.lower().startswith("x-ms-meta-")
         }
-        for name in found:
+        for name in metadata:
             if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
                 raise _invalid_metadata()
-        if sum(len(name) + len(value) for name, value in found.items()) > 8192:
+        if sum(len(name) + len(value) for name, value in metadata.items()) > 8192:
             raise BlobError(
                 400,
                 "MetadataTooLarge",
                 "The size of the specified metadata exceeds the maximum size permitted.",
             )
-        return found or None
+        return metadata or None
 
-    def found_container(self) -> Container:
+    def existing_container(self) -> Container:
         container = self.account.containers.get(self.container)
         if container is None:
             raise BlobError(404, "ContainerNotFound", "The specified container does not exist.")
         return container
 
-    def found(self) -> Blob:
+    def existing_blob(self) -> Blob:
         """The blob, snapshot or earlier version that the path names."""
-        blob = self.found_container().find(self.blob, self.query("snapshot"), self.query("versionid"))
+        blob = self.existing_container().find(self.blob, self.query("snapshot"), self.query("versionid"))
         if blob is None:
             raise BlobError(404, "BlobNotFound", "The specified blob does not exist.")
         return blob
@@ -102,7 +102,7 @@ Handler = Callable[[_Call], Response]
 
 
 def answer(world: World, tokens: Tokens, request: Request) -> Response | None:
-    """The answer to a request at the blob endpoint; None where the path begins with no account's name."""
+    """Answer a request to the blob endpoint; None if the path does not begin with the name of an account."""
     first, _, rest = request.path.lstrip("/").partition("/")
     resource = named(world, first)
     if resource is None:
@@ -132,19 +132,19 @@ def _route(request: Request, container: str, blob: str) -> tuple[Need, Handler]:
             return DELEGATE, _delegation_key
         if key == ("GET", "", "list"):
             return CONTAINER_READ, _list_containers
-        raise _not_here(request)
+        raise _not_imitated(request)
     if not blob:
-        found = _CONTAINER_ROUTES.get((method, comp)) if kind == "container" else None
+        route = _CONTAINER_ROUTES.get((method, comp)) if kind == "container" else None
     else:
-        found = _BLOB_ROUTES.get((method, comp))
-        if found is not None and method == "DELETE" and "versionid" in request.query:
-            return DELETE_VERSION, found[1]
-    if found is None:
-        raise _not_here(request)
-    return found
+        route = _BLOB_ROUTES.get((method, comp))
+        if route is not None and method == "DELETE" and "versionid" in request.query:
+            return DELETE_VERSION, route[1]
+    if route is None:
+        raise _not_imitated(request)
+    return route
 
 
-def _not_here(request: Request) -> BlobError:
+def _not_imitated(request: Request) -> BlobError:
     return BlobError(
         400,
         "UnsupportedHttpVerb",
@@ -156,9 +156,9 @@ def _not_here(request: Request) -> BlobError:
 
 
 def _delegation_key(call: _Call) -> Response:
-    """A key with which an identity signs a SAS."""
-    given = ElementTree.fromstring(call.request.body)  # noqa: S314  (from the SDK on this machine)
-    start, end = (given.findtext(name) or "" for name in ("Start", "Expiry"))
+    """Issue a user delegation key, with which an identity signs a SAS."""
+    requested = ElementTree.fromstring(call.request.body)  # noqa: S314  (from the SDK on this machine)
+    start, end = (requested.findtext(name) or "" for name in ("Start", "Expiry"))
     identity = call.world.state.identity
     parts = {
         "SignedOid": identity.client_id,
@@ -175,9 +175,9 @@ def _delegation_key(call: _Call) -> Response:
 
 def _list_containers(call: _Call) -> Response:
     rows = "".join(
-        f"<Container><Name>{each.name}</Name><Properties><Last-Modified>{each.modified}</Last-Modified>"
-        f"<Etag>{each.etag.strip(chr(34))}</Etag></Properties></Container>"
-        for each in sorted(call.account.containers.values(), key=lambda each: each.name)
+        f"<Container><Name>{container.name}</Name><Properties><Last-Modified>{container.modified}</Last-Modified>"
+        f"<Etag>{container.etag.strip(chr(34))}</Etag></Properties></Container>"
+        for container in sorted(call.account.containers.values(), key=lambda container: container.name)
     )
     return _xml(
         f'<EnumerationResults ServiceEndpoint="{escape(endpoint(call.world, call.resource))}"><Containers>{rows}'
@@ -202,7 +202,7 @@ def _create_container(call: _Call) -> Response:
 
 
 def _get_container(call: _Call) -> Response:
-    container = call.found_container()
+    container = call.existing_container()
     policy = {
         "x-ms-has-immutability-policy": str(container.immutable).lower(),
         "x-ms-has-legal-hold": "false",
@@ -211,7 +211,7 @@ def _get_container(call: _Call) -> Response:
 
 
 def _delete_container(call: _Call) -> Response:
-    container = call.found_container()
+    container = call.existing_container()
     if container.immutable and container.blobs:
         raise BlobError(
             409,
@@ -225,13 +225,13 @@ def _delete_container(call: _Call) -> Response:
 
 
 def _list_blobs(call: _Call) -> Response:
-    container, prefix = call.found_container(), call.query("prefix")
+    container, prefix = call.existing_container(), call.query("prefix")
     included = set(call.query("include").split(","))
     most = min(_LISTED, int(call.query("maxresults") or _LISTED))
     start = int(base64.b64decode(call.query("marker")).decode() or 0) if call.query("marker") else 0
-    found = [blob for blob in container.listed(included) if blob.name.startswith(prefix)]
-    rows = "".join(_row(container, blob, included) for blob in found[start : start + most])
-    following = base64.b64encode(str(start + most).encode()).decode() if start + most < len(found) else ""
+    blobs = [blob for blob in container.listed(included) if blob.name.startswith(prefix)]
+    rows = "".join(_row(container, blob, included) for blob in blobs[start : start + most])
+    following = base64.b64encode(str(start + most).encode()).decode() if start + most < len(blobs) else ""
     return _xml(
         f'<EnumerationResults ServiceEndpoint="{escape(endpoint(call.world, call.resource))}" '
         f'ContainerName="{container.name}"><Prefix>{escape(prefix)}</Prefix><Blobs>{rows}</Blobs>'
@@ -260,8 +260,8 @@ def _row(container: Container, blob: Blob, included: Collection[str]) -> str:
     inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in properties.items())
     parts += f"<Properties>{inner}</Properties>"
     if "metadata" in included:
-        kept = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in blob.metadata.items())
-        parts += f"<Metadata>{kept}</Metadata>"
+        metadata = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in blob.metadata.items())
+        parts += f"<Metadata>{metadata}</Metadata>"
     return f"<Blob>{parts}</Blob>"
 
 
@@ -269,7 +269,7 @@ def _row(container: Container, blob: Blob, included: Collection[str]) -> str:
 
 
 def _get(call: _Call) -> Response:
-    blob = call.found()
+    blob = call.existing_blob()
     _conditions(call, blob)
     span = re.fullmatch(r"bytes=(\d+)-(\d*)", call.header("x-ms-range") or call.header("Range"))
     head = _properties(blob)
@@ -288,7 +288,7 @@ def _get(call: _Call) -> Response:
 
 
 def _head(call: _Call) -> Response:
-    blob = call.found()
+    blob = call.existing_blob()
     _conditions(call, blob)
     return Response(200, {**_properties(blob), "Content-Length": str(blob.size)})
 
@@ -297,7 +297,7 @@ def _page_list(call: _Call) -> Response:
     blob = _page_blob(call)
     _conditions(call, blob)
     if call.query("prevsnapshot") or call.header("x-ms-previous-snapshot-url"):
-        raise _not_here(call.request)
+        raise _not_imitated(call.request)
     span = re.fullmatch(r"bytes=(\d+)-(\d*)", call.header("x-ms-range") or call.header("Range"))
     first, last = (int(span[1]), int(span[2] or blob.size - 1)) if span else (0, blob.size - 1)
     ranges = blob.written(first, min(last + 1, blob.size))
@@ -317,7 +317,7 @@ def _page_list(call: _Call) -> Response:
 
 def _put(call: _Call) -> Response:
     """Put Blob, or Copy Blob."""
-    container = call.found_container()
+    container = call.existing_container()
     _checked_name(call.blob)
     old = container.blobs.get(call.blob)
     _writable(call, container, old)
@@ -343,7 +343,7 @@ def _put(call: _Call) -> Response:
 
 
 def _copy(call: _Call, container: Container) -> Response:
-    """Copy Blob: from this account by its URL, from another one with a SAS."""
+    """Copy Blob: from this account by URL, from another account with a SAS."""
     source = _copy_source(call)
     call.store.keep_version(call.account, container, call.blob)
     blob = call.store.new_blob(container, call.blob, source.kind, 0)
@@ -351,9 +351,9 @@ def _copy(call: _Call, container: Container) -> Response:
     call.store.release(blob)
     call.store.contents.remove(blob.file)
     blob.file, blob.size = source.file, source.size
-    blob.ranges = [list(each) for each in source.ranges]
-    given = call.metadata()
-    blob.metadata = dict(source.metadata) if given is None else given
+    blob.ranges = [list(span) for span in source.ranges]
+    metadata = call.metadata()
+    blob.metadata = dict(source.metadata) if metadata is None else metadata
     blob.copied = {
         "x-ms-copy-id": new_id(),
         "x-ms-copy-status": "success",
@@ -366,30 +366,30 @@ def _copy(call: _Call, container: Container) -> Response:
 
 def _copy_source(call: _Call) -> Blob:
     url = call.header("x-ms-copy-source")
-    asked = Request("GET", url)
-    first, container, name = [*asked.path.strip("/").split("/", 2), "", ""][:3]
+    source = Request("GET", url)
+    first, container, name = [*source.path.strip("/").split("/", 2), "", ""][:3]
     resource = named(call.world, first)
     failed = BlobError(404, "CannotVerifyCopySource", "The specified resource does not exist.")
     if resource is None:
         raise failed
-    if resource is not call.resource or "sig" in asked.query:
-        if "sig" not in asked.query:
+    if resource is not call.resource or "sig" in source.query:
+        if "sig" not in source.query:
             raise BlobError(401, "CannotVerifyCopySource", "Server failed to authenticate the request.")
         try:
-            check(resource, asked, READ, Tokens(call.world.state.identity), [])
+            check(resource, source, READ, Tokens(call.world.state.identity), [])
         except BlobError as error:
             raise BlobError(403, "CannotVerifyCopySource", error.message) from None
     account = call.store.accounts.setdefault(resource.name, Account())
-    found = account.containers.get(container)
-    blob = found.find(name, asked.query.get("snapshot", "")) if found else None
+    source_container = account.containers.get(container)
+    blob = source_container.find(name, source.query.get("snapshot", "")) if source_container else None
     if blob is None:
         raise failed
     return blob
 
 
 def _put_page(call: _Call) -> Response:
-    """Put Page: update or clear."""
-    container, blob = call.found_container(), _page_blob(call)
+    """Put Page: update or clear pages."""
+    container, blob = call.existing_container(), _page_blob(call)
     _writable(call, container, blob)
     span = re.fullmatch(r"bytes=(\d+)-(\d+)", call.header("x-ms-range") or call.header("Range"))
     start, end = (int(span[1]), int(span[2]) + 1) if span else (0, 1)
@@ -411,9 +411,9 @@ def _put_page(call: _Call) -> Response:
 
 
 def _checked_digest(call: _Call) -> None:
-    given = call.header("Content-MD5")
+    expected = call.header("Content-MD5")
     actual = base64.b64encode(hashlib.md5(call.request.body).digest()).decode()  # noqa: S324  (HTTP's own)
-    if given and given != actual:
+    if expected and expected != actual:
         raise BlobError(
             400,
             "Md5Mismatch",
@@ -422,7 +422,7 @@ def _checked_digest(call: _Call) -> None:
 
 
 def _put_block(call: _Call) -> Response:
-    container = call.found_container()
+    container = call.existing_container()
     _checked_name(call.blob)
     old = container.blobs.get(call.blob)
     _writable(call, container, old)
@@ -435,17 +435,17 @@ def _put_block(call: _Call) -> Response:
 
 
 def _put_block_list(call: _Call) -> Response:
-    container = call.found_container()
-    blob = call.found()
+    container = call.existing_container()
+    blob = call.existing_blob()
     _writable(call, container, blob)
     listed = [
-        each.text or ""
-        for each in ElementTree.fromstring(call.request.body)  # noqa: S314
+        element.text or ""
+        for element in ElementTree.fromstring(call.request.body)  # noqa: S314
     ]
     if any(block not in blob.blocks for block in listed):
         raise BlobError(400, "InvalidBlockList", "The specified block list is invalid.")
     whole = b"".join(call.store.contents.path(blob.blocks[block]).read_bytes() for block in listed)
-    if blob.size:  # before its first list it is no blob yet
+    if blob.size:  # before its first block list, the blob does not exist yet
         call.store.keep_version(call.account, container, blob.name)
     call.store.written(call.account, blob)
     path = call.store.own_file(blob)
@@ -460,8 +460,8 @@ def _put_block_list(call: _Call) -> Response:
 
 
 def _resize(call: _Call) -> Response:
-    """Set Blob Properties: of it, only the size of a page blob."""
-    container, blob = call.found_container(), _page_blob(call)
+    """Set Blob Properties, of which only the size of a page blob is imitated."""
+    container, blob = call.existing_container(), _page_blob(call)
     _writable(call, container, blob)
     size = int(call.header("x-ms-blob-content-length") or blob.size)
     _aligned(size, "x-ms-blob-content-length")
@@ -471,7 +471,7 @@ def _resize(call: _Call) -> Response:
 
 
 def _set_metadata(call: _Call) -> Response:
-    container, blob = call.found_container(), call.found()
+    container, blob = call.existing_container(), call.existing_blob()
     _writable(call, container, blob)
     call.store.keep_version(call.account, container, blob.name)
     call.store.written(call.account, blob)
@@ -481,18 +481,18 @@ def _set_metadata(call: _Call) -> Response:
 
 
 def _take_snapshot(call: _Call) -> Response:
-    container, blob = call.found_container(), call.found()
+    container, blob = call.existing_container(), call.existing_blob()
     _conditions(call, blob)
-    taken = call.store.snapshot(container, blob, call.metadata())
+    snapshot = call.store.snapshot(container, blob, call.metadata())
     call.store.keep_version(call.account, container, blob.name)
     call.store.written(call.account, blob)
-    return Response(201, {**_stamps(taken), "x-ms-snapshot": taken.snapshot})
+    return Response(201, {**_stamps(snapshot), "x-ms-snapshot": snapshot.snapshot})
 
 
 def _delete(call: _Call) -> Response:
-    container, blob = call.found_container(), call.found()
+    container, blob = call.existing_container(), call.existing_blob()
     current = container.blobs.get(blob.name) is blob
-    snapshots = [each for each in container.snapshots if each.name == blob.name]
+    snapshots = [snapshot for snapshot in container.snapshots if snapshot.name == blob.name]
     choice = call.header("x-ms-delete-snapshots").lower()
     _writable(call, container, blob if current and choice != "only" else None)
     if not current:
@@ -501,8 +501,8 @@ def _delete(call: _Call) -> Response:
         raise BlobError(
             409, "SnapshotsPresent", "This operation is not permitted because the blob has snapshots."
         )
-    for each in snapshots:
-        call.store.remove(call.account, container, each)
+    for snapshot in snapshots:
+        call.store.remove(call.account, container, snapshot)
     if choice != "only":
         call.store.remove(call.account, container, blob)
     return Response(202, {"x-ms-delete-type-permanent": str(not call.account.soft_delete).lower()})
@@ -512,20 +512,20 @@ def _delete(call: _Call) -> Response:
 
 
 def _lease(call: _Call) -> Response:
-    blob, action = call.found(), call.header("x-ms-lease-action").lower()
+    blob, action = call.existing_blob(), call.header("x-ms-lease-action").lower()
     _conditions(call, blob)
-    given, held = call.header("x-ms-lease-id"), blob.leased()
+    lease_id, active = call.header("x-ms-lease-id"), blob.leased()
     if action == "acquire":
-        wanted = call.header("x-ms-proposed-lease-id") or new_id()
-        if held and held.id != wanted:
+        proposed_id = call.header("x-ms-proposed-lease-id") or new_id()
+        if active and active.id != proposed_id:
             raise BlobError(409, "LeaseAlreadyPresent", "There is already a lease present.")
         seconds = int(call.header("x-ms-lease-duration"))
         if seconds != -1 and not 15 <= seconds <= 60:
             raise BlobError(400, "InvalidHeaderValue", "The value for one of the HTTP headers is not valid.")
-        blob.lease = Lease(wanted, seconds, _until(seconds))
-        return Response(201, {**_stamps(blob), "x-ms-lease-id": wanted})
+        blob.lease = Lease(proposed_id, seconds, _until(seconds))
+        return Response(201, {**_stamps(blob), "x-ms-lease-id": proposed_id})
     if action == "break":
-        if held is None:
+        if active is None:
             raise BlobError(
                 409, "LeaseNotPresentWithLeaseOperation", "There is currently no lease on the blob."
             )
@@ -533,26 +533,26 @@ def _lease(call: _Call) -> Response:
         return Response(202, {**_stamps(blob), "x-ms-lease-time": "0"})
     if blob.lease is None:
         raise BlobError(409, "LeaseNotPresentWithLeaseOperation", "There is currently no lease on the blob.")
-    if blob.lease.id != given:
+    if blob.lease.id != lease_id:
         raise BlobError(
             409,
             "LeaseIdMismatchWithLeaseOperation",
             "The lease ID specified did not match the lease ID for the blob.",
         )
     if action == "change":
-        given = call.header("x-ms-proposed-lease-id")
-        if held is None:
+        lease_id = call.header("x-ms-proposed-lease-id")
+        if active is None:
             raise BlobError(
                 409, "LeaseNotPresentWithLeaseOperation", "There is currently no lease on the blob."
             )
-        blob.lease = Lease(given, blob.lease.seconds, blob.lease.until)
+        blob.lease = Lease(lease_id, blob.lease.seconds, blob.lease.until)
     elif action == "renew":
-        blob.lease = Lease(given, blob.lease.seconds, _until(blob.lease.seconds))
+        blob.lease = Lease(lease_id, blob.lease.seconds, _until(blob.lease.seconds))
     elif action == "release":
         blob.lease = None
     else:
-        raise _not_here(call.request)
-    return Response(200, {**_stamps(blob), "x-ms-lease-id": given})
+        raise _not_imitated(call.request)
+    return Response(200, {**_stamps(blob), "x-ms-lease-id": lease_id})
 
 
 def _until(seconds: int) -> float | None:
@@ -563,7 +563,7 @@ def _until(seconds: int) -> float | None:
 
 
 def _page_blob(call: _Call) -> Blob:
-    blob = call.found()
+    blob = call.existing_blob()
     if blob.kind != "PageBlob":
         raise BlobError(409, "InvalidBlobType", "The blob type is invalid for this operation.")
     return blob
@@ -575,7 +575,7 @@ def _checked_name(name: str) -> None:
 
 
 def _writable(call: _Call, container: Container, blob: Blob | None) -> None:
-    """Refuse a write that an immutability policy, a condition or somebody's lease forbids."""
+    """Refuse a write that an immutability policy, a condition or another client's lease forbids."""
     if container.immutable and (blob is not None or call.request.method == "DELETE"):
         raise BlobError(
             409,
@@ -585,40 +585,40 @@ def _writable(call: _Call, container: Container, blob: Blob | None) -> None:
     if blob is not None and blob.snapshot:
         raise BlobError(400, "SnapshotOperationNotSupported", "The operation is not supported on a snapshot.")
     _conditions(call, blob)
-    given = call.header("x-ms-lease-id")
-    held = blob.leased() if blob else None
-    if held and not given:
+    lease_id = call.header("x-ms-lease-id")
+    active = blob.leased() if blob else None
+    if active and not lease_id:
         raise BlobError(
             412,
             "LeaseIdMissing",
             "There is currently a lease on the blob and no lease ID was specified in the request.",
         )
-    if held and held.id != given:
+    if active and active.id != lease_id:
         raise BlobError(
             412,
             "LeaseIdMismatchWithBlobOperation",
             "The lease ID specified did not match the lease ID for the blob.",
         )
-    if given and held is None:
+    if lease_id and active is None:
         lost = blob is not None and blob.lease is not None
         code = "LeaseLost" if lost else "LeaseNotPresentWithBlobOperation"
         raise BlobError(412, code, "There is currently no lease on the blob.")
-    if blob is not None and held is None:
-        blob.lease = None  # one that has run out cannot be renewed after a change
+    if blob is not None and active is None:
+        blob.lease = None  # after a change, an expired lease can no longer be renewed
 
 
 def _conditions(call: _Call, blob: Blob | None) -> None:
-    """If-Match and If-None-Match."""
+    """Check If-Match and If-None-Match."""
     match, none = call.header("If-Match"), call.header("If-None-Match")
-    not_met = BlobError(
+    failed = BlobError(
         412, "ConditionNotMet", "The condition specified using HTTP conditional header(s) is not met."
     )
     if match and (blob is None or match not in {"*", blob.etag}):
-        raise not_met
+        raise failed
     if none == "*" and blob is not None and call.request.method in {"PUT", "POST"}:
         raise BlobError(409, "BlobAlreadyExists", "The specified blob already exists.")
     if none and blob is not None and none == blob.etag:
-        raise not_met
+        raise failed
 
 
 def _aligned(size: int, name: str) -> None:
@@ -639,11 +639,9 @@ def _invalid_metadata() -> BlobError:
 # ---------------------------------------------------------------- shapes
 
 
-def _stamps(thing: Blob | Container) -> dict[str, str]:
-    stamps = {"ETag": thing.etag, "Last-Modified": thing.modified}
-    return (
-        {**stamps, "x-ms-version-id": thing.version} if isinstance(thing, Blob) and thing.version else stamps
-    )
+def _stamps(item: Blob | Container) -> dict[str, str]:
+    stamps = {"ETag": item.etag, "Last-Modified": item.modified}
+    return {**stamps, "x-ms-version-id": item.version} if isinstance(item, Blob) and item.version else stamps
 
 
 def _metadata(metadata: dict[str, str]) -> dict[str, str]:

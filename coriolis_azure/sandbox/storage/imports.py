@@ -1,4 +1,4 @@
-"""A managed disk from a VHD blob: what Azure looks at before it takes one."""
+"""Checks a VHD blob before it is imported as a managed disk, as Azure does."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def source(world: World, account: Resource, uri: str) -> Blob:
     start = endpoint(world, account)
     if not uri.startswith(start):
         raise invalid(f"The source blob {uri} is not in the storage account {account.name}.", "sourceUri")
-    asked = Request("GET", uri)
-    container, _, name = asked.path.removeprefix(f"/{account.name}/").partition("/")
-    known = world.blobs.accounts.get(account.name)
-    found = known.containers.get(container) if known else None
-    blob = found.find(name, asked.query.get("snapshot", "")) if found else None
+    request = Request("GET", uri)
+    container, _, name = request.path.removeprefix(f"/{account.name}/").partition("/")
+    blobs = world.blobs.accounts.get(account.name)
+    source_container = blobs.containers.get(container) if blobs else None
+    blob = source_container.find(name, request.query.get("snapshot", "")) if source_container else None
     if blob is None:
         raise ArmError(404, "BlobNotFound", f"The source blob {uri} does not exist.")
     if blob.kind != "PageBlob":

@@ -1,7 +1,7 @@
-"""What is in the storage accounts: containers, blobs, snapshots, leases; page blobs lie in sparse files.
+"""The contents of the storage accounts: containers, blobs, snapshots, leases. Blobs are sparse files.
 
-A blob's file is never changed while a snapshot shares it: the next write takes a copy first. Everything but page
-writes is kept in one JSON file at once; page writes when the sandbox closes.
+A blob's file never changes while a snapshot shares it: the next write copies it first. Every change is saved at once
+to one JSON file, except page writes, which are saved when the sandbox closes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAGE = 512
 
 @dataclass
 class Lease:
-    """A lock on a blob: until a moment of the monotonic clock, for ever where that is None."""
+    """A lease on a blob, until a time of the monotonic clock; infinite if that is None."""
 
     id: str
     seconds: int
@@ -35,13 +35,13 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether it is in force."""
+        """Whether the lease is active."""
         return self.until is None or time.monotonic() < self.until
 
 
 @dataclass
 class Blob:
-    """One blob, or a snapshot or earlier version of it. `ranges` are its written pages: sorted, apart, end excluded."""
+    """A blob, a snapshot or an earlier version. `ranges`: its written pages, sorted and disjoint, end exclusive."""
 
     name: str
     kind: str
@@ -57,39 +57,39 @@ class Blob:
     ranges: list[list[int]] = field(default_factory=list)
     copied: dict[str, str] = field(default_factory=dict)
     lease: Lease | None = None
-    blocks: dict[str, str] = field(default_factory=dict)  # uncommitted, by their id: a content each
+    blocks: dict[str, str] = field(default_factory=dict)  # uncommitted blocks: id -> content
 
     def leased(self) -> Lease | None:
-        """The lease in force."""
+        """The active lease, if any."""
         return self.lease if self.lease is not None and self.lease.held else None
 
     def written(self, start: int, end: int) -> list[tuple[int, int]]:
         """The written pages within a range, as ranges."""
         first = max(0, bisect.bisect_left(self.ranges, [start]) - 1)
-        found = itertools.takewhile(lambda each: each[0] < end, self.ranges[first:])
-        return [(max(low, start), min(high, end)) for low, high in found if high > start]
+        overlapping = itertools.takewhile(lambda span: span[0] < end, self.ranges[first:])
+        return [(max(low, start), min(high, end)) for low, high in overlapping if high > start]
 
     def note(self, start: int, end: int, written: bool) -> None:
-        """Pages were written, or cleared."""
+        """Record that pages were written or cleared."""
         first = max(0, bisect.bisect_left(self.ranges, [start]) - 1)
         last = bisect.bisect_right(self.ranges, [end, end])
-        kept: list[list[int]] = []
+        result: list[list[int]] = []
         low, high = start, end
-        for each in self.ranges[first:last]:
-            if each[1] < start or each[0] > end:
-                kept.append(each)
+        for span in self.ranges[first:last]:
+            if span[1] < start or span[0] > end:
+                result.append(span)
             elif written:
-                low, high = min(low, each[0]), max(high, each[1])
+                low, high = min(low, span[0]), max(high, span[1])
             else:
-                kept += [part for part in ([each[0], start], [end, each[1]]) if part[0] < part[1]]
+                result += [part for part in ([span[0], start], [end, span[1]]) if part[0] < part[1]]
         if written:
-            kept.append([low, high])
-        self.ranges[first:last] = sorted(kept)
+            result.append([low, high])
+        self.ranges[first:last] = sorted(result)
 
 
 @dataclass
 class Container:
-    """A container. `immutable`: an immutability policy forbids to change or delete blobs."""
+    """A container. `immutable`: an immutability policy forbids changing or deleting blobs."""
 
     name: str
     etag: str
@@ -102,31 +102,33 @@ class Container:
     deleted: list[Blob] = field(default_factory=list)
 
     def find(self, name: str, snapshot: str = "", version: str = "") -> Blob | None:
-        """The blob, or its snapshot of that moment, or that earlier version of it."""
+        """The blob, or its snapshot or earlier version with this name."""
         if version:
-            return next((b for b in self.versions if (b.name, b.version) == (name, version)), None)
+            return next(
+                (blob for blob in self.versions if (blob.name, blob.version) == (name, version)), None
+            )
         if not snapshot:
             return self.blobs.get(name)
-        return next((b for b in self.snapshots if (b.name, b.snapshot) == (name, snapshot)), None)
+        return next((blob for blob in self.snapshots if (blob.name, blob.snapshot) == (name, snapshot)), None)
 
     def all(self) -> list[Blob]:
-        """Whatever takes room here."""
+        """Everything that takes space in this container."""
         return [*self.blobs.values(), *self.snapshots, *self.versions, *self.deleted]
 
     def listed(self, included: Collection[str]) -> list[Blob]:
-        """All blobs by name, what was before what is; of the lists beside `blobs` those that are `included`."""
-        found = list(self.blobs.values())
+        """All blobs by name, older states first, with the `included` kinds: snapshots, versions, deleted."""
+        blobs = list(self.blobs.values())
         for kind in ("snapshots", "versions", "deleted"):
-            found += getattr(self, kind) if kind in included else []
-        return sorted(found, key=lambda each: (each.name, each.snapshot or each.version or "~"))
+            blobs += getattr(self, kind) if kind in included else []
+        return sorted(blobs, key=lambda blob: (blob.name, blob.snapshot or blob.version or "~"))
 
 
 @dataclass
 class Account:
-    """The content of a storage account.
+    """The contents of a storage account.
 
-    With `soft_delete` what is deleted is kept as such, with `versioning` what a blob was before it is replaced, gets
-    other metadata, is snapshotted or is deleted. Writing pages makes no version.
+    With `soft_delete`, deleted blobs are retained. With `versioning`, a version is kept whenever a blob is replaced,
+    gets new metadata, is snapshotted or deleted; writing pages makes no version.
     """
 
     containers: dict[str, Container] = field(default_factory=dict)
@@ -135,7 +137,7 @@ class Account:
 
 
 class BlobStore:
-    """All accounts by name. Whoever works with it holds `lock`."""
+    """All accounts by name. Its users must hold `lock`."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ class BlobStore:
         self.contents.keep_only(self._in_use())
 
     def save(self) -> None:
-        """Keep everything as it is now."""
+        """Save the present state."""
         temporary = self._path.with_suffix(".new")
         temporary.write_text(json.dumps(self.accounts, default=vars))
         temporary.replace(self._path)
@@ -158,13 +160,13 @@ class BlobStore:
         for name, account in document.items():
             containers = {}
             for key, raw in account.pop("containers").items():
-                blobs = {each: _blob(found) for each, found in raw.pop("blobs").items()}
-                snapshots, versions, gone = (
-                    [_blob(found) for found in raw.pop(each, [])]
-                    for each in ("snapshots", "versions", "deleted")
+                blobs = {blob_name: _blob(record) for blob_name, record in raw.pop("blobs").items()}
+                snapshots, versions, removed = (
+                    [_blob(record) for record in raw.pop(kind, [])]
+                    for kind in ("snapshots", "versions", "deleted")
                 )
                 containers[key] = Container(
-                    **raw, blobs=blobs, snapshots=snapshots, versions=versions, deleted=gone
+                    **raw, blobs=blobs, snapshots=snapshots, versions=versions, deleted=removed
                 )
             self.accounts[name] = Account(containers, **account)
 
@@ -180,16 +182,16 @@ class BlobStore:
     # etags and moments
 
     def written(self, account: Account, blob: Blob) -> None:
-        """It has become what it is by more than writing pages: where the account keeps versions, this is a new one."""
+        """Start a new version after any change other than writing pages, if the account has versioning."""
         blob.version = self.moment() if account.versioning else ""
 
-    def changed(self, thing: Blob | Container) -> None:
-        """Give it a new ETag and moment."""
-        thing.etag = f'"0x{next(self._stamps):X}"'
-        thing.modified = http_date()
+    def changed(self, item: Blob | Container) -> None:
+        """Give it a new ETag and modification time."""
+        item.etag = f'"0x{next(self._stamps):X}"'
+        item.modified = http_date()
 
     def moment(self) -> str:
-        """A snapshot's name: a moment that no other has."""
+        """A unique point in time, as the name of a snapshot or version."""
         seconds, rest = divmod(next(self._stamps), 10**9)
         whole = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
         return f"{whole}.{rest:09d}"[:26] + f"{rest % 100:01d}"[-1] + "Z"
@@ -197,7 +199,7 @@ class BlobStore:
     # blobs
 
     def new_blob(self, container: Container, name: str, kind: str, size: int) -> Blob:
-        """A fresh blob of zeros in place of whatever was there."""
+        """Make a blob of zeros, replacing any blob with this name."""
         old = container.blobs.get(name)
         blob = Blob(name, kind, self.contents.zeros(size), size, made=http_date())
         blob.lease = old.lease if old else None
@@ -208,32 +210,32 @@ class BlobStore:
         return blob
 
     def own_file(self, blob: Blob) -> Path:
-        """The blob's file, which nobody shares: for whoever writes to it."""
-        sharers = sum(
-            each.file == blob.file
+        """The blob's file, after making sure that it is not shared, so that it may be written to."""
+        users = sum(
+            other.file == blob.file
             for account in self.accounts.values()
             for container in account.containers.values()
-            for each in container.all()
+            for other in container.all()
         )
-        if sharers > 1:
+        if users > 1:
             blob.file = self.contents.copied(self.contents.path(blob.file))
         return self.contents.path(blob.file)
 
     def snapshot(self, container: Container, blob: Blob, metadata: dict[str, str] | None) -> Blob:
-        """Freeze a blob as it is."""
-        taken = copy.deepcopy(blob)
-        taken.snapshot, taken.version, taken.lease, taken.blocks = self.moment(), "", None, {}
-        taken.metadata = dict(blob.metadata if metadata is None else metadata)
-        container.snapshots.append(taken)
-        return taken
+        """Take a snapshot of a blob."""
+        snapshot = copy.deepcopy(blob)
+        snapshot.snapshot, snapshot.version, snapshot.lease, snapshot.blocks = self.moment(), "", None, {}
+        snapshot.metadata = dict(blob.metadata if metadata is None else metadata)
+        container.snapshots.append(snapshot)
+        return snapshot
 
     def keep_version(self, account: Account, container: Container, name: str) -> None:
-        """What the blob is now will be an earlier version of it, where the account keeps versions."""
+        """Keep the present blob as an earlier version, if the account has versioning."""
         blob = container.blobs.get(name)
         if account.versioning and blob is not None:
-            kept = copy.deepcopy(blob)
-            kept.version, kept.lease, kept.blocks = blob.version or self.moment(), None, {}
-            container.versions.append(kept)
+            version = copy.deepcopy(blob)
+            version.version, version.lease, version.blocks = blob.version or self.moment(), None, {}
+            container.versions.append(version)
 
     def remove(self, account: Account, container: Container, blob: Blob) -> None:
         """Delete a blob, a snapshot or an earlier version."""
@@ -251,7 +253,7 @@ class BlobStore:
             self.release(blob)
 
     def release(self, blob: Blob) -> None:
-        """Delete the files that nobody has any more."""
+        """Delete the blob's files that nothing uses any more."""
         used = self._in_use()
         for name in {blob.file, *blob.blocks.values()} - used:
             self.contents.remove(name)
@@ -267,13 +269,13 @@ class BlobStore:
         blob.note(offset, offset + len(data), True)
 
     def clear(self, blob: Blob, start: int, end: int) -> None:
-        """Clear pages. Only what was written needs to become zeros again."""
+        """Clear pages. Only written pages have to be overwritten with zeros."""
         for low, high in blob.written(start, end):
             self.write(blob, low, bytes(high - low))
         blob.note(start, end, False)
 
     def read(self, blob: Blob, offset: int, length: int) -> bytes:
-        """Bytes of a blob."""
+        """Read bytes of a blob."""
         descriptor = os.open(self.contents.path(blob.file), os.O_RDONLY)
         try:
             return os.pread(descriptor, length, offset)
@@ -281,24 +283,24 @@ class BlobStore:
             os.close(descriptor)
 
     def resize(self, blob: Blob, size: int) -> None:
-        """Cut a page blob, or make it longer with zeros."""
+        """Truncate a page blob, or extend it with zeros."""
         os.truncate(self.own_file(blob), size)
         blob.note(min(size, blob.size), max(size, blob.size), False)
         blob.size = size
 
 
 def http_date() -> str:
-    """This moment as HTTP writes it."""
+    """The present time in HTTP's format."""
     return datetime.now(timezone.utc).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
 def new_id() -> str:
-    """A lease or copy id."""
+    """A new id of a lease or a copy."""
     return str(uuid.uuid4())
 
 
 def _blob(raw: Json) -> Blob:
     lease = raw.pop("lease")
-    # The monotonic clock has begun anew: of the leases only the endless ones are still known.
-    kept = Lease(**lease) if lease and lease["until"] is None else None
-    return Blob(**raw, lease=kept)
+    # The monotonic clock has restarted, so only infinite leases survive.
+    endless = Lease(**lease) if lease and lease["until"] is None else None
+    return Blob(**raw, lease=endless)

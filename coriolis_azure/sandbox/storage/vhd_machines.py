@@ -1,4 +1,4 @@
-"""Machines of another age: VMs whose disks are VHD blobs. Azure has deallocated them for good; their blobs stay."""
+"""Legacy VMs whose disks are VHD blobs. Azure has deallocated them permanently, but their blobs remain."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CONTAINER = "vhds"
 def new_machine(
     world: World, machine_id: str, location: str, size: str, system: str, files: Sequence[Path], account: str
 ) -> Resource:
-    """A deallocated VM whose disks are VHD blobs with the content of `files`, in the account of that name.
+    """Add a deallocated VM without NICs whose disks are VHD blobs with the content of `files`, in the named account.
 
-    It has no NIC. An account that is missing is made.
+    The account is made if it is missing.
     """
     name = machine_id.rpartition("/")[2]
     if named(world, account) is None:
@@ -75,15 +75,15 @@ def put_image(
     leased: bool = False,
     container: str = CONTAINER,
 ) -> Blob:
-    """A page blob with the fixed VHD of a raw file, in place of what was there."""
+    """Make a page blob with the fixed VHD of a raw file, replacing any blob with this name."""
     store = world.blobs
     with store.lock:
-        place = store.accounts.setdefault(account, Account()).containers
-        if container not in place:
-            place[container] = Container(container, "", "")
-            store.changed(place[container])
+        containers = store.accounts.setdefault(account, Account()).containers
+        if container not in containers:
+            containers[container] = Container(container, "", "")
+            store.changed(containers[container])
         size = vhd.rounded(file.stat().st_size)
-        blob = store.new_blob(place[container], name, "PageBlob", 0)
+        blob = store.new_blob(containers[container], name, "PageBlob", 0)
         target = store.contents.path(blob.file)
         target.unlink()
         copy_sparse(file, target)
@@ -103,9 +103,9 @@ def put_image(
 
 
 def image(world: World, uri: str) -> Blob:
-    """The blob of a VM's disk, by the path that the VM's document keeps."""
+    """The blob of a VM's disk, by the path in the VM's document."""
     account, container, name = uri.split("/", 2)
-    found = world.blobs.accounts[account].containers[container].find(name)
-    if found is None:
+    blob = world.blobs.accounts[account].containers[container].find(name)
+    if blob is None:
         raise KeyError(uri)
-    return found
+    return blob
