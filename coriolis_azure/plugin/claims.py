@@ -109,9 +109,9 @@ class Claim:
             previous.append(record)
             return Record(self.id, self._disk, record.holds if record else "", self._writer)
 
-        asked = self._clock.monotonic()
+        requested_at = self._clock.monotonic()
         self._records.update(self.id, claimed)
-        self._open, self._until = True, asked + LEASE_SECONDS
+        self._open, self._until = True, requested_at + LEASE_SECONDS
         record = previous[-1]
         self.believed = bool(self._known) and record is not None and record.holds == self._state
         if not self._known:
@@ -216,7 +216,7 @@ class Claim:
                 raise self._failure
             if not self._open:
                 return
-            asked = self._clock.monotonic()
+            requested_at = self._clock.monotonic()
             try:
                 self._records.update(self.id, lambda record: change(self._mine(record)))
             except VolumeTaken as error:
@@ -226,7 +226,7 @@ class Claim:
                 ):  # our last write may have overwritten the other run's data: nothing is known now
                     self._records.update(self.id, lambda _: Record(self.id, self._disk))
                 raise
-            self._until, self._late = asked + LEASE_SECONDS, False
+            self._until, self._late = requested_at + LEASE_SECONDS, False
 
     def _mine(self, record: Record | None) -> Record:
         if record is None or record.writer != self._writer:

@@ -221,8 +221,8 @@ class AzureExportProvider(
         with self._source(connection_info, source_environment) as source:
             run, worker = source.prepare(export_info["id"])
         disks = export_info.get("devices", {}).get("disks", [])
-        made = {**_made(run, worker), "vhds": _vhds(disk["id"] for disk in disks)}
-        return {"migr_resources": made, "connection_info": _reached(worker)}
+        resources = {**_worker_resources(run, worker), "vhds": _vhds(disk["id"] for disk in disks)}
+        return {"migr_resources": resources, "connection_info": _worker_connection(worker)}
 
     @_translated
     def delete_replica_source_resources(
@@ -278,10 +278,10 @@ class AzureExportProvider(
             )
             with volumes:
                 source.bury(run, volumes.fenced, _vhds(volume["disk_id"] for volume in volumes_info))
-                wanted = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
-                if wanted:
-                    outcomes = _copied(source, run, worker, machine, wanted, volumes)
-                    for disk, outcome in zip(wanted, outcomes, strict=True):
+                selected = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
+                if selected:
+                    outcomes = _copied(source, run, worker, machine, selected, volumes)
+                    for disk, outcome in zip(selected, outcomes, strict=True):
                         self._report(Step(f"copied {disk.name}", _figures(outcome)))
                 return volumes.to_json()
 
@@ -421,9 +421,9 @@ class AzureExportProvider(
             )
         with self._pool(connection_info, environment_options, pool_identifier) as pool:
             run, worker = pool.add(new_minion_identifier, pool_shared_resources["subnet"])
-        properties = {**_made(run, worker), "environment": environment_options}
+        properties = {**_worker_resources(run, worker), "environment": environment_options}
         return {
-            "connection_info": _reached(worker),
+            "connection_info": _worker_connection(worker),
             "minion_provider_properties": properties,
             "backup_writer_connection_info": {},
         }
@@ -600,7 +600,7 @@ def _figures(outcome: Outcome) -> str:
     return ", ".join([*(f"{amount(count)} {label}" for label, count in counts.items()), verified])
 
 
-def _made(run: Run, worker: Worker) -> Json:
+def _worker_resources(run: Run, worker: Worker) -> Json:
     """What another process needs to use and delete a worker, without secrets."""
     return {
         "run": run.to_json(),
@@ -613,7 +613,7 @@ def _vhds(disks: Iterable[str]) -> list[str]:
     return [id for id in disks if names.is_blob(id)]
 
 
-def _reached(worker: Worker) -> Json:
+def _worker_connection(worker: Worker) -> Json:
     """How to reach a worker, in the orchestrator's format, with the private key as `password`.
 
     The orchestrator logs what tasks return and masks `password` but not `pkey`. Its database and debug logs mask
@@ -630,21 +630,21 @@ def _reached(worker: Worker) -> Json:
     }
 
 
-def _worker(made: Json, connection: Json) -> Worker:
-    """The worker, from the results of `_made` and `_reached`."""
+def _worker(resources: Json, connection: Json) -> Worker:
+    """The worker, from the results of `_worker_resources` and `_worker_connection`."""
     return Worker(
-        vm=made["worker"]["vm"],
+        vm=resources["worker"]["vm"],
         address=connection["ip"],
         port=connection["port"],
         username=connection["username"],
-        host_key=made["worker"]["host_key"],
-        slots=made["worker"]["slots"],
+        host_key=resources["worker"]["host_key"],
+        slots=resources["worker"]["slots"],
         private_key=_opened(connection.get("password") or ""),
     )
 
 
 def _opened(private_key: str) -> str:
-    """The private key from `_reached`, decrypted if it is encrypted."""
+    """The private key from `_worker_connection`, decrypted if it is encrypted."""
     from ..readers import keys
 
     if not private_key:
