@@ -915,7 +915,7 @@ while True:
         ("if count == 3: sys.exit(7)", "status 7: it could not write to the device"),
         ("sys.exit(13)", "status 13: compressed data arrived damaged"),
         ("if count == 3: sys.exit('words of its own')", "words of its own"),
-        ("number += count == 3", "answered message 3 where 2 was due"),
+        ("number += count == 3", "answered message 3 instead of 2"),
         ("if count == 3: sys.exit(0)", "it ended"),
         ("if count == 2: time.sleep(60)", "nothing was heard for 0.5 seconds"),
         ("if not length: sys.exit(8)", "status 8: it could not close the device"),

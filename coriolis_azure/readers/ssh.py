@@ -132,7 +132,7 @@ class Connection:
             channel = self._executing(command, usual_window(self._transport), patience)
         except ChannelException as error:
             raise SessionRefused(
-                f"it allows no more sessions on this connection (MaxSessions): {error}"
+                f"it allows this connection no more sessions (MaxSessions): {error}"
             ) from error
         except Exception as error:
             raise exhausted(error) or StreamEnded(f"the connection was lost: {_reason(error)}") from error
