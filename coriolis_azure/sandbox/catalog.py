@@ -192,11 +192,11 @@ def image(publisher: str, offer: str, sku: str) -> Image | None:
 
 def skus(location: str | None) -> list[Json]:
     """The SKU list of one location, or of all."""
-    locations = [name for name in LOCATIONS if location is None or name == location.lower()]
+    regions = [name for name in LOCATIONS if location is None or name == location.lower()]
     rows = []
-    for name in locations:
-        rows += [_size_sku(size, name) for size in _SIZES]
-        rows += [_disk_sku(name, tier, name) for name, tier in DISK_SKUS.items()]
+    for region in regions:
+        rows += [_size_sku(size, region) for size in _SIZES]
+        rows += [_disk_sku(name, tier, region) for name, tier in DISK_SKUS.items()]
     return rows
 
 
