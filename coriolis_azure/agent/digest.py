@@ -98,11 +98,8 @@ def _gmac(key: bytes) -> Mac:
     return mac
 
 
-HASHES = {
-    "gmac": _gmac,
-    "blake3": _blake3,
-    "blake2b": _blake2b,
-}  # name -> function from a 32-byte key to a Mac
+# Functions from a key of 32 bytes to a Mac.
+HASHES = {"gmac": _gmac, "blake3": _blake3, "blake2b": _blake2b}
 _KNOWN = {"gmac": "21c2eb20cd2214dbdf34c9b82ecb"}  # the digest of 16 zeros under a key of zeros
 
 

@@ -216,9 +216,7 @@ class Dialogue:
             raise self._foreign(f"message {kind} in the middle of a scan")
         count, most = (1, 1) if kind == wire.DATA else (frame.count, RUNS[kind])
         if frame.index != due or not 1 <= count <= min(most, end - due):
-            raise self._foreign(
-                f"{counted(count, 'chunk')} from {frame.index} on although chunk {due} is due"
-            )
+            raise self._foreign(f"{counted(count, 'chunk')} from {frame.index} on where chunk {due} is due")
         self._due += count
         if kind == wire.ASK:
             self._asked.extend(range(due, self._due))
