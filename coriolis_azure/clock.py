@@ -1,4 +1,4 @@
-"""Time, as something that can be handed over: the real one here, a held one in tests. Every wait can be called off."""
+"""Clocks that can be injected (tests hold theirs), and waits that can be cancelled."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TypeVar
 
 from .errors import WaitEnded
 
-# A wait looks this often whether it was called off: by a flag, as a signal handler must not take a lock.
+# How often a wait checks whether it is cancelled. It polls a flag, since a signal handler must not take a lock.
 _SLICE_SECONDS = 0.1
-# Once a scope is hurried, no longer wait than this is begun or gone on with.
+# In a hurried scope, waits longer than this end.
 _SHORT_SECONDS = 30.0
 
 
 class Scope:
-    """The waits of one piece of work, in whatever threads. One within another ends with it."""
+    """A cancellation scope: the waits of a piece of work, in any thread. Cancelling a scope cancels those within it."""
 
     def __init__(self, around: Scope | None = None) -> None:
         self._around = around
@@ -29,22 +29,22 @@ class Scope:
         self._cancelled = True
 
     def hurry(self) -> None:
-        """End the long waits, for instance those that Azure asks for; operations under way are still waited for."""
+        """End long waits, such as those that Azure asks for; operations in progress are still waited for."""
         self._hurried = True
 
     @property
     def cancelled(self) -> bool:
-        """Whether no wait goes on."""
+        """Whether all waits end."""
         return self._cancelled or (self._around is not None and self._around.cancelled)
 
     @property
     def hurried(self) -> bool:
-        """Whether no long wait goes on."""
+        """Whether long waits end."""
         return self._hurried or self.cancelled or (self._around is not None and self._around.hurried)
 
     @contextmanager
     def entered(self) -> Iterator[Scope]:
-        """The waits of the block, in this thread, are the scope's."""
+        """Make the waits of the block, in this thread, belong to this scope."""
         token = _scope.set(self)
         try:
             yield self
@@ -56,27 +56,27 @@ _scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
 
 
 def scope() -> Scope | None:
-    """The scope that this thread's waits belong to; None where nothing can call them off."""
+    """The scope of this thread's waits; None if nothing can cancel them."""
     return _scope.get()
 
 
 def hurried() -> bool:
-    """Whether somebody wants the work here to end soon."""
+    """Whether the current work should end soon."""
     current = scope()
     return current is not None and current.hurried
 
 
 def wait(seconds: float) -> None:
-    """Wait; WaitEnded when the wait is called off. An interrupt ends it, too."""
+    """Wait. Raises WaitEnded if the wait is cancelled; an interrupt ends it, too."""
     until, current = time.monotonic() + seconds, scope()
     while (left := until - time.monotonic()) > 0:
         if current is not None and (current.cancelled or (current.hurried and seconds > _SHORT_SECONDS)):
-            raise WaitEnded(f"a wait of {seconds:.0f} s was called off")
+            raise WaitEnded(f"a wait of {seconds:.0f} s was cancelled")
         time.sleep(left if current is None else min(left, _SLICE_SECONDS))
 
 
 def rfc3339(moment: datetime) -> str:
-    """A moment as documents and events tell it: UTC, with milliseconds."""
+    """A moment in the format of documents and events: UTC, with milliseconds."""
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -84,7 +84,7 @@ T = TypeVar("T")
 
 
 def retried(act: Callable[[], T], refused: type[Exception], pauses: Iterable[float], clock: Clock) -> T:
-    """What `act` gives; where it is `refused` it is tried again after each of the pauses, and then no more."""
+    """Return the result of `act`; if it raises `refused`, retry after each of the pauses."""
     for pause in pauses:
         try:
             return act()
@@ -94,16 +94,16 @@ def retried(act: Callable[[], T], refused: type[Exception], pauses: Iterable[flo
 
 
 class Clock:
-    """The machine's clock."""
+    """The clock of this host."""
 
     def now(self) -> datetime:
-        """This moment, in UTC."""
+        """The current time, in UTC."""
         return datetime.now(timezone.utc)
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """The seconds since some fixed moment; never decreases."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Wait; WaitEnded when the wait is called off. An interrupt ends it, too."""
+        """Wait. Raises WaitEnded if the wait is cancelled; an interrupt ends it, too."""
         wait(seconds)

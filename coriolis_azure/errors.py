@@ -1,11 +1,11 @@
-"""Every error a caller may see, as one tree.
+"""All errors that a caller may see, as one tree.
 
-Families end in `Error`; leaves name the fact. Each class carries its exit code and a remedy: one sentence in
-the imperative that says what to do. A raise may give a better remedy than its class. Bugs (`KeyError`,
-`TypeError`, ...) are not wrapped: they travel to the top with their trace.
+Families end in `Error`; leaves name the fact. Each class carries an exit code and a remedy, in the imperative, that
+says what to do. A raise may give a better remedy than that of its class. Bugs (`KeyError`, `TypeError`, ...) are not
+wrapped: they reach the top with their traceback.
 
-Messages hold words of others: Azure's, the worker's, names of files. `cleaned` and `told_by_others` make them safe to
-show.
+Messages contain text from others: from Azure, from the worker, names of files. `cleaned` and `told_by_others` make it
+safe to show.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def cleaned(text: object, limit: int | None = None) -> str:
-    r"""Text on one line that a terminal only shows: what it would act on is escaped (`\x1b`, `\n`, `\u202e`).
+    r"""`text` with everything escaped that a terminal would act on or break the line at (`\x1b`, `\n`, `\u202e`).
 
-    At most `limit` characters of it are kept.
+    Only the first `limit` characters are kept.
     """
     shown = str(text)[:limit]
     if shown.isprintable():
@@ -32,7 +32,7 @@ def cleaned(text: object, limit: int | None = None) -> str:
 
 
 def told_by_others(words: object, limit: int = 500) -> str:
-    """What another program has said, as a person may see it: cleaned, without blanks around it, not without end."""
+    """The output of another program, safe to show: cleaned, stripped, and cut off after `limit` characters."""
     text = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
     return cleaned(text.strip(), limit)
 
@@ -49,9 +49,9 @@ E = TypeVar("E", bound="CoriolisAzureError")
 class CoriolisAzureError(Exception):
     """The root of the tree: `message`, `remedy`, `exit_code`, and `facts` for machines (offset, code, ids, ...).
 
-    `message` is cleaned. Several lines are given as several strings: a line break within one is escaped. `facts` are as
-    they came; those that decisions are made by are attributes too, of the families that have them. `left_behind`: ids
-    of temporary resources that could not be deleted.
+    `message` is cleaned. To give several lines, pass several strings: a line break within a string is escaped. `facts`
+    are not cleaned. Facts that code decides by are also attributes of the families that have them. `left_behind` are
+    the ids of temporary resources that could not be deleted.
     """
 
     exit_code = 1
@@ -67,7 +67,7 @@ class CoriolisAzureError(Exception):
 
     @property
     def left_behind(self) -> list[str]:
-        """The ids of temporary resources that stayed."""
+        """The ids of temporary resources that could not be deleted."""
         return list(self.facts.get("left_behind") or ())
 
     @left_behind.setter
@@ -75,7 +75,7 @@ class CoriolisAzureError(Exception):
         self.facts["left_behind"] = ids
 
     def reworded(self: E, message: str, *, remedy: str | None = None) -> E:
-        """The same error with these words, its facts included."""
+        """A copy of this error with another message, and the same facts."""
         return type(self)(message, remedy=remedy or self.remedy, **self.facts)
 
     def to_json(self) -> dict[str, Any]:
@@ -90,14 +90,14 @@ class CoriolisAzureError(Exception):
 
 
 class InvalidInput(CoriolisAzureError):
-    """What the caller gave (settings, arguments, a destination) cannot be used as it is."""
+    """The caller's input (settings, arguments, a destination) cannot be used as it is."""
 
     exit_code = 2
     remedy = "Correct the named setting or argument and run the command again; nothing was created."
 
 
 class HostExhausted(InvalidInput):
-    """This host has run out of something that the work needs: descriptors, threads, memory, space."""
+    """This host has run out of a resource: file descriptors, threads, memory, space."""
 
     remedy = "Free what the message names, or raise its limit, then run again."
 
@@ -116,27 +116,27 @@ class AzureError(CoriolisAzureError):
 
     @property
     def code(self) -> str:
-        """Azure's word for what is wrong; "" where it has told none."""
+        """Azure's error code; "" if the answer had none."""
         return str(self.facts.get("code") or "")
 
     @property
     def status(self) -> int:
-        """The HTTP status of the answer; 0 where there was none."""
+        """The HTTP status of the answer; 0 if there was none."""
         return int(self.facts.get("status") or 0)
 
     @property
     def target(self) -> str:
-        """What of the request is wrong, as Azure calls it; "" where it does not say."""
+        """The part of the request that is wrong, in Azure's terms; "" if Azure does not tell."""
         return str(self.facts.get("target") or "")
 
     @property
     def retry_after(self) -> float:
-        """The seconds after which Azure wants to be asked again; 0 where it names none."""
+        """The seconds to wait before a retry, according to Azure; 0 if it does not tell."""
         return float(self.facts.get("retry_after") or 0)
 
     @property
     def reference(self) -> str:
-        """By what Azure's support finds the request: its HTTP status and its id; "" where there was no answer."""
+        """The HTTP status and request id, by which Azure's support can find the request; "" if there was no answer."""
         request = self.facts.get("request_id")
         parts = [f"HTTP {self.status}" if self.status else "", f"request id {request}" if request else ""]
         return cleaned(", ".join(part for part in parts if part))
@@ -149,13 +149,13 @@ class CloudUnreachable(AzureError):
 
 
 class Denied(AzureError):
-    """The credentials were refused, or lack a permission for an action."""
+    """The credentials were rejected, or the identity lacks a permission."""
 
     remedy = "Check the credentials, and give the identity the action that Azure's message names."
 
 
 class NotFound(AzureError):
-    """A resource that must exist does not."""
+    """A resource that must exist does not exist."""
 
     remedy = "Check the name, the resource group and the subscription."
 
@@ -167,11 +167,11 @@ class Conflict(AzureError):
 
 
 class DisksChanged(Conflict):
-    """The VM got other disks, or one of another size, while its replication was prepared. Fact: `disks`, by role."""
+    """The VM's disks were changed or resized while its replication was prepared. Fact: `disks`, by role."""
 
     remedy = (
-        "Run again: the disks that the VM has then are copied. The replica is as the last run has left it. "
-        "A disk that comes and goes can be left out with exclude_disks."
+        "Run again: the disks that the VM has then are copied. The replica is as the last run left it. "
+        "Leave out a disk that comes and goes with exclude_disks."
     )
 
 
@@ -184,26 +184,26 @@ class QuotaExceeded(AzureError):
 class Throttled(AzureError):
     """Azure still answered "too many requests" after all retries."""
 
-    remedy = "Wait some minutes and run again; run fewer transfers of this subscription side by side."
+    remedy = "Wait a few minutes and run again; run fewer transfers in this subscription concurrently."
 
 
 class OperationFailed(AzureError):
     """Azure accepted an operation, then reported that it failed."""
 
-    remedy = "Read Azure's message; what this run had made is deleted, so the command can be run again."
+    remedy = "Read Azure's message; what this run created is deleted, so the command can be run again."
 
 
 class Unreadable(AzureError):
-    """An answer that does not have the form that Azure documents."""
+    """An answer does not have the form that Azure documents."""
 
     remedy = (
-        "Check that the endpoint is Azure's and that no proxy answers in its place. If so, report this as a fault of "
-        "coriolis-azure, with the message and the document."
+        "Check that the endpoint is Azure's and that no proxy answers in its place. If that is not the cause, report "
+        "this as a fault of coriolis-azure, with the message and the document."
     )
 
 
 class WorkerError(CoriolisAzureError):
-    """The temporary worker VM did not do its part."""
+    """The temporary worker VM failed."""
 
     exit_code = 4
     remedy = "Run again; if it repeats, choose another export_worker_image or export_worker_size."
@@ -219,16 +219,16 @@ class Unreachable(WorkerError):
 
 
 class WorkerGone(WorkerError):
-    """Somebody else deleted the worker in the middle of a run."""
+    """Somebody else deleted the worker during a run."""
 
     remedy = (
-        "Find out in the activity log who deletes the resources of a run, then run again: a new worker is made, "
+        "Find out in the activity log who deletes the resources of a run, then run again: a new worker is created, "
         "and only what had not arrived is sent."
     )
 
 
 class WorkerRestarted(WorkerError):
-    """The worker boots again and again while it is read."""
+    """The worker kept rebooting while its disks were read."""
 
     remedy = (
         "Find out in the activity log who restarts it, or choose another export_worker_image or export_worker_size, "
@@ -237,13 +237,13 @@ class WorkerRestarted(WorkerError):
 
 
 class HostKeyChanged(WorkerError):
-    """Something else than our worker answered at its address."""
+    """Something other than our worker answered at its address."""
 
     remedy = "Find out who answers at that address; nothing was sent to it."
 
 
 class AgentFailed(WorkerError):
-    """The agent on the worker ended with an error, or saw another disk than the promised one."""
+    """The agent on the worker ended with an error, or found a disk other than the expected one."""
 
 
 class TransferError(CoriolisAzureError):
@@ -254,65 +254,65 @@ class TransferError(CoriolisAzureError):
 
     @property
     def disk(self) -> str:
-        """The disk, by its role; "" where it is not of one."""
+        """The role of the disk; "" if the error does not concern a single disk."""
         return str(self.facts.get("disk") or "")
 
     @property
     def offset(self) -> int | None:
-        """Where in the disk; None where that is not told."""
+        """The offset in the disk, in bytes; None if it is unknown."""
         return self.facts.get("offset")
 
 
 class CorruptChunk(TransferError):
-    """A chunk does not have the digest it should have; it was not kept."""
+    """A chunk does not have the expected digest; it was not kept."""
 
     remedy = (
-        "Run again: the damaged chunk is sent anew. If it repeats, check memory and network of this host."
+        "Run again: the damaged chunk is sent again. If it repeats, check memory and network of this host."
     )
 
 
 class IncompleteReplica(TransferError):
-    """The images of a replica are not all there, or are not of one run. Fact: `disk`, one that is not."""
+    """Images of a replica are missing or belong to different runs. Fact: `disk`, one of them."""
 
     remedy = "Run the replication again: what had arrived is kept, and only the rest is sent."
 
 
 class DestinationFailed(TransferError):
-    """The destination refused to take or give back content."""
+    """The destination failed to write or read content."""
 
     remedy = "Check space, permissions and health of the destination, then run again."
 
 
 class VolumeTaken(TransferError):
-    """Another run has taken a volume over, or is writing to it."""
+    """Another run has taken over a volume, or is writing to it."""
 
     remedy = "Wait until the other run of this VM has ended, then run again."
 
 
 class StreamEnded(TransferError):
-    """The worker's stream broke off, or said something that is not in the protocol."""
+    """The worker's stream ended early or violated the protocol."""
 
 
 class ConnectionLost(StreamEnded):
-    """The connection to the worker broke and could not be taken up again."""
+    """The connection to the worker broke and could not be restored."""
 
     remedy = (
-        "Look at the network between this host and the worker, then run again: what had arrived is kept, "
+        "Check the network between this host and the worker, then run again: what had arrived is kept, "
         "only the rest is sent."
     )
 
 
 class DeadlinePassed(CoriolisAzureError):
-    """Something did not happen within its stated time."""
+    """Something did not happen within its time limit."""
 
     exit_code = 6
     remedy = "Run again; if it repeats, look at the named resource in the Azure portal."
 
 
 class WaitEnded(DeadlinePassed):
-    """A wait was called off, because what waited is to end."""
+    """A wait was cancelled because the work it belongs to is to end."""
 
-    remedy = "Run again; whoever called it off will know why."
+    remedy = "Run again; whoever cancelled it will know why."
 
 
 class CleanupIncomplete(CoriolisAzureError):
@@ -320,8 +320,8 @@ class CleanupIncomplete(CoriolisAzureError):
 
     exit_code = 7
     remedy = (
-        "Remove what blocks them (locks, permissions), then run `coriolis-azure cleanup`. Delete by hand those that "
-        "have lost our tags: clean-up leaves them alone."
+        "Remove what blocks their deletion (locks, permissions), then run `coriolis-azure cleanup`. Delete by hand "
+        "those that have lost our tags: clean-up leaves them alone."
     )
 
 
@@ -329,24 +329,23 @@ class OutputLost(CoriolisAzureError):
     """The work is done, but its result could not be written to standard output."""
 
     exit_code = 8
-    remedy = "Free space where standard output goes, or send it elsewhere. What was done stays: run again at any time."
+    remedy = "Free space where standard output goes, or redirect it. Nothing is lost: run again at any time."
 
 
 _LIMITS = {
     errno.EMFILE: "Raise this user's limit of open files (ulimit -n; LimitNOFILE= of a service), then run again.",
     errno.ENFILE: "Raise the host's limit of open files (fs.file-max), or stop what holds them, then run again.",
-    errno.ENOMEM: "Free memory of this host, or raise the limit of this process, then run again.",
+    errno.ENOMEM: "Free memory on this host, or raise the limit of this process, then run again.",
     errno.ENOSPC: "Free space there, then run again.",
     errno.EDQUOT: "Raise the quota there, then run again.",
 }
-_NO_THREAD = "can't start new thread"  # CPython's own words: there is no code
+_NO_THREAD = "can't start new thread"  # CPython's message: there is no error code
 
 
 def exhausted(error: BaseException) -> HostExhausted | None:
-    """What this host has run out of, where `error` or what it comes from says so.
+    """The HostExhausted for `error`, if it or one of its causes shows that this host has run out of a resource.
 
-    No waiting helps against that, and no other host is to blame, so whoever tries again or translates an error asks
-    this first.
+    Waiting does not help then, and no other host is to blame: check this before retrying or translating an error.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -356,18 +355,18 @@ def exhausted(error: BaseException) -> HostExhausted | None:
             where = f"{cause.filename}: " if cause.filename else ""
             return HostExhausted(f"{where}{os.strerror(cause.errno)}", remedy=_LIMITS[cause.errno])
         if isinstance(cause, MemoryError):
-            return HostExhausted("there is no memory left", remedy=_LIMITS[errno.ENOMEM])
+            return HostExhausted("this host is out of memory", remedy=_LIMITS[errno.ENOMEM])
         if isinstance(cause, RuntimeError) and str(cause).startswith(_NO_THREAD):
             return HostExhausted(
-                "this host does not let the process start another thread",
-                remedy="Raise this user's limit of processes (ulimit -u; TasksMax= of a service), lower the size of a "
-                "thread's stack (ulimit -s), or free memory, then run again.",
+                "the process cannot start another thread on this host",
+                remedy="Raise this user's limit of processes (ulimit -u; TasksMax= of a service), reduce the thread "
+                "stack size (ulimit -s), or free memory, then run again.",
             )
         cause = cause.__cause__ or cause.__context__
     return None
 
 
 def exhausted_remedy(error: BaseException) -> str | None:
-    """What to do about it, where this host has run out of something; None else."""
+    """The remedy if `error` shows that this host has run out of a resource; None otherwise."""
     limit = exhausted(error)
     return limit.remedy if limit else None

@@ -1,8 +1,8 @@
-"""What a watcher is told while something runs, and the plain sinks for it.
+"""Progress events, and simple sinks for them.
 
-The core hands frozen events to a `Report`; it never formats for people. Sinks are functions of one event:
-`silent`, `logged`, `json_lines(stream)`. Bars for a terminal are the command line's, percentage steps for the
-orchestrator are the provider's. A sink that fails never stops what it watches: see `unfailing`.
+The core passes frozen events to a `Report`; it never formats them for people. Sinks are functions of one event:
+`silent`, `logged`, `json_lines(stream)`. Progress bars for a terminal belong to the command line, percentages for the
+orchestrator to the provider. A sink that fails never stops the work: see `unfailing`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REPORTS_PER_SECOND = 5
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the run begins: `name` is what is done, `target` to what."""
+    """A step of the run begins. `name` is the action, `target` its object."""
 
     name: str
     target: str = ""
@@ -33,10 +33,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Copied:
-    """How far one disk is. Bytes: `done` of `total` compared so far, `sent` passed to the destination.
+    """The progress of one disk in bytes: `done` of `total` compared so far, `sent` passed to the destination.
 
-    `bottleneck`: what most of the time goes to, as of late: "source" (the worker, its disk or the line to it),
-    "destination" (or what this host does for it), or "limit" (of the bandwidth); "" where no one does.
+    `bottleneck` is where most of the recent time was spent: "source" (the worker, its disk or the connection to it),
+    "destination" (or this host's work for it), "limit" (the bandwidth limit), or "" for none of them.
     """
 
     disk: str
@@ -48,9 +48,9 @@ class Copied:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing can be done but wait: for `what`, `seconds` at most where there is a limit; `waited` have passed.
+    """The run is waiting for `what`; `waited` seconds of at most `seconds` have passed (None: no limit).
 
-    Told again every ten seconds while it lasts. `percent`: how much of it is done, where that is known.
+    Repeated every ten seconds while the wait lasts. `percent` is how much of it is done, if that is known.
     """
 
     what: str
@@ -61,7 +61,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something a person should know although the run goes on, for instance a setting that was replaced."""
+    """Something that users should know although the run continues, such as a setting that was replaced."""
 
     text: str
 
@@ -71,7 +71,7 @@ Report = Callable[[Event], None]
 
 
 class Wait:
-    """One wait: for `what`, for `seconds` at most where that is given. It is told of at once and every ten seconds.
+    """A wait for `what`, limited to `seconds` if given. It is reported at once and every ten seconds.
 
     waiting = Wait(report, clock, "the copy", 3600)
     while not copied():
@@ -88,16 +88,16 @@ class Wait:
 
     @property
     def waited(self) -> float:
-        """The seconds since it began."""
+        """The seconds since the wait began."""
         return self._clock.monotonic() - self._began
 
     @property
     def left(self) -> float:
-        """The seconds that are left of the limit, negative once it has passed; infinite where there is none."""
+        """The seconds left until the limit, negative once it has passed; infinite if there is none."""
         return math.inf if self._seconds is None else self._seconds - self.waited
 
     def still(self, percent: float | None = None) -> None:
-        """What is waited for is not there yet."""
+        """Report that the wait goes on, if the next report is due."""
         waited = self.waited
         if waited >= self._next:
             self._next = waited + _TELL_SECONDS
@@ -105,13 +105,13 @@ class Wait:
             self._report(Waiting(self._what, self._seconds, round(waited, 3), done))
 
     def pause(self, seconds: float, percent: float | None = None) -> None:
-        """It is not there yet: look again after so many seconds. WaitEnded when the wait is called off."""
+        """Report the wait and sleep for `seconds`. Raises WaitEnded if the wait is cancelled."""
         self.still(percent)
         self._clock.sleep(seconds)
 
 
 def amount(count: float) -> str:
-    """Bytes as people read them: three digits are enough."""
+    """A number of bytes for people, with three significant digits."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = 0
     while count >= 1000 and power < len(units) - 1:
@@ -120,12 +120,12 @@ def amount(count: float) -> str:
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """So many of something: 1 disk, 2 disks. `plural` where that is not an s more."""
+    """A number with its noun: 1 disk, 2 disks. Give `plural` if it is irregular."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """A time span as an estimate: minutes, then hours."""
+    """A time span as an estimate, in minutes or hours."""
     return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{max(1, round(seconds / 60))} min"
 
 
@@ -137,7 +137,7 @@ def span(seconds: float) -> str:
 
 
 def line(event: Event) -> str:
-    """An event as one line for people, with what it holds of others' words cleaned."""
+    """An event as one line for people; text from others in it is cleaned."""
     match event:
         case Step(name, target):
             text = f"{name}: {target}" if target else name
@@ -153,37 +153,37 @@ def line(event: Event) -> str:
 
 
 class _Unfailing:
-    """A sink around another."""
+    """A sink that wraps another one: see `unfailing`."""
 
     def __init__(self, sink: Report) -> None:
         self._sink, self._failed = sink, False
 
     def __call__(self, event: Event) -> None:
-        """Tell the event; log the first failure."""
+        """Pass the event on; log the first failure."""
         try:
             self._sink(event)
-        except Exception as error:  # noqa: BLE001 - whatever a caller's sink raises: see `unfailing`
+        except Exception as error:  # noqa: BLE001 - a caller's sink may raise anything: see `unfailing`
             if not self._failed:
-                LOG.warning("events cannot be told, the work goes on: %s: %s", type(error).__name__, error)
+                LOG.warning("cannot report events, the work goes on: %s: %s", type(error).__name__, error)
             self._failed = True
 
 
 def unfailing(sink: Report) -> Report:
-    """`sink`, except that its errors go no further: the first one is logged.
+    """`sink`, wrapped so that its errors are not raised: the first one is logged.
 
-    Its next events are still told, for what keeps a sink from one event may pass. What asks the process to end
-    (KeyboardInterrupt, SystemExit) is no error.
+    It still gets all later events, since its failure may be temporary. KeyboardInterrupt and SystemExit, which ask the
+    process to end, are raised.
     """
     return sink if isinstance(sink, _Unfailing) else _Unfailing(sink)
 
 
 def silent(event: Event) -> None:
-    """The sink of callers that do not watch."""
+    """Ignore the event: the sink of callers that need none."""
     del event
 
 
 def logged(event: Event) -> None:
-    """One log line an event; per-chunk progress only at DEBUG."""
+    """Log one line per event; progress of a disk only at DEBUG."""
     level = {Notice: logging.WARNING, Copied: logging.DEBUG}.get(type(event), logging.INFO)
     LOG.log(level, "%s", line(event))
 
@@ -193,27 +193,27 @@ def json_lines(stream: TextIO) -> Report:
     clock = Clock()
 
     def report(event: Event) -> None:
-        told = {"event": type(event).__name__.lower(), "time": rfc3339(clock.now()), **asdict(event)}
-        stream.write(json.dumps(told) + "\n")
+        document = {"event": type(event).__name__.lower(), "time": rfc3339(clock.now()), **asdict(event)}
+        stream.write(json.dumps(document) + "\n")
         stream.flush()
 
     return report
 
 
 class Progress:
-    """Tells how far a disk is, a few times a second at most."""
+    """Reports the progress of a disk, a few times a second at most."""
 
     def __init__(self, disk: str, total: int, report: Report, clock: Clock) -> None:
         self.disk, self._total, self.report, self._clock = disk, total, report, clock
         self._next = clock.monotonic()
 
     def show(self, done: int, sent: int, bottleneck: str = "") -> None:
-        """`done` bytes are settled, `sent` of them sent; `bottleneck` as Copied has it."""
+        """Report progress if it is due: `done` bytes are compared, `sent` of them sent; `bottleneck` as in Copied."""
         now = self._clock.monotonic()
         if now >= self._next and done < self._total:
             self._next = now + 1 / _REPORTS_PER_SECOND
             self.report(Copied(self.disk, done, self._total, sent, bottleneck))
 
     def last(self, sent: int) -> None:
-        """All bytes are settled."""
+        """Report that all bytes are compared."""
         self.report(Copied(self.disk, self._total, self._total, sent))

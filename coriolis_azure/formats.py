@@ -1,14 +1,14 @@
-"""The formats of disk images that are not raw, told by their magic numbers. Pure.
+"""Recognizes disk image formats other than raw by their magic numbers. Pure.
 
-An image in such a format is a container: its bytes are not those of the disk, and taken for a raw disk it makes a
-machine that does not boot. Sources: QEMU's `docs/interop/qcow2.rst`, VMware's Virtual Disk Format 5.0, Microsoft's VHD
-1.0 and MS-VHDX specifications, VirtualBox's `VDICore.h`.
+An image in such a format is a container: its bytes are not those of the disk, and a machine that uses it as a raw disk
+does not boot. Sources: QEMU's `docs/interop/qcow2.rst`, VMware's Virtual Disk Format 5.0, Microsoft's VHD 1.0 and
+MS-VHDX specifications, VirtualBox's `VDICore.h`.
 """
 
 from __future__ import annotations
 
-HEAD = 1024  # bytes from the start that are looked at
-TAIL = 512  # and from the end
+HEAD = 1024  # bytes to inspect at the start
+TAIL = 512  # and at the end
 _HEADS = (
     (0, b"QFI\xfb", "qcow2"),
     (0, b"QED\0", "QED"),
@@ -22,9 +22,9 @@ _HEADS = (
 
 
 def wrapped(head: bytes, tail: bytes = b"") -> str:
-    """The format of an image that begins and ends with these bytes; "" where nothing speaks against a raw one.
+    """The format of an image that starts and ends with these bytes; "" if it may be raw.
 
-    A fixed VHD shows only at its end.
+    A fixed VHD can be recognized only by its end.
     """
     for offset, magic, name in _HEADS:
         if head[offset : offset + len(magic)] == magic:
@@ -33,6 +33,6 @@ def wrapped(head: bytes, tail: bytes = b"") -> str:
 
 
 def remedy(name: str) -> str:
-    """What to do with an image in the format that `wrapped` has found."""
-    word = {"VHD": "vpc"}.get(name, name.lower())
-    return f"Make a raw image of it: qemu-img convert -f {word} -O raw IMAGE IMAGE.raw"
+    """The remedy for an image in a format that `wrapped` has recognized."""
+    qemu_name = {"VHD": "vpc"}.get(name, name.lower())
+    return f"Convert it to a raw image: qemu-img convert -f {qemu_name} -O raw IMAGE IMAGE.raw"

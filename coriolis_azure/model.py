@@ -1,4 +1,4 @@
-"""The nouns: frozen values that go to JSON and back, so that any process can take up where another ended.
+"""The domain model: frozen values that convert to JSON and back, so that any process can resume another's work.
 
 Secrets are kept out of `repr`.
 """
@@ -14,12 +14,12 @@ Json = dict[str, Any]
 
 
 def canonical_location(name: str) -> str:
-    """A location as ARM compares it: "West Europe" and "westeurope" are one."""
+    """A location in canonical form: "West Europe" and "westeurope" are the same to ARM."""
     return name.replace(" ", "").lower()
 
 
 def at(document: Json, path: str, default: Any = None) -> Any:
-    """The value at a dotted path of a document; `default` where a part is missing or null."""
+    """The value at a dotted path of a document; `default` if a part is missing or null."""
     value: Any = document
     for part in path.split("."):
         if not isinstance(value, dict) or value.get(part) is None:
@@ -29,7 +29,7 @@ def at(document: Json, path: str, default: Any = None) -> Any:
 
 
 def must(document: Json, path: str) -> Any:
-    """The value at a dotted path; Unreadable where Azure's document lacks what nothing can be done without."""
+    """The value at a dotted path of Azure's document. Raises Unreadable if it is missing, null or ""."""
     value = at(document, path)
     if value is None or value == "":
         raise Unreadable(f"Azure's document of {document.get('id') or 'a resource'} lacks {path}")
@@ -38,10 +38,10 @@ def must(document: Json, path: str) -> Any:
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of a VM. `name` is its role in the VM: `os`, or `data-<lun>`; sizes in bytes.
+    """A disk of a VM. `name` is its role in the VM: `os`, or `data-<lun>`. Sizes are in bytes.
 
-    `bytes_per_second` is what Azure lets it read, 0 where that is not told. `unmanaged`: it is a VHD blob, whose URL
-    is its id.
+    `bytes_per_second` is Azure's throughput limit for it, 0 if unknown. An `unmanaged` disk is a VHD blob, whose URL is
+    its id.
     """
 
     id: str
@@ -61,13 +61,13 @@ class Disk:
 
     @classmethod
     def from_json(cls, raw: Json) -> Disk:
-        """The disk that `to_json` wrote down."""
+        """The disk of a machine's `to_json`."""
         return cls(**{**raw, "zones": tuple(raw["zones"])})
 
 
 @dataclass(frozen=True)
 class Nic:
-    """A network interface of a VM. `network` is `vnet/subnet`; `mac` as Azure writes it, empty before first boot."""
+    """A network interface of a VM. `network` is `vnet/subnet`; `mac` is in Azure's format, "" before the first boot."""
 
     id: str
     name: str
@@ -80,7 +80,7 @@ class Nic:
 
     @classmethod
     def from_json(cls, raw: Json) -> Nic:
-        """The NIC that `to_json` wrote down."""
+        """The NIC of a machine's `to_json`."""
         return cls(**{**raw, "private_addresses": tuple(raw["private_addresses"])})
 
 
@@ -88,7 +88,7 @@ class Nic:
 class Machine:
     """A VM as Azure describes it. The OS disk comes first, data disks follow by LUN.
 
-    `caveats` are what a person should know before moving it; `plan` is a marketplace plan, publisher:product:name.
+    `caveats` are what users should know before they move it; `plan` is a marketplace plan, publisher:product:name.
     """
 
     id: str
@@ -117,7 +117,7 @@ class Machine:
 
     @classmethod
     def from_json(cls, raw: Json) -> Machine:
-        """The machine that `to_json` wrote down."""
+        """The inverse of `to_json`."""
         return cls(
             **{
                 **raw,
@@ -131,9 +131,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Run:
-    """What all temporary resources of one run share. Enough to find and delete them from any host.
+    """What all temporary resources of a run have in common: enough to find and delete them from any host.
 
-    `pool` is set for what outlives transfers: a worker that is kept warm, or what such workers share.
+    `pool` is set for resources that outlive transfers: a reusable worker, or what such workers share.
     """
 
     id: str
@@ -150,16 +150,16 @@ class Run:
 
     @classmethod
     def from_json(cls, raw: Json) -> Run:
-        """The run that `to_json` wrote down."""
+        """The inverse of `to_json`."""
         return cls(**raw)
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known, outside of the orchestrator, of one volume that its writers cannot read back.
+    """What is recorded, outside the orchestrator, about a volume that its writers cannot read back.
 
-    `disk` is the digest of the id of the disk it is a copy of. `holds` names the state that it holds, "" where nobody
-    can say. `writer` is the run that may write to it, "" for none. `beat` changes with each sign of the writer's life.
+    `disk` is a digest of the id of the source disk. `holds` names the state that the volume holds, "" if unknown.
+    `writer` is the run that may write to it, "" for none. `beat` changes with each sign of life of the writer.
     """
 
     id: str
@@ -175,7 +175,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Worker:
-    """All that another process needs to reach a running worker and to attach disks to it."""
+    """Everything that another process needs to reach a running worker and attach disks to it."""
 
     vm: str
     address: str

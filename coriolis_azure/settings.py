@@ -1,7 +1,7 @@
-"""Settings: checked against the JSON schemas, then typed.
+"""Settings: validated against the JSON schemas, then typed.
 
-The schemas hold names, defaults and descriptions, once; the classes here only give them types. A fault is
-told as one line that names the property and what it must be.
+Only the schemas define names, defaults and descriptions; the classes here add types. Each fault is reported as one
+line that names the property and what it must be.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jsonschema.exceptions import ValidationError
 from .errors import InvalidInput
 from .model import Json, at, canonical_location
 
-# Installed, the schemas are part of the package; in a checkout they stand beside it.
+# An installed package contains the schemas; in a checkout they are beside it.
 _HERE = Path(__file__).parent
 _FOLDERS = (_HERE / "schemas", _HERE.parent / "schemas")
 
@@ -36,7 +36,7 @@ _BYTES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "K": 10**3, "M": 1
 
 @dataclass(frozen=True)
 class Connection:
-    """Which Azure, and as whom. Schema: connection_info.json."""
+    """The cloud, subscription and credentials. Schema: connection_info.json."""
 
     subscription_id: str
     tenant: str = ""
@@ -58,26 +58,29 @@ class Connection:
     @classmethod
     def from_json(cls, raw: Json) -> Connection:
         """The typed settings; InvalidInput with a line for every fault."""
-        given = checked("connection_info", raw)
-        principal, user = given.get("service_principal_credentials", {}), given.get("user_credentials", {})
-        custom = given.get("custom_cloud_properties", {})
+        settings = checked("connection_info", raw)
+        principal, user = (
+            settings.get("service_principal_credentials", {}),
+            settings.get("user_credentials", {}),
+        )
+        custom = settings.get("custom_cloud_properties", {})
         connection = cls(
-            subscription_id=given["subscription_id"],
-            tenant=given.get("tenant", "") or principal.get("tenant_id", ""),
+            subscription_id=settings["subscription_id"],
+            tenant=settings.get("tenant", "") or principal.get("tenant_id", ""),
             client_id=principal.get("client_id", ""),
             client_secret=principal.get("client_secret", ""),
             certificate_path=principal.get("client_certificate_path", ""),
             certificate_password=principal.get("client_certificate_password", ""),
             username=user.get("username", ""),
             password=user.get("password", ""),
-            default_resource_group=given.get("default_resource_group", ""),
-            cloud_profile=given["cloud_profile"],
+            default_resource_group=settings.get("default_resource_group", ""),
+            cloud_profile=settings["cloud_profile"],
             endpoints=custom.get("endpoints", {}),
             suffixes=custom.get("suffixes", {}),
             api_profile=custom.get("api_profile", "latest"),
             api_versions=custom.get("api_versions", {}),
-            allow_untrusted=given["allow_untrusted"],
-            ca_bundle=given.get("ca_bundle", ""),
+            allow_untrusted=settings["allow_untrusted"],
+            ca_bundle=settings.get("ca_bundle", ""),
         )
         faults = connection._faults()
         if faults:
@@ -85,23 +88,23 @@ class Connection:
         return connection
 
     def _faults(self) -> list[str]:
-        """What the schema cannot say."""
+        """The faults that the schema cannot express."""
         faults = []
         if self.client_id and not (self.client_secret or self.certificate_path):
             faults.append(
                 "service_principal_credentials: client_secret or client_certificate_path is missing"
             )
         if (self.client_id or self.username) and not self.tenant:
-            faults.append("tenant: is needed with service_principal_credentials and with user_credentials")
+            faults.append("tenant: is required with service_principal_credentials and user_credentials")
         if self.cloud_profile == "AzureGermanCloud":
             faults.append(
-                "cloud_profile: AzureGermanCloud was closed in October 2021; its subscriptions are gone, Azure's "
-                "locations in Germany belong to AzureCloud"
+                "cloud_profile: AzureGermanCloud was closed in October 2021 with all its subscriptions; Azure's "
+                "locations in Germany now belong to AzureCloud"
             )
         if self.cloud_profile == "CustomCloud" and not self.resource_manager:
             faults.append(
                 "custom_cloud_properties: endpoints: resource_manager_endpoint (or management_endpoint) is "
-                "needed with the cloud_profile CustomCloud"
+                "required with the cloud_profile CustomCloud"
             )
         if self.ca_bundle and not Path(self.ca_bundle).is_file():
             faults.append(f"ca_bundle: there is no file {self.ca_bundle}")
@@ -130,7 +133,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the VMs are and how the worker is made. Schema: source_environment.json."""
+    """Where the VMs are, how the worker is created, and how disks are transferred. Schema: source_environment.json."""
 
     location: str
     resource_group: str
@@ -157,7 +160,7 @@ class Environment:
 
     @property
     def worker_is_open_to_all(self) -> bool:
-        """Whether everybody may try the worker's SSH port."""
+        """Whether anybody can reach the worker's SSH port."""
         everywhere = {"*", "0.0.0.0/0", "internet"}
         allowed = {address.lower() for address in self.export_worker_allowed_addresses}
         return self.export_worker_use_fip and not allowed.isdisjoint(everywhere)
@@ -165,86 +168,86 @@ class Environment:
     @classmethod
     def from_json(cls, raw: Json, default_resource_group: str = "") -> Environment:
         """The typed settings; InvalidInput with a line for every fault."""
-        given = checked("source_environment", raw)
+        settings = checked("source_environment", raw)
         faults = []
-        group = given.get("resource_group") or default_resource_group
+        group = settings.get("resource_group") or default_resource_group
         if not group:
-            faults.append("resource_group: is needed, as the connection has no default_resource_group")
-        if not given["export_worker_use_fip"] and "export_network" not in given:
+            faults.append("resource_group: is required, as the connection has no default_resource_group")
+        if not settings["export_worker_use_fip"] and "export_network" not in settings:
             faults.append(
-                "export_network: is needed with export_worker_use_fip false: a worker in a network made "
+                "export_network: is required if export_worker_use_fip is false: without it, the worker can only be "
+                "reached at a public address"
             )
-            faults[-1] += "for the run is reached only by its public address"
-        if ("storage_account_name" in given) != ("storage_container_name" in given):
-            faults.append("storage_account_name and storage_container_name: are needed together")
+        if ("storage_account_name" in settings) != ("storage_container_name" in settings):
+            faults.append("storage_account_name and storage_container_name: must be given together")
         faults += (
             f"export_worker_allowed_addresses: {fault}"
-            for fault in _faults_of_sources(given["export_worker_allowed_addresses"])
+            for fault in _faults_of_sources(settings["export_worker_allowed_addresses"])
         )
         if faults:
             raise InvalidInput([f"source_environment: {fault}" for fault in faults])
-        image, limit = given.get("export_worker_image"), given.get("bandwidth_limit")
+        image, limit = settings.get("export_worker_image"), settings.get("bandwidth_limit")
         return cls(
-            location=canonical_location(given["location"]),
+            location=canonical_location(settings["location"]),
             resource_group=group,
-            export_worker_size=given.get("export_worker_size", ""),
+            export_worker_size=settings.get("export_worker_size", ""),
             export_worker_image=Image(**image) if image else None,
-            export_worker_encryption_at_host=given["export_worker_encryption_at_host"],
-            export_worker_disk_encryption_set=given.get("export_worker_disk_encryption_set", ""),
-            storage_account_name=given.get("storage_account_name", ""),
-            storage_container_name=given.get("storage_container_name", ""),
-            storage_use_account_key=given["storage_use_account_key"],
-            replica_export_mechanism=given["replica_export_mechanism"],
-            export_network=given.get("export_network", ""),
-            export_worker_use_fip=given["export_worker_use_fip"],
-            export_worker_allowed_addresses=tuple(given["export_worker_allowed_addresses"]),
-            export_worker_ssh_port=int(given["export_worker_ssh_port"]),
-            export_worker_data_port=int(given["export_worker_data_port"]),
-            tags=given["tags"],
-            exclude_disks=tuple(given["exclude_disks"]),
-            chunk_size_kib=int(given["chunk_size_kib"]),
-            leaf_size_kib=int(given["leaf_size_kib"]),
-            enable_transfer_compression=_COMPRESSION[given["enable_transfer_compression"]],
-            verify_disk_integrity=given["verify_disk_integrity"],
+            export_worker_encryption_at_host=settings["export_worker_encryption_at_host"],
+            export_worker_disk_encryption_set=settings.get("export_worker_disk_encryption_set", ""),
+            storage_account_name=settings.get("storage_account_name", ""),
+            storage_container_name=settings.get("storage_container_name", ""),
+            storage_use_account_key=settings["storage_use_account_key"],
+            replica_export_mechanism=settings["replica_export_mechanism"],
+            export_network=settings.get("export_network", ""),
+            export_worker_use_fip=settings["export_worker_use_fip"],
+            export_worker_allowed_addresses=tuple(settings["export_worker_allowed_addresses"]),
+            export_worker_ssh_port=int(settings["export_worker_ssh_port"]),
+            export_worker_data_port=int(settings["export_worker_data_port"]),
+            tags=settings["tags"],
+            exclude_disks=tuple(settings["exclude_disks"]),
+            chunk_size_kib=int(settings["chunk_size_kib"]),
+            leaf_size_kib=int(settings["leaf_size_kib"]),
+            enable_transfer_compression=_COMPRESSION[settings["enable_transfer_compression"]],
+            verify_disk_integrity=settings["verify_disk_integrity"],
             bandwidth_limit=rate(limit) if limit else None,
         )
 
 
-# Azure's names for ranges of addresses: VirtualNetwork, AzureDevOps, AzureCloud.WestEurope; * is any address.
+# Azure's service tags for address ranges: VirtualNetwork, AzureDevOps, AzureCloud.WestEurope; * is any address.
 _SERVICE_TAG = re.compile(r"(?!Any$)[A-Z][A-Za-z0-9]+(\.[A-Za-z0-9]+)?|internet|virtualnetwork|\*")
 
 
 def _faults_of_sources(sources: Sequence[str]) -> Iterator[str]:
-    """What Azure, or the IPv4 address of the worker, has against these as the sources of a security rule."""
+    """Yield the reasons why these cannot be the sources of a security rule for a worker with an IPv4 address."""
     networks: list[ipaddress.IPv4Network] = []
     for source in sources:
         if _SERVICE_TAG.fullmatch(source):
             if len(sources) > 1:
-                yield f"{source} stands for a range of Azure's own: give it alone, or addresses only"
+                yield f"{source} is a service tag: give it alone, or give addresses only"
             continue
         try:
             network = ipaddress.ip_network(source)
         except ValueError:
-            yield f"{source} is {_why_no_network(source)}"
+            yield f"{source} is {_why_not_a_network(source)}"
             continue
         if isinstance(network, ipaddress.IPv6Network):
             yield f"{source} is an IPv6 range, but the worker has an IPv4 address: give this host's IPv4 address"
             continue
         for other in networks:
             if network.overlaps(other):
-                wide, narrow = sorted((network, other), key=lambda one: one.prefixlen)
+                wide, narrow = sorted((network, other), key=lambda range_: range_.prefixlen)
                 yield f"{narrow} is part of {wide}: leave it out"
         networks.append(network)
 
 
-def _why_no_network(source: str) -> str:
+def _why_not_a_network(source: str) -> str:
     try:
         return f"an address within a range: write the range as {ipaddress.ip_network(source, strict=False)}"
     except ValueError:
-        return "no IPv4 address, and no range such as 192.0.2.0/24"
+        return "neither an IPv4 address nor a range such as 192.0.2.0/24"
 
 
-# What a pool's workers are made with; what is about one transfer is not.
+# The properties that the workers of a pool are created with; those that concern a single transfer are left out.
 _POOL = (
     *("location", "resource_group", "export_worker_size", "export_worker_image", "export_network"),
     *("export_worker_encryption_at_host", "export_worker_disk_encryption_set"),
@@ -254,12 +257,12 @@ _POOL = (
 
 
 def pool_schema() -> Json:
-    """The JSON schema of a pool's environment: the properties of a source environment that make a worker."""
+    """The JSON schema of a pool's environment: the properties of a source environment that concern the worker."""
     whole = schema("source_environment")
     return {
         **whole,
         "title": "Azure worker pool environment",
-        "description": "Where the workers of a pool are kept, and how they are made.",
+        "description": "Where the workers of a pool are, and how they are created.",
         "properties": {name: whole["properties"][name] for name in _POOL},
     }
 
@@ -273,7 +276,7 @@ def schema(name: str) -> Json:
 
 
 def checked(name: str, raw: Any) -> Json:
-    """`raw` with the schema's defaults filled in; InvalidInput with one line for every fault."""
+    """`raw` with the schema's defaults filled in. Raises InvalidInput with one line for every fault."""
     _check_is_text(name, raw)
     rules = schema(name)
     validator = jsonschema.Draft7Validator(rules)
@@ -285,28 +288,28 @@ def checked(name: str, raw: Any) -> Json:
 
 
 def _check_is_text(name: str, raw: Any) -> None:
-    """InvalidInput where a name or value holds half of a pair of surrogates, which JSON can escape."""
+    """Raise InvalidInput if a name or value contains a lone surrogate, which JSON can escape."""
     try:
         json.dumps(raw, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(
-            f"{name}: {error.object[error.start]!r} is no character",
-            remedy="Write the character itself in place of its \\u escape.",
+            f"{name}: {error.object[error.start]!r} is not a character",
+            remedy="Write the character itself instead of its \\u escape.",
         ) from error
 
 
 def read_json(file: Path) -> Any:
-    """The document in a settings file."""
+    """Read the document in a settings file. Raises InvalidInput if it is not readable JSON or repeats a name."""
 
-    def once(pairs: list[tuple[str, Any]]) -> Json:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> Json:
         names = [name for name, _ in pairs]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise InvalidInput(f"{file} names {twice[0]!r} twice", remedy="Remove one of the two.")
+        duplicates = [name for name in names if names.count(name) > 1]
+        if duplicates:
+            raise InvalidInput(f"{file} contains {duplicates[0]!r} twice", remedy="Remove one of the two.")
         return dict(pairs)
 
     try:
-        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
+        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{file} is not a readable JSON file: {error}") from error
     except RecursionError as error:
@@ -314,7 +317,7 @@ def read_json(file: Path) -> Any:
 
 
 def exposed(file: Path, connection_info: Any) -> list[str]:
-    """What of a connection's secrets every user of this host may read, as warnings."""
+    """Warnings about the files with a connection's secrets that every user of this host can read."""
     secrets = (
         *("service_principal_credentials.client_secret", "user_credentials.password"),
         "service_principal_credentials.client_certificate_password",
@@ -323,7 +326,7 @@ def exposed(file: Path, connection_info: Any) -> list[str]:
     files = [file] if any(at(connection_info, path) for path in secrets) else []
     files += [Path(key)] if isinstance(key, str) and key else []
     return [
-        f"every user of this host may read {path}, which holds a secret: chmod go-rwx {path}"
+        f"every user of this host can read {path}, which contains a secret: chmod go-rwx {path}"
         for path in files
         if _readable_by_all(path)
     ]
@@ -337,53 +340,54 @@ def _readable_by_all(file: Path) -> bool:
 
 
 def duration(text: str) -> float:
-    """Seconds of `90s`, `15m`, `2h`, `1d`, `0s`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if not found:
+    """The seconds in a duration such as `90s`, `15m`, `2h`, `1d` or `0s`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not match:
         raise InvalidInput(f"{text!r} is not a duration", remedy="Write a duration as 90s, 15m, 2h or 0s.")
-    seconds = float(found[1]) * _SECONDS[found[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
     if seconds > _LONGEST_SECONDS:
-        raise InvalidInput(f"{text[:40]!r} is too long a duration", remedy="Write one of 36500d at most.")
+        raise InvalidInput(f"the duration {text[:40]!r} is too long", remedy="Give at most 36500d.")
     return seconds
 
 
 def rate(text: str) -> int:
-    """Bytes a second of `50MiB/s`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]i?|)B/s", text)
-    asked = float(found[1]) * _BYTES[found[2]] if found else 0
-    if asked > _FASTEST:
+    """The bytes per second in a rate such as `50MiB/s`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]i?|)B/s", text)
+    value = float(match[1]) * _BYTES[match[2]] if match else 0
+    if value > _FASTEST:
         raise InvalidInput(
-            f"{text[:40]!r} is too high a rate", remedy="Write one of 1000GiB/s at most, or none."
+            f"the rate {text[:40]!r} is too high", remedy="Give at most 1000GiB/s, or no limit."
         )
-    per_second = round(asked)
+    per_second = round(value)
     if per_second < 1:
         number = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)i?B?(?:/s)?", text)
-        meant = f"{number[1]}{number[2] or 'M'}iB/s" if number and float(number[1]) else "50MiB/s"
+        suggestion = f"{number[1]}{number[2] or 'M'}iB/s" if number and float(number[1]) else "50MiB/s"
         raise InvalidInput(
-            f"{text!r} is not a rate", remedy=f"Write a rate with its unit, in bytes a second: {meant}."
+            f"{text!r} is not a rate",
+            remedy=f"Write a rate with its unit, in bytes per second: {suggestion}.",
         )
     return per_second
 
 
 def _line(name: str, fault: ValidationError) -> str:
-    """A fault as a person reads it: which property, what it must be; never its value, which may be a secret."""
+    """A fault for people: the property and what it must be, but never its value, which may be a secret."""
     path = ": ".join([name, *(str(part) for part in fault.absolute_path)])
     return f"{path}: {_must_be(fault)}"
 
 
 def _must_be(fault: ValidationError) -> str:
     rule: Any = fault.validator_value
-    given: Any = fault.instance
+    instance: Any = fault.instance
     match fault.validator:
         case "required":
-            missing = [key for key in rule if key not in given]
+            missing = [key for key in rule if key not in instance]
             return f"{', '.join(missing)} is missing"
         case "additionalProperties" if rule is False:
             where: Any = fault.schema
             known = where.get("properties", {})
-            return "; ".join(_unknown(key, known) for key in sorted(given) if key not in known)
+            return "; ".join(_unknown(key, known) for key in sorted(instance) if key not in known)
         case "type":
-            return f"must be of type {rule}, not {_type(given)}"
+            return f"must be of type {rule}, not {_type(instance)}"
         case "enum":
             return f"must be one of {', '.join(str(value) for value in rule)}"
         case "minLength" | "minItems":
@@ -391,7 +395,7 @@ def _must_be(fault: ValidationError) -> str:
         case "minimum" | "maximum":
             return f"must be {'at least' if fault.validator == 'minimum' else 'at most'} {rule}"
         case "pattern" if "propertyNames" in fault.absolute_schema_path:
-            return "has a name that Azure does not take as a tag, or that begins with coriolis-"
+            return "has a name that Azure does not accept for a tag, or that starts with coriolis-"
         case "pattern" if isinstance(fault.schema, dict) and "examples" in fault.schema:
             return f"must be written like {fault.schema['examples'][0]}"
         case "pattern":
@@ -400,7 +404,7 @@ def _must_be(fault: ValidationError) -> str:
 
 
 def _unknown(key: str, known: Mapping[str, Any]) -> str:
-    """A property that there is not, with the one that was probably meant."""
+    """The fault for an unknown property, with the one that was probably meant."""
     spellings = {name.replace("_", ""): name for name in known}
     near = difflib.get_close_matches(re.sub("[^a-z0-9]", "", key.lower()), spellings, n=1)
     hint = f"did you mean {spellings[near[0]]}?" if near else f"known are {', '.join(sorted(known))}"

@@ -1,4 +1,4 @@
-"""The only place on the host where this package starts threads, and where what they share gets its lock."""
+"""The only module that starts threads on this host, and the source of the locks for what they share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 
 class _Task(Generic[R]):
-    """A piece of work, done once: by a thread of the pool, or by the one that needs its result."""
+    """A piece of work that runs once: in a thread of the pool, or in the thread that needs its result."""
 
     def __init__(self, work: Callable[[], R], scope: Scope) -> None:
         self._work, self._scope = work, scope
@@ -30,13 +30,13 @@ class _Task(Generic[R]):
         self.future: Future[R] = Future()
 
     def run(self) -> None:
-        """Do it, unless somebody else does or it was cancelled."""
+        """Run the work, unless another thread does or it is cancelled."""
         if not self._claim.acquire(blocking=False) or not self.future.set_running_or_notify_cancel():
             return
         try:
             with self._scope.entered():
                 result = self._work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is due
+        except BaseException as error:  # noqa: BLE001 - raised where the result is due
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
@@ -50,14 +50,14 @@ def ordered(
     ahead: int,
     abort: Callable[[], None] | None = None,
 ) -> Generator[R, None, None]:
-    """Yield work(item) in the order of `items`, never more than `ahead` of them in memory.
+    """Yield work(item) in the order of `items`, with at most `ahead` of them in memory.
 
-    The first error is raised where its result is due. However the loop ends early (an error, an interrupt,
-    the generator being closed), what had not begun never does, its waits end, then `abort` is called, which has to
-    make running work end soon, and only then are the threads joined. Wrap it in `contextlib.closing` where the
-    body of the loop may raise: a generator that is merely dropped ends when it is collected.
+    The first error is raised where its result is due. If the loop ends early (by an error, an interrupt, or closing
+    the generator), work that has not started is dropped, waits end, and `abort` is called, which must make running
+    work end soon; then the threads are joined. Wrap the generator in `contextlib.closing` if the body of the loop may
+    raise: otherwise it ends only when it is garbage-collected.
 
-    Where the system gives no thread, the calling thread does the work.
+    If the system cannot start a thread, the calling thread does the work.
     """
     scope = Scope(clock.scope())
     pool = ThreadPoolExecutor(threads)
@@ -80,7 +80,7 @@ def ordered(
     except BaseException as error:
         for task in pending:
             task.future.cancel()
-        # After an error, what Azure has begun is seen through, so that it can be undone; an interrupt waits no more.
+        # After an error, operations in Azure are still waited for, so that they can be undone; not after an interrupt.
         (scope.hurry if isinstance(error, Exception) else scope.cancel)()
         if abort is not None:
             abort()
@@ -90,17 +90,17 @@ def ordered(
 
 
 def _submitted(pool: ThreadPoolExecutor, task: _Task[Any]) -> bool:
-    """Whether a thread will do the task."""
+    """Submit the task; return whether a thread will run it."""
     try:
         pool.submit(task.run)
-    except (RuntimeError, MemoryError) as error:  # no thread is left, or no room for its stack
-        LOG.info("working in one thread: %s", error)
+    except (RuntimeError, MemoryError) as error:  # no more threads, or no memory for the stack of one
+        LOG.info("continuing in a single thread: %s", error)
         return False
     return True
 
 
 def aside(act: Callable[[], None]) -> Callable[[], None]:
-    """Do `act` in a thread of its own; what this gives back waits for its end. It must not raise."""
+    """Run `act`, which must not raise, in a thread of its own; return a function that waits for its end."""
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread.join
@@ -108,9 +108,9 @@ def aside(act: Callable[[], None]) -> Callable[[], None]:
 
 @contextmanager
 def every(seconds: float, act: Callable[[], None], *, optional: bool = False) -> Iterator[None]:
-    """Do `act` again and again while the block runs, `seconds` apart, in a thread of its own. It must not raise.
+    """Call `act`, which must not raise, every `seconds` during the block, in a thread of its own.
 
-    Where the system gives no thread: nothing is done if it is `optional`, else the RuntimeError says so.
+    If the system cannot start a thread, an `optional` one is left out; otherwise the RuntimeError is raised.
     """
     ended = threading.Event()
 
@@ -130,13 +130,13 @@ def every(seconds: float, act: Callable[[], None], *, optional: bool = False) ->
         yield
     finally:
         ended.set()
-        thread.join(1.0)  # what it does just now may take its time
+        thread.join(1.0)  # a call in progress may take longer
 
 
 def later(seconds: float, act: Callable[[], None]) -> None:
-    """Do `act` after so many seconds, in a thread of its own, if this process lives so long. It must not raise.
+    """Call `act`, which must not raise, after `seconds`, in a thread of its own, unless the process ends before.
 
-    Where the system gives no thread it is done at once.
+    If the system cannot start a thread, it is called at once.
     """
     timer = threading.Timer(seconds, act)
     timer.daemon = True
@@ -148,7 +148,7 @@ def later(seconds: float, act: Callable[[], None]) -> None:
 
 @contextmanager
 def within(seconds: float, act: Callable[[], None]) -> Iterator[None]:
-    """Do `act`, in a thread of its own, where the block takes longer than that. It must not raise."""
+    """Call `act`, which must not raise, in a thread of its own if the block takes longer than `seconds`."""
     timer = threading.Timer(seconds, act)
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""TLS sockets of ours: closed where they fail, and not when the garbage collector comes by."""
+"""A TLS socket that is closed as soon as it fails, instead of when it is garbage-collected."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class Socket(ssl.SSLSocket):
-    """What an SSLContext makes of a connection, as its `sslsocket_class`.
+    """The `sslsocket_class` for our SSLContexts.
 
-    Python before 3.11.8 and 3.12.2 forgets to close what its peer has reset before the handshake began
-    (https://github.com/python/cpython/issues/113280): it looks with `recv` whether anything came yet.
+    Python before 3.11.8 and 3.12.2 does not close a socket that the peer reset before the handshake began
+    (https://github.com/python/cpython/issues/113280). It calls `recv` then, to look for early data.
     """
 
     def recv(self, *args: Any, **options: Any) -> bytes:
-        """As of any socket; one that is reset is closed."""
+        """Receive as usual, but close the socket if the connection fails."""
         try:
             return super().recv(*args, **options)
         except ConnectionError:

@@ -349,7 +349,7 @@ def test_v_counts_wherever_it_is_given(served: Path) -> None:
 def test_a_limit_without_a_unit_says_what_is_meant(settings: list[str], tmp_path: Path) -> None:
     failed = run("replicate", *settings, "web", "--to", tmp_path / "images", "--limit", "10", check=2)
     assert "--limit: '10' is not a rate" in failed.stderr
-    assert "in bytes a second: 10MiB/s." in failed.stderr
+    assert "in bytes per second: 10MiB/s." in failed.stderr
     assert not (tmp_path / "images").exists()
     run("replicate", *settings, "web", "--to", tmp_path / "images", "--limit", "10MiB/s")
 

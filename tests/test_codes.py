@@ -50,10 +50,10 @@ EXPLAINED = """
     DenyAssignmentAuthorizationFailed ResourceReadFailed
 """
 
-# What a remedy's sentences may begin with: the person is told to do something.
+# What a remedy's sentences may begin with, after a condition or not: the person is told to do something.
 IMPERATIVES = """
-    Accept Add Allow Ask Check Choose Complete Correct Delete Detach End Explain Find Free Get Give Go Have Leave Let
-    Look Name Read Register Remove Rename Report Run Satisfy Set Sign Use Wait Try
+    accept add allow ask check choose complete comply continue correct delete detach end explain find free get give
+    have leave let look name read register remove rename report run satisfy set sign use wait try
 """
 
 
@@ -77,7 +77,9 @@ def test_a_remedy_tells_a_person_to_do_something(code: codes.Code) -> None:
     assert code.meaning.endswith(".")
     assert code.remedy.endswith(".")
     for sentence in code.remedy.removesuffix(".").split(". "):
-        assert sentence.split()[0].rstrip(",") in IMPERATIVES.split(), sentence
+        request = sentence.split(", ", 1)[1] if sentence.startswith(("If ", "For ")) else sentence
+        request = request.removeprefix("Otherwise ")
+        assert request.split()[0].rstrip(",").lower() in IMPERATIVES.split(), sentence
 
 
 def test_codes_are_found_whatever_their_case_and_guessed_at_when_misspelt() -> None:

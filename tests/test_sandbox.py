@@ -617,7 +617,7 @@ def test_an_image_that_is_not_raw_is_named_and_the_remedy_makes_it_raw(
     with pytest.raises(errors.InvalidInput, match=rf"image is a {name} image, not a raw one") as refusal:
         sandbox.add_vm("web", folder / "image")
     assert sandbox.resources() == before
-    remedy = refusal.value.remedy.partition("raw image of it: ")[2].replace("IMAGE", "image").split()
+    remedy = refusal.value.remedy.partition("to a raw image: ")[2].replace("IMAGE", "image").split()
     subprocess.run([program, *remedy[1:]], cwd=folder, check=True)
     sandbox.add_vm("web", folder / "image.raw")
     assert sandbox.content("web", "os").read_bytes().startswith(raw.read_bytes())

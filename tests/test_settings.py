@@ -65,13 +65,13 @@ def test_what_cannot_be_the_name_of_a_resource_group_is_refused(group: str) -> N
 
 @pytest.mark.parametrize("raw", [{"location": "\ud800"}, {"\udfff": 1}])
 def test_half_a_character_is_refused(raw: dict[str, Any]) -> None:
-    assert "is no character" in faults(settings.Environment, DOCUMENTED | raw)[0]
+    assert "is not a character" in faults(settings.Environment, DOCUMENTED | raw)[0]
 
 
 def test_a_setting_that_a_file_names_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "environment.json"
     file.write_text('{"location": "westus", "more": [{"a": 1, "a": 2}]}')
-    with pytest.raises(InvalidInput, match="names 'a' twice"):
+    with pytest.raises(InvalidInput, match="contains 'a' twice"):
         settings.read_json(file)
 
 
@@ -150,7 +150,7 @@ def test_a_wrong_connection_is_explained(change: dict[str, Any], line: str) -> N
 @pytest.mark.parametrize(
     ("environment", "line"),
     [
-        ({"location": "w"}, "source_environment: resource_group: is needed"),
+        ({"location": "w"}, "source_environment: resource_group: is required"),
         (
             {"location": "w", "resource_group": "g", "export_worker_use_fip": False},
             "source_environment: export_network",
@@ -229,7 +229,7 @@ def test_a_setting_that_is_near_to_none_is_told_which_there_are() -> None:
 def test_a_rate_without_a_unit_says_what_may_be_meant(rate: str, meant: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         settings.rate(rate)
-    assert caught.value.remedy == f"Write a rate with its unit, in bytes a second: {meant}."
+    assert caught.value.remedy == f"Write a rate with its unit, in bytes per second: {meant}."
     assert settings.rate(meant) > 0
     (fault,) = faults(settings.Environment, {"location": "w", "resource_group": "g", "bandwidth_limit": rate})
     assert fault == "source_environment: bandwidth_limit: must be written like 50MiB/s"
@@ -243,15 +243,15 @@ PLACE = {"location": "w", "resource_group": "g"}
     [
         (["192.0.2.1", "2001:db8::1"], "2001:db8::1 is an IPv6 range, but the worker has an IPv4 address"),
         (["::/0"], "::/0 is an IPv6 range"),
-        (["192.0.2.1", "VirtualNetwork"], "VirtualNetwork stands for a range of Azure's own: give it alone"),
-        (["*", "192.0.2.1"], r"\* stands for a range of Azure's own"),
-        (["192.168.0.0/34"], "192.168.0.0/34 is no IPv4 address, and no range such as 192.0.2.0/24"),
+        (["192.0.2.1", "VirtualNetwork"], "VirtualNetwork is a service tag: give it alone"),
+        (["*", "192.0.2.1"], r"\* is a service tag"),
+        (["192.168.0.0/34"], "192.168.0.0/34 is neither an IPv4 address nor a range such as 192.0.2.0/24"),
         (["20.20.20.20/16"], "an address within a range: write the range as 20.20.0.0/16"),
-        (["office.example.com"], "office.example.com is no IPv4 address"),
-        (["backup-host"], "backup-host is no IPv4 address"),
-        (["Any"], "Any is no IPv4 address"),
-        ([" 192.0.2.1"], "is no IPv4 address"),
-        (["192.0.2.1-192.0.2.9"], "is no IPv4 address"),
+        (["office.example.com"], "office.example.com is neither an IPv4 address"),
+        (["backup-host"], "backup-host is neither an IPv4 address"),
+        (["Any"], "Any is neither an IPv4 address"),
+        ([" 192.0.2.1"], "is neither an IPv4 address"),
+        (["192.0.2.1-192.0.2.9"], "is neither an IPv4 address"),
         (["10.0.0.0/8", "192.0.2.1", "10.1.0.0/16"], "10.1.0.0/16 is part of 10.0.0.0/8: leave it out"),
         (["192.0.2.1", "192.0.2.1"], "192.0.2.1/32 is part of 192.0.2.1/32"),
     ],

@@ -427,9 +427,9 @@ def dynamic(azure: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (footerless, "does not end with the footer of a VHD"),
-        (damaged, "the checksum does not fit"),
-        (of_another_size, "speaks of 7340032 bytes"),
+        (footerless, "does not end with a VHD footer"),
+        (damaged, "the checksum does not match"),
+        (of_another_size, "gives a size of 7340032 bytes"),
         (dynamic, "a dynamic VHD, not a fixed one"),
     ],
 )

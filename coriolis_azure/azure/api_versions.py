@@ -76,7 +76,7 @@ class ApiVersions(HTTPPolicy[Any, Any]):
         return self._settings.get(type_, self._settings.get(_namespace(type_), ""))
 
     def _chosen(self, type_: str, requested: str) -> str:
-        """`requested` if it is offered, else the newest older version, else the oldest one."""
+        """`requested` if it is offered or nothing is known, else the newest older version, else the oldest one."""
         by_type = self._offered.get(_namespace(type_), {})
         offered = by_type.get(type_) or by_type.get(f"{_namespace(type_)}/locations", [])
         final = [version for version in offered if len(version) == len("2024-01-01")]  # no previews

@@ -101,8 +101,8 @@ def _plain(value: Any, promised: Any, where: str) -> Any:
 def _a(kind: type | tuple[type, ...], value: Any, where: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds: Iterable[type] = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join(_WORDS[one] for one in kinds)
-        raise Unreadable(f"{where or 'the document'} is {_word(value)} where Azure documents {wanted}")
+        expected = " or ".join(_WORDS[kind_] for kind_ in kinds)
+        raise Unreadable(f"{where or 'the document'} is {_word(value)} where Azure documents {expected}")
     return value
 
 

@@ -22,14 +22,14 @@ def machines(azure: Azure, settings: Mapping[str, Any]) -> list[Json]:
     """
     group, location = settings.get("resource_group"), settings.get("location")
     listed = azure.resources("vm", group) if group else azure.everywhere("vm")
-    here = [
+    matches = [
         vm
         for vm in listed
         if not location or canonical_location(vm["location"]) == canonical_location(location)
     ]
-    if location and not here:
+    if location and not matches:
         check_location(location, _locations(azure))
-    return sorted(here, key=lambda vm: str(vm["id"]).lower())
+    return sorted(matches, key=lambda vm: str(vm["id"]).lower())
 
 
 def check_location(location: str, offered: Collection[str]) -> None:

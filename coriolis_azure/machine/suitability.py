@@ -89,7 +89,7 @@ def caveats(vm: Json, disks: Sequence[Json]) -> tuple[str, ...]:
 
 
 def _encryption(vm: Json, disks: Sequence[Json]) -> list[str]:
-    found = []
+    notes = []
     inside = {
         disk.get("name", "")
         for disk in at(vm, "properties.instanceView.disks", [])
@@ -99,22 +99,22 @@ def _encryption(vm: Json, disks: Sequence[Json]) -> list[str]:
     if not inside and _has_encryption_extension(vm):
         inside = {"its disks"}
     if inside:
-        found.append(
+        notes.append(
             f"Azure Disk Encryption is on for {_listed(inside)}: the encrypted content is copied as it is, and the "
             "machine will not boot elsewhere without its keys. Decrypt first, or have the keys at hand."
         )
     keyed = {_name(disk) for disk in disks if at(disk, "properties.encryption.diskEncryptionSetId")}
     if keyed:
-        found.append(
+        notes.append(
             f"{_with_verb(keyed, 'uses', 'use')} customer-managed keys: copies use the same disk encryption set, and "
             "the identity needs Microsoft.Compute/diskEncryptionSets/read. The replica itself is not encrypted."
         )
     if security_type(vm, disks) == "TrustedLaunch":
-        found.append(
+        notes.append(
             "Trusted Launch: the virtual TPM is not copied. Disks sealed to it (BitLocker, LUKS with TPM) ask for "
             "their recovery key at the first boot elsewhere."
         )
-    return found
+    return notes
 
 
 def _has_encryption_extension(vm: Json) -> bool:
@@ -128,73 +128,73 @@ def _has_encryption_extension(vm: Json) -> bool:
 
 
 def _consistency(vm: Json, disks: Sequence[Json]) -> list[str]:
-    found = []
+    notes = []
     going = {
         at(entry, "name") or f"LUN {at(entry, 'lun', '?')}"
         for entry in at(vm, "properties.storageProfile.dataDisks", [])
         if leaving(entry)
     }
     if going:
-        found.append(f"{_with_verb(going, 'is being', 'are being')} detached from the VM and not copied.")
+        notes.append(f"{_with_verb(going, 'is being', 'are being')} detached from the VM and not copied.")
     shared = {_name(disk) for disk in disks if at(disk, "properties.maxShares", 1) > 1}
     if shared:
-        found.append(
+        notes.append(
             f"{_with_verb(shared, 'is', 'are')} shared between VMs: a copy may contain writes in progress from any "
             "of them. Stop the cluster's writes for the last run."
         )
     if len(disks) > 1 and power_state(vm) == "running":
-        found.append(
+        notes.append(
             "The VM is running and has several disks: their snapshots are taken at nearly, but not exactly, the same "
             "time. Shut it down for the last run."
         )
     if power_state(vm) == "stopped":
-        found.append("The VM is stopped but not deallocated: it is still billed.")
-    return found
+        notes.append("The VM is stopped but not deallocated: it is still billed.")
+    return notes
 
 
 def _state(vm: Json) -> list[str]:
-    found = []
+    notes = []
     if _status(vm, "HibernationState") == "hibernated":
-        found.append(
+        notes.append(
             "The VM is hibernated: its OS disk, and so the replica, holds the content of its memory. Start the VM and "
             "shut it down before the last run."
         )
     if _status(vm, "OSState") == "generalized":
-        found.append(
+        notes.append(
             "The VM is generalized: its system is prepared as an image, so the replica's first boot runs the setup."
         )
     if _is(at(vm, "properties.provisioningState", ""), "Failed"):
-        found.append(
+        notes.append(
             "Azure's last operation on the VM failed: Azure's description of it may be wrong. Reapply the VM "
             "(`az vm reapply`) and compare its disks before the last run."
         )
-    return found
+    return notes
 
 
 def _licences(vm: Json, disks: Sequence[Json]) -> list[str]:
     """Caveats about software licences that are paid for through Azure and stay there."""
-    found, type_ = [], licence(vm)
+    notes, type_ = [], licence(vm)
     if vm.get("plan"):
-        found.append(
+        notes.append(
             f"The VM was created from the marketplace offer {at(vm, 'plan.product', '?')}: its licence may not cover "
             "running it elsewhere."
         )
     if _is(type_, "Windows_Server", "Windows_Client") or type_.upper().endswith("_BYOS"):
-        return found  # the customer's own licence, which can be used elsewhere
+        return notes  # the customer's own licence, which can be used elsewhere
     system = at(vm, "properties.storageProfile.osDisk.osType", "")
     if type_:
-        found.append(
+        notes.append(
             f"The licence {type_} is paid for through Azure: elsewhere the machine needs a licence of its own."
         )
     elif _is(system, "Windows"):
-        found.append(
+        notes.append(
             "Its Windows is licensed through Azure: elsewhere the machine needs a licence of its own."
         )
     elif vendor := _subscription_vendor(vm, disks):
-        found.append(
+        notes.append(
             f"Its {vendor} subscription is paid for through Azure: elsewhere the machine needs its own to get updates."
         )
-    return found
+    return notes
 
 
 def _subscription_vendor(vm: Json, disks: Sequence[Json]) -> str:
@@ -212,10 +212,10 @@ def _subscription_vendor(vm: Json, disks: Sequence[Json]) -> str:
 
 
 def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
-    found = []
+    notes = []
     large = {_name(disk) for disk in disks if at(disk, "properties.creationData.logicalSectorSize") == 4096}
     if large:
-        found.append(
+        notes.append(
             f"{_with_verb(large, 'has', 'have')} 4096-byte sectors: the partitions will not be found on a destination "
             "with 512-byte sectors."
         )
@@ -228,21 +228,21 @@ def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
         if at(entry, "writeAcceleratorEnabled", False)
     }
     if accelerated:
-        found.append(
+        notes.append(
             f"{_with_verb(accelerated, 'uses', 'use')} Write Accelerator: Azure may not be able to take a snapshot. "
             "Turn it off for the runs if that fails."
         )
     if edge := at(vm, "extendedLocation.name", ""):
-        found.append(
+        notes.append(
             f"The VM is in the edge zone {edge}, where no worker can be created: Azure may refuse to copy its disks."
         )
     if _is(at(vm, "properties.priority", ""), "Spot", "SpotPlus", "Low"):
-        found.append("The VM is a Spot VM: Azure may evict it at any time; its disks stay.")
+        notes.append("The VM is a Spot VM: Azure may evict it at any time; its disks stay.")
     if _is(at(vm, "properties.storageProfile.diskControllerType", ""), "NVMe"):
-        found.append(
+        notes.append(
             "The VM sees its disks as NVMe devices: its fstab must not contain /dev/nvme names when it runs elsewhere."
         )
-    return found
+    return notes
 
 
 def _is(text: str, *values: str) -> bool:

@@ -1,4 +1,4 @@
-"""Finds the holders of a resource: the resources that use it, without whose removal Azure does not delete it.
+"""Finds the holders of a resource: the resources that use it and that keep Azure from deleting it.
 
 They are read from the resource's own document, which contains their ids. Azure's messages contain them too, but are
 meant for people.

@@ -99,7 +99,7 @@ _SUBNET_ID = re.compile(
 
 
 def _own_subnet(subscription: str, id: str) -> str:
-    """`id`, if it is the id of a subnet in this subscription: Azure connects VMs only to networks of their own one."""
+    """`id`, if it names a subnet in this subscription: Azure connects VMs only to networks of the same subscription."""
     match = _SUBNET_ID.fullmatch(id)
     if not match:
         raise InvalidInput(
