@@ -41,10 +41,11 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.events import Progress, silent
 from coriolis_azure.readers.flow import Flow
 from coriolis_azure.readers.pages import PageReader
-from coriolis_azure.replica.blob import BlobFolder
+from coriolis_azure.replica.container import BlobFolder
 from coriolis_azure.replica.digests import Digests
-from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import ZERO, Manifest
+from coriolis_azure.replica.replica import Replica
 from coriolis_azure.settings import Connection
 from coriolis_azure.threads import ordered
 
@@ -193,10 +194,11 @@ def write_one(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
 def read_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
     """As a VHD is read that cannot be imported: pages listed, eight requests at a time, hashed, into a raw image."""
     size = image.stat().st_size
-    with Image(result) as raw:
+    with Replica(FileMedium(result)) as raw:
         reader = PageReader(blob, Flow("os", silent, Clock()))
         progress = Progress("os", size, silent, Clock())
         transfer.copy(reader, raw.known("id", size, CHUNK, True), raw, progress, verify=False)
+        raw.publish()
 
 
 def read_sdk(storage: Storage, blob: Blob, image: Path, result: Path) -> None:

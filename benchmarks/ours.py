@@ -21,7 +21,8 @@ from coriolis_azure.readers import conversation, rate_limiter, ssh
 from coriolis_azure.readers.agents import AgentReader
 from coriolis_azure.readers.channel import Direct
 from coriolis_azure.readers.flow import Flow
-from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.files import FileMedium
+from coriolis_azure.replica.replica import Replica
 from coriolis_azure.threads import ordered
 
 
@@ -51,9 +52,9 @@ def main(task: dict[str, Any]) -> None:
         )
         name, line = Path(target).name, ssh.Line(worker, clock, report, ssh.WINDOW // beside)
         reader = AgentReader(line.agent, job, Flow(name, report, clock, limiter), direct, line.close)
-        with Image(Path(target)) as destination:
+        with Replica(FileMedium(Path(target))) as destination:
             base = destination.known("id", size, task.get("chunk", 1 << 20), task.get("full", False))
-            return transfer.copy(
+            outcome = transfer.copy(
                 reader,
                 base,
                 destination,
@@ -61,6 +62,8 @@ def main(task: dict[str, Any]) -> None:
                 verify=task.get("verify", False),
                 concurrent=beside,
             )
+            destination.publish()
+        return outcome
 
     at_once = transfer.at_once(task.get("chunk", 1 << 20))
     beside = min(at_once, len(task["disks"]))

@@ -39,8 +39,9 @@ import worker
 
 from coriolis_azure.events import counted
 from coriolis_azure.replica.digests import Digests
-from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import DIGEST
+from coriolis_azure.replica.replica import Replica
 
 MIB = 1 << 20
 HERE = Path(__file__).parent
@@ -469,9 +470,10 @@ def memory(bench: Bench) -> None:
     many, target = bench.size // 512, bench.folder / "many.raw"
     with small.open("wb") as file:
         file.truncate(many * 4096)
-    with Image(target) as image_of_many:
+    with Replica(FileMedium(target)) as image_of_many:
         nothing = image_of_many.known("id", many * 4096, 4096, True)
         image_of_many.commit(replace(nothing, digests=Digests(os.urandom(DIGEST * many))))
+        image_of_many.publish()
     peaks(bench, OURS, f"as many chunks as {many / MIB:g} TiB has", [(small, target)], port=PORT, chunk=4096)
     small.unlink()
 

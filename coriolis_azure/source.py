@@ -38,7 +38,7 @@ from .events import Copied, Notice, Report, Step, Waiting, counted, silent, unfa
 from .machine import inspection, listing
 from .model import Disk, Json, Machine, Run, Worker
 from .replica import destinations, places, sets, verification
-from .replica.blob import BlobFolder
+from .replica.container import BlobFolder
 from .run import attached_disks, cleanup
 from .run.interrupts import shielded
 from .run.journal import Journal, default_folder

@@ -132,6 +132,7 @@ class _Copy:
         """Keep what has been settled, and show it."""
         if done.digest is not None:
             self._base.digests.put(done.index, done.digest * done.count)
+            self._destination.settle(self._base, done.index, done.count)
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
         settled = self._sent + self._zero + self._skipped

@@ -110,13 +110,6 @@ def image(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def small_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions of 1 MiB, so that images of a few MiB have several."""
-    monkeypatch.setattr("coriolis_azure.replica.image.REGION", MIB)
-    monkeypatch.setattr("coriolis_azure.replica.blob.REGION", MIB)
-
-
-@pytest.fixture
 def told() -> list[Event]:
     """What `source` reported."""
     return []

@@ -21,9 +21,9 @@ from coriolis_azure.readers.agents import AgentReader
 from coriolis_azure.readers.conversation import Job
 from coriolis_azure.readers.flow import Flow
 from coriolis_azure.replica import manifest as manifests
-from coriolis_azure.replica.image import Image
 from coriolis_azure.source import Source  # with all SDKs, whose memory counts too
 from harness.copies import by_agent
+from harness.images import Image
 from harness.pipes import Pipes
 
 MIB = 1 << 20

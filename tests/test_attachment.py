@@ -13,7 +13,7 @@ from coriolis_azure.events import Event, Notice, silent
 from coriolis_azure.machine import cloning
 from coriolis_azure.model import Worker
 from coriolis_azure.readers import ssh
-from coriolis_azure.replica import places
+from coriolis_azure.replica import places, sets
 from coriolis_azure.run import attached_disks
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Sandbox
@@ -64,7 +64,9 @@ def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
     dies_with_a_clone(0)
     boot = boot_of(reader)
     with places.open(str(tmp_path / "images"), silent, source.storage) as folder:
-        source.resume(source.new_run(machine), reader, machine, disks, folder)
+        record = sets.begin(folder, machine.id, sets.Begun("run", "now", ("os",)))
+        (outcome,) = source.resume(source.new_run(machine), reader, machine, disks, folder)
+        sets.complete(folder, record, {"os": outcome.manifest.root()})
     assert (tmp_path / "images/os.raw").read_bytes() == content.read_bytes()
     assert (boot_of(reader) != boot, luns(source, reader)) == (True, [])
     assert any("of another run attached" in event.text for event in told if isinstance(event, Notice))

@@ -14,9 +14,9 @@ from coriolis_azure.agent.tls import Listener, Tls
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers.channel import Direct
 from coriolis_azure.readers.conversation import Job
-from coriolis_azure.replica.image import Image
 from harness.copies import by_agent
 from harness.direct import ADDRESS, CHUNK, Worker, copied
+from harness.images import Image
 
 
 @pytest.fixture

@@ -48,4 +48,4 @@ def test_no_code_asks_for_a_fact_by_its_key() -> None:
     package = Path(errors.__file__).parent
     texts = {path: path.read_text() for path in package.rglob("*.py") if path.name != "errors.py"}
     found = {path.relative_to(package).as_posix() for path, text in texts.items() if ".facts" in text}
-    assert {path for path in found if not path.startswith("replica/")} == set()
+    assert found == set()

@@ -7,8 +7,8 @@ import traceback
 from pathlib import Path
 
 import coriolis_azure
-from coriolis_azure.replica.image import Image
 from harness.copies import CHUNK, by_agent, job
+from harness.images import Image
 from harness.pipes import Pipes
 
 PACKAGE = str(Path(coriolis_azure.__file__).parent)

@@ -20,8 +20,8 @@ from coriolis_azure import sandbox, settings
 from coriolis_azure.errors import CoriolisAzureError, HostExhausted, InvalidInput, exhausted
 from coriolis_azure.events import Event, Step
 from coriolis_azure.model import Run
-from coriolis_azure.replica.image import Image
 from coriolis_azure.run.journal import Journal
+from harness import image_runs
 from harness.processes import Forked, command
 
 pytestmark = pytest.mark.slow
@@ -81,8 +81,7 @@ def starved(line: list[str], free: int) -> None:
 
 @pytest.mark.parametrize("free", range(4))
 def test_no_descriptor_is_left(tmp_path: Path, free: int) -> None:
-    with Image(tmp_path / "os.raw") as image:
-        image.known("id", 1 << 20, 1 << 16, False)
+    image_runs.run(tmp_path / "os.raw", {0: image_runs.A})
     with Forked(starved, ["verify", str(tmp_path)], free) as process:
         out, errors = process.communicate(60)
     assert process.returncode in (2, 5), errors

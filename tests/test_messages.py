@@ -60,7 +60,7 @@ COMMANDS = dict(commands(entry.cli))
 
 def test_all_remedies_are_found() -> None:
     assert len(REMEDIES) > 200
-    assert {"errors.py", "image.py", "transport.py", "network.py"} <= {
+    assert {"errors.py", "files.py", "transport.py", "network.py"} <= {
         place.partition(":")[0] for place, _ in REMEDIES
     }
 

@@ -16,7 +16,7 @@ from coriolis_azure import settings
 from coriolis_azure.errors import CoriolisAzureError, CorruptChunk, InvalidInput, NotFound, Unsupported
 from coriolis_azure.events import silent
 from coriolis_azure.replica import places
-from coriolis_azure.replica.image import ImageFolder
+from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 from harness.constants import GROUP, MIB

@@ -24,12 +24,12 @@ from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, Waiting, silent
 from coriolis_azure.readers import keys, ssh
-from coriolis_azure.replica.image import Image
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from harness.clocks import Held
 from harness.constants import MIB
 from harness.copies import CHUNK, LEAF, Lying, by_agent, change, job, replicate
+from harness.images import Image
 from harness.pipes import Pipes
 from harness.relay import Relay
 

@@ -16,7 +16,7 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import silent
 from coriolis_azure.replica import places, sets, statefiles
-from coriolis_azure.replica.image import ImageFolder
+from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.verification import verify
 from harness.block_devices import command
 from harness.image_runs import CHUNK, SIZE, A, B, holds, run
@@ -41,12 +41,21 @@ def whole_run(folder: Path) -> None:
     """All that a run does in a folder of images, with a change."""
     with ImageFolder(folder) as images:
         images.claim(VM)
+        sets.begin(images, VM, sets.Begun("run", "2026-01-02T00:00:00Z", ("os",)))
         images.reserve(["os"])
     run(folder / "os.raw", {0: B})
 
 
-READ = [".lock", ".run", ".vm", "os.raw", "os.raw.manifest", "os.raw.dirty"]
-REPLACED = [".vm.new", "os.raw.manifest.new", "os.raw.grains"]  # or done without
+READ = [".lock", ".run", ".vm", "os.raw", "os.raw.manifest", "os.raw.draft"]
+# or done without
+REPLACED = [
+    ".vm.new",
+    "os.raw.manifest.new",
+    "os.raw.grains",
+    "os.raw.redo",
+    "os.raw.index",
+    "replica.json.new",
+]
 
 
 @pytest.mark.parametrize("name", READ + REPLACED)
@@ -106,16 +115,17 @@ def test_all_files_are_for_their_owner_whatever_the_umask(tmp_path: Path, mask: 
             with images.disk("os") as image:
                 image.known("id", SIZE, CHUNK, False)
                 image.intend(0, CHUNK)
+                image.write(0, B)
                 modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()}
     finally:
         os.umask(before)
-    assert modes.keys() >= {".lock", ".run", ".vm", "os.raw", "os.raw.manifest", "os.raw.dirty"}
+    assert modes.keys() >= {".lock", ".run", ".vm", "os.raw.partial", "os.raw.index", "os.raw.draft"}
     assert set(modes.values()) == {0o600}
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
 def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder: Path) -> None:
-    for name in (".vm", "os.raw.dirty"):
+    for name in (".vm", "os.raw.draft"):
         (folder / name).unlink(missing_ok=True)
         os.mkfifo(folder / name)
         with pytest.raises(InvalidInput, match="not a regular file"):

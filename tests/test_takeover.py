@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.azure.client import Azure
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import CoriolisAzureError, DestinationFailed
-from coriolis_azure.replica import blob
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
 from harness.battles import honest, served
@@ -29,7 +27,7 @@ from harness.processes import Forked
 from harness.replica_runs import CHUNK, SIZE, A, B, expected, run
 from harness.replicas import ACCOUNT, AzuriteOnly, BlobPlace, SandboxPlace, azurite, azurite_program
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_regions")]
+pytestmark = [pytest.mark.slow]
 
 FIRST, SECOND, LAST = {0: A, 1: B, 20: A}, {0: B, 1: B, 20: B, 31: A}, {0: A, 1: A, 20: A}
 
@@ -171,19 +169,10 @@ def host(place_of: Callable[..., BlobPlace], settings: tuple[Any, ...], stop: tu
 
     for name in ("write", "put", "set_metadata"):
         setattr(blobs.Blob, name, stopping(name))
-    with small():
-        try:
-            run(place, SECOND)
-        except DestinationFailed as error:
-            raise SystemExit(error.exit_code) from None
-
-
-@contextmanager
-def small() -> Iterator[None]:
-    """Regions of 1 MiB in that process, too."""
-    before, blob.REGION = blob.REGION, 1 << 20
-    yield
-    blob.REGION = before
+    try:
+        run(place, SECOND)
+    except DestinationFailed as error:
+        raise SystemExit(error.exit_code) from None
 
 
 def in_sandbox(connection: dict[str, Any]) -> BlobPlace:

@@ -16,12 +16,14 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput, NotFound
 from coriolis_azure.events import silent
 from coriolis_azure.replica import places, sets, verification
-from coriolis_azure.replica.image import Image
+from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.verification import Verdict
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 from harness.constants import MIB
 from harness.copies import CHUNK, by_agent, job
+from harness.image_runs import B, bring, put
+from harness.images import Image
 from harness.pipes import Pipes
 from harness.replicas import SandboxPlace
 
@@ -110,31 +112,50 @@ def test_an_image_of_another_size_is_not_as_it_was(images: Path, size: int) -> N
     assert (verdict.verified, verdict.bad_offset) == (False, min(size, SIZE))
 
 
-def test_what_a_dead_run_was_writing_is_not_verified(images: Path) -> None:
+def test_a_run_that_died_takes_nothing_from_the_last_good_one(images: Path) -> None:
     with Image(images / "os.raw") as image:
-        image.known("id", SIZE, CHUNK, False)
-        image.intend(CHUNK, 1)
+        base = image.known("id", SIZE, CHUNK, False)
+        put(image, base, 1, bytes(CHUNK))
+    assert [verdict.verified for verdict in verify(images).values()] == [True, True]
+    assert command(images).returncode == 0
+
+
+def test_what_a_dead_run_of_an_earlier_build_was_writing_is_not_verified(images: Path) -> None:
+    """It wrote the image itself, and left a list of where."""
+    (images / "os.raw.dirty").write_text("dirty regions of 67108864 bytes\n000000000000\n")
     verdicts = verify(images)
     assert verdicts["os"].verified is None
     assert "did not end well" in verdicts["os"].reason
-    assert verdicts["os"].unknown_bytes == SIZE  # all of it is in one region
+    assert verdicts["os"].unknown_bytes == SIZE
     assert verdicts["data-0"].verified is True
     assert command(images).returncode == 2
 
 
-def test_an_image_that_a_dead_run_had_only_begun_is_not_verified(images: Path) -> None:
-    """Killed between the first state and the file's size."""
-    path = images / "os.raw"
-    for kept in images.glob("os.raw*"):
-        kept.unlink()
+def test_a_switch_that_was_not_finished_is_told(images: Path, tmp_path: Path) -> None:
+    def dies_after_the_record(folder: ImageFolder, text: bytes) -> None:
+        keep_record(folder, text)
+        if json.loads(text)["begun"] is None:
+            os._exit(9)
+
+    keep_record = ImageFolder.keep_record
     child = os.fork()
     if not child:
-        os.ftruncate = lambda fd, size: os._exit(9)
-        Image(path).known("id", SIZE, CHUNK, False)
+        ImageFolder.keep_record = dies_after_the_record
+        with ImageFolder(images) as place:
+            record = sets.begin(place, "/vm", sets.Begun("run", "2026-01-02T00:00:00Z", ("os", "data-0")))
+            roots = {
+                name: bring(place.disk(name), {1: B}, size=SIZE, chunk=CHUNK)[1].root()
+                for name in place.names()
+            }
+            sets.complete(place, record, roots)
+        os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    verdict = verify(images)["os"]
-    assert (verdict.verified, verdict.unknown_bytes) == (None, SIZE)
-    assert "did not end well" in verdict.reason
+    found = verify(images)["replica"]
+    assert found.verified is False
+    assert "died while it brought data-0, os" in found.reason
+    assert command(images).returncode == 5
+    ImageFolder(images).close()  # as a run does it first
+    assert command(images).returncode == 0
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "altered"])

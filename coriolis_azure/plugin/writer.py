@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from ..azure import names
 from ..clock import Clock
@@ -28,15 +28,18 @@ from ..errors import CoriolisAzureError, DestinationFailed, DisksChanged, Invali
 from ..events import Notice, Report, silent
 from ..model import Disk
 from ..replica.destinations import Content, Destination
-from ..replica.image import Image, State
+from ..replica.files import FileMedium, FileStore
+from ..replica.grains import Grains
 from ..replica.manifest import UNKNOWN, ZERO, Manifest
+from ..replica.medium import Document, Stamp
+from ..replica.replica import Kept, Replica
 from ..replica.runmark import RunMark
 from ..threads import Lock, every, later, ordered
 from . import claims
 from .claims import Claim
 
 if TYPE_CHECKING:
-    from ..replica.blob import BlobFolder
+    from ..replica.container import BlobFolder
 
 LOG = logging.getLogger(__name__)
 
@@ -153,7 +156,7 @@ class Volumes:
         entry = self._by_name[name]
         if self._vhds is not None and not entry.get(_DEVICE):
             vhd = self._vhds.disk(name)
-            entry[VHD] = vhd.url
+            entry[VHD] = vhd.where
             return vhd
         volume: FileVolume | Volume
         if self._backend is None:
@@ -375,6 +378,9 @@ class Volume:
         del length
         raise DestinationFailed(f"{self._name} cannot be read back", disk=self._name, offset=offset)
 
+    def settle(self, manifest: Manifest, first: int, count: int) -> None:
+        """Nothing: what a run that fails has written is sent again. See Destination."""
+
     def flush(self) -> None:
         """See Device."""
         self._device.flush()
@@ -411,19 +417,57 @@ class Volume:
         self.close()
 
 
-class FileVolume(Image):
-    """A volume that is a file or a block device of this host.
-
-    The state beside a file must be the one in the entry, else nothing of it is believed and the file is read. A device
-    has another name in each run, so nothing is kept beside it: it is read.
-    """
+class VolumeMedium(FileMedium):
+    """A file or a block device that is handed over anew in each run, so nothing is kept beside a device."""
 
     foreign_remedy = (
         "Hand over another volume, or empty this one if nothing in it is needed: truncate -s 0 FILE"
     )
 
+    @property
+    def grains(self) -> Grains | None:
+        """See Medium."""
+        return None if self.is_device else self._grains
+
+    def refuse_foreign(self, kept: Stamp | None) -> None:
+        """See Medium. A device was made for this."""
+        if not self.is_device:
+            super().refuse_foreign(kept)
+
+    def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
+        """See Medium."""
+        return None if self.is_device else super().load(document, ours=ours)
+
+    def save(self, document: Document, pieces: Iterable[bytes]) -> None:
+        """See Medium."""
+        if not self.is_device:
+            super().save(document, pieces)
+
+    def close(self) -> None:
+        """See Medium."""
+        super().close()
+        if self._mark is not None:
+            self._mark.end()
+            self._mark = None
+
+    def _store(self, fd: int, path: Path) -> FileStore:
+        store = super()._store(fd, path)
+        if not store.is_device and self._mark is None:
+            self._mark = RunMark(self.path.with_name(self.path.name + ".run"), fd)
+            self._mark.take()
+        return store
+
+
+class FileVolume(Replica):
+    """A volume that is a file or a block device of this host, written in place.
+
+    The state beside a file must be the one in the entry, else nothing of it is believed and the file is read. A device
+    has another name in each run, so nothing is kept beside it: it is read.
+    """
+
     def __init__(self, entry: dict[str, Any], report: Report = silent) -> None:
-        super().__init__(Path(entry[_DEVICE]), report)
+        self._file = VolumeMedium(Path(entry[_DEVICE]))
+        super().__init__(self._file, report, in_place=True)
         self._entry = entry
 
     def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
@@ -435,35 +479,20 @@ class FileVolume(Image):
         super().commit(manifest)
         self._entry[_STATE] = manifest.to_json()
 
-    def close(self) -> None:
-        """Let go of it. See Destination."""
-        super().close()
-        if self._mark is not None:
-            self._mark.end()
-            self._mark = None
-
-    def _open(self, flags: int) -> None:
-        super()._open(flags)
-        self._stateless = self._block
-        if not self._block:
-            mark = RunMark(self.path.with_name(self.path.name + ".run"), self._fd)
-            mark.take()
-            self._mark = mark
-
-    def _kept(self, *, ours: bool = True) -> State | None:
+    def _load(self, *, ours: bool = True) -> Kept | None:
         """The state that is both in the entry and beside the volume; of a device, the one in the entry."""
         try:
             given = Manifest.from_json(self._entry[_STATE]) if self._entry.get(_STATE) else None
         except InvalidInput as error:
-            self._report(Notice(f"{self.path}: {error.message}"))
+            self._report(Notice(f"{self._file.where}: {error.message}"))
             given = None
-        if self._stateless:
-            return None if given is None else State(given, {})
-        kept = super()._kept(ours=ours)
+        if self._file.is_device:
+            return None if given is None else Kept(given, {})
+        kept = super()._load(ours=ours)
         if kept is None or kept.manifest == given:
             return kept
         if given is not None:
-            self._report(Notice(f"{self.path} is not as the state in its entry says"))
+            self._report(Notice(f"{self._file.where} is not as the state in its entry says"))
         return None
 
 

@@ -53,6 +53,9 @@ class Destination(Protocol):
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros."""
 
+    def settle(self, manifest: Manifest, first: int, count: int) -> None:
+        """All that had to be written of these chunks has been: they are there as `manifest` says. By one thread."""
+
     def read(self, offset: int, length: int) -> bytes:
         """What is there now, written or not by this run."""
 
@@ -66,7 +69,10 @@ class Destination(Protocol):
         """
 
     def commit(self, manifest: Manifest) -> None:
-        """The destination holds exactly what `manifest` says: the next run may start from that."""
+        """The destination holds exactly what `manifest` says: the next run may start from that.
+
+        At a Place nobody sees it yet: that is up to `publish`.
+        """
 
     def close(self) -> None:
         """Let go of it. Harmless when repeated."""
@@ -113,7 +119,7 @@ class Kept(Destination, Protocol):
     """A disk whose manifest is kept beside it."""
 
     def stored(self) -> Manifest:
-        """What the last good run left, without changing anything; UNKNOWN where a run has died since.
+        """What the last good run left, without changing anything; UNKNOWN where a run in place has died since.
 
         InvalidInput where there is no usable manifest. `read` may be called then.
         """
@@ -130,5 +136,11 @@ class Place(Folder, Protocol):
 
     def keep_record(self, text: bytes) -> None:
         """Replace that document as a whole, durably."""
+
+    def publish(self, record: bytes) -> None:
+        """Replace that document and with it all images whose disks have committed: all of them, whoever dies."""
+
+    def unpublished(self) -> list[str]:
+        """The disks whose images are not yet what the document says, since a run has died while it published."""
 
     def __enter__(self) -> Place: ...

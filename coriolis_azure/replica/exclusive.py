@@ -68,20 +68,21 @@ def refuse_writers(fd: int, path: Path) -> None:
 
 
 @contextmanager
-def alone(fd: int) -> Iterator[bool]:
-    """Whether no other program has the file open; while the block runs, none gets it.
+def alone(fd: int) -> Iterator[Callable[[], bool]]:
+    """A function: whether no other program has the file open, nor has tried since to open it for writing.
 
-    A program that has mapped the file can change a page again and again with one change of the file's times.
-    True where the file system cannot tell.
+    While the block runs none gets it, or after a wait only (`/proc/sys/fs/lease-break-time`). A program that has mapped
+    the file can change a page again and again with one change of the file's times. True where nothing can tell.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # see `refuse_writers`
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
-        yield error.errno != errno.EAGAIN
+        known = error.errno != errno.EAGAIN
+        yield lambda: known
         return
     try:
-        yield True
+        yield lambda: fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_UNLCK
     finally:
         with suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

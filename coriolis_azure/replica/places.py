@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import InvalidInput
 from ..events import Report
-from .image import ImageFolder
+from .folder import ImageFolder
 
 if TYPE_CHECKING:
     from ..azure.blobs import Storage
@@ -89,6 +89,6 @@ def _in_storage(url: str, report: Report, storage: Storage | None, existing: boo
         )
     # whoever writes to a folder does without the SDK and its memory
 
-    from .blob import BlobFolder  # whoever writes to a folder does without the SDK and its memory
+    from .container import BlobFolder  # whoever writes to a folder does without the SDK and its memory
 
     return BlobFolder(storage, account, container, prefix, report, existing=existing)

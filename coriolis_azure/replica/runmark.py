@@ -35,8 +35,8 @@ class RunMark:
         self._next = 0.0
         self.contested = False
         held = os.fstat(lock)
-        kernel = _kernel() if exclusive.keeps_out(lock) else _like_no_other()
-        self._reach = [kernel, held.st_dev, held.st_ino]
+        start = kernel() if exclusive.keeps_out(lock) else _like_no_other()
+        self._reach = [start, held.st_dev, held.st_ino]
 
     def take(self) -> None:
         """From now on the place is this run's. `contested`: another run may still be writing."""
@@ -85,7 +85,8 @@ class RunMark:
         return found if isinstance(found, dict) else {}
 
 
-def _kernel() -> str:
+def kernel() -> str:
+    """Which start of which host this is."""
     try:
         return _KERNEL.read_text().strip()
     except OSError:

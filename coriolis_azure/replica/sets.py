@@ -18,13 +18,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
     from .destinations import Place
 
 NAME = "replica.json"
-VERSION = 1
+VERSION = 2  # 1 knew no drafts: what is committed and recorded, it would not have published
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Record:
 
     @classmethod
     def of(cls, text: bytes) -> Record:
-        """The record that `text` has written. InvalidInput where it cannot be used."""
+        """The record that `text` has written. InvalidInput where it is damaged, Unsupported where it is a newer one."""
         try:
             document = json.loads(text)
             if document["version"] > VERSION:
-                raise InvalidInput(
+                raise Unsupported(
                     f"the record of the replica is of version {document['version']}, this program knows {VERSION}",
                     remedy="Use the newer coriolis-azure that wrote it.",
                 )
@@ -87,6 +87,8 @@ def begin(place: Place, vm: str, begun: Begun) -> Record:
     """Write down that a run is about to copy; durable on return. What was said of the last good run stays."""
     try:
         before = read(place)
+    except Unsupported:
+        raise
     except InvalidInput:
         before = None
     record = Record(vm, begun, before.point if before and before.vm.lower() == vm.lower() else None)
@@ -95,12 +97,12 @@ def begin(place: Place, vm: str, begun: Begun) -> Record:
 
 
 def complete(place: Place, record: Record, roots: Mapping[str, str]) -> None:
-    """Write down that the run which `begin` has recorded ended well; `roots` are those of its manifests."""
+    """Publish what the run that `begin` has recorded has committed; `roots` are those of its manifests."""
     begun = record.begun
     if begun is None or set(roots) != set(begun.disks):
         raise ValueError("these are not the disks that the run began with")
     point = Point(begun.run, begun.time, dict(roots), begun.left_out)
-    place.keep_record(replace(record, begun=None, point=point).text())
+    place.publish(replace(record, begun=None, point=point).text())
 
 
 def _begun(document: Any) -> Begun | None:

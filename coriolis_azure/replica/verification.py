@@ -58,10 +58,10 @@ def verify(place: Place, report: Report, clock: Clock) -> list[Verdict]:
     found = [_verdict(name, place.disk(name), report, clock) for name in names]
     if record is None:
         return [*found, Verdict(_SET, None, reason=damage or _UNRECORDED, of_set=True)]
-    return _as_set(record, found)
+    return _as_set(record, found, place.unpublished())
 
 
-def _as_set(record: sets.Record, found: list[Verdict]) -> list[Verdict]:
+def _as_set(record: sets.Record, found: list[Verdict], unpublished: list[str]) -> list[Verdict]:
     """The verdicts on the disks that were found and on those that were not; at last that on them as a set, if bad."""
     point, begun = record.point, record.begun
     expected = list(point.roots) if point else list(begun.disks if begun else ())
@@ -72,6 +72,8 @@ def _as_set(record: sets.Record, found: list[Verdict]) -> list[Verdict]:
     unfinished = f"the run that began at {begun.time} has not ended well" if begun else ""
     if point is None:
         return [*whole, Verdict(_SET, False, reason=f"{unfinished}: this is no replica yet", of_set=True)]
+    if unpublished:
+        return [*whole, Verdict(_SET, False, reason=_unpublished(point, unpublished), of_set=True)]
     there = [by_name[name] for name in expected if name in by_name]
     other = [each.name for each in there if each.root not in (None, point.roots[each.name])]
     if other:
@@ -81,6 +83,14 @@ def _as_set(record: sets.Record, found: list[Verdict]) -> list[Verdict]:
             Verdict(_SET, False, reason="; ".join(filter(None, (reason, unfinished))), of_set=True),
         ]
     return whole
+
+
+def _unpublished(point: sets.Point, names: list[str]) -> str:
+    """A run has died in the middle of the switch. Replicating to a place ends that first."""
+    return (
+        f"the run of {point.time} died while it brought {', '.join(sorted(names))} to what it had fetched: replicate "
+        "again, which does that first"
+    )
 
 
 def _beside(verdict: Verdict) -> Verdict:
@@ -96,7 +106,7 @@ def _verdict(name: str, kept: Kept, report: Report, clock: Clock) -> Verdict:
         except InvalidInput as error:
             return Verdict(name, None, reason=error.message)
         except DestinationFailed as error:
-            return Verdict(name, False, bad_offset=error.facts.get("offset"), reason=error.message)
+            return Verdict(name, False, bad_offset=error.offset, reason=error.message)
         found = Verdict(name, True, manifest.size, manifest.root())
         unknown = sum(manifest.span(i)[1] for i in range(manifest.count) if manifest.digest(i) == UNKNOWN)
         bad, reason = _first_bad(kept, manifest, name, report, clock)
@@ -125,6 +135,6 @@ def _first_bad(
             offset = manifest.span(index)[0]
             return offset, f"the chunk at offset {offset} is not what was replicated"
     except DestinationFailed as error:
-        return error.facts.get("offset"), error.message
+        return error.offset, error.message
     progress.last(0)
     return None, ""

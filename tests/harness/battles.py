@@ -26,6 +26,7 @@ from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
 from coriolis_azure.replica import manifest as manifests
 from coriolis_azure.replica.destinations import Kept
+from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.run import cleanup
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server.https import Server
@@ -331,7 +332,9 @@ class CommandLine:
         return {path.stem: path for path in Path(self.to).glob("*.raw")}
 
     def ahead(self) -> list[str]:
-        """The disks whose manifest says more than is at the destination."""
+        """The disks whose manifest says more than is at the destination, once somebody has opened it again."""
+        if Path(self.to).is_dir():
+            ImageFolder(Path(self.to)).close()
         return ahead(self.images())
 
 
@@ -524,7 +527,7 @@ def crash(
 
 def ahead(images: dict[str, Path]) -> list[str]:
     """The images beside which a manifest says more than they hold."""
-    from coriolis_azure.replica.image import Image
+    from harness.images import Image
 
     found = []
     for name, path in images.items():

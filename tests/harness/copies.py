@@ -14,8 +14,8 @@ from coriolis_azure.readers.conversation import Job, Stream
 from coriolis_azure.readers.flow import Flow
 from coriolis_azure.readers.rate_limiter import RateLimiter
 from coriolis_azure.replica.destinations import Destination
-from coriolis_azure.replica.image import Image
 from coriolis_azure.replica.manifest import Manifest
+from harness.images import Image
 from harness.pipes import Pipes
 
 CHUNK = 65536
@@ -81,4 +81,8 @@ class Lying(Image):
 
     def flush(self) -> None:
         super().flush()
-        self.write(self._wrong, b"rot")
+        image = self.medium.open("image")
+        if self._target is None and image is not None:
+            image.write(self._wrong, b"rot")
+        else:
+            self.write(self._wrong, b"rot")

@@ -8,8 +8,8 @@ from coriolis_azure import transfer
 from coriolis_azure.events import Event
 from coriolis_azure.readers.channel import Direct
 from coriolis_azure.readers.conversation import Job
-from coriolis_azure.replica.image import Image
 from harness.copies import by_agent
+from harness.images import Image
 from harness.pipes import Pipes
 
 CHUNK = 65536

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from coriolis_azure.events import Event, Notice, silent
-from coriolis_azure.replica.digests import Digests
-from coriolis_azure.replica.image import Image
-from coriolis_azure.replica.manifest import ZERO
+from coriolis_azure.replica.destinations import Destination
+from coriolis_azure.replica.manifest import ZERO, Manifest
+from harness.images import Image
 
 CHUNK = 65536
 REGION = 1 << 20
@@ -36,25 +36,41 @@ def run(
 ):
     """What a run does to an image: make it hold `content` (by chunk, else zeros). Gives back what was sent."""
     with Image(path, report, adopt=adopt) as image:
-        base = image.known(disk, size, CHUNK, full)
-        digest, digests, sent = base.digester(), [], []
-        for index in range(base.count):
-            offset, length = base.span(index)
-            data = content.get(index, b"")[:length]
-            data += bytes(length - len(data)) if data else b""
-            new = digest(data) if data else ZERO
-            digests.append(new)
-            if new == base.digest(index):
-                continue
-            sent.append(index)
-            image.intend(offset, length)
-            if new == ZERO:
-                image.zero(offset, length)
-            else:
-                image.write(offset, data)
-        image.flush()
-        image.commit(replace(base, digests=Digests(b"".join(digests)), fresh=False))
+        sent, _ = bring(image, content, size=size, disk=disk, full=full)
     return sent
+
+
+def bring(
+    image: Destination,
+    content: dict[int, bytes],
+    *,
+    size: int = SIZE,
+    disk: str = "id",
+    full: bool = False,
+    chunk: int = CHUNK,
+) -> tuple[list[int], Manifest]:
+    """What a transfer does to a destination: the chunks that were sent, and the manifest that was committed."""
+    base = image.known(disk, size, chunk, full)
+    now = replace(base, digests=base.digests.copy(), fresh=False)
+    digest, sent = base.digester(), []
+    for index in range(base.count):
+        offset, length = base.span(index)
+        data = content.get(index, b"")[:length]
+        data += bytes(length - len(data)) if data else b""
+        new = digest(data) if data else ZERO
+        if new == base.digest(index):
+            continue
+        sent.append(index)
+        image.intend(offset, length)
+        if new == ZERO:
+            image.zero(offset, length)
+        else:
+            image.write(offset, data)
+        now.digests.put(index, new)
+        image.settle(now, index, 1)
+    image.flush()
+    image.commit(now)
+    return sent, now
 
 
 def holds(path: Path, content: dict[int, bytes], size: int = SIZE) -> bool:
@@ -70,9 +86,16 @@ def holds(path: Path, content: dict[int, bytes], size: int = SIZE) -> bool:
     return True
 
 
+def put(image: Destination, base: Manifest, index: int, data: bytes) -> None:
+    """Write a chunk, as a transfer does."""
+    now = replace(base, digests=base.digests.copy())
+    image.intend(index * CHUNK, CHUNK)
+    image.write(index * CHUNK, data)
+    now.digests.put(index, base.digester()(data))
+    image.settle(now, index, 1)
+
+
 def dies_after_writing(path: Path, index: int, data: bytes) -> None:
     """A run that ends without a commit."""
     with Image(path) as image:
-        image.known("id", SIZE, CHUNK, False)
-        image.intend(index * CHUNK, CHUNK)
-        image.write(index * CHUNK, data)
+        put(image, image.known("id", SIZE, CHUNK, False), index, data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coriolis_azure.events import silent
-from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import ZERO
 from harness.replicas import BlobPlace, FilePlace
 
@@ -34,12 +33,12 @@ def run(
     sent: list[int] = []
     with place.open(report, **options) as image:
         base = image.known(disk, size, CHUNK, full)
-        digest, digests = base.digester(), []
+        now = replace(base, digests=base.digests.copy(), fresh=False)
+        digest = base.digester()
         for index in range(base.count):
             offset, length = base.span(index)
             data = content.get(index, b"").ljust(length, b"\0")[:length] if index in content else b""
             new = digest(data) if data else ZERO
-            digests.append(new)
             if new == base.digest(index):
                 continue
             image.intend(offset, length)
@@ -47,11 +46,13 @@ def run(
                 image.zero(offset, length)
             else:
                 image.write(offset, data)
+            now.digests.put(index, new)
+            image.settle(now, index, 1)
             sent.append(index)
             if len(sent) == die:
                 return sent
         image.flush()
-        image.commit(replace(base, digests=Digests(b"".join(digests)), fresh=False))
+        image.commit(now)
     return sent
 
 

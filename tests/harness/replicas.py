@@ -25,12 +25,12 @@ from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.azure.client import Azure
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Report, silent
-from coriolis_azure.replica import places
-from coriolis_azure.replica.blob import BlobFolder
+from coriolis_azure.replica import places, sets
+from coriolis_azure.replica.container import BlobFolder
 from coriolis_azure.replica.destinations import Destination
-from coriolis_azure.replica.image import Image
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.settings import Connection
+from harness.images import Device, Image
 
 ACCOUNT, KEY = "devstoreaccount1", "c2VjcmV0IG9mIHRoZSB0ZXN0cyBvbmx5LCBvZiA2NCBieXRlcyBvciBzbw=="
 
@@ -98,11 +98,6 @@ class DevicePlace(FilePlace):
         self.path.write_bytes(bytes(1 << 20) + b"\xaa" * (size - (2 << 20)) + bytes(1 << 20))
 
     def _image(self, report: Report, adopt: bool) -> Image:
-        class Device(Image):
-            def _open(self, flags: int) -> None:
-                super()._open(flags)
-                self._block = True
-
         return Device(self.path, report, adopt=adopt)
 
     def content(self, size: int) -> bytes:
@@ -131,8 +126,13 @@ class BlobPlace:
     @contextmanager
     def open(self, report: Report = silent) -> Iterator[Destination]:
         """The destination, for one run."""
-        with self.folder(report) as folder, folder.disk("os") as disk:
-            yield disk
+        with self.folder(report) as folder:
+            record = sets.begin(folder, "vm", sets.Begun("run", "now", ("os",)))
+            with folder.disk("os") as disk:
+                yield disk
+                manifest = disk.committed
+            if manifest is not None:
+                sets.complete(folder, record, {"os": manifest.root()})
 
     def blob(self, name: str = "os.vhd"):
         """A blob beside the others."""

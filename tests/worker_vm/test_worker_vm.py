@@ -24,10 +24,10 @@ from coriolis_azure.events import Copied, Event, Notice, Report, silent
 from coriolis_azure.model import Worker
 from coriolis_azure.readers import channel, rate_limiter, ssh
 from coriolis_azure.readers.conversation import Job
-from coriolis_azure.replica.image import Image
 from coriolis_azure.run import attached_disks
 from coriolis_azure.worker.attachment import Attachment
 from harness.copies import by_agent
+from harness.images import Image
 
 MIB = 1 << 20
 CHUNK = MIB

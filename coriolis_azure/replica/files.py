@@ -1,0 +1,576 @@
+"""Raw images on this host: sparse files, one a disk, or block devices, with what is kept beside them.
+
+    os.raw            the image, or a link to a block device
+    os.raw.manifest   what it holds, with the size, mtime, ctime and inode the file had then, and the boot of the host
+    os.raw.partial    a whole image to be, or
+    os.raw.redo       the log of what is to change in the image
+    os.raw.index      what the one or the other has
+    os.raw.draft      what it is of
+    os.raw.grains     a hint that saves reading, see `grains`
+
+An image is as we left it while size, mtime, ctime and inode are the same, and the host has not been started since: the
+times of a file may be lost in a crash when its content is not. Our mtime is taken after fsync; a stranger's write
+within the same tick of the file system's clock, a few milliseconds, is not seen. Nothing tells of writes to a block
+device, so it is read at each run.
+
+Nobody else may be at work on an image: see `exclusive`. An image without a manifest is somebody else's unless nothing
+is in it; it is refused, or, where that was asked for, adopted: read as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .. import formats
+from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
+from . import devices, exclusive, statefiles
+from .grains import Grains
+from .medium import Content, Document, Part, Stamp
+from .runmark import RunMark, kernel
+
+FOREIGN_REMEDY = (
+    "Give another folder, or move it away. If it may be overwritten, run with --adopt: it is read, and what "
+    "differs is sent."
+)
+_BLOCK = 4096  # what reads past the page cache are aligned to
+_ZEROS = bytes(1 << 20)
+_NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+REMEDIES = {
+    errno.ENOSPC: "Free space at the destination, then run again: what had arrived is kept.",
+    errno.EDQUOT: "Raise the quota at the destination, then run again: what had arrived is kept.",
+    errno.EFBIG: "Use a file system and a file size limit that allow files as large as the disk.",
+    errno.EROFS: "Make the destination writable, then run again.",
+    errno.EACCES: "Give this user the right to read and write the destination, then run again.",
+    errno.EPERM: "Give this user the right to read and write the destination, then run again.",
+    errno.EIO: "Check the health of the medium under the destination, then run again.",
+}
+
+
+class FileStore:
+    """An open file or block device. See Store. `stopped` says whether it was given up."""
+
+    def __init__(self, fd: int, path: Path, disk: str, stopped: Callable[[], bool]) -> None:
+        self.fd, self.path, self._disk, self._stopped = fd, path, disk, stopped
+        self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        self._holes = True
+
+    @property
+    def size(self) -> int:
+        """See Store."""
+        return os.lseek(self.fd, 0, os.SEEK_END) if self.is_device else os.fstat(self.fd).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See Store."""
+        parts = []
+        self._go_on(offset)
+        with self._translated("cannot be read", offset):
+            while length:
+                part = os.pread(self.fd, length, offset)
+                if not part:
+                    raise DestinationFailed(
+                        f"{self.path} ends at offset {offset}", disk=self._disk, offset=offset
+                    )
+                parts.append(part)
+                offset, length = offset + len(part), length - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(self, offset: int, data: Content) -> None:
+        """See Store."""
+        view = memoryview(data)
+        self._go_on(offset)
+        with self._translated("cannot be written", offset):
+            while view:
+                done = os.pwrite(self.fd, view, offset)
+                offset, view = offset + done, view[done:]
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range a hole, or zeros where there are no holes. See Store."""
+        self._go_on(offset)
+        with self._translated("cannot be cleared", offset):
+            if self._holes:
+                try:
+                    _punch(self.fd, offset, length)
+                except OSError as error:
+                    if error.errno not in _NO_HOLES:
+                        raise
+                    self._holes = False
+                else:
+                    return
+        for start in range(offset, offset + length, len(_ZEROS)):
+            self.write(start, memoryview(_ZEROS)[: offset + length - start])
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """What the file system does not know to be empty. See Store."""
+        end = offset + length
+        while offset < end:
+            start, until = self._next_data(offset, end)
+            if start < until:
+                yield start, until - start
+            offset = until
+
+    def _next_data(self, offset: int, end: int) -> tuple[int, int]:
+        """The first data at or after `offset`: its start, and its end or `end`."""
+        if self.is_device:
+            return offset, end
+        try:
+            start = min(os.lseek(self.fd, offset, os.SEEK_DATA), end)
+            return start, end if start == end else min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
+        except OSError as error:
+            # ENXIO: there is none up to the file's end.
+            return (end, end) if error.errno == errno.ENXIO and self.size >= end else (offset, end)
+
+    def resize(self, size: int) -> None:
+        """See Store."""
+        if not self.is_device:
+            with self._translated("cannot be resized"):
+                os.ftruncate(self.fd, size)
+
+    def flush(self) -> None:
+        """Content to the medium, and out of the cache: reading back reads the medium. See Store."""
+        with self._translated("cannot be flushed"):
+            os.fsync(self.fd)
+        self.drop_cache()
+
+    def drop_cache(self) -> None:
+        """What is read from now on comes from the medium, as far as it is on it."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    @contextlib.contextmanager
+    def uncached(self) -> Iterator[Callable[[int, int], Content]]:
+        """See Store. Writes that failed leave pages in the cache that look clean and are on no medium."""
+        with self._translated("cannot be flushed"):
+            try:
+                os.fsync(self.fd)
+            except OSError:
+                # The first error may be about a dead run's writes; the reads show what came of them.
+                os.fsync(self.fd)
+        self.drop_cache()
+        try:
+            direct = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:
+            yield self.read
+            return
+
+        def read(offset: int, length: int) -> Content:
+            self._go_on(offset)
+            begin = offset // _BLOCK * _BLOCK
+            room = mmap.mmap(-1, -(-(offset - begin + length) // _BLOCK) * _BLOCK)
+            with self._translated("cannot be read", offset):
+                try:
+                    done = os.preadv(direct, [room], begin)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    done = 0
+            whole = done >= offset - begin + length
+            return memoryview(room)[offset - begin :][:length] if whole else self.read(offset, length)
+
+        try:
+            yield read
+        finally:
+            os.close(direct)
+
+    def _go_on(self, offset: int) -> None:
+        if self._stopped():
+            raise DestinationFailed(f"{self.path} was given up", disk=self._disk, offset=offset)
+
+    @contextlib.contextmanager
+    def _translated(self, what: str, offset: int | None = None) -> Iterator[None]:
+        at = f" at offset {offset}" if offset is not None else ""
+        with translated(self.path, f"{what}{at}", self._disk, offset):
+            yield
+
+
+class FileMedium:
+    """One raw image and what is beside it. See Medium.
+
+    `path` is a file, made when it is missing, or a block device of at least the disk's size, or a link to one. An
+    image that is somebody else's is refused unless `adopt`. `mark`: of the run that writes.
+    """
+
+    far = False
+    foreign_remedy = FOREIGN_REMEDY
+
+    def __init__(self, path: Path, *, adopt: bool = False, mark: RunMark | None = None) -> None:
+        self.path, self.name, self.where = path, path.name.removesuffix(".raw"), str(path)
+        self._grains = Grains(self._beside("grains"))
+        self._adopt, self._mark = adopt, mark
+        self._stores: dict[Part, FileStore] = {}
+        self._writes = False
+        self._stopped = self._disturbed = False
+
+    def _beside(self, what: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{what}")
+
+    @property
+    def renames(self) -> bool:
+        """See Medium."""
+        return not self.is_device
+
+    @property
+    def watched(self) -> bool:
+        """See Medium."""
+        return not self.is_device
+
+    @property
+    def contested(self) -> bool:
+        """See Medium."""
+        return self._mark is not None and self._mark.contested
+
+    @property
+    def interrupted(self) -> bool:
+        """See Medium."""
+        return os.path.lexists(self._beside("dirty"))
+
+    @property
+    def is_device(self) -> bool:
+        """Whether the image is a block device. Not known before it was opened."""
+        image = self._stores.get("image")
+        return image is not None and image.is_device
+
+    @property
+    def grains(self) -> Grains | None:
+        """See Medium."""
+        return self._grains
+
+    # Its parts
+
+    def take(self) -> None:
+        """See Medium."""
+        if self._writes:
+            return
+        self.close()
+        try:
+            with self._translated("cannot be opened"):
+                if os.path.lexists(self.path):
+                    self._stores["image"] = self._store(self._opened(), self.path)
+                else:
+                    self.path.parent.stat()  # it will be made there
+        except BaseException:
+            self.close()
+            raise
+        self._writes = True
+
+    def share(self) -> None:
+        """See Medium."""
+        if self._stores:
+            return
+        with self._translated("cannot be read"):
+            if not os.path.lexists(self.path):
+                return
+            path = self._followed()
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        store = self._stores["image"] = self._store(fd, self.path)
+        store.drop_cache()
+
+    def open(self, part: Part) -> FileStore | None:
+        """See Medium."""
+        if part in self._stores:
+            return self._stores[part]
+        if part == "image":
+            return None
+        path = self._beside(part)
+        with self._translated("cannot be opened", path):
+            try:
+                fd = exclusive.open_file(path)
+            except FileNotFoundError:
+                return None
+        store = self._stores[part] = self._store(fd, path)
+        return store
+
+    def make(self, part: Part, size: int) -> FileStore:
+        """See Medium."""
+        if part == "image" and (image := self._stores.get("image")) is not None:
+            with self._translated("cannot be prepared"):
+                if not image.is_device:
+                    os.ftruncate(image.fd, 0)
+                    os.ftruncate(image.fd, size)
+            return image
+        path = self.path if part == "image" else self._beside(part)
+        self.remove(part)
+        with self._translated("cannot be made", path):
+            fd = exclusive.create(path)
+            store = self._stores[part] = self._store(fd, path)
+            os.ftruncate(fd, size)
+            statefiles.sync_folder(path.parent)
+        return store
+
+    def remove(self, part: Part) -> None:
+        """See Medium."""
+        self._close(part)
+        with self._translated("cannot be removed", self._beside(part)):
+            statefiles.remove(self._beside(part))
+
+    def promote(self) -> None:
+        """See Medium."""
+        with self._translated("cannot be put in place"):
+            os.replace(self._beside("partial"), self.path)  # noqa: PTH105
+            statefiles.sync_folder(self.path.parent)
+        self._close("image")
+        store = self._stores["image"] = self._stores.pop("partial")
+        store.path = self.path
+
+    def _store(self, fd: int, path: Path) -> FileStore:
+        return FileStore(fd, path, self.name, lambda: self._stopped)
+
+    def _close(self, part: Part) -> None:
+        store = self._stores.pop(part, None)
+        if store is not None:
+            os.close(store.fd)
+
+    # Whose it is
+
+    def _opened(self) -> int:
+        """The image, open for this run alone."""
+        path = self._followed()
+        return exclusive.open_device(path) if path.is_block_device() else self._open_file(path)
+
+    def _open_file(self, path: Path) -> int:
+        """Open the file for writing, if it is ours and nobody else uses it."""
+        fd = statefiles.open_existing(path, os.O_RDONLY)
+        try:
+            exclusive.refuse_writers(fd, path)
+            exclusive.refuse_loops(fd, path)
+            if os.fstat(fd).st_nlink > 1:
+                raise InvalidInput(
+                    f"{path} has other names (hard links), whose content would change with it",
+                    remedy="Make it a file of its own: copy it, remove it, and rename the copy.",
+                )
+        finally:
+            os.close(fd)
+        return exclusive.open_file(path)
+
+    def _followed(self) -> Path:
+        """The path, or the block device that it leads to. InvalidInput for other links, and those of other users."""
+        link = os.lstat(self.path)
+        path = self.path.resolve() if stat.S_ISLNK(link.st_mode) else self.path
+        if path != self.path and not (link.st_uid in (0, os.geteuid()) and path.is_block_device()):
+            raise InvalidInput(
+                f"{self.path} is a link",
+                remedy="Remove it and run again: only links of your own to a block device are followed.",
+            )
+        if not (path.is_block_device() or path.is_file()):
+            raise InvalidInput(f"{self.path} is neither a file nor a block device")
+        return path
+
+    def refuse_foreign(self, kept: Stamp | None) -> None:
+        """See Medium."""
+        image = self._stores.get("image")
+        if image is None:
+            return
+        if os.path.lexists(self._beside("manifest")):
+            same = (
+                not image.is_device
+                or kept is None
+                or kept.get("device", "") == (self.stamp() or {}).get("device")
+            )
+            if same or self._adopt:
+                return
+            what = f"{self.path} is another device than at the last run"
+        else:
+            what = f"{self.path} holds data, and no run of ours has made it"
+        if not self._adopt and self.is_blank():
+            return
+        form = formats.wrapped(*self._ends(image))
+        if form:
+            raise InvalidInput(
+                f"{self.path} is a {form} image, and a raw one is meant", remedy=formats.remedy(form)
+            )
+        if not self._adopt:
+            raise InvalidInput(what, remedy=self.foreign_remedy)
+
+    def _ends(self, image: FileStore) -> tuple[bytes, bytes]:
+        """What formats are told by. Only a file ends where its image does."""
+        size = image.size
+        head = image.read(0, min(size, formats.HEAD))
+        if image.is_device:
+            return head, b""
+        return head, image.read(max(0, size - formats.TAIL), min(size, formats.TAIL))
+
+    def is_blank(self) -> bool:
+        """See Medium."""
+        image = self._stores["image"]
+        size = image.size
+        if image.is_device:
+            length = min(size, len(_ZEROS))
+            return not self._adopt and all(_is_zeros(image.read(at, length)) for at in (0, size - length))
+        pieces = (
+            (at, min(len(_ZEROS), offset + length - at))
+            for offset, length in image.extents(0, size)
+            for at in range(offset, offset + length, len(_ZEROS))
+        )
+        return all(_is_zeros(image.read(at, length)) for at, length in pieces)
+
+    # How it is
+
+    def unseal(self) -> None:
+        """See Medium. A raw image has nothing that says so."""
+
+    def seal(self) -> None:
+        """See Medium."""
+
+    def stamp(self, *, final: bool = False) -> Stamp | None:
+        """See Medium. Never again so where another program has the file open, and may have mapped it."""
+        image = self._stores.get("image")
+        if image is not None and image.is_device:
+            device = devices.identity(os.fstat(image.fd).st_rdev)
+            return {"size": image.size, "mtime_ns": 0, "ctime_ns": 0, "inode": 0, "device": device}
+        if image is None or not final:
+            return self._stamp()
+        with exclusive.alone(image.fd) as alone:
+            stamp = self._stamp()
+            if stamp is None or (alone() and not self._disturbed):
+                return stamp
+            return stamp | {"ctime_ns": 0}
+
+    def _stamp(self) -> Stamp | None:
+        """Of the file that the path leads to."""
+        with self._translated("cannot be looked at"):
+            try:
+                now = os.lstat(self.path)
+            except FileNotFoundError:
+                return None
+        return {
+            "size": now.st_size,
+            "mtime_ns": now.st_mtime_ns,
+            "ctime_ns": now.st_ctime_ns,
+            "inode": now.st_ino,
+            "boot": kernel(),
+        }
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """See Medium. Who has it open already, and may only read, is left alone."""
+        with exclusive.alone(self._stores["image"].fd) as alone:
+            before = alone()
+            yield
+            if before and not alone():
+                raise DestinationFailed(
+                    f"{self.path} was opened for writing by somebody else while it was brought up to date",
+                    remedy="End what writes to it, then run again: that goes on with it, and reads it as a whole.",
+                    disk=self.name,
+                )
+            self._disturbed = not before
+
+    def doubt(self, stamp: Stamp) -> str:
+        """See Medium."""
+        now = self.stamp()
+        if now != stamp:
+            if now is not None and now | {"boot": stamp.get("boot", "")} == stamp:
+                return "the host was started since the last run"
+            return f"{self.path} was changed since the last run"
+        if statefiles.ctime_can_be_set(self.path.parent):
+            return "its file system does not show whether a file was changed"
+        return ""
+
+    def guard(self, *, now: bool = False) -> None:
+        """See Medium."""
+        if self._mark is not None:
+            self._mark.check(now=now)
+        if now and not self._is_as_opened():
+            raise DestinationFailed(
+                f"{self.path} was made, removed or replaced by somebody else while this run was at work",
+                remedy="Let nobody else change it while a run is at work, then run again.",
+                disk=self.name,
+            )
+
+    def _is_as_opened(self) -> bool:
+        """Whether the path is still that of the image that is open, or there is none."""
+        image = self._stores.get("image")
+        if image is None:
+            return not os.path.lexists(self.path)
+        try:
+            there, ours = self.path.stat(), os.fstat(image.fd)
+        except OSError:
+            return False
+        same_device = stat.S_ISBLK(there.st_mode) and there.st_rdev == ours.st_rdev
+        return same_device or os.path.samestat(there, ours)
+
+    # Its documents
+
+    def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
+        """See Medium."""
+        with self._translated("cannot be read", self._beside(document)):
+            try:
+                fd = statefiles.open_existing(self._beside(document), os.O_RDONLY, ours=ours)
+            except FileNotFoundError:
+                return None
+        return os.fdopen(fd, "rb")
+
+    def save(self, document: Document, pieces: Iterable[bytes]) -> None:
+        """See Medium."""
+        with self._translated("cannot be written", self._beside(document)):
+            statefiles.replace(self._beside(document), pieces)
+            if document == "manifest":
+                statefiles.remove(self._beside("dirty"))
+
+    def forget(self, document: Document) -> None:
+        """See Medium."""
+        path = self._beside(document)
+        with self._translated("cannot be removed", path):
+            for each in (path, path.with_name(f"{path.name}.new")):  # a run may have died over replacing it
+                statefiles.remove(each)
+
+    def stop(self) -> None:
+        """See Medium."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """See Medium."""
+        for part in list(self._stores):
+            self._close(part)
+        self._writes = False
+
+    def _translated(self, what: str, path: Path | None = None) -> contextlib.AbstractContextManager[None]:
+        return translated(path or self.path, what, self.name)
+
+
+@contextlib.contextmanager
+def translated(path: Path, what: str, disk: str, offset: int | None = None) -> Iterator[None]:
+    """An OSError in the block is DestinationFailed."""
+    try:
+        yield
+    except OSError as error:
+        raise DestinationFailed(
+            f"{path} {what}: {error.strerror}",
+            remedy=REMEDIES.get(error.errno or 0) or exhausted_remedy(error),
+            disk=disk,
+            offset=offset,
+        ) from error
+
+
+def _is_zeros(data: bytes) -> bool:
+    return data == _ZEROS[: len(data)]
+
+
+@functools.cache
+def _fallocate() -> Callable[..., Any] | None:
+    """The C library's fallocate, with 64-bit offsets; None where there is none."""
+    try:
+        function = ctypes.CDLL(None, use_errno=True).fallocate64
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    result: Callable[..., Any] = function
+    return result
+
+
+def _punch(fd: int, offset: int, length: int) -> None:
+    """Make the range a hole; OSError when that cannot be."""
+    fallocate = _fallocate()
+    if fallocate is None:
+        raise OSError(errno.ENOSYS, "no fallocate")
+    if fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

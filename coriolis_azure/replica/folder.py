@@ -1,0 +1,218 @@
+"""A folder of raw images: the place of a VM's replica on this host."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import DestinationFailed, InvalidInput
+from ..events import Notice, Report, silent
+from . import publishing, sets, statefiles
+from .files import REMEDIES, FileMedium
+from .replica import Replica
+from .runmark import RunMark
+
+_DISK = re.compile(r"os|data-[0-9]{1,3}")
+
+
+class ImageFolder:
+    """A folder of images, `os.raw` and `data-<lun>.raw`, ours alone while it is open. A destinations.Folder.
+
+    The folder is made when it is missing, unless it must be `existing`: then nothing in it can be written, and nothing
+    is left in it. `adopt`: images that no run of ours has made are taken over. InvalidInput when it cannot be used or
+    another run uses it.
+    """
+
+    def __init__(
+        self, path: Path, report: Report = silent, *, existing: bool = False, adopt: bool = False
+    ) -> None:
+        self.path = path
+        self._report, self._adopt = report, adopt
+        self._replicas: dict[str, Replica] = {}
+        self._lock_fd = -1
+        self._mark: RunMark | None = None
+        try:
+            if existing:
+                self._share()
+            else:
+                self._take()
+                self._recover()
+        except BlockingIOError as error:
+            self.close()
+            raise InvalidInput(
+                f"another run is using {path}", remedy="Wait for it to end, or give another folder."
+            ) from error
+        except OSError as error:
+            self.close()
+            raise _unusable(path, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self) -> None:
+        """Make the folder if need be, and keep other runs out."""
+        if not self.path.is_dir():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700)
+            self.path.chmod(0o700)
+        self._lock_fd = statefiles.open_or_create(self.path / ".lock", os.O_RDWR)
+        _flock(self._lock_fd, fcntl.LOCK_EX)
+        mark = RunMark(self.path / ".run", self._lock_fd)
+        mark.take()
+        self._mark = mark
+
+    def _share(self) -> None:
+        """Keep writers out, where that can be done by somebody who may only read."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder")
+        try:
+            self._lock_fd = statefiles.open_existing(self.path / ".lock", os.O_RDONLY, ours=False)
+        except (FileNotFoundError, PermissionError):
+            return
+        _flock(self._lock_fd, fcntl.LOCK_SH)
+
+    def disk(self, name: str) -> Replica:
+        """The image of the disk `name`: "os" or "data-<lun>"."""
+        if not _DISK.fullmatch(name):
+            raise InvalidInput(f"{name!r} is no name of a disk", remedy="Use os, or data-<lun>.")
+        if name not in self._replicas:
+            medium = FileMedium(self.path / f"{name}.raw", adopt=self._adopt, mark=self._mark)
+            self._replicas[name] = Replica(medium, self._report)
+        return self._replicas[name]
+
+    def reserve(self, disks: Collection[str]) -> None:
+        """Open the images that are there, for this run alone. See Folder."""
+        for name in disks:
+            self.disk(name).take()
+
+    def claim(self, vm: str) -> None:
+        """Keep whose images these are, and refuse another VM's: they would be overwritten."""
+        owner = self.path / ".vm"
+        try:
+            found = self._owner(owner)
+            if not found:
+                statefiles.replace(owner, [f"{vm}\n".encode()])
+                return
+        except OSError as error:
+            raise InvalidInput(
+                f"{owner} cannot be used: {error.strerror}",
+                remedy="Give a folder in which this user may read and write.",
+            ) from error
+        if found.lower() != vm.lower():
+            raise InvalidInput(
+                f"{self.path} holds the replica of another VM: {found[:500]}",
+                remedy=f"Give each VM a folder of its own; if this is the VM's, remove {owner}.",
+            )
+
+    def record(self) -> bytes | None:
+        """The document that says which disks belong together. See Place."""
+        path = self.path / sets.NAME
+        try:
+            return statefiles.read(path, ours=self._mark is not None)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
+
+    def publish(self, record: bytes) -> None:
+        """Make what was committed the replica. See Place."""
+        publishing.publish(self, self._replicas.values(), record)
+
+    def unpublished(self) -> list[str]:
+        """The disks of the replica whose images are not yet what its record says. See Place."""
+        return [replica.name for replica in self._unpublished()]
+
+    def _unpublished(self) -> list[Replica]:
+        names = (path.name.partition(".")[0] for path in self.path.glob("*.raw.draft"))
+        return publishing.unpublished(self, [self.disk(name) for name in names if _DISK.fullmatch(name)])
+
+    def _recover(self) -> None:
+        for replica in self._unpublished():
+            with replica:
+                replica.recover()
+
+    def keep_record(self, text: bytes) -> None:
+        """Replace that document as a whole, durably. See Place."""
+        path = self.path / sets.NAME
+        if self._mark is not None:
+            self._mark.check(now=True)
+        try:
+            statefiles.replace(path, [text])
+        except OSError as error:
+            raise DestinationFailed(
+                f"{path} cannot be written: {error.strerror}", remedy=REMEDIES.get(error.errno or 0)
+            ) from error
+
+    def _owner(self, path: Path) -> str:
+        try:
+            return statefiles.read(path).decode(errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+
+    def stop(self) -> None:
+        """Whatever is under way on the images ends soon."""
+        for replica in self._replicas.values():
+            replica.stop()
+
+    def names(self) -> list[str]:
+        """The disks there is an image of."""
+        return sorted(path.stem for path in self.path.glob("*.raw") if _DISK.fullmatch(path.stem))
+
+    def tell_removed(self, disks: Collection[str]) -> None:
+        """Report, for each image of a disk that is none of `disks`, that it is no longer one of the VM's."""
+        for name in self.names():
+            if name not in disks:
+                path = self.path / f"{name}.raw"
+                self._report(Notice(f"{path} is kept as it is: {name} is no longer a disk of the VM"))
+
+    def close(self) -> None:
+        """Close the images and let other runs in. Harmless when repeated."""
+        for replica in self._replicas.values():
+            replica.close()
+        self._replicas = {}
+        if self._mark is not None:
+            self._mark.end()
+            self._mark = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> ImageFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _unusable(path: Path, error: OSError) -> InvalidInput:
+    """Why a folder cannot be a destination."""
+    remedies = {
+        errno.ENOENT: "Give a folder that is there.",
+        errno.ENOTDIR: "Give a folder: a file of that name, or of one above it, is in the way.",
+        errno.EEXIST: "Give a folder: a file of that name is in the way.",
+        errno.EACCES: f"Give this user the right to read and write {path}, or give another folder.",
+        errno.EPERM: f"Give this user the right to read and write {path}, or give another folder.",
+        errno.EROFS: "Give a folder on a file system that is not mounted read-only.",
+        errno.ENOSPC: "Free space at the destination, or give another folder.",
+        errno.EDQUOT: "Raise the quota at the destination, or give another folder.",
+    }
+    return InvalidInput(
+        f"{path} cannot be used as a destination: {error.strerror}",
+        remedy=remedies.get(error.errno or 0, "Give another folder."),
+    )
+
+
+def _flock(fd: int, kind: int) -> None:
+    """BlockingIOError while another run holds the lock; harmless where the file system has none."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise

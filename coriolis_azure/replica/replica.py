@@ -1,0 +1,578 @@
+"""One disk of a replica: a destination that never spoils the last good point in time. The rules, for every medium.
+
+*An image is replaced by a newer one as a whole, or not at all.* A run writes a draft beside it, whole where there is
+no image yet, else a log of what changed. `commit` makes the draft durable, and once the drafts of all disks are, one
+record makes them the replica (see `sets`): `publish` brings the image to what the draft has. Whoever dies before the
+record leaves the image as it was, and the next run goes on with the draft. Whoever dies after it leaves a committed
+draft that the record names, and whoever opens the place next publishes it.
+
+*The manifest describes what the image holds, and is never trusted beyond that.* Content that is not proved to be as it
+says is read, from the medium: all of an image that is not as the last run left it, all of a device at each run, all
+that a dead run had in hand.
+
+Where nothing can be published, the image is written in place: a volume of the orchestrator's, and the first content of
+a device or a blob. Then the manifest is replaced by one that knows nothing before the first byte changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from ..errors import CorruptChunk, DestinationFailed, InvalidInput
+from ..events import Notice, Report, Step, silent
+from ..threads import Lock, ordered
+from .digests import Digests
+from .draft import Draft, index_size
+from .grains import Grains
+from .manifest import UNKNOWN, ZERO, Manifest, grain_count
+from .medium import Content, Document, Medium, Stamp, Store, read_padded
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the document beside an image says: the manifest, and how the image was then."""
+
+    manifest: Manifest
+    stamp: Stamp
+
+    @property
+    def begun(self) -> bool:
+        """Whether the image was being written in place, and that did not end well."""
+        return self.manifest.digests == Digests.filled(UNKNOWN, self.manifest.count)
+
+
+class Replica:
+    """One disk on a medium: a Destination. Nothing is made before it is used. `in_place`: nothing is published."""
+
+    readable = True
+    checkable = False
+
+    def __init__(self, medium: Medium, report: Report = silent, *, in_place: bool = False) -> None:
+        self._medium, self._report, self._only_in_place = medium, report, in_place
+        self._lock = Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._in_place = False
+        self._shape: Manifest | None = None  # of the draft: chunks, size, key
+        self._base: Manifest | None = None  # what `known` has given
+        self._kept: Kept | None = None
+        self._seen: Stamp | None = (
+            None  # how the image was before this run read it, or as this run has made it
+        )
+        self._partial = False
+        self._target: Store | None = None  # what is written to, once something is
+        self._draft: Draft | None = None
+        self._committed: Manifest | None = None
+
+    @property
+    def name(self) -> str:
+        """The disk: "os" or "data-<lun>"."""
+        return self._medium.name
+
+    @property
+    def where(self) -> str:
+        """Path or URL of the image."""
+        return self._medium.where
+
+    @property
+    def far(self) -> bool:
+        """See Destination."""
+        return self._medium.far
+
+    @property
+    def grains(self) -> Grains | None:
+        """See Destination."""
+        return self._medium.grains
+
+    @property
+    def committed(self) -> Manifest | None:
+        """What is committed and not published; None where nothing is."""
+        return self._committed
+
+    # What it holds
+
+    def take(self) -> None:
+        """Open it for this run alone, if it is there. InvalidInput where it may not be written, and why."""
+        medium = self._medium
+        medium.take()
+        try:
+            kept = self._load() if not medium.watched else None
+            medium.refuse_foreign(kept.stamp if kept is not None else None)
+        except BaseException:
+            medium.close()
+            raise
+
+    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+        """What is held of the disk, in the image or a draft that a dead run has left. See Destination."""
+        self.take()
+        self._reset()
+        self._medium.guard(now=True)
+        self._seen = self._medium.stamp()
+        kept = self._kept = self._load()
+        if kept is not None and disk and kept.manifest.disk and kept.manifest.disk != disk:
+            self._report(Notice(f"{self._medium.where} held another disk of that name; it is written anew"))
+            full = True
+        image = self._image_for(size)
+        if image is not None and kept is None and self._medium.is_blank():
+            image = None
+        good = image is not None and not (kept is not None and kept.begun)
+        self._in_place = self._only_in_place or not (good or self._medium.renames)
+        self._partial = not self._in_place and self._medium.renames and (full or image is None)
+        if self._partial:
+            base = self._new(disk, size, chunk)
+        elif full or image is None:
+            base = self._anew(disk, size, chunk)
+        else:
+            base = self._as_found(image, kept, disk, size, chunk)
+        if self.grains is not None:
+            if base.fresh:
+                self.grains.forget()
+            self.grains.open(grain_count(chunk))
+        if not self._in_place:
+            base = self._resumed(base)
+        self._base = base
+        return base
+
+    def _image_for(self, size: int) -> Store | None:
+        """The image, if it is there. InvalidInput for a device that the disk does not fit on."""
+        image = self._medium.open("image")
+        if image is not None and not self._medium.watched and image.size < size:
+            raise InvalidInput(
+                f"{self._medium.where} has {image.size} bytes, the disk has {size}",
+                remedy="Give a device that is large enough.",
+            )
+        return image
+
+    def stored(self) -> Manifest:
+        """What the last good run said the image holds. Nothing is changed. InvalidInput where there is none.
+
+        UNKNOWN where a run that wrote in place has died since.
+        """
+        self._medium.share()
+        kept, image = self._load(ours=False), self._medium.open("image")
+        if kept is None or image is None:
+            raise InvalidInput(
+                f"there is no usable manifest of {self._medium.where}",
+                remedy="Replicate to this destination first.",
+            )
+        manifest = kept.manifest
+        if self._medium.interrupted:
+            return replace(manifest, digests=Digests.filled(UNKNOWN, manifest.count))
+        if not kept.begun and (
+            image.size != manifest.size if self._medium.watched else image.size < manifest.size
+        ):
+            raise DestinationFailed(
+                f"{self._medium.where} has {image.size} bytes, its manifest is of {manifest.size}",
+                disk=self.name,
+                offset=min(image.size, manifest.size),
+            )
+        return manifest
+
+    def _new(self, disk: str, size: int, chunk: int) -> Manifest:
+        """The base of a partial image: zeros, under the key that a draft of the same disk has."""
+        draft, noted = self._load_draft()
+        if draft is None or noted.get("partial") is not True or (draft.chunk, draft.size) != (chunk, size):
+            return Manifest.new(size, chunk, disk, ZERO)
+        if disk and draft.disk and draft.disk != disk:
+            return Manifest.new(size, chunk, disk, ZERO)
+        return replace(draft, digests=Digests.filled(ZERO, draft.count), disk=disk, fresh=True)
+
+    def _anew(self, disk: str, size: int, chunk: int) -> Manifest:
+        """The base of what is written anew without a partial image."""
+        if not self._in_place:  # over the last good image, of which nothing is used
+            return Manifest.new(size, chunk, disk, UNKNOWN)
+        self._keep(Manifest.new(size, chunk, disk, UNKNOWN))
+        self._medium.make("image", size)
+        self._seen = self._medium.stamp()
+        return Manifest.new(size, chunk, disk, ZERO if self._medium.watched else UNKNOWN)
+
+    def _as_found(self, image: Store, kept: Kept | None, disk: str, size: int, chunk: int) -> Manifest:
+        """The content there is, read where it is not proved."""
+        doubt = self._doubt(kept, chunk)
+        if doubt:
+            self._report(Notice(f"{doubt}; {self._medium.where} is read as a whole"))
+        there = image.size
+        if kept is None or kept.manifest.chunk != chunk:
+            base = Manifest.new(min(size, there), chunk, disk, UNKNOWN)
+        else:
+            base = kept.manifest.resized(
+                there if self._medium.watched else min(there, kept.manifest.size), UNKNOWN
+            )
+        if doubt or not self._medium.watched:
+            again = self._reread(image, base, range(base.count))
+            if not doubt and again != base:
+                where = self._medium.where
+                self._report(Notice(f"{where} was changed since the last run; what differs is sent again"))
+            base = again
+        base = replace(base, disk=disk or base.disk, fresh=False)
+        return self._resized(image, base, size)
+
+    def _resized(self, image: Store, base: Manifest, size: int) -> Manifest:
+        """As a disk of that size; the image gets it when it is published, or at once where it is written in place."""
+        if self._in_place and image.size != size:
+            self._refuse_changed()
+            self._begin_in_place(base)
+            self._medium.unseal()
+            image.resize(size)
+            self._seen = self._medium.stamp()
+        return base.resized(size, ZERO if self._medium.watched else UNKNOWN)
+
+    def _doubt(self, kept: Kept | None, chunk: int) -> str:
+        """Why the image may not hold what is kept of it; "" where it does, or is read at each run."""
+        if kept is None:
+            return f"{self._medium.where} has no usable state beside it"
+        if self._medium.contested:
+            return f"another run may still have been writing to {self._medium.where}"
+        if kept.manifest.chunk != chunk:
+            return "the chunk size has changed"
+        if kept.begun or self._medium.interrupted:
+            return f"the last run to {self._medium.where} did not end well"
+        return self._medium.doubt(kept.stamp) if self._medium.watched else ""
+
+    def _reread(self, image: Store, base: Manifest, indexes: Iterable[int]) -> Manifest:
+        """The manifest with these chunks as they are on the medium."""
+        digests, digest = base.digests.copy(), base.digester()
+        self._report(Step("read back", self.name))
+        with image.uncached() as content:
+
+            def read(index: int) -> tuple[int, bytes]:
+                self._go_on()
+                offset, length = base.span(index)
+                empty = next(image.extents(offset, length), None) is None
+                return index, ZERO if empty else digest(content(offset, length))
+
+            with contextlib.closing(ordered(read, indexes, threads=2, ahead=6)) as results:
+                for index, found in results:
+                    digests.put(index, found)
+        return replace(base, digests=digests)
+
+    # The draft
+
+    def _resumed(self, base: Manifest) -> Manifest:
+        """`base` with what a draft has of this very disk; any other draft is deleted."""
+        draft, noted = self._load_draft()
+        fits = (
+            draft is not None
+            and not self._medium.contested
+            and noted.get("partial") is self._partial
+            and (draft.key, draft.chunk, draft.size) == (base.key, base.chunk, base.size)
+        )
+        content = self._medium.open("partial" if self._partial else "redo") if fits else None
+        index = self._medium.open("index") if content is not None and content.size == base.size else None
+        if draft is None or content is None or index is None or index.size != index_size(base):
+            self._drop_draft()
+            return base
+        self._report(Notice(f"what the last run had fetched of {self._medium.where} is used"))
+        base = base.rehashed(draft.hash)
+        self._draft = Draft(content, index, self._below, base, known=True)
+        resumed = replace(self._draft.resume(base), fresh=False)
+        self._note_draft(resumed)  # it is no committed one any more
+        self._target = content
+        return resumed
+
+    @property
+    def _below(self) -> Store | None:
+        """The image that a draft lies over."""
+        return None if self._partial else self._medium.open("image")
+
+    def _load_draft(self, *, ours: bool = True) -> tuple[Manifest | None, dict[str, Any]]:
+        found = self._read("draft", ours=ours)
+        return found if found is not None else (None, {})
+
+    def _drop_draft(self) -> None:
+        self._medium.forget("draft")
+        for part in ("partial", "redo", "index"):
+            self._medium.remove(part)
+
+    def _begin(self) -> None:
+        """Before the first byte changes: know durably that it does, or have a draft to write to."""
+        with self._lock:
+            if self._target is not None:
+                return
+            base = self._base
+            if base is None:
+                raise ValueError("`known` comes first")
+            self._medium.guard(now=True)
+            if self._in_place:
+                self._refuse_changed()
+                self._begin_in_place(base)
+                self._medium.unseal()
+                self._target = self._medium.open("image")
+                return
+            self._note_draft(base)
+            content = self._medium.make("partial" if self._partial else "redo", base.size)
+            index = self._medium.make("index", index_size(base))
+            self._draft = Draft(content, index, self._below, base, known=False)
+            self._target = content
+
+    def _note_draft(self, shape: Manifest) -> None:
+        """Keep what the draft is of; what it has of the chunks is in its index."""
+        self._shape = shape
+        empty = replace(shape, digests=Digests.filled(UNKNOWN, shape.count))
+        self._medium.save("draft", empty.text({"partial": self._partial}))
+
+    def _begin_in_place(self, base: Manifest) -> None:
+        """Know nothing of the image any more."""
+        self._keep(replace(base, digests=Digests.filled(UNKNOWN, base.count)))
+
+    # Content
+
+    def intend(self, offset: int, length: int) -> None:
+        """These bytes are about to change. See Destination."""
+        del offset, length
+        if self._target is None:
+            self._begin()
+
+    def write(self, offset: int, data: Content) -> None:
+        """Put `data` there. See Destination."""
+        self._go_on()
+        if self._draft is not None:
+            self._draft.cover(offset, len(data))
+        self._store().write(offset, data)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros. See Destination."""
+        self._go_on()
+        if self._draft is not None:
+            self._draft.cover(offset, length)
+        self._store().zero(offset, length)
+
+    def _store(self) -> Store:
+        if self._target is None:
+            raise ValueError("`intend` comes first")
+        return self._target
+
+    def settle(self, manifest: Manifest, first: int, count: int) -> None:
+        """These chunks are there as `manifest` says. See Destination."""
+        if self._draft is None:
+            return
+        if self._shape is None or self._shape.hash != manifest.hash:
+            self._note_draft(manifest)
+        self._draft.settle(manifest, first, count)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What is there. See Destination."""
+        self._go_on()
+        if self._draft is not None:
+            return self._draft.read(offset, length)
+        image = self._medium.open("image")
+        if image is None or self._partial:
+            return bytes(length)
+        return bytes(read_padded(image, offset, length, image.read))
+
+    def flush(self) -> None:
+        """What was written is on its medium, and read from there. See Destination."""
+        if self._draft is not None:
+            self._draft.flush()
+        elif self._target is not None:
+            self._target.flush()
+
+    def check(self) -> bool | None:
+        """None: it is read back. See Destination."""
+        return None
+
+    def stop(self) -> None:
+        """Reads and writes under way are the last ones; from any thread."""
+        self._medium.stop()
+
+    def _go_on(self) -> None:
+        self._medium.guard()
+
+    # Commit and publish
+
+    def commit(self, manifest: Manifest) -> None:
+        """Ready to be published as `manifest` says; in place, it is published. See Destination."""
+        self._medium.guard(now=True)
+        if self._in_place:
+            self._commit_in_place(manifest)
+            return
+        self._refuse_changed()
+        if self._target is None and self._kept is not None and self._kept.manifest == manifest:
+            return
+        if self._partial and self._draft is None:  # a disk of zeros
+            self._begin()
+        self.flush()
+        self._medium.save("draft", manifest.text({"partial": self._partial, "committed": True}))
+        self._committed = manifest
+
+    def _commit_in_place(self, manifest: Manifest) -> None:
+        if self._target is None:
+            self._refuse_changed()
+        image = self._medium.open("image")
+        if image is None:
+            raise ValueError("`known` comes first")
+        image.flush()
+        if self._medium.contested:
+            self._check_all(image, manifest)
+        self._medium.seal()
+        self._keep(manifest)
+
+    def _refuse_changed(self) -> None:
+        if self._medium.stamp() != self._seen:
+            raise DestinationFailed(
+                f"{self._medium.where} was changed by somebody else while this run was at work",
+                remedy="End what writes to it, then run again: it is read as a whole.",
+                disk=self.name,
+            )
+
+    def ready(self) -> None:
+        """DestinationFailed where what was committed cannot be published any more. Nothing is changed."""
+        if self._committed is not None:
+            self._medium.guard(now=True)
+            self._refuse_changed()
+
+    def publish(self) -> None:
+        """Bring the image to what was committed; nothing where nothing was."""
+        manifest = self._committed
+        if manifest is None:
+            return
+        image = self._bring(manifest)
+        if self._medium.contested:
+            self._check_all(image, manifest)
+        self._end(manifest)
+
+    def is_unpublished(self, root: str | None) -> bool:
+        """Whether there is a committed draft with this root: that of the replica, by its record."""
+        draft, noted = self._load_draft(ours=False)
+        return (
+            draft is not None and noted.get("committed") is True and root is not None and draft.root() == root
+        )
+
+    def recover(self) -> None:
+        """Publish what a run that died had committed, and what the record says is the replica."""
+        self._medium.take()
+        self._reset()
+        manifest, noted = self._load_draft()
+        if manifest is None:
+            return
+        where = self._medium.where
+        self._report(Notice(f"{where}: publishing what the last run had fetched"))
+        self._partial = noted.get("partial") is True
+        if not self._partial:
+            self._draft = self._logged(manifest)
+        if not self._partial or self._medium.open("partial") is not None:
+            self.take()  # what is there is not what that run has put there
+        image = self._bring(manifest)
+        # Since that run died somebody may have changed the image, or the log of its changes may be damaged.
+        found = self._reread(image, manifest, range(manifest.count))
+        if found != manifest:
+            self._report(
+                Notice(f"{where} is not all that the last run had fetched; what differs is sent again")
+            )
+        self._end(found)
+
+    def _logged(self, manifest: Manifest) -> Draft | None:
+        """The log of a committed draft, with what is right in it; None where there is none."""
+        content, index = self._medium.open("redo"), self._medium.open("index")
+        if content is None or index is None:
+            return None
+        if (content.size, index.size) != (manifest.size, index_size(manifest)):
+            return None
+        draft = Draft(content, index, self._below, manifest, known=True)
+        draft.resume(manifest)
+        return draft
+
+    def _bring(self, manifest: Manifest) -> Store:
+        """The image as it is committed, on its medium."""
+        if self._partial:
+            if self._medium.open("partial") is not None:
+                self._medium.promote()
+            self._seen = self._medium.stamp()
+            return self._image()
+        image = self._image()
+        with self._medium.held():
+            if image.size != manifest.size or self._draft is not None:
+                self._medium.unseal()
+            if image.size != manifest.size:
+                image.resize(manifest.size)
+            if self._draft is not None:
+                self._draft.publish(image, self._go_on)
+            image.flush()
+            self._seen = self._medium.stamp()
+        if self._draft is not None and (offset := self._draft.first_difference(image)) is not None:
+            raise CorruptChunk(
+                f"{self.name}: offset {offset} reads back from the destination as something else",
+                disk=self.name,
+                offset=offset,
+            )
+        return image
+
+    def _image(self) -> Store:
+        image = self._medium.open("image")
+        if image is None:
+            raise DestinationFailed(f"{self._medium.where} is gone", disk=self.name)
+        return image
+
+    def _end(self, manifest: Manifest) -> None:
+        """The image is published: keep its manifest, and let go of the draft."""
+        self._refuse_changed()
+        self._medium.seal()
+        self._keep(manifest)
+        self._draft = self._target = self._committed = None
+        self._drop_draft()
+
+    def _check_all(self, image: Store, manifest: Manifest) -> None:
+        """CorruptChunk where the image is not as the manifest says."""
+        found = self._reread(image, manifest, range(manifest.count))
+        for index in found.digests.differing(manifest.digests):
+            offset = manifest.span(index)[0]
+            text = f"{self.name}: the chunk at offset {offset} was changed by another run"
+            raise CorruptChunk(text, disk=self.name, offset=offset)
+
+    # Documents
+
+    def _keep(self, manifest: Manifest) -> None:
+        """Make `manifest` what is kept of the image."""
+        stamp = self._medium.stamp(final=True) or Stamp()
+        self._medium.save("manifest", manifest.text({"image": stamp}))
+
+    def _load(self, *, ours: bool = True) -> Kept | None:
+        """What is kept of the image; None where there is nothing of use."""
+        found = self._read("manifest", ours=ours)
+        if found is None:
+            return None
+        manifest, beside = found
+        stamp = beside.get("image")
+        if isinstance(stamp, str):  # as older versions have it in Blob storage
+            stamp = {"image": stamp}
+        if not isinstance(stamp, dict):
+            self._report(Notice(f"{self._medium.where}.manifest is damaged and not used"))
+            return None
+        return Kept(manifest, stamp)
+
+    def _read(self, document: Document, *, ours: bool = True) -> tuple[Manifest, dict[str, Any]] | None:
+        """A document, and what stands beside the manifest in it; None where there is nothing of use."""
+        file = self._medium.load(document, ours=ours)
+        if file is None:
+            return None
+        try:
+            with file:
+                return Manifest.read(file)
+        except InvalidInput as error:
+            why = f"is not used: {error.message}"
+        except (ValueError, KeyError, TypeError, RecursionError):
+            why = "was cut off or damaged, and is not used"
+        self._report(Notice(f"{self._medium.where}.{document} {why}"))
+        return None
+
+    def close(self) -> None:
+        """Let go of it, with what is not published. See Destination."""
+        self._medium.close()
+        if self.grains is not None:
+            self.grains.close()
+        self._reset()
+
+    def __enter__(self) -> Replica:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of it, but of what is committed only when the place is closed: it is to be published."""
+        if self._committed is None:
+            self.close()

@@ -1,0 +1,537 @@
+"""Fixed VHDs in Blob storage: page blobs, one a disk, from which Azure makes managed disks, with what is kept beside.
+
+    os.vhd            the image: the disk's bytes, zeros up to a whole MiB, the footer
+    os.vhd.manifest   what it holds, with the ETag that the VHD had then
+    os.vhd.redo       the log of what is to change in the image, a page blob
+    os.vhd.index      what the log has, a page blob
+    os.vhd.draft      what the log is of
+
+The VHD's metadata says what it is at the moment, and changes together with it:
+
+    coriolis_image     an id made with the blob; without it the blob is somebody else's
+    coriolis_size      the bytes of the disk
+    coriolis_state     `complete`, or `writing` while the VHD is written; then it has no footer, so nothing takes it for
+                       whole
+
+* While a run has the place, every page blob is leased, and each change carries the lease. A run that was suspended
+  until its lease ran out, and another took over, can change nothing of them. Documents have no lease; they are replaced
+  only while they are as this run knows them, or while the place is ours.
+* An ETag other than the noted one is a stranger's change, which no run overwrites unasked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
+
+from .. import vhd
+from ..azure.blobs import MOST, PAGE, Blob, Container, Pages, Properties, Storage
+from ..clock import Clock
+from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
+from ..events import Report, Waiting
+from ..threads import Lock
+from .medium import Content, Document, Part, Stamp
+
+IMAGE = "coriolis_image"
+_STATE, _SIZE, _ETAG = "coriolis_state", "coriolis_size", "coriolis_etag"
+_WRITING, _COMPLETE = "writing", "complete"
+LEASE_SECONDS = 60
+_TAKEN = ("LeaseAlreadyPresent",)
+_OTHERWISE = (409, 412)  # the statuses of a refusal because a blob is another one than it was
+_LOST = (
+    "LeaseIdMissing",
+    "LeaseIdMismatchWithBlobOperation",
+    "LeaseLost",
+    "LeaseNotPresentWithBlobOperation",
+    "LeaseIdMismatchWithLeaseOperation",
+    "LeaseNotPresentWithLeaseOperation",
+    "ConditionNotMet",
+)
+_BUFFER = 4096  # bytes of an index that are written at a time
+_BUFFERS = 16
+_BUFFER_SECONDS = 5.0
+
+
+class PageStore:
+    """The first `size` bytes of a page blob. See Store."""
+
+    def __init__(self, blob: Blob, size: int, disk: str, stopped: Callable[[], bool]) -> None:
+        self.blob, self.size = blob, size
+        self._disk, self._stopped = disk, stopped
+        self._pages: Pages | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See Store."""
+        self._go_on(offset)
+        start = offset // PAGE * PAGE
+        before, whole = offset - start, offset - start + length
+        with translated(self.blob.url, f"cannot be read at offset {offset}", self._disk, offset):
+            data = self.blob.read(start, whole + -whole % PAGE)
+        if len(data) < whole:
+            raise DestinationFailed(
+                f"{self.blob.url} ends at offset {start + len(data)}", disk=self._disk, offset=offset
+            )
+        return data if len(data) == length else data[before:whole]
+
+    def write(self, offset: int, data: Content) -> None:
+        """See Store."""
+        self._go_on(offset)
+        self._pages = None
+        view = memoryview(data)
+        if len(view) % PAGE:  # the end of the disk; what follows are zeros
+            view = memoryview(bytes(view) + bytes(-len(view) % PAGE))
+        with translated(self.blob.url, f"cannot be written at offset {offset}", self._disk, offset):
+            for start in range(0, len(view), MOST):
+                self.blob.write(offset + start, view[start : start + MOST])
+
+    def zero(self, offset: int, length: int) -> None:
+        """Clear the pages. See Store."""
+        self._go_on(offset)
+        self._pages = None
+        with translated(self.blob.url, f"cannot be cleared at offset {offset}", self._disk, offset):
+            self.blob.clear(offset, length + -length % PAGE)
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The pages that are allocated. See Store."""
+        pages = self._pages
+        if pages is None:
+            with translated(self.blob.url, "cannot be read", self._disk):
+                pages = self._pages = self.blob.pages(self.size + -self.size % PAGE)
+        yield from pages.within(offset, length)
+
+    def resize(self, size: int) -> None:
+        """See Store. After the disk's end there are zeros, at every moment."""
+        with translated(self.blob.url, "cannot be resized", self._disk):
+            start, end = min(self.size, size), vhd.rounded(self.size)
+            start += -start % PAGE
+            if start < end:
+                self.blob.clear(start, end - start)
+            self.blob.resize(vhd.rounded(size) + vhd.FOOTER)
+        self.size, self._pages = size, None
+
+    def flush(self) -> None:
+        """Nothing to do: Azure has kept what it has answered for. See Store."""
+
+    @contextlib.contextmanager
+    def uncached(self) -> Iterator[Callable[[int, int], Content]]:
+        """See Store. Nothing is cached here."""
+        yield self.read
+
+    def _go_on(self, offset: int) -> None:
+        if self._stopped():
+            raise DestinationFailed(f"{self.blob.url} was given up", disk=self._disk, offset=offset)
+
+
+class IndexStore(PageStore):
+    """An index in a page blob: of its short records many are written at a time. See Store."""
+
+    def __init__(self, blob: Blob, size: int, disk: str, stopped: Callable[[], bool], clock: Clock) -> None:
+        super().__init__(blob, size, disk, stopped)
+        self._clock = clock
+        self._lock = Lock()
+        self._buffers: dict[int, bytearray] = {}
+        self._written = clock.monotonic()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See Store."""
+        self.flush()
+        return super().read(offset, length)
+
+    def write(self, offset: int, data: Content) -> None:
+        """See Store."""
+        view = memoryview(data)
+        with self._lock:
+            while view:
+                start = offset // _BUFFER * _BUFFER
+                if start not in self._buffers:
+                    self._buffers[start] = bytearray(PageStore.read(self, start, self._length(start)))
+                part = view[: start + _BUFFER - offset]
+                self._buffers[start][offset - start : offset - start + len(part)] = part
+                offset, view = offset + len(part), view[len(part) :]
+            due = self._clock.monotonic() - self._written > _BUFFER_SECONDS
+        if due or len(self._buffers) >= _BUFFERS:
+            self.flush()
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """See Store."""
+        self.flush()
+        yield from super().extents(offset, length)
+
+    def flush(self) -> None:
+        """See Store."""
+        with self._lock:
+            for start, buffer in self._buffers.items():
+                super().write(start, buffer)
+            self._buffers, self._written = {}, self._clock.monotonic()
+
+    def _length(self, start: int) -> int:
+        return min(_BUFFER, self.size - start)
+
+
+class VhdMedium:
+    """One fixed VHD in a page blob and what is beside it. See Medium.
+
+    `hold` renews the lock on the place that the VHD is in, or raises AzureError where it is lost.
+    """
+
+    far = True
+    renames = False
+    watched = True
+    contested = False
+    grains = None
+
+    def __init__(
+        self, container: Container, path: str, storage: Storage, report: Report, hold: Callable[[], None]
+    ) -> None:
+        self.name = path.rpartition("/")[2].removesuffix(".vhd")
+        self._container, self._path = container, path
+        self._blob = container.blob(path)
+        self.where = self._blob.url
+        self._clock, self._report, self._hold = storage.clock, report, hold
+        self._stores: dict[Part, PageStore] = {}
+        self._etags: dict[Document, str] = {}
+        self._image = ""
+        self._sealed = False
+        self._taken = self._stopped = False
+
+    @property
+    def interrupted(self) -> bool:
+        """See Medium. So a version that knew no drafts has left it, and one that died while it published."""
+        return "image" in self._stores and not self._sealed
+
+    # Its parts
+
+    def take(self) -> None:
+        """See Medium."""
+        if self._taken:
+            return
+        self.close()
+        with self._translated("cannot be prepared"):
+            found = self._blob.find()
+            if found is not None:
+                self._refuse_other(found)
+                lease(self._blob, self.where, self._clock, self._report)
+                self._hold()  # whoever lost the place while it waited must not begin
+                self._remember(self._blob.find() or found)
+        self._taken = True
+
+    def share(self) -> None:
+        """See Medium."""
+        if self._stores:
+            return
+        with self._translated("cannot be read"):
+            found = self._blob.find()
+            if found is not None:
+                self._remember(found)
+
+    def refuse_foreign(self, kept: Stamp | None) -> None:
+        """See Medium. Done before the lease is taken."""
+
+    def _refuse_other(self, found: Properties) -> None:
+        if found.kind != "PageBlob" or IMAGE not in found.metadata:
+            what = "is no page blob" if found.kind != "PageBlob" else "was not made by this program"
+            raise InvalidInput(
+                f"{self.where} {what}, and is left as it is",
+                remedy="Give another prefix, or remove the blob if nobody needs it.",
+            )
+
+    def _remember(self, found: Properties) -> None:
+        self._image = found.metadata.get(IMAGE, "")
+        self._sealed = found.metadata.get(_STATE) == _COMPLETE
+        room = max(0, found.size - vhd.FOOTER)
+        said = found.metadata.get(_SIZE, "")
+        size = min(int(said), room) if said.isdigit() else room
+        self._stores["image"] = PageStore(self._blob, size, self.name, self._given_up)
+
+    def _given_up(self) -> bool:
+        return self._stopped
+
+    def open(self, part: Part) -> PageStore | None:
+        """See Medium."""
+        if part in self._stores or part == "image":
+            return self._stores.get(part)
+        with self._translated("cannot be opened"):
+            blob = self._beside(part)
+            found = blob.find()
+            if found is None:
+                return None
+            lease(blob, blob.url, self._clock, self._report)
+            said = found.metadata.get(_SIZE, "")
+        if not said.isdigit():
+            return None
+        return self._opened(part, blob, int(said))
+
+    def make(self, part: Part, size: int) -> PageStore:
+        """See Medium."""
+        if part == "image":
+            return self._made_image(size)
+        self.remove(part)
+        with self._translated("cannot be made"):
+            blob = self._beside(part)
+            blob.create_pages(vhd.rounded(size), {IMAGE: self._image, _SIZE: str(size)})
+            lease(blob, blob.url, self._clock, self._report)
+            self._hold()
+        return self._opened(part, blob, size)
+
+    def _made_image(self, size: int) -> PageStore:
+        """A page blob of zeros; it has no footer yet."""
+        self._image, self._sealed = uuid.uuid4().hex, False
+        with self._translated("cannot be made"):
+            made = self._create(size)
+            if not self._blob.lease_id:
+                lease(self._blob, self.where, self._clock, self._report)
+            self._hold()
+            found = self._blob.find()
+            if found is None or found.etag != made:
+                raise DestinationFailed(
+                    f"{self.where} was changed by somebody as it was made", disk=self.name
+                )
+        return self._opened("image", self._blob, size)
+
+    def _create(self, size: int) -> str:
+        """Make the page blob; its ETag."""
+        new = not self._blob.lease_id
+        try:
+            return self._blob.create_pages(vhd.rounded(size) + vhd.FOOTER, self._metadata(size), new=new)
+        except AzureError as error:
+            found = self._blob.find() if error.status in _OTHERWISE else None
+            if found is None or found.metadata.get(IMAGE) != self._image:
+                raise
+            return found.etag  # ours: the answer was lost, and the request made again
+
+    def _opened(self, part: Part, blob: Blob, size: int) -> PageStore:
+        if part == "index":
+            store: PageStore = IndexStore(blob, size, self.name, self._given_up, self._clock)
+        else:
+            store = PageStore(blob, size, self.name, self._given_up)
+        self._stores[part] = store
+        return store
+
+    def remove(self, part: Part) -> None:
+        """See Medium."""
+        store = self._stores.pop(part, None)
+        with self._translated("cannot be deleted"):
+            blob = store.blob if store is not None else self._beside(part)
+            if store is None:
+                if blob.find() is None:
+                    return
+                lease(blob, blob.url, self._clock, self._report)
+            blob.delete()
+
+    def promote(self) -> None:
+        """See Medium. Blobs have no second name."""
+        raise NotImplementedError
+
+    def is_blank(self) -> bool:
+        """See Medium. What we have made is ours."""
+        return False
+
+    def delete(self) -> None:
+        """Delete the VHD and all that is beside it; what is gone is no error. InvalidInput for a blob of others."""
+        self.take()
+        for part in ("redo", "index"):
+            self.remove(part)
+        for document in ("draft", "manifest"):
+            self.forget(document)
+        if self._stores.pop("image", None) is not None:
+            with self._translated("cannot be deleted"):
+                self._blob.delete()
+
+    def _beside(self, what: str) -> Blob:
+        return self._container.blob(f"{self._path}.{what}")
+
+    # How it is
+
+    def unseal(self) -> None:
+        """See Medium: it has no footer from now on."""
+        image = self._stores["image"]
+        if self._sealed:
+            with self._translated("cannot be prepared"):
+                self._sealed = False
+                self._blob.set_metadata(self._metadata(image.size))
+                self._blob.clear(vhd.rounded(image.size), vhd.FOOTER)
+
+    def seal(self) -> None:
+        """See Medium: it has its footer."""
+        image = self._stores["image"]
+        if self._sealed:
+            return
+        with self._translated("cannot be committed"):
+            end = vhd.rounded(image.size)
+            start = image.size + -image.size % PAGE
+            if start < end:
+                self._blob.clear(start, end - start)
+            self._blob.write(end, vhd.footer(end, uuid.UUID(self._image), self._clock.now()))
+            self._sealed = True
+            self._blob.set_metadata(self._metadata(image.size))
+
+    def _metadata(self, size: int) -> dict[str, str]:
+        return {
+            IMAGE: self._image,
+            _STATE: _COMPLETE if self._sealed else _WRITING,
+            _SIZE: str(size),
+        }
+
+    def stamp(self, *, final: bool = False) -> Stamp | None:
+        """See Medium."""
+        del final
+        if "image" not in self._stores:
+            return None
+        with self._translated("cannot be read"):
+            found = self._blob.find()
+        return {"image": self._image, "etag": found.etag if found is not None else ""}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """See Medium. The lease does that."""
+        yield
+
+    def doubt(self, stamp: Stamp) -> str:
+        """See Medium. InvalidInput where a stranger has changed it."""
+        now = self.stamp()
+        if now == stamp or now is None:
+            return ""
+        if stamp.get("image") != self._image:
+            return f"{self.where} has another manifest's beside it"
+        if "etag" not in stamp:  # as older versions noted it, beside the manifest
+            with self._translated("cannot be read"):
+                found = self._beside("manifest").find()
+            noted = found.metadata.get(_ETAG) if found is not None else None
+            if noted is None:
+                return f"the last run to {self.where} died as it ended"
+            if f'"{noted}"' == now["etag"]:
+                return ""
+        raise InvalidInput(
+            f"{self.where} was changed by somebody since the last run",
+            remedy="To keep the change, copy the blob or give another prefix. To let go of it, run with --full, "
+            "which writes the blob anew; in the orchestrator, delete the disks of the transfer first.",
+        )
+
+    def guard(self, *, now: bool = False) -> None:
+        """See Medium. Between two looks the leases keep others out."""
+        if now:
+            with self._translated("is no longer ours"):
+                self._hold()
+
+    # Its documents
+
+    def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
+        """See Medium."""
+        del ours  # who may write here is up to the account
+        blob = self._beside(document)
+        with self._translated("cannot be read"):
+            found = blob.find()
+            self._etags[document] = found.etag if found is not None else ""
+            if found is None:
+                return None
+            file = _unnamed()
+            if not blob.read_into(file):
+                file.close()
+                return None
+        file.seek(0)
+        return file
+
+    def save(self, document: Document, pieces: Iterable[bytes]) -> None:
+        """See Medium."""
+        with _unnamed() as file, self._translated("cannot be written"):
+            file.writelines(pieces)
+            self._etags[document] = self._put(document, file)
+
+    def _put(self, document: Document, file: IO[bytes]) -> str:
+        """Replace it; its ETag. One that is not the one we know is replaced only while the place is ours."""
+        blob = self._beside(document)
+        if document not in self._etags:
+            found = blob.find()
+            self._etags[document] = found.etag if found is not None else ""
+        known = self._etags[document]
+        for last in (False, False, True):
+            file.seek(0)
+            try:
+                return blob.put(file, new=not known, only=known)
+            except AzureError as error:
+                if last or error.status not in _OTHERWISE:
+                    raise
+                self._hold()
+                found = blob.find()
+                known = found.etag if found is not None else ""
+        raise AssertionError("the last try returns or raises")
+
+    def forget(self, document: Document) -> None:
+        """See Medium."""
+        with self._translated("cannot be deleted"):
+            self._hold()
+            self._beside(document).delete()
+        self._etags[document] = ""
+
+    def renew(self) -> None:
+        """Keep others out for another minute."""
+        for store in list(self._stores.values()):
+            store.blob.renew()
+
+    def stop(self) -> None:
+        """See Medium."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """See Medium."""
+        index = self._stores.get("index")
+        if index is not None:
+            with contextlib.suppress(DestinationFailed):  # what is lost of it is fetched again
+                index.flush()
+        for store in self._stores.values():
+            store.blob.release()
+        self._stores, self._etags, self._taken = {}, {}, False
+
+    def _translated(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return translated(self.where, what, self.name)
+
+
+def lease(blob: Blob, place: str, clock: Clock, report: Report) -> None:
+    """Lease a blob, as soon as a run that died no longer has it; InvalidInput when one that lives does."""
+    until = clock.monotonic() + LEASE_SECONDS + 5
+    told = False
+    while True:
+        try:
+            blob.lease(LEASE_SECONDS)
+        except Conflict as error:
+            if error.code not in _TAKEN:
+                raise
+            if clock.monotonic() >= until:
+                raise InvalidInput(
+                    f"another run is using {place}",
+                    remedy="Wait for it to end, or give another prefix. Break the lease if it is not a run of ours.",
+                ) from error
+            if not told:
+                report(Waiting(f"another run of {place} to end, or its lease to run out", LEASE_SECONDS))
+                told = True
+            clock.sleep(5)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def translated(url: str, what: str, disk: str, offset: int | None = None) -> Iterator[None]:
+    """An AzureError in the block is DestinationFailed."""
+    try:
+        yield
+    except AzureError as error:
+        remedy = error.remedy
+        if error.code in _LOST:
+            remedy = "Find out who else uses this blob: its lease was broken or taken over. Then run again."
+        raise DestinationFailed(
+            f"{url} {what}: {error}", remedy=remedy, disk=disk, offset=offset, code=error.code or None
+        ) from error
+
+
+def _unnamed() -> IO[bytes]:
+    """A file without a name, for a text that may be too large for memory."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise DestinationFailed(
+            f"a temporary file of ours cannot be used: {error}",
+            remedy="Free space there, or name another folder in TMPDIR, then run again.",
+        ) from error

@@ -1,0 +1,285 @@
+"""A replica is a set of images and a point in time: whatever ends a run, it is the older one or the newer one.
+
+Two disks are brought from one content to another, and the run dies at each step that it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from coriolis_azure.clock import Clock
+from coriolis_azure.errors import DestinationFailed, InvalidInput
+from coriolis_azure.events import silent
+from coriolis_azure.replica import sets, verification
+from coriolis_azure.replica.folder import ImageFolder
+from harness.dying import dying_child
+from harness.image_runs import Told, bring
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+CHUNK = 4096
+SIZE = 7 * CHUNK + 512
+A, B = b"A" * CHUNK, b"B" * CHUNK
+Content = dict[str, dict[int, bytes]]
+OLD: Content = {"os": {0: A, 1: A, 5: A}, "data-0": {2: A, 7: A}}
+NEW: Content = {"os": {0: B, 2: B, 5: A, 7: B}, "data-0": {0: B, 2: B, 7: A}}
+EMPTY: Content = {"os": {}, "data-0": {}}
+
+
+def run(
+    path: Path, content: Content, *, size: int = SIZE, report=silent, **options: object
+) -> dict[str, list[int]]:
+    """What a run does: bring all disks, then publish them. The chunks that were sent, by disk."""
+    sent, roots = {}, {}
+    with ImageFolder(path, report) as folder:
+        folder.reserve(list(content))
+        record = sets.begin(folder, "vm", sets.Begun("run", "now", tuple(content)))
+        for name, chunks in content.items():
+            with folder.disk(name) as image:
+                sent[name], manifest = bring(image, chunks, size=size, chunk=CHUNK, **options)
+            roots[name] = manifest.root()
+        sets.complete(folder, record, roots)
+    return sent
+
+
+def bytes_of(chunks: dict[int, bytes], size: int) -> bytes:
+    return b"".join(chunks.get(index, bytes(CHUNK)) for index in range(-(-size // CHUNK)))[:size]
+
+
+def holds(path: Path, content: Content, size: int = SIZE) -> bool:
+    """Whether the images are these, all of them."""
+    return all(
+        (path / f"{name}.raw").read_bytes() == bytes_of(chunks, size) for name, chunks in content.items()
+    )
+
+
+def there(path: Path) -> set[str]:
+    return {found.name for found in path.iterdir()}
+
+
+def recorded(path: Path) -> bool:
+    """Whether the record says that the second run is the replica."""
+    document = json.loads((path / sets.NAME).read_text())
+    return document["point"] is not None and document["point"]["time"] != "old"
+
+
+def verified(path: Path) -> bool:
+    with ImageFolder(path, existing=True) as folder:
+        return all(verdict.verified for verdict in verification.verify(folder, silent, Clock()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
+@pytest.mark.parametrize("options", [{}, {"full": True}, {"size": SIZE + 3 * CHUNK}], ids=str)
+def test_dying_at_any_step_leaves_the_older_or_the_newer_point(
+    tmp_path: Path, options: dict[str, object], power: bool
+) -> None:
+    path, at, died = tmp_path / "replica", 0, True
+    published = 0
+    size = options.get("size", SIZE)
+    run(tmp_path / "template", OLD)
+    while died:
+        at += 1
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(tmp_path / "template", path)
+        run(path, OLD)  # a copy has other inodes
+        before = (path / sets.NAME).read_bytes()
+        died = dying_child(lambda: run(path, NEW, **options), at, True, power)
+        if json.loads((path / sets.NAME).read_bytes())["point"] == json.loads(before)["point"]:
+            assert holds(path, OLD), f"the older point was touched at step {at}"
+            assert verified(path)
+        else:
+            published += 1
+            with ImageFolder(path):
+                pass
+            assert holds(path, NEW, size), f"neither the older nor the newer point at step {at}"
+            assert verified(path)
+        # The source goes back to what it was: what the dead run fetched must not be taken for that.
+        run(path, OLD)
+        assert holds(path, OLD), f"wrong after dying at step {at}"
+        assert there(path) == {
+            "os.raw",
+            "os.raw.manifest",
+            "data-0.raw",
+            "data-0.raw.manifest",
+            ".lock",
+            sets.NAME,
+        }
+    assert at > 30
+    assert published > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
+def test_a_first_run_that_dies_leaves_no_image_that_could_be_taken_for_one(
+    tmp_path: Path, power: bool
+) -> None:
+    path, at, died = tmp_path / "replica", 0, True
+    while died:
+        at += 1
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        died = dying_child(lambda: run(path, NEW), at, True, power)
+        record = path / sets.NAME
+        if not record.exists() or json.loads(record.read_bytes())["point"] is None:
+            assert not list(path.glob("*.raw")), f"an image is there before its replica, at step {at}"
+        else:
+            with ImageFolder(path):
+                pass
+            assert holds(path, NEW)
+        run(path, NEW)
+        assert holds(path, NEW), f"wrong after dying at step {at}"
+    assert at > 30
+
+
+def test_a_run_that_fails_at_its_second_disk_leaves_both_and_its_first_is_used(tmp_path: Path) -> None:
+    run(tmp_path, OLD)
+    with ImageFolder(tmp_path) as folder:
+        sets.begin(folder, "vm", sets.Begun("run", "now", ("os", "data-0")))
+        with folder.disk("os") as image:
+            bring(image, NEW["os"], size=SIZE, chunk=CHUNK)
+    assert holds(tmp_path, OLD)
+    assert verified(tmp_path)
+    assert run(tmp_path, NEW) == {"os": [], "data-0": [0, 2]}
+    assert holds(tmp_path, NEW)
+
+
+def test_what_a_first_run_had_fetched_is_used(tmp_path: Path) -> None:
+    with ImageFolder(tmp_path) as folder, folder.disk("os") as image:
+        bring(image, NEW["os"], size=SIZE, chunk=CHUNK)
+    assert not list(tmp_path.glob("*.raw"))
+    told = Told()
+    assert run(tmp_path, NEW, report=told)["os"] == []
+    assert "had fetched" in told[0]
+    assert holds(tmp_path, NEW)
+
+
+def test_a_stranger_between_copy_and_switch_stops_the_switch(tmp_path: Path) -> None:
+    """No disk changes then."""
+    run(tmp_path, OLD)
+    with ImageFolder(tmp_path) as folder:
+        record = sets.begin(folder, "vm", sets.Begun("run", "now", ("os", "data-0")))
+        roots = {}
+        for name in OLD:
+            with folder.disk(name) as image:
+                roots[name] = bring(image, NEW[name], size=SIZE, chunk=CHUNK)[1].root()
+        edit(tmp_path / "data-0.raw")
+        with pytest.raises(DestinationFailed, match="changed by somebody else"):
+            sets.complete(folder, record, roots)
+    assert (tmp_path / "os.raw").read_bytes() == bytes_of(OLD["os"], SIZE)
+    run(tmp_path, NEW)
+    assert holds(tmp_path, NEW)
+
+
+def edit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(3 * CHUNK)
+        file.write(b"stranger")
+
+
+def dies_while_it_publishes(path: Path) -> None:
+    """Right after the record was replaced."""
+
+    def work() -> None:
+        real = ImageFolder.keep_record
+
+        def switch(folder: ImageFolder, text: bytes) -> None:
+            real(folder, text)
+            if json.loads(text)["begun"] is None:
+                os._exit(9)
+
+        ImageFolder.keep_record = switch
+        run(path, NEW)
+
+    assert dying_child(work, 0, False, False)
+
+
+def test_a_stranger_after_a_run_that_died_while_it_published_is_seen(tmp_path: Path) -> None:
+    run(tmp_path, OLD)
+    dies_while_it_publishes(tmp_path)
+    assert not verified(tmp_path)
+    edit(tmp_path / "os.raw")
+    told = Told()
+    with ImageFolder(tmp_path, told):
+        pass
+    assert any("is not all that the last run had fetched" in text for text in told)
+    assert not verified(tmp_path)
+    run(tmp_path, NEW)
+    assert holds(tmp_path, NEW)
+    assert verified(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["redo", "index"])
+@pytest.mark.parametrize("damage", ["zeros", "gone", "short"])
+def test_what_a_damaged_log_does_not_bring_the_next_run_does(tmp_path: Path, part: str, damage: str) -> None:
+    run(tmp_path, OLD)
+    dies_while_it_publishes(tmp_path)
+    file = tmp_path / f"os.raw.{part}"
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(bytes(file.stat().st_size - (damage == "short")))
+    told = Told()
+    with ImageFolder(tmp_path, told):
+        pass
+    assert any("is not all that the last run had fetched" in text for text in told)
+    assert not verified(tmp_path)
+    missing = [0, 2, 7] if (part, damage) == ("redo", "zeros") else [0, 1, 2, 7]  # chunk 1 is to be zeros
+    assert run(tmp_path, NEW) == {"os": missing, "data-0": []}
+    assert holds(tmp_path, NEW)
+    assert verified(tmp_path)
+
+
+def test_no_space_for_the_log_is_told_and_the_replica_stays(tmp_path: Path) -> None:
+    path = tmp_path / "replica"
+    path.mkdir()
+    run(path, OLD)
+
+    def work() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * CHUNK, 3 * CHUNK))
+        with pytest.raises(DestinationFailed) as failure:
+            run(path, NEW)
+        assert failure.value.remedy
+
+    assert not dying_child(work, 0, False, False)
+    assert holds(path, OLD)
+    assert verified(path)
+
+
+def test_a_record_of_a_newer_build_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    run(tmp_path, OLD)
+    record = tmp_path / sets.NAME
+    record.write_text(record.read_text().replace(f'"version": {sets.VERSION}', '"version": 99'))
+    with pytest.raises(InvalidInput, match="this program knows"):
+        run(tmp_path, NEW)
+    assert holds(tmp_path, OLD)
+
+
+def state_of_an_earlier_build(path: Path, dirty: Callable[[Path], object]) -> None:
+    """Its record is of version 1, and a run that died has left its list of regions."""
+    record = path / sets.NAME
+    record.write_text(record.read_text().replace(f'"version": {sets.VERSION}', '"version": 1'))
+    dirty(path / "os.raw.dirty")
+
+
+def test_the_state_of_an_earlier_build_is_read(tmp_path: Path) -> None:
+    run(tmp_path, OLD)
+    state_of_an_earlier_build(
+        tmp_path, lambda path: path.write_text("dirty regions of 67108864 bytes\n000000000000\n")
+    )
+    assert not verified(tmp_path)
+    with (tmp_path / "os.raw").open("r+b") as file:
+        file.write(b"dirty")
+    told = Told()
+    assert run(tmp_path, OLD, report=told) == {"os": [0], "data-0": []}
+    assert "did not end well" in told[0]
+    assert holds(tmp_path, OLD)
+    assert verified(tmp_path)
