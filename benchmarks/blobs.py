@@ -195,7 +195,7 @@ def read_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
     """As a VHD is read that cannot be imported: pages listed, eight requests at a time, hashed, into a raw image."""
     size = image.stat().st_size
     with Replica(FileMedium(result)) as raw:
-        reader = PageReader(blob, Flow("os", silent, Clock()))
+        reader = PageReader(blob, Flow("os", silent, Clock()), blob.pages)
         progress = Progress("os", size, silent, Clock())
         transfer.copy(reader, raw.known("id", size, CHUNK, True), raw, progress, verify=False)
         raw.publish()

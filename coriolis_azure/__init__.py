@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from . import events as events
     from .model import Disk, Machine, Nic
     from .plugin.provider import AzureExportProvider
+    from .replica.status import Status
+    from .restoring import Restored, RestoredDisk
     from .source import DiskReport, Replicated, Source
 
 __version__ = "0.1.0"
@@ -24,7 +26,10 @@ __all__ = [
     "Machine",
     "Nic",
     "Replicated",
+    "Restored",
+    "RestoredDisk",
     "Source",
+    "Status",
     "__version__",
     "errors",
     "events",
@@ -37,7 +42,10 @@ _HOMES = {
     "Machine": "model",
     "Nic": "model",
     "Replicated": "source",
+    "Restored": "restoring",
+    "RestoredDisk": "restoring",
     "Source": "source",
+    "Status": "replica.status",
 }
 
 

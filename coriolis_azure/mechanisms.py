@@ -121,7 +121,10 @@ def _copy_pages(target: Target, disks: Sequence[Disk], frozen: dict[str, Blob]) 
     if not disks:
         return {}
     target.context.report(Step("copy", _listed(disks)))
-    readers = [PageReader(frozen[disk.name], target.flow(disk)) for disk in disks]
+    blobs = [frozen[disk.name] for disk in disks]
+    readers = [
+        PageReader(blob, target.flow(disk), blob.pages) for disk, blob in zip(disks, blobs, strict=True)
+    ]
     outcomes = target.copied(disks, readers, stop=lambda: None)
     return {disk.name: outcome for disk, outcome in zip(disks, outcomes, strict=True)}
 

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
-from . import mechanisms, transfer
+from . import mechanisms, restoring, transfer
 from .azure import names, permissions
 from .azure.client import Azure
 from .azure.context import Context
@@ -37,8 +37,10 @@ from .errors import (
 from .events import Copied, Notice, Report, Step, Waiting, counted, silent, unfailing
 from .machine import inspection, listing
 from .model import Disk, Json, Machine, Run, Worker
-from .replica import destinations, places, sets, verification
+from .replica import destinations, places, sets, status, verification
 from .replica.container import BlobFolder
+from .replica.status import Status
+from .restoring import Restored
 from .run import attached_disks, cleanup
 from .run.interrupts import shielded
 from .run.journal import Journal, default_folder
@@ -157,13 +159,22 @@ class Source:
         return inspection.chosen(machine, self.environment.exclude_disks)
 
     def replicate(
-        self, vm: str, to: str | Path, *, shutdown: bool = False, full: bool = False, adopt: bool = False
+        self,
+        vm: str,
+        to: str | Path,
+        *,
+        shutdown: bool = False,
+        full: bool = False,
+        adopt: bool = False,
+        keep: int | None = None,
     ) -> Replicated:
         """Replicate `vm` to the destination `to`; a second time sends only what changed.
 
         With `shutdown` the VM is deallocated when everything is ready to copy. With `full` what the destination
-        already holds is not used. With `adopt` images that no run of ours has made are taken over. Whatever was
-        made in Azure is deleted again, on any error too; what could not be is in `left_behind`.
+        already holds is not used. With `adopt` images that no run of ours has made are taken over. `keep`: how many
+        earlier points in time are kept there from now on, for `restore`; None for as many as before.
+
+        Whatever was made in Azure is deleted again, on any error too; what could not be is in `left_behind`.
         """
         began, started = self.context.clock.monotonic(), names.stamp(self.context.clock.now())
         machine = self.inspect(vm)
@@ -182,7 +193,7 @@ class Source:
                 for disk in disks:  # whoever watches knows the total from the start
                     self.context.report(Copied(disk.name, 0, disk.size_bytes, 0))
                 begun = self.begun(resources.run, machine, [disk.name for disk in disks])
-                record = sets.begin(folder, machine.id, begun)
+                record = sets.begin(folder, machine.id, begun, keep)
                 target = mechanisms.Target(self.context, folder, full=full)
                 outcomes = mechanisms.copy(target, resources, reader, machine, disks)
                 roots = [outcome.manifest.root() for outcome in outcomes]
@@ -374,6 +385,19 @@ class Source:
         """Read every disk at the destination `at` again and compare it with its manifest; nothing is changed."""
         with places.open(str(at), self.context.report, self.storage, existing=True) as place:
             return verification.verify(place, self.context.report, self.context.clock)
+
+    def status(self, at: str | Path) -> Status:
+        """What replica there is at the destination `at`, and which of its points in time are kept."""
+        with places.open(str(at), self.context.report, self.storage, existing=True) as place:
+            return status.status(place)
+
+    def restore(self, at: str | Path, point: str, to: str | Path) -> Restored:
+        """Make a replica at `to` of a point in time of the one at `at`; see `restoring.restore`."""
+        report, storage = self.context.report, self.storage
+        with places.open(str(at), report, storage, existing=True) as place:
+            return restoring.restore(
+                place, point, lambda: places.open(str(to), report, storage), report, self.context.clock
+            )
 
     def new_run(self, machine: Machine) -> Run:
         """A run for `machine`: nothing exists of it yet."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
+import os
 import random
 import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis
@@ -144,3 +146,11 @@ def connect(azure: Sandbox, told: list[Event], clock: Clock) -> Iterator[Callabl
 def source(connect: Callable[..., Source]) -> Source:
     """A Source on the sandbox with the sandbox's own settings."""
     return connect()
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory, where that can be had: for tests with thousands of fsyncs whose durability is imitated."""
+    shared = Path("/dev/shm")
+    with TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as folder:
+        yield Path(folder)

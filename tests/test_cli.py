@@ -51,6 +51,43 @@ def test_replicate_twice_with_json_on_stdout_and_events_on_stderr(
     assert run("sandbox", "resources", served).stdout == before
 
 
+def test_a_point_that_was_kept_is_listed_and_given_back(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    images, older = tmp_path / "images", (served.parent / "data.raw").read_bytes()
+    first = json.loads(run("replicate", *settings, "web", "--to", images, "--keep", 1, "--json").stdout)
+    changed = served.parent / "data.raw"
+    changed.write_bytes(os.urandom(4096) + older[4096:])
+    run("sandbox", "write", served, "web", "0", changed)
+    second = json.loads(run("replicate", *settings, "web", "--to", images, "--json").stdout)
+    told = json.loads(run("status", images, "--json").stdout)
+    assert told["vm"].endswith("/web")
+    assert told["point"] == second["point"]
+    assert told["points"] == [first["point"]]
+    assert told["disks"] == ["data-0", "os"]
+    assert told["unfinished"] is None
+    shown = run("status", images).stdout
+    assert [line.split()[0] for line in shown.splitlines() if line.strip().startswith("20")] == [
+        first["point"],
+        second["point"],
+    ]
+    missing = run("restore", images, "--point", "2001-01-01T00:00:00Z", "--to", tmp_path / "no", check=2)
+    assert first["point"] in missing.stderr
+    assert not (tmp_path / "no").exists()
+    done = run("restore", images, "--point", first["point"], "--to", tmp_path / "restored")
+    assert "yes" in done.stdout
+    assert (tmp_path / "restored/data-0.raw").read_bytes() == older
+    assert (tmp_path / "restored/os.raw").read_bytes() == (served.parent / "os.raw").read_bytes()
+    assert (images / "data-0.raw").read_bytes() == changed.read_bytes()
+    for folder in (images, tmp_path / "restored"):
+        assert "NO" not in run("verify", folder).stdout
+    with Source(*(json.loads(Path(file).read_text()) for file in settings[1::2])) as source:
+        assert source.status(images).points == (first["point"],)
+        again = source.restore(images, "latest", tmp_path / "latest")
+    assert again.point == second["point"]
+    assert [(disk.name, disk.verified) for disk in again.disks] == [("data-0", True), ("os", True)]
+
+
 def test_a_vm_that_azure_could_not_have_is_not_added(served: Path) -> None:
     before = run("sandbox", "resources", served).stdout
     line = ("sandbox", "add-vm", served, "[red]\nv\u202e[/red]", "--os-disk", served.parent / "os.raw")

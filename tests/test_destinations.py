@@ -17,7 +17,7 @@ import pytest
 
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.events import silent
-from coriolis_azure.replica import places
+from coriolis_azure.replica import places, sets
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.folder import ImageFolder
@@ -258,7 +258,8 @@ def test_two_deaths_in_a_row(path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_dying_at_any_step_never_makes_a_wrong_image(path: Path, kind: str, options, power) -> None:
+def test_dying_at_any_step_never_makes_a_wrong_image(memory: Path, kind: str, options, power) -> None:
+    path = memory / "os.raw"
     first = {0: A, 1: B, 20: A, 31: A}
     second = {0: B, 2: A, 20: B, 31: A, 40: B}
     size = options.get("size", SIZE)
@@ -280,9 +281,10 @@ def test_dying_at_any_step_never_makes_a_wrong_image(path: Path, kind: str, opti
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
 def test_dying_at_any_step_never_makes_a_wrong_device(
-    path: Path, monkeypatch: pytest.MonkeyPatch, power
+    memory: Path, monkeypatch: pytest.MonkeyPatch, power
 ) -> None:
     """A device has no mtime that would tell of writes."""
+    path = memory / "os.raw"
     monkeypatch.setattr(image_runs, "Image", Device)
     first, second = {0: A, 1: B, 20: A, 31: A}, {0: B, 2: A, 20: B, 31: A}
     at, died = 0, True
@@ -299,8 +301,9 @@ def test_dying_at_any_step_never_makes_a_wrong_device(
 
 
 @pytest.mark.slow
-def test_what_a_killed_run_left_in_the_cache_is_not_taken_for_kept(path: Path) -> None:
+def test_what_a_killed_run_left_in_the_cache_is_not_taken_for_kept(memory: Path) -> None:
     """Killed, then run again, then the power fails: what was read back must have been made durable first."""
+    path = memory / "os.raw"
     at, died = 0, True
     while died:
         at += 1
@@ -327,7 +330,8 @@ def fitting(content: dict[int, bytes], size: int) -> dict[int, bytes]:
 
 
 @pytest.mark.slow
-def test_dying_again_and_again_never_makes_a_wrong_image(path: Path) -> None:
+def test_dying_again_and_again_never_makes_a_wrong_image(memory: Path) -> None:
+    path = memory / "os.raw"
     chance = random.Random(5)
     content: dict[int, bytes] = {}
     size = SIZE
@@ -386,7 +390,7 @@ def test_a_folder_is_made_and_gives_disks(tmp_path: Path) -> None:
         with places.open(url, silent) as folder, folder.disk("data-63") as disk:
             disk.commit(disk.known("id", CHUNK, CHUNK, False))
             assert folder.names() == []
-            folder.publish(b"{}")
+            folder.publish(sets.Record("vm").text())
             assert folder.names() == ["data-63"]
     assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o700
     assert (tmp_path / "a b/data-63.raw").stat().st_size == CHUNK
@@ -431,7 +435,7 @@ def test_the_image_of_a_removed_disk_is_kept_and_told_of(tmp_path: Path, told: T
     with ImageFolder(tmp_path, told) as folder:
         for name in ("os", "data-3"):
             folder.disk(name).commit(folder.disk(name).known("id", CHUNK, CHUNK, False))
-        folder.publish(b"{}")
+        folder.publish(sets.Record("vm").text())
         folder.tell_removed(["os", "data-0"])
     assert len(told) == 1
     assert "data-3.raw is kept" in told[0]

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / NAME
 
 GROUND = {"errors", "clock", "tls", "threads", "model", "events", "settings", "formats", "vhd"}
 STEPS = {"azure", "run", "replica", "readers", "machine", "worker"}
-CORE = {*GROUND, "agent", *STEPS, "checks", "transfer", "mechanisms", "source"}
+CORE = {*GROUND, "agent", *STEPS, "checks", "transfer", "restoring", "mechanisms", "source"}
 
 # What each room may import besides itself and the version: rooms, or single modules of them.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,12 +34,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker": {*GROUND, "azure", "run", "machine", "readers"},
     "checks": {*GROUND, "azure", "run", "machine", "worker"},
     "transfer": {*GROUND, "readers", "replica"},
+    "restoring": {*GROUND, "readers", "replica", "transfer"},
     "mechanisms": {*GROUND, *STEPS, "transfer"},
-    "source": {*GROUND, *STEPS, "checks", "mechanisms", "transfer"},
+    "source": {*GROUND, *STEPS, "checks", "mechanisms", "restoring", "transfer"},
     "plugin": CORE,
+    "testing": {"replica"},
     "cli": {*CORE, "plugin", "sandbox"},
     "__main__": {"cli"},
-    "__init__": {"source", "plugin", *GROUND},
+    "__init__": {"source", "plugin", "replica.status", "restoring", *GROUND},
     "sandbox": {*GROUND, "azure.documents"},
 }
 

@@ -78,16 +78,16 @@ def verified(path: Path) -> bool:
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
 @pytest.mark.parametrize("options", [{}, {"full": True}, {"size": SIZE + 3 * CHUNK}], ids=str)
 def test_dying_at_any_step_leaves_the_older_or_the_newer_point(
-    tmp_path: Path, options: dict[str, object], power: bool
+    memory: Path, options: dict[str, object], power: bool
 ) -> None:
-    path, at, died = tmp_path / "replica", 0, True
+    path, at, died = memory / "replica", 0, True
     published = 0
     size = options.get("size", SIZE)
-    run(tmp_path / "template", OLD)
+    run(memory / "template", OLD)
     while died:
         at += 1
         shutil.rmtree(path, ignore_errors=True)
-        shutil.copytree(tmp_path / "template", path)
+        shutil.copytree(memory / "template", path)
         run(path, OLD)  # a copy has other inodes
         before = (path / sets.NAME).read_bytes()
         died = dying_child(lambda: run(path, NEW, **options), at, True, power)
@@ -117,10 +117,8 @@ def test_dying_at_any_step_leaves_the_older_or_the_newer_point(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
-def test_a_first_run_that_dies_leaves_no_image_that_could_be_taken_for_one(
-    tmp_path: Path, power: bool
-) -> None:
-    path, at, died = tmp_path / "replica", 0, True
+def test_a_first_run_that_dies_leaves_no_image_that_could_be_taken_for_one(memory: Path, power: bool) -> None:
+    path, at, died = memory / "replica", 0, True
     while died:
         at += 1
         shutil.rmtree(path, ignore_errors=True)
@@ -138,43 +136,43 @@ def test_a_first_run_that_dies_leaves_no_image_that_could_be_taken_for_one(
     assert at > 30
 
 
-def test_a_run_that_fails_at_its_second_disk_leaves_both_and_its_first_is_used(tmp_path: Path) -> None:
-    run(tmp_path, OLD)
-    with ImageFolder(tmp_path) as folder:
+def test_a_run_that_fails_at_its_second_disk_leaves_both_and_its_first_is_used(memory: Path) -> None:
+    run(memory, OLD)
+    with ImageFolder(memory) as folder:
         sets.begin(folder, "vm", sets.Begun("run", "now", ("os", "data-0")))
         with folder.disk("os") as image:
             bring(image, NEW["os"], size=SIZE, chunk=CHUNK)
-    assert holds(tmp_path, OLD)
-    assert verified(tmp_path)
-    assert run(tmp_path, NEW) == {"os": [], "data-0": [0, 2]}
-    assert holds(tmp_path, NEW)
+    assert holds(memory, OLD)
+    assert verified(memory)
+    assert run(memory, NEW) == {"os": [], "data-0": [0, 2]}
+    assert holds(memory, NEW)
 
 
-def test_what_a_first_run_had_fetched_is_used(tmp_path: Path) -> None:
-    with ImageFolder(tmp_path) as folder, folder.disk("os") as image:
+def test_what_a_first_run_had_fetched_is_used(memory: Path) -> None:
+    with ImageFolder(memory) as folder, folder.disk("os") as image:
         bring(image, NEW["os"], size=SIZE, chunk=CHUNK)
-    assert not list(tmp_path.glob("*.raw"))
+    assert not list(memory.glob("*.raw"))
     told = Told()
-    assert run(tmp_path, NEW, report=told)["os"] == []
+    assert run(memory, NEW, report=told)["os"] == []
     assert "had fetched" in told[0]
-    assert holds(tmp_path, NEW)
+    assert holds(memory, NEW)
 
 
-def test_a_stranger_between_copy_and_switch_stops_the_switch(tmp_path: Path) -> None:
+def test_a_stranger_between_copy_and_switch_stops_the_switch(memory: Path) -> None:
     """No disk changes then."""
-    run(tmp_path, OLD)
-    with ImageFolder(tmp_path) as folder:
+    run(memory, OLD)
+    with ImageFolder(memory) as folder:
         record = sets.begin(folder, "vm", sets.Begun("run", "now", ("os", "data-0")))
         roots = {}
         for name in OLD:
             with folder.disk(name) as image:
                 roots[name] = bring(image, NEW[name], size=SIZE, chunk=CHUNK)[1].root()
-        edit(tmp_path / "data-0.raw")
+        edit(memory / "data-0.raw")
         with pytest.raises(DestinationFailed, match="changed by somebody else"):
             sets.complete(folder, record, roots)
-    assert (tmp_path / "os.raw").read_bytes() == bytes_of(OLD["os"], SIZE)
-    run(tmp_path, NEW)
-    assert holds(tmp_path, NEW)
+    assert (memory / "os.raw").read_bytes() == bytes_of(OLD["os"], SIZE)
+    run(memory, NEW)
+    assert holds(memory, NEW)
 
 
 def edit(path: Path) -> None:
@@ -200,19 +198,19 @@ def dies_while_it_publishes(path: Path) -> None:
     assert dying_child(work, 0, False, False)
 
 
-def test_a_stranger_after_a_run_that_died_while_it_published_is_seen(tmp_path: Path) -> None:
-    run(tmp_path, OLD)
-    dies_while_it_publishes(tmp_path)
-    assert not verified(tmp_path)
-    edit(tmp_path / "os.raw")
+def test_a_stranger_after_a_run_that_died_while_it_published_is_seen(memory: Path) -> None:
+    run(memory, OLD)
+    dies_while_it_publishes(memory)
+    assert not verified(memory)
+    edit(memory / "os.raw")
     told = Told()
-    with ImageFolder(tmp_path, told):
+    with ImageFolder(memory, told):
         pass
     assert any("is not all that the last run had fetched" in text for text in told)
-    assert not verified(tmp_path)
-    run(tmp_path, NEW)
-    assert holds(tmp_path, NEW)
-    assert verified(tmp_path)
+    assert not verified(memory)
+    run(memory, NEW)
+    assert holds(memory, NEW)
+    assert verified(memory)
 
 
 @pytest.mark.parametrize("part", ["redo", "index"])

@@ -295,11 +295,11 @@ class Blob:
             result = self._client.upload_blob(data, overwrite=not new, **self._leased(), **_if_etag(only))
             return str(result["etag"])
 
-    def delete(self) -> None:
-        """Delete the blob, but not its snapshots or versions. Does nothing if it does not exist."""
+    def delete(self, *, only: str = "") -> None:
+        """Delete the blob, but not its snapshots or versions. Does nothing if it does not exist. `only`: see `put`."""
         try:
             with translated("delete", self.url):
-                self._client.delete_blob(**self._leased())
+                self._client.delete_blob(**self._leased(), **_if_etag(only))
         except NotFound:
             return
 

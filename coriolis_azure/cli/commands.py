@@ -13,7 +13,7 @@ from .. import __version__, settings
 from ..azure import codes, names, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
 from ..events import amount
-from .options import Group, json_option, opened, rate, source_options
+from .options import Group, at_places, json_option, opened, rate, source_options
 from .output import (
     VERIFIED,
     Table,
@@ -268,6 +268,12 @@ def role(
     help="Take over images at DEST that no run has made. By default they are refused.",
 )
 @click.option(
+    "--keep",
+    type=click.IntRange(0, 999),
+    metavar="N",
+    help="Keep N earlier points in time at DEST, from now on, for `restore`. [default: as many as before, first none]",
+)
+@click.option(
     "--limit",
     metavar="RATE",
     callback=rate,
@@ -282,6 +288,7 @@ def replicate(
     shutdown: bool,
     full: bool,
     adopt: bool,
+    keep: int | None,
     limit: str | None,
     as_json: bool,
 ) -> None:
@@ -292,7 +299,7 @@ def replicate(
     """
     changes = {"bandwidth_limit": limit} if limit else {}
     with opened(connection, environment, as_json, **changes) as source:
-        done = source.replicate(vm, to, shutdown=shutdown, full=full, adopt=adopt)
+        done = source.replicate(vm, to, shutdown=shutdown, full=full, adopt=adopt, keep=keep)
     if as_json:
         print_json(done.to_json())
     else:
@@ -311,15 +318,13 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
     code 0 if everything is as the last run left it, 5 if something is not, 2 if some disk could not be checked, which
     is shown as "not verified". The settings are needed only for a destination in Azure, blob://...
     """
-    from ..clock import Clock
     from ..replica import places, verification
 
-    if connection and environment and dest.lower().startswith("blob:"):
-        with opened(connection, environment, as_json) as source:
-            verdicts = source.verify(dest)
-    else:
-        with watching(as_json) as report, places.open(dest, report, existing=True) as place:
-            verdicts = verification.verify(place, report, Clock())
+    with (
+        at_places(connection, environment, as_json, dest) as (report, clock, storage),
+        places.open(dest, report, storage, existing=True) as place,
+    ):
+        verdicts = verification.verify(place, report, clock)
     if as_json:
         print_json([verdict.to_json() for verdict in verdicts])
     else:
@@ -336,6 +341,68 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
             raise CorruptChunk(f"{verdict.name}: {verdict.reason}", remedy=remedy, offset=verdict.bad_offset)
     if any(verdict.verified is None for verdict in verdicts):
         raise click.exceptions.Exit(InvalidInput.exit_code)
+
+
+@cli.command()
+@partial(source_options, required=False)
+@click.argument("dest", metavar="DEST")
+@json_option
+def status(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
+    """Tell what replica there is at a destination, and which points in time `restore` can give back.
+
+    The settings are needed only for a destination in Azure, blob://...
+    """
+    from ..replica import places
+    from ..replica.status import status
+
+    with (
+        at_places(connection, environment, as_json, dest) as (report, _, storage),
+        places.open(dest, report, storage, existing=True) as place,
+    ):
+        found = status(place)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        times = [(time, "kept", "-") for time in found.points]
+        if found.point is not None:
+            times.append((found.point, "the replica", ", ".join(found.disks)))
+        if found.unfinished is not None:
+            times.append((found.unfinished, "not ended well", "-"))
+        Table(("point in time", "", "disks"), times, f"{found.vm}").show()
+
+
+@cli.command()
+@partial(source_options, required=False)
+@click.argument("dest", metavar="DEST")
+@click.option(
+    "--point", required=True, metavar="TIME", help="Which: its time, as `status` prints it, or latest."
+)
+@click.option("--to", required=True, metavar="DIR", help="A new or empty folder, or blob://...")
+@json_option
+def restore(
+    connection: Path | None, environment: Path | None, dest: str, point: str, to: str, as_json: bool
+) -> None:
+    """Make a new replica, in DIR, of a point in time that `replicate --keep` has kept at DEST.
+
+    DEST is not changed. Every chunk is compared with what it was; exit code 5 where something was damaged since. The
+    settings are needed only where one of both is in Azure, blob://...
+    """
+    from .. import restoring
+    from ..replica import places
+
+    with (
+        at_places(connection, environment, as_json, dest, to) as (report, clock, storage),
+        places.open(dest, report, storage, existing=True) as place,
+    ):
+        done = restoring.restore(place, point, lambda: places.open(to, report, storage), report, clock)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        records = [
+            (disk.name, amount(disk.size_bytes), amount(disk.sent_bytes), VERIFIED[disk.verified])
+            for disk in done.disks
+        ]
+        Table(("disk", "size", "restored", "verified"), records, f"As of {done.point}").show()
 
 
 @cli.command()

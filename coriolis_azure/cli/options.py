@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import click
 
 from .. import settings
+from ..clock import Clock
 from ..errors import InvalidInput
-from ..events import Notice
+from ..events import Notice, Report
 from . import logs
 from .progress import watching
 
@@ -100,6 +101,19 @@ def source_options(command: F, *, required: bool = True) -> F:
         help="JSON file: where the VMs are, and how to make the worker.",
     )
     return connection(environment(command))
+
+
+@contextlib.contextmanager
+def at_places(
+    connection: Path | None, environment: Path | None, as_json: bool, *urls: str
+) -> Iterator[tuple[Report, Clock, Any]]:
+    """What destinations are opened with: a report, a clock, and the storage of the settings where it is needed."""
+    if connection and environment and any(url.lower().startswith("blob:") for url in urls):
+        with opened(connection, environment, as_json) as source:
+            yield source.context.report, source.context.clock, source.storage
+    else:
+        with watching(as_json) as report:
+            yield report, Clock(), None
 
 
 @contextlib.contextmanager

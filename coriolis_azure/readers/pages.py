@@ -1,16 +1,16 @@
-"""Reads a disk in a page blob and hashes it in this process."""
+"""Reads a disk in this process and hashes it: a page blob, or an earlier point of a replica."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import groupby
 from mmap import mmap
+from typing import Protocol
 
 from ..agent.digest import root
 from ..agent.pack import content
-from ..azure.blobs import Blob
 from ..errors import StreamEnded
 from ..replica.manifest import ZERO, Manifest
 from ..threads import ordered
@@ -24,15 +24,24 @@ _RUN = 64  # most chunks in a run that need not be read: short runs keep progres
 _SOURCE = "data from Azure: Blob storage or the network stalls"
 
 
-class PageReader:
-    """A Reader that reads the chunks of a page blob, eight at a time.
+class Readable(Protocol):
+    """The content of a disk."""
 
-    `extents`: the ranges to read, by default the allocated pages. The rest is zeros.
+    def read(self, offset: int, length: int) -> bytes:
+        """Return these bytes. Several threads call it."""
+
+
+class PageReader:
+    """A Reader that reads the chunks in this process, eight at a time.
+
+    `extents` gives the ranges to read of a disk of that size; the rest is zeros. `waiting` is how a stall is reported.
     """
 
-    def __init__(self, blob: Blob, flow: Flow, extents: Extents | None = None) -> None:
-        self._blob, self._flow = blob, flow
-        self._extents = extents
+    def __init__(
+        self, content: Readable, flow: Flow, extents: Callable[[int], Extents], waiting: str = _SOURCE
+    ) -> None:
+        self._content, self._flow = content, flow
+        self._extents, self._waiting = extents, waiting
         self._closed = False  # set by any thread, once
         self._base: Manifest  # set by `begin`, like what is derived from it
         self.root = (0, "")
@@ -41,7 +50,7 @@ class PageReader:
         """See Reader. It asks no questions: this process has each chunk in full once it is hashed."""
         del answers
         self._base, self._digester, self._rooms = base, base.digester(), Rooms(base.chunk)
-        self._within = (self._extents or self._blob.pages(base.size)).within
+        self._within = self._extents(base.size).within
         return base
 
     def scan(self) -> Generator[Chunk, None, None]:
@@ -49,7 +58,7 @@ class PageReader:
         base, flow = self._base, self._flow
         whole = root(base.size, base.chunk, base.hash)
         with (
-            flow.watched(_SOURCE),
+            flow.watched(self._waiting),
             closing(ordered(self._chunks, self._runs(), threads=_READERS, ahead=_READERS + 1)) as results,
         ):
             begun = flow.clock.monotonic()
@@ -98,7 +107,7 @@ class PageReader:
     def _chunks(self, run: range) -> tuple[list[Chunk], int]:
         """The chunks of a run, and how many bytes were read for them."""
         if self._closed:
-            raise StreamEnded(f"the reading of {self._blob.url} was cancelled")
+            raise StreamEnded("the reading was cancelled")
         offset, length = self._base.span(run.start)
         parts = list(self._within(offset, length))
         if not parts:
@@ -107,7 +116,7 @@ class PageReader:
         data = memoryview(room)[:length]
         data[:] = bytes(length)
         for start, size in parts:
-            data[start - offset : start - offset + size] = self._blob.read(start, size)
+            data[start - offset : start - offset + size] = self._content.read(start, size)
         return [self._compared(run.start, data, room)], sum(size for _, size in parts)
 
     def _empty(self, run: range) -> list[Chunk]:

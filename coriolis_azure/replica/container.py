@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 
-from ..azure.blobs import Storage
+from ..azure.blobs import Blob, Container, Listed, Storage
 from ..errors import AzureError, Conflict, CoriolisAzureError, DestinationFailed, InvalidInput
 from ..events import Notice, Report
 from ..threads import every
 from . import publishing, sets
+from .points import LABEL
 from .replica import Replica
-from .vhds import IMAGE, VhdMedium, lease
+from .vhds import IMAGE, POINT, POINTS, VhdMedium, lease, translated
 
 _RENEW_SECONDS = 15
 _NAME = re.compile(r"os|data-[0-9]{1,3}")
@@ -77,7 +78,7 @@ class BlobFolder:
             raise InvalidInput(f"{name!r} is no name of a disk", remedy="Use os, or data-<lun>.")
         if name not in self._mediums:
             path = f"{self._prefix}{name}.vhd"
-            medium = VhdMedium(self._container, path, self._storage, self._report, self._owner.renew)
+            medium = VhdMedium(self._container, path, self._storage, self._report, self._hold)
             self._mediums[name], self._replicas[name] = medium, Replica(medium, self._report)
         return self._mediums[name]
 
@@ -99,6 +100,15 @@ class BlobFolder:
     def publish(self, record: bytes) -> None:
         """Make what was committed the replica. See Place."""
         publishing.publish(self, self._replicas.values(), record)
+
+    @property
+    def points(self) -> BlobPoints:
+        """The earlier points that are kept. See Place."""
+        return BlobPoints(self._container, self._prefix, self._hold)
+
+    def _hold(self) -> None:
+        """AzureError where the place is lost."""
+        self._owner.renew()
 
     def unpublished(self) -> list[str]:
         """The disks of the replica whose images are not yet what its record says. See Place."""
@@ -145,6 +155,8 @@ class BlobFolder:
 
     def remove(self, disks: Collection[str]) -> None:
         """Delete the VHDs of these disks with their state, and with the last VHD what this place is locked by."""
+        for label in self.points.records():
+            self.points.remove(label)
         for name in disks:
             medium = self._medium(name)
             medium.delete()
@@ -187,3 +199,55 @@ class BlobFolder:
         ):
             with contextlib.suppress(CoriolisAzureError):
                 renew()
+
+
+class BlobPoints:
+    """The earlier points below a prefix: a folder of blobs each, and snapshots of the VHDs. See Points.
+
+    `hold` raises AzureError where the place is lost.
+    """
+
+    def __init__(self, container: Container, prefix: str, hold: Callable[[], None]) -> None:
+        self._container, self._prefix, self._hold = container, prefix, hold
+        self._points = f"{prefix}{POINTS}/"
+
+    def records(self) -> dict[str, bytes | None]:
+        """See Points. Snapshots that no manifest names, as a run leaves them that dies here, are points as well."""
+        with self._translated("cannot be read"):
+            labels = {listed.name.removeprefix(self._points).partition("/")[0] for listed in self._listed()}
+            labels |= {snapshot for snapshot, _ in self._snapshots()}
+            found = {label: self._record(label).text() for label in labels if LABEL.fullmatch(label)}
+        return {label: text or None for label, text in found.items()}
+
+    def complete(self, label: str, record: bytes) -> None:
+        """See Points."""
+        with self._translated("cannot be written"):
+            self._hold()
+            self._record(label).put(record)
+
+    def remove(self, label: str) -> None:
+        """See Points."""
+        with self._translated("cannot be deleted"):
+            self._hold()
+            self._record(label).delete()
+            for other, snapshot in list(self._snapshots()):
+                if other == label:
+                    snapshot.delete()
+            for listed in list(self._listed(f"{label}/")):
+                self._container.blob(listed.name).delete()
+
+    def _record(self, label: str) -> Blob:
+        return self._container.blob(f"{self._points}{label}/{sets.NAME}")
+
+    def _listed(self, below: str = "") -> Iterator[Listed]:
+        return self._container.blobs(f"{self._points}{below}")
+
+    def _snapshots(self) -> Iterator[tuple[str, Blob]]:
+        """The snapshots of VHDs that are of points: the label of each, and itself."""
+        for listed in self._container.blobs(self._prefix, past=True):
+            ours = "/" not in listed.name.removeprefix(self._prefix)  # else it is of a place below this one
+            if ours and listed.snapshot and POINT in listed.metadata:
+                yield listed.metadata[POINT], self._container.blob(listed.name, listed.snapshot)
+
+    def _translated(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return translated(f"{self._container.url}/{self._points}", what, "")

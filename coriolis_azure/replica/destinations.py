@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol
 
 from .grains import Grains
 from .manifest import Manifest
+from .medium import Readable
 
 Content = bytes | bytearray | memoryview
 
@@ -124,6 +126,25 @@ class Kept(Destination, Protocol):
         InvalidInput where there is no usable manifest. `read` may be called then.
         """
 
+    def at(self, points: Sequence[str]) -> AbstractContextManager[tuple[Manifest, Readable]]:
+        """The manifest and the content at the first of these points, which reach to the newest kept; of none, as it is.
+
+        What is read is to be compared with the manifest. InvalidInput where there is nothing of it.
+        """
+
+
+class Points(Protocol):
+    """Where a place keeps its earlier points, by labels."""
+
+    def records(self) -> dict[str, bytes | None]:
+        """The record of each point; None where it is not whole."""
+
+    def complete(self, label: str, record: bytes) -> None:
+        """The point is whole; durable on return."""
+
+    def remove(self, label: str) -> None:
+        """Delete a point, the record first; one that is not there is no error."""
+
 
 class Place(Folder, Protocol):
     """A folder that outlives runs."""
@@ -139,6 +160,10 @@ class Place(Folder, Protocol):
 
     def publish(self, record: bytes) -> None:
         """Replace that document and with it all images whose disks have committed: all of them, whoever dies."""
+
+    @property
+    def points(self) -> Points:
+        """The earlier points that are kept."""
 
     def unpublished(self) -> list[str]:
         """The disks whose images are not yet what the document says, since a run has died while it published."""

@@ -18,10 +18,10 @@ from dataclasses import replace
 from ..agent import DIGEST, is_zero
 from ..threads import Lock, ordered
 from .manifest import Manifest
-from .medium import Content, Store, read_padded
+from .medium import Content, Readable, Store, read_padded
 
 BLOCK = 4096  # bytes that one bit stands for
-_PIECE = 1 << 20  # bytes that are published at a time
+_PIECE = 1 << 20  # bytes that are published at a time, or kept
 _RECORDS = 4096  # that are read at a time
 Read = Callable[[int, int], Content]
 
@@ -38,7 +38,7 @@ class Draft:
     """
 
     def __init__(
-        self, content: Store, index: Store, image: Store | None, shape: Manifest, *, known: bool
+        self, content: Store, index: Store, image: Readable | None, shape: Manifest, *, known: bool
     ) -> None:
         self.content, self._index, self._image = content, index, image
         self._chunk, self._size, self._count = shape.chunk, shape.size, shape.count
@@ -76,6 +76,11 @@ class Draft:
                 self._touched.pop(at, None)
                 self._present[at // 8] |= 1 << at % 8
 
+    @property
+    def size(self) -> int:
+        """The bytes of the disk."""
+        return self._size
+
     def read(self, offset: int, length: int) -> bytes:
         """The disk with what the draft has of it."""
         with self._lock:
@@ -85,12 +90,12 @@ class Draft:
         parts = (self._part(start, size, drafted, None, None) for start, size, drafted in plan)
         return b"".join(parts)
 
-    def resume(self, base: Manifest) -> Manifest:
+    def resume(self, base: Manifest, image: Store | None) -> Manifest:
         """`base`, which is of the image, with the chunks that the draft really has; all others leave the draft."""
         digests, digest = base.digests.copy(), base.digester()
         with ExitStack() as reading:
             of_content = reading.enter_context(self.content.uncached())
-            of_image = reading.enter_context(self._image.uncached()) if self._image is not None else None
+            of_image = reading.enter_context(image.uncached()) if image is not None else None
 
             def look(record: tuple[int, bytes, int]) -> tuple[int, bytes, bool]:
                 at, expected, _ = record
@@ -122,7 +127,7 @@ class Draft:
             else:
                 image.write(extent[0], data)
 
-        with closing(ordered(put, self._extents(), threads=4, ahead=12)) as results:
+        with closing(ordered(put, self.extents(), threads=4, ahead=12)) as results:
             for _ in results:
                 pass
 
@@ -133,7 +138,7 @@ class Draft:
             def same(extent: tuple[int, int]) -> tuple[int, bool]:
                 return extent[0], self.content.read(*extent) == read(*extent)
 
-            with closing(ordered(same, self._extents(), threads=4, ahead=12)) as results:
+            with closing(ordered(same, self.extents(), threads=4, ahead=12)) as results:
                 return next((offset for offset, right in results if not right), None)
 
     def flush(self) -> None:
@@ -189,14 +194,12 @@ class Draft:
             return (of_content or self.content.read)(offset, length)
         return read_padded(self._image, offset, length, of_image or self._image.read)
 
-    def _extents(self) -> Iterator[tuple[int, int]]:
+    def extents(self) -> Iterator[tuple[int, int]]:
         """What of the disk is the draft's: offset and length, in pieces."""
         for at, _, blocks in self._records():
             for begin, end, drafted in self._runs(blocks, at * self._chunk):
                 if drafted:
-                    end = min(end, self._size)
-                    for start in range(begin, end, _PIECE):
-                        yield start, min(_PIECE, end - start)
+                    yield from pieces(begin, min(end, self._size))
 
     def _records(self) -> Iterator[tuple[int, bytes, int]]:
         """The chunks that the index speaks of: number, digest, blocks."""
@@ -223,6 +226,11 @@ class Draft:
             for at in range(offset // self._chunk, -(-(offset + length) // self._chunk)):
                 if not self._present[at // 8] >> at % 8 & 1:
                     self.content.zero(*base.span(at))
+
+
+def pieces(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """The bytes from `begin` to `end` in pieces: offset and length of each."""
+    return ((start, min(_PIECE, end - start)) for start in range(begin, end, _PIECE))
 
 
 def _record_size(chunk: int) -> int:

@@ -7,6 +7,9 @@
     os.raw.index      what the one or the other has
     os.raw.draft      what it is of
     os.raw.grains     a hint that saves reading, see `grains`
+    points/<point>/   the disk at an earlier point in time: os.raw.manifest, and
+        os.raw            a clone of the image that shares its blocks, where the file system can do that (reflink), or
+        os.raw.undo       what it had where it was changed since, with its os.raw.index
 
 An image is as we left it while size, mtime, ctime and inode are the same, and the host has not been started since: the
 times of a file may be lost in a crash when its content is not. Our mtime is taken after fsync; a stranger's write
@@ -22,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import mmap
 import os
@@ -34,7 +38,7 @@ from .. import formats
 from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
 from . import devices, exclusive, statefiles
 from .grains import Grains
-from .medium import Content, Document, Part, Stamp
+from .medium import Content, Document, Part, PastPart, Stamp
 from .runmark import RunMark, kernel
 
 FOREIGN_REMEDY = (
@@ -45,6 +49,8 @@ _BLOCK = 4096  # what reads past the page cache are aligned to
 _ZEROS = bytes(1 << 20)
 _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_FICLONE = 0x40049409  # linux/fs.h
+POINTS = "points"
 REMEDIES = {
     errno.ENOSPC: "Free space at the destination, then run again: what had arrived is kept.",
     errno.EDQUOT: "Raise the quota at the destination, then run again: what had arrived is kept.",
@@ -522,6 +528,10 @@ class FileMedium:
             for each in (path, path.with_name(f"{path.name}.new")):  # a run may have died over replacing it
                 statefiles.remove(each)
 
+    def past(self, point: str) -> FilePast:
+        """See Medium."""
+        return FilePast(self._stores["image"], self.path.parent / POINTS / point / self.path.name, self.name)
+
     def stop(self) -> None:
         """See Medium."""
         self._stopped = True
@@ -534,6 +544,84 @@ class FileMedium:
 
     def _translated(self, what: str, path: Path | None = None) -> contextlib.AbstractContextManager[None]:
         return translated(path or self.path, what, self.name)
+
+
+class FilePast:
+    """A disk at an earlier point in time, in the folder of that point. See Past. `path`: of what would be its image."""
+
+    def __init__(self, image: FileStore, path: Path, disk: str) -> None:
+        self._image, self._path, self._disk = image, path, disk
+        self._stores: list[FileStore] = []
+
+    def clone(self) -> bool:
+        """By a reflink. See Past."""
+        if self._image.is_device:
+            return False
+        with translated(self._path, "cannot be made", self._disk):
+            statefiles.make_folder(self._path.parent)
+            store = self._store(self._path, statefiles.create)
+            try:
+                fcntl.ioctl(store.fd, _FICLONE, self._image.fd)
+            except OSError as error:
+                if error.errno in REMEDIES and error.errno != errno.EPERM:
+                    raise
+                statefiles.remove(self._path)
+                return False
+            os.fsync(store.fd)
+            statefiles.sync_folder(self._path.parent)
+        return True
+
+    def open(self, part: PastPart) -> FileStore | None:
+        """See Past."""
+        path = self._of(part)
+        with translated(path, "cannot be opened", self._disk):
+            try:
+                return self._store(path, lambda path: statefiles.open_existing(path, os.O_RDONLY, ours=False))
+            except FileNotFoundError:
+                return None
+
+    def make(self, part: PastPart, size: int) -> FileStore:
+        """See Past."""
+        path = self._of(part)
+        with translated(path, "cannot be made", self._disk):
+            statefiles.make_folder(path.parent)
+            store = self._store(path, statefiles.create)
+            os.ftruncate(store.fd, size)
+            statefiles.sync_folder(path.parent)
+        return store
+
+    def load(self) -> IO[bytes] | None:
+        """See Past."""
+        path = self._beside("manifest")
+        with translated(path, "cannot be read", self._disk):
+            try:
+                return os.fdopen(statefiles.open_existing(path, os.O_RDONLY, ours=False), "rb")
+            except FileNotFoundError:
+                return None
+
+    def save(self, pieces: Iterable[bytes]) -> None:
+        """See Past."""
+        path = self._beside("manifest")
+        with translated(path, "cannot be written", self._disk):
+            statefiles.make_folder(path.parent)
+            statefiles.replace(path, pieces)
+
+    def close(self) -> None:
+        """See Past."""
+        for store in self._stores:
+            os.close(store.fd)
+        self._stores = []
+
+    def _store(self, path: Path, opened: Callable[[Path], int]) -> FileStore:
+        store = FileStore(opened(path), path, self._disk, lambda: False)
+        self._stores.append(store)
+        return store
+
+    def _of(self, part: PastPart) -> Path:
+        return self._path if part == "image" else self._beside(part)
+
+    def _beside(self, what: str) -> Path:
+        return self._path.with_name(f"{self._path.name}.{what}")
 
 
 @contextlib.contextmanager

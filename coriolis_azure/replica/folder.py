@@ -6,14 +6,17 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import DestinationFailed, InvalidInput
 from ..events import Notice, Report, silent
 from . import publishing, sets, statefiles
-from .files import REMEDIES, FileMedium
+from .files import POINTS, REMEDIES, FileMedium, translated
+from .points import LABEL
 from .replica import Replica
 from .runmark import RunMark
 
@@ -123,6 +126,11 @@ class ImageFolder:
         """Make what was committed the replica. See Place."""
         publishing.publish(self, self._replicas.values(), record)
 
+    @property
+    def points(self) -> FolderPoints:
+        """The earlier points that are kept. See Place."""
+        return FolderPoints(self.path / POINTS, ours=self._mark is not None)
+
     def unpublished(self) -> list[str]:
         """The disks of the replica whose images are not yet what its record says. See Place."""
         return [replica.name for replica in self._unpublished()]
@@ -189,6 +197,64 @@ class ImageFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class FolderPoints:
+    """The earlier points of a folder: a folder each, in one of ours. See Points.
+
+    `ours`: whether it is written to, and so must be.
+    """
+
+    def __init__(self, path: Path, *, ours: bool) -> None:
+        self._path, self._ours = path, ours
+
+    def records(self) -> dict[str, bytes | None]:
+        """See Points."""
+        with self._translated("cannot be read"):
+            if not os.path.lexists(self._path):
+                return {}
+            if self._ours:
+                self._refuse_others()
+            return {
+                path.name: self._record(path) for path in self._path.iterdir() if LABEL.fullmatch(path.name)
+            }
+
+    def _record(self, path: Path) -> bytes | None:
+        try:
+            return statefiles.read(path / sets.NAME, ours=self._ours)
+        except FileNotFoundError:
+            return None
+
+    def complete(self, label: str, record: bytes) -> None:
+        """See Points."""
+        with self._translated("cannot be written"):
+            statefiles.make_folder(self._path / label)  # it may be that no disk had to keep anything
+            statefiles.replace(self._path / label / sets.NAME, [record])
+
+    def remove(self, label: str) -> None:
+        """See Points."""
+        path = self._path / label
+        with self._translated("cannot be removed"):
+            if not path.is_dir():
+                return
+            statefiles.remove(path / sets.NAME)
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+            if not any(self._path.iterdir()):
+                self._path.rmdir()
+
+    def _refuse_others(self) -> None:
+        """InvalidInput where the folder of the points is a link, or somebody else's."""
+        found = os.lstat(self._path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.lstat(self._path.parent).st_uid:
+            raise InvalidInput(
+                f"{self._path} is not a folder of ours",
+                remedy="Move it away: the earlier points of the replica are kept there.",
+            )
+
+    def _translated(self, what: str) -> AbstractContextManager[None]:
+        return translated(self._path, what, "")
 
 
 def _unusable(path: Path, error: OSError) -> InvalidInput:

@@ -7,8 +7,8 @@ parts are
 * a *partial* image, or a *redo* log over the image: what a run has fetched and not published;
 * the *index* of either.
 
-Its documents are the *manifest*, of the image, and the *draft*, of what has been fetched. `testing.check_medium` runs
-one suite over any medium.
+Its documents are the *manifest*, of the image, and the *draft*, of what has been fetched. What it keeps of earlier
+points in time is a `Past` each. `testing.check_medium` runs one suite over any medium.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ from .grains import Grains
 Content = bytes | bytearray | memoryview
 Stamp = dict[str, int | str]
 Part = Literal["image", "partial", "redo", "index"]
+PastPart = Literal["image", "undo", "index"]
 Document = Literal["manifest", "draft"]
 
 
-class Store(Protocol):
-    """Bytes that are read and written anywhere, by several threads. What goes wrong is DestinationFailed."""
+class Readable(Protocol):
+    """Bytes that several threads read anywhere."""
 
     @property
     def size(self) -> int:
         """How many bytes there are."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """These bytes, all of them. DestinationFailed where the store ends before."""
+        """These bytes, all of them. DestinationFailed where they end before."""
+
+
+class Store(Readable, Protocol):
+    """Bytes that are read and written anywhere, by several threads. What goes wrong is DestinationFailed."""
 
     def write(self, offset: int, data: Content) -> None:
         """Put `data` there."""
@@ -54,11 +59,36 @@ class Store(Protocol):
         """A function that reads as `read` does, from the medium itself: flushed, and past what a host has cached."""
 
 
-def read_padded(store: Store, offset: int, length: int, read: Callable[[int, int], Content]) -> Content:
+def read_padded(store: Readable, offset: int, length: int, read: Callable[[int, int], Content]) -> Content:
     """These bytes, by `read`; zeros where the store has ended."""
     there = max(0, min(length, store.size - offset))
     data = read(offset, there) if there else b""
     return data if there == length else bytes(data) + bytes(length - there)
+
+
+class Past(Protocol):
+    """One disk as it was at an earlier point in time: a clone of its image, or an undo log over what came after it.
+
+    DestinationFailed where something goes wrong.
+    """
+
+    def clone(self) -> bool:
+        """Keep the image as it is now without copying it; False where the medium cannot do that."""
+
+    def open(self, part: PastPart) -> Store | None:
+        """A part of it, to be read; None where it is not there."""
+
+    def make(self, part: PastPart, size: int) -> Store:
+        """A new part of that many zeros."""
+
+    def load(self) -> IO[bytes] | None:
+        """The manifest of that time; None where there is none."""
+
+    def save(self, pieces: Iterable[bytes]) -> None:
+        """Keep that manifest."""
+
+    def close(self) -> None:
+        """Let go of all parts. Harmless when repeated."""
 
 
 class Medium(Protocol):
@@ -155,6 +185,9 @@ class Medium(Protocol):
 
     def forget(self, document: Document) -> None:
         """Delete a document; one that is not there is no error."""
+
+    def past(self, point: str) -> Past:
+        """The disk at the earlier point of this name, which makes itself room. Its place deletes it."""
 
     def stop(self) -> None:
         """Reads and writes under way are the last ones; from any thread."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from ..errors import InvalidInput
+from ..errors import CoriolisAzureError, InvalidInput
 from ..events import Report
 from .folder import ImageFolder
 
@@ -29,10 +30,23 @@ def open(
     """The place that `url` names: a folder by its path or file:// URL, or Blob storage.
 
     The latter as blob://account/container/prefix; `storage` reaches it. A folder or a container is made when it is
-    missing, unless it must be `existing`. `adopt`: images in a folder that no run of ours has made are taken over.
+    missing, unless it must be `existing`: then nothing is changed there, but that a switch which a dead run has begun
+    is brought to its end. `adopt`: images in a folder that no run of ours has made are taken over.
 
     InvalidInput when it is no such thing, cannot be used, or is in use by another run.
     """
+    place = _opened(url, report, storage, existing=existing, adopt=adopt)
+    if not existing or not place.unpublished():
+        return place
+    place.close()
+    with contextlib.suppress(CoriolisAzureError):  # one that may only be read: whoever reads it is told
+        _opened(url, report, storage).close()
+    return _opened(url, report, storage, existing=True)
+
+
+def _opened(
+    url: str, report: Report, storage: Storage | None, *, existing: bool = False, adopt: bool = False
+) -> Place:
     scheme = _SCHEME.match(url)
     if scheme is None:
         if not url:

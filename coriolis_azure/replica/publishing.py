@@ -9,34 +9,41 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from ..errors import InvalidInput, Unsupported
-from . import sets
+from . import points, sets
 from .destinations import Place
 from .replica import Replica
 
 
 def publish(place: Place, replicas: Iterable[Replica], record: bytes) -> None:
-    """Make what these have committed the replica, as `record` says.
+    """Make what these have committed the replica, as `record` says, and keep the point that it was.
 
-    DestinationFailed where that cannot be: before the record is replaced nothing has changed, afterwards the next run,
-    or a verification, goes on with it.
+    DestinationFailed where that cannot be: before the record is replaced nothing has changed, afterwards the next run
+    goes on with it.
     """
     committed = list(replicas)
     for replica in committed:
         replica.ready()
+    keep = points.preserve(place.points, _now(place), committed, sets.Record.of(record).keep)
     place.keep_record(record)
     for replica in committed:
         replica.publish()
+    points.prune(place.points, _now(place), keep)
 
 
 def unpublished(place: Place, drafts: Collection[Replica]) -> list[Replica]:
     """Those of the drafts that are the replica by the record, and whose images are not yet."""
     if not drafts:
         return []
+    record = _now(place)
+    roots = record.point.roots if record is not None and record.point is not None else {}
+    return [replica for replica in drafts if replica.is_unpublished(roots.get(replica.name))]
+
+
+def _now(place: Place) -> sets.Record | None:
+    """The record of the replica; None where there is none, or a damaged one."""
     try:
-        record = sets.read(place)
+        return sets.read(place)
     except Unsupported:
         raise
     except InvalidInput:
-        return []
-    roots = record.point.roots if record is not None and record.point is not None else {}
-    return [replica for replica in drafts if replica.is_unpublished(roots.get(replica.name))]
+        return None

@@ -17,7 +17,7 @@ a device or a blob. Then the manifest is replaced by one that knows nothing befo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -25,11 +25,12 @@ from typing import Any
 from ..errors import CorruptChunk, DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
 from ..threads import Lock, ordered
+from . import undo
 from .digests import Digests
-from .draft import Draft, index_size
+from .draft import Draft, index_size, pieces
 from .grains import Grains
 from .manifest import UNKNOWN, ZERO, Manifest, grain_count
-from .medium import Content, Document, Medium, Stamp, Store, read_padded
+from .medium import Content, Document, Medium, Readable, Stamp, Store, read_padded
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Replica:
         self._seen: Stamp | None = (
             None  # how the image was before this run read it, or as this run has made it
         )
+        self._lost = False  # whether the image is no longer as it was at its last good point
         self._partial = False
         self._target: Store | None = None  # what is written to, once something is
         self._draft: Draft | None = None
@@ -205,7 +207,9 @@ class Replica:
             )
         if doubt or not self._medium.watched:
             again = self._reread(image, base, range(base.count))
-            if not doubt and again != base:
+            changed = again != base
+            self._lost = changed and kept is not None and kept.manifest.chunk == chunk
+            if not doubt and changed:
                 where = self._medium.where
                 self._report(Notice(f"{where} was changed since the last run; what differs is sent again"))
             base = again
@@ -270,7 +274,7 @@ class Replica:
         self._report(Notice(f"what the last run had fetched of {self._medium.where} is used"))
         base = base.rehashed(draft.hash)
         self._draft = Draft(content, index, self._below, base, known=True)
-        resumed = replace(self._draft.resume(base), fresh=False)
+        resumed = replace(self._draft.resume(base, self._below), fresh=False)
         self._note_draft(resumed)  # it is no committed one any more
         self._target = content
         return resumed
@@ -426,6 +430,54 @@ class Replica:
             self._medium.guard(now=True)
             self._refuse_changed()
 
+    def preserve(self, point: str) -> None:
+        """Keep what the image is now, before `publish` changes it, as the disk at this point. See `points`."""
+        kept, image = self._kept, self._medium.open("image")
+        if self._committed is None or kept is None or kept.begun or image is None:
+            return  # nothing changes, or nothing of use is there
+        if self._lost:
+            where = self._medium.where
+            self._report(
+                Notice(f"{where} is kept as it is now: it is no longer what the last run had left there")
+            )
+        with contextlib.closing(self._medium.past(point)) as past:
+            if not past.clone():
+                undo.keep(past, image, kept.manifest, self._changing(image), self._go_on)
+            past.save(kept.manifest.text({}))
+
+    def _changing(self, image: Store) -> Iterator[tuple[int, int]]:
+        """The extents of the image that `publish` changes, in pieces, in disk order."""
+        if self._partial:
+            yield from pieces(0, image.size)
+            return
+        if self._draft is not None:
+            yield from self._draft.extents()
+        if self._committed is not None and self._committed.size < image.size and self._medium.watched:
+            yield from pieces(self._committed.size, image.size)
+
+    @contextlib.contextmanager
+    def at(self, points: Sequence[str]) -> Iterator[tuple[Manifest, Readable]]:
+        """The disk as it was at the first of these points, and the manifest of that; they reach to the newest kept.
+
+        Of no points: the disk as it is. What is read has to be compared with the manifest. InvalidInput where there is
+        nothing of it.
+        """
+        manifest = self.stored()
+        image = self._medium.open("image")
+        if image is None:
+            raise DestinationFailed(f"{self._medium.where} is gone", disk=self.name)
+        disk: Readable = image
+        with contextlib.ExitStack() as opened:
+            for point in reversed(points):
+                past = opened.enter_context(contextlib.closing(self._medium.past(point)))
+                file = past.load()
+                if file is None:
+                    continue  # it was not changed before the next newer point
+                with file:
+                    manifest, _ = Manifest.read(file)
+                disk = past.open("image") or undo.over(past, disk, manifest)
+            yield manifest, disk
+
     def publish(self) -> None:
         """Bring the image to what was committed; nothing where nothing was."""
         manifest = self._committed
@@ -474,7 +526,7 @@ class Replica:
         if (content.size, index.size) != (manifest.size, index_size(manifest)):
             return None
         draft = Draft(content, index, self._below, manifest, known=True)
-        draft.resume(manifest)
+        draft.resume(manifest, self._below)
         return draft
 
     def _bring(self, manifest: Manifest) -> Store:

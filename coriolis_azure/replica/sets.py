@@ -6,9 +6,10 @@ are committed, what each holds: the root of its manifest. Until then the documen
 that ended well, so that a run which failed before it changed anything takes nothing back.
 
     {"version": 1, "vm": ..., "begun": {"run", "time", "disks", "left_out"},
-                              "point": {"run", "time", "roots", "left_out"}}
+                              "point": {"run", "time", "roots", "left_out"}, "keep": ...}
 
-Times are RFC 3339, in UTC; either part may be null.
+Times are RFC 3339, in UTC; either part may be null. `keep`: how many earlier points are to be kept, null for as many as
+there are.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Record:
     vm: str
     begun: Begun | None = None
     point: Point | None = None
+    keep: int | None = None
 
     def text(self) -> bytes:
         """The document."""
@@ -69,7 +71,12 @@ class Record:
                     f"the record of the replica is of version {document['version']}, this program knows {VERSION}",
                     remedy="Use the newer coriolis-azure that wrote it.",
                 )
-            return cls(_text(document["vm"]), _begun(document["begun"]), _point(document["point"]))
+            return cls(
+                _text(document["vm"]),
+                _begun(document["begun"]),
+                _point(document["point"]),
+                _number(document.get("keep")),
+            )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidInput(
                 "the record of the replica is damaged",
@@ -83,15 +90,20 @@ def read(place: Place) -> Record | None:
     return Record.of(text) if text is not None else None
 
 
-def begin(place: Place, vm: str, begun: Begun) -> Record:
-    """Write down that a run is about to copy; durable on return. What was said of the last good run stays."""
+def begin(place: Place, vm: str, begun: Begun, keep: int | None = None) -> Record:
+    """Write down that a run is about to copy; durable on return. What was said of the last good run stays.
+
+    `keep`: how many earlier points are to be kept from now on; None for as many as before.
+    """
     try:
         before = read(place)
     except Unsupported:
         raise
     except InvalidInput:
         before = None
-    record = Record(vm, begun, before.point if before and before.vm.lower() == vm.lower() else None)
+    if before is None or before.vm.lower() != vm.lower():
+        before = Record(vm)
+    record = Record(vm, begun, before.point, before.keep if keep is None else keep)
     place.keep_record(record.text())
     return record
 
@@ -126,6 +138,12 @@ def _left_out(document: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _names(found: Collection[Any]) -> tuple[str, ...]:
     return tuple(_text(name) for name in found)
+
+
+def _number(found: Any) -> int | None:
+    if found is not None and (type(found) is not int or found < 0):
+        raise TypeError
+    return found
 
 
 def _text(found: Any) -> str:

@@ -140,6 +140,14 @@ def replace(path: Path, pieces: Iterable[bytes]) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder, and the one that it is in, for their owner only and durably; harmless where they are there."""
+    for folder in (path.parent, path):
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)  # noqa: PTH102
+            sync_folder(folder.parent)
+
+
 def remove(path: Path) -> None:
     """Remove the file, durably; harmless when there is none."""
     with suppress(FileNotFoundError):

@@ -5,6 +5,7 @@
     os.vhd.redo       the log of what is to change in the image, a page blob
     os.vhd.index      what the log has, a page blob
     os.vhd.draft      what the log is of
+    points/<point>/   the disk at an earlier point in time: os.vhd.manifest, whose metadata names a snapshot of the VHD
 
 The VHD's metadata says what it is at the moment, and changes together with it:
 
@@ -33,12 +34,15 @@ from ..clock import Clock
 from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
 from ..events import Report, Waiting
 from ..threads import Lock
-from .medium import Content, Document, Part, Stamp
+from .medium import Content, Document, Part, PastPart, Stamp
 
 IMAGE = "coriolis_image"
+POINT, SNAPSHOT = "coriolis_point", "coriolis_snapshot"
 _STATE, _SIZE, _ETAG = "coriolis_state", "coriolis_size", "coriolis_etag"
+_MADE = "coriolis_made_as"
 _WRITING, _COMPLETE = "writing", "complete"
 LEASE_SECONDS = 60
+POINTS = "points"
 _TAKEN = ("LeaseAlreadyPresent",)
 _OTHERWISE = (409, 412)  # the statuses of a refusal because a blob is another one than it was
 _LOST = (
@@ -213,8 +217,7 @@ class VhdMedium:
             found = self._blob.find()
             if found is not None:
                 self._refuse_other(found)
-                lease(self._blob, self.where, self._clock, self._report)
-                self._hold()  # whoever lost the place while it waited must not begin
+                self._lease(self._blob)  # whoever lost the place while it waited must not begin
                 self._remember(self._blob.find() or found)
         self._taken = True
 
@@ -258,7 +261,7 @@ class VhdMedium:
             found = blob.find()
             if found is None:
                 return None
-            lease(blob, blob.url, self._clock, self._report)
+            self._lease(blob)
             said = found.metadata.get(_SIZE, "")
         if not said.isdigit():
             return None
@@ -271,19 +274,46 @@ class VhdMedium:
         self.remove(part)
         with self._translated("cannot be made"):
             blob = self._beside(part)
-            blob.create_pages(vhd.rounded(size), {IMAGE: self._image, _SIZE: str(size)})
-            lease(blob, blob.url, self._clock, self._report)
-            self._hold()
+            self._create_part(blob, size)
+            self._lease(blob)
         return self._opened(part, blob, size)
+
+    def _create_part(self, blob: Blob, size: int) -> None:
+        """Make a page blob where none is. A run that has lost the place may have made one, which is deleted."""
+        made = uuid.uuid4().hex
+        for last in (False, False, True):
+            try:
+                blob.create_pages(
+                    vhd.rounded(size), {IMAGE: self._image, _SIZE: str(size), _MADE: made}, new=True
+                )
+            except AzureError as error:
+                found = blob.find() if error.status in _OTHERWISE else None
+                if found is not None and found.metadata.get(_MADE) == made:
+                    return  # the answer was lost, and the request made again
+                if last or found is None:
+                    raise
+                self._remove(blob)
+            else:
+                return
+
+    def _lease(self, blob: Blob) -> None:
+        """Lease a blob; without the place it is not kept from the run that has that."""
+        lease(blob, blob.url, self._clock, self._report)
+        try:
+            self._hold()
+        except BaseException:
+            blob.release()
+            raise
 
     def _made_image(self, size: int) -> PageStore:
         """A page blob of zeros; it has no footer yet."""
         self._image, self._sealed = uuid.uuid4().hex, False
         with self._translated("cannot be made"):
             made = self._create(size)
-            if not self._blob.lease_id:
-                lease(self._blob, self.where, self._clock, self._report)
-            self._hold()
+            if self._blob.lease_id:
+                self._hold()
+            else:
+                self._lease(self._blob)
             found = self._blob.find()
             if found is None or found.etag != made:
                 raise DestinationFailed(
@@ -316,9 +346,13 @@ class VhdMedium:
         with self._translated("cannot be deleted"):
             blob = store.blob if store is not None else self._beside(part)
             if store is None:
-                if blob.find() is None:
-                    return
-                lease(blob, blob.url, self._clock, self._report)
+                self._remove(blob)
+            else:
+                blob.delete()
+
+    def _remove(self, blob: Blob) -> None:
+        if blob.find() is not None:
+            self._lease(blob)
             blob.delete()
 
     def promote(self) -> None:
@@ -441,16 +475,24 @@ class VhdMedium:
             self._etags[document] = self._put(document, file)
 
     def _put(self, document: Document, file: IO[bytes]) -> str:
-        """Replace it; its ETag. One that is not the one we know is replaced only while the place is ours."""
+        """Replace it; its ETag."""
+
+        def put(blob: Blob, known: str) -> str:
+            file.seek(0)
+            return blob.put(file, new=not known, only=known)
+
+        return self._changed(document, put)
+
+    def _changed(self, document: Document, change: Callable[[Blob, str], str]) -> str:
+        """Change it while it has the ETag that we know; another one is changed only while the place is ours."""
         blob = self._beside(document)
         if document not in self._etags:
             found = blob.find()
             self._etags[document] = found.etag if found is not None else ""
         known = self._etags[document]
         for last in (False, False, True):
-            file.seek(0)
             try:
-                return blob.put(file, new=not known, only=known)
+                return change(blob, known)
             except AzureError as error:
                 if last or error.status not in _OTHERWISE:
                     raise
@@ -461,10 +503,21 @@ class VhdMedium:
 
     def forget(self, document: Document) -> None:
         """See Medium."""
+
+        def delete(blob: Blob, known: str) -> str:
+            if known:
+                blob.delete(only=known)
+            return ""
+
         with self._translated("cannot be deleted"):
             self._hold()
-            self._beside(document).delete()
-        self._etags[document] = ""
+            self._etags[document] = self._changed(document, delete)
+
+    def past(self, point: str) -> VhdPast:
+        """See Medium."""
+        folder, _, name = self._path.rpartition("/")
+        manifest = "/".join(filter(None, (folder, POINTS, point, f"{name}.manifest")))
+        return VhdPast(self._stores["image"], self._container, manifest, point, self.name)
 
     def renew(self) -> None:
         """Keep others out for another minute."""
@@ -487,6 +540,64 @@ class VhdMedium:
 
     def _translated(self, what: str) -> contextlib.AbstractContextManager[None]:
         return translated(self.where, what, self.name)
+
+
+class VhdPast:
+    """A disk at an earlier point in time: a snapshot of the VHD. See Past. `manifest`: the name of its blob."""
+
+    def __init__(self, image: PageStore, container: Container, manifest: str, point: str, disk: str) -> None:
+        self._image, self._container = image, container
+        self._manifest, self._point, self._disk = container.blob(manifest), point, disk
+        self._snapshot = ""
+
+    def clone(self) -> bool:
+        """See Past."""
+        blob = self._image.blob
+        with translated(blob.url, "cannot be snapshotted", self._disk):
+            kept = blob.take_snapshot({POINT: self._point, _SIZE: str(self._image.size)})
+        self._snapshot = kept.snapshot
+        return True
+
+    def open(self, part: PastPart) -> PageStore | None:
+        """See Past."""
+        if part != "image":
+            return None
+        with translated(self._manifest.url, "cannot be read", self._disk):
+            found = self._manifest.find()
+            if found is None:
+                return None
+            blob = self._container.blob(self._image.blob.name, found.metadata.get(SNAPSHOT, ""))
+            snapshot = blob.find() if blob.snapshot else None
+        size = snapshot.metadata.get(_SIZE, "") if snapshot is not None else ""
+        if not size.isdigit():
+            raise DestinationFailed(f"the snapshot of {self._image.blob.url} is gone", disk=self._disk)
+        return PageStore(blob, int(size), self._disk, lambda: False)
+
+    def make(self, part: PastPart, size: int) -> PageStore:
+        """See Past. Snapshots need nothing else."""
+        raise NotImplementedError
+
+    def load(self) -> IO[bytes] | None:
+        """See Past."""
+        file = _unnamed()
+        with translated(self._manifest.url, "cannot be read", self._disk):
+            there = self._manifest.read_into(file)
+        if not there:
+            file.close()
+            return None
+        file.seek(0)
+        return file
+
+    def save(self, pieces: Iterable[bytes]) -> None:
+        """See Past."""
+        with _unnamed() as file, translated(self._manifest.url, "cannot be written", self._disk):
+            file.writelines(pieces)
+            file.seek(0)
+            self._manifest.put(file)
+            self._manifest.set_metadata({SNAPSHOT: self._snapshot})
+
+    def close(self) -> None:
+        """See Past."""
 
 
 def lease(blob: Blob, place: str, clock: Clock, report: Report) -> None:

@@ -5,8 +5,10 @@ It ends at once, before or after that call. With `power` what was not made durab
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 CALLS = ("open", "pwrite", "write", "ftruncate", "fsync", "fdatasync", "replace", "unlink")
@@ -34,6 +36,7 @@ def _arm(at: int, after: bool, power: bool, calls: tuple[str, ...]) -> None:
 
     def die() -> None:
         if power:
+            _give_leases_up()
             for path, offset, before, size in reversed(volatile):
                 fd = real["open"](path, os.O_WRONLY)
                 real["pwrite"](fd, before, offset)
@@ -53,9 +56,7 @@ def _arm(at: int, after: bool, power: bool, calls: tuple[str, ...]) -> None:
         offset = args[2] if name == "pwrite" else size
         before = b""
         if name == "pwrite":
-            reader = real["open"](path, os.O_RDONLY)
-            before = os.pread(reader, len(args[1]), offset)
-            os.close(reader)
+            before = os.pread(fd, len(args[1]), offset)
         volatile.append((path, offset, before, size))
 
     def wrapped(name: str):
@@ -76,3 +77,10 @@ def _arm(at: int, after: bool, power: bool, calls: tuple[str, ...]) -> None:
 
     for name in CALLS:
         setattr(os, name, wrapped(name))
+
+
+def _give_leases_up() -> None:
+    """Opening a file on which this process has a lease would wait for it to give that up."""
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            fcntl.fcntl(int(fd.name), fcntl.F_SETLEASE, fcntl.F_UNLCK)

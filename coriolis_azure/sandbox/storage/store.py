@@ -145,7 +145,7 @@ class BlobStore:
         self.contents = Contents(directory / "contents")
         self.accounts: dict[str, Account] = {}
         self._path = directory / "state.json"
-        self._stamps = itertools.count(time.time_ns())
+        self._stamps = itertools.count(time.time_ns() // 100)
         if self._path.exists():
             self._load(json.loads(self._path.read_text()))
         self.contents.keep_only(self._in_use())
@@ -192,9 +192,8 @@ class BlobStore:
 
     def moment(self) -> str:
         """A unique point in time, as the name of a snapshot or version."""
-        seconds, rest = divmod(next(self._stamps), 10**9)
-        whole = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{whole}.{rest:09d}"[:26] + f"{rest % 100:01d}"[-1] + "Z"
+        seconds, ticks = divmod(next(self._stamps), 10**7)
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{ticks:07d}Z"
 
     # blobs
 

@@ -1,0 +1,72 @@
+"""The undo log of an earlier point in time: what the disk had at that point in each block that has changed since.
+
+It is a draft in reverse, over the next newer point. A chunk that is read through it is right if it has the digest
+that the point's manifest gives it; nothing else vouches for the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import closing
+
+from ..agent import is_zero
+from ..errors import DestinationFailed
+from ..threads import ordered
+from .draft import Draft, index_size
+from .manifest import Manifest
+from .medium import Past, Readable, Store
+
+
+def keep(
+    past: Past,
+    image: Store,
+    manifest: Manifest,
+    changing: Iterable[tuple[int, int]],
+    go_on: Callable[[], None],
+) -> None:
+    """Log what `image`, which holds what `manifest` says, has in the extents that are about to change; durable.
+
+    `changing`: offset and length of each, in disk order. `go_on` raises where the run has lost its place.
+    """
+    log = Draft(
+        past.make("undo", manifest.size),
+        past.make("index", index_size(manifest)),
+        image,
+        manifest,
+        known=False,
+    )
+
+    def content(extent: tuple[int, int]) -> tuple[int, bytes]:
+        go_on()
+        return extent[0], image.read(*extent)
+
+    begun = end = 0  # the chunks that are logged and not settled
+    with closing(
+        ordered(content, _within(changing, min(manifest.size, image.size)), threads=4, ahead=12)
+    ) as extents:
+        for offset, data in extents:
+            first = offset // manifest.chunk
+            if begun < first:
+                log.settle(manifest, begun, min(first, end) - begun)
+                begun = first
+            end = -(-(offset + len(data)) // manifest.chunk)
+            log.cover(offset, len(data))
+            if not is_zero(data):
+                log.content.write(offset, data)
+    log.settle(manifest, begun, end - begun)
+    log.flush()
+
+
+def over(past: Past, below: Readable, manifest: Manifest) -> Readable:
+    """The disk at that point, of which `manifest` tells; `below` is the disk at the next newer one."""
+    content, index = past.open("undo"), past.open("index")
+    if content is None or index is None:
+        return below  # this disk was not changed
+    if (content.size, index.size) != (manifest.size, index_size(manifest)):
+        raise DestinationFailed("the undo log has another size than its disk")
+    return Draft(content, index, below, manifest, known=True)
+
+
+def _within(extents: Iterable[tuple[int, int]], size: int) -> Iterable[tuple[int, int]]:
+    """The extents, as far as they lie within the first `size` bytes."""
+    return ((offset, min(length, size - offset)) for offset, length in extents if offset < size)

@@ -1,0 +1,128 @@
+"""Gives back a point in time of a replica, as a replica of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+
+from . import transfer
+from .clock import Clock
+from .errors import CorruptChunk, DestinationFailed, IncompleteReplica, InvalidInput
+from .events import Progress, Report, Step
+from .model import Json
+from .readers.flow import Flow
+from .readers.pages import PageReader
+from .replica import points, sets
+from .replica.destinations import Destination, Place
+from .replica.manifest import ZERO, Manifest
+from .replica.medium import Readable, read_padded
+
+_REMEDY = "Choose another point: `coriolis-azure status` lists them. What is damaged cannot be brought back."
+
+
+@dataclass(frozen=True)
+class RestoredDisk:
+    """What was given back of one disk. `sent_bytes`: what is not zeros; `verified` as in a replication."""
+
+    name: str
+    size_bytes: int
+    sent_bytes: int
+    verified: bool | None
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A point in time that was given back: all disks of `vm`, its ARM id, as of `point` (RFC 3339, UTC)."""
+
+    vm: str
+    point: str
+    disks: tuple[RestoredDisk, ...]
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def restore(
+    place: Place, time: str, destination: Callable[[], Place], report: Report, clock: Clock
+) -> Restored:
+    """Make a new replica of the point of `time` ("latest" for the newest) at `place`; nothing of that is changed.
+
+    Every chunk is compared with the digest that it had then. `destination` opens where it goes to, once it is known
+    that there is such a point. InvalidInput where there is none, or there is a replica already; CorruptChunk or
+    IncompleteReplica where what was kept of it is damaged: nothing is published then.
+    """
+    record = sets.read(place)
+    point, labels = points.since(place.points, record, time)
+    vm = record.vm if record is not None else ""
+    with ExitStack() as opened:
+        disks = {}
+        for name in sorted(point.roots):
+            opened.enter_context(disk := place.disk(name))
+            manifest, content = opened.enter_context(disk.at(labels))
+            if manifest.root() != point.roots[name]:
+                raise IncompleteReplica(
+                    f"{name}: what was kept is not of the point of {point.time}", remedy=_REMEDY, disk=name
+                )
+            disks[name] = _Kept(name, manifest, content)
+        with destination() as to:
+            if there := to.names():
+                raise InvalidInput(
+                    f"there are images already: {', '.join(there)}", remedy="Give a new or an empty place."
+                )
+            return _copy(point, vm, disks, to, report, clock)
+
+
+def _copy(
+    point: sets.Point, vm: str, disks: dict[str, _Kept], to: Place, report: Report, clock: Clock
+) -> Restored:
+    to.claim(vm)
+    to.reserve(list(disks))
+    record = sets.begin(to, vm, sets.Begun(point.run, point.time, tuple(disks), point.left_out))
+    done, roots = [], {}
+    for name, kept in disks.items():
+        report(Step("restore", name))
+        with to.disk(name) as destination:
+            outcome = kept.copy(destination, report, clock)
+        roots[name] = outcome.manifest.root()
+        done.append(RestoredDisk(name, kept.manifest.size, outcome.sent_bytes, outcome.verified))
+    sets.complete(to, record, roots)
+    return Restored(vm, point.time, tuple(done))
+
+
+class _Kept:
+    """A disk as it was at the point: content and extents, in chunks that are compared with the manifest of then."""
+
+    def __init__(self, name: str, manifest: Manifest, content: Readable) -> None:
+        self.manifest, self._name, self._content = manifest, name, content
+        self._digest = manifest.digester()
+
+    def copy(self, destination: Destination, report: Report, clock: Clock) -> transfer.Outcome:
+        """Bring the destination to what the disk was."""
+        name, manifest = self._name, self.manifest
+        reader = PageReader(self, Flow(name, report, clock), lambda _: self, "data from the replica")
+        base = destination.known(manifest.disk, manifest.size, manifest.chunk, False)
+        progress = Progress(name, manifest.size, report, clock)
+        return transfer.copy(reader, base, destination, progress, verify=True)
+
+    def within(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The whole chunk, unless it is zeros. See Extents."""
+        if self.manifest.digest(offset // self.manifest.chunk) != ZERO:
+            yield offset, length
+
+    def read(self, offset: int, length: int) -> bytes:
+        """One chunk. CorruptChunk where it is not what it was."""
+        try:
+            data = bytes(read_padded(self._content, offset, length, self._content.read))
+        except DestinationFailed as error:
+            error.remedy = _REMEDY
+            raise
+        if self._digest(data) != self.manifest.digest(offset // self.manifest.chunk):
+            raise CorruptChunk(
+                f"{self._name}: the chunk at offset {offset} is not as it was at that point",
+                remedy=_REMEDY,
+                disk=self._name,
+                offset=offset,
+            )
+        return data

@@ -1,0 +1,223 @@
+"""One suite for any medium of replicas: what `Replica` relies on, and whole runs over it.
+
+from coriolis_azure.testing import check_medium
+
+def test_my_medium(tmp_path):
+    check_medium(lambda: MyMedium(tmp_path / "os"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from .replica.manifest import ZERO, Manifest
+from .replica.medium import Medium, Part, Store
+from .replica.replica import Replica
+
+__all__ = ["check_medium"]
+
+T = TypeVar("T")
+
+_CHUNK = 65536
+_SIZE = 5 * _CHUNK + 512  # a short last chunk
+_GROWN = _SIZE + 2 * _CHUNK
+_A, _B, _C = (letter * _CHUNK for letter in (b"A", b"B", b"C"))
+_Content = dict[int, bytes]
+_FIRST: _Content = {0: _A, 1: _A, 3: _B, 5: _A}
+_SECOND: _Content = {0: _B, 1: _A, 4: _C}
+
+
+def check_medium(medium: Callable[[], Medium]) -> None:
+    """Try everything that a replica relies on; AssertionError names what does not hold.
+
+    `medium` gives a new object for one and the same place at each call, as each run has one. Nothing is there at
+    first; it is written to, and what is there at the end is a replica of no use.
+    """
+    _check_stores(medium)
+    _check_documents(medium)
+    _check_runs(medium)
+    _check_resizing(medium)
+    _check_points(medium)
+
+
+# What a medium does
+
+
+def _check_stores(medium: Callable[[], Medium]) -> None:
+    with _taken(medium) as kept:
+        part: Part = "partial" if kept.renames else "redo"
+        _must(kept.open(part) is None, f"there is a part {part!r} before one was made")
+        if not kept.renames:  # an image comes first
+            kept.make("image", _SIZE)
+        store = kept.make(part, _SIZE)
+        _must(store.size == _SIZE, "a new part has another size than was asked for")
+        _must(store.read(0, _SIZE) == bytes(_SIZE), "a new part does not read as zeros")
+        store.write(_CHUNK, _A)
+        store.write(3 * _CHUNK, memoryview(_B))
+        store.zero(_CHUNK + 4096, 4096)
+        store.flush()
+        expected = _laid({1: _A[:4096] + bytes(4096) + _A[8192:], 3: _B}, _SIZE)
+        _compare(store, expected, "a part that was written")
+        with store.uncached() as read:
+            _must(
+                bytes(read(0, _SIZE)) == expected,
+                "the content read from the medium itself is not what was written",
+            )
+        covered = bytearray(_SIZE)
+        for offset, length in store.extents(0, _SIZE):
+            covered[offset : offset + length] = b"\1" * length
+        _must(
+            all(covered[at] for at, byte in enumerate(expected) if byte),
+            "an extent that holds data is not told",
+        )
+    with _taken(medium) as kept:
+        again = kept.open(part)
+        _compare(
+            _there(again, "a part is gone once its medium was closed"),
+            expected,
+            "a part that was opened again",
+        )
+        kept.remove(part)
+        kept.remove(part)
+        _must(kept.open(part) is None, "a part is there though it was removed")
+
+
+def _check_documents(medium: Callable[[], Medium]) -> None:
+    with _taken(medium) as kept:
+        _must(kept.load("draft") is None, "there is a document before one was saved")
+        kept.save("draft", [b"one", b"two"])
+        kept.save("draft", [b"three"])
+    with _taken(medium) as kept:
+        file = kept.load("draft")
+        with _there(file, "a document is gone once its medium was closed") as document:
+            _must(document.read() == b"three", "a document was not replaced as a whole")
+        kept.forget("draft")
+        kept.forget("draft")
+        _must(kept.load("draft") is None, "a document is there though it was forgotten")
+
+
+# What a replica does with it
+
+
+def _check_runs(medium: Callable[[], Medium]) -> None:
+    if not medium().renames:
+        _wipe(medium)
+    _run(medium, _FIRST)
+    _compare_image(medium, _FIRST, _SIZE)
+    _run(medium, _SECOND, publish=False)
+    _compare_image(medium, _FIRST, _SIZE)
+    sent = _run(medium, _SECOND)
+    _must(sent == [], f"what a run had committed was sent again: chunks {sent}")
+    _compare_image(medium, _SECOND, _SIZE)
+    _must(_run(medium, _SECOND) == [], "what has not changed is sent again")
+    with closing(Replica(medium())) as replica:
+        _must(replica.stored().root() == replica.stored().root(), "a manifest is not what it was")
+
+
+def _check_resizing(medium: Callable[[], Medium]) -> None:
+    more = _SECOND | {6: _B}
+    with _taken(medium) as kept:
+        image = kept.open("image")
+        room = image.size if image is not None and not kept.watched else _GROWN
+    if room < _GROWN:
+        return  # a device, which nobody resizes
+    _run(medium, more, size=_GROWN)
+    _compare_image(medium, more, _GROWN)
+    _run(medium, _SECOND)
+    _compare_image(medium, _SECOND, _SIZE)
+
+
+def _check_points(medium: Callable[[], Medium]) -> None:
+    if not _run(medium, _FIRST, keep="000001-check"):
+        raise AssertionError("a run that changes the image sends nothing")
+    _run(medium, _SECOND, keep="000002-check")
+    for points, content in ((("000002-check",), _FIRST), (("000001-check", "000002-check"), _SECOND)):
+        with closing(Replica(medium())) as replica, replica.at(points) as (manifest, disk):
+            _must(disk.read(0, manifest.size) == _laid(content, _SIZE), "an earlier point is not what it was")
+
+
+# Means
+
+
+def _there(found: T | None, otherwise: str) -> T:
+    """What was found; AssertionError where nothing was."""
+    if found is None:
+        raise AssertionError(otherwise)
+    return found
+
+
+def _must(holds: bool, otherwise: str) -> None:
+    """AssertionError where something does not hold, under `python -O` too."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+@contextmanager
+def _taken(medium: Callable[[], Medium]) -> Iterator[Medium]:
+    with closing(medium()) as kept:
+        kept.take()
+        yield kept
+
+
+def _wipe(medium: Callable[[], Medium]) -> None:
+    with _taken(medium) as kept:
+        image = kept.open("image")
+        if image is not None:
+            image.zero(0, image.size)
+            image.flush()
+
+
+def _run(
+    medium: Callable[[], Medium],
+    content: _Content,
+    *,
+    size: int = _SIZE,
+    publish: bool = True,
+    keep: str = "",
+) -> list[int]:
+    """What a run does; the chunks that it sent. `keep`: as what the point is kept that it replaces."""
+    sent = []
+    with closing(Replica(medium())) as replica:
+        base = replica.known("disk", size, _CHUNK, False)
+        now = replace(base, digests=base.digests.copy(), fresh=False)
+        for index in range(base.count):
+            offset, length = base.span(index)
+            data = content.get(index, bytes(_CHUNK))[:length]
+            digest = base.digester()(data) if any(data) else ZERO
+            if digest != base.digest(index):
+                sent.append(index)
+                replica.intend(offset, length)
+                (replica.write(offset, data) if any(data) else replica.zero(offset, length))
+                now.digests.put(index, digest)
+                replica.settle(now, index, 1)
+        replica.flush()
+        _compare_all(replica, now, content)
+        replica.commit(now)
+        if publish:
+            replica.ready()
+            if keep:
+                replica.preserve(keep)
+            replica.publish()
+    return sent
+
+
+def _compare_all(replica: Replica, manifest: Manifest, content: _Content) -> None:
+    found = replica.read(0, manifest.size)
+    _must(found == _laid(content, manifest.size), "a run does not read back what it has written")
+
+
+def _compare_image(medium: Callable[[], Medium], content: _Content, size: int) -> None:
+    with closing(medium()) as kept:
+        kept.share()
+        _compare(_there(kept.open("image"), "the image is not there"), _laid(content, size), "the image")
+
+
+def _compare(store: Store, expected: bytes, what: str) -> None:
+    _must(store.read(0, len(expected)) == expected, f"{what} does not hold what was written")
+
+
+def _laid(content: _Content, size: int) -> bytes:
+    return b"".join(content.get(at, bytes(_CHUNK)) for at in range(-(-size // _CHUNK)))[:size]
