@@ -155,7 +155,7 @@ def write_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
     """As a first run: sixteen requests at a time, zeros left out, then footer and manifest."""
     size = image.stat().st_size
     with BlobFolder(storage, "any", "benchmark", "", silent) as folder, folder.disk("os") as vhd:
-        base = vhd.known("id", size, CHUNK, True)
+        base = vhd.known("id", size, CHUNK, full=True)
         digest = base.digester()
 
         def put(chunk: tuple[int, bytes]) -> bytes:
@@ -197,7 +197,7 @@ def read_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
     with Replica(FileMedium(result)) as raw:
         reader = PageReader(blob, Flow("os", silent, Clock()), blob.pages)
         progress = Progress("os", size, silent, Clock())
-        transfer.copy(reader, raw.known("id", size, CHUNK, True), raw, progress, verify=False)
+        transfer.copy(reader, raw.known("id", size, CHUNK, full=True), raw, progress, verify=False)
         raw.publish()
 
 

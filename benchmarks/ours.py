@@ -53,7 +53,7 @@ def main(task: dict[str, Any]) -> None:
         name, line = Path(target).name, ssh.Line(worker, clock, report, ssh.WINDOW // beside)
         reader = AgentReader(line.agent, job, Flow(name, report, clock, limiter), direct, line.close)
         with Replica(FileMedium(Path(target))) as destination:
-            base = destination.known("id", size, task.get("chunk", 1 << 20), task.get("full", False))
+            base = destination.known("id", size, task.get("chunk", 1 << 20), full=task.get("full", False))
             outcome = transfer.copy(
                 reader,
                 base,

@@ -471,7 +471,7 @@ def memory(bench: Bench) -> None:
     with small.open("wb") as file:
         file.truncate(many * 4096)
     with Replica(FileMedium(target)) as image_of_many:
-        nothing = image_of_many.known("id", many * 4096, 4096, True)
+        nothing = image_of_many.known("id", many * 4096, 4096, full=True)
         image_of_many.commit(replace(nothing, digests=Digests(os.urandom(DIGEST * many))))
         image_of_many.publish()
     peaks(bench, OURS, f"as many chunks as {many / MIB:g} TiB has", [(small, target)], port=PORT, chunk=4096)

@@ -188,7 +188,7 @@ def ours(info: dict[str, Any], image: Path, device: Path, *, compress: bool) -> 
     entries = [{"disk_id": "id", "volume_dev": str(device)}]
     with writer.Volumes(info, entries, [disk], InMemory(), run="0", compress=compress) as volumes:
         volume = volumes.disk("os")
-        volume.known("unique", size, OURS, True)
+        volume.known("unique", size, OURS, full=True)
         volume.intend(0, size)
 
         def put(chunk: tuple[int, bytes]) -> None:

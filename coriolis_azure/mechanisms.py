@@ -172,7 +172,7 @@ class Target:
             chunk = settings.chunk_size_kib << 10
             return transfer.copy(
                 reader,
-                destination.known(disk.unique_id, disk.size_bytes, chunk, self._full),
+                destination.known(disk.unique_id, disk.size_bytes, chunk, full=self._full),
                 destination,
                 Progress(disk.name, disk.size_bytes, context.report, context.clock),
                 verify=settings.verify_disk_integrity,

@@ -49,12 +49,12 @@ def check_medium(medium: Callable[[], Medium]) -> None:
 def _check_stores(medium: Callable[[], Medium]) -> None:
     with _taken(medium) as kept:
         part: Part = "partial" if kept.renames else "redo"
-        _must(kept.open(part) is None, f"there is a part {part!r} before one was made")
+        _equal(kept.open(part), None, f"there is a part {part!r} before one was made")
         if not kept.renames:  # an image comes first
             kept.make("image", _SIZE)
         store = kept.make(part, _SIZE)
-        _must(store.size == _SIZE, "a new part has another size than was asked for")
-        _must(store.read(0, _SIZE) == bytes(_SIZE), "a new part does not read as zeros")
+        _equal(store.size, _SIZE, "a new part has another size than was asked for")
+        _equal(store.read(0, _SIZE), bytes(_SIZE), "a new part does not read as zeros")
         store.write(_CHUNK, _A)
         store.write(3 * _CHUNK, memoryview(_B))
         store.zero(_CHUNK + 4096, 4096)
@@ -62,17 +62,16 @@ def _check_stores(medium: Callable[[], Medium]) -> None:
         expected = _laid({1: _A[:4096] + bytes(4096) + _A[8192:], 3: _B}, _SIZE)
         _compare(store, expected, "a part that was written")
         with store.uncached() as read:
-            _must(
-                bytes(read(0, _SIZE)) == expected,
+            _equal(
+                bytes(read(0, _SIZE)),
+                expected,
                 "the content read from the medium itself is not what was written",
             )
         covered = bytearray(_SIZE)
         for offset, length in store.extents(0, _SIZE):
             covered[offset : offset + length] = b"\1" * length
-        _must(
-            all(covered[at] for at, byte in enumerate(expected) if byte),
-            "an extent that holds data is not told",
-        )
+        missed = [at for at, byte in enumerate(expected) if byte and not covered[at]]
+        _equal(missed, [], "an extent that holds data is not told")
     with _taken(medium) as kept:
         again = kept.open(part)
         _compare(
@@ -82,21 +81,21 @@ def _check_stores(medium: Callable[[], Medium]) -> None:
         )
         kept.remove(part)
         kept.remove(part)
-        _must(kept.open(part) is None, "a part is there though it was removed")
+        _equal(kept.open(part), None, "a part is there though it was removed")
 
 
 def _check_documents(medium: Callable[[], Medium]) -> None:
     with _taken(medium) as kept:
-        _must(kept.load("draft") is None, "there is a document before one was saved")
+        _equal(kept.load("draft"), None, "there is a document before one was saved")
         kept.save("draft", [b"one", b"two"])
         kept.save("draft", [b"three"])
     with _taken(medium) as kept:
         file = kept.load("draft")
         with _there(file, "a document is gone once its medium was closed") as document:
-            _must(document.read() == b"three", "a document was not replaced as a whole")
+            _equal(document.read(), b"three", "a document was not replaced as a whole")
         kept.forget("draft")
         kept.forget("draft")
-        _must(kept.load("draft") is None, "a document is there though it was forgotten")
+        _equal(kept.load("draft"), None, "a document is there though it was forgotten")
 
 
 # What a replica does with it
@@ -110,11 +109,11 @@ def _check_runs(medium: Callable[[], Medium]) -> None:
     _run(medium, _SECOND, publish=False)
     _compare_image(medium, _FIRST, _SIZE)
     sent = _run(medium, _SECOND)
-    _must(sent == [], f"what a run had committed was sent again: chunks {sent}")
+    _equal(sent, [], f"what a run had committed was sent again: chunks {sent}")
     _compare_image(medium, _SECOND, _SIZE)
-    _must(_run(medium, _SECOND) == [], "what has not changed is sent again")
+    _equal(_run(medium, _SECOND), [], "what has not changed is sent again")
     with closing(Replica(medium())) as replica:
-        _must(replica.stored().root() == replica.stored().root(), "a manifest is not what it was")
+        _equal(replica.stored().root(), replica.stored().root(), "a manifest is not what it was")
 
 
 def _check_resizing(medium: Callable[[], Medium]) -> None:
@@ -136,7 +135,7 @@ def _check_points(medium: Callable[[], Medium]) -> None:
     _run(medium, _SECOND, keep="000002-check")
     for points, content in ((("000002-check",), _FIRST), (("000001-check", "000002-check"), _SECOND)):
         with closing(Replica(medium())) as replica, replica.at(points) as (manifest, disk):
-            _must(disk.read(0, manifest.size) == _laid(content, _SIZE), "an earlier point is not what it was")
+            _equal(disk.read(0, manifest.size), _laid(content, _SIZE), "an earlier point is not what it was")
 
 
 # Means
@@ -149,9 +148,9 @@ def _there(found: T | None, otherwise: str) -> T:
     return found
 
 
-def _must(holds: bool, otherwise: str) -> None:
-    """AssertionError where something does not hold, under `python -O` too."""
-    if not holds:
+def _equal(found: object, expected: object, otherwise: str) -> None:
+    """AssertionError where the two differ, under `python -O` too."""
+    if found != expected:
         raise AssertionError(otherwise)
 
 
@@ -181,7 +180,7 @@ def _run(
     """What a run does; the chunks that it sent. `keep`: as what the point is kept that it replaces."""
     sent = []
     with closing(Replica(medium())) as replica:
-        base = replica.known("disk", size, _CHUNK, False)
+        base = replica.known("disk", size, _CHUNK, full=False)
         now = replace(base, digests=base.digests.copy(), fresh=False)
         for index in range(base.count):
             offset, length = base.span(index)
@@ -206,7 +205,7 @@ def _run(
 
 def _compare_all(replica: Replica, manifest: Manifest, content: _Content) -> None:
     found = replica.read(0, manifest.size)
-    _must(found == _laid(content, manifest.size), "a run does not read back what it has written")
+    _equal(found, _laid(content, manifest.size), "a run does not read back what it has written")
 
 
 def _compare_image(medium: Callable[[], Medium], content: _Content, size: int) -> None:
@@ -216,7 +215,7 @@ def _compare_image(medium: Callable[[], Medium], content: _Content, size: int) -
 
 
 def _compare(store: Store, expected: bytes, what: str) -> None:
-    _must(store.read(0, len(expected)) == expected, f"{what} does not hold what was written")
+    _equal(store.read(0, len(expected)), expected, f"{what} does not hold what was written")
 
 
 def _laid(content: _Content, size: int) -> bytes:

@@ -54,7 +54,7 @@ def copy(
     or DestinationFailed, with disk and offset, and then nothing is committed.
     """
     with closing(reader):
-        return _Copy(reader, base, destination, progress, concurrent).run(verify)
+        return _Copy(reader, base, destination, progress, concurrent).run(verify=verify)
 
 
 def at_once(chunk: int) -> int:
@@ -92,7 +92,7 @@ class _Copy:
         self._sent = self._zero = self._skipped = 0
         self._failure: Exception | None = None
 
-    def run(self, verify: bool) -> Outcome:
+    def run(self, *, verify: bool) -> Outcome:
         """The copy, from opening the disk to the commit."""
         try:
             self._settle()

@@ -66,7 +66,7 @@ def sparse(folder: Path, read: int = 2 << 30, size: int = 4 << 40) -> None:
     settled = (size - read) // chunk
     with Image(folder / "os.raw") as image, Watched() as pipes:
         job = Job((str(disk),), size, leaf=4096)
-        base = image.known("id", size, chunk, False)
+        base = image.known("id", size, chunk, full=False)
         digests = base.digests.copy()
         for index in range(0, settled, 16):
             digests.put(index, os.urandom(manifests.DIGEST))
@@ -107,9 +107,9 @@ def extents(folder: Path, sizes: tuple[int, ...] = (4, 64)) -> None:
                 for block in chance.sample(range(256), 76):
                     os.pwrite(file.fileno(), chance.randbytes(512).ljust(4096, b"\1"), at + 4096 * block)
         with Image(path) as image, Watched() as pipes:
-            base = image.known("id", size << 30, MIB, True)
+            base = image.known("id", size << 30, MIB, full=True)
             image.commit(replace(base, fresh=False))  # as after a run that found nothing but zeros
-            base = image.known("id", size << 30, MIB, False)
+            base = image.known("id", size << 30, MIB, full=False)
             job = Job((str(disk),), base.size, leaf=4096)
             began, worked = time.monotonic(), _worked()
             outcome = by_agent(lambda: pipes, job, base, image)

@@ -79,12 +79,12 @@ def test_a_large_manifest_goes_up_and_comes_down_in_pieces(azure: Sandbox, place
     """As many chunks as 320 GiB has, all of them different: one text of 5.7 MiB."""
     count = 320 << 10
     with place.open() as image:
-        nothing = image.known("id", count * CHUNK, CHUNK, False)
+        nothing = image.known("id", count * CHUNK, CHUNK, full=False)
         made = replace(nothing, digests=Digests(random.Random(5).randbytes(DIGEST * count)))
         image.commit(made)
     manifest = stored(azure, OS + ".manifest")
     with place.open() as image:
-        again = image.known("id", count * CHUNK, CHUNK, False)
+        again = image.known("id", count * CHUNK, CHUNK, full=False)
     assert again == made
     assert manifest.size > blobs.MOST
 
@@ -223,7 +223,7 @@ def test_a_second_run_waits_a_minute_for_the_first_and_then_says_who_is_in_the_w
 ) -> None:
     told: list[Event] = []
     with place.open() as image:
-        image.known("id", SIZE, CHUNK, False)
+        image.known("id", SIZE, CHUNK, full=False)
         with (
             pytest.raises(InvalidInput, match=r"another run is using .*images/replicas/web-1"),
             place.open(told.append),
@@ -250,7 +250,7 @@ def test_a_run_that_died_lets_the_next_one_in_when_its_lease_has_run_out(
 
 def test_a_stranger_cannot_write_while_a_run_does(place: SandboxPlace) -> None:
     with place.open() as image:
-        image.known("id", SIZE, CHUNK, False)
+        image.known("id", SIZE, CHUNK, full=False)
         with pytest.raises(CoriolisAzureError, match="LeaseIdMissing"):
             place.blob().write(0, b"x" * 512)
 
@@ -260,7 +260,7 @@ def test_a_run_whose_lease_was_broken_stops_and_says_so(place: SandboxPlace, par
     if part != "os.vhd":
         run(place, {})
     with place.open() as image:
-        image.known("id", SIZE, CHUNK, False)
+        image.known("id", SIZE, CHUNK, full=False)
         image.intend(0, CHUNK)
         place.break_lease(part)
         with pytest.raises(DestinationFailed, match=r"os\.vhd") as error:
@@ -457,7 +457,7 @@ def test_reading_a_part_is_one_request(azure: Sandbox, place: SandboxPlace) -> N
     run(place, dict.fromkeys(range(8), A))
     azure.requests.clear()
     with place.open() as image:
-        image.known("id", SIZE, CHUNK, False)
+        image.known("id", SIZE, CHUNK, full=False)
         azure.requests.clear()
         for index in range(8):
             image.read(index * CHUNK, CHUNK)

@@ -111,7 +111,7 @@ def test_a_channel_through_which_nothing_comes_is_not_tried_again(
     monkeypatch.setattr(direct, "connect", faulty)
     size = disk.stat().st_size
     with Image(disk.with_name("os.raw")) as image:
-        base = image.known("id", size, CHUNK, False)
+        base = image.known("id", size, CHUNK, full=False)
         job = Job((str(disk),), size, wait=0.0)
         by_agent(start, job, base, image, told.append, direct=direct)
     for worker in workers:

@@ -49,7 +49,7 @@ def state(path: Path) -> set[str]:
 
 def test_a_new_image_is_known_to_be_zeros_and_takes_no_room(path: Path) -> None:
     with Image(path) as image:
-        base = image.known("id", 1 << 40, 4 << 20, False)
+        base = image.known("id", 1 << 40, 4 << 20, full=False)
         assert base.fresh
         assert base.digests == Digests(ZERO * base.count)
         image.commit(replace(base, fresh=False))
@@ -90,7 +90,7 @@ def test_the_second_run_sends_what_changed(path: Path, told: Told) -> None:
 def test_its_files_are_for_their_owner_only(path: Path) -> None:
     run(path, {0: A})
     with Image(path) as image:
-        image.known("id", SIZE, CHUNK, False)
+        image.known("id", SIZE, CHUNK, full=False)
         image.intend(0, 1)
         assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
         assert len(state(path)) == 5
@@ -178,7 +178,7 @@ def test_an_image_that_was_copied_or_cut_is_read(path: Path, told: Told) -> None
 def test_another_chunk_size_keeps_the_content(path: Path, told: Told) -> None:
     run(path, {0: A, 9: B})
     with Image(path, told) as image:
-        base = image.known("id", SIZE, 4 * CHUNK, False)
+        base = image.known("id", SIZE, 4 * CHUNK, full=False)
         digest = base.digester()
         assert base.digest(0) == digest(A + bytes(3 * CHUNK))
         assert not base.fresh
@@ -348,7 +348,7 @@ def test_a_full_destination_says_where_and_what_to_do(path: Path) -> None:
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5 * CHUNK, 5 * CHUNK))
         with Image(path) as image:
-            image.known("id", 5 * CHUNK, CHUNK, False)
+            image.known("id", 5 * CHUNK, CHUNK, full=False)
             image.intend(0, 5 * CHUNK)
             with pytest.raises(DestinationFailed) as failure:
                 image.write(5 * CHUNK, A)
@@ -388,7 +388,7 @@ def test_stored_changes_nothing(path: Path) -> None:
 def test_a_folder_is_made_and_gives_disks(tmp_path: Path) -> None:
     for url in (str(tmp_path / "a/b"), f"file://{tmp_path}/a%20b", f"file://localhost{tmp_path}/c"):
         with places.open(url, silent) as folder, folder.disk("data-63") as disk:
-            disk.commit(disk.known("id", CHUNK, CHUNK, False))
+            disk.commit(disk.known("id", CHUNK, CHUNK, full=False))
             assert folder.names() == []
             folder.publish(sets.Record("vm").text())
             assert folder.names() == ["data-63"]
@@ -434,7 +434,7 @@ def test_names_that_are_no_disks_are_refused(tmp_path: Path, name: str) -> None:
 def test_the_image_of_a_removed_disk_is_kept_and_told_of(tmp_path: Path, told: Told) -> None:
     with ImageFolder(tmp_path, told) as folder:
         for name in ("os", "data-3"):
-            folder.disk(name).commit(folder.disk(name).known("id", CHUNK, CHUNK, False))
+            folder.disk(name).commit(folder.disk(name).known("id", CHUNK, CHUNK, full=False))
         folder.publish(sets.Record("vm").text())
         folder.tell_removed(["os", "data-0"])
     assert len(told) == 1
@@ -448,33 +448,33 @@ def test_the_image_of_a_removed_disk_is_kept_and_told_of(tmp_path: Path, told: T
 def test_nothing_is_known_of_a_new_device_and_it_keeps_its_size(path: Path) -> None:
     path.write_bytes(used_in_the_middle(SIZE))
     with Device(path) as device:
-        base = device.known("id", 3 * CHUNK, CHUNK, False)
+        base = device.known("id", 3 * CHUNK, CHUNK, full=False)
         assert base.fresh
         assert base.digests == Digests(UNKNOWN * 3)
         device.intend(0, CHUNK)
         device.write(0, A)
         device.commit(replace(base, digests=Digests(base.digester()(A) + ZERO * 2), fresh=False))
     with Device(path) as device:
-        known = device.known("id", 4 * CHUNK, CHUNK, False)
+        known = device.known("id", 4 * CHUNK, CHUNK, full=False)
         assert known.digests == Digests(known.digester()(A) + ZERO * 2 + UNKNOWN)
         image_runs.put(device, known, 0, B)
     assert path.read_bytes()[:CHUNK] == A
     with Device(path) as device:
-        known = device.known("id", 4 * CHUNK, CHUNK, False)
+        known = device.known("id", 4 * CHUNK, CHUNK, full=False)
         assert known.digest(0) == known.digester()(B)
-        assert device.known("id", 4 * CHUNK, CHUNK, True).digests == Digests(UNKNOWN * 4)
+        assert device.known("id", 4 * CHUNK, CHUNK, full=True).digests == Digests(UNKNOWN * 4)
     assert path.stat().st_size == SIZE
 
 
 def test_a_device_that_is_too_small_is_refused(path: Path) -> None:
     path.write_bytes(bytes(CHUNK))
     with Device(path) as device, pytest.raises(InvalidInput, match="has 65536 bytes"):
-        device.known("id", 2 * CHUNK, CHUNK, False)
+        device.known("id", 2 * CHUNK, CHUNK, full=False)
 
 
 def test_what_is_no_file_is_refused() -> None:
     with Image(Path("/dev/null")) as image, pytest.raises(InvalidInput, match="neither"):
-        image.known("id", CHUNK, CHUNK, False)
+        image.known("id", CHUNK, CHUNK, full=False)
 
 
 def test_whose_images_they_are_is_written_once_and_whole(tmp_path: Path) -> None:

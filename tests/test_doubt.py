@@ -51,7 +51,7 @@ def killed_after_writing(path: Path, index: int, data: bytes) -> None:
     child = os.fork()
     if not child:
         image = Image(path)
-        put(image, image.known("id", SIZE, CHUNK, False), index, data)
+        put(image, image.known("id", SIZE, CHUNK, full=False), index, data)
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
@@ -174,7 +174,7 @@ def test_of_a_run_that_was_not_published_only_what_it_had_fetched_is_read(
 
     monkeypatch.setattr(os, "preadv", counting)
     with Image(path, told) as image:
-        base = image.known("id", SIZE, CHUNK, False)
+        base = image.known("id", SIZE, CHUNK, full=False)
         assert base.digest(1) == base.digester()(B)
     assert sorted(set(read)) == [CHUNK]
     assert "had fetched" in told[0]
@@ -189,7 +189,7 @@ def test_a_clean_image_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "preadv", refused)
     monkeypatch.setattr(os, "pread", refused)
     with Image(path) as image:
-        image.known("id", SIZE, CHUNK, False)
+        image.known("id", SIZE, CHUNK, full=False)
 
 
 def written(path: Path) -> None:
@@ -224,7 +224,7 @@ def test_who_changes_the_image_while_a_run_is_at_work_ends_it(
 ) -> None:
     run(path, {0: A, 1: A})
     with Image(path) as image:
-        base = image.known("id", SIZE, CHUNK, False)
+        base = image.known("id", SIZE, CHUNK, full=False)
         first = moment == "before the first write"
         if first:
             act(path)
@@ -255,7 +255,7 @@ def test_who_opens_the_image_while_it_is_published_ends_the_run(path: Path) -> N
     """It is kept waiting, and what it does then is seen by the next run."""
     run(path, {0: A})
     with Image(path) as image:
-        base = image.known("id", SIZE, CHUNK, False)
+        base = image.known("id", SIZE, CHUNK, full=False)
         store = image.medium.open("image")
         assert store is not None
         write = store.write
@@ -381,7 +381,7 @@ def devices(tmp_path: Path) -> Iterator[list[Path]]:
 def volume_run(entry: dict[str, Any], content: dict[int, bytes], device: Path) -> None:
     """What a run does to a volume of the file writer."""
     with FileVolume({**entry, "volume_dev": str(device)}) as volume:
-        base = volume.known("id", SIZE, CHUNK, False)
+        base = volume.known("id", SIZE, CHUNK, full=False)
         digest = base.digester()
         digests = b""
         for index in range(base.count):
@@ -599,7 +599,7 @@ def test_qemu_does_not_open_an_image_that_a_run_writes_to(tmp_path: Path, device
     with place(tmp_path, device) as path:
         run(path, {0: A})
         with Image(path) as image:
-            image.known("id", SIZE, CHUNK, False)
+            image.known("id", SIZE, CHUNK, full=False)
             line = ["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", str(path)]
             done = subprocess.run(line, capture_output=True, text=True)
         assert done.returncode
@@ -621,9 +621,9 @@ def place(folder: Path, device: bool) -> Iterator[Path]:
 def test_two_runs_on_one_image_or_volume_of_this_host_are_refused(path: Path) -> None:
     entry = {"disk_id": "id", "volume_dev": str(path)}
     with FileVolume(entry) as one, FileVolume(entry) as other:
-        one.known("id", SIZE, CHUNK, False)
+        one.known("id", SIZE, CHUNK, full=False)
         with pytest.raises(InvalidInput, match="in use"):
-            other.known("id", SIZE, CHUNK, False)
+            other.known("id", SIZE, CHUNK, full=False)
 
 
 # Whose it is

@@ -46,7 +46,7 @@ def test_a_chunk_passes_through_few_frames(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(3 * CHUNK))
     with Seen(tmp_path / "os.raw") as image, Heard() as pipes:
-        base = image.known("id", 3 * CHUNK, CHUNK, False)
+        base = image.known("id", 3 * CHUNK, CHUNK, full=False)
         by_agent(lambda: pipes, job(disk), base, image)
     assert image.stack[-1] == "_put"
     assert len(image.stack) <= MOST, image.stack

@@ -340,7 +340,7 @@ def test_a_vm_on_vhd_blobs_goes_through_the_same_tasks(
     """With an interim copy in the container of the settings, which is made, and left empty."""
     disk = image("os", 3 * MIB, seed=1)
     azure.add_vm("web", disk, unmanaged="oldstorage")
-    azure.storage.imports_snapshots(False)
+    azure.storage.refuse_snapshot_imports()
     before = azure.resources()
     place = {"storage_account_name": "sandboxstorage", "storage_container_name": "interim"}
     environment = {**azure.environment(), **place}

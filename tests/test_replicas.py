@@ -188,7 +188,7 @@ def test_a_manifest_that_cannot_be_used_is_named_and_the_content_itself_is_read(
 def test_another_chunk_size_keeps_the_content(place: Place) -> None:
     run(place, {0: A, 9: B})
     with place.open() as image:
-        base = image.known("id", SIZE, 4 * CHUNK, False)
+        base = image.known("id", SIZE, 4 * CHUNK, full=False)
         assert base.digest(0) == base.digester()(A + bytes(3 * CHUNK))
         assert base.digest(4) == ZERO
         assert UNKNOWN not in {base.digest(index) for index in range(base.count)}
@@ -201,7 +201,7 @@ def test_a_real_transfer_writes_and_verifies(place: Place, tmp_path: Path) -> No
     outcomes = []
     for _ in range(2):
         with place.open() as image, Agent() as agent:
-            base = image.known("id", SIZE, CHUNK, False)
+            base = image.known("id", SIZE, CHUNK, full=False)
             job = Job((str(disk),), SIZE, leaf=4096)
             outcomes.append(by_agent(lambda: agent, job, base, image))
         with disk.open("r+b") as file:

@@ -101,7 +101,7 @@ class Once(Image):
 
 def copied(disk: Path, path: Path, agents: Agents, told: list[Event] | None = None) -> transfer.Outcome:
     with Once(path) as image:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         report = silent if told is None else told.append
         outcome = by_agent(agents, job(disk), base, image, report)
         assert not image.twice()
@@ -176,7 +176,7 @@ def test_a_settled_chunk_that_reads_otherwise_after_the_connection_broke_ends_th
             return agent
 
         with Image(tmp_path / "os.raw") as image:
-            base = image.known("id", disk.stat().st_size, CHUNK, False)
+            base = image.known("id", disk.stat().st_size, CHUNK, full=False)
             with pytest.raises(errors.CorruptChunk, match="after the connection was lost") as failure:
                 by_agent(start, job(disk), base, image)
     assert failure.value.facts["offset"] == 5 * CHUNK
@@ -198,7 +198,7 @@ def test_what_had_arrived_is_not_sent_again(disk: Path, tmp_path: Path) -> None:
 
 def test_what_arrived_before_the_connection_broke_is_read_back_too(disk: Path, tmp_path: Path) -> None:
     with Lying(tmp_path / "os.raw", 1) as image, Agents([10 * CHUNK]) as agents:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         with pytest.raises(errors.CorruptChunk) as failure:
             by_agent(agents, job(disk), base, image)
         assert [pipes.first for pipes in agents.started] == [0, 9]
@@ -226,7 +226,7 @@ def test_a_destination_that_fails_is_not_tried_with_another_agent(disk: Path, tm
             raise errors.DestinationFailed("full", disk="os", offset=offset)
 
     with Agents([]) as agents, Full(tmp_path / "os.raw") as image:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         with pytest.raises(errors.DestinationFailed, match="full"):
             by_agent(agents, job(disk), base, image)
     assert len(agents.started) == 1

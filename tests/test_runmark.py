@@ -52,7 +52,7 @@ def sides(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 def begun(image: Replica, data: bytes) -> Manifest:
     """A run that has written chunk 0, and the manifest it would commit."""
-    base = image.known("id", SIZE, CHUNK, False)
+    base = image.known("id", SIZE, CHUNK, full=False)
     digests = base.digests.copy()
     digests.put(0, base.digester()(data))
     image.intend(0, CHUNK)
@@ -66,7 +66,7 @@ def test_the_first_of_two_runs_ends_before_it_commits(sides: tuple[Path, Path]) 
     with ImageFolder(one) as first, first.disk("os") as image:
         manifest = begun(image, A)
         with ImageFolder(other, told) as second, second.disk("os") as later:
-            found = later.known("id", SIZE, CHUNK, False)
+            found = later.known("id", SIZE, CHUNK, full=False)
             assert found.digest(0) == ZERO
             for act in (
                 lambda: image.write(0, B),
@@ -79,7 +79,7 @@ def test_the_first_of_two_runs_ends_before_it_commits(sides: tuple[Path, Path]) 
             later.commit(found)
             later.publish()
     with ImageFolder(one) as third, third.disk("os") as image:
-        assert image.known("id", SIZE, CHUNK, False).digest(0) == ZERO
+        assert image.known("id", SIZE, CHUNK, full=False).digest(0) == ZERO
     assert holds(one / "os.raw", {})
 
 
@@ -93,7 +93,7 @@ def test_what_the_first_run_writes_too_late_is_found_before_the_second_commits(
     second = FileVolume({"disk_id": "id", "volume_dev": str(other / "volume")})
     with first, second:
         begun(first, A)
-        found = second.known("id", SIZE, CHUNK, False)
+        found = second.known("id", SIZE, CHUNK, full=False)
         second.intend(CHUNK, CHUNK)
         second.write(CHUNK, B)
         digests = found.digests.copy()
@@ -114,9 +114,9 @@ def test_what_the_first_run_publishes_too_late_stops_the_second(sides: tuple[Pat
     one, other = sides
     run(one / "os.raw", {0: A})
     with ImageFolder(one) as first, first.disk("os") as image:
-        image.known("id", SIZE, CHUNK, False)
+        image.known("id", SIZE, CHUNK, full=False)
         with ImageFolder(other) as second, second.disk("os") as later:
-            found = later.known("id", SIZE, CHUNK, False)
+            found = later.known("id", SIZE, CHUNK, full=False)
             later.intend(CHUNK, CHUNK)
             later.write(CHUNK, B)
             digests = found.digests.copy()
@@ -132,7 +132,7 @@ def test_what_the_first_run_publishes_too_late_stops_the_second(sides: tuple[Pat
             with pytest.raises((DestinationFailed, CorruptChunk), match="changed by"):
                 published(later)
     with ImageFolder(one) as third, third.disk("os") as image:
-        known = image.known("id", SIZE, CHUNK, False)
+        known = image.known("id", SIZE, CHUNK, full=False)
         assert known.digest(0) == known.digester()(B)
 
 
@@ -162,7 +162,7 @@ def test_volumes_of_the_file_writer_are_marked_too(sides: tuple[Path, Path]) -> 
     second = FileVolume({"disk_id": "id", "volume_dev": str(other / "volume")})
     with first, second:
         begun(first, A)
-        second.known("id", SIZE, CHUNK, False)
+        second.known("id", SIZE, CHUNK, full=False)
         with pytest.raises(DestinationFailed, match="another run has begun to write"):
             first.write(SIZE - 512, bytes(512))
     assert sorted(path.name for path in one.iterdir()) == ["volume", "volume.manifest"]
@@ -200,7 +200,7 @@ def test_without_locks_a_mark_beside_a_volume_is_not_either(tmp_path: Path) -> N
     entry = {"disk_id": "id", "volume_dev": str(tmp_path / "volume")}
     with FileVolume(entry) as first, FileVolume(entry) as second:
         begun(first, A)
-        second.known("id", SIZE, CHUNK, False)
+        second.known("id", SIZE, CHUNK, full=False)
         assert second._file.contested
 
 

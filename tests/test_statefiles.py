@@ -113,7 +113,7 @@ def test_all_files_are_for_their_owner_whatever_the_umask(tmp_path: Path, mask: 
         with ImageFolder(path) as images:
             images.claim(VM)
             with images.disk("os") as image:
-                image.known("id", SIZE, CHUNK, False)
+                image.known("id", SIZE, CHUNK, full=False)
                 image.intend(0, CHUNK)
                 image.write(0, B)
                 modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()}

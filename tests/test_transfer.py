@@ -160,7 +160,7 @@ def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(tmp_path, path,
     path.write_bytes(b"old!" * GRAIN if fill == UNKNOWN else b"")
     os.truncate(path, disk.stat().st_size)
     with Image(path, adopt=True) as image, Pipes() as pipes:
-        image.known("id", disk.stat().st_size, 4 * GRAIN, False)
+        image.known("id", disk.stat().st_size, 4 * GRAIN, full=False)
         base = Manifest.new(disk.stat().st_size, 4 * GRAIN, "id", fill)
         task = job(disk, compress=compress)
         outcome = by_agent(lambda: pipes, task, base, image)
@@ -172,7 +172,7 @@ def test_compression_makes_the_stream_smaller_and_nothing_else(disk: Path, path:
     heard = []
     for compress in ("none", "always"):
         with Image(path) as image, Pipes() as pipes:
-            base = image.known("id", disk.stat().st_size, CHUNK, True)
+            base = image.known("id", disk.stat().st_size, CHUNK, full=True)
             task = job(disk, compress=compress)
             outcome = by_agent(lambda: pipes, task, base, image)
             heard.append(len(pipes.heard))
@@ -204,7 +204,7 @@ def test_a_destination_that_cannot_be_read_gets_chunks_and_is_not_called_verifie
     outcomes = []
     for _ in range(2):
         with Sink(path) as image, Pipes() as pipes:
-            base = image.known("id", disk.stat().st_size, CHUNK, False)
+            base = image.known("id", disk.stat().st_size, CHUNK, full=False)
             task = job(disk)
             outcomes.append(by_agent(lambda: pipes, task, base, image))
         change(disk, 0, b"x")
@@ -227,7 +227,7 @@ def test_more_chunks_change_than_may_be_asked_for_at_a_time(tmp_path: Path, path
 def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: Path, rate: int) -> None:
     clock = HeldClock()
     with Image(path) as image, Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         by_agent(
             lambda: pipes,
             job(disk),
@@ -295,7 +295,7 @@ class Dying(Pipes):
 def dies_after(said: int, disk: Path, path: Path, **options) -> None:
     with Image(path) as image, Dying() as pipes:
         pipes.last = said
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         by_agent(lambda: pipes, job(disk, **options), base, image)
 
 
@@ -317,7 +317,7 @@ def test_a_disk_of_another_size_is_an_error_that_names_both(disk: Path, path: Pa
     size = disk.stat().st_size
     task = replace(job(disk), size=size + 512)
     with Image(path) as image, Pipes() as pipes:
-        base = image.known("id", size + 512, CHUNK, False)
+        base = image.known("id", size + 512, CHUNK, full=False)
         with pytest.raises(
             AgentFailed, match=f"{disk} has {size} bytes, the disk to be read has {size + 512}"
         ):
@@ -327,14 +327,14 @@ def test_a_disk_of_another_size_is_an_error_that_names_both(disk: Path, path: Pa
 def test_a_disk_that_does_not_appear_is_an_error(disk: Path, path: Path) -> None:
     task = replace(job(disk), devices=("/nonexistent/lun0",), wait=0.2)
     with Image(path) as image, Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         with pytest.raises(AgentFailed, match="no device appeared"):
             by_agent(lambda: pipes, task, base, image)
 
 
 def test_an_agent_that_never_starts_is_an_error(disk: Path, path: Path) -> None:
     with Image(path) as image, Pipes(program=["/nonexistent"]) as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         with pytest.raises(StreamEnded):
             by_agent(lambda: pipes, job(disk), base, image)
 
@@ -378,7 +378,7 @@ def test_a_failing_destination_ends_the_run_at_once_with_its_own_error(tmp_path,
     for index in range(0, 100, 2):
         change(disk, index * CHUNK, b"x" if index % 4 else bytes(CHUNK))
     with Failing(path) as image, Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         image.step = step
         threads = threading.active_count()
         with pytest.raises(DestinationFailed, match=f"{step} failed"):
@@ -395,7 +395,7 @@ def test_an_agent_that_waits_for_leaves_is_not_waited_for(tmp_path: Path, path: 
     replicate(disk, path, chunk=chunk)
     disk.write_bytes(b"b" * 5 * chunk)
     with Failing(path) as image, Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, chunk, False)
+        base = image.known("id", disk.stat().st_size, chunk, full=False)
         image.step = "read"
         too_late = threading.Timer(20, pipes.close)
         too_late.start()
@@ -414,7 +414,7 @@ def test_a_report_that_is_interrupted_ends_the_agent(tmp_path: Path, path: Path)
         raise KeyboardInterrupt
 
     with Image(path) as image, Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         with pytest.raises(KeyboardInterrupt):
             by_agent(lambda: pipes, job(disk), base, image, interrupted)
         assert pipes.process.wait(10) < 0
@@ -437,7 +437,7 @@ def test_what_reads_back_wrong_is_not_committed(
     if run == "incremental":
         change(disk, 3 * CHUNK + 4 * LEAF, b"new")
     with Lying(path, 3) as image, Pipes(program=without_gmac if "hash" in run else AGENT) as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         with pytest.raises(CorruptChunk) as failure:
             by_agent(lambda: pipes, job(disk), base, image)
     assert failure.value.facts == {"disk": "os", "offset": 3 * CHUNK}
@@ -450,7 +450,7 @@ def test_a_worker_with_another_hash_compares_everything_and_is_sent_nothing_twic
 ) -> None:
     told: list[Event] = []
     with Image(path) as image, Pipes() as pipes:
-        base = replace(image.known("id", disk.stat().st_size, CHUNK, False), hash="gmac")
+        base = replace(image.known("id", disk.stat().st_size, CHUNK, full=False), hash="gmac")
         by_agent(lambda: pipes, job(disk), base, image)
     done = replicate(disk, path, report=told.append, stream=Pipes(program=without_gmac))
     (notice,) = (event.text for event in told if isinstance(event, Notice))
@@ -495,7 +495,7 @@ class Counted(Image):
 def compare(disk: Path, path: Path) -> tuple[transfer.Outcome, int]:
     """A run with chunks of four grains, not read back: its outcome and how many bytes were read of the image."""
     with Counted(path) as image, Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, WIDE, False)
+        base = image.known("id", disk.stat().st_size, WIDE, full=False)
         image.read_bytes = 0
         outcome = by_agent(lambda: pipes, job(disk), base, image, verify=False)
         return outcome, image.read_bytes
@@ -576,9 +576,9 @@ class Guarded(Image):
     committed = False
     size = 0
 
-    def known(self, disk, size, chunk, full):
+    def known(self, disk, size, chunk, *, full):
         self.size = size
-        return super().known(disk, size, chunk, full)
+        return super().known(disk, size, chunk, full=full)
 
     def _inside(self, offset: int, length: int) -> None:
         assert 0 <= offset <= offset + length <= self.size
@@ -612,7 +612,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, Ma
     change(disk, 4 * CHUNK, chance.randbytes(CHUNK))
     change(disk, 6 * CHUNK, b"text" * 100)
     with Image(path) as image, Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         by_agent(lambda: pipes, job(disk, compress="always"), base, image, silent)
         said = bytes(pipes.heard)
     kinds = {kind for kind, _ in messages(said)}
@@ -661,7 +661,7 @@ def hears(path: Path, before: bytes, base: Manifest, says: bytes, direct: bool =
         ready = {"size": base.size, "hash": base.hash, "port": 7}
         past, says = Past(says), document(wire.READY, ready)
     with Guarded(path, adopt=True) as image:
-        image.known("id", base.size, CHUNK, False)
+        image.known("id", base.size, CHUNK, full=False)
         task = Job(("/dev/x",), base.size, leaf=LEAF)
         try:
             by_agent(lambda: Voice(says), task, base, image, silent, direct=past)
@@ -813,7 +813,7 @@ DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
 )
 def test_what_is_not_in_the_protocol_is_refused(path: Path, says: bytes, error: type[Exception]) -> None:
     with Guarded(path) as image:
-        image.known("", TINY.size, CHUNK, False)
+        image.known("", TINY.size, CHUNK, full=False)
         task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(error) as failure:
             by_agent(lambda: Voice(says), task, TINY, image)
@@ -834,7 +834,7 @@ LONG = {
 @pytest.mark.parametrize("says", LONG.values(), ids=LONG)
 def test_a_message_that_is_too_long_is_refused_before_it_is_received(path: Path, says: bytes) -> None:
     with Guarded(path) as image:
-        image.known("", TINY.size, CHUNK, False)
+        image.known("", TINY.size, CHUNK, full=False)
         task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(StreamEnded, match=r"message \d+ of \d+ bytes"):
             by_agent(lambda: Voice(says), task, TINY, image)
@@ -850,7 +850,7 @@ def test_a_bomb_is_not_unpacked_further_than_a_chunk_may_be(
     assert len(bomb) < CHUNK
     says = READY + message(wire.DATA, 0, 1, bomb, packing=packing)
     with Guarded(path) as image:
-        image.known("", TINY.size, CHUNK, False)
+        image.known("", TINY.size, CHUNK, full=False)
         task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         tracemalloc.start()
         try:
@@ -864,7 +864,7 @@ def test_a_bomb_is_not_unpacked_further_than_a_chunk_may_be(
 
 def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path: Path) -> None:
     with Guarded(path) as image:
-        image.known("", TINY.size, CHUNK, False)
+        image.known("", TINY.size, CHUNK, full=False)
         says = READY + message(wire.ZEROS, 1, 1)
         task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(StreamEnded, match="where chunk 0 is due"):
@@ -874,7 +874,7 @@ def test_a_chunk_that_is_not_due_is_refused_as_such_and_nothing_is_written(path:
 
 def test_asking_is_only_for_a_host_that_offered_leaves(path: Path) -> None:
     with Guarded(path) as image:
-        image.known("", TINY.size, CHUNK, False)
+        image.known("", TINY.size, CHUNK, full=False)
         task = Job(("/dev/x",), TINY.size, leaf=0)
         with pytest.raises(StreamEnded, match="one too many"):
             by_agent(
@@ -917,7 +917,7 @@ disk = Path({disk!r})
 size = disk.stat().st_size
 imported = peak("self")
 with Image(Path({image!r})) as image, Watched() as pipes:
-    base = image.known("id", size, {chunk}, False)
+    base = image.known("id", size, {chunk}, full=False)
     job = Job((str(disk),), size)
     outcome = by_agent(lambda: pipes, job, base, image)
     pipes.process.wait(30)

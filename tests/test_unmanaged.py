@@ -159,7 +159,7 @@ def test_pages_that_are_not_allocated_are_never_asked_for_and_listed_once(
 def test_a_copy_is_imported_where_a_snapshot_cannot_be(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
-    azure.storage.imports_snapshots(False)
+    azure.storage.refuse_snapshot_imports()
     source = connect(INTERIM)
     source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
@@ -197,7 +197,7 @@ def test_a_copy_that_takes_long_is_told_of_with_its_share(
 def test_without_a_container_a_refused_import_is_told_and_the_disk_read_directly(
     azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
-    azure.storage.imports_snapshots(False)
+    azure.storage.refuse_snapshot_imports()
     source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
     assert "read directly, by this host, because Azure does not import it" in notices(told)
@@ -490,7 +490,7 @@ def test_soft_deleted_snapshots_and_copies_are_not_taken_for_leftovers(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], tmp_path: Path
 ) -> None:
     keeping(azure, soft_delete=True)
-    azure.storage.imports_snapshots(False)
+    azure.storage.refuse_snapshot_imports()
     source = connect(INTERIM)
     report = source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
@@ -506,7 +506,7 @@ def test_no_version_of_an_interim_copy_stays_where_versions_are_kept(
 ) -> None:
     """A version costs as much as the blob and ends with no retention. That of the VHD itself is not ours."""
     keeping(azure, versioning=True, soft_delete=soft_delete)
-    azure.storage.imports_snapshots(False)
+    azure.storage.refuse_snapshot_imports()
     source = connect(INTERIM)
     report = source.replicate("old-1", tmp_path / "replica")
     assert same(tmp_path / "replica", vm)
@@ -523,7 +523,7 @@ def test_a_version_that_may_not_be_deleted_is_told_and_found_again(
 ) -> None:
     """Storage Blob Data Contributor may delete blobs, and not their versions."""
     keeping(azure, versioning=True)
-    azure.storage.imports_snapshots(False)
+    azure.storage.refuse_snapshot_imports()
     right = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/deleteBlobVersion/action"
     azure.permissions[:] = [{"actions": ["*"], "dataActions": ["*"], "notDataActions": [right]}]
     source = connect(INTERIM)

@@ -34,7 +34,7 @@ SIZE = 5 * CHUNK + 512
 
 def replicate(disk: Path, path: Path) -> None:
     with Image(path) as image, Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, CHUNK, False)
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         by_agent(lambda: pipes, job(disk), base, image)
 
 
@@ -116,7 +116,7 @@ def test_an_image_of_another_size_is_not_as_it_was(images: Path, size: int) -> N
 
 def test_a_run_that_died_takes_nothing_from_the_last_good_one(images: Path) -> None:
     with Image(images / "os.raw") as image:
-        base = image.known("id", SIZE, CHUNK, False)
+        base = image.known("id", SIZE, CHUNK, full=False)
         put(image, base, 1, bytes(CHUNK))
     assert [verdict.verified for verdict in verify(images).values()] == [True, True]
     assert command(images).returncode == 0

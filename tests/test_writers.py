@@ -114,7 +114,7 @@ class Bench:
         size = self.disk.stat().st_size
         job = Job((str(self.disk),), size, wait=0.0)
         with self.volumes(entries, **options) as volumes, Pipes() as pipes, volumes.disk("os") as volume:
-            base = volume.known(unique, size, chunk, full)
+            base = volume.known(unique, size, chunk, full=full)
             self.heard = pipes.heard
             if dies is not None:
                 pipes.read = self.dying(pipes, dies)
@@ -234,13 +234,13 @@ def test_a_password_and_a_key_object_sign_in_too(over_ssh: Bench) -> None:
     key = paramiko.RSAKey.from_private_key(io.StringIO(info["connection_details"]["pkey"]))
     info["connection_details"]["pkey"] = key
     with writer.Volumes(info, [over_ssh.entry()], [over_ssh.azure()], over_ssh.records, run="run") as volumes:
-        volumes.disk("os").known("unique", 1000, CHUNK, False)
+        volumes.disk("os").known("unique", 1000, CHUNK, full=False)
     info["connection_details"] = {**info["connection_details"], "pkey": None, "password": "secret"}
     with writer.Volumes(
         info, [over_ssh.entry()], [over_ssh.azure()], over_ssh.records, run="run", clock=HeldClock()
     ) as volumes:
         with pytest.raises(DestinationFailed, match=r"refuses our (key|password)") as failure:
-            volumes.disk("os").known("unique", 1000, CHUNK, False)
+            volumes.disk("os").known("unique", 1000, CHUNK, full=False)
         assert "secret" not in str(failure.value) + repr(volumes.__dict__)
 
 
@@ -316,7 +316,7 @@ def test_disks_side_by_side(over_ssh: Bench, tmp_path: Path) -> None:
         def write(disk: Disk) -> None:
             try:
                 volume = volumes.disk(disk.name)
-                volume.known("unique", 3 * CHUNK, CHUNK, False)
+                volume.known("unique", 3 * CHUNK, CHUNK, full=False)
                 volume.intend(0, 3 * CHUNK)
                 volume.write(CHUNK, disk.name.encode() * 100)
                 volume.flush()
@@ -350,7 +350,7 @@ def test_threads_that_write_at_a_time_get_receivers_of_their_own(
         bench.device.write_bytes(bytes(count * len(piece)))
         with bench.volumes([bench.entry()]) as volumes:
             one = volumes.disk("os")
-            one.known("unique", count * len(piece), CHUNK, False)
+            one.known("unique", count * len(piece), CHUNK, full=False)
             one.intend(0, count * len(piece))
 
             def write(part: int) -> None:
@@ -554,9 +554,9 @@ def test_a_good_state_is_believed_and_resized(records: RecordFiles) -> None:
     kept = state()
     entry = {"disk_id": ID, "replica_state": kept_in(records, kept), "zeroed": True}
     with volume(entry, records) as one:
-        assert one.known("unique", 4 * CHUNK, CHUNK, False) == kept
+        assert one.known("unique", 4 * CHUNK, CHUNK, full=False) == kept
     with volume(entry, records) as one:
-        grown = one.known("unique", 6 * CHUNK, CHUNK, False)
+        grown = one.known("unique", 6 * CHUNK, CHUNK, full=False)
     assert grown.digests == Digests(kept.digests.span(0, kept.count) + UNKNOWN * 2)
     assert not grown.fresh
 
@@ -581,7 +581,7 @@ def test_a_state_that_cannot_be_used_means_a_full_run_with_a_notice(
     if isinstance(kept, Manifest):
         kept = kept.to_json() if "did not end" in why else kept_in(records, kept)
     entry = {"disk_id": ID, "replica_state": kept, "zeroed": True}
-    base = volume(entry, records, told).known("unique", 4 * CHUNK, CHUNK, False)
+    base = volume(entry, records, told).known("unique", 4 * CHUNK, CHUNK, full=False)
     assert base.fresh
     assert base.digests == Digests(UNKNOWN * 4)
     assert len(told) == 1
@@ -599,7 +599,7 @@ def test_a_state_that_its_record_does_not_name_is_not_believed(records: RecordFi
         entry["replica_state"]["record"] = "../" + id
     else:
         records.update(id, lambda found: replace(found, holds="" if record == "of none" else "f" * 16))
-    base = volume(entry, records, told).known("unique", 4 * CHUNK, CHUNK, False)
+    base = volume(entry, records, told).known("unique", 4 * CHUNK, CHUNK, full=False)
     assert base.digests == Digests(UNKNOWN * 4)
     assert "did not end well" in told[0]
 
@@ -619,12 +619,12 @@ def test_only_a_volume_that_is_said_to_be_blank_counts_as_zeros(
 ) -> None:
     entry = {"disk_id": ID, **entry}
     with volume(entry, records) as one:
-        base = one.known("unique", 4 * CHUNK, CHUNK, False)
+        base = one.known("unique", 4 * CHUNK, CHUNK, full=False)
         assert base.digests == Digests(fill * 4)
         assert base.fresh
     assert records.all() == [], "nothing was written, so nothing needs to be remembered"
     with volume(entry, records) as one:
-        assert one.known("unique", 4 * CHUNK, CHUNK, True).digests == Digests(UNKNOWN * 4)
+        assert one.known("unique", 4 * CHUNK, CHUNK, full=True).digests == Digests(UNKNOWN * 4)
 
 
 @pytest.mark.parametrize("ended", ["well", "badly", "after it was forgotten"])
@@ -632,7 +632,7 @@ def test_a_volume_is_not_blank_once_a_run_had_to_do_with_its_disk(records: Recor
     """Whatever the destination goes on saying; it may hand over a new entry for the old volume, too."""
     entry = {"disk_id": ID, "zeroed": True}
     with volume(entry, records) as one:
-        one.known("unique", 4 * CHUNK, CHUNK, False)
+        one.known("unique", 4 * CHUNK, CHUNK, full=False)
         one.intend(0, CHUNK)
         if ended != "badly":
             one.commit(state())
@@ -645,14 +645,14 @@ def test_a_volume_is_not_blank_once_a_run_had_to_do_with_its_disk(records: Recor
     else:
         entry = {"disk_id": ID, "zeroed": True, "volume_id": "attached anew"}
     with volume(entry, records) as again:
-        assert again.known("unique", 4 * CHUNK, CHUNK, False).digests == Digests(UNKNOWN * 4)
+        assert again.known("unique", 4 * CHUNK, CHUNK, full=False).digests == Digests(UNKNOWN * 4)
 
 
 def test_the_record_names_no_state_from_before_the_first_write_until_the_commit(records: RecordFiles) -> None:
     entry = {"disk_id": ID, "replica_state": kept_in(records, state())}
     before = claims.name_of_state(entry["replica_state"])
     one = volume(entry, records)
-    one.known("unique", 4 * CHUNK, CHUNK, False)
+    one.known("unique", 4 * CHUNK, CHUNK, full=False)
     assert [record.holds for record in records.all()] == [before]
     updates = records.updates
     together([lambda: one.intend(0, CHUNK)] * 8)
@@ -670,7 +670,7 @@ def test_destinations_that_hand_volumes_over_anew_leave_a_few_records_only(recor
     for _ in range(9):
         entry = {"disk_id": ID, "zeroed": True}
         with volume(entry, records) as one:
-            one.known("unique", 4 * CHUNK, CHUNK, False)
+            one.known("unique", 4 * CHUNK, CHUNK, full=False)
             one.intend(0, CHUNK)
             one.commit(state())
     assert len(records.all()) == 4
@@ -806,7 +806,7 @@ def test_without_a_state_a_living_run_of_the_disk_is_refused_and_a_dead_one_outl
 
 def test_bytes_beyond_the_disk_are_never_written(records: RecordFiles) -> None:
     one = volume({"disk_id": ID}, records)
-    one.known("unique", 4 * CHUNK, CHUNK, False)
+    one.known("unique", 4 * CHUNK, CHUNK, full=False)
     one.write(3 * CHUNK, b"x" * CHUNK)
     for refused in (lambda: one.write(4 * CHUNK - 1, b"xx"), lambda: one.zero(3 * CHUNK, CHUNK + 1)):
         with pytest.raises(DestinationFailed, match="beyond") as failure:
@@ -945,7 +945,7 @@ def test_a_device_that_is_too_small_is_an_error_that_names_the_offset(bench: Ben
 def begun(volumes: writer.Volumes) -> writer.Destination:
     """A volume that the first chunk was written to."""
     one = volumes.disk("os")
-    one.known("unique", 4 * CHUNK, CHUNK, False)
+    one.known("unique", 4 * CHUNK, CHUNK, full=False)
     one.intend(0, 4 * CHUNK)
     one.write(0, b"x" * CHUNK)
     return one
@@ -979,7 +979,7 @@ def test_a_target_that_dies_is_an_error(tmp_path: Path) -> None:
         size = bench.disk.stat().st_size
         with bench.volumes([bench.entry()]) as volumes:
             one = volumes.disk("os")
-            one.known("unique", size, CHUNK, False)
+            one.known("unique", size, CHUNK, full=False)
             one.intend(0, size)
             one.write(0, b"x" * CHUNK)
             target.kill()
@@ -995,7 +995,7 @@ def test_a_target_that_dies_is_an_error(tmp_path: Path) -> None:
         bench.records.delete(record.id)
         with bench.volumes([bench.entry()], clock=(clock := HeldClock())) as volumes:
             with pytest.raises(DestinationFailed, match="does not answer"):
-                volumes.disk("os").known("unique", size, CHUNK, False)
+                volumes.disk("os").known("unique", size, CHUNK, full=False)
             assert clock.time == 4.0
     finally:
         target.close()
@@ -1037,7 +1037,7 @@ def test_what_is_not_answered_is_bounded(over_ssh: Bench) -> None:
     data = os.urandom(piece)
     with over_ssh.volumes([over_ssh.entry()]) as volumes:
         one = volumes.disk("os")
-        one.known("unique", 40 * piece, CHUNK, False)
+        one.known("unique", 40 * piece, CHUNK, full=False)
         one.intend(0, 40 * piece)
 
         def write(part: int) -> None:
@@ -1058,7 +1058,7 @@ def test_writers_that_wait_are_all_woken_when_the_receiver_dies(over_ssh: Bench)
     failures: list[DestinationFailed] = []
     with over_ssh.volumes([over_ssh.entry()]) as volumes:
         one = volumes.disk("os")
-        one.known("unique", 64 * len(piece), CHUNK, False)
+        one.known("unique", 64 * len(piece), CHUNK, full=False)
         one.intend(0, 64 * len(piece))
 
         def write(part: int) -> None:
@@ -1100,7 +1100,7 @@ def test_what_does_not_pass_is_an_error(over_https: Bench, status: int, tries: i
     over_https.target.faults = [status] * 100
     with over_https.volumes([over_https.entry()], clock=HeldClock()) as volumes:
         one = volumes.disk("os")
-        one.known("unique", 3 * CHUNK, CHUNK, False)
+        one.known("unique", 3 * CHUNK, CHUNK, full=False)
         one.intend(0, CHUNK)
         with pytest.raises(DestinationFailed) as failure:
             one.write(CHUNK, b"x" * CHUNK)
@@ -1187,7 +1187,7 @@ def test_what_the_target_holds_is_checked(over_https: Bench) -> None:
 def test_rot_at_the_target_is_found(over_https: Bench) -> None:
     with over_https.volumes([over_https.entry()]) as volumes:
         one = volumes.disk("os")
-        one.known("unique", 6 * CHUNK, CHUNK, False)
+        one.known("unique", 6 * CHUNK, CHUNK, full=False)
         one.intend(0, 6 * CHUNK)
         for index in range(5):
             one.write(index * CHUNK, os.urandom(CHUNK))

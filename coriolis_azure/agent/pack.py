@@ -8,12 +8,12 @@ import time
 import zlib
 from typing import Any, Callable, List, Tuple
 
-from .wire import GRAIN, PIECE, RAW, ZERO, ZLIB, ZSTD, Rate
+from .wire import GRAIN, PIECE, RAW, ZERO, ZLIB, ZSTD, Payload, Rate
 
 Pieces = List[Tuple[int, int, bool]]  # start within the chunk, length, whether it is zeros
 
 
-def add_piece(pieces: Pieces, start: int, length: int, zero: bool) -> None:
+def add_piece(pieces: Pieces, start: int, length: int, *, zero: bool) -> None:
     """Append a piece; merge it into the last one if the two are adjacent and of the same kind."""
     if pieces and pieces[-1][2] == zero and pieces[-1][0] + pieces[-1][1] == start:
         start, length = pieces[-1][0], pieces[-1][1] + length
@@ -26,7 +26,7 @@ def content(grains: List[bytes], length: int) -> Pieces:
     pieces = []  # type: Pieces
     for number, digest in enumerate(grains):
         if digest != ZERO:
-            add_piece(pieces, number * GRAIN, min(GRAIN, length - number * GRAIN), False)
+            add_piece(pieces, number * GRAIN, min(GRAIN, length - number * GRAIN), zero=False)
     return pieces
 
 
@@ -80,8 +80,8 @@ class Packer:
             with contextlib.suppress(OSError, AttributeError):
                 self.method, self.pack, self.speed = ZSTD, zstd(), Rate(400e6)
 
-    def packed(self, buffers: List[Any]) -> Tuple[int, List[Any]]:
-        """The packing chosen for a payload, and its buffers."""
+    def packed(self, buffers: List[Any]) -> Payload:
+        """`buffers` as a payload, compressed or not."""
         if self.mode == "none" or len(buffers) < 2:
             return RAW, buffers
         if self.mode == "auto" and self.threads * self.speed.now() < 3 * self.line.now():

@@ -100,8 +100,8 @@ class Scan:
             self.root.update(digest)
             if kind == DATA:
                 out.flush()
-                packing, pieces, buffers, lent = body
-                out.send(DATA, index, pieces, digest, packing, buffers)
+                pieces, payload, lent = body
+                out.send(DATA, index, pieces, digest, payload)
                 if lent is not None:
                     self.buffers.put(lent)
             else:
@@ -133,11 +133,11 @@ class Scan:
             kind, body = ASK, b"".join(grains)
         else:
             pieces = content(grains, len(data))
-            packing, buffers = self.packer.packed(layout(pieces, data))
-            kind, body = DATA, (packing, len(pieces), buffers, lent if packing == RAW else None)
+            payload = self.packer.packed(layout(pieces, data))
+            kind, body = DATA, (len(pieces), payload, lent if payload[0] == RAW else None)
         if kind != ASK:  # `differing` reads chunks of an ASK again, so they stay in the page cache
             self.drop(offset, len(data))
-        if kind != DATA or body[3] is None:
+        if kind != DATA or body[2] is None:
             self.buffers.put(lent)
         return kind, index, digest, body
 
@@ -185,8 +185,9 @@ class Scan:
                     raise Failure("the host sent message {} instead of LEAVES".format(kind))
                 self.answered[which] = count, payload
             pieces, data = self.differing(index, *self.answered.pop(index))
-            packing, buffers = self.packer.packed(layout(pieces, data))
-            self.out.send(PATCH, index, len(pieces), digest, packing, buffers, hold=True)
+            self.out.send(
+                PATCH, index, len(pieces), digest, self.packer.packed(layout(pieces, data)), hold=True
+            )
             self.asked.popleft()
 
     def differing(self, index: int, count: int, payload: bytes) -> Tuple[Pieces, memoryview]:
@@ -209,7 +210,7 @@ class Scan:
                 if self.leaf >= GRAIN or digest != payload[at : at + DIGEST]:
                     first = start + piece * self.leaf
                     length = min(self.leaf, stop - first)
-                    add_piece(pieces, first, length, is_zero(data[first : first + length]))
+                    add_piece(pieces, first, length, zero=is_zero(data[first : first + length]))
                 if self.leaf < GRAIN:
                     at += DIGEST
         if at != len(payload):

@@ -18,7 +18,7 @@ TLS_PIECE = 256 << 10  # bytes encrypted at a time
 CIPHERS = "ECDHE-ECDSA-AES128-GCM-SHA256"
 
 
-def tls_context(server: bool, certificate: str, key: str, peer: str) -> ssl.SSLContext:
+def tls_context(certificate: str, key: str, peer: str, *, server: bool) -> ssl.SSLContext:
     """A TLS context that presents `certificate` with `key` and accepts only `peer`. All are PEM.
 
     Python loads a certificate only from a file, so it gets a pipe: the key never reaches a disk.
@@ -56,7 +56,7 @@ class Tls:
     16 KiB.
     """
 
-    def __init__(self, connection: socket.socket, context: ssl.SSLContext, server: bool) -> None:
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext, *, server: bool) -> None:
         self._socket = connection
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=server)
@@ -72,7 +72,7 @@ class Tls:
                 self._flush()
                 self._fill()
         self._flush()
-        if self._tls.getpeercert(True) != ssl.PEM_cert_to_DER_cert(peer):
+        if self._tls.getpeercert(binary_form=True) != ssl.PEM_cert_to_DER_cert(peer):
             raise OSError("the other side has another certificate")
 
     def write(self, buffers: List[Any]) -> None:
@@ -122,7 +122,7 @@ class Listener:
     """Accepts one TLS connection, authenticated by the peer's certificate; rejects all others."""
 
     def __init__(self, address: str, offer: Any) -> None:
-        self._context = tls_context(True, offer["certificate"], offer["key"], offer["peer"])
+        self._context = tls_context(offer["certificate"], offer["key"], offer["peer"], server=True)
         self._peer, self._accepted = offer["peer"], queue.Queue()  # type: str, queue.Queue[Tls]
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -141,7 +141,7 @@ class Listener:
         try:
             connection.settimeout(HANDSHAKE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            tls = Tls(connection, self._context, True)
+            tls = Tls(connection, self._context, server=True)
             tls.shake_hands(self._peer)
             connection.settimeout(None)
             self._accepted.put(tls)

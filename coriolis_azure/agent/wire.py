@@ -29,7 +29,7 @@ import queue
 import struct
 import threading
 import time
-from typing import Any, Callable, List, Tuple  # noqa: F401 - in a type comment
+from typing import Any, Callable, List, Tuple
 
 DIGEST = 14  # bytes of a digest: with 16, the state of a disk of 1 TiB would exceed 20 MiB
 HEAD = struct.Struct(">BBQII{}s".format(DIGEST))  # kind, packing, index, count, payload length, digest
@@ -48,6 +48,8 @@ RUNS = {SAME: 64, ZEROS: 64, ASK: 16}  # most chunks in one message: short runs 
 BASE_CHUNKS = 4096  # digests in one BASE message
 BASE_AHEAD = 8192
 HELD = 64 << 10  # most bytes of short messages that are held back
+
+Payload = Tuple[int, List[Any]]  # how it is compressed, and its buffers
 
 Queue = getattr(queue, "SimpleQueue", queue.Queue)  # type: Any
 
@@ -117,9 +119,10 @@ class Output:
         self._held = bytearray()
 
     def send(
-        self, kind: int, index: int, count: int, digest: bytes, packing: int, buffers: Any, hold: bool = False
+        self, kind: int, index: int, count: int, digest: bytes, payload: Payload, *, hold: bool = False
     ) -> None:
         """Write one message. `hold`: it may wait for others, as one write takes as long for many as for one."""
+        packing, buffers = payload
         length = sum(len(buffer) for buffer in buffers)
         self._held += HEAD.pack(kind, packing, index, count, length, digest)
         if hold and len(self._held) + length <= HELD:
@@ -136,7 +139,7 @@ class Output:
 
     def send_json(self, kind: int, document: Any) -> None:
         """Write one message with a JSON payload."""
-        self.send(kind, 0, 0, ZERO, RAW, [json.dumps(document).encode()])
+        self.send(kind, 0, 0, ZERO, (RAW, [json.dumps(document).encode()]))
 
     def run(self, kind: int, index: int, payload: bytes = b"") -> None:
         """Add chunk `index`, the next one, to a run of `kind`: SAME, ZEROS or ASK."""
@@ -150,7 +153,7 @@ class Output:
         kind, index, payloads = self._run
         self._run = (0, 0, [])
         if payloads:
-            self.send(kind, index, len(payloads), ZERO, RAW, [b"".join(payloads)])
+            self.send(kind, index, len(payloads), ZERO, (RAW, [b"".join(payloads)]))
 
 
 class Input:

@@ -228,12 +228,12 @@ def machine(
         memory_mb=size[1],
         os_type=(entries[0].get("osType") or at(os_disk, "properties.osType", "other")).lower(),
         firmware="EFI" if generation.upper() == "V2" or security != "Standard" else "BIOS",
-        secure_boot=bool(at(vm, "properties.securityProfile.uefiSettings.secureBootEnabled", False)),
+        secure_boot=bool(at(vm, "properties.securityProfile.uefiSettings.secureBootEnabled", default=False)),
         hostname=at(vm, "properties.osProfile.computerName")
         or at(vm, "properties.instanceView.computerName", ""),
         power_state=power_state(vm),
         disks=tuple(disks_read),
-        nics=tuple(_nic(nic, ip_by_id, nic["id"].lower() in primary) for nic in nics),
+        nics=tuple(_nic(nic, ip_by_id, primary=nic["id"].lower() in primary) for nic in nics),
         security=security,
         plan=":".join(at(vm, f"plan.{part}", "") for part in ("publisher", "product", "name")).strip(":"),
         licence=licence(vm),
@@ -354,10 +354,11 @@ def _unique_id(disk: Json) -> str:
     return str(at(disk, "properties.uniqueId") or fallback)
 
 
-def _nic(nic: Json, addresses: Mapping[str, str], primary: bool) -> Nic:
+def _nic(nic: Json, addresses: Mapping[str, str], *, primary: bool) -> Nic:
     # The network is that of the primary IP configuration, which is not always the first.
     configurations = sorted(
-        at(nic, "properties.ipConfigurations", []), key=lambda item: not at(item, "properties.primary", False)
+        at(nic, "properties.ipConfigurations", []),
+        key=lambda item: not at(item, "properties.primary", default=False),
     )
     subnet = next((id for item in configurations if (id := at(item, "properties.subnet.id", ""))), "")
     public = [addresses.get(id.lower(), "") for id in _public_ids(nic)]

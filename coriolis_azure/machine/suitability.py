@@ -123,7 +123,7 @@ def _has_encryption_extension(vm: Json) -> bool:
     types = [
         at(extension, path, "") for extension in extensions for path in ("properties.type", "type", "name")
     ]
-    enabled = at(vm, "properties.storageProfile.osDisk.encryptionSettings.enabled", False)
+    enabled = at(vm, "properties.storageProfile.osDisk.encryptionSettings.enabled", default=False)
     return enabled or any("azurediskencryption" in type_.lower() for type_ in types)
 
 
@@ -225,7 +225,7 @@ def _platform(vm: Json, disks: Sequence[Json]) -> list[str]:
             at(vm, "properties.storageProfile.osDisk", {}),
             *at(vm, "properties.storageProfile.dataDisks", []),
         )
-        if at(entry, "writeAcceleratorEnabled", False)
+        if at(entry, "writeAcceleratorEnabled", default=False)
     }
     if accelerated:
         notes.append(

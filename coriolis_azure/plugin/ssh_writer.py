@@ -78,7 +78,7 @@ class Target:
 
     def device(self, disk: str, path: str) -> Device:
         """The device at `path`. See Backend."""
-        return Device(self, disk, path, self._compress, self._patience)
+        return Device(self, disk, path, compress=self._compress, patience=self._patience)
 
     def connect(self) -> ssh.Connection:
         """A connection; Unreachable after several attempts, or HostKeyChanged."""
@@ -136,7 +136,7 @@ class Device:
 
     checkable = False
 
-    def __init__(self, target: Target, disk: str, path: str, compress: bool, patience: float) -> None:
+    def __init__(self, target: Target, disk: str, path: str, *, compress: bool, patience: float) -> None:
         self._target, self._disk, self._path = target, disk, path
         self._compress, self._patience = compress, patience
         self._connection: ssh.Connection | None = None

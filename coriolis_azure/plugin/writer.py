@@ -277,15 +277,15 @@ class Volume:
         self._size = 0
         self._stopped = self._abandoned = False
 
-    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+    def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What the volume holds as its entry says, where that may be believed. See Destination."""
         self._claim.confirm()
-        base = self._base(disk, size, chunk, full)
+        base = self._base(disk, size, chunk, full=full)
         self._size = size
         self._device.open()
         return base
 
-    def _base(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+    def _base(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         fill = UNKNOWN
         if full:
             pass
@@ -470,9 +470,9 @@ class FileVolume(Replica):
         super().__init__(self._file, report, in_place=True)
         self._entry = entry
 
-    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+    def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What the volume holds: nothing is known without a state in its entry."""
-        return super().known(disk, size, chunk, full or not self._entry.get(_STATE))
+        return super().known(disk, size, chunk, full=full or not self._entry.get(_STATE))
 
     def commit(self, manifest: Manifest) -> None:
         """Keep the manifest beside the volume and in its entry."""

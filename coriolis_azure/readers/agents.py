@@ -122,7 +122,7 @@ class AgentReader:
                 raise StreamEnded("the transfer was cancelled")
             # The digests of settled chunks remain in use, so every later agent must use the first one's hash.
             others = () if self._agreed else tuple(name for name in HASHES if name != base.hash)
-            self._base = dialogue.begin((base.hash, *others), base.fresh and not self._agreed)
+            self._base = dialogue.begin((base.hash, *others), choose=base.fresh and not self._agreed)
             self._agreed = True
         except BaseException:
             dialogue.close()

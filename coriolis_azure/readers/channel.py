@@ -41,7 +41,7 @@ class Direct:
         self._address, self._first_port, self._report = address, first_port, report
         self._certificate, self._key = _identity("coriolis-azure host")
         self._worker_certificate, self._worker_key = _identity("coriolis-azure worker")
-        self._context = tls_context(False, self._certificate, self._key, self._worker_certificate)
+        self._context = tls_context(self._certificate, self._key, self._worker_certificate, server=False)
         self._blocked = False
         self._lock = Lock()
 
@@ -65,7 +65,7 @@ class Direct:
             return None
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            tls = Tls(connection, self._context, False)
+            tls = Tls(connection, self._context, server=False)
             tls.shake_hands(self._worker_certificate)
             connection.settimeout(SILENCE_SECONDS)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

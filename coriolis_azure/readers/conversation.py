@@ -110,14 +110,14 @@ class Dialogue:
 
     # Messages to the agent
 
-    def begin(self, hashes: Sequence[str], choose: bool) -> Manifest:
+    def begin(self, hashes: Sequence[str], *, choose: bool) -> Manifest:
         """Send the job, wait until the agent has opened the disk, and return the base with the hash it chose.
 
         `choose`: it takes the fastest of `hashes`, otherwise the first one that it can compute.
         """
         offer = self._direct.offer(self._job.slot) if self._direct else None
         try:
-            self._send(wire.JOB, 0, json.dumps(self._document(hashes, choose, offer)).encode())
+            self._send(wire.JOB, 0, json.dumps(self._document(hashes, offer, choose=choose)).encode())
         except StreamEnded:
             # The agent ended while the job was being sent; its last message says why.
             self._receive()
@@ -138,7 +138,9 @@ class Dialogue:
         self._send_base()
         return self._base
 
-    def _document(self, hashes: Sequence[str], choose: bool, offer: dict[str, Any] | None) -> dict[str, Any]:
+    def _document(
+        self, hashes: Sequence[str], offer: dict[str, Any] | None, *, choose: bool
+    ) -> dict[str, Any]:
         base, job = self._base, self._job
         return {
             "device_candidates": job.devices,

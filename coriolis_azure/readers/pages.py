@@ -134,6 +134,6 @@ class PageReader:
             pieces = [
                 (start, size, data[start : start + size]) for start, size, _ in content(grains, len(data))
             ]
-            return Data(index, digest, True, lambda: pieces, done)
+            return Data(index, digest, whole=True, pieces=lambda: pieces, done=done)
         done()
         return Zeros(index, 1) if digest != self._base.digest(index) else Same(index, 1)

@@ -40,7 +40,7 @@ class Destination(Protocol):
     def grains(self) -> Grains | None:
         """Where digests of grains are kept from run to run, once `known` has been called; None where they are not."""
 
-    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+    def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What is held of the disk with the unique id `disk`, as one of `size` bytes, as far as it is known.
 
         A fresh manifest when nothing is known, when it was another disk, or when `full` asks for it.

@@ -87,7 +87,7 @@ class Draft:
             plan = list(self._plan(offset, length))
         if len(plan) == 1 and plan[0][2]:
             return self.content.read(offset, length)
-        parts = (self._part(start, size, drafted, None, None) for start, size, drafted in plan)
+        parts = (self._part(start, size, None, None, drafted=drafted) for start, size, drafted in plan)
         return b"".join(parts)
 
     def resume(self, base: Manifest, image: Store | None) -> Manifest:
@@ -101,7 +101,7 @@ class Draft:
                 at, expected, _ = record
                 offset, length = base.span(at)
                 parts = [
-                    self._part(start, size, drafted, of_content, of_image)
+                    self._part(start, size, of_content, of_image, drafted=drafted)
                     for start, size, drafted in self._plan(offset, length)
                 ]
                 return at, expected, digest(parts[0] if len(parts) == 1 else b"".join(parts)) == expected
@@ -187,7 +187,7 @@ class Draft:
             at = end
 
     def _part(
-        self, offset: int, length: int, drafted: bool, of_content: Read | None, of_image: Read | None
+        self, offset: int, length: int, of_content: Read | None, of_image: Read | None, *, drafted: bool
     ) -> Content:
         """One part of a plan."""
         if drafted or self._image is None:

@@ -65,7 +65,7 @@ def _opened(
                 "a VHD in Blob storage that no run has made cannot be adopted",
                 remedy="Give another prefix, or the path of a folder.",
             )
-        return _in_storage(url, report, storage, existing)
+        return _in_storage(url, report, storage, existing=existing)
     if scheme[1].lower() != "file":
         raise InvalidInput(
             f"{scheme[0]} is no kind of destination",
@@ -76,7 +76,7 @@ def _opened(
     return ImageFolder(Path(unquote(parts.path)), report, existing=existing, adopt=adopt)
 
 
-def _in_storage(url: str, report: Report, storage: Storage | None, existing: bool) -> Place:
+def _in_storage(url: str, report: Report, storage: Storage | None, *, existing: bool) -> Place:
     if storage is None:
         raise InvalidInput(
             f"{url} is in Azure", remedy="Give the connection and the source environment (-c, -e) too."

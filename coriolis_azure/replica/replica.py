@@ -109,7 +109,7 @@ class Replica:
             medium.close()
             raise
 
-    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+    def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What is held of the disk, in the image or a draft that a dead run has left. See Destination."""
         self.take()
         self._reset()

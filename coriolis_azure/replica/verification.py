@@ -66,21 +66,28 @@ def _as_set(record: sets.Record, found: list[Verdict], unpublished: list[str]) -
     point, begun = record.point, record.begun
     expected = list(point.roots) if point else list(begun.disks if begun else ())
     by_name = {verdict.name: verdict for verdict in found}
-    missing = [Verdict(name, False, reason=_MISSING, of_set=True) for name in expected if name not in by_name]
+    missing = [
+        Verdict(name, verified=False, reason=_MISSING, of_set=True)
+        for name in expected
+        if name not in by_name
+    ]
     told = [each if each.name in expected else _beside(each) for each in found]
     whole = sorted([*told, *missing], key=lambda verdict: verdict.name)
     unfinished = f"the run that began at {begun.time} has not ended well" if begun else ""
     if point is None:
-        return [*whole, Verdict(_SET, False, reason=f"{unfinished}: this is no replica yet", of_set=True)]
+        return [
+            *whole,
+            Verdict(_SET, verified=False, reason=f"{unfinished}: this is no replica yet", of_set=True),
+        ]
     if unpublished:
-        return [*whole, Verdict(_SET, False, reason=_unpublished(point, unpublished), of_set=True)]
+        return [*whole, Verdict(_SET, verified=False, reason=_unpublished(point, unpublished), of_set=True)]
     there = [by_name[name] for name in expected if name in by_name]
     other = [each.name for each in there if each.root not in (None, point.roots[each.name])]
     if other:
         reason = f"{', '.join(other)}: not of the run of {point.time}, which the other disks are of"
         return [
             *whole,
-            Verdict(_SET, False, reason="; ".join(filter(None, (reason, unfinished))), of_set=True),
+            Verdict(_SET, verified=False, reason="; ".join(filter(None, (reason, unfinished))), of_set=True),
         ]
     return whole
 
@@ -106,12 +113,12 @@ def _verdict(name: str, kept: Kept, report: Report, clock: Clock) -> Verdict:
         except InvalidInput as error:
             return Verdict(name, None, reason=error.message)
         except DestinationFailed as error:
-            return Verdict(name, False, bad_offset=error.offset, reason=error.message)
-        found = Verdict(name, True, manifest.size, manifest.root())
+            return Verdict(name, verified=False, bad_offset=error.offset, reason=error.message)
+        found = Verdict(name, verified=True, size_bytes=manifest.size, root=manifest.root())
         unknown = sum(manifest.span(i)[1] for i in range(manifest.count) if manifest.digest(i) == UNKNOWN)
         bad, reason = _first_bad(kept, manifest, name, report, clock)
     if reason:
-        return Verdict(name, False, found.size_bytes, found.root, bad, unknown, reason)
+        return replace(found, verified=False, bad_offset=bad, unknown_bytes=unknown, reason=reason)
     if unknown:
         reason = "the last run did not end well, and what it was writing is not known"
         return Verdict(name, None, found.size_bytes, None, None, unknown, reason)

@@ -61,7 +61,7 @@ def replicate(
 ):
     """One run with the real agent, behind `stream` where that is given."""
     with Image(path) as image, stream or Pipes() as pipes:
-        base = image.known("id", disk.stat().st_size, chunk, full)
+        base = image.known("id", disk.stat().st_size, chunk, full=full)
         task = job(disk, **options)
         return by_agent(lambda: pipes, task, base, image, report, clock=clock, verify=verify)
 

@@ -26,6 +26,6 @@ class Worker(Pipes):
 def copied(disk: Path, worker: Worker, direct: Direct, told: list[Event], **options) -> transfer.Outcome:
     size = disk.stat().st_size
     with Image(disk.with_name("os.raw")) as image, worker:
-        base = image.known("id", size, CHUNK, False)
+        base = image.known("id", size, CHUNK, full=False)
         job = Job((str(disk),), size, wait=0.0, **options)
         return by_agent(lambda: worker, job, base, image, told.append, direct=direct)

@@ -50,7 +50,7 @@ def bring(
     chunk: int = CHUNK,
 ) -> tuple[list[int], Manifest]:
     """What a transfer does to a destination: the chunks that were sent, and the manifest that was committed."""
-    base = image.known(disk, size, chunk, full)
+    base = image.known(disk, size, chunk, full=full)
     now = replace(base, digests=base.digests.copy(), fresh=False)
     digest, sent = base.digester(), []
     for index in range(base.count):
@@ -98,4 +98,4 @@ def put(image: Destination, base: Manifest, index: int, data: bytes) -> None:
 def dies_after_writing(path: Path, index: int, data: bytes) -> None:
     """A run that ends without a commit."""
     with Image(path) as image:
-        put(image, image.known("id", SIZE, CHUNK, False), index, data)
+        put(image, image.known("id", SIZE, CHUNK, full=False), index, data)

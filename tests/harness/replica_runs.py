@@ -32,7 +32,7 @@ def run(
     """
     sent: list[int] = []
     with place.open(report, **options) as image:
-        base = image.known(disk, size, CHUNK, full)
+        base = image.known(disk, size, CHUNK, full=full)
         now = replace(base, digests=base.digests.copy(), fresh=False)
         digest = base.digester()
         for index in range(base.count):

@@ -147,7 +147,7 @@ def copied(
         return by_agent(
             lambda: (start or agent)(line),
             job,
-            image.known(clone.name, size, MIB, False),
+            image.known(clone.name, size, MIB, full=False),
             image,
             report,
             disk=clone.name,

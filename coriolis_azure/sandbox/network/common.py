@@ -53,7 +53,7 @@ def etag() -> str:
     return f'W/"{uuid.uuid4()}"'
 
 
-def accepted(world: World, call: Call, resource: Resource, existed: bool) -> Response:
+def accepted(world: World, call: Call, resource: Resource, *, existed: bool) -> Response:
     """The answer to a PUT: 201 or 200 with an operation."""
     headers = world.begin(
         call, "network", resource.location, "network-settled", resource.id, follow=("Azure-AsyncOperation",)

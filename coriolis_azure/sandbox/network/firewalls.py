@@ -55,7 +55,7 @@ def put_firewall(world: World, call: Call) -> Response:
         seen.add(key)
     properties = {"securityRules": rules, "defaultSecurityRules": _default_rules(firewall_id)}
     firewall = keep(world, call, FIREWALLS, firewall_id, location, properties)
-    return accepted(world, call, firewall, existing is not None)
+    return accepted(world, call, firewall, existed=existing is not None)
 
 
 def delete_firewall(world: World, call: Call) -> Response:

@@ -77,7 +77,7 @@ def put_address(world: World, call: Call) -> Response:
     if zones:
         top["zones"] = zones
     resource = keep(world, call, ADDRESSES, address_id, location, properties, **top)
-    return accepted(world, call, resource, existing is not None)
+    return accepted(world, call, resource, existed=existing is not None)
 
 
 def delete_address(world: World, call: Call) -> Response:
@@ -144,7 +144,7 @@ def put_interface(world: World, call: Call) -> Response:
     interface = keep(world, call, INTERFACES, interface_id, location, properties, kind="Regular")
     interface.hidden.setdefault("mac", _mac())
     interface.properties["provisioningState"] = "Succeeded"
-    return accepted(world, call, interface, existing is not None)
+    return accepted(world, call, interface, existed=existing is not None)
 
 
 def delete_interface(world: World, call: Call) -> Response:

@@ -45,7 +45,7 @@ def put_network(world: World, call: Call) -> Response:
         "enableDdosProtection": False,
     }
     network = keep(world, call, NETWORKS, network_id, location, properties)
-    return accepted(world, call, network, existing is not None)
+    return accepted(world, call, network, existed=existing is not None)
 
 
 def delete_network(world: World, call: Call) -> Response:

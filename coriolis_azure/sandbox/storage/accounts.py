@@ -52,9 +52,9 @@ class Inside:
         """Set the most page ranges in one answer."""
         self._world.page_ranges = most
 
-    def imports_snapshots(self, can: bool) -> None:
-        """Set whether a disk can be imported from a snapshot of a blob."""
-        self._world.imports_snapshots = can
+    def refuse_snapshot_imports(self) -> None:
+        """From now on no disk can be imported from a snapshot of a blob."""
+        self._world.imports_snapshots = False
 
     def end_leases(self) -> None:
         """Expire all leases except infinite ones."""

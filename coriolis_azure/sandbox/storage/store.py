@@ -69,7 +69,7 @@ class Blob:
         overlapping = itertools.takewhile(lambda span: span[0] < end, self.ranges[first:])
         return [(max(low, start), min(high, end)) for low, high in overlapping if high > start]
 
-    def note(self, start: int, end: int, written: bool) -> None:
+    def note(self, start: int, end: int, *, written: bool) -> None:
         """Record that pages were written or cleared."""
         first = max(0, bisect.bisect_left(self.ranges, [start]) - 1)
         last = bisect.bisect_right(self.ranges, [end, end])
@@ -265,13 +265,13 @@ class BlobStore:
             os.pwrite(descriptor, data, offset)
         finally:
             os.close(descriptor)
-        blob.note(offset, offset + len(data), True)
+        blob.note(offset, offset + len(data), written=True)
 
     def clear(self, blob: Blob, start: int, end: int) -> None:
         """Clear pages. Only written pages have to be overwritten with zeros."""
         for low, high in blob.written(start, end):
             self.write(blob, low, bytes(high - low))
-        blob.note(start, end, False)
+        blob.note(start, end, written=False)
 
     def read(self, blob: Blob, offset: int, length: int) -> bytes:
         """Read bytes of a blob."""
@@ -284,7 +284,7 @@ class BlobStore:
     def resize(self, blob: Blob, size: int) -> None:
         """Truncate a page blob, or extend it with zeros."""
         os.truncate(self.own_file(blob), size)
-        blob.note(min(size, blob.size), max(size, blob.size), False)
+        blob.note(min(size, blob.size), max(size, blob.size), written=False)
         blob.size = size
 
 

@@ -90,7 +90,7 @@ def put_image(
         os.truncate(target, size)
         with target.open("rb") as content:
             for start, end in extents(content.fileno(), size):
-                blob.note(start - start % 512, min(size, end + -end % 512), True)
+                blob.note(start - start % 512, min(size, end + -end % 512), written=True)
         os.truncate(target, size + vhd.FOOTER)
         blob.size = size + vhd.FOOTER
         store.write(blob, size, vhd.footer(size, uuid.uuid4(), datetime.now(timezone.utc)))
