@@ -37,6 +37,7 @@ import worker
 from coriolis_azure.agent import is_zero
 from coriolis_azure.model import Disk, Record
 from coriolis_azure.plugin import write_data, writer
+from coriolis_azure.plugin.claims import Claimant
 from coriolis_azure.threads import ordered
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -186,7 +187,8 @@ def ours(info: dict[str, Any], image: Path, device: Path, *, compress: bool) -> 
     size = image.stat().st_size
     disk = Disk("id", "os", None, size, "unique", "", "")
     entries = [{"disk_id": "id", "volume_dev": str(device)}]
-    with writer.Volumes(info, entries, [disk], InMemory(), run="0", compress=compress) as volumes:
+    backend = writer.backend(info, compress=compress)
+    with writer.Volumes(backend, entries, [disk], Claimant("0", InMemory())) as volumes:
         volume = volumes.disk("os")
         volume.known("unique", size, OURS, full=True)
         volume.intend(0, size)

@@ -92,10 +92,12 @@ class Bench:
         return {"disk_id": ID, "volume_dev": str(self.device), "volume_id": "v1", **more}
 
     def volumes(self, entries: list[dict], disks: list[Disk] | None = None, **options) -> writer.Volumes:
-        options = {"report": self.told, "patience": 60.0, **options}
-        return writer.Volumes(
-            self.target.info, entries, disks or [self.azure()], self.records, run="run", **options
-        )
+        backend = writer.backend(self.target.info, self.told, **{"patience": 60.0, **options})
+        claimant = self.claimant(options.get("clock"))
+        return writer.Volumes(backend, entries, disks or [self.azure()], claimant)
+
+    def claimant(self, clock: Clock | None = None) -> claims.Claimant:
+        return claims.Claimant("run", self.records, self.told, clock or Clock())
 
     def azure(self) -> Disk:
         return Disk(ID, "os", None, self.disk.stat().st_size, "unique", "Premium_LRS", "None")
@@ -233,12 +235,11 @@ def test_a_password_and_a_key_object_sign_in_too(over_ssh: Bench) -> None:
     info = over_ssh.target.info
     key = paramiko.RSAKey.from_private_key(io.StringIO(info["connection_details"]["pkey"]))
     info["connection_details"]["pkey"] = key
-    with writer.Volumes(info, [over_ssh.entry()], [over_ssh.azure()], over_ssh.records, run="run") as volumes:
+    entries, disks, claimant = [over_ssh.entry()], [over_ssh.azure()], over_ssh.claimant()
+    with writer.Volumes(writer.backend(info), entries, disks, claimant) as volumes:
         volumes.disk("os").known("unique", 1000, CHUNK, full=False)
     info["connection_details"] = {**info["connection_details"], "pkey": None, "password": "secret"}
-    with writer.Volumes(
-        info, [over_ssh.entry()], [over_ssh.azure()], over_ssh.records, run="run", clock=HeldClock()
-    ) as volumes:
+    with writer.Volumes(writer.backend(info, clock=HeldClock()), entries, disks, claimant) as volumes:
         with pytest.raises(DestinationFailed, match=r"refuses our (key|password)") as failure:
             volumes.disk("os").known("unique", 1000, CHUNK, full=False)
         assert "secret" not in str(failure.value) + repr(volumes.__dict__)
@@ -839,7 +840,7 @@ def test_a_volume_without_a_disk_is_told_of(over_https: Bench) -> None:
 def test_what_cannot_be_used_is_refused_by_name(over_https: Bench) -> None:
     def refused(target: dict) -> str:
         with pytest.raises((InvalidInput, Unsupported)) as failure:
-            writer.Volumes(target, [], [], over_https.records, run="run")
+            writer.backend(target)
         return str(failure.value)
 
     good = over_https.target.info["connection_details"]

@@ -23,13 +23,13 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 from ..clock import Clock
 from ..errors import CoriolisAzureError, DestinationFailed, VolumeTaken
-from ..events import Report, Waiting
+from ..events import Report, Waiting, silent
 from ..model import Record
 from ..threads import Lock
 
@@ -73,6 +73,20 @@ class Entry:
     disk: str
     name: str
     state: Any
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """A run that claims volumes: its id, the store of records, and where and by which clock it reports."""
+
+    run: str
+    records: Records
+    report: Report = silent
+    clock: Clock = field(default_factory=Clock)
+
+    def claim(self, entry: Entry, attempt: str) -> Claim:
+        """A claim, not taken yet. A task may be done twice, so the run's id alone does not name who writes."""
+        return Claim(self.records, f"{self.run}-{attempt}", entry, self.report, self.clock)
 
 
 class Claim:

@@ -18,8 +18,9 @@ import json
 import ssl
 import struct
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,7 @@ _END = 0  # added to a range's exclusive end: a checksum stops before end_offset
 _ACQUIRE_SECONDS = 8.0
 _CHECK_SECONDS = 3600.0
 _POLL_SECONDS = (0.02, 5.0)  # the first pause, and the longest
+_JSON = {"Content-Type": "application/json"}
 _NO_SUCH_THING = (404, 405, 501)
 _REMEDY = "Check the backup writer's service on the target, and that this host may reach it, then run again."
 
@@ -73,6 +75,19 @@ class Target:
         return HTTPSConnection(self.host, self.port, timeout=self.patience, context=self._trust)
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A request to the server. `path`: below that of the device; empty for the write of a chunk."""
+
+    method: str
+    path: str
+    body: Content = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path or 'of a chunk'}"
+
+
 class Device:
     """One device of the server. A writer.Device."""
 
@@ -91,7 +106,7 @@ class Device:
         """Lock the device; a run that has just been ended may still hold the lock. See Device."""
         awaited = f"an earlier run to release the volume of {self._disk}"
         waiting = Wait(self._target.report, self._target.clock, awaited, _ACQUIRE_SECONDS)
-        while self._request("POST", "/acquire", missing=(409,) if waiting.left > 0 else ()) is None:
+        while self._send(_Request("POST", "/acquire"), missing=(409,) if waiting.left > 0 else ()) is None:
             waiting.pause(0.5)
         self._acquired = True
 
@@ -102,14 +117,14 @@ class Device:
             compressed = gzip.compress(data, 1, mtime=0)
             if len(compressed) < len(data):
                 body, packed = compressed, True
-        self._post(offset, len(data), body, packed, hashlib.sha256(data).digest())
+        self._post(offset, len(data), body, hashlib.sha256(data).digest(), packed=packed)
 
     def zero(self, offset: int, length: int) -> None:
         """Post compressed zeros. See Device."""
         for start in range(offset, offset + length, _PIECE):
             size = min(_PIECE, offset + length - start)
             body, digest = _zeros(size)
-            self._post(start, size, body, True, digest)
+            self._post(start, size, body, digest, packed=True)
 
     def flush(self) -> None:
         """Do nothing: each accepted chunk has been answered, and the protocol has no sync. See Device."""
@@ -138,16 +153,16 @@ class Device:
         if self._acquired:
             self._acquired = False
             try:
-                self._request("POST", "/release", pauses=())
+                self._send(_Request("POST", "/release"), pauses=())
             except DestinationFailed as error:
                 self._target.report(Notice(f"the device may still be locked on the target: {error.message}"))
         self._hang_up()
 
-    def _post(self, offset: int, length: int, body: Content, packed: bool, digest: bytes) -> None:
+    def _post(self, offset: int, length: int, body: Content, digest: bytes, *, packed: bool) -> None:
         headers = {"X-Write-Offset": str(offset), "Content-Type": "application/octet-stream"}
         if packed:
             headers["Content-Encoding"] = "gzip"
-        self._request("POST", "", body, headers, offset=offset)
+        self._send(_Request("POST", "", body, headers), offset=offset)
         with self._lock:
             self._sent += _SENT.pack(offset, length, digest)
 
@@ -175,21 +190,22 @@ class Device:
             "end_offset": offset + length + _END,
             "checksum_algorithm": _ALGORITHM,
         }
-        answer = self._asked("POST", "/checksumJob", offset, json.dumps(task).encode(), _NO_SUCH_THING)
+        order = _Request("POST", "/checksumJob", json.dumps(task).encode(), _JSON)
+        answer = self._asked(order, offset, _NO_SUCH_THING)
         id = str(answer.get("job_id") or "")
         try:
             yield id
         finally:
             if id:
                 with suppress(DestinationFailed):
-                    self._request("DELETE", f"/checksumJob/{id}", pauses=(), offset=offset)
+                    self._send(_Request("DELETE", f"/checksumJob/{id}"), pauses=(), offset=offset)
 
     def _digest(self, id: str, offset: int) -> str:
         """Wait for the result of a checksum job."""
         waiting = Wait(silent, self._target.clock, "a checksum", _CHECK_SECONDS)
         pause, longest = _POLL_SECONDS
         while True:
-            job = self._asked("GET", f"/checksumJob/{id}", offset)
+            job = self._asked(_Request("GET", f"/checksumJob/{id}"), offset)
             state = job.get("execution_status")
             if state == "finished":
                 if job.get("checksum_algorithm", _ALGORITHM) != _ALGORITHM:
@@ -202,12 +218,9 @@ class Device:
             waiting.pause(pause)
             pause = min(2 * pause, longest)
 
-    def _asked(
-        self, method: str, path: str, offset: int, body: bytes = b"", missing: tuple[int, ...] = ()
-    ) -> dict[str, Any]:
+    def _asked(self, request: _Request, offset: int, missing: tuple[int, ...] = ()) -> dict[str, Any]:
         """The JSON object that the server answers with; empty if the status is one of `missing`."""
-        headers = {"Content-Type": "application/json"} if body else {}
-        answer = self._request(method, path, body, headers, offset=offset, missing=missing)
+        answer = self._send(request, offset=offset, missing=missing)
         if answer is None:
             return {}
         try:
@@ -215,26 +228,21 @@ class Device:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise self._failed(f"its answer to {method} {path} is not a JSON object", offset)
+            raise self._failed(f"its answer to {request} is not a JSON object", offset)
         return document
 
-    def _request(
+    def _send(
         self,
-        method: str,
-        path: str,
-        body: Content = b"",
-        headers: dict[str, str] | None = None,
+        request: _Request,
         *,
         offset: int | None = None,
         pauses: Sequence[float] = _PAUSES,
         missing: tuple[int, ...] = (),
     ) -> bytes | None:
         """The body of a successful answer, with retries; None if the status is one of `missing`."""
-        headers = {"X-Client-Token": self._token, **(headers or {})}
-        request = f"{method} {path or 'of a chunk'}"
         for pause in (*pauses, None):
             try:
-                status, content = self._exchange(method, self._base + path, body, headers)
+                status, content = self._exchange(request)
             except (OSError, HTTPException) as error:
                 reason = f"no answer to {request}: {str(error) or type(error).__name__}"
                 if exhausted(error):
@@ -251,17 +259,18 @@ class Device:
                 self._target.clock.sleep(pause)
         raise self._failed(reason, offset)
 
-    def _exchange(self, method: str, path: str, body: Content, headers: dict[str, str]) -> tuple[int, bytes]:
+    def _exchange(self, request: _Request) -> tuple[int, bytes]:
         """Send one request over an idle or new connection; a connection that fails is dropped."""
         with self._lock:
             connection = self._idle.pop() if self._idle else self._target.connection()
-        writes = path == self._base  # a path below it is not a write
+        writes = not request.path  # a path below the device's own is not a write
+        headers = {"X-Client-Token": self._token, **request.headers}
         try:
             if connection.sock is None:
                 connection.connect()
             with self._lock:
                 self._unanswered += writes
-            connection.request(method, path, body, headers)
+            connection.request(request.method, self._base + request.path, request.body, headers)
             with connection.getresponse() as answer:
                 content = answer.read(_ANSWER_BYTES)
                 complete = answer.isclosed()

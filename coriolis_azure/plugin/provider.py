@@ -256,6 +256,7 @@ class AzureExportProvider(
         """
         from ..source import DEAD_AFTER
         from . import writer
+        from .claims import Claimant
 
         run = Run.from_json(source_resources["run"])
         worker = _worker(source_resources, source_conn_info)
@@ -264,17 +265,14 @@ class AzureExportProvider(
             if run.pool:
                 run = replace(source.new_run(machine), zone=run.zone)
                 source.sweep(DEAD_AFTER)
+            compress = source.environment.enable_transfer_compression == "always"
+            in_blobs = bool(source.environment.storage_account_name)
             volumes = writer.Volumes(
-                target_conn_info,
+                writer.backend(target_conn_info, self._report, compress=compress),
                 volumes_info,
                 source.chosen(machine),
-                source.records(run),
-                run=run.id,
-                container=partial(source.in_container, machine)
-                if source.environment.storage_account_name
-                else None,
-                report=self._report,
-                compress=source.environment.enable_transfer_compression == "always",
+                Claimant(run.id, source.records(run), self._report),
+                container=partial(source.in_container, machine) if in_blobs else None,
             )
             with volumes:
                 source.bury(run, volumes.fenced, _vhds(volume["disk_id"] for volume in volumes_info))

@@ -36,7 +36,7 @@ from ..replica.replica import Kept, Replica
 from ..replica.runmark import RunMark
 from ..threads import Lock, every, later, ordered
 from . import claims
-from .claims import Claim
+from .claims import Claim, Claimant
 
 if TYPE_CHECKING:
     from ..replica.container import BlobFolder
@@ -85,33 +85,24 @@ class Device(Protocol):
 class Volumes:
     """The volumes of one VM, as a destinations.Folder. `disks` are those the VM has now.
 
-    `records` are those of volumes; this run's claims there carry the id `run`. `container` opens the place in Blob
-    storage for volumes without a device. `compress`: whether what is sent is compressed; runs of zeros always are.
-    `patience`: seconds of silence after which the other side counts as gone. InvalidInput or Unsupported where
-    `target` cannot be used, DisksChanged where a disk has no volume. Entering claims every volume: VolumeTaken where
-    another run may be writing to one.
+    `backend` reaches their devices; None if they are files and devices of this host. `container` opens the place in
+    Blob storage for volumes without a device. DisksChanged where a disk has no volume. Entering claims every volume
+    for `claimant`: VolumeTaken where another run may be writing to one.
     """
 
     def __init__(
         self,
-        target: dict[str, Any],
+        backend: Backend | None,
         volumes_info: Sequence[dict[str, Any]],
         disks: Sequence[Disk],
-        records: claims.Records,
+        claimant: Claimant,
         *,
-        run: str,
         container: Callable[[], BlobFolder] | None = None,
-        report: Report = silent,
-        compress: bool = False,
-        clock: Clock | None = None,
-        patience: float = PATIENCE_SECONDS,
     ) -> None:
-        self._report, self._clock = report, clock or Clock()
-        self._records, self._run = records, run
+        self._claimant, self._report = claimant, claimant.report
         self._claims: dict[str, Claim] = {}
-        self._container = container
+        self._backend, self._container = backend, container
         self._ending = ExitStack()
-        self._backend = _backend(target, report, compress, self._clock, patience)
         self._entries = [dict(volume) for volume in volumes_info]
         self._by_name: dict[str, dict[str, Any]] = {}
         for disk, entry in self._matched(disks):
@@ -226,12 +217,11 @@ class Volumes:
             self._claim(secrets.token_hex(4))
 
     def _claim(self, attempt: str) -> None:
-        """Claim the volumes. A task may be done twice, so a run's id alone does not name who writes."""
+        """Claim the volumes."""
         for name, entry in self._by_name.items():
             if entry.get(_DEVICE):
                 given = claims.Entry(str(entry["disk_id"]), name, entry.get(_STATE))
-                writer = f"{self._run}-{attempt}"
-                self._claims[name] = Claim(self._records, writer, given, self._report, self._clock)
+                self._claims[name] = self._claimant.claim(given, attempt)
         all_ = list(self._claims.values())
         list(ordered(Claim.take, all_, threads=4, ahead=8, abort=self.stop))
         self._ending.enter_context(every(claims.BEAT_SECONDS, self._beat))
@@ -511,10 +501,20 @@ def records_of(entries: Sequence[dict[str, Any]]) -> list[str]:
     return [id for entry in entries if (id := claims.record_of(entry.get(_STATE)))]
 
 
-def _backend(
-    target: dict[str, Any], report: Report, compress: bool, clock: Clock, patience: float
+def backend(
+    target: dict[str, Any],
+    report: Report = silent,
+    *,
+    compress: bool = False,
+    clock: Clock | None = None,
+    patience: float = PATIENCE_SECONDS,
 ) -> Backend | None:
-    """The way that `target` names; None for files of this host."""
+    """The backend that `target` names; None for files and devices of this host.
+
+    `compress`: whether data is compressed; runs of zeros always are. `patience`: seconds of silence after which the
+    other side counts as gone. InvalidInput or Unsupported if `target` cannot be used.
+    """
+    clock = clock or Clock()
     name, details = target.get("backend"), target.get("connection_details") or {}
     if name == "file_backup_writer":
         return None
