@@ -18,7 +18,7 @@ from coriolis_azure import errors
 from coriolis_azure.azure import names
 from coriolis_azure.replica import places
 from coriolis_azure.run import resources
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.constants import GROUP
 from harness.late_answers import Later
@@ -124,7 +124,9 @@ class Still(Later):
 
 def in_rounds(count: int, azure: Sandbox, connect: Callable[..., Source], image: Image) -> Source:
     """A machine whose disks are copied in that many rounds, as the smallest worker holds four."""
-    azure.add_vm("web", image("os"), [image("data", 64 * KIB)] * (4 * count - 1), size="Standard_D8s_v5")
+    azure.add_vm(
+        "web", image("os"), [image("data", 64 * KIB)] * (4 * count - 1), VmSpec(size="Standard_D8s_v5")
+    )
     return connect({"export_worker_size": "Standard_D2s_v5"})
 
 

@@ -14,7 +14,7 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Report, Waiting
 from coriolis_azure.machine import cloning
 from coriolis_azure.run.journal import Journal
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.clocks import Held
 from harness.constants import MIB
@@ -50,7 +50,7 @@ def snapshots(source: Source, report: Report, clock: Clock) -> dict[str, str]:
 def test_a_background_copy_may_take_a_day(
     azure: Sandbox, source: Source, image: Callable[..., Path], clock: Held, told: list[Event]
 ) -> None:
-    azure.add_vm("web", image("os"), [image("data", MIB)], data_sku="PremiumV2_LRS")
+    azure.add_vm("web", image("os"), [image("data", MIB)], VmSpec(data_sku="PremiumV2_LRS"))
     begun = clock.moment
     filled(azure, lambda: min(100.0, (clock.moment - begun) / (24 * HOUR) * 100))
     made = snapshots(source, told.append, clock)
@@ -70,7 +70,7 @@ def test_a_background_copy_may_take_a_day(
 def test_a_background_copy_that_stands_still_is_given_up_and_leaves_nothing(
     azure: Sandbox, source: Source, image: Callable[..., Path], clock: Held, told: list[Event]
 ) -> None:
-    azure.add_vm("web", image("os"), [image("data", MIB)], data_sku="PremiumV2_LRS")
+    azure.add_vm("web", image("os"), [image("data", MIB)], VmSpec(data_sku="PremiumV2_LRS"))
     before = azure.resources()
     filled(azure, lambda: 40.0)
     with pytest.raises(errors.DeadlinePassed, match="has been at 40 % for 6 hours"):

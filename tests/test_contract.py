@@ -22,7 +22,7 @@ from coriolis_azure.machine import listing
 from coriolis_azure.model import Record, Run
 from coriolis_azure.plugin import base
 from coriolis_azure.plugin.provider import _ProgressUpdates
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.sandbox.storage.store import Container
 from coriolis_azure.source import Source
 from harness import orchestrator_schemas as schemas
@@ -150,7 +150,7 @@ def test_instances_are_paged_in_a_stable_order(
 ) -> None:
     disk = image("os", MIB)
     for number in (3, 1, 5, 2, 4):
-        azure.add_vm(f"web-{number}", disk, os_type="windows" if number == 2 else "linux")
+        azure.add_vm(f"web-{number}", disk, spec=VmSpec(os_type="windows" if number == 2 else "linux"))
     environment = azure.environment()
     everything = provider.get_instances(None, connection, environment)
     pages, last = [], None

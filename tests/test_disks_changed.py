@@ -12,7 +12,7 @@ import pytest
 from coriolis_azure.errors import DisksChanged, NotFound
 from coriolis_azure.events import Event, Step
 from coriolis_azure.replica import places
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.constants import MIB
 
@@ -173,7 +173,7 @@ def test_disks_that_are_left_out_may_come_and_go(
 def test_a_vhd_that_was_swapped_is_seen_too(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
-    azure.add_vm("old", image("os", MIB), [image("data", MIB, 1)], unmanaged="oldstorage")
+    azure.add_vm("old", image("os", MIB), [image("data", MIB, 1)], VmSpec(unmanaged="oldstorage"))
     for blob in azure.storage.account("oldstorage").containers["vhds"].blobs.values():
         blob.made = "Thu, 01 Jan 2026 00:00:00 GMT"  # Azure tells it in whole seconds
     while_booting(source, lambda source: azure.write("old", 0, image("new", MIB, 2)))

@@ -17,7 +17,7 @@ from coriolis_azure import errors
 from coriolis_azure.azure import names, permissions
 from coriolis_azure.checks.finding import Checked
 from coriolis_azure.plugin.provider import AzureExportProvider
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.battles import served
 from harness.constants import GROUP, MIB
@@ -180,7 +180,7 @@ def test_wrong_names_are_findings(
 def test_disks_in_waves_and_the_time_that_a_full_read_takes(
     azure: Sandbox, connect: Connect, image: Image
 ) -> None:
-    azure.add_vm("big", image("os"), [image(f"d{n}", MIB) for n in range(5)], size="Standard_D8s_v5")
+    azure.add_vm("big", image("os"), [image(f"d{n}", MIB) for n in range(5)], VmSpec(size="Standard_D8s_v5"))
     told = texts(connect({**QUIET, "export_worker_size": "Standard_D2s_v5"}).check("big"), "fine")
     assert "6 disks, of which the worker can attach 4 at a time: copied in 2 waves" in told
     assert "Standard_D2s_v5 reads 81.1 MiB/s: 1 min" in told
@@ -191,7 +191,7 @@ def test_disks_in_waves_and_the_time_that_a_full_read_takes(
 def test_a_size_that_the_zone_lacks_is_told_with_the_zones_that_have_it(
     azure: Sandbox, connect: Connect, image: Callable[..., Path]
 ) -> None:
-    azure.add_vm("web", image("os"), zone="3")
+    azure.add_vm("web", image("os"), spec=VmSpec(zone="3"))
     checked = connect({**QUIET, "export_worker_size": "Standard_D2as_v5"}).check("web")
     assert "(sold in zones 1, 2, not in zone 3)" in texts(checked, "warning")
     assert "size Standard_D2s_v5 is offered in westeurope, zone 3" in texts(checked, "fine")
@@ -222,7 +222,7 @@ def test_states_of_disks(azure: Sandbox, connect: Connect, image: Image, state: 
 def test_copies_of_disks_with_large_sectors_need_a_zone(
     azure: Sandbox, connect: Connect, image: Image, sku: str, zone: str | None
 ) -> None:
-    azure.add_vm("web", image("os"), [image("data")], zone=zone)
+    azure.add_vm("web", image("os"), [image("data")], VmSpec(zone=zone))
 
     def large(disk: Any) -> None:
         disk["sku"]["name"] = sku
@@ -239,7 +239,7 @@ def test_copies_of_disks_with_large_sectors_need_a_zone(
 def test_zone_redundant_disks_have_quotas_of_their_own(
     azure: Sandbox, connect: Connect, image: Image, sku: str
 ) -> None:
-    azure.add_vm("web", image("os"), [image("data", MIB)], data_sku=sku)
+    azure.add_vm("web", image("os"), [image("data", MIB)], VmSpec(data_sku=sku))
     name = f"{sku.replace('_', '')}DiskCount"
     azure.quotas[name] = (100, 100)
     told = texts(connect(QUIET).check("web"), "error")
@@ -273,7 +273,7 @@ def test_the_quota_of_disks_must_last_for_what_a_wave_needs(
     azure: Sandbox, connect: Connect, image: Image, quota: str, left: int, words: str
 ) -> None:
     """Seven disks, of which the worker holds four: it has one of its own."""
-    azure.add_vm("web", image("os"), [image("data", MIB)] * 6, size="Standard_D8s_v5")
+    azure.add_vm("web", image("os"), [image("data", MIB)] * 6, VmSpec(size="Standard_D8s_v5"))
     azure.quotas[quota] = (100 - left, 100)
     checked = connect({**QUIET, "export_worker_size": "Standard_D2s_v5"}).check("web")
     assert words in texts(checked, "error")

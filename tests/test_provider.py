@@ -22,7 +22,7 @@ from coriolis_azure.errors import (
     InvalidInput,
 )
 from coriolis_azure.plugin.provider import AzureExportProvider
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.battles import served
 from harness.constants import MIB
@@ -339,7 +339,7 @@ def test_a_vm_on_vhd_blobs_goes_through_the_same_tasks(
 ) -> None:
     """With an interim copy in the container of the settings, which is made, and left empty."""
     disk = image("os", 3 * MIB, seed=1)
-    azure.add_vm("web", disk, unmanaged="oldstorage")
+    azure.add_vm("web", disk, spec=VmSpec(unmanaged="oldstorage"))
     azure.storage.refuse_snapshot_imports()
     before = azure.resources()
     place = {"storage_account_name": "sandboxstorage", "storage_container_name": "interim"}

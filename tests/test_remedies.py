@@ -17,7 +17,7 @@ from coriolis_azure.errors import CoriolisAzureError, CorruptChunk, InvalidInput
 from coriolis_azure.events import silent
 from coriolis_azure.replica import places
 from coriolis_azure.replica.folder import ImageFolder
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.constants import GROUP, MIB
 from harness.processes import PROCESSES, completed
@@ -139,7 +139,7 @@ def test_a_vm_is_found_by_its_name_and_by_its_arm_id(
 def test_a_vhd_that_cannot_be_read_is_left_out_with_exclude_disks(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, called: str
 ) -> None:
-    azure.add_vm("old-1", image("os"), [image("data", MIB, seed=1)], unmanaged="sandboxstorage")
+    azure.add_vm("old-1", image("os"), [image("data", MIB, seed=1)], VmSpec(unmanaged="sandboxstorage"))
     uri = connect().inspect("old-1").disks[1].id
     blob = azure.storage.blob("sandboxstorage/vhds/old-1-data-0.vhd")
     assert blob is not None

@@ -17,7 +17,7 @@ from coriolis_azure import AzureExportProvider, errors
 from coriolis_azure.azure import permissions
 from coriolis_azure.cli.commands import cli
 from coriolis_azure.plugin import claims
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.battles import served
 from harness.constants import GROUP, MIB
@@ -188,7 +188,7 @@ def test_a_vm_on_vhd_blobs(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, storage: str
 ) -> None:
     disk = image("os", MIB)
-    azure.add_vm("web", disk, unmanaged="sandboxstorage")
+    azure.add_vm("web", disk, spec=VmSpec(unmanaged="sandboxstorage"))
     before = azure.resources()
     restrict(azure, "--no-shutdown", "--no-pool", "--storage", storage)
     place = {"storage_account_name": "sandboxstorage", "storage_container_name": "interim"}

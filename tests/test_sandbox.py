@@ -13,7 +13,7 @@ import pytest
 from azure.core.exceptions import HttpResponseError
 
 from coriolis_azure import errors
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.sandbox.content import copy_sparse
 from harness.clients import GROUP, HERE, Clients, in_process, vm_body
 
@@ -62,7 +62,7 @@ def make_vm(azure: Clients, name: str = "vm", **changes: Any) -> Any:
 
 
 def test_a_vm_is_made_from_raw_files(sandbox: Sandbox, azure: Clients, raw: Path) -> None:
-    sandbox.add_vm("web", raw, [raw, raw], size="Standard_D4s_v5")
+    sandbox.add_vm("web", raw, [raw, raw], VmSpec(size="Standard_D4s_v5"))
     vm = azure.compute.virtual_machines.get(GROUP, "web", expand="instanceView")
     assert vm.os_profile.computer_name == "web"
     assert [each.lun for each in vm.storage_profile.data_disks] == [0, 1]
@@ -116,7 +116,7 @@ def test_what_azure_takes_as_no_name_makes_no_vm(
 ) -> None:
     before = sandbox.resources()
     with pytest.raises(errors.InvalidInput, match="cannot be the name of a VM in Azure") as refusal:
-        sandbox.add_vm(name, raw, unmanaged=unmanaged)
+        sandbox.add_vm(name, raw, spec=VmSpec(unmanaged=unmanaged))
     assert (str(refusal.value) + refusal.value.remedy).isprintable()
     assert sandbox.resources() == before
     assert list((tmp_path / "azure" / "disks").iterdir()) == []

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from coriolis_azure.azure import documents, names
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness import openapi
 from harness.real_azure import OPENAPI, examples, exchanges, needs_openapi, needs_recordings, recordings
@@ -42,7 +42,7 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> list[Said]:
     disk = folder / "disk.raw"
     disk.write_bytes(bytes(1 << 20))
     with Sandbox(folder / "azure") as sandbox:
-        sandbox.add_vm("web", disk, [disk, disk], zone="2")
+        sandbox.add_vm("web", disk, [disk, disk], VmSpec(zone="2"))
         settings = sandbox.connection_info(), sandbox.environment()
         with Source(*settings, transport=sandbox.transport()) as source:
             source.azure.groups()

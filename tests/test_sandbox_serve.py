@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from coriolis_azure import errors
-from coriolis_azure.sandbox import Response, add_vm, resources, serve, write
+from coriolis_azure.sandbox import Response, VmSpec, add_vm, resources, serve, write
 from coriolis_azure.sandbox.server.https import Server
 from harness.clients import Clients, serving
 
@@ -53,7 +53,7 @@ def test_other_processes_make_and_change_vms(tmp_path: Path, raw: Path) -> None:
     directory = tmp_path / "azure"
     with serving(directory) as info:
         before = resources(directory)
-        vm = add_vm(directory, "web", raw, [raw], size="Standard_B2ms", os_type="windows")
+        vm = add_vm(directory, "web", raw, [raw], VmSpec(size="Standard_B2ms", os_type="windows"))
         raw.write_bytes(os.urandom(8192))
         write(directory, "web", 0, raw)
         rows = resources(directory)

@@ -13,7 +13,7 @@ import pytest
 from coriolis_azure import errors
 from coriolis_azure.model import Machine
 from coriolis_azure.plugin import export_info
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.constants import MIB
 
@@ -23,7 +23,7 @@ SIZES = {"os": 3 * MIB, "data-0": MIB, "data-1": 2 * MIB}
 @pytest.fixture
 def vm(azure: Sandbox, image: Callable[..., Path]) -> str:
     """The name of a VM of three disks."""
-    azure.add_vm("web", image("os"), [image("one", MIB), image("two", 2 * MIB)], zone="1")
+    azure.add_vm("web", image("os"), [image("one", MIB), image("two", 2 * MIB)], VmSpec(zone="1"))
     return "web"
 
 

@@ -16,7 +16,7 @@ from coriolis_azure import errors
 from coriolis_azure.azure import names
 from coriolis_azure.events import Event, Notice, silent
 from coriolis_azure.replica import places
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.clocks import Held
 from harness.constants import GROUP, MIB
@@ -115,7 +115,7 @@ def test_more_disks_than_the_worker_holds_go_in_waves(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path
 ) -> None:
     disks = [image(f"data{lun}", MIB // 2, seed=lun) for lun in range(6)]
-    azure.add_vm("big", image("os"), disks, size="Standard_D8s_v5")
+    azure.add_vm("big", image("os"), disks, VmSpec(size="Standard_D8s_v5"))
     source = connect(environment={"export_worker_size": "Standard_D2s_v5"})
     before = azure.resources()
     source.replicate("big", tmp_path / "images")
@@ -172,7 +172,7 @@ def test_a_zonal_vm_gets_a_worker_and_clones_in_its_zone(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
     os_disk = image("os")
-    azure.add_vm("zoned", os_disk, zone="2")
+    azure.add_vm("zoned", os_disk, spec=VmSpec(zone="2"))
     source.replicate("zoned", tmp_path / "images")
     assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
 
@@ -511,7 +511,7 @@ def test_snapshots_that_are_filled_later_are_waited_for(
 ) -> None:
     """Azure calls such a snapshot Succeeded while it cannot be copied yet, and takes only incremental ones."""
     data = image("data", seed=1)
-    azure.add_vm("web", image("os"), [data], data_sku=sku)
+    azure.add_vm("web", image("os"), [data], VmSpec(data_sku=sku))
     before, clock = azure.resources(), Held()
     connect(clock=clock).replicate("web", str(tmp_path / "images"))
     assert clock.monotonic() >= 20, "it was looked at again and again until it was full"
@@ -524,7 +524,7 @@ def test_a_disk_with_large_sectors_is_copied_by_the_kind_of_disk_that_has_them(
 ) -> None:
     """Azure makes nothing else of their snapshots; an Ultra disk would need a worker that is made for it."""
     data = image("data", seed=1)
-    azure.add_vm("web", image("os"), [data], zone="1", data_sku="UltraSSD_LRS")
+    azure.add_vm("web", image("os"), [data], VmSpec(zone="1", data_sku="UltraSSD_LRS"))
     made: list[str] = []
 
     def large(request: Request, answer: Callable[[Request], Response]) -> Response:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.constants import GROUP
 from harness.late_answers import Later
@@ -36,7 +36,7 @@ def place(folder: Path) -> Iterator[tuple[Sandbox, Source, Later]]:
     disk, clock = folder / "disk.raw", Later()
     disk.write_bytes(bytes(1 << 16))
     with Sandbox(folder / "azure", clock=clock, pace=1) as sandbox:
-        sandbox.add_vm("web", disk, [disk], zone="1")
+        sandbox.add_vm("web", disk, [disk], VmSpec(zone="1"))
         storage = {"storage_account_name": "sandboxstorage", "storage_container_name": "replicas"}
         source = Source(
             sandbox.connection_info(),

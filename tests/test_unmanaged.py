@@ -23,7 +23,7 @@ from coriolis_azure.model import Machine, Run
 from coriolis_azure.run import cleanup, journal
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.run.resources import RUN
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.battles import served
 from harness.late_answers import Later
@@ -37,7 +37,7 @@ INTERIM = {"storage_account_name": "sandboxstorage", "storage_container_name": "
 def vm(azure: Sandbox, image: Callable[..., Path]) -> tuple[Path, Path]:
     """An old VM with two disks; the files they were made of."""
     files = image("os", 6 * MIB, 1), image("data", 3 * MIB + 512, 2)
-    azure.add_vm("old-1", files[0], [files[1]], unmanaged=ACCOUNT)
+    azure.add_vm("old-1", files[0], [files[1]], VmSpec(unmanaged=ACCOUNT))
     return files
 
 
@@ -138,7 +138,7 @@ def test_pages_that_are_not_allocated_are_never_asked_for_and_listed_once(
             file.seek(at * MIB)
             file.write(bytes([at + 1]) * 4096)
         file.truncate(64 * MIB)
-    azure.add_vm("old-1", disk, unmanaged=ACCOUNT)
+    azure.add_vm("old-1", disk, spec=VmSpec(unmanaged=ACCOUNT))
     moved(azure, ACCOUNT, "northeurope")
     azure.storage.page_ranges(3)
     asked: list[Request] = []

@@ -19,7 +19,7 @@ from coriolis_azure.model import Machine, Run, Worker
 from coriolis_azure.readers import keys, ssh
 from coriolis_azure.readers.paramiko_internals import Arrived
 from coriolis_azure.run.journal import Journal
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from coriolis_azure.worker import images, launch, sizes
 from harness.clocks import Held
@@ -27,7 +27,9 @@ from harness.clocks import Held
 
 @pytest.fixture
 def machine(azure: Sandbox, source: Source, image: Callable[..., Path]) -> Machine:
-    azure.add_vm("web", image("os"), [image(f"d{n}", 1 << 16) for n in range(4)], size="Standard_D4s_v5")
+    azure.add_vm(
+        "web", image("os"), [image(f"d{n}", 1 << 16) for n in range(4)], VmSpec(size="Standard_D4s_v5")
+    )
     return source.inspect("web")
 
 
@@ -135,7 +137,7 @@ def test_a_worker_is_of_a_size_that_its_zone_has(
     azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], told: list[Event]
 ) -> None:
     """The SKU list tells the zones in `locationInfo` alone: nothing there is restricted."""
-    azure.add_vm("web", image("os"), zone="3")
+    azure.add_vm("web", image("os"), spec=VmSpec(zone="3"))
     tried = []
 
     def look(request: Request, answer: Callable[[Request], Response]) -> Response:
@@ -156,7 +158,7 @@ def test_a_worker_is_of_a_size_that_its_zone_has(
 def test_sizes_outside_our_list_are_tried_and_all_that_was_tried_is_told(
     azure: Sandbox, source: Source, image: Callable[..., Path]
 ) -> None:
-    azure.add_vm("web", image("os"), zone="3")
+    azure.add_vm("web", image("os"), spec=VmSpec(zone="3"))
     azure.faults.add("no-capacity", path="/virtualMachines/coriolis", times=0)
     with pytest.raises(errors.QuotaExceeded, match="tried Standard_D2s_v5, Standard_B2ms, Standard_E2s_v5"):
         source.prepare("web")

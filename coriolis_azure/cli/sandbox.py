@@ -94,7 +94,8 @@ def add_vm(
     from .. import sandbox as local
 
     account = "sandboxstorage" if unmanaged else ""
-    id = local.add_vm(directory, name, os_disk, data_disks, size=size, os_type=os_type, unmanaged=account)
+    spec = local.VmSpec(size=size, os_type=os_type, unmanaged=account)
+    id = local.add_vm(directory, name, os_disk, data_disks, spec)
     say(as_json, {"id": id}, id)
 
 

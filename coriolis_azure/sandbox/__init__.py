@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coriolis_azure.sandbox.catalog import VmSpec
     from coriolis_azure.sandbox.sandbox import Sandbox
     from coriolis_azure.sandbox.server.local import (
         add_vm,
@@ -25,6 +26,7 @@ __all__ = [
     "Request",
     "Response",
     "Sandbox",
+    "VmSpec",
     "add_vm",
     "fault",
     "fault_rules",
@@ -38,6 +40,7 @@ _HOMES = {
     "Request": "wire",
     "Response": "wire",
     "Sandbox": "sandbox",
+    "VmSpec": "catalog",
     "add_vm": "server.local",
     "fault": "server.local",
     "fault_rules": "server.local",

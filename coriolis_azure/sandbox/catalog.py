@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from coriolis_azure.errors import InvalidInput
 from coriolis_azure.sandbox.wire import Json
 
 LOCATIONS = {
@@ -11,6 +12,30 @@ LOCATIONS = {
     "northeurope": ("North Europe", ("1", "2", "3")),
     "westus": ("West US", ()),
 }
+
+
+@dataclass(frozen=True)
+class VmSpec:
+    """What kind of VM to make. `os_type`: linux or windows. `data_sku`: the account type of the data disks.
+
+    With `unmanaged`, the name of a storage account (made if missing), its disks are VHD blobs there, and the VM is
+    deallocated, like all such VMs here.
+    """
+
+    size: str = "Standard_D2s_v5"
+    os_type: str = "linux"
+    zone: str | None = None
+    data_sku: str = "StandardSSD_LRS"
+    unmanaged: str = ""
+
+    def __post_init__(self) -> None:
+        if self.system not in ("Linux", "Windows"):
+            raise InvalidInput(f"OS type {self.os_type!r} is unknown; use linux or windows")
+
+    @property
+    def system(self) -> str:
+        """The OS type as Azure writes it."""
+        return self.os_type.capitalize()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from coriolis_azure import errors, formats
 from coriolis_azure.clock import Clock
 from coriolis_azure.sandbox import profiles
-from coriolis_azure.sandbox.catalog import DISK_SKUS, FILLED_LATER
+from coriolis_azure.sandbox.catalog import DISK_SKUS, FILLED_LATER, VmSpec
 from coriolis_azure.sandbox.compute import boots, disks, machines
 from coriolis_azure.sandbox.faults import Fault, Faults, failure
 from coriolis_azure.sandbox.identity import permissions
@@ -46,6 +46,7 @@ WORKER_SSH_PORT = 22022
 PACE = 60.0
 _NAME_LENGTH = 64  # most characters of a VM's name
 STORAGE_ACCOUNT = "sandboxstorage"
+_LINUX = VmSpec()
 
 
 class Sandbox:
@@ -247,22 +248,10 @@ class Sandbox:
         name: str,
         os_disk: Path,
         data_disks: Sequence[Path] = (),
-        size: str = "Standard_D2s_v5",
-        os_type: str = "linux",
-        *,
-        zone: str | None = None,
-        unmanaged: str = "",
-        data_sku: str = "StandardSSD_LRS",
+        spec: VmSpec = _LINUX,
     ) -> str:
-        """Make a running VM whose disks are copies of raw files, and return its id. InvalidInput if that is impossible.
-
-        With `unmanaged`, the name of a storage account (made if missing), its disks are VHD blobs there, and the VM is
-        deallocated, like all such VMs here. `data_sku` is the account type of the data disks.
-        """
+        """Make a running VM whose disks are copies of raw files; return its id. InvalidInput if that is impossible."""
         _check_name(name)
-        system = {"linux": "Linux", "windows": "Windows"}.get(os_type.lower())
-        if system is None:
-            raise errors.InvalidInput(f"OS type {os_type!r} is unknown; use linux or windows")
         group_id = f"/subscriptions/{self._world.state.identity.subscription}/resourceGroups/{GROUP}"
         vm_id = f"{group_id}/providers/{MACHINES}/{name}"
         files = [Path(os_disk), *map(Path, data_disks)]
@@ -277,11 +266,11 @@ class Sandbox:
             before = set(self._world.state.resources)
             contents: list[str] = []
             try:
-                if unmanaged:
-                    vhd_machines.new_machine(self._world, vm_id, LOCATION, size, system, files, unmanaged)
+                if spec.unmanaged:
+                    vhd_machines.new_machine(self._world, vm_id, LOCATION, spec, files)
                 else:
                     contents += (self._world.contents.copied(file) for file in files)
-                    self._build_vm(group_id, name, size, system, contents, zone, data_sku)
+                    self._build_vm(group_id, name, spec, contents)
             except BaseException:
                 resources = list(self._world.state.resources.items())
                 for resource in [resource for key, resource in resources if key not in before]:
@@ -293,18 +282,9 @@ class Sandbox:
                 self._world.state.save()
         return vm_id
 
-    def _build_vm(
-        self,
-        group_id: str,
-        name: str,
-        size: str,
-        system: str,
-        contents: list[str],
-        zone: str | None,
-        data_sku: str,
-    ) -> None:
+    def _build_vm(self, group_id: str, name: str, spec: VmSpec, contents: list[str]) -> None:
         provider = f"{group_id}/providers/Microsoft.Network"
-        top: Json = {"location": LOCATION, **({"zones": [zone]} if zone else {})}
+        top: Json = {"location": LOCATION, **({"zones": [spec.zone]} if spec.zone else {})}
         firewall = self._ask("PUT", f"{provider}/networkSecurityGroups/{name}-nsg", {"location": LOCATION})
         address = self._ask(
             "PUT",
@@ -327,43 +307,39 @@ class Sandbox:
             },
         )
         os_disk, *data_disks = [
-            self._build_disk(group_id, name, index, content, system, top, data_sku)
+            self._build_disk(f"{group_id}/providers/Microsoft.Compute/disks/{name}", spec, index, content)
             for index, content in enumerate(contents)
         ]
         attached = [
             {"lun": lun, "createOption": "Attach", "caching": "ReadOnly", "managedDisk": {"id": disk.id}}
             for lun, disk in enumerate(data_disks)
         ]
-        os_entry = {"createOption": "Attach", "osType": system, "managedDisk": {"id": os_disk.id}}
+        os_entry = {"createOption": "Attach", "osType": spec.system, "managedDisk": {"id": os_disk.id}}
         properties = {
-            "hardwareProfile": {"vmSize": size},
+            "hardwareProfile": {"vmSize": spec.size},
             "storageProfile": {"osDisk": os_entry, "dataDisks": attached},
             "networkProfile": {"networkInterfaces": [{"id": interface["id"]}]},
         }
         self._ask("PUT", f"{group_id}/providers/{MACHINES}/{name}", {**top, "properties": properties})
         machine = self._machine(name)
-        kind = "linuxConfiguration" if system == "Linux" else "windowsConfiguration"
+        kind = "linuxConfiguration" if spec.system == "Linux" else "windowsConfiguration"
         machine.properties["osProfile"] = {"computerName": name, "adminUsername": "azureuser", kind: {}}
 
-    def _build_disk(
-        self, group_id: str, name: str, index: int, content: str, system: str, top: Json, data_sku: str
-    ) -> Resource:
+    def _build_disk(self, prefix: str, spec: VmSpec, index: int, content: str) -> Resource:
+        """Disk `index` of a new VM, 0 being that of the OS. `prefix`: what the ids of its disks begin with."""
         creation: Json = {"creationData": {"createOption": "FromImage" if index == 0 else "Empty"}}
-        if index and data_sku in FILLED_LATER:
+        if index and spec.data_sku in FILLED_LATER:
             creation["creationData"]["logicalSectorSize"] = 512
         if index == 0:
-            creation |= {"osType": system, "hyperVGeneration": "V2"}
+            creation |= {"osType": spec.system, "hyperVGeneration": "V2"}
             creation["supportedCapabilities"] = {"architecture": "x64", "diskControllerTypes": "SCSI, NVMe"}
         suffix, sku, tier = (
             ("os", "Premium_LRS", "Premium")
             if index == 0
-            else (f"data-{index - 1}", data_sku, DISK_SKUS[data_sku])
+            else (f"data-{index - 1}", spec.data_sku, DISK_SKUS[spec.data_sku])
         )
-        disk_id = f"{group_id}/providers/Microsoft.Compute/disks/{name}-{suffix}"
-        outer = {key: value for key, value in top.items() if key != "location"}
-        return disks.new_disk(
-            self._world, disk_id, LOCATION, content, creation, sku={"name": sku, "tier": tier}, **outer
-        )
+        top: Json = {"sku": {"name": sku, "tier": tier}, **({"zones": [spec.zone]} if spec.zone else {})}
+        return disks.new_disk(self._world, f"{prefix}-{suffix}", LOCATION, content, creation, **top)
 
     def write(self, name: str, disk: str | int, file: Path) -> None:
         """Replace the content of a VM's disk ("os" or a LUN); a larger file grows the disk.
@@ -377,9 +353,8 @@ class Sandbox:
             machine = self._machine(name)
             vhd = self._vhd(machine, disk)
             if vhd is not None:
-                account, container, blob = vhd.split("/", 2)
                 metadata = vhd_machines.image(self._world, vhd).metadata
-                vhd_machines.put_image(self._world, account, blob, file, metadata, container=container)
+                vhd_machines.put_image(self._world, vhd, file, metadata)
                 return
             managed = self._disk(machine, disk)
             old = managed.hidden["content"]
@@ -459,6 +434,7 @@ class Sandbox:
         if (request.method, action) == ("POST", "vms"):
             body["os_disk"] = Path(body["os_disk"])
             body["data_disks"] = [Path(file) for file in body["data_disks"]]
+            body["spec"] = VmSpec(**body["spec"])
             return Response.of(200, {"id": self.add_vm(**body)})
         if (request.method, action) == ("POST", "write"):
             self.write(body["name"], body["disk"], Path(body["file"]))

@@ -67,6 +67,21 @@ class Call:
         return f"{self.group_id}/providers/{kind}/{self.part['name']}"
 
 
+@dataclass(frozen=True)
+class Polling:
+    """How a client polls an operation: the last answer follows `polls` others, at the URLs in `headers`.
+
+    `result`: it has the resource.
+    """
+
+    polls: int = 0
+    headers: tuple[str, ...] = ("Azure-AsyncOperation", "Location")
+    result: bool = False
+
+
+_USUAL = Polling()
+
+
 class World:
     """See the module. Not thread-safe: the sandbox holds a lock during each request."""
 
@@ -226,10 +241,7 @@ class World:
         location: str,
         effect: str,
         target: str,
-        *,
-        polls: int = 0,
-        result: bool = False,
-        follow: tuple[str, ...] = ("Azure-AsyncOperation", "Location"),
+        polling: Polling = _USUAL,
     ) -> dict[str, str]:
         """Start an operation; return the headers that tell the client where to poll it."""
         identity = uuid.uuid4()
@@ -242,10 +254,10 @@ class World:
             style=style,
             signature=str(uuid.uuid4()),
             started=now(),
-            polls=polls,
+            polls=polling.polls,
             effect=effect,
             target=target,
-            result=result,
+            result=polling.result,
             version=call.query.get("api-version", ""),
         )
         self.state.operations[operation.id] = operation
@@ -254,7 +266,7 @@ class World:
         headers = self.pause(style)
         if style in {"compute", "network"}:
             headers["Azure-AsyncNotification"] = "Enabled"
-        for name in follow:
+        for name in polling.headers:
             monitor = name == "Location"
             polled = (
                 path.replace("/operations/", "/operationResults/") if monitor and style == "network" else path

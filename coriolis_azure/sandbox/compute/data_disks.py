@@ -60,7 +60,7 @@ def attach(world: World, machine: Resource, entry: Json) -> None:
         size = catalog.SIZES[machine.properties["hardwareProfile"]["vmSize"].lower()]
         name = str(entry.get("name") or f"{machine.name}_disk{entry['lun'] + 2}_{uuid.uuid4().hex}")
         properties = {"creationData": {"createOption": "Empty"}}
-        disk = implicit_disk(world, machine, size, name, int(entry["diskSizeGB"]), entry, properties)
+        disk = implicit_disk(world, machine, size, {**entry, "name": name}, properties)
     machine.properties["storageProfile"]["dataDisks"].append(
         {
             "lun": entry["lun"],

@@ -20,6 +20,7 @@ from coriolis_azure.sandbox.storage import imports
 from coriolis_azure.sandbox.wire import ArmError, Json, Response, bad_request, invalid, not_allowed
 from coriolis_azure.sandbox.world import (
     Call,
+    Polling,
     World,
     checked_tags,
     checked_zones,
@@ -348,7 +349,7 @@ def _echo(call: Call, kind: _Kind, disk_id: str, location: str) -> Json:
 
 
 def _accepted(world: World, call: Call, disk_id: str, location: str, body: Json, effect: str) -> Response:
-    headers = world.begin(call, "disk", location, effect, disk_id, result=True)
+    headers = world.begin(call, "disk", location, effect, disk_id, Polling(result=True))
     return Response.of(202, body, headers)
 
 

@@ -286,7 +286,7 @@ def make_os_disk(
         "hyperVGeneration": source.generation,
         "supportedCapabilities": {"architecture": source.architecture, "diskControllerTypes": "SCSI, NVMe"},
     }
-    disk = implicit_disk(world, machine, size, str(name), int(gib), requested, properties)
+    disk = implicit_disk(world, machine, size, {**requested, "name": name, "diskSizeGB": gib}, properties)
     if machine.document["tags"]:  # as recorded: 68 of 68 such disks have their VM's tags
         disk.document["tags"] = dict(machine.document["tags"])
     entry = {
@@ -306,15 +306,10 @@ def _image_id(machine: Resource, source: catalog.Image, version: str) -> str:
 
 
 def implicit_disk(
-    world: World,
-    machine: Resource,
-    size: catalog.Size,
-    name: str,
-    gib: int,
-    requested: Json,
-    properties: Json,
+    world: World, machine: Resource, size: catalog.Size, requested: Json, properties: Json
 ) -> Resource:
-    """Make a disk along with the VM."""
+    """Make a disk along with the VM. `requested`: the VM's entry for it, with name and size."""
+    name, gib = str(requested["name"]), int(requested["diskSizeGB"])
     sku = implicit_sku(world, machine, size, name, requested)
     top: Json = {"sku": {"name": sku, "tier": catalog.DISK_SKUS[sku]}}
     if "zones" in machine.document and not sku.endswith("_ZRS"):

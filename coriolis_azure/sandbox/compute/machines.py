@@ -43,6 +43,7 @@ from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response, invalid, not_allowed
 from coriolis_azure.sandbox.world import (
     Call,
+    Polling,
     World,
     checked_tags,
     checked_zones,
@@ -52,6 +53,8 @@ from coriolis_azure.sandbox.world import (
     placed,
 )
 
+_POLLED = Polling(polls=1)
+_STATE_ONLY = Polling(polls=1, headers=("Azure-AsyncOperation",))
 _PATH = re.compile(rf"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/{MACHINES}/[^/]+/?", re.IGNORECASE)
 _POWER_NAMES = {
     "running": "VM running",
@@ -83,7 +86,7 @@ def put(world: World, call: Call) -> Response:
     if existing is not None:
         return _changed(world, call, existing)
     machine = _created(world, call, machine_id, location)
-    headers = _begin(world, call, machine, "machine-settled", follow=("Azure-AsyncOperation",))
+    headers = _begin(world, call, machine, "machine-settled", _STATE_ONLY)
     return Response.of(201, view(world, machine), headers)
 
 
@@ -189,7 +192,7 @@ def _changed(world: World, call: Call, machine: Resource) -> Response:
         replace_data_disks(world, machine, size, entries)
     machine.properties["provisioningState"] = "Updating"
     machine.document["etag"] = f'"{int(machine.document["etag"].strip(chr(34))) + 1}"'
-    headers = _begin(world, call, machine, "machine-settled", follow=("Azure-AsyncOperation",))
+    headers = _begin(world, call, machine, "machine-settled", _STATE_ONLY)
     return Response.of(200, view(world, machine), headers)
 
 
@@ -212,17 +215,9 @@ def _check_immutable(machine: Resource, requested: Json) -> None:
 
 
 def _begin(
-    world: World,
-    call: Call,
-    machine: Resource,
-    effect: str,
-    *,
-    result: bool = False,
-    follow: tuple[str, ...] = ("Azure-AsyncOperation", "Location"),
+    world: World, call: Call, machine: Resource, effect: str, polling: Polling = _POLLED
 ) -> dict[str, str]:
-    return world.begin(
-        call, "compute", machine.location, effect, machine.id, polls=1, result=result, follow=follow
-    )
+    return world.begin(call, "compute", machine.location, effect, machine.id, polling)
 
 
 def _not_deleting(machine: Resource, verb: str) -> None:
@@ -272,7 +267,7 @@ def attach_detach(world: World, call: Call) -> Response:
     for entry in new:
         attach(world, machine, entry)
     machine.properties["provisioningState"] = "Updating"
-    headers = _begin(world, call, machine, "machine-settled", follow=("Azure-AsyncOperation",))
+    headers = _begin(world, call, machine, "machine-settled", _STATE_ONLY)
     return Response.of(200, view(world, machine)["properties"]["storageProfile"], headers)
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from coriolis_azure.sandbox.relations import ADDRESSES, FIREWALLS, INTERFACES, NETWORKS, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.wire import ArmError, Json, Response
-from coriolis_azure.sandbox.world import Call, World, checked_tags, placed
+from coriolis_azure.sandbox.world import Call, Polling, World, checked_tags, placed
+
+STATE_ONLY = Polling(headers=("Azure-AsyncOperation",))
 
 
 def begin_put(world: World, call: Call, kind: str) -> tuple[str, str, Resource | None]:
@@ -55,9 +57,7 @@ def etag() -> str:
 
 def accepted(world: World, call: Call, resource: Resource, *, existed: bool) -> Response:
     """The answer to a PUT: 201 or 200 with an operation."""
-    headers = world.begin(
-        call, "network", resource.location, "network-settled", resource.id, follow=("Azure-AsyncOperation",)
-    )
+    headers = world.begin(call, "network", resource.location, "network-settled", resource.id, STATE_ONLY)
     return Response.of(200 if existed else 201, world.view(resource), headers)
 
 
@@ -73,7 +73,9 @@ def patched(world: World, call: Call, kind: str) -> Response:
 def deleting(world: World, call: Call, resource: Resource) -> Response:
     """The answer to a DELETE: 202 with an operation."""
     resource.properties["provisioningState"] = "Deleting"
-    headers = world.begin(call, "network", resource.location, "network-removed", resource.id, polls=1)
+    headers = world.begin(
+        call, "network", resource.location, "network-removed", resource.id, Polling(polls=1)
+    )
     return Response(202, headers)
 
 

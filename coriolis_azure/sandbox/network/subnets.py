@@ -6,6 +6,7 @@ import copy
 import ipaddress
 
 from coriolis_azure.sandbox.network.common import (
+    STATE_ONLY,
     accepted,
     begin_put,
     capitalised,
@@ -67,9 +68,7 @@ def put_subnet(world: World, call: Call) -> Response:
     existed = len(others) < len(network.properties["subnets"])
     _check_disjoint([*others, subnet])
     network.properties["subnets"] = [*others, subnet]
-    headers = world.begin(
-        call, "network", network.location, "network-settled", network.id, follow=("Azure-AsyncOperation",)
-    )
+    headers = world.begin(call, "network", network.location, "network-settled", network.id, STATE_ONLY)
     return Response.of(200 if existed else 201, _view_subnet(world, subnet), headers)
 
 

@@ -10,7 +10,7 @@ from coriolis_azure.sandbox.relations import DISKS, GROUPS, LOCKS, MACHINES, SNA
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.storage.accounts import removed as removed_account
 from coriolis_azure.sandbox.wire import ArmError, Json, Response
-from coriolis_azure.sandbox.world import Call, World, checked_tags, group_not_found, paged
+from coriolis_azure.sandbox.world import Call, Polling, World, checked_tags, group_not_found, paged
 
 _CLAUSE = re.compile(
     r"(tagname|tagvalue|resourcetype|name|location|resourcegroup)\s+eq\s+'((?:[^']|'')*)'", re.IGNORECASE
@@ -196,9 +196,7 @@ def delete_group(world: World, call: Call) -> Response:
     for machine in world.state.of_type(MACHINES):
         if machine.id.lower().startswith(group.id.lower() + "/"):
             world.guests.stop(machine.id)
-    headers = world.begin(
-        call, "group", group.location, "group-removed", group.id, polls=1, follow=("Location",)
-    )
+    headers = world.begin(call, "group", group.location, "group-removed", group.id, Polling(1, ("Location",)))
     return Response(202, headers)
 
 

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import requests
 
 from coriolis_azure import errors
+from coriolis_azure.sandbox.catalog import VmSpec
 from coriolis_azure.sandbox.sandbox import PACE, Sandbox
 from coriolis_azure.sandbox.server.https import Server
 from coriolis_azure.sandbox.wire import Json
@@ -60,21 +62,14 @@ def add_vm(
     name: str,
     os_disk: Path,
     data_disks: Sequence[Path] = (),
-    size: str = "Standard_D2s_v5",
-    os_type: str = "linux",
-    *,
-    zone: str | None = None,
-    unmanaged: str = "",
+    spec: VmSpec | None = None,
 ) -> str:
     """Make a VM in the sandbox that serves `directory`; see `Sandbox.add_vm`."""
     body = {
         "name": name,
         "os_disk": str(Path(os_disk).absolute()),
         "data_disks": [str(Path(file).absolute()) for file in data_disks],
-        "size": size,
-        "os_type": os_type,
-        "zone": zone,
-        "unmanaged": unmanaged,
+        "spec": asdict(spec or VmSpec()),
     }
     return str(_request(directory, "POST", "vms", body)["id"])
 

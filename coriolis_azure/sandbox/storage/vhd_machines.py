@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from coriolis_azure import vhd
+from coriolis_azure.sandbox.catalog import VmSpec
 from coriolis_azure.sandbox.content import copy_sparse, extents
 from coriolis_azure.sandbox.relations import MACHINES, STORAGE
 from coriolis_azure.sandbox.state import Resource
@@ -21,12 +22,10 @@ CONTAINER = "vhds"
 
 
 def new_machine(
-    world: World, machine_id: str, location: str, size: str, system: str, files: Sequence[Path], account: str
+    world: World, machine_id: str, location: str, spec: VmSpec, files: Sequence[Path]
 ) -> Resource:
-    """Add a deallocated VM without NICs whose disks are VHD blobs with the content of `files`, in the named account.
-
-    The account is made if it is missing.
-    """
+    """Add a deallocated VM without NICs whose disks are VHD blobs with the content of `files`."""
+    account = spec.unmanaged
     name = machine_id.rpartition("/")[2]
     if named(world, account) is None:
         provider = machine_id.rpartition(f"/{MACHINES}/")[0]
@@ -36,15 +35,16 @@ def new_machine(
         role = "os" if index == 0 else f"data-{index - 1}"
         kind = "OSDisk" if index == 0 else "DataDisk"
         owner = {"microsoftazurecompute_vmname": name, "microsoftazurecompute_disktype": kind}
-        put_image(world, account, f"{name}-{role}.vhd", file, owner, leased=True)
+        uri = f"{account}/{CONTAINER}/{name}-{role}.vhd"
+        put_image(world, uri, file, owner, leased=True)
         entry: Json = {
             "name": f"{name}-{role}",
             "createOption": "Attach",
-            "vhd": {"uri": f"{account}/{CONTAINER}/{name}-{role}.vhd"},
+            "vhd": {"uri": uri},
             "caching": "ReadWrite" if index == 0 else "None",
         }
         entries.append(
-            entry | ({"osType": system} if index == 0 else {"lun": index - 1, "toBeDetached": False})
+            entry | ({"osType": spec.system} if index == 0 else {"lun": index - 1, "toBeDetached": False})
         )
     document: Json = {
         "name": name,
@@ -55,7 +55,7 @@ def new_machine(
         "etag": '"1"',
         "properties": {
             "vmId": str(uuid.uuid4()),
-            "hardwareProfile": {"vmSize": size},
+            "hardwareProfile": {"vmSize": spec.size},
             "storageProfile": {"osDisk": entries[0], "dataDisks": entries[1:]},
             "networkProfile": {"networkInterfaces": []},
             "provisioningState": "Succeeded",
@@ -66,16 +66,10 @@ def new_machine(
 
 
 def put_image(
-    world: World,
-    account: str,
-    name: str,
-    file: Path,
-    metadata: dict[str, str] | None = None,
-    *,
-    leased: bool = False,
-    container: str = CONTAINER,
+    world: World, uri: str, file: Path, metadata: dict[str, str] | None = None, *, leased: bool = False
 ) -> Blob:
-    """Make a page blob with the fixed VHD of a raw file, replacing any blob with this name."""
+    """Make a page blob with the fixed VHD of a raw file, replacing any blob there. `uri`: see `image`."""
+    account, container, name = uri.split("/", 2)
     store = world.blobs
     with store.lock:
         containers = store.accounts.setdefault(account, Account()).containers
@@ -103,7 +97,7 @@ def put_image(
 
 
 def image(world: World, uri: str) -> Blob:
-    """The blob of a VM's disk, by the path in the VM's document."""
+    """The blob of a VM's disk, by its path in the VM's document: account/container/name."""
     account, container, name = uri.split("/", 2)
     blob = world.blobs.accounts[account].containers[container].find(name)
     if blob is None:
