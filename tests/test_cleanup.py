@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,6 +65,20 @@ def test_a_journal_that_nobody_holds_is_a_dead_run(source: Source, run: Run, tmp
     assert sweep(source, 0, tmp_path) == [run.id]
     assert found.azure.find(found.id("nsg", "nsg")) is None
     assert list(tmp_path.glob("*.journal")) == []
+
+
+def test_a_journal_tells_what_was_made_of_blobs_from_resources(run: Run, tmp_path: Path) -> None:
+    blobs = names.BlobsId.of("https://account.blob.core.windows.net/vhds/os.vhd", run.id)
+    with Journal(run, tmp_path) as kept:
+        kept.intend("/subscriptions/s/disk")
+        kept.intend(blobs)
+    path = tmp_path / f"{run.id}.journal"
+    with path.open("a") as file:
+        file.write(json.dumps({"id": blobs}) + "\n")  # as earlier versions wrote it
+    found = journal.intended(path)
+    assert found == ["/subscriptions/s/disk", blobs, blobs]
+    assert [isinstance(id, names.BlobsId) for id in found] == [False, True, True]
+    assert (blobs.url, blobs.run) == ("https://account.blob.core.windows.net/vhds/os.vhd", run.id)
 
 
 def test_journals_are_private(run: Run, tmp_path: Path) -> None:

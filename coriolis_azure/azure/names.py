@@ -46,6 +46,28 @@ TYPES = {
 KINDS = {type_.lower(): kind for kind, type_ in TYPES.items()}
 
 
+class BlobsId(str):
+    """Our id for what a run created from the blob at `url`: a copy or snapshots of it, which have no ARM id.
+
+    Passed along with ARM ids, from which its type tells it.
+    """
+
+    @classmethod
+    def of(cls, url: str, run: str) -> BlobsId:
+        """The id for what `run` created from the blob at `url`."""
+        return cls(f"{url}#{run}")
+
+    @property
+    def url(self) -> str:
+        """The URL of the blob."""
+        return self.partition("#")[0]
+
+    @property
+    def run(self) -> str:
+        """The id of the run."""
+        return self.partition("#")[2]
+
+
 def new_run() -> str:
     """A new run id: short enough to read aloud, long enough not to collide with another."""
     return secrets.token_hex(4)
@@ -97,22 +119,6 @@ def kind_of(id: str) -> str:
 def is_of_our_kinds(id: str) -> bool:
     """Whether the type of an ARM id is one of `TYPES`."""
     return _type_in(id) in KINDS
-
-
-def blobs_of(url: str, run: str) -> str:
-    """Our id for what a run created from the blob at `url`: a copy or snapshots of it, which have no ARM id."""
-    return f"{url}#{run}"
-
-
-def url_and_run(id: str) -> tuple[str, str]:
-    """The URL and the run in an id of `blobs_of`."""
-    url, _, run = id.partition("#")
-    return url, run
-
-
-def is_blob(id: str) -> bool:
-    """Whether an id was built by `blobs_of`."""
-    return id.startswith("https://")
 
 
 def network_of(subnet_id: str) -> str:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from .. import settings
-from ..azure import names
 from ..clock import Clock
 from ..errors import CleanupIncomplete, CoriolisAzureError, InvalidInput, exhausted
 from ..events import Copied, Event, Notice, Step, Waiting, amount, line, logged, unfailing
@@ -608,7 +608,8 @@ def _worker_resources(run: Run, worker: Worker) -> Json:
 
 def _vhds(disks: Iterable[str]) -> list[str]:
     """The URLs of the disks that are VHDs: they may exist even if the VM no longer has them at clean-up."""
-    return [id for id in disks if names.is_blob(id)]
+    # The id of a managed disk is its ARM id, a path.
+    return [id for id in disks if urlsplit(id).scheme == "https"]
 
 
 def _worker_connection(worker: Worker) -> Json:

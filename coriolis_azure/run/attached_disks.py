@@ -78,7 +78,7 @@ def free(azure: Azure, ids: Iterable[str], clock: Clock) -> None:
     """Detach the disks among `ids`, which are about to be deleted, from any pool workers that hold them."""
     holders: dict[str, list[str]] = {}
     for id in ids:
-        if not names.is_blob(id) and names.kind_of(id) == "disk":
+        if not isinstance(id, names.BlobsId) and names.kind_of(id) == "disk":
             holder = (azure.find(id) or {}).get("managedBy")
             holders.setdefault(holder or "", []).append(id)
     holders.pop("", None)

@@ -86,12 +86,7 @@ def sweep(
         if run.subscription == azure.subscription and run.group.lower() == group.lower()
     ]
     dead = {run: path for run, path, is_dead in unheld if is_dead}
-    vhds = [
-        names.url_and_run(id)[0]
-        for _, path, _ in unheld
-        for id in journal.intended(path)
-        if names.is_blob(id)
-    ]
+    vhds = [id.url for _, path, _ in unheld for id in journal.intended(path) if isinstance(id, names.BlobsId)]
     documents = _documents(azure, group)
     listed = _with_intended(azure, storage, _by_run(documents, storage, vhds), dead)
     cutoff = azure.now(clock) - older_than  # only now has an answer told Azure's time
@@ -187,7 +182,7 @@ def _with_intended(
 
 def _exists(azure: Azure, storage: Storage, id: str) -> bool:
     """Whether a journaled id exists. A blob that cannot be read counts as existing: deleting it tells the reason."""
-    if not names.is_blob(id):
+    if not isinstance(id, names.BlobsId):
         return azure.find(id) is not None
     try:
         return bool(resources.made_of(storage, id))
@@ -203,7 +198,7 @@ def _blobs(storage: Storage, vhds: Iterable[str]) -> Iterator[Json]:
                 if resources.RUN in blob.metadata:
                     tags = {name.replace("_", "-"): value for name, value in blob.metadata.items()}
                     url = container.blob(blob.name).url
-                    yield {"id": names.blobs_of(url, tags[names.RUN_TAG]), "tags": tags}
+                    yield {"id": names.BlobsId.of(url, tags[names.RUN_TAG]), "tags": tags}
         except NotFound:
             continue  # the container is created when it is needed
         except CoriolisAzureError as error:

@@ -22,12 +22,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from ..azure.names import BlobsId
 from ..errors import InvalidInput, exhausted
 from ..model import Run
 
 LOG = logging.getLogger(__name__)
 # Keys of the first line besides those of the run.
 _HOST, _BOOT = "host", "boot"
+_ID, _BLOBS = "id", "blobs"  # keys of the other lines: an ARM id, or a BlobsId
 
 
 class Journal:
@@ -65,7 +67,7 @@ class Journal:
         """Record durably that `id` is about to be created."""
         self.ids.append(id)
         try:
-            self._append({"id": id})
+            self._append({_BLOBS if isinstance(id, BlobsId) else _ID: id})
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -165,8 +167,15 @@ def intended(path: Path) -> list[str]:
     for line in lines:
         # A line may be truncated: its process died while writing it, before it created anything.
         with suppress(ValueError, TypeError, KeyError):
-            ids.append(str(json.loads(line)["id"]))
+            ids.append(_read(json.loads(line)))
     return ids
+
+
+def _read(line: dict[str, str]) -> str:
+    """The id in a line of a journal. Earlier versions wrote both kinds under the same key."""
+    if _BLOBS in line or "#" in str(line[_ID]):
+        return BlobsId(line.get(_BLOBS) or line[_ID])
+    return str(line[_ID])
 
 
 def _boot() -> str:

@@ -110,13 +110,13 @@ class Resources:
 
     def freeze(self, blob: Blob, role: str) -> Blob:
         """Take a snapshot of a blob."""
-        self._journal.intend(names.blobs_of(blob.url, self.run.id))
+        self._journal.intend(names.BlobsId.of(blob.url, self.run.id))
         return blob.take_snapshot(self._metadata(role))
 
     def copy_blob(self, source: Blob, container: Container, role: str) -> Blob:
         """Copy a blob to another container, inside Azure."""
         copy = container.blob(f"{names.resource(self.run.id, role)}.vhd")
-        self._journal.intend(names.blobs_of(copy.url, self.run.id))
+        self._journal.intend(names.BlobsId.of(copy.url, self.run.id))
         copy.copy_from(source, self._metadata(role), self._clock, self.azure.report)
         return copy
 
@@ -170,7 +170,7 @@ class Resources:
 
     def _mark(self) -> None:
         """Renew the tag with the last sign of life, on the first resource of the run that exists."""
-        created = [id for id in self._journal.ids if not names.is_blob(id)]
+        created = [id for id in self._journal.ids if not isinstance(id, names.BlobsId)]
         for id in (self.id("nsg", "nsg"), *created):
             document = self.azure.find(id)
             if document is not None:
@@ -200,7 +200,7 @@ def delete(
     resource whose holder could not be deleted, now or `before`, or is not ours. Resources without our tags are kept.
     """
     known = list(ids)
-    blobs = dict.fromkeys(id for id in known if names.is_blob(id))
+    blobs = dict.fromkeys(id for id in known if isinstance(id, names.BlobsId))
     wanted = {id.lower(): id for id in known if id not in blobs}  # listings change the case of ids
     by_kind: dict[str, list[str]] = {kind: [] for kind in names.TYPES}
     for id in wanted.values():
@@ -317,16 +317,15 @@ def _log_undeleted(id: str, error: Exception) -> None:
     LOG.error("could not delete %s: %s", id, error, exc_info=unexpected)
 
 
-def made_of(storage: Storage | None, id: str) -> list[Blob]:
-    """The existing blobs that a run created from a blob (see `names.blobs_of`), identified by their metadata.
+def made_of(storage: Storage | None, id: names.BlobsId) -> list[Blob]:
+    """The existing blobs that a run created from a blob, identified by their metadata.
 
     Raises NotFound if the account cannot be seen, since then nobody knows.
     """
-    url, run = names.url_and_run(id)
-    blob = storage.at(url) if storage else None
+    blob = storage.at(id.url) if storage else None
     if blob is None:
         raise NotFound(
-            f"{url} is in no storage account that the identity can see",
+            f"{id.url} is in no storage account that the identity can see",
             remedy="Give the identity the role Reader on the account. If the account is deleted, so is the blob.",
         )
     container = blob.account.container(blob.container)
@@ -334,7 +333,7 @@ def made_of(storage: Storage | None, id: str) -> list[Blob]:
         return [
             container.blob(listed.name, listed.snapshot, listed.version)
             for listed in container.blobs(blob.name, past=True)
-            if listed.name == blob.name and listed.metadata.get(RUN) == run
+            if listed.name == blob.name and listed.metadata.get(RUN) == id.run
         ]
     except NotFound as error:
         if error.code in {"ContainerNotFound", "BlobNotFound"}:
@@ -342,7 +341,7 @@ def made_of(storage: Storage | None, id: str) -> list[Blob]:
         raise
 
 
-def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
+def _blobs_deleted(storage: Storage | None, clock: Clock, id: names.BlobsId) -> bool:
     """Delete what a run created from a blob; return whether all of it is gone."""
 
     def once() -> None:
@@ -351,7 +350,7 @@ def _blobs_deleted(storage: Storage | None, clock: Clock, id: str) -> bool:
                 blob.delete()
 
     try:
-        patiently(once, f"deleting {names.url_and_run(id)[0]}", clock)
+        patiently(once, f"deleting {id.url}", clock)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the others alive
         _log_undeleted(id, error)
         return False
