@@ -99,7 +99,7 @@ def test_a_live_display_fits_its_terminal(width: int) -> None:
 
 
 def watch() -> None:
-    with watching(False) as report:
+    with watching(as_json=False) as report:
         report(Step("boot worker"))
         report(Copied("os", 10 * MIB, 10 * MIB, 5 * MIB))
         report(

@@ -105,7 +105,7 @@ def evil_events() -> list[events.Event]:
 
 
 def watch() -> None:
-    with progress.watching(False) as report:
+    with progress.watching(as_json=False) as report:
         for event in evil_events():
             report(event)
 

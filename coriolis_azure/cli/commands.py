@@ -97,10 +97,10 @@ def explain(code: str | None, as_json: bool) -> None:
         )
     waiting = "can help" if known.waits else "does not help"
     say(
-        as_json,
         known.to_json(),
         f"{known.name}: {known.kind.__name__}, exit code {known.kind.exit_code}; waiting {waiting}\n"
         f"{known.meaning}\nwhat to do: {known.remedy}",
+        as_json=as_json,
     )
 
 
@@ -109,7 +109,7 @@ def explain(code: str | None, as_json: bool) -> None:
 @json_option
 def list_vms(connection: Path, environment: Path, as_json: bool) -> None:
     """List the VMs of the resource group in the location."""
-    with opened(connection, environment, as_json) as source:
+    with opened(connection, environment, as_json=as_json) as source:
         vms = source.list_vms()
     if as_json:
         print_json(vms)
@@ -137,7 +137,7 @@ def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None
     """
     from ..plugin.export_info import export_info
 
-    with opened(connection, environment, as_json) as source:
+    with opened(connection, environment, as_json=as_json) as source:
         machine = source.inspect(vm)
     if as_json:
         print_json(export_info(machine))
@@ -170,7 +170,7 @@ def check(
     can be moved. Exit code 0 if a run should work; 2 if something would make it fail, or if the identity lacks an
     action of the role that `coriolis-azure role` prints, because then not everything can be checked.
     """
-    with opened(connection, environment, as_json) as source:
+    with opened(connection, environment, as_json=as_json) as source:
         checked = source.check(vm, strict=True, shutdown=shutdown, pool=pool)
     if as_json:
         print_json(checked.to_json())
@@ -298,7 +298,7 @@ def replicate(
     it fails or is interrupted.
     """
     changes = {"bandwidth_limit": limit} if limit else {}
-    with opened(connection, environment, as_json, **changes) as source:
+    with opened(connection, environment, as_json=as_json, **changes) as source:
         done = source.replicate(vm, to, shutdown=shutdown, full=full, adopt=adopt, keep=keep)
     if as_json:
         print_json(done.to_json())
@@ -321,7 +321,7 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
     from ..replica import places, verification
 
     with (
-        at_places(connection, environment, as_json, dest) as (report, clock, storage),
+        at_places(connection, environment, dest, as_json=as_json) as (report, clock, storage),
         places.open(dest, report, storage, existing=True) as place,
     ):
         verdicts = verification.verify(place, report, clock)
@@ -356,7 +356,7 @@ def status(connection: Path | None, environment: Path | None, dest: str, as_json
     from ..replica.status import status
 
     with (
-        at_places(connection, environment, as_json, dest) as (report, _, storage),
+        at_places(connection, environment, dest, as_json=as_json) as (report, _, storage),
         places.open(dest, report, storage, existing=True) as place,
     ):
         found = status(place)
@@ -391,7 +391,7 @@ def restore(
     from ..replica import places
 
     with (
-        at_places(connection, environment, as_json, dest, to) as (report, clock, storage),
+        at_places(connection, environment, dest, to, as_json=as_json) as (report, clock, storage),
         places.open(dest, report, storage, existing=True) as place,
     ):
         done = restoring.restore(place, point, lambda: places.open(to, report, storage), report, clock)
@@ -437,7 +437,7 @@ def cleanup(
     """
     age = timedelta(seconds=settings.duration(older_than))
     silent = timedelta(seconds=settings.duration(volumes_older_than)) if volumes_older_than else None
-    with opened(connection, environment, as_json) as source:
+    with opened(connection, environment, as_json=as_json) as source:
         leftovers, left_behind = source.sweep(age, dry_run=dry_run)
         volumes = source.records().all()
         old, undeleted = source.forget(volumes, silent, dry_run=dry_run)
@@ -490,7 +490,7 @@ def demo(keep: Path | None, as_json: bool) -> None:
     """
     from .demo import run
 
-    with watching(as_json) as report:
+    with watching(as_json=as_json) as report:
         outcome = run(report, keep)
     if as_json:
         print_json(outcome.to_json())

@@ -11,13 +11,13 @@ from ..clock import rfc3339
 from ..errors import cleaned
 
 
-def start(verbose: int, as_json: bool) -> None:
+def start(verbose: int, *, as_json: bool) -> None:
     """Log warnings, with `verbose` 1 also steps, with 2 everything. Secrets are never logged."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.captureWarnings(True)
+    logging.captureWarnings(capture=True)
     # Azure's own request logging repeats every header; our log has what matters.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
     for name in ("paramiko", "azure.identity"):  # their warnings become errors of ours, which are shown once

@@ -31,7 +31,7 @@ def _verbose_option() -> click.Option:
     def count(context: click.Context, option: click.Parameter, occurrences: int) -> None:
         del option
         context.meta[__name__] = context.meta.get(__name__, 0) + occurrences
-        logs.start(context.meta[__name__], json_is_asked_for())
+        logs.start(context.meta[__name__], as_json=json_is_asked_for())
 
     return click.Option(
         ["-v", "--verbose"],
@@ -105,26 +105,26 @@ def source_options(command: F, *, required: bool = True) -> F:
 
 @contextlib.contextmanager
 def at_places(
-    connection: Path | None, environment: Path | None, as_json: bool, *urls: str
+    connection: Path | None, environment: Path | None, *urls: str, as_json: bool
 ) -> Iterator[tuple[Report, Clock, Any]]:
     """What destinations are opened with: a report, a clock, and the storage of the settings where it is needed."""
     if connection and environment and any(url.lower().startswith("blob:") for url in urls):
-        with opened(connection, environment, as_json) as source:
+        with opened(connection, environment, as_json=as_json) as source:
             yield source.context.report, source.context.clock, source.storage
     else:
-        with watching(as_json) as report:
+        with watching(as_json=as_json) as report:
             yield report, Clock(), None
 
 
 @contextlib.contextmanager
-def opened(connection: Path, environment: Path, as_json: bool, **changes: str) -> Iterator[Any]:
+def opened(connection: Path, environment: Path, *, as_json: bool, **changes: str) -> Iterator[Any]:
     """A Source from the two files, with its progress shown; `changes` replace settings of the environment."""
     from ..source import Source  # the SDKs take a second to import: not for --help
 
     connection_info, source_environment = settings.read_json(connection), settings.read_json(environment)
     if changes and isinstance(source_environment, dict):
         source_environment = {**source_environment, **changes}
-    with watching(as_json) as report:
+    with watching(as_json=as_json) as report:
         for warning in settings.exposed(connection, connection_info):
             report(Notice(warning))
         with Source(connection_info, source_environment, report=report) as source:

@@ -188,7 +188,7 @@ def raise_left_behind(ids: Any) -> None:
         raise CleanupIncomplete(f"could not delete: {', '.join(ids)}", left_behind=list(ids))
 
 
-def say(as_json: bool, document: Any, text: str) -> None:
+def say(document: Any, text: str, *, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:

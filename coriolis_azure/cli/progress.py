@@ -32,7 +32,7 @@ _TOTAL = "total"
 
 
 @contextmanager
-def watching(as_json: bool) -> Iterator[Report]:
+def watching(*, as_json: bool) -> Iterator[Report]:
     """A sink for events: JSON lines, a live display on a terminal, or occasional lines elsewhere."""
     if as_json:
         yield json_lines(sys.stderr)

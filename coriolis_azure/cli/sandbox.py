@@ -96,7 +96,7 @@ def add_vm(
     account = "sandboxstorage" if unmanaged else ""
     spec = local.VmSpec(size=size, os_type=os_type, unmanaged=account)
     id = local.add_vm(directory, name, os_disk, data_disks, spec)
-    say(as_json, {"id": id}, id)
+    say({"id": id}, id, as_json=as_json)
 
 
 @sandbox.command()
@@ -113,7 +113,7 @@ def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> N
     if disk != "os" and not (lun.isascii() and lun.isdecimal()):
         raise InvalidInput(f"{disk!r} is not the name of a disk", remedy="Write os, or data-0, data-1, ...")
     local.write(directory, name, disk if disk == "os" else int(lun), file)
-    say(as_json, {"written": file.stat().st_size}, f"{counted(file.stat().st_size, 'byte')} written")
+    say({"written": file.stat().st_size}, f"{counted(file.stat().st_size, 'byte')} written", as_json=as_json)
 
 
 @sandbox.command()
@@ -171,7 +171,7 @@ def permit(directory: Path, role: Path, as_json: bool) -> None:
 
     definition = settings.read_json(role)
     local.permit(directory, definition if isinstance(definition, list) else [definition])
-    say(as_json, {"permitted": str(role)}, "permitted")
+    say({"permitted": str(role)}, "permitted", as_json=as_json)
 
 
 @sandbox.command()
