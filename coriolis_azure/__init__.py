@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from . import events as events
     from .model import Disk, Machine, Nic
     from .plugin.provider import AzureExportProvider
+    from .replica.destinations import Destination, Folder, Place
+    from .replica.manifest import Manifest
     from .replica.status import Status
     from .restoring import Restored, RestoredDisk
     from .source import DiskReport, Replicated, Source
@@ -21,10 +23,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AzureExportProvider",
+    "Destination",
     "Disk",
     "DiskReport",
+    "Folder",
     "Machine",
+    "Manifest",
     "Nic",
+    "Place",
     "Replicated",
     "Restored",
     "RestoredDisk",
@@ -37,10 +43,14 @@ __all__ = [
 
 _HOMES = {
     "AzureExportProvider": "plugin.provider",
+    "Destination": "replica.destinations",
     "Disk": "model",
     "DiskReport": "source",
+    "Folder": "replica.destinations",
     "Machine": "model",
+    "Manifest": "replica.manifest",
     "Nic": "model",
+    "Place": "replica.destinations",
     "Replicated": "source",
     "Restored": "restoring",
     "RestoredDisk": "restoring",

@@ -18,10 +18,15 @@ _SHORT_SECONDS = 30.0
 
 
 class Scope:
-    """A cancellation scope: the waits of a piece of work, in any thread. Cancelling a scope cancels those within it."""
+    """A cancellation scope: the waits of a piece of work in any thread, and the VM and disk the work is about.
 
-    def __init__(self, around: Scope | None = None) -> None:
+    Cancelling a scope cancels those within it. A scope inherits the VM and disk of the one around it.
+    """
+
+    def __init__(self, around: Scope | None = None, *, vm: str = "", disk: str = "") -> None:
         self._around = around
+        self.vm: str = vm or (around.vm if around is not None else "")
+        self.disk: str = disk or (around.disk if around is not None else "")
         self._cancelled = self._hurried = False
 
     def cancel(self) -> None:
@@ -58,6 +63,12 @@ _scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
 def scope() -> Scope | None:
     """The scope of this thread's waits; None if nothing can cancel them."""
     return _scope.get()
+
+
+def apart() -> Scope:
+    """A new scope for the VM and disk of this thread's scope, but not cancelled with it."""
+    current = scope()
+    return Scope(vm=current.vm, disk=current.disk) if current is not None else Scope()
 
 
 def hurried() -> bool:

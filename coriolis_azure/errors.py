@@ -315,6 +315,13 @@ class WaitEnded(DeadlinePassed):
     remedy = "Run again; whoever cancelled it will know why."
 
 
+class Cancelled(CoriolisAzureError):
+    """The work was cancelled, and what it had made is deleted. Fact: `left_behind`, what could not be."""
+
+    exit_code = 130
+    remedy = "Run again when you like: what had arrived is kept."
+
+
 class CleanupIncomplete(CoriolisAzureError):
     """Temporary resources could not be deleted. Fact: `left_behind`, their ids."""
 

@@ -11,10 +11,11 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import TextIO
 
-from .clock import Clock, rfc3339
+from .clock import Clock, rfc3339, scope
 from .errors import cleaned
 
 LOG = logging.getLogger(__name__)
@@ -23,8 +24,20 @@ _TELL_SECONDS = 10.0
 _REPORTS_PER_SECOND = 5
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Event:
+    """The VM and disk that an event is about ("" for none), and its time.
+
+    A `Source` fills them in. They do not count when events are compared.
+    """
+
+    vm: str = field(default="", compare=False)
+    disk: str = field(default="", compare=False)
+    time: datetime | None = field(default=None, compare=False)
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(_Event):
     """A step of the run begins. `name` is the action, `target` its object."""
 
     name: str
@@ -32,14 +45,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Copied:
+class Copied(_Event):
     """The progress of one disk in bytes: `done` of `total` compared so far, `sent` passed to the destination.
 
     `bottleneck` is where most of the recent time was spent: "source" (the worker, its disk or the connection to it),
     "destination" (or this host's work for it), "limit" (the bandwidth limit), or "" for none of them.
     """
 
-    disk: str
+    disk: str = field()
     done: int
     total: int
     sent: int
@@ -47,7 +60,7 @@ class Copied:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Waiting(_Event):
     """The run is waiting for `what`; `waited` seconds of at most `seconds` have passed (None: no limit).
 
     Repeated every ten seconds while the wait lasts. `percent` is how much of it is done, if that is known.
@@ -60,7 +73,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notice(_Event):
     """Something that users should know although the run continues, such as a setting that was replaced."""
 
     text: str
@@ -177,6 +190,17 @@ def unfailing(sink: Report) -> Report:
     return sink if isinstance(sink, _Unfailing) else _Unfailing(sink)
 
 
+def located(sink: Report, clock: Clock) -> Report:
+    """A sink that adds the VM and disk of the current scope, and the time, to each event, and passes it to `sink`."""
+
+    def report(event: Event) -> None:
+        work = scope()
+        vm, disk = (work.vm, work.disk) if work is not None else ("", "")
+        sink(replace(event, vm=event.vm or vm, disk=event.disk or disk, time=event.time or clock.now()))
+
+    return report
+
+
 def silent(event: Event) -> None:
     """Ignore the event: the sink of callers that need none."""
     del event
@@ -189,11 +213,12 @@ def logged(event: Event) -> None:
 
 
 def json_lines(stream: TextIO) -> Report:
-    """A sink that writes each event to `stream` as one line of JSON: {"event": "copied", "time": ..., ...}."""
+    """A sink that writes each event to `stream` as a line of JSON: {"event": "copied", "vm": ..., "time": ..., ...}."""
     clock = Clock()
 
     def report(event: Event) -> None:
-        document = {"event": type(event).__name__.lower(), "time": rfc3339(clock.now()), **asdict(event)}
+        time = rfc3339(event.time or clock.now())
+        document = {"event": type(event).__name__.lower(), **asdict(event), "time": time}
         stream.write(json.dumps(document) + "\n")
         stream.flush()
 

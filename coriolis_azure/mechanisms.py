@@ -13,6 +13,7 @@ from functools import partial
 from . import transfer
 from .azure.blobs import Blob
 from .azure.context import Context
+from .clock import Scope, scope
 from .errors import AzureError, DeadlinePassed, OperationFailed, Unreachable, WorkerGone
 from .events import Progress, Step
 from .machine import changes, cloning, inspection, unmanaged
@@ -137,7 +138,7 @@ class Target:
 
     def __init__(self, context: Context, folder: Folder, *, full: bool = False) -> None:
         limit = context.environment.bandwidth_limit
-        self.context, self._folder, self._full = context, folder, full
+        self.context, self.folder, self._full = context, folder, full
         self._limiter = RateLimiter(limit, context.clock) if limit else None
 
     def concurrent(self, disks: int) -> int:
@@ -158,7 +159,7 @@ class Target:
             return self._copied(disks[number], readers[number], concurrent)
 
         def abort() -> None:
-            self._folder.stop()
+            self.folder.stop()
             stop()
             for reader in readers:
                 reader.close()
@@ -168,7 +169,7 @@ class Target:
 
     def _copied(self, disk: Disk, reader: Reader, concurrent: int) -> Outcome:
         context, settings = self.context, self.context.environment
-        with self._folder.disk(disk.name) as destination:
+        with Scope(scope(), disk=disk.name).entered(), self.folder.disk(disk.name) as destination:
             chunk = settings.chunk_size_kib << 10
             return transfer.copy(
                 reader,

@@ -5,7 +5,7 @@
         report = source.replicate("web-1", "/srv/replicas/web-1")
 
 `replicate` is the whole story. The steps it is made of are public too, for callers like the orchestrator that
-spread them over processes: `prepare`, `stop`, `resume`, `finish`.
+spread them over processes: `prepare`, `deallocate`, `copy`, `finish`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from . import mechanisms, restoring, transfer
 from .azure import names, permissions
 from .azure.client import Azure
 from .azure.context import Context
+from .azure.sign_in import Credential
 from .azure.transport import Transport
 from .checks import preflight
 from .checks.finding import Checked
-from .clock import Clock
+from .clock import Clock, Scope, scope
 from .errors import (
+    Cancelled,
     CleanupIncomplete,
     CoriolisAzureError,
     InvalidInput,
     exhausted,
 )
-from .events import Copied, Notice, Report, Step, Waiting, counted, silent, unfailing
+from .events import Copied, Notice, Report, Step, Waiting, counted, located, silent, unfailing
 from .machine import inspection, listing
 from .model import Disk, Json, Machine, Run, Worker
 from .replica import destinations, places, sets, status, verification
 from .replica.container import BlobFolder
+from .replica.destinations import Folder
 from .replica.status import Status
 from .restoring import Restored
 from .run import attached_disks, cleanup
@@ -99,9 +102,12 @@ class Replicated:
 class Source:
     """One Azure subscription and one source environment. A context manager.
 
-    `report` is told what happens; what it raises is logged and stops nothing. `transport` and `clock` replace HTTPS
-    and time. `keep_journal` is for callers that stay until a run is finished: it lets the next one on this host see at
-    once that a run has died.
+    `report` receives events, each with the VM, the disk and the time; an error that it raises is logged and stops
+    nothing. `credential` replaces the sign-in of the connection settings; `transport` and `clock` replace HTTPS and
+    time. `journals` is the folder where runs of this host are journaled, so that the next one sees at once that a run
+    has died; None, for callers that do not stay until a run is finished, journals nothing.
+
+    Any thread may `cancel` what is under way.
     """
 
     def __init__(
@@ -112,21 +118,47 @@ class Source:
         report: Report = silent,
         clock: Clock | None = None,
         transport: Transport | None = None,
-        keep_journal: bool = True,
+        credential: Credential | None = None,
     ) -> None:
         connection = Connection.from_json(connection_info)
         environment = Environment.from_json(source_environment, connection.default_resource_group)
-        report, clock = unfailing(report), clock or Clock()
-        self.azure = Azure(connection, transport=transport, report=report, clock=clock)
+        clock = clock or Clock()
+        report = located(unfailing(report), clock)
+        self.azure = Azure(connection, transport=transport, report=report, clock=clock, credential=credential)
         self.context = Context.of(self.azure, environment, clock, report)
         self.environment, self.storage = environment, self.context.storage
-        self._journals = default_folder() if keep_journal else None
+        self.journals: Path | None = default_folder()
+        self._works: set[Scope] = set()
         if connection.allow_untrusted:
             report(Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials"))
 
     def close(self) -> None:
         """Close the connections to Azure."""
         self.azure.close()
+
+    def cancel(self) -> None:
+        """End what is under way in this object, from any thread; later calls work as before.
+
+        `replicate`, `restore` and `verify` raise Cancelled as soon as what they had made is deleted: requests and
+        operations under way in Azure are waited for. What had arrived at the destination is used by the next run.
+        """
+        for work in list(self._works):
+            work.cancel()
+
+    @contextmanager
+    def _work(self, vm: str = "") -> Iterator[None]:
+        """Work that `cancel` ends; its events are about `vm`."""
+        work = Scope(scope(), vm=vm)
+        self._works.add(work)
+        try:
+            with work.entered():
+                yield
+        except CoriolisAzureError as error:
+            if not work.cancelled:
+                raise
+            raise Cancelled("the work was cancelled", left_behind=error.left_behind or None) from error
+        finally:
+            self._works.discard(work)
 
     def __enter__(self) -> Source:
         return self
@@ -149,7 +181,7 @@ class Source:
         group, location = self.environment.resource_group, self.environment.location
         return inspection.read(self.azure, group, location, vm, self.storage, self.environment.exclude_disks)
 
-    def stop(self, machine: Machine) -> None:
+    def deallocate(self, machine: Machine) -> None:
         """Deallocate the VM and wait until it is done. Never called unless asked for."""
         self.context.report(Step("shut down", machine.name))
         self.azure.deallocate(machine.id)
@@ -161,14 +193,14 @@ class Source:
     def replicate(
         self,
         vm: str,
-        to: str | Path,
+        to: str | Path | Folder,
         *,
         shutdown: bool = False,
         full: bool = False,
         adopt: bool = False,
         keep: int | None = None,
     ) -> Replicated:
-        """Replicate `vm` to the destination `to`; a second time sends only what changed.
+        """Replicate `vm` to the destination `to`, a URL, a path or an object; a second time sends only what changed.
 
         With `shutdown` the VM is deallocated when everything is ready to copy. With `full` what the destination
         already holds is not used. With `adopt` images that no run of ours has made are taken over. `keep`: how many
@@ -177,36 +209,57 @@ class Source:
         Whatever was made in Azure is deleted again, on any error too; what could not be is in `left_behind`.
         """
         began, started = self.context.clock.monotonic(), names.stamp(self.context.clock.now())
-        machine = self.inspect(vm)
-        disks = self.chosen(machine)
-        self._tell_caveats(machine)
-        self.sweep(DEAD_AFTER)  # first, as what is left of dead runs counts for quotas
-        preflight.refuse(self.context, machine, disks)
-        with places.open(str(to), self.context.report, self.storage, adopt=adopt) as folder:
-            folder.reserve([disk.name for disk in disks])
-            folder.claim(machine.id)
-            folder.tell_removed([disk.name for disk in machine.disks])
-            with self._run(machine) as (resources, left_behind):
-                reader = mechanisms.launch_worker(self.context, resources, machine, disks)
-                if shutdown:
-                    self.stop(machine)
-                for disk in disks:  # whoever watches knows the total from the start
-                    self.context.report(Copied(disk.name, 0, disk.size_bytes, 0))
-                begun = self.begun(resources.run, machine, [disk.name for disk in disks])
-                record = sets.begin(folder, machine.id, begun, keep)
-                target = mechanisms.Target(self.context, folder, full=full)
-                outcomes = mechanisms.copy(target, resources, reader, machine, disks)
-                roots = [outcome.manifest.root() for outcome in outcomes]
-                sets.complete(folder, record, dict(zip(begun.disks, roots, strict=True)))
+        with self._work(vm.rpartition("/")[2]):
+            machine = self.inspect(vm)
+            disks = self.chosen(machine)
+            self._tell_caveats(machine)
+            self.sweep(DEAD_AFTER)  # first, as what is left of dead runs counts for quotas
+            preflight.refuse(self.context, machine, disks)
+            with self._opened(to, adopt) as folder:
+                folder.reserve([disk.name for disk in disks])
+                folder.claim(machine.id)
+                folder.tell_removed([disk.name for disk in machine.disks])
+                with self._run(machine) as (resources, left_behind):
+                    worker = mechanisms.launch_worker(self.context, resources, machine, disks)
+                    if shutdown:
+                        self.deallocate(machine)
+                    target = mechanisms.Target(self.context, folder, full=full)
+                    point, outcomes = self._copied(target, resources, worker, machine, disks, keep)
         return Replicated(
             vm=machine.name,
             mechanism=self.environment.replica_export_mechanism,
             disks=tuple(_reported(disk, outcome) for disk, outcome in zip(disks, outcomes, strict=True)),
             started=started,
-            point=begun.time,
+            point=point,
             seconds=round(self.context.clock.monotonic() - began, 3),
             left_behind=tuple(left_behind),
         )
+
+    def _opened(self, to: str | Path | Folder, adopt: bool) -> Folder:
+        if isinstance(to, str | Path):
+            return places.open(str(to), self.context.report, self.storage, adopt=adopt)
+        return to
+
+    def _copied(
+        self,
+        target: mechanisms.Target,
+        resources: Resources,
+        worker: Worker | None,
+        machine: Machine,
+        disks: Sequence[Disk],
+        keep: int | None,
+    ) -> tuple[str, list[transfer.Outcome]]:
+        """Copy the disks, and publish them together at a Place; the point in time, and the outcomes."""
+        for disk in disks:  # whoever watches knows the total from the start
+            self.context.report(Copied(disk.name, 0, disk.size_bytes, 0))
+        begun = self.begun(resources.run, machine, [disk.name for disk in disks])
+        place = target.folder if isinstance(target.folder, destinations.Place) else None
+        record = sets.begin(place, machine.id, begun, keep) if place is not None else None
+        outcomes = mechanisms.copy(target, resources, worker, machine, disks)
+        if place is not None and record is not None:
+            roots = [outcome.manifest.root() for outcome in outcomes]
+            sets.complete(place, record, dict(zip(begun.disks, roots, strict=True)))
+        return begun.time, outcomes
 
     def begun(self, run: Run, machine: Machine, disks: Sequence[str]) -> sets.Begun:
         """What is written down of a run before it copies these disks."""
@@ -244,7 +297,7 @@ class Source:
         now = self._deploying(machine)
         self.bury(run, [other for other, sign in stalled.items() if now.get(other) == sign])
 
-    def resume(
+    def copy(
         self, run: Run, reader: Worker, machine: Machine, disks: Sequence[Disk], folder: destinations.Folder
     ) -> list[transfer.Outcome]:
         """Snapshot and copy disks of `machine` with a worker that `prepare` has booted, or one of a pool.
@@ -367,7 +420,7 @@ class Source:
         self, older_than: timedelta, *, dry_run: bool = False
     ) -> tuple[list[cleanup.Leftover], list[str]]:
         """Delete what runs that died have left; gives back what was found and the ids that stayed."""
-        found, stayed = cleanup.sweep(self.context, older_than, self._journals, dry_run=dry_run)
+        found, stayed = cleanup.sweep(self.context, older_than, self.journals, dry_run=dry_run)
         gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(stayed)]
         if gone and not dry_run:
             self.context.report(
@@ -383,7 +436,10 @@ class Source:
 
     def verify(self, at: str | Path) -> list[verification.Verdict]:
         """Read every disk at the destination `at` again and compare it with its manifest; nothing is changed."""
-        with places.open(str(at), self.context.report, self.storage, existing=True) as place:
+        with (
+            self._work(),
+            places.open(str(at), self.context.report, self.storage, existing=True) as place,
+        ):
             return verification.verify(place, self.context.report, self.context.clock)
 
     def status(self, at: str | Path) -> Status:
@@ -394,7 +450,7 @@ class Source:
     def restore(self, at: str | Path, point: str, to: str | Path) -> Restored:
         """Make a replica at `to` of a point in time of the one at `at`; see `restoring.restore`."""
         report, storage = self.context.report, self.storage
-        with places.open(str(at), report, storage, existing=True) as place:
+        with self._work(), places.open(str(at), report, storage, existing=True) as place:
             return restoring.restore(
                 place, point, lambda: places.open(str(to), report, storage), report, self.context.clock
             )
@@ -422,7 +478,7 @@ class Source:
         """
         run = self.new_run(machine)
         stayed: list[str] = []
-        with Journal(run, self._journals) as journal:
+        with Journal(run, self.journals) as journal:
             resources = self.resources(run, journal)
             try:
                 with resources.spare, every(_LIFE_SECONDS, resources.show_life):

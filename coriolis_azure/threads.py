@@ -7,18 +7,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager, suppress
+from functools import partial, wraps
 from typing import Any, Generic, TypeVar
 
 from . import clock
 from .clock import Scope
+from .errors import WaitEnded
 
 Lock = threading.Lock
 Condition = threading.Condition
 T = TypeVar("T")
 R = TypeVar("R")
 LOG = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.2
 
 
 class _Task(Generic[R]):
@@ -59,7 +62,8 @@ def ordered(
 
     If the system cannot start a thread, the calling thread does the work.
     """
-    scope = Scope(clock.scope())
+    around = clock.scope()
+    scope = Scope(around)
     pool = ThreadPoolExecutor(threads)
     pending: deque[_Task[R]] = deque()
     alone = False
@@ -67,6 +71,12 @@ def ordered(
     def result() -> R:
         if alone:
             pending[0].run()
+        future = pending[0].future
+        while around is not None and not future.done():
+            if around.cancelled:
+                raise WaitEnded("the work was cancelled")
+            with suppress(TimeoutError, FutureTimeout):  # two names of one, from Python 3.11 on
+                future.exception(_LOOK_SECONDS)
         return pending.popleft().future.result()
 
     try:
@@ -99,9 +109,21 @@ def _submitted(pool: ThreadPoolExecutor, task: _Task[Any]) -> bool:
     return True
 
 
+def _about(act: Callable[[], None]) -> Callable[[], None]:
+    """`act` within a scope for the VM and disk of this thread's scope, but not cancelled with it."""
+    scope = clock.apart()
+
+    @wraps(act)
+    def acting() -> None:
+        with scope.entered():
+            act()
+
+    return acting
+
+
 def aside(act: Callable[[], None]) -> Callable[[], None]:
     """Run `act`, which must not raise, in a thread of its own; return a function that waits for its end."""
-    thread = threading.Thread(target=act, daemon=True)
+    thread = threading.Thread(target=_about(act), daemon=True)
     thread.start()
     return thread.join
 
@@ -118,7 +140,7 @@ def every(seconds: float, act: Callable[[], None], *, optional: bool = False) ->
         while not ended.wait(seconds):
             act()
 
-    thread = threading.Thread(target=repeat, daemon=True)
+    thread = threading.Thread(target=_about(repeat), daemon=True)
     try:
         thread.start()
     except (RuntimeError, MemoryError):
@@ -138,7 +160,7 @@ def later(seconds: float, act: Callable[[], None]) -> None:
 
     If the system cannot start a thread, it is called at once.
     """
-    timer = threading.Timer(seconds, act)
+    timer = threading.Timer(seconds, _about(act))
     timer.daemon = True
     try:
         timer.start()
@@ -149,7 +171,7 @@ def later(seconds: float, act: Callable[[], None]) -> None:
 @contextmanager
 def within(seconds: float, act: Callable[[], None]) -> Iterator[None]:
     """Call `act`, which must not raise, in a thread of its own if the block takes longer than `seconds`."""
-    timer = threading.Timer(seconds, act)
+    timer = threading.Timer(seconds, _about(act))
     timer.daemon = True
     timer.start()
     try:

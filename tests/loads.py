@@ -165,8 +165,8 @@ def fleet(folder: Path, machines: int = 20) -> None:
                     azure.connection_info(),
                     azure.environment(),
                     transport=azure.transport(),
-                    keep_journal=False,
                 ) as source:
+                    source.journals = None
                     source.replicate(f"vm-{machine}", folder / f"images-{machine}")
             except Exception as error:  # noqa: BLE001
                 failed.append(f"vm-{machine}: {error!r}")

@@ -202,7 +202,7 @@ def test_an_execution_asks_as_often_as_the_page_says(
     run, worker = source.prepare("web")
     with places.open(str(tmp_path / "images"), source.context.report, source.storage) as folder:
         machine = source.inspect("web")
-        source.resume(run, worker, machine, machine.disks, folder)
+        source.copy(run, worker, machine, machine.disks, folder)
     assert source.finish(run) == []
     page = (Path(__file__).parent.parent / "docs/coriolis.md").read_text()
     one, three = map(int, re.findall(r"sandbox: (\d+) and (\d+) for one and three disks", page)[0])

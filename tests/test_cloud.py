@@ -191,7 +191,7 @@ def test_allow_untrusted_and_nothing_else_takes_any_cloud_and_says_so(
         info["allow_untrusted"] = True
         if not also_a_bundle:
             del info["ca_bundle"]
-        with Source(info, azure.environment(), report=told.append, keep_journal=False) as source:
+        with Source(info, azure.environment(), report=told.append) as source:
             assert source.list_vms() == []
     assert any("allow_untrusted" in event.text for event in told if isinstance(event, Notice))
 

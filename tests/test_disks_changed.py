@@ -193,5 +193,5 @@ def test_a_step_of_its_own_looks_again_before_it_copies(
         places.open(str(tmp_path / "images"), source.context.report, source.storage) as folder,
         pytest.raises(DisksChanged),
     ):
-        source.resume(run, worker, machine, machine.disks, folder)
+        source.copy(run, worker, machine, machine.disks, folder)
     assert source.finish(run) == []

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"replica"},
     "cli": {*CORE, "plugin", "sandbox"},
     "__main__": {"cli"},
-    "__init__": {"source", "plugin", "replica.status", "restoring", *GROUND},
+    "__init__": {"source", "plugin", "replica", "restoring", *GROUND},
     "sandbox": {*GROUND, "azure.documents"},
 }
 

@@ -48,7 +48,7 @@ def tweak(azure: Sandbox, suffix: str, change: Callable[[Any], None]) -> None:
 
 def test_a_deallocated_vm_is_sized_by_its_disks(azure: Sandbox, source: Source, vm: str) -> None:
     """Its own document has lost sizes and SKUs."""
-    source.stop(source.inspect(vm))
+    source.deallocate(source.inspect(vm))
     machine = source.inspect(vm)
     assert machine.power_state == "deallocated"
     assert machine.zones == ("1",)

@@ -139,7 +139,7 @@ def test_a_deallocated_vm_is_replicated_although_its_document_has_lost_the_sizes
 ) -> None:
     os_disk = image("os")
     azure.add_vm("web", os_disk)
-    source.stop(source.inspect("web"))
+    source.deallocate(source.inspect("web"))
     source.replicate("web", tmp_path / "images")
     assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
 

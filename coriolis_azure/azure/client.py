@@ -24,7 +24,7 @@ from . import documents, names
 from .api_versions import ApiVersions
 from .patience import Pages, Polling, Retries, whole
 from .profiles import BLOB_VERSIONS, PROFILES
-from .sign_in import credential_for, profile_for
+from .sign_in import Credential, credential_for, profile_for
 from .translation import translated
 from .transport import SharedTransport, Transport, https
 
@@ -63,7 +63,8 @@ _MODERN_SINCE = "2021-12-01"
 class Azure:
     """One Azure subscription, accessed with the identity of the connection settings.
 
-    `transport` replaces the HTTPS connections of all SDK clients; `report` receives the waits. `is_modern` is false
+    `transport` replaces the HTTPS connections of all SDK clients, `credential` the sign-in of the settings; `report`
+    receives the waits. `is_modern` is false
     for an Azure Stack Hub, which rejects the properties of newer API versions. Methods raise an `errors.AzureError`,
     or DeadlinePassed: no wait is longer than OPERATION_SECONDS.
     """
@@ -75,6 +76,7 @@ class Azure:
         transport: Transport | None = None,
         report: Report = silent,
         clock: Clock | None = None,
+        credential: Credential | None = None,
     ) -> None:
         self.subscription = connection.subscription_id
         self.report = report
@@ -82,7 +84,9 @@ class Azure:
         retries = partial(Retries, report)
         with translated("sign in to", connection.cloud_profile):
             profile = profile_for(connection, self.transport)
-            self.credential = credential_for(connection, profile.authority, self.transport, retries)
+            self.credential = credential or credential_for(
+                connection, profile.authority, self.transport, retries
+            )
         self.transport.profile = profile
         options: dict[str, Any] = {
             "base_url": profile.manager,

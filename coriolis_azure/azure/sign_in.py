@@ -23,6 +23,8 @@ from .transport import Transport
 # The public client id of the Azure CLI: user credentials need a client.
 _PUBLIC_CLIENT = "04b07795-8ddb-461a-bbee-02f9e1bf7b46"
 
+Credential = TokenCredential  # what a caller may bring instead
+
 
 def profile_for(connection: Connection, transport: Transport) -> Profile:
     """The cloud of the settings. For a custom cloud, missing values are read from its resource manager."""

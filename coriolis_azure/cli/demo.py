@@ -71,7 +71,8 @@ def run(report: Report, keep: Path | None = None) -> Outcome:
         stack.enter_context(_serving(azure))
         sandbox.add_vm(azure, VM, disks["os"], [disks["data-0"], disks["data-1"]])
         connection, environment = read_json(azure / "connection.json"), read_json(azure / "environment.json")
-        source = stack.enter_context(Source(connection, environment, report=report, keep_journal=False))
+        source = stack.enter_context(Source(connection, environment, report=report))
+        source.journals = None
         before = sandbox.resources(azure)
         images = folder / "images"
         checks: dict[str, bool] = {}

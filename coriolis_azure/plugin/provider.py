@@ -306,7 +306,7 @@ class AzureExportProvider(
     ) -> None:
         """Deallocate the VM and wait until that is done."""
         with self._source(connection_info, source_environment) as source:
-            source.stop(source.inspect(instance_name))
+            source.deallocate(source.inspect(instance_name))
 
     @_translated
     def check_update_source_environment_params(
@@ -511,8 +511,8 @@ class AzureExportProvider(
             environment,
             report=self._report,
             transport=_transport(connection),
-            keep_journal=False,
         ) as source:
+            source.journals = None  # the tasks of one run are processes of several hosts
             yield source
 
     @contextmanager
@@ -578,9 +578,9 @@ def _copied(
 
     place, vhds = volumes.vhds()
     if place is None:
-        return source.resume(run, worker, machine, disks, volumes)
+        return source.copy(run, worker, machine, disks, volumes)
     record = sets.begin(place, machine.id, source.begun(run, machine, vhds))
-    outcomes = source.resume(run, worker, machine, disks, volumes)
+    outcomes = source.copy(run, worker, machine, disks, volumes)
     roots = {disk.name: outcome.manifest.root() for disk, outcome in zip(disks, outcomes, strict=True)}
     sets.complete(place, record, {name: roots[name] for name in vhds})
     return outcomes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .grains import Grains
 from .manifest import Manifest
@@ -146,6 +146,7 @@ class Points(Protocol):
         """Delete a point, the record first; one that is not there is no error."""
 
 
+@runtime_checkable
 class Place(Folder, Protocol):
     """A folder that outlives runs."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..clock import Scope
+from ..clock import apart
 from ..threads import every
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -51,7 +51,7 @@ def shielded(say: Callable[[str], None]) -> Iterator[None]:
     Outside the main thread, which alone handles signals, they are not deferred. No outer scope can cancel the waits of
     the block.
     """
-    scope = Scope()
+    scope = apart()
     received: list[int] = []
     explained = False
 

@@ -85,8 +85,8 @@ class Site:
             self.connection,
             self.environment,
             transport=self.azure.transport(),
-            keep_journal=False,
         )
+        self.owner.journals = None
         self.requests = 0
         self.struck = False
         self.stopped_at: list[int] = []  # the numbers of the requests by which a run has a VM deallocated
