@@ -215,7 +215,7 @@ class Source:
             self._tell_caveats(machine)
             self.sweep(DEAD_AFTER)  # first, as what is left of dead runs counts for quotas
             preflight.refuse(self.context, machine, disks)
-            with self._opened(to, adopt) as folder:
+            with self._opened(to, adopt=adopt) as folder:
                 folder.reserve([disk.name for disk in disks])
                 folder.claim(machine.id)
                 folder.tell_removed([disk.name for disk in machine.disks])
@@ -235,7 +235,7 @@ class Source:
             left_behind=tuple(left_behind),
         )
 
-    def _opened(self, to: str | Path | Folder, adopt: bool) -> Folder:
+    def _opened(self, to: str | Path | Folder, *, adopt: bool) -> Folder:
         if isinstance(to, str | Path):
             return places.open(str(to), self.context.report, self.storage, adopt=adopt)
         return to

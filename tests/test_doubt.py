@@ -136,20 +136,20 @@ def test_what_is_stored_through_a_mapping_from_before_the_end_of_a_run_is_seen(
     """A store into a page that is dirty already changes no time of the file: in tmpfs, not one after the first."""
     content = {0: A, FAR: A}
     mapped: list[mmap.mmap] = []
-    real = FileMedium.stamp
+    real = FileMedium.seal
 
-    def mapping(medium: FileMedium, *, final: bool = False) -> Stamp:
+    def mapping(medium: FileMedium, seen: Stamp) -> Stamp:
         """Somebody maps the image, and stores into it, as the run takes its last look."""
-        if final and medium.open("image") is not None and not mapped:
+        if not mapped:
             with path.open("r+b") as file:
                 mapped.append(mmap.mmap(file.fileno(), 0))
             mapped[0][FAR * CHUNK] = A[0]
-        return real(medium, final=final)
+        return real(medium, seen)
 
     with mounted("tmpfs", tmp_path / "tmpfs", "-t", "tmpfs") as folder:
         path = folder / "os.raw"
         run(path, {0: B, FAR: A})
-        monkeypatch.setattr(FileMedium, "stamp", mapping)
+        monkeypatch.setattr(FileMedium, "seal", mapping)
         run(path, content)
         before = path.stat()
         mapped[0][FAR * CHUNK] = A[0] ^ 1

@@ -48,7 +48,7 @@ class Memory:
         self.manifest: Manifest | None = None
         self.closed = False
 
-    def known(self, disk: str, size: int, chunk: int, full: bool) -> Manifest:
+    def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         self.data = bytearray(self.data[:size].ljust(size, b"\0"))
         if full or self.manifest is None:
             return Manifest.new(size, chunk, disk, ZERO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,8 +224,12 @@ def test_a_lost_record_takes_no_point_along(here: Here, tmp_path: Path) -> None:
         run(here, number, RUNS[number], keep=2)
     (here.path / sets.NAME).write_bytes(b"{")
     run(here, 3, RUNS[3], keep=None)
-    assert points_of(here) == (time_of(1),)  # the other of the two has no time any more
-    assert restored(here, time_of(1), tmp_path / "1").holds(RUNS[1])
+    for number in range(2):
+        assert restored(here, time_of(number), tmp_path / str(number)).holds(RUNS[number])
+    run(here, 4, RUNS[0], keep=None)
+    run(here, 5, RUNS[1], keep=None)
+    assert points_of(here) == (time_of(3), time_of(4))
+    assert len(list((here.path / POINTS).iterdir())) == 2
 
 
 def test_an_undo_log_has_only_what_changed(here: Here) -> None:
@@ -299,7 +304,7 @@ def test_damage_of_what_was_kept_is_found_and_nothing_made_of_it(
     assert here.holds(RUNS[1])
 
 
-def test_a_point_whose_image_a_stranger_changed_is_not_given_back_as_right(
+def test_a_point_whose_image_a_stranger_changed_is_told_and_not_kept(
     here: Here, tmp_path: Path, told: Told
 ) -> None:
     run(here, 0, RUNS[0])
@@ -307,7 +312,8 @@ def test_a_point_whose_image_a_stranger_changed_is_not_given_back_as_right(
         file.write(b"stranger")
     run(here, 1, RUNS[1], report=told)
     assert any("no longer what the last run had left" in text for text in told)
-    with pytest.raises(CorruptChunk, match="the chunk at offset 0 is not as it was"):
+    assert points_of(here) == ()
+    with pytest.raises(InvalidInput, match="there is no point of"):
         restored(here, time_of(0), tmp_path / "to")
 
 
@@ -373,3 +379,41 @@ def test_many_snapshots_of_one_blob_have_names_of_their_own(tmp_path: Path) -> N
         with place.folder():
             blob = place.blob(".vm")
             assert len({blob.take_snapshot({}).snapshot for _ in range(40)}) == 40
+
+
+def test_what_lies_among_the_points_and_is_none_is_left_alone(here: Here, tmp_path: Path) -> None:
+    """A link, a file called like a point, a folder within one."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "document").write_text("mine")
+    (precious / sets.NAME).write_text("mine")
+    for number in range(2):
+        run(here, number, RUNS[number], keep=1)
+    points = here.path / POINTS
+    (points / "000009-link").symlink_to(precious)
+    (points / "000008-file").write_text("mine")
+    (next(points.glob("*/os.raw.manifest")).parent / "found").mkdir()
+    run(here, 2, RUNS[2], keep=1)
+    run(here, 3, RUNS[3], keep=0)
+    assert points_of(here) == ()
+    assert {path.name for path in precious.iterdir()} == {"document", sets.NAME}
+    assert (points / "000008-file").read_text() == "mine"
+    assert here.holds(RUNS[3])
+
+
+@pytest.mark.parametrize("lost", ["os.raw", "os.raw.manifest", "replica.json"])
+@pytest.mark.parametrize("how", ["gone", "short", "damaged"])
+def test_a_point_is_given_back_without_what_the_replica_is_now(
+    here: Here, tmp_path: Path, lost: str, how: str
+) -> None:
+    """Where what it was is in its undo log as a whole."""
+    run(here, 0, {"os": dict.fromkeys(range(10), A)})
+    run(here, 1, {"os": dict.fromkeys(range(10), B)})
+    path = here.path / lost
+    if how == "gone":
+        path.unlink()
+    elif how == "short":
+        os.truncate(path, 100)
+    else:
+        path.write_bytes(b"\xff" * path.stat().st_size)
+    assert restored(here, time_of(0), tmp_path / "to").holds({"os": dict.fromkeys(range(10), A)})

@@ -10,14 +10,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import DestinationFailed, InvalidInput
-from coriolis_azure.events import silent
+from coriolis_azure.events import Report, silent
 from coriolis_azure.replica import sets, verification
+from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.folder import ImageFolder
+from coriolis_azure.replica.replica import Replica
 from harness.dying import dying_child
 from harness.image_runs import Told, bring
 
@@ -33,13 +36,19 @@ EMPTY: Content = {"os": {}, "data-0": {}}
 
 
 def run(
-    path: Path, content: Content, *, size: int = SIZE, report=silent, **options: object
+    path: Path,
+    content: Content,
+    *,
+    size: int = SIZE,
+    report: Report = silent,
+    keep: int | None = None,
+    **options: Any,
 ) -> dict[str, list[int]]:
     """What a run does: bring all disks, then publish them. The chunks that were sent, by disk."""
     sent, roots = {}, {}
     with ImageFolder(path, report) as folder:
         folder.reserve(list(content))
-        record = sets.begin(folder, "vm", sets.Begun("run", "now", tuple(content)))
+        record = sets.begin(folder, "vm", sets.Begun("run", "now", tuple(content)), keep)
         for name, chunks in content.items():
             with folder.disk(name) as image:
                 sent[name], manifest = bring(image, chunks, size=size, chunk=CHUNK, **options)
@@ -281,3 +290,130 @@ def test_the_state_of_an_earlier_build_is_read(tmp_path: Path) -> None:
     assert "did not end well" in told[0]
     assert holds(tmp_path, OLD)
     assert verified(tmp_path)
+
+
+# Strangers, between the commit and the end, and what a death past the switch may leave
+
+
+def stamped(path: Path) -> None:
+    """What a stranger does to an image."""
+    with path.open("r+b") as file:
+        file.seek(3 * CHUNK)
+        file.write(b"stranger")
+
+
+def replaced(path: Path) -> None:
+    """Another file in the place of the image."""
+    other = path.with_name("other")
+    other.write_bytes(b"Z" * path.stat().st_size)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("act", [stamped, replaced])
+@pytest.mark.parametrize("moment", ["preserve", "ready", "keep_record", "publish", "seal"])
+@pytest.mark.parametrize("options", [{}, {"full": True}], ids=["changes", "full"])
+def test_a_stranger_who_acts_while_a_run_publishes_is_noticed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[Path], None],
+    moment: str,
+    options: dict[str, object],
+) -> None:
+    path = tmp_path / "replica"
+    run(path, OLD)
+    owner: type = {"keep_record": ImageFolder, "seal": FileMedium}.get(moment, Replica)
+    real, acted = getattr(owner, moment), []
+
+    def acting(thing: Any, *arguments: Any) -> Any:
+        result = real(thing, *arguments)
+        is_due = moment != "keep_record" or b'"begun": null' in arguments[0]
+        if not acted and is_due and getattr(thing, "name", "os") == "os":
+            acted.append(True)
+            act(path / "os.raw")
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, moment, acting)
+        if moment in ("publish", "seal"):  # it was all there; the next run sees what became of it
+            run(path, NEW, keep=2, **options)
+        else:
+            with pytest.raises(DestinationFailed, match="somebody else"):
+                run(path, NEW, keep=2, **options)
+    assert acted
+    told = Told()
+    run(path, NEW, report=told)
+    assert holds(path, NEW)
+    assert verified(path)
+
+
+def test_a_stranger_who_changes_a_disk_that_did_not_change_is_noticed_at_the_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, only = tmp_path / "replica", {"os": NEW["os"], "data-0": OLD["data-0"]}
+    run(path, OLD)
+    complete = sets.complete
+
+    def late(*arguments: Any) -> None:
+        stamped(path / "data-0.raw")
+        complete(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sets, "complete", late)
+        with pytest.raises(DestinationFailed, match="somebody else"):
+            run(path, only)
+    run(path, only)
+    assert holds(path, only)
+
+
+@pytest.mark.parametrize("size", [0, 2 * CHUNK, SIZE + 2 * CHUNK], ids=["empty", "shorter", "longer"])
+def test_an_image_of_another_size_gets_its_own_back(tmp_path: Path, size: int) -> None:
+    path, content = tmp_path / "replica", {"os": {0: A}, "data-0": {2: A}}
+    run(path, content)
+    os.truncate(path / "os.raw", size)
+    run(path, content)
+    assert holds(path, content)
+    told = Told()
+    run(path, content, report=told)
+    assert told == []
+
+
+def test_what_was_read_once_and_found_right_is_not_read_at_each_run(tmp_path: Path) -> None:
+    path = tmp_path / "replica"
+    run(path, OLD)
+    for cause in ((path / "os.raw").touch, (path / "os.raw.dirty").touch):
+        cause()
+        first, second = Told(), Told()
+        run(path, OLD, report=first)
+        run(path, OLD, report=second)
+        assert "is read as a whole" in first[0]
+        assert second == []
+        assert verified(path)
+
+
+@pytest.mark.parametrize("part", ["os.raw", "os.raw.partial", "os.raw.redo", "os.raw.index", "os.raw.draft"])
+@pytest.mark.parametrize("how", ["gone", "short", "damaged"])
+@pytest.mark.parametrize("kind", ["first", "changes", "full"])
+def test_what_is_lost_of_a_switch_that_was_not_finished_is_fetched_again(
+    tmp_path: Path, part: str, how: str, kind: str
+) -> None:
+    path = tmp_path / "replica"
+    if kind != "first":
+        run(path, OLD)
+
+    def work() -> None:
+        Replica.publish = lambda self: os._exit(9)
+        run(path, NEW, full=kind == "full")
+
+    assert dying_child(work, 0, False, False)
+    lost = path / part
+    if lost.exists():
+        if how == "gone":
+            lost.unlink()
+        elif how == "short":
+            os.truncate(lost, 100)
+        else:
+            lost.write_bytes(b"\xff" * lost.stat().st_size)
+    run(path, NEW)
+    assert holds(path, NEW)
+    assert verified(path)
+    assert not [name for name in there(path) if name.endswith((".draft", ".partial", ".redo", ".index"))]

@@ -15,6 +15,7 @@ import pytest
 
 from coriolis_azure.errors import CorruptChunk, DestinationFailed
 from coriolis_azure.plugin.writer import FileVolume
+from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.manifest import ZERO, Manifest
 from coriolis_azure.replica.replica import Replica
@@ -102,6 +103,24 @@ def test_what_the_first_run_writes_too_late_is_found_before_the_second_commits(
         second.flush()
         with pytest.raises(CorruptChunk, match="offset 0 was changed by another run"):
             second.commit(replace(found, digests=digests))
+
+
+def test_a_second_run_that_finds_nothing_to_do_reads_again_before_it_ends(
+    sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host of the second one may have the times of the image cached."""
+    one, other = sides
+    run(one / "os.raw", {0: A})
+    with ImageFolder(one) as first, first.disk("os") as image:
+        image.known("id", SIZE, CHUNK, full=False)
+        with ImageFolder(other) as second, second.disk("os") as later:
+            found = later.known("id", SIZE, CHUNK, full=False)
+            seen = later._seen
+            monkeypatch.setattr(FileMedium, "stamp", lambda medium: seen)
+            with (one / "os.raw").open("r+b") as late:
+                late.write(B)
+            with pytest.raises(CorruptChunk, match="offset 0 was changed by another run"):
+                later.commit(found)
 
 
 def published(image: Replica) -> None:

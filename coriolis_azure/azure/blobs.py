@@ -313,7 +313,11 @@ class Blob:
         """Take a snapshot with metadata of its own, and return it."""
         with translated("snapshot", self.url):
             stamp = str(self._client.create_snapshot(metadata=dict(metadata))["snapshot"])
-        return self.account.container(self.container).blob(self.name, stamp)
+        return self.at(stamp)
+
+    def at(self, snapshot: str) -> Blob:
+        """The snapshot of this blob with this timestamp; whether it exists is not checked."""
+        return self.account.container(self.container).blob(self.name, snapshot)
 
     def copy_from(
         self, source: Blob, metadata: Mapping[str, str], clock: Clock, report: Report = silent

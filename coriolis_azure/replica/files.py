@@ -423,25 +423,20 @@ class FileMedium:
     def unseal(self) -> None:
         """See Medium. A raw image has nothing that says so."""
 
-    def seal(self) -> None:
-        """See Medium."""
+    def seal(self, seen: Stamp) -> Stamp:
+        """See Medium. Another program that has the file open may have mapped it."""
+        image = self._stores["image"]
+        if image.is_device:
+            return seen
+        with exclusive.alone(image.fd) as alone:
+            return seen if alone() and not self._disturbed else seen | {"ctime_ns": 0}
 
-    def stamp(self, *, final: bool = False) -> Stamp | None:
-        """See Medium. Never again so where another program has the file open, and may have mapped it."""
+    def stamp(self) -> Stamp | None:
+        """See Medium. Of a file: the one that the path leads to."""
         image = self._stores.get("image")
         if image is not None and image.is_device:
             device = devices.identity(os.fstat(image.fd).st_rdev)
             return {"size": image.size, "mtime_ns": 0, "ctime_ns": 0, "inode": 0, "device": device}
-        if image is None or not final:
-            return self._stamp()
-        with exclusive.alone(image.fd) as alone:
-            stamp = self._stamp()
-            if stamp is None or (alone() and not self._disturbed):
-                return stamp
-            return stamp | {"ctime_ns": 0}
-
-    def _stamp(self) -> Stamp | None:
-        """Of the file that the path leads to."""
         with self._translated("cannot be looked at"):
             try:
                 now = os.lstat(self.path)
@@ -530,7 +525,9 @@ class FileMedium:
 
     def past(self, point: str) -> FilePast:
         """See Medium."""
-        return FilePast(self._stores["image"], self.path.parent / POINTS / point / self.path.name, self.name)
+        return FilePast(
+            self._stores.get("image"), self.path.parent / POINTS / point / self.path.name, self.name
+        )
 
     def stop(self) -> None:
         """See Medium."""
@@ -549,13 +546,13 @@ class FileMedium:
 class FilePast:
     """A disk at an earlier point in time, in the folder of that point. See Past. `path`: of what would be its image."""
 
-    def __init__(self, image: FileStore, path: Path, disk: str) -> None:
+    def __init__(self, image: FileStore | None, path: Path, disk: str) -> None:
         self._image, self._path, self._disk = image, path, disk
         self._stores: list[FileStore] = []
 
     def clone(self) -> bool:
         """By a reflink. See Past."""
-        if self._image.is_device:
+        if self._image is None or self._image.is_device:
             return False
         with translated(self._path, "cannot be made", self._disk):
             statefiles.make_folder(self._path.parent)

@@ -20,6 +20,7 @@ from .points import LABEL
 from .replica import Replica
 from .runmark import RunMark
 
+_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 _DISK = re.compile(r"os|data-[0-9]{1,3}")
 
 
@@ -209,15 +210,14 @@ class FolderPoints:
         self._path, self._ours = path, ours
 
     def records(self) -> dict[str, bytes | None]:
-        """See Points."""
+        """See Points. Links and files are no points, whatever they are called."""
         with self._translated("cannot be read"):
             if not os.path.lexists(self._path):
                 return {}
-            if self._ours:
-                self._refuse_others()
-            return {
-                path.name: self._record(path) for path in self._path.iterdir() if LABEL.fullmatch(path.name)
-            }
+            self._refuse_others()
+            with os.scandir(self._path) as found:
+                folders = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
+            return {name: self._record(self._path / name) for name in folders if LABEL.fullmatch(name)}
 
     def _record(self, path: Path) -> bytes | None:
         try:
@@ -233,21 +233,36 @@ class FolderPoints:
 
     def remove(self, label: str) -> None:
         """See Points."""
-        path = self._path / label
         with self._translated("cannot be removed"):
-            if not path.is_dir():
+            if not os.path.lexists(self._path / label):
                 return
-            statefiles.remove(path / sets.NAME)
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
-            if not any(self._path.iterdir()):
-                self._path.rmdir()
+            self._empty(self._path / label)
+            for folder in (self._path / label, self._path):
+                try:
+                    folder.rmdir()
+                except OSError as error:
+                    if error.errno not in _NOT_EMPTY:
+                        raise
+                    return  # other points are there, or what somebody else has put there
+
+    def _empty(self, folder: Path) -> None:
+        """Delete its files, the record first. A link is not followed, and a folder in it is not ours."""
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with os.scandir(fd) as found:
+                names = [entry.name for entry in found if not entry.is_dir(follow_symlinks=False)]
+            for name in sorted(names, key=lambda name: name != sets.NAME):
+                os.unlink(name, dir_fd=fd)
+                if name == sets.NAME:
+                    os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def _refuse_others(self) -> None:
         """InvalidInput where the folder of the points is a link, or somebody else's."""
         found = os.lstat(self._path)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.lstat(self._path.parent).st_uid:
+        owner = os.lstat(self._path.parent).st_uid
+        if not stat.S_ISDIR(found.st_mode) or (self._ours and found.st_uid != owner):
             raise InvalidInput(
                 f"{self._path} is not a folder of ours",
                 remedy="Move it away: the earlier points of the replica are kept there.",

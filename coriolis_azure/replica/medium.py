@@ -156,13 +156,16 @@ class Medium(Protocol):
     def unseal(self) -> None:
         """The image is about to change: nothing may take it for a whole one."""
 
-    def seal(self) -> None:
-        """The image is whole."""
+    def seal(self, seen: Stamp) -> Stamp:
+        """The image, which had the stamp `seen` when it became so, is whole; the stamp by which it is known again.
 
-    def stamp(self, *, final: bool = False) -> Stamp | None:
+        One that never fits again where somebody else has it open, and may change it without a trace.
+        """
+
+    def stamp(self) -> Stamp | None:
         """How the image is now, and that it is the one we opened; None where none is there.
 
-        Nobody has changed it as long as that stays the same, where it is `watched`. `final`: so a run leaves it.
+        Nobody has changed it as long as that stays the same, where it is `watched`.
         """
 
     def held(self) -> AbstractContextManager[None]:

@@ -23,23 +23,29 @@ LABEL = re.compile(r"[0-9]{6}-[0-9A-Za-z]{1,40}")
 LATEST = "latest"
 
 
-def kept(points: Points, now: sets.Record | None) -> dict[str, sets.Point]:
-    """The earlier points by their labels, oldest first; `now` is the record of the replica.
+def kept(points: Points, now: sets.Record | None) -> dict[str, sets.Record]:
+    """The records of the earlier points by their labels, oldest first; `now` is that of the replica.
 
-    One whose record is damaged has no time: it cannot be given back, but older ones may need it.
+    One that is damaged, or was lost when the point was kept, has no point: older points may need what it has kept.
     """
-    whole = {label: _point(text) for label, text in sorted(points.records().items()) if text is not None}
-    return {label: point for label, point in whole.items() if not (now is not None and point == now.point)}
+    whole = {label: _record(text) for label, text in sorted(points.records().items()) if text is not None}
+    current = now.point if now is not None else None
+    return {
+        label: record for label, record in whole.items() if record.point is None or record.point != current
+    }
 
 
 def preserve(points: Points, now: sets.Record | None, replicas: Iterable[Replica], keep: int | None) -> int:
     """Keep the point that a switch is about to replace, unless none shall be kept; how many shall be.
 
-    `keep`: that number; None for as many as there are. Nothing is left of the point on an error.
+    `keep`: that number; None, where the record was lost, for as many as were asked for when those there are were kept.
+    Nothing is left of the point on an error.
     """
     tidy(points, now)
     labels = points.records()
-    wanted = len(labels) if keep is None else keep
+    earlier = kept(points, now)
+    before = [record.keep for record in earlier.values() if record.keep is not None]
+    wanted = keep if keep is not None else max(before, default=len(_whole(earlier)))
     now = now or sets.Record("")
     if not wanted or (now.point is None and not labels):
         return wanted  # where only the record of the newest point is lost, older ones need what it had
@@ -47,9 +53,10 @@ def preserve(points: Points, now: sets.Record | None, replicas: Iterable[Replica
     time = now.point.time if now.point is not None else ""
     label = f"{last + 1:06}-{re.sub('[^0-9A-Za-z]', '', time)[:40] or 'unknown'}"
     try:
-        for replica in replicas:
-            replica.preserve(label)
-        points.complete(label, replace(now, begun=None).text())
+        roots = now.point.roots if now.point is not None else {}
+        lost = [replica.name for replica in replicas if not replica.preserve(label) and replica.name in roots]
+        # Older points may need what was kept even of one that cannot be given back.
+        points.complete(label, replace(now, begun=None, point=None if lost else now.point).text())
     except BaseException:
         points.remove(label)
         raise
@@ -63,35 +70,43 @@ def tidy(points: Points, now: sets.Record | None) -> None:
 
 
 def prune(points: Points, now: sets.Record | None, keep: int) -> None:
-    """Delete the oldest points beyond the `keep` newest."""
-    labels = list(kept(points, now))
-    for label in labels[: max(0, len(labels) - keep)]:
-        points.remove(label)
+    """Delete what is older than the `keep` newest points that can be given back."""
+    earlier = kept(points, now)
+    whole = _whole(earlier)
+    if keep and len(whole) <= keep:
+        return
+    for label in earlier:
+        if not keep or label < whole[-keep]:
+            points.remove(label)
 
 
-def since(points: Points, now: sets.Record | None, time: str) -> tuple[sets.Point, Sequence[str]]:
-    """The point of that time, LATEST for the newest, and the labels of the kept points from it on.
+def since(points: Points, now: sets.Record | None, time: str) -> tuple[str, sets.Point, Sequence[str]]:
+    """The VM, the point of that time, LATEST for the newest, and the labels of the kept points from it on.
 
     InvalidInput where there is none.
     """
     earlier = kept(points, now)
-    current = now.point if now is not None else None
-    if current is not None and time in (LATEST, current.time):
-        return current, ()
+    if now is not None and now.point is not None and time in (LATEST, now.point.time):
+        return now.vm, now.point, ()
     labels = list(earlier)
     for at in reversed(range(len(labels))):
-        if earlier[labels[at]].time == time and time:
-            return earlier[labels[at]], labels[at:]
-    times = [point.time for point in earlier.values() if point.time]
-    times += [current.time] if current is not None else []
+        record = earlier[labels[at]]
+        if record.point is not None and record.point.time == time:
+            return record.vm, record.point, labels[at:]
+    times = [record.point.time for record in (*earlier.values(), now) if record and record.point]
     raise InvalidInput(
         f"there is no point of {time} here",
         remedy=f"Choose one of {', '.join(times)}." if times else "Replicate to it first.",
     )
 
 
-def _point(record: bytes) -> sets.Point:
+def _whole(earlier: dict[str, sets.Record]) -> list[str]:
+    """The labels of those that can be given back."""
+    return [label for label, record in earlier.items() if record.point is not None]
+
+
+def _record(text: bytes) -> sets.Record:
     try:
-        return sets.Record.of(record).point or sets.Point("", "", {})
+        return sets.Record.of(text)
     except CoriolisAzureError:
-        return sets.Point("", "", {})
+        return sets.Record("")

@@ -24,6 +24,8 @@ def publish(place: Place, replicas: Iterable[Replica], record: bytes) -> None:
     for replica in committed:
         replica.ready()
     keep = points.preserve(place.points, _now(place), committed, sets.Record.of(record).keep)
+    for replica in committed:
+        replica.ready()  # keeping the point may have taken its time
     place.keep_record(record)
     for replica in committed:
         replica.publish()

@@ -30,7 +30,7 @@ from .digests import Digests
 from .draft import Draft, index_size, pieces
 from .grains import Grains
 from .manifest import UNKNOWN, ZERO, Manifest, grain_count
-from .medium import Content, Document, Medium, Readable, Stamp, Store, read_padded
+from .medium import Content, Document, Medium, Past, Readable, Stamp, Store, read_padded
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class Kept:
     def begun(self) -> bool:
         """Whether the image was being written in place, and that did not end well."""
         return self.manifest.digests == Digests.filled(UNKNOWN, self.manifest.count)
+
+
+class _Gone:
+    """An image that is not there: no bytes."""
+
+    size = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """None of them."""
+        raise DestinationFailed(f"the image is gone: no {length} bytes at offset {offset}", offset=offset)
 
 
 class Replica:
@@ -65,11 +75,13 @@ class Replica:
         self._seen: Stamp | None = (
             None  # how the image was before this run read it, or as this run has made it
         )
+        self._doubted = False  # whether what is kept of the image was not believed
         self._lost = False  # whether the image is no longer as it was at its last good point
         self._partial = False
         self._target: Store | None = None  # what is written to, once something is
         self._draft: Draft | None = None
         self._committed: Manifest | None = None
+        self._agreed = False  # whether this run has said what is to be published, if it is nothing new
 
     @property
     def name(self) -> str:
@@ -120,8 +132,8 @@ class Replica:
             self._report(Notice(f"{self._medium.where} held another disk of that name; it is written anew"))
             full = True
         image = self._image_for(size)
-        if image is not None and kept is None and self._medium.is_blank():
-            image = None
+        if image is not None and (image.size == 0 or (kept is None and self._medium.is_blank())):
+            image, self._lost = None, kept is not None
         good = image is not None and not (kept is not None and kept.begun)
         self._in_place = self._only_in_place or not (good or self._medium.renames)
         self._partial = not self._in_place and self._medium.renames and (full or image is None)
@@ -188,7 +200,7 @@ class Replica:
         """The base of what is written anew without a partial image."""
         if not self._in_place:  # over the last good image, of which nothing is used
             return Manifest.new(size, chunk, disk, UNKNOWN)
-        self._keep(Manifest.new(size, chunk, disk, UNKNOWN))
+        self._keep(Manifest.new(size, chunk, disk, UNKNOWN), self._seen)
         self._medium.make("image", size)
         self._seen = self._medium.stamp()
         return Manifest.new(size, chunk, disk, ZERO if self._medium.watched else UNKNOWN)
@@ -196,6 +208,7 @@ class Replica:
     def _as_found(self, image: Store, kept: Kept | None, disk: str, size: int, chunk: int) -> Manifest:
         """The content there is, read where it is not proved."""
         doubt = self._doubt(kept, chunk)
+        self._doubted = bool(doubt)
         if doubt:
             self._report(Notice(f"{doubt}; {self._medium.where} is read as a whole"))
         there = image.size
@@ -322,7 +335,7 @@ class Replica:
 
     def _begin_in_place(self, base: Manifest) -> None:
         """Know nothing of the image any more."""
-        self._keep(replace(base, digests=Digests.filled(UNKNOWN, base.count)))
+        self._keep(replace(base, digests=Digests.filled(UNKNOWN, base.count)), self._seen)
 
     # Content
 
@@ -396,13 +409,24 @@ class Replica:
             self._commit_in_place(manifest)
             return
         self._refuse_changed()
-        if self._target is None and self._kept is not None and self._kept.manifest == manifest:
+        self._agreed = True
+        if self._target is None and self._is_kept(manifest):
+            if self._medium.contested:
+                self._check_all(self._image(), manifest)
+            if self._doubted:  # it was read, and is as it should be
+                self._keep_sealed(manifest)
             return
         if self._partial and self._draft is None:  # a disk of zeros
             self._begin()
         self.flush()
         self._medium.save("draft", manifest.text({"partial": self._partial, "committed": True}))
         self._committed = manifest
+
+    def _is_kept(self, manifest: Manifest) -> bool:
+        """Whether the image is already all that `manifest` says, its size included."""
+        image = self._medium.open("image")
+        fits = image is not None and (image.size == manifest.size or not self._medium.watched)
+        return fits and self._kept is not None and self._kept.manifest == manifest
 
     def _commit_in_place(self, manifest: Manifest) -> None:
         if self._target is None:
@@ -413,8 +437,8 @@ class Replica:
         image.flush()
         if self._medium.contested:
             self._check_all(image, manifest)
-        self._medium.seal()
-        self._keep(manifest)
+        self._seen = self._medium.stamp()
+        self._keep_sealed(manifest)
 
     def _refuse_changed(self) -> None:
         if self._medium.stamp() != self._seen:
@@ -426,24 +450,34 @@ class Replica:
 
     def ready(self) -> None:
         """DestinationFailed where what was committed cannot be published any more. Nothing is changed."""
-        if self._committed is not None:
-            self._medium.guard(now=True)
-            self._refuse_changed()
+        if self._agreed:
+            self._refuse_disturbed()
 
-    def preserve(self, point: str) -> None:
-        """Keep what the image is now, before `publish` changes it, as the disk at this point. See `points`."""
+    def _refuse_disturbed(self) -> None:
+        """DestinationFailed where the image is another one, or another content, than this run has seen."""
+        self._medium.guard(now=True)
+        self._refuse_changed()
+
+    def preserve(self, point: str) -> bool:
+        """Keep what the image is now, before `publish` changes it, as the disk at this point. See `points`.
+
+        False where it is not what it was at its last good point, so that this cannot be given back.
+        """
+        if self._committed is None:
+            return True  # nothing changes
         kept, image = self._kept, self._medium.open("image")
-        if self._committed is None or kept is None or kept.begun or image is None:
-            return  # nothing changes, or nothing of use is there
-        if self._lost:
+        if self._lost or kept is None or kept.begun or image is None:
             where = self._medium.where
             self._report(
-                Notice(f"{where} is kept as it is now: it is no longer what the last run had left there")
+                Notice(f"{where} is no longer what the last run had left, so that point is not kept")
             )
+        if kept is None or kept.begun or image is None:
+            return False
         with contextlib.closing(self._medium.past(point)) as past:
             if not past.clone():
                 undo.keep(past, image, kept.manifest, self._changing(image), self._go_on)
             past.save(kept.manifest.text({}))
+        return not self._lost
 
     def _changing(self, image: Store) -> Iterator[tuple[int, int]]:
         """The extents of the image that `publish` changes, in pieces, in disk order."""
@@ -462,20 +496,29 @@ class Replica:
         Of no points: the disk as it is. What is read has to be compared with the manifest. InvalidInput where there is
         nothing of it.
         """
-        manifest = self.stored()
-        image = self._medium.open("image")
-        if image is None:
-            raise DestinationFailed(f"{self._medium.where} is gone", disk=self.name)
-        disk: Readable = image
+        manifest: Manifest | None = None
+        disk: Readable | None = None
+        logs: list[tuple[Past, Manifest]] = []
         with contextlib.ExitStack() as opened:
-            for point in reversed(points):
+            for point in points:
                 past = opened.enter_context(contextlib.closing(self._medium.past(point)))
                 file = past.load()
                 if file is None:
                     continue  # it was not changed before the next newer point
                 with file:
-                    manifest, _ = Manifest.read(file)
-                disk = past.open("image") or undo.over(past, disk, manifest)
+                    then, _ = Manifest.read(file)
+                manifest = manifest or then
+                disk = past.open("image")
+                if disk is not None:
+                    break  # a clone: nothing newer is needed
+                logs.append((past, then))
+            if manifest is None:
+                manifest = self.stored()
+            if disk is None:
+                self._medium.share()
+                disk = self._medium.open("image") or _Gone()
+            for past, then in reversed(logs):
+                disk = undo.over(past, disk, then)
             yield manifest, disk
 
     def publish(self) -> None:
@@ -496,7 +539,10 @@ class Replica:
         )
 
     def recover(self) -> None:
-        """Publish what a run that died had committed, and what the record says is the replica."""
+        """Publish what a run that died had committed, and what the record says is the replica.
+
+        What is damaged or gone by now is left to the next run to fetch.
+        """
         self._medium.take()
         self._reset()
         manifest, noted = self._load_draft()
@@ -505,18 +551,40 @@ class Replica:
         where = self._medium.where
         self._report(Notice(f"{where}: publishing what the last run had fetched"))
         self._partial = noted.get("partial") is True
+        promoted = self._partial and self._medium.open("partial") is None
+        if self._medium.open("image") is None and (promoted or not self._partial):
+            self._report(Notice(f"{where} is gone; it is sent again as a whole"))
+            self._drop_draft()
+            return
+        if self._partial and not promoted and not self._is_whole(manifest):
+            self._report(
+                Notice(f"what the last run had fetched of {where} is damaged; what differs is sent again")
+            )
+            self._note_draft(manifest)  # so the next run takes what is right of it
+            return
+        if not promoted:
+            self.take()  # what is there is not what that run has put there
         if not self._partial:
             self._draft = self._logged(manifest)
-        if not self._partial or self._medium.open("partial") is not None:
-            self.take()  # what is there is not what that run has put there
+        self._seen = self._medium.stamp()
         image = self._bring(manifest)
         # Since that run died somebody may have changed the image, or the log of its changes may be damaged.
+        if self._medium.watched and image.size != manifest.size:
+            image.resize(manifest.size)
+            self._seen = self._medium.stamp()
         found = self._reread(image, manifest, range(manifest.count))
         if found != manifest:
             self._report(
                 Notice(f"{where} is not all that the last run had fetched; what differs is sent again")
             )
         self._end(found)
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        """Whether the partial image is what it was when it was committed."""
+        partial = self._medium.open("partial")
+        if partial is None or partial.size != manifest.size:
+            return False
+        return self._reread(partial, manifest, range(manifest.count)) == manifest
 
     def _logged(self, manifest: Manifest) -> Draft | None:
         """The log of a committed draft, with what is right in it; None where there is none."""
@@ -530,14 +598,16 @@ class Replica:
         return draft
 
     def _bring(self, manifest: Manifest) -> Store:
-        """The image as it is committed, on its medium."""
+        """The image as it is committed, on its medium. DestinationFailed where somebody has changed it meanwhile."""
         if self._partial:
             if self._medium.open("partial") is not None:
+                self._refuse_disturbed()
                 self._medium.promote()
             self._seen = self._medium.stamp()
             return self._image()
         image = self._image()
         with self._medium.held():
+            self._refuse_disturbed()
             if image.size != manifest.size or self._draft is not None:
                 self._medium.unseal()
             if image.size != manifest.size:
@@ -563,8 +633,7 @@ class Replica:
     def _end(self, manifest: Manifest) -> None:
         """The image is published: keep its manifest, and let go of the draft."""
         self._refuse_changed()
-        self._medium.seal()
-        self._keep(manifest)
+        self._keep_sealed(manifest)
         self._draft = self._target = self._committed = None
         self._drop_draft()
 
@@ -578,10 +647,16 @@ class Replica:
 
     # Documents
 
-    def _keep(self, manifest: Manifest) -> None:
-        """Make `manifest` what is kept of the image."""
-        stamp = self._medium.stamp(final=True) or Stamp()
-        self._medium.save("manifest", manifest.text({"image": stamp}))
+    def _keep_sealed(self, manifest: Manifest) -> None:
+        """The image is whole, and what `manifest` says: keep that, with how it was when this run last saw it."""
+        sealed = self._medium.seal(self._seen or Stamp())
+        self._keep(manifest, sealed)
+        if not self._medium.renames:  # a page blob is changed as it is sealed
+            self._seen = sealed
+
+    def _keep(self, manifest: Manifest, stamp: Stamp | None) -> None:
+        """Make `manifest` what is kept of the image, which had that stamp."""
+        self._medium.save("manifest", manifest.text({"image": stamp or Stamp()}))
 
     def _load(self, *, ours: bool = True) -> Kept | None:
         """What is kept of the image; None where there is nothing of use."""
@@ -625,6 +700,6 @@ class Replica:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of it, but of what is committed only when the place is closed: it is to be published."""
-        if self._committed is None:
+        """Let go of it, but of what is committed only when the place is closed: all are published together."""
+        if not self._agreed:
             self.close()

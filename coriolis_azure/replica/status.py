@@ -38,7 +38,7 @@ def status(place: Place) -> Status:
     return Status(
         record.vm,
         record.point.time if record.point is not None else None,
-        tuple(point.time for point in earlier if point.time),
+        tuple(kept.point.time for kept in earlier if kept.point is not None),
         tuple(sorted(record.point.roots)) if record.point is not None else (),
         record.begun.time if record.begun is not None else None,
     )

@@ -388,11 +388,11 @@ class VhdMedium:
                 self._blob.set_metadata(self._metadata(image.size))
                 self._blob.clear(vhd.rounded(image.size), vhd.FOOTER)
 
-    def seal(self) -> None:
-        """See Medium: it has its footer."""
+    def seal(self, seen: Stamp) -> Stamp:
+        """See Medium: it has its footer. The lease keeps others out."""
         image = self._stores["image"]
         if self._sealed:
-            return
+            return seen
         with self._translated("cannot be committed"):
             end = vhd.rounded(image.size)
             start = image.size + -image.size % PAGE
@@ -400,7 +400,8 @@ class VhdMedium:
                 self._blob.clear(start, end - start)
             self._blob.write(end, vhd.footer(end, uuid.UUID(self._image), self._clock.now()))
             self._sealed = True
-            self._blob.set_metadata(self._metadata(image.size))
+            etag = self._blob.set_metadata(self._metadata(image.size))
+        return {"image": self._image, "etag": etag}
 
     def _metadata(self, size: int) -> dict[str, str]:
         return {
@@ -409,9 +410,8 @@ class VhdMedium:
             _SIZE: str(size),
         }
 
-    def stamp(self, *, final: bool = False) -> Stamp | None:
+    def stamp(self) -> Stamp | None:
         """See Medium."""
-        del final
         if "image" not in self._stores:
             return None
         with self._translated("cannot be read"):
@@ -517,7 +517,10 @@ class VhdMedium:
         """See Medium."""
         folder, _, name = self._path.rpartition("/")
         manifest = "/".join(filter(None, (folder, POINTS, point, f"{name}.manifest")))
-        return VhdPast(self._stores["image"], self._container, manifest, point, self.name)
+        image = self._stores.get("image")
+        return VhdPast(
+            self._blob, image.size if image is not None else 0, self._container.blob(manifest), point
+        )
 
     def renew(self) -> None:
         """Keep others out for another minute."""
@@ -543,18 +546,18 @@ class VhdMedium:
 
 
 class VhdPast:
-    """A disk at an earlier point in time: a snapshot of the VHD. See Past. `manifest`: the name of its blob."""
+    """A disk at an earlier point in time: a snapshot of the VHD. See Past. `manifest`: the blob of that."""
 
-    def __init__(self, image: PageStore, container: Container, manifest: str, point: str, disk: str) -> None:
-        self._image, self._container = image, container
-        self._manifest, self._point, self._disk = container.blob(manifest), point, disk
+    def __init__(self, image: Blob, size: int, manifest: Blob, point: str) -> None:
+        self._image, self._size = image, size
+        self._manifest, self._point = manifest, point
+        self._disk = image.name.rpartition("/")[2].removesuffix(".vhd")
         self._snapshot = ""
 
     def clone(self) -> bool:
         """See Past."""
-        blob = self._image.blob
-        with translated(blob.url, "cannot be snapshotted", self._disk):
-            kept = blob.take_snapshot({POINT: self._point, _SIZE: str(self._image.size)})
+        with translated(self._image.url, "cannot be snapshotted", self._disk):
+            kept = self._image.take_snapshot({POINT: self._point, _SIZE: str(self._size)})
         self._snapshot = kept.snapshot
         return True
 
@@ -566,11 +569,11 @@ class VhdPast:
             found = self._manifest.find()
             if found is None:
                 return None
-            blob = self._container.blob(self._image.blob.name, found.metadata.get(SNAPSHOT, ""))
+            blob = self._image.at(found.metadata.get(SNAPSHOT, ""))
             snapshot = blob.find() if blob.snapshot else None
         size = snapshot.metadata.get(_SIZE, "") if snapshot is not None else ""
         if not size.isdigit():
-            raise DestinationFailed(f"the snapshot of {self._image.blob.url} is gone", disk=self._disk)
+            raise DestinationFailed(f"the snapshot of {self._image.url} is gone", disk=self._disk)
         return PageStore(blob, int(size), self._disk, lambda: False)
 
     def make(self, part: PastPart, size: int) -> PageStore:
