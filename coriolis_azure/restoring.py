@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 from . import transfer
 from .clock import Clock
-from .errors import CorruptChunk, DestinationFailed, IncompleteReplica, InvalidInput, Unsupported
-from .events import Notice, Progress, Report, Step
+from .errors import CorruptChunk, DestinationFailed, IncompleteReplica, InvalidInput
+from .events import Progress, Report, Step
 from .model import Json
 from .readers.flow import Flow
 from .readers.pages import PageReader
@@ -53,7 +53,7 @@ def restore(
     that there is such a point. InvalidInput where there is none, or there is a replica already; CorruptChunk or
     IncompleteReplica where what was kept of it is damaged: nothing is published then.
     """
-    vm, point, labels = points.since(place.points, _now(place, report), time)
+    vm, point, labels = points.since(place.points, sets.usable(place, report), time)
     with ExitStack() as opened:
         disks = {}
         for name in sorted(point.roots):
@@ -70,17 +70,6 @@ def restore(
                     f"there are images already: {', '.join(there)}", remedy="Give a new or an empty place."
                 )
             return _copy(point, vm, disks, to, report, clock)
-
-
-def _now(place: Place, report: Report) -> sets.Record | None:
-    """The record of the replica; earlier points do without it."""
-    try:
-        return sets.read(place)
-    except Unsupported:
-        raise
-    except InvalidInput as error:
-        report(Notice(error.message))
-        return None
 
 
 def _copy(

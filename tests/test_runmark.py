@@ -105,22 +105,28 @@ def test_what_the_first_run_writes_too_late_is_found_before_the_second_commits(
             second.commit(replace(found, digests=digests))
 
 
-def test_a_second_run_that_finds_nothing_to_do_reads_again_before_it_ends(
-    sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The host of the second one may have the times of the image cached."""
+@contextmanager
+def contesting(sides: tuple[Path, Path]) -> Iterator[tuple[Replica, Replica, Manifest]]:
+    """Two runs at work on an image: that of each, and what the second one knows of it."""
     one, other = sides
     run(one / "os.raw", {0: A})
     with ImageFolder(one) as first, first.disk("os") as image:
         image.known("id", SIZE, CHUNK, full=False)
         with ImageFolder(other) as second, second.disk("os") as later:
-            found = later.known("id", SIZE, CHUNK, full=False)
-            seen = later._seen
-            monkeypatch.setattr(FileMedium, "stamp", lambda medium: seen)
-            with (one / "os.raw").open("r+b") as late:
-                late.write(B)
-            with pytest.raises(CorruptChunk, match="offset 0 was changed by another run"):
-                later.commit(found)
+            yield image, later, later.known("id", SIZE, CHUNK, full=False)
+
+
+def test_a_second_run_that_finds_nothing_to_do_reads_again_before_it_ends(
+    sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host of the second one may have the times of the image cached."""
+    with contesting(sides) as (_, later, found):
+        seen = later._seen
+        monkeypatch.setattr(FileMedium, "stamp", lambda medium: seen)
+        with (sides[0] / "os.raw").open("r+b") as late:
+            late.write(B)
+        with pytest.raises(CorruptChunk, match="offset 0 was changed by another run"):
+            later.commit(found)
 
 
 def published(image: Replica) -> None:
@@ -130,27 +136,22 @@ def published(image: Replica) -> None:
 
 def test_what_the_first_run_publishes_too_late_stops_the_second(sides: tuple[Path, Path]) -> None:
     """The first one's image is the second's too: what it writes shows before the second one switches."""
-    one, other = sides
-    run(one / "os.raw", {0: A})
-    with ImageFolder(one) as first, first.disk("os") as image:
-        image.known("id", SIZE, CHUNK, full=False)
-        with ImageFolder(other) as second, second.disk("os") as later:
-            found = later.known("id", SIZE, CHUNK, full=False)
-            later.intend(CHUNK, CHUNK)
-            later.write(CHUNK, B)
-            digests = found.digests.copy()
-            digests.put(1, found.digester()(B))
-            manifest = replace(found, digests=digests)
-            later.settle(manifest, 1, 1)
-            later.flush()
-            later.commit(manifest)
-            written_late = image._medium.open("image")
-            assert written_late is not None
-            written_late.write(0, B)
-            # What this host has in its cache of the image's times may be a second old: then the content tells.
-            with pytest.raises((DestinationFailed, CorruptChunk), match="changed by"):
-                published(later)
-    with ImageFolder(one) as third, third.disk("os") as image:
+    with contesting(sides) as (image, later, found):
+        later.intend(CHUNK, CHUNK)
+        later.write(CHUNK, B)
+        digests = found.digests.copy()
+        digests.put(1, found.digester()(B))
+        manifest = replace(found, digests=digests)
+        later.settle(manifest, 1, 1)
+        later.flush()
+        later.commit(manifest)
+        written_late = image._medium.open("image")
+        assert written_late is not None
+        written_late.write(0, B)
+        # What this host has in its cache of the image's times may be a second old: then the content tells.
+        with pytest.raises((DestinationFailed, CorruptChunk), match="changed by"):
+            published(later)
+    with ImageFolder(sides[0]) as third, third.disk("os") as image:
         known = image.known("id", SIZE, CHUNK, full=False)
         assert known.digest(0) == known.digester()(B)
 

@@ -502,12 +502,7 @@ class FileMedium:
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
         """See Medium."""
-        with self._translated("cannot be read", self._beside(document)):
-            try:
-                fd = statefiles.open_existing(self._beside(document), os.O_RDONLY, ours=ours)
-            except FileNotFoundError:
-                return None
-        return os.fdopen(fd, "rb")
+        return _document(self._beside(document), self.name, ours=ours)
 
     def save(self, document: Document, pieces: Iterable[bytes]) -> None:
         """See Medium."""
@@ -589,12 +584,7 @@ class FilePast:
 
     def load(self) -> IO[bytes] | None:
         """See Past."""
-        path = self._beside("manifest")
-        with translated(path, "cannot be read", self._disk):
-            try:
-                return os.fdopen(statefiles.open_existing(path, os.O_RDONLY, ours=False), "rb")
-            except FileNotFoundError:
-                return None
+        return _document(self._beside("manifest"), self._disk, ours=False)
 
     def save(self, pieces: Iterable[bytes]) -> None:
         """See Past."""
@@ -619,6 +609,15 @@ class FilePast:
 
     def _beside(self, what: str) -> Path:
         return self._path.with_name(f"{self._path.name}.{what}")
+
+
+def _document(path: Path, disk: str, *, ours: bool) -> IO[bytes] | None:
+    """A document of ours, to be read; None where there is none."""
+    with translated(path, "cannot be read", disk):
+        try:
+            return os.fdopen(statefiles.open_existing(path, os.O_RDONLY, ours=ours), "rb")
+        except FileNotFoundError:
+            return None
 
 
 @contextlib.contextmanager

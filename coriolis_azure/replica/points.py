@@ -28,50 +28,47 @@ def kept(points: Points, now: sets.Record | None) -> dict[str, sets.Record]:
 
     One that is damaged, or was lost when the point was kept, has no point: older points may need what it has kept.
     """
-    whole = {label: _record(text) for label, text in sorted(points.records().items()) if text is not None}
-    current = now.point if now is not None else None
-    return {
-        label: record for label, record in whole.items() if record.point is None or record.point != current
-    }
+    return _earlier(points.records(), now)
 
 
-def preserve(points: Points, now: sets.Record | None, replicas: Iterable[Replica], keep: int | None) -> int:
-    """Keep the point that a switch is about to replace, unless none shall be kept; how many shall be.
+def preserve(
+    points: Points, now: sets.Record | None, replicas: Iterable[Replica], keep: int | None
+) -> tuple[dict[str, sets.Record], int]:
+    """Keep the point that a switch is about to replace, unless none shall be kept.
 
-    `keep`: that number; None, where the record was lost, for as many as were asked for when those there are were kept.
-    Nothing is left of the point on an error.
+    `keep`: how many shall be; None, where the record was lost, for as many as were asked for when those there are were
+    kept. Gives back the earlier points there are then, and that number. What runs have left that died before the
+    switch is deleted, and nothing is left of the point on an error.
     """
-    tidy(points, now)
-    labels = points.records()
-    earlier = kept(points, now)
+    records = points.records()
+    earlier = _earlier(records, now)
+    for label in records.keys() - earlier.keys():
+        points.remove(label)
     before = [record.keep for record in earlier.values() if record.keep is not None]
     wanted = keep if keep is not None else max(before, default=len(_whole(earlier)))
     now = now or sets.Record("")
-    if not wanted or (now.point is None and not labels):
-        return wanted  # where only the record of the newest point is lost, older ones need what it had
-    last = max((int(label.partition("-")[0]) for label in labels), default=0)
+    if not wanted or (now.point is None and not earlier):
+        return (
+            earlier,
+            wanted,
+        )  # where only the record of the newest point is lost, older ones need what it had
+    last = max((int(label.partition("-")[0]) for label in records), default=0)
     time = now.point.time if now.point is not None else ""
     label = f"{last + 1:06}-{re.sub('[^0-9A-Za-z]', '', time)[:40] or 'unknown'}"
     try:
         roots = now.point.roots if now.point is not None else {}
         lost = [replica.name for replica in replicas if not replica.preserve(label) and replica.name in roots]
         # Older points may need what was kept even of one that cannot be given back.
-        points.complete(label, replace(now, begun=None, point=None if lost else now.point).text())
+        record = replace(now, begun=None, point=None if lost else now.point)
+        points.complete(label, record.text())
     except BaseException:
         points.remove(label)
         raise
-    return wanted
+    return {**earlier, label: record}, wanted
 
 
-def tidy(points: Points, now: sets.Record | None) -> None:
-    """Delete what runs have left that died before the switch."""
-    for label in points.records().keys() - kept(points, now).keys():
-        points.remove(label)
-
-
-def prune(points: Points, now: sets.Record | None, keep: int) -> None:
+def prune(points: Points, earlier: dict[str, sets.Record], keep: int) -> None:
     """Delete what is older than the `keep` newest points that can be given back."""
-    earlier = kept(points, now)
     whole = _whole(earlier)
     if keep and len(whole) <= keep:
         return
@@ -98,6 +95,15 @@ def since(points: Points, now: sets.Record | None, time: str) -> tuple[str, sets
         f"there is no point of {time} here",
         remedy=f"Choose one of {', '.join(times)}." if times else "Replicate to it first.",
     )
+
+
+def _earlier(records: dict[str, bytes | None], now: sets.Record | None) -> dict[str, sets.Record]:
+    """What those of whole points say, without the one made for a switch that never came. See `kept`."""
+    current = now.point if now is not None else None
+    whole = {label: _record(text) for label, text in sorted(records.items()) if text is not None}
+    return {
+        label: record for label, record in whole.items() if record.point is None or record.point != current
+    }
 
 
 def _whole(earlier: dict[str, sets.Record]) -> list[str]:

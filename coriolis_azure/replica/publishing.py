@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from ..errors import InvalidInput, Unsupported
 from . import points, sets
 from .destinations import Place
 from .replica import Replica
@@ -23,29 +22,20 @@ def publish(place: Place, replicas: Iterable[Replica], record: bytes) -> None:
     committed = list(replicas)
     for replica in committed:
         replica.ready()
-    keep = points.preserve(place.points, _now(place), committed, sets.Record.of(record).keep)
+    now, keep = sets.usable(place), sets.Record.of(record).keep
+    earlier, keep = points.preserve(place.points, now, committed, keep)
     for replica in committed:
         replica.ready()  # keeping the point may have taken its time
     place.keep_record(record)
     for replica in committed:
         replica.publish()
-    points.prune(place.points, _now(place), keep)
+    points.prune(place.points, earlier, keep)
 
 
 def unpublished(place: Place, drafts: Collection[Replica]) -> list[Replica]:
     """Those of the drafts that are the replica by the record, and whose images are not yet."""
     if not drafts:
         return []
-    record = _now(place)
+    record = sets.usable(place)
     roots = record.point.roots if record is not None and record.point is not None else {}
     return [replica for replica in drafts if replica.is_unpublished(roots.get(replica.name))]
-
-
-def _now(place: Place) -> sets.Record | None:
-    """The record of the replica; None where there is none, or a damaged one."""
-    try:
-        return sets.read(place)
-    except Unsupported:
-        raise
-    except InvalidInput:
-        return None

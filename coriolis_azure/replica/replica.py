@@ -72,9 +72,8 @@ class Replica:
         self._shape: Manifest | None = None  # of the draft: chunks, size, key
         self._base: Manifest | None = None  # what `known` has given
         self._kept: Kept | None = None
-        self._seen: Stamp | None = (
-            None  # how the image was before this run read it, or as this run has made it
-        )
+        # How the image was before this run read it, or as this run has made it.
+        self._seen: Stamp | None = None
         self._doubted = False  # whether what is kept of the image was not believed
         self._lost = False  # whether the image is no longer as it was at its last good point
         self._partial = False

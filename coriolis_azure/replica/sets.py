@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInput, Unsupported
+from ..events import Notice, Report, silent
 
 if TYPE_CHECKING:
     from .destinations import Place
@@ -90,17 +91,23 @@ def read(place: Place) -> Record | None:
     return Record.of(text) if text is not None else None
 
 
+def usable(place: Place, report: Report = silent) -> Record | None:
+    """What is written down at `place`; None where nothing is, or what is damaged. Unsupported for a newer record."""
+    try:
+        return read(place)
+    except Unsupported:
+        raise
+    except InvalidInput as error:
+        report(Notice(error.message))
+        return None
+
+
 def begin(place: Place, vm: str, begun: Begun, keep: int | None = None) -> Record:
     """Write down that a run is about to copy; durable on return. What was said of the last good run stays.
 
     `keep`: how many earlier points are to be kept from now on; None for as many as before.
     """
-    try:
-        before = read(place)
-    except Unsupported:
-        raise
-    except InvalidInput:
-        before = None
+    before = usable(place)
     if before is None or before.vm.lower() != vm.lower():
         before = Record(vm)
     record = Record(vm, begun, before.point, before.keep if keep is None else keep)

@@ -48,8 +48,12 @@ def bring(
     disk: str = "id",
     full: bool = False,
     chunk: int = CHUNK,
+    die: int = -1,
 ) -> tuple[list[int], Manifest]:
-    """What a transfer does to a destination: the chunks that were sent, and the manifest that was committed."""
+    """What a transfer does to a destination: the chunks that were sent, and the manifest that was committed.
+
+    `die`: after so many of them it ends without a commit.
+    """
     base = image.known(disk, size, chunk, full=full)
     now = replace(base, digests=base.digests.copy(), fresh=False)
     digest, sent = base.digester(), []
@@ -68,6 +72,8 @@ def bring(
             image.write(offset, data)
         now.digests.put(index, new)
         image.settle(now, index, 1)
+        if len(sent) == die:
+            return sent, now
     image.flush()
     image.commit(now)
     return sent, now

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from coriolis_azure.events import silent
-from coriolis_azure.replica.manifest import ZERO
+from harness.image_runs import bring
 from harness.replicas import BlobPlace, FilePlace
 
 CHUNK = 65536
@@ -30,29 +28,8 @@ def run(
 
     `die`: after so many of them the run ends without a commit.
     """
-    sent: list[int] = []
     with place.open(report, **options) as image:
-        base = image.known(disk, size, CHUNK, full=full)
-        now = replace(base, digests=base.digests.copy(), fresh=False)
-        digest = base.digester()
-        for index in range(base.count):
-            offset, length = base.span(index)
-            data = content.get(index, b"").ljust(length, b"\0")[:length] if index in content else b""
-            new = digest(data) if data else ZERO
-            if new == base.digest(index):
-                continue
-            image.intend(offset, length)
-            if new == ZERO:
-                image.zero(offset, length)
-            else:
-                image.write(offset, data)
-            now.digests.put(index, new)
-            image.settle(now, index, 1)
-            sent.append(index)
-            if len(sent) == die:
-                return sent
-        image.flush()
-        image.commit(now)
+        sent, _ = bring(image, content, size=size, disk=disk, full=full, chunk=CHUNK, die=die)
     return sent
 
 
