@@ -18,6 +18,7 @@ from .errors import WaitEnded
 
 Lock = threading.Lock
 Condition = threading.Condition
+Local = threading.local
 T = TypeVar("T")
 R = TypeVar("R")
 LOG = logging.getLogger(__name__)

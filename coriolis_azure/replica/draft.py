@@ -11,17 +11,18 @@ or a disk has lost, is fetched again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from ..agent import DIGEST, is_zero
 from ..threads import Lock, ordered
 from .manifest import Manifest
-from .medium import Content, Readable, Store, read_padded
+from .medium import Content, Readable, Store, holds, read_padded
 
 BLOCK = 4096  # bytes that one bit stands for
 _PIECE = 1 << 20  # bytes that are published at a time, or kept
+_HANDFUL = 64  # extents that a thread takes at a time, at most
 _RECORDS = 4096  # that are read at a time
 Read = Callable[[int, int], Content]
 
@@ -119,15 +120,16 @@ class Draft:
     def publish(self, image: Store, go_on: Callable[[], None]) -> None:
         """Bring the image to what the draft has. It may be done again, from any point on."""
 
-        def put(extent: tuple[int, int]) -> None:
+        def put(extents: list[tuple[int, int]]) -> None:
             go_on()
-            data = self.content.read(*extent)
-            if is_zero(data):
-                image.zero(*extent)
-            else:
-                image.write(extent[0], data)
+            for offset, length in extents:
+                data = self.content.read(offset, length) if holds(self.content, offset, length) else b""
+                if is_zero(data):
+                    image.zero(offset, length)
+                else:
+                    image.write(offset, data)
 
-        with closing(ordered(put, self.extents(), threads=4, ahead=12)) as results:
+        with closing(ordered(put, handfuls(self.extents()), threads=4, ahead=12)) as results:
             for _ in results:
                 pass
 
@@ -135,11 +137,17 @@ class Draft:
         """The offset of the first piece that the image, read from its medium, does not have as the draft has it."""
         with image.uncached() as read:
 
-            def same(extent: tuple[int, int]) -> tuple[int, bool]:
-                return extent[0], self.content.read(*extent) == read(*extent)
+            def same(offset: int, length: int) -> bool:
+                if not (holds(self.content, offset, length) or holds(image, offset, length)):
+                    return True
+                # Of the same length: == goes through a memoryview byte by byte, this does not.
+                return self.content.read(offset, length).startswith(read(offset, length))
 
-            with closing(ordered(same, self.extents(), threads=4, ahead=12)) as results:
-                return next((offset for offset, right in results if not right), None)
+            def difference(extents: list[tuple[int, int]]) -> int | None:
+                return next((offset for offset, length in extents if not same(offset, length)), None)
+
+            with closing(ordered(difference, handfuls(self.extents()), threads=4, ahead=12)) as results:
+                return next((offset for offset in results if offset is not None), None)
 
     def flush(self) -> None:
         """On return all of it survives a power loss."""
@@ -226,6 +234,20 @@ class Draft:
             for at in range(offset // self._chunk, -(-(offset + length) // self._chunk)):
                 if not self._present[at // 8] >> at % 8 & 1:
                     self.content.zero(*base.span(at))
+
+
+def handfuls(extents: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """The extents in lists, each of up to a piece's bytes: a task for a thread, which small ones are not."""
+    handful: list[tuple[int, int]] = []
+    room = _PIECE
+    for offset, length in extents:
+        if handful and (length > room or len(handful) == _HANDFUL):
+            yield handful
+            handful, room = [], _PIECE
+        handful.append((offset, length))
+        room -= length
+    if handful:
+        yield handful
 
 
 def pieces(begin: int, end: int) -> Iterator[tuple[int, int]]:

@@ -32,10 +32,12 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 from .. import formats
 from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
+from ..threads import Local
 from . import devices, exclusive, statefiles
 from .grains import Grains
 from .medium import Content, Document, Part, PastPart, Stamp
@@ -46,6 +48,7 @@ FOREIGN_REMEDY = (
     "differs is sent."
 )
 _BLOCK = 4096  # what reads past the page cache are aligned to
+_SMALL = 1 << 16  # up to here such a read is copied out of a buffer that its thread keeps
 _ZEROS = bytes(1 << 20)
 _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
@@ -60,6 +63,30 @@ REMEDIES = {
     errno.EPERM: "Give this user the right to read and write the destination, then run again.",
     errno.EIO: "Check the health of the medium under the destination, then run again.",
 }
+
+
+class Translated:
+    """A block in which an OSError is DestinationFailed. A class, since one is made for each read and write."""
+
+    __slots__ = ("_disk", "_offset", "_path", "_what")
+
+    def __init__(self, path: Path, what: str, disk: str, offset: int | None = None) -> None:
+        self._path, self._what, self._disk, self._offset = path, what, disk, offset
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            at = f" at offset {self._offset}" if self._offset is not None else ""
+            raise DestinationFailed(
+                f"{self._path} {self._what}{at}: {error.strerror}",
+                remedy=REMEDIES.get(error.errno or 0) or exhausted_remedy(error),
+                disk=self._disk,
+                offset=self._offset,
+            ) from error
 
 
 class FileStore:
@@ -168,10 +195,15 @@ class FileStore:
             yield self.read
             return
 
+        kept = Local()
+
         def read(offset: int, length: int) -> Content:
             self._go_on(offset)
             begin = offset // _BLOCK * _BLOCK
-            room = mmap.mmap(-1, -(-(offset - begin + length) // _BLOCK) * _BLOCK)
+            size = -(-(offset - begin + length) // _BLOCK) * _BLOCK
+            if size <= _SMALL and not hasattr(kept, "room"):
+                kept.room = memoryview(mmap.mmap(-1, _SMALL))
+            room = kept.room[:size] if size <= _SMALL else memoryview(mmap.mmap(-1, size))
             with self._translated("cannot be read", offset):
                 try:
                     done = os.preadv(direct, [room], begin)
@@ -179,8 +211,10 @@ class FileStore:
                     if error.errno != errno.EINVAL:
                         raise
                     done = 0
-            whole = done >= offset - begin + length
-            return memoryview(room)[offset - begin :][:length] if whole else self.read(offset, length)
+            if done < offset - begin + length:
+                return self.read(offset, length)
+            content = room[offset - begin :][:length]
+            return bytes(content) if size <= _SMALL else content
 
         try:
             yield read
@@ -191,11 +225,8 @@ class FileStore:
         if self._stopped():
             raise DestinationFailed(f"{self.path} was given up", disk=self._disk, offset=offset)
 
-    @contextlib.contextmanager
-    def _translated(self, what: str, offset: int | None = None) -> Iterator[None]:
-        at = f" at offset {offset}" if offset is not None else ""
-        with translated(self.path, f"{what}{at}", self._disk, offset):
-            yield
+    def _translated(self, what: str, offset: int | None = None) -> Translated:
+        return Translated(self.path, what, self._disk, offset)
 
 
 class FileMedium:
@@ -316,7 +347,7 @@ class FileMedium:
         """See Medium."""
         self._close(part)
         with self._translated("cannot be removed", self._beside(part)):
-            statefiles.remove(self._beside(part))
+            statefiles.remove(self._beside(part), durable=False)
 
     def promote(self) -> None:
         """See Medium."""
@@ -534,8 +565,8 @@ class FileMedium:
             self._close(part)
         self._writes = False
 
-    def _translated(self, what: str, path: Path | None = None) -> contextlib.AbstractContextManager[None]:
-        return translated(path or self.path, what, self.name)
+    def _translated(self, what: str, path: Path | None = None) -> Translated:
+        return Translated(path or self.path, what, self.name)
 
 
 class FilePast:
@@ -549,7 +580,7 @@ class FilePast:
         """By a reflink. See Past."""
         if self._image is None or self._image.is_device:
             return False
-        with translated(self._path, "cannot be made", self._disk):
+        with Translated(self._path, "cannot be made", self._disk):
             statefiles.make_folder(self._path.parent)
             store = self._store(self._path, statefiles.create)
             try:
@@ -566,7 +597,7 @@ class FilePast:
     def open(self, part: PastPart) -> FileStore | None:
         """See Past."""
         path = self._of(part)
-        with translated(path, "cannot be opened", self._disk):
+        with Translated(path, "cannot be opened", self._disk):
             try:
                 return self._store(path, lambda path: statefiles.open_existing(path, os.O_RDONLY, ours=False))
             except FileNotFoundError:
@@ -575,7 +606,7 @@ class FilePast:
     def make(self, part: PastPart, size: int) -> FileStore:
         """See Past."""
         path = self._of(part)
-        with translated(path, "cannot be made", self._disk):
+        with Translated(path, "cannot be made", self._disk):
             statefiles.make_folder(path.parent)
             store = self._store(path, statefiles.create)
             os.ftruncate(store.fd, size)
@@ -589,7 +620,7 @@ class FilePast:
     def save(self, pieces: Iterable[bytes]) -> None:
         """See Past."""
         path = self._beside("manifest")
-        with translated(path, "cannot be written", self._disk):
+        with Translated(path, "cannot be written", self._disk):
             statefiles.make_folder(path.parent)
             statefiles.replace(path, pieces)
 
@@ -613,25 +644,11 @@ class FilePast:
 
 def _document(path: Path, disk: str, *, ours: bool) -> IO[bytes] | None:
     """A document of ours, to be read; None where there is none."""
-    with translated(path, "cannot be read", disk):
+    with Translated(path, "cannot be read", disk):
         try:
             return os.fdopen(statefiles.open_existing(path, os.O_RDONLY, ours=ours), "rb")
         except FileNotFoundError:
             return None
-
-
-@contextlib.contextmanager
-def translated(path: Path, what: str, disk: str, offset: int | None = None) -> Iterator[None]:
-    """An OSError in the block is DestinationFailed."""
-    try:
-        yield
-    except OSError as error:
-        raise DestinationFailed(
-            f"{path} {what}: {error.strerror}",
-            remedy=REMEDIES.get(error.errno or 0) or exhausted_remedy(error),
-            disk=disk,
-            offset=offset,
-        ) from error
 
 
 def _is_zeros(data: bytes) -> bool:

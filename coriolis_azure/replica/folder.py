@@ -8,14 +8,13 @@ import os
 import re
 import stat
 from collections.abc import Collection
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import DestinationFailed, InvalidInput
 from ..events import Notice, Report, silent
 from . import publishing, sets, statefiles
-from .files import POINTS, REMEDIES, FileMedium, translated
+from .files import POINTS, REMEDIES, FileMedium, Translated
 from .points import LABEL
 from .replica import Replica
 from .runmark import RunMark
@@ -268,8 +267,8 @@ class FolderPoints:
                 remedy="Move it away: the earlier points of the replica are kept there.",
             )
 
-    def _translated(self, what: str) -> AbstractContextManager[None]:
-        return translated(self._path, what, "")
+    def _translated(self, what: str) -> Translated:
+        return Translated(self._path, what, "")
 
 
 def _unusable(path: Path, error: OSError) -> InvalidInput:

@@ -59,6 +59,11 @@ class Store(Readable, Protocol):
         """A function that reads as `read` does, from the medium itself: flushed, and past what a host has cached."""
 
 
+def holds(store: Store, offset: int, length: int) -> bool:
+    """Whether the range may hold something else than zeros, as far as that shows without reading it."""
+    return next(store.extents(offset, length), None) is not None
+
+
 def read_padded(store: Readable, offset: int, length: int, read: Callable[[int, int], Content]) -> Content:
     """These bytes, by `read`; zeros where the store has ended."""
     there = max(0, min(length, store.size - offset))
@@ -145,7 +150,7 @@ class Medium(Protocol):
         """A new part of that many zeros, in place of what there was; a device stays as it is."""
 
     def remove(self, part: Part) -> None:
-        """Delete a part; one that is not there is no error."""
+        """Delete a part; one that is not there is no error. A power loss may bring it back: nothing relies on that."""
 
     def promote(self) -> None:
         """Let the partial image take the image's place. Only where it `renames`."""

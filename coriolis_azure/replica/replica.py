@@ -30,7 +30,7 @@ from .digests import Digests
 from .draft import Draft, index_size, pieces
 from .grains import Grains
 from .manifest import UNKNOWN, ZERO, Manifest, grain_count
-from .medium import Content, Document, Medium, Past, Readable, Stamp, Store, read_padded
+from .medium import Content, Document, Medium, Past, Readable, Stamp, Store, holds, read_padded
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,7 @@ class Replica:
             def read(index: int) -> tuple[int, bytes]:
                 self._go_on()
                 offset, length = base.span(index)
-                empty = next(image.extents(offset, length), None) is None
-                return index, ZERO if empty else digest(content(offset, length))
+                return index, digest(content(offset, length)) if holds(image, offset, length) else ZERO
 
             with contextlib.closing(ordered(read, indexes, threads=2, ahead=6)) as results:
                 for index, found in results:

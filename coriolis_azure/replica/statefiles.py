@@ -148,11 +148,12 @@ def make_folder(path: Path) -> None:
             sync_folder(folder.parent)
 
 
-def remove(path: Path) -> None:
-    """Remove the file, durably; harmless when there is none."""
+def remove(path: Path, *, durable: bool = True) -> None:
+    """Remove the file; harmless when there is none. Not `durable`: after a power loss it may be there again."""
     with suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
 def write(fd: int, data: bytes) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from itertools import chain
 
 from ..agent import is_zero
 from ..errors import DestinationFailed
 from ..threads import ordered
-from .draft import Draft, index_size
+from .draft import Draft, handfuls, index_size
 from .manifest import Manifest
 from .medium import Past, Readable, Store
 
@@ -36,15 +37,14 @@ def keep(
         known=False,
     )
 
-    def content(extent: tuple[int, int]) -> tuple[int, bytes]:
+    def contents(extents: list[tuple[int, int]]) -> list[tuple[int, bytes]]:
         go_on()
-        return extent[0], image.read(*extent)
+        return [(offset, image.read(offset, length)) for offset, length in extents]
 
     begun = end = 0  # the chunks that are logged and not settled
-    with closing(
-        ordered(content, _within(changing, min(manifest.size, image.size)), threads=4, ahead=12)
-    ) as extents:
-        for offset, data in extents:
+    there = handfuls(_within(changing, min(manifest.size, image.size)))
+    with closing(ordered(contents, there, threads=4, ahead=12)) as results:
+        for offset, data in chain.from_iterable(results):
             first = offset // manifest.chunk
             if begun < first:
                 log.settle(manifest, begun, min(first, end) - begun)
