@@ -4,7 +4,7 @@ Families end in `Error`; leaves name the fact. Each class carries an exit code a
 says what to do. A raise may give a better remedy than that of its class. Bugs (`KeyError`, `TypeError`, ...) are not
 wrapped: they reach the top with their traceback.
 
-Messages contain text from others: from Azure, from the worker, names of files. `cleaned` and `told_by_others` make it
+Messages contain text from others: from Azure, from the worker, names of files. `cleaned` and `cleaned_output` make it
 safe to show.
 """
 
@@ -31,9 +31,9 @@ def cleaned(text: object, limit: int | None = None) -> str:
     return "".join(map(_escaped, shown))
 
 
-def told_by_others(words: object, limit: int = 500) -> str:
+def cleaned_output(output: object, limit: int = 500) -> str:
     """The output of another program, safe to show: cleaned, stripped, and cut off after `limit` characters."""
-    text = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
+    text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
     return cleaned(text.strip(), limit)
 
 

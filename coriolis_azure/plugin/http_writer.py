@@ -28,7 +28,7 @@ from typing import Any
 
 from .. import tls
 from ..clock import Clock
-from ..errors import CorruptChunk, DestinationFailed, InvalidInput, exhausted, told_by_others
+from ..errors import CorruptChunk, DestinationFailed, InvalidInput, exhausted, cleaned_output
 from ..events import Notice, Report, Wait, silent
 from ..replica.destinations import Content
 from ..threads import Lock, ordered
@@ -331,4 +331,4 @@ def _zeros(length: int) -> tuple[bytes, bytes]:
 
 
 def _words(text: object) -> str:
-    return told_by_others(text, _WORDS) or "no message"
+    return cleaned_output(text, _WORDS) or "no message"

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from ..agent import wire
 from ..agent.tls import Tls
 from ..agent.wire import DIGEST, GRAIN, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO
-from ..errors import AgentFailed, ConnectionLost, StreamEnded, told_by_others
+from ..errors import AgentFailed, ConnectionLost, StreamEnded, cleaned_output
 from ..events import counted
 from ..replica.manifest import HASHES, Manifest, grain_count
 from ..threads import Lock
@@ -133,7 +133,7 @@ class Dialogue:
             if ready.get("port") == offer["port"]:
                 self._tls = self._direct.connect(offer["port"])
             else:
-                self._direct.give_up(f"the agent {told_by_others(ready.get('why'))}")
+                self._direct.give_up(f"the agent {cleaned_output(ready.get('why'))}")
         self._send(wire.GO, 1 if self._tls else 0, b"")
         self._send_base()
         return self._base
@@ -312,7 +312,7 @@ class Dialogue:
     def _given_up(self, failure: dict[str, Any]) -> AgentFailed:
         disk, offset = self._flow.disk, failure.get("offset")
         return AgentFailed(
-            f"{disk}: the agent on the worker gave up: {told_by_others(failure.get('message'))}",
+            f"{disk}: the agent on the worker gave up: {cleaned_output(failure.get('message'))}",
             disk=disk,
             offset=offset if isinstance(offset, int) else None,
         )

@@ -29,7 +29,7 @@ from ..errors import (
     StreamEnded,
     Unreachable,
     exhausted,
-    told_by_others,
+    cleaned_output,
 )
 from ..events import Report, Wait
 from ..model import Worker
@@ -302,7 +302,7 @@ class Program:
         if not self._channel.recv_stderr_ready():
             return ""
         lines = bytes(self._channel.recv_stderr(_STDERR_BYTES)).strip().splitlines()
-        return told_by_others(lines[-1], 300) if lines else ""
+        return cleaned_output(lines[-1], 300) if lines else ""
 
     def close(self) -> None:
         """Close the program's input and output, which ends it."""
