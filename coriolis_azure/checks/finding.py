@@ -23,7 +23,7 @@ class Finding:
     remedy: str = ""
 
     @property
-    def told(self) -> str:
+    def text_with_remedy(self) -> str:
         """The text and the remedy as sentences."""
         return f"{self.text.removesuffix('.')}. {self.remedy}".strip()
 

@@ -199,7 +199,7 @@ class AzureExportProvider(
             checked = source.check(instance_name)
         for finding in checked.findings:
             if finding.severity == "warning":
-                self._report(Notice(finding.told))
+                self._report(Notice(finding.text_with_remedy))
         return export_info(checked.checked_machine())
 
     @_translated
