@@ -6,7 +6,7 @@ modules are sent as one source text (`program`); nothing is installed on the wor
 
 from pathlib import Path
 
-from .digest import HASHES, Digester, Mac, each, is_zero, root, usable
+from .digest import HASHES, Digester, Mac, is_zero, piecewise, root, usable
 from .wire import DIGEST, GRAIN, MAX_CHUNK, UNKNOWN, ZERO
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "ZERO",
     "Digester",
     "Mac",
-    "each",
     "is_zero",
+    "piecewise",
     "program",
     "root",
     "usable",

@@ -27,7 +27,7 @@ def is_zero(data: Any) -> bool:
     return _NOTHING.startswith(data)
 
 
-def each(digest: Callable[[memoryview], bytes]) -> Mac:
+def piecewise(digest: Callable[[memoryview], bytes]) -> Mac:
     """Make a Mac from a function that digests one piece."""
 
     def mac(data: Any, size: int) -> List[bytes]:
@@ -39,12 +39,12 @@ def each(digest: Callable[[memoryview], bytes]) -> Mac:
 
 def _blake2b(key: bytes) -> Mac:
     keyed = functools.partial(hashlib.blake2b, digest_size=DIGEST, key=key)
-    return each(lambda data: keyed(data).digest())
+    return piecewise(lambda data: keyed(data).digest())
 
 
 def _blake3(key: bytes) -> Mac:
     blake3 = importlib.import_module("blake3").blake3  # type: Any
-    return each(lambda data: blake3(data, key=key).digest(DIGEST))
+    return piecewise(lambda data: blake3(data, key=key).digest(DIGEST))
 
 
 @functools.lru_cache(None)

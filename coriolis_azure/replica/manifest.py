@@ -225,7 +225,7 @@ class Manifest:
 def _gmac(key: bytes) -> Mac:
     """The agent's GMAC, by the library that is ours here: the tag of a message that is nothing but associated data."""
     cipher, nonce = AESGCM(key[:16]), key[16:28]
-    return agent.each(lambda data: cipher.encrypt(nonce, b"", data)[:DIGEST])
+    return agent.piecewise(lambda data: cipher.encrypt(nonce, b"", data)[:DIGEST])
 
 
 def _packed(key: bytes, digests: Digests) -> Iterator[bytes]:
