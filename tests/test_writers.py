@@ -217,7 +217,7 @@ def test_a_first_run_sends_everything_and_the_next_what_changed(bench: Bench, co
     assert bench.right
     assert (third.sent_bytes, third.zero_bytes) == (CHUNK, CHUNK)
     (record,) = bench.records.all()
-    assert (record.writer, record.holds) == ("", claims.name_of_state(after[0]["replica_state"]))
+    assert (record.writer, record.holds) == ("", claims.state_name(after[0]["replica_state"]))
     assert bench.told == []
 
 
@@ -533,14 +533,14 @@ def claimed(entry: dict, records: RecordFiles, run: str = "run", clock: Clock | 
     """A claim as Volumes makes it; time passes where somebody sleeps."""
     given = claims.Entry(ID, "os", entry.get("replica_state"))
     claim = claims.Claim(records, run, given, silent, clock or HeldClock())
-    claim.take()
+    claim.acquire()
     return claim
 
 
 def kept_in(records: RecordFiles, manifest: Manifest) -> dict:
     """A state as a run has returned it that ended well."""
     state = {**manifest.to_json(), "record": "0123456789abcdef"}
-    record = Record(state["record"], claims.digest(ID.lower()), claims.name_of_state(state))
+    record = Record(state["record"], claims.digest(ID.lower()), claims.state_name(state))
     records.update(record.id, lambda _: record)
     return state
 
@@ -639,7 +639,7 @@ def test_a_volume_is_not_blank_once_a_run_had_to_do_with_its_disk(records: Recor
             one.commit(state())
     if ended == "after it was forgotten":
         (record,) = records.all()
-        assert writer.records_of([entry]) == [record.id]
+        assert writer.record_ids([entry]) == [record.id]
         records.delete(record.id)
         assert writer.forgotten(entry) == {"disk_id": ID, "zeroed": False}
         entry = writer.forgotten(entry)
@@ -651,7 +651,7 @@ def test_a_volume_is_not_blank_once_a_run_had_to_do_with_its_disk(records: Recor
 
 def test_the_record_names_no_state_from_before_the_first_write_until_the_commit(records: RecordFiles) -> None:
     entry = {"disk_id": ID, "replica_state": kept_in(records, state())}
-    before = claims.name_of_state(entry["replica_state"])
+    before = claims.state_name(entry["replica_state"])
     one = volume(entry, records)
     one.known("unique", 4 * CHUNK, CHUNK, full=False)
     assert [record.holds for record in records.all()] == [before]
@@ -660,7 +660,7 @@ def test_the_record_names_no_state_from_before_the_first_write_until_the_commit(
     assert records.updates == updates + 1
     assert [(record.holds, record.writer) for record in records.all()] == [("", "run")]
     one.commit(replace(state(), digests=Digests(b"e" * (4 * DIGEST))))
-    after = claims.name_of_state(entry["replica_state"])
+    after = claims.state_name(entry["replica_state"])
     assert [(record.holds, record.writer) for record in records.all()] == [(after, "run")]
     assert after != before
     one.close()
@@ -708,19 +708,19 @@ def test_a_run_that_takes_a_volume_over_waits_until_the_other_has_stopped(record
     clock = HeldClock()
     entry = {"disk_id": ID, "replica_state": kept_in(records, state())}
     first = claimed(entry, records, "first", clock)
-    first.confirm()
-    first.begin()
+    first.activate()
+    first.invalidate()
     second = claimed(entry, records, "second", clock)
-    assert (second.believed, second.fenced) == (False, ["first"])
+    assert (second.current, second.fenced) == (False, ["first"])
     taken = clock.time
-    assert first.beat() is False
-    for act in (first.hold, first.begin, lambda: first.settle("s")):
+    assert first.renew() is False
+    for act in (first.wait_for_lease, first.invalidate, lambda: first.commit("s")):
         with pytest.raises(VolumeTaken, match="taken over its volume"):
             act()
     first.release()
-    second.confirm()
+    second.activate()
     assert clock.time >= taken + claims.FENCE_SECONDS
-    second.settle("f" * 16)
+    second.commit("f" * 16)
     second.release()
     assert [(record.holds, record.writer) for record in records.all()] == [("f" * 16, "")]
 
@@ -730,8 +730,8 @@ def test_a_run_that_said_its_end_is_not_waited_for(records: RecordFiles) -> None
     entry = {"disk_id": ID, "replica_state": kept_in(records, state())}
     claimed(entry, records, "first", clock).release()
     second = claimed(entry, records, "second", clock)
-    second.confirm()
-    assert (clock.time, second.believed, second.fenced) == (0.0, True, [])
+    second.activate()
+    assert (clock.time, second.current, second.fenced) == (0.0, True, [])
 
 
 def test_a_claim_that_cannot_be_confirmed_is_not_written_under(records: RecordFiles) -> None:
@@ -739,8 +739,8 @@ def test_a_claim_that_cannot_be_confirmed_is_not_written_under(records: RecordFi
     clock = HeldClock()
     entry = {"disk_id": ID}
     claim = claimed(entry, records, "run", clock)
-    claim.confirm()
-    claim.begin()
+    claim.activate()
+    claim.invalidate()
     clock.sleep(claims.LEASE_SECONDS + 1)
     back = clock.time + 60
     slept = clock.sleep
@@ -748,19 +748,19 @@ def test_a_claim_that_cannot_be_confirmed_is_not_written_under(records: RecordFi
     def sleep(seconds: float) -> None:
         slept(seconds)
         if clock.time >= back:
-            assert claim.beat()
+            assert claim.renew()
 
     clock.sleep = sleep  # type: ignore[method-assign]
-    claim.hold()
+    claim.wait_for_lease()
     assert back <= clock.time < back + 1
     clock.sleep = slept  # type: ignore[method-assign]
     clock.sleep(claims.LEASE_SECONDS + 1)
     with pytest.raises(DestinationFailed, match="could not be reached"):
-        claim.hold()
+        claim.wait_for_lease()
     records.delete(claim.id)
-    assert claim.beat() is False
+    assert claim.renew() is False
     with pytest.raises(VolumeTaken, match="record was deleted"):
-        claim.hold()
+        claim.wait_for_lease()
 
 
 def test_a_run_that_was_held_up_and_wrote_too_late_has_the_volume_sent_anew(records: RecordFiles) -> None:
@@ -768,14 +768,14 @@ def test_a_run_that_was_held_up_and_wrote_too_late_has_the_volume_sent_anew(reco
     clock = HeldClock()
     entry = {"disk_id": ID, "replica_state": kept_in(records, state())}
     first = claimed(entry, records, "first", clock)
-    first.confirm()
-    first.begin()
+    first.activate()
+    first.invalidate()
     clock.sleep(claims.FENCE_SECONDS + 1)
     second = claimed(entry, records, "second", clock)
-    second.confirm()
-    second.settle("f" * 16)
-    first.wrote()
-    assert first.beat() is False
+    second.activate()
+    second.commit("f" * 16)
+    first.write_ended()
+    assert first.renew() is False
     assert [(record.holds, record.writer) for record in records.all()] == [("", "")]
 
 
@@ -785,13 +785,13 @@ def test_without_a_state_a_living_run_of_the_disk_is_refused_and_a_dead_one_outl
     """Nothing tells whether it writes to the same volume."""
     clock = HeldClock()
     first = claimed({"disk_id": ID}, records, "first", clock)
-    first.confirm()
-    first.begin()
+    first.activate()
+    first.invalidate()
     slept = clock.sleep
 
     def sleep(seconds: float) -> None:
         slept(seconds)
-        assert first.beat()
+        assert first.renew()
 
     clock.sleep = sleep  # type: ignore[method-assign]
     with pytest.raises(VolumeTaken, match="first is writing"):
@@ -801,8 +801,8 @@ def test_without_a_state_a_living_run_of_the_disk_is_refused_and_a_dead_one_outl
     began = clock.time
     third = claimed({"disk_id": ID}, records, "third", clock)
     assert clock.time >= began + claims.FENCE_SECONDS
-    assert (third.fenced, third.untouched) == (["first"], False)
-    assert first.beat() is False, "it finds out, should it still live"
+    assert (third.fenced, third.first_use) == (["first"], False)
+    assert first.renew() is False, "it finds out, should it still live"
 
 
 def test_bytes_beyond_the_disk_are_never_written(records: RecordFiles) -> None:

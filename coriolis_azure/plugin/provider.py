@@ -297,7 +297,7 @@ class AzureExportProvider(
         if vhds:
             with self._source(connection_info, source_environment) as source:
                 source.remove(vhds)
-        self._forget(connection_info, source_environment, writer.records_of(volumes_info))
+        self._forget(connection_info, source_environment, writer.record_ids(volumes_info))
         return [writer.forgotten(volume) for volume in volumes_info]
 
     @_translated

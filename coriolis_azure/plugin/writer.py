@@ -223,14 +223,14 @@ class Volumes:
                 given = claims.Entry(str(entry["disk_id"]), name, entry.get(_STATE))
                 self._claims[name] = self._claimant.claim(given, attempt)
         all_ = list(self._claims.values())
-        list(ordered(Claim.take, all_, threads=4, ahead=8, abort=self.stop))
-        self._ending.enter_context(every(claims.BEAT_SECONDS, self._beat))
+        list(ordered(Claim.acquire, all_, threads=4, ahead=8, abort=self.stop))
+        self._ending.enter_context(every(claims.RENEW_SECONDS, self._beat))
         for claim in all_:
-            claim.outlast()
+            claim.wait_for_fence()
 
     def _beat(self) -> None:
         """Confirm the claims; where a volume is another run's now, let go of all of them at once."""
-        kept = [claim.beat() for claim in self._claims.values()]
+        kept = [claim.renew() for claim in self._claims.values()]
         if not all(kept):
             self.stop()
             for volume in self._opened:
@@ -269,7 +269,7 @@ class Volume:
 
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What the volume holds as its entry says, where that may be believed. See Destination."""
-        self._claim.confirm()
+        self._claim.activate()
         base = self._base(disk, size, chunk, full=full)
         self._size = size
         self._device.open()
@@ -283,7 +283,7 @@ class Volume:
             kept = self._kept(disk, chunk)
             if kept is not None:
                 return kept.resized(size, UNKNOWN)
-        elif self._entry.get(_BLANK) is True and self._claim.untouched:
+        elif self._entry.get(_BLANK) is True and self._claim.first_use:
             fill = ZERO
         return Manifest.new(size, chunk, disk, fill)
 
@@ -294,7 +294,7 @@ class Volume:
         except InvalidInput as error:
             self._tell(error.message)
             return None
-        if not self._claim.believed:
+        if not self._claim.current:
             self._tell("the last run did not end well, or its result was lost")
         elif kept.disk != disk:
             self._tell("the volume held another disk")
@@ -314,7 +314,7 @@ class Volume:
             return
         with self._lock:
             if not self._begun:
-                self._claim.begin()
+                self._claim.invalidate()
                 self._begun = True
 
     def write(self, offset: int, data: Content) -> None:
@@ -335,9 +335,9 @@ class Volume:
         try:
             yield
         except DestinationFailed:
-            self._claim.hold()
+            self._claim.wait_for_lease()
             raise
-        self._claim.wrote()
+        self._claim.write_ended()
 
     def stop(self) -> None:
         """Writes under way are the last ones, and are cut off where they take long; from any thread."""
@@ -356,7 +356,7 @@ class Volume:
 
     def _guard(self, offset: int, length: int) -> None:
         """A volume may be larger than the disk: what is beyond the disk is not ours. Nor is what another run took."""
-        self._claim.hold()
+        self._claim.wait_for_lease()
         if self._stopped:
             raise DestinationFailed(f"{self._name} was given up", disk=self._name, offset=offset)
         if not 0 <= offset <= offset + length <= self._size:
@@ -387,7 +387,7 @@ class Volume:
     def commit(self, manifest: Manifest) -> None:
         """Record what the volume holds, and put it into the entry; it is no blank volume any more. See Destination."""
         state = {**manifest.to_json(), "record": self._claim.id}
-        self._claim.settle(claims.name_of_state(state))
+        self._claim.commit(claims.state_name(state))
         self._entry[_STATE] = state
         if _BLANK in self._entry:
             self._entry[_BLANK] = False
@@ -395,7 +395,7 @@ class Volume:
     def close(self) -> None:
         """See Device."""
         if self._begun and not self._device.quiet():
-            self._claim.linger()
+            self._claim.note_in_flight()
         self._device.close()
 
     def __enter__(self) -> Volume:
@@ -496,9 +496,9 @@ def forgotten(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in touched(entry).items() if key not in (_STATE, VHD)}
 
 
-def records_of(entries: Sequence[dict[str, Any]]) -> list[str]:
+def record_ids(entries: Sequence[dict[str, Any]]) -> list[str]:
     """The ids of the records of volumes that entries name."""
-    return [id for entry in entries if (id := claims.record_of(entry.get(_STATE)))]
+    return [id for entry in entries if (id := claims.record_id(entry.get(_STATE)))]
 
 
 def backend(

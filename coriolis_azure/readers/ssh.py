@@ -28,8 +28,8 @@ from ..errors import (
     HostKeyChanged,
     StreamEnded,
     Unreachable,
-    exhausted,
     cleaned_output,
+    exhausted,
 )
 from ..events import Report, Wait
 from ..model import Worker

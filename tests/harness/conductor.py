@@ -25,7 +25,7 @@ from harness.processes import Forked
 
 # Of claims and deployments, short enough to wait for.
 TIMES = (
-    (claims, "BEAT_SECONDS", 0.3),
+    (claims, "RENEW_SECONDS", 0.3),
     (claims, "LEASE_SECONDS", 2.0),
     (claims, "FENCE_SECONDS", 3.0),
     (resources, "DEPLOY_BEAT_SECONDS", 1.0),
