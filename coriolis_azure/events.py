@@ -86,6 +86,8 @@ Report = Callable[[Event], None]
 class Wait:
     """A wait for `what`, limited to `seconds` if given. It is reported at once and every ten seconds.
 
+    An estimate may replace the limit: set `seconds` again whenever it changes.
+
     waiting = Wait(report, clock, "the copy", 3600)
     while not copied():
         if waiting.left <= 0:
@@ -95,7 +97,7 @@ class Wait:
 
     def __init__(self, report: Report, clock: Clock, what: str, seconds: float | None = None) -> None:
         self._report, self._clock = report, clock
-        self._what, self._seconds = what, seconds
+        self._what, self.seconds = what, seconds
         self._began = clock.monotonic()
         self._next = 0.0
 
@@ -107,7 +109,7 @@ class Wait:
     @property
     def left(self) -> float:
         """The seconds left until the limit, negative once it has passed; infinite if there is none."""
-        return math.inf if self._seconds is None else self._seconds - self.waited
+        return math.inf if self.seconds is None else self.seconds - self.waited
 
     def still(self, percent: float | None = None) -> None:
         """Report that the wait goes on, if the next report is due."""
@@ -115,7 +117,7 @@ class Wait:
         if waited >= self._next:
             self._next = waited + _TELL_SECONDS
             done = None if percent is None else int(percent)
-            self._report(Waiting(self._what, self._seconds, round(waited, 3), done))
+            self._report(Waiting(self._what, self.seconds, round(waited, 3), done))
 
     def pause(self, seconds: float, percent: float | None = None) -> None:
         """Report the wait and sleep for `seconds`. Raises WaitEnded if the wait is cancelled."""

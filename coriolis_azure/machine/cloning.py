@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from ..clock import Clock
 from ..errors import DeadlinePassed, OperationFailed
-from ..events import Report, Waiting
+from ..events import Report, Wait
 from ..model import Disk, Json
 from ..run.resources import Resources
 from ..threads import ordered
@@ -21,8 +21,7 @@ _INCREMENTAL_ONLY = {"UltraSSD_LRS", "PremiumV2_LRS"}
 BACKGROUND_RATE = 100_000_000
 # A background copy may take a day. Without any progress for this long, it is given up.
 _STALLED_SECONDS = 6 * 3600.0
-# The interval for reporting the wait for a background copy, and the longest polling interval.
-_TELL_SECONDS, _LONGEST_PAUSE = 900.0, 120.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 120.0  # the polling interval grows with the wait
 
 
 def snapshot_all(resources: Resources, disks: Sequence[Disk], report: Report, clock: Clock) -> dict[str, str]:
@@ -93,34 +92,33 @@ def _completed(
     Raises OperationFailed if its background copy fails or the run has `ended`, DeadlinePassed if the copy stalls.
     Azure leaves `completionPercent` out of a snapshot that can be used at once.
     """
-    id, begun, reported = str(snapshot["id"]), clock.monotonic(), -_TELL_SECONDS
-    best, progressed = -1.0, begun
+    id = str(snapshot["id"])
+    waiting = Wait(report, clock, f"the background copy of the snapshot of {disk.name}")
+    best, progressed = -1.0, 0.0
     while (done := snapshot["properties"].get("completionPercent")) is not None and done < 100:
         fault = snapshot["properties"].get("copyCompletionError")
         if fault:
             raise OperationFailed(f"the background copy of {id} failed: {fault}", resource=id)
         if ended:
             raise OperationFailed(f"the wait for {id} was cancelled", resource=id)
-        now = clock.monotonic()
         if done > best:
-            best, progressed = done, now
-        if now - progressed > _STALLED_SECONDS:
+            best, progressed = done, waiting.waited
+        if waiting.waited - progressed > _STALLED_SECONDS:
             raise DeadlinePassed(
                 f"the background copy of {id} has been at {done:.0f} % for {_STALLED_SECONDS / 3600:.0f} hours",
                 resource=id,
             )
-        if now - begun - reported >= _TELL_SECONDS:
-            reported = waited = now - begun
-            left = (
-                waited * (100 - done) / done
-                if done and waited
-                else background_seconds(disk) * (1 - done / 100)
-            )
-            what = f"the background copy of the snapshot of {disk.name}"
-            report(Waiting(what, left + waited, waited=waited, percent=int(done)))
-        clock.sleep(min(_LONGEST_PAUSE, max(10.0, (now - begun) / 20)))
+        waiting.seconds = _expected_seconds(disk, done, waiting.waited)
+        waiting.pause(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, waiting.waited / 20)), done)
         snapshot = resources.read(id)
     return id
+
+
+def _expected_seconds(disk: Disk, percent: float, waited: float) -> float:
+    """An estimate of how long the whole background copy takes, from its progress so far if there is any."""
+    if percent and waited:
+        return waited * 100 / percent
+    return waited + background_seconds(disk) * (1 - percent / 100)
 
 
 def copied_in_background(disk: Disk) -> bool:

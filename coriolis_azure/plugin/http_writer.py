@@ -21,14 +21,15 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from .. import tls
-from ..clock import Clock
-from ..errors import CorruptChunk, DestinationFailed, InvalidInput, exhausted, cleaned_output
+from ..clock import Clock, retried
+from ..errors import CorruptChunk, DestinationFailed, InvalidInput, cleaned_output, exhausted
 from ..events import Notice, Report, Wait, silent
 from ..replica.destinations import Content
 from ..threads import Lock, ordered
@@ -86,6 +87,10 @@ class _Request:
 
     def __str__(self) -> str:
         return f"{self.method} {self.path or 'of a chunk'}"
+
+
+class _TransientFailure(Exception):
+    """A request failed, but the next attempt may succeed. The text is the reason."""
 
 
 class Device:
@@ -240,24 +245,29 @@ class Device:
         missing: tuple[int, ...] = (),
     ) -> bytes | None:
         """The body of a successful answer, with retries; None if the status is one of `missing`."""
-        for pause in (*pauses, None):
-            try:
-                status, content = self._exchange(request)
-            except (OSError, HTTPException) as error:
-                reason = f"no answer to {request}: {str(error) or type(error).__name__}"
-                if exhausted(error):
-                    break
-            else:
-                if 200 <= status < 300:
-                    return content
-                if status in missing:
-                    return None
-                reason = f"{request} was answered with status {status}: {_words(content)}"
-                if status < 500:
-                    break
-            if pause is not None:
-                self._target.clock.sleep(pause)
-        raise self._failed(reason, offset)
+        attempt = partial(self._attempt, request, offset, missing)
+        try:
+            return retried(attempt, _TransientFailure, pauses, self._target.clock)
+        except _TransientFailure as failure:
+            raise self._failed(str(failure), offset) from failure
+
+    def _attempt(self, request: _Request, offset: int | None, missing: tuple[int, ...]) -> bytes | None:
+        """`_send` without retries. Raises _TransientFailure if another attempt may succeed."""
+        try:
+            status, content = self._exchange(request)
+        except (OSError, HTTPException) as error:
+            reason = f"no answer to {request}: {str(error) or type(error).__name__}"
+            if exhausted(error):
+                raise self._failed(reason, offset) from error
+            raise _TransientFailure(reason) from error
+        if 200 <= status < 300:
+            return content
+        if status in missing:
+            return None
+        reason = f"{request} was answered with status {status}: {_words(content)}"
+        if status < 500:
+            raise self._failed(reason, offset)
+        raise _TransientFailure(reason)
 
     def _exchange(self, request: _Request) -> tuple[int, bytes]:
         """Send one request over an idle or new connection; a connection that fails is dropped."""
