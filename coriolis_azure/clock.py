@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TypeVar
 
 from .errors import WaitEnded
@@ -15,6 +16,7 @@ from .errors import WaitEnded
 _SLICE_SECONDS = 0.1
 # In a hurried scope, waits longer than this end.
 _SHORT_SECONDS = 30.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Scope:
@@ -84,6 +86,14 @@ def wait(seconds: float) -> None:
         if current is not None and (current.cancelled or (current.hurried and seconds > _SHORT_SECONDS)):
             raise WaitEnded(f"a wait of {seconds:.0f} s was cancelled")
         time.sleep(left if current is None else min(left, _SLICE_SECONDS))
+
+
+def boot_id() -> str:
+    """The kernel's id of the current boot of this host; "" if it cannot be read."""
+    try:
+        return _BOOT_ID.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def rfc3339(moment: datetime) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from coriolis_azure import clock
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Step
 from coriolis_azure.plugin.writer import FileVolume
-from coriolis_azure.replica import runmark
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import ZERO, Manifest
@@ -289,7 +289,7 @@ def test_after_a_start_of_the_host_the_image_is_read_once(
     )
     other = tmp_path / "boot_id"
     other.write_text("another")
-    monkeypatch.setattr(runmark, "_KERNEL", other)
+    monkeypatch.setattr(clock, "_BOOT_ID", other)
     assert run(path, {0: A, 1: A}, report=told) == [FAR]
     assert told[0] == f"the host was started since the last run; {path} is read as a whole"
     assert run(path, {0: A, 1: A}, report=told) == []

@@ -18,12 +18,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ..clock import boot_id
 from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
 from . import exclusive, statefiles
 
 _SECONDS = 0.5  # between two looks at the mark
 _FENCE_SECONDS = 4 * _SECONDS
-_KERNEL = Path("/proc/sys/kernel/random/boot_id")
 
 
 class RunMark:
@@ -87,10 +87,7 @@ class RunMark:
 
 def kernel() -> str:
     """Which start of which host this is."""
-    try:
-        return _KERNEL.read_text().strip()
-    except OSError:
-        return _like_no_other()
+    return boot_id() or _like_no_other()
 
 
 def _like_no_other() -> str:

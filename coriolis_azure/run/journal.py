@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TextIO
 
 from ..azure.names import BlobsId
+from ..clock import boot_id
 from ..errors import InvalidInput, exhausted
 from ..model import Run
 
@@ -58,7 +59,7 @@ class Journal:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         with new.open(encoding="utf-8") as probe:
             boot = (
-                _boot() if _held(probe) else ""
+                boot_id() if _held(probe) else ""
             )  # if locks do not work here, only age tells that a run is dead
         self._append({**self.run.to_json(), _HOST: os.uname().nodename, _BOOT: boot})
         new.rename(path)
@@ -137,7 +138,7 @@ def unheld(folder: Path) -> Iterator[tuple[Run, Path, bool]]:
             if is_held is False:
                 _set_aside(path)
             continue
-        yield run, path, is_held is False and bool(boot) and boot == _boot()
+        yield run, path, is_held is False and bool(boot) and boot == boot_id()
 
 
 def _set_aside(path: Path) -> None:
@@ -176,14 +177,6 @@ def _read(line: dict[str, str]) -> str:
     if _BLOBS in line or "#" in str(line[_ID]):
         return BlobsId(line.get(_BLOBS) or line[_ID])
     return str(line[_ID])
-
-
-def _boot() -> str:
-    """The kernel's boot id; "" if it cannot be read."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _journals(folder: Path) -> Iterator[tuple[Path, TextIO, bool | None]]:
