@@ -27,6 +27,28 @@ def test_ids_are_taken_apart_and_put_together_whatever_their_case() -> None:
     assert names.network_of("/x/resourceGroups/g/providers/M.N/virtualNetworks/net/subnets/sub") == "net/sub"
 
 
+def test_an_arm_id_is_told_from_a_name_by_its_type() -> None:
+    for text in (
+        "web-1",
+        "net/sub",
+        "/subscriptions/s/resourceGroups/g",
+        f"{VM}/extensions",
+        f"x{VM}",
+        f"{VM}/",
+    ):
+        assert names.ArmId.parsed(text) is None
+    for text in (VM, VM.upper()):
+        id = names.ArmId.parsed(text)
+        assert id == text
+        assert id.subscription.lower() == "s"
+        assert id.type == names.TYPES["vm"].lower()
+    subnet = names.ArmId.parsed(
+        "/subscriptions/s/resourceGroups/g/providers/M.N/virtualNetworks/net/subnets/sub"
+    )
+    assert subnet is not None
+    assert subnet.type == "m.n/virtualnetworks/subnets"
+
+
 def test_an_id_of_a_kind_we_never_make_is_refused() -> None:
     with pytest.raises(Unreadable, match="not the ARM id of a resource type in use here"):
         names.kind_of("/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/a")

@@ -723,7 +723,12 @@ def test_a_disk_encryption_set_that_the_worker_cannot_use_is_refused_before_anyt
             "/virtualNetworks/net/subnets/default",
             "export_network is in subscription 0f0f0f0f-0000-0000-0000-000000000000, the VMs are in",
         ),
-        ("/subscriptions/x/resourceGroups/net", "is not the ARM id of a subnet"),
+        ("/subscriptions/x/resourceGroups/net", "does not name a subnet"),
+        ("net/subnets/default", "does not name a subnet"),
+        (
+            "/subscriptions/x/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/n",
+            "not the ARM id of a subnet",
+        ),
     ],
 )
 def test_a_network_of_another_subscription_is_refused_before_anything_is_made(

@@ -126,7 +126,7 @@ def test_a_vm_is_found_by_its_name_and_by_its_arm_id(
     azure: Sandbox, source: Source, image: Image, name: str
 ) -> None:
     id = azure.add_vm("web", image("os"))
-    with pytest.raises(InvalidInput, match=r"is not a valid VM name|is not the ARM id") as error:
+    with pytest.raises(InvalidInput, match="is not a valid VM name, and not an ARM id") as error:
         source.inspect(name)
     assert error.value.remedy == "Give the VM's name, or its ARM id in the subscription of the connection."
     assert source.inspect("web") == source.inspect(id)

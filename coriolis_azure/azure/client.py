@@ -270,10 +270,8 @@ class Azure:
             return str(value)
 
     def _read(self, noun: str, path: str, version: str, form: Json) -> Json:
-        """Read a document that the SDKs in use have no operation for; `path` may be the URL of a next page."""
-        url = path if path.startswith("https:") else f"{path}?api-version={version}"
-        scope = path.partition("/providers/Microsoft.Authorization")[0]
-        return self._send(f"read {noun}", scope, HttpRequest("GET", url), form)
+        """Read a document that the SDKs in use have no operation for."""
+        return self._send(f"read {noun}", path, HttpRequest("GET", f"{path}?api-version={version}"), form)
 
     def _send(self, verb: str, resource: str, request: HttpRequest, form: Json) -> Json:
         with translated(verb, resource):
@@ -284,14 +282,17 @@ class Azure:
 
     def _listed(self, noun: str, path: str, version: str, form: Json) -> list[Json]:
         """All entries of a listing that the SDKs in use have no operation for."""
+        scope = path.partition("/providers/Microsoft.Authorization")[0]
         entries: list[Json] = []
-        pages = Pages()
-        while path:
-            page = self._read(noun, path, version, {"value": [form], "nextLink": str})
+        pages, url = Pages(), f"{path}?api-version={version}"
+        while url:
+            page = self._send(
+                f"read {noun}", scope, HttpRequest("GET", url), {"value": [form], "nextLink": str}
+            )
             entries += page.get("value", [])
-            path = page.get("nextLink", "")
+            url = page.get("nextLink", "")
             with translated("list", noun):
-                pages.turned(path)
+                pages.turned(url)
         return entries
 
     def put(self, id: str, body: Mapping[str, Any], etag: str = "") -> Json:

@@ -46,6 +46,31 @@ TYPES = {
 KINDS = {type_.lower(): kind for kind, type_ in TYPES.items()}
 
 
+_ARM_ID = re.compile(
+    r"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/[^/]+(/[^/]+/[^/]+)+", re.IGNORECASE
+)
+
+
+class ArmId(str):
+    """The complete ARM id of a resource in a resource group, or of a child of one. Made by `parsed`."""
+
+    @classmethod
+    def parsed(cls, text: str) -> ArmId | None:
+        """`text` as an ARM id; None if it is anything else, such as a name."""
+        return cls(text) if _ARM_ID.fullmatch(text) else None
+
+    @property
+    def subscription(self) -> str:
+        """The id of the subscription, as it was written."""
+        return self.split("/")[2]
+
+    @property
+    def type(self) -> str:
+        """The type in lower case: microsoft.network/virtualnetworks/subnets."""
+        namespace, *rest = self.lower().split("/")[6:]
+        return "/".join([namespace, *rest[::2]])
+
+
 class BlobsId(str):
     """Our id for what a run created from the blob at `url`: a copy or snapshots of it, which have no ARM id.
 
@@ -127,7 +152,7 @@ def network_of(subnet_id: str) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two ARM ids are equal ignoring case, which Azure changes between answers."""
+    """Whether two ARM ids, or parts of them, are equal ignoring case, which Azure changes between answers."""
     return one.lower() == other.lower()
 
 

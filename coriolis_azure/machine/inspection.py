@@ -133,23 +133,16 @@ def _named(machine: Machine, name: str) -> Disk:
 def vm_id(subscription: str, group: str, name: str) -> str:
     """The ARM id of the VM that a user refers to as `name`: a name in `group`, or an ARM id in `subscription`."""
     remedy = "Give the VM's name, or its ARM id in the subscription of the connection."
-    if not name.startswith("/"):
+    id = names.ArmId.parsed(name)
+    if id is None:
         if not re.fullmatch(r"[^/\\\s][^/\\]{0,79}", name):
-            raise InvalidInput(f"{name!r} is not a valid VM name", remedy=remedy)
+            raise InvalidInput(f"{name!r} is not a valid VM name, and not an ARM id", remedy=remedy)
         return names.resource_id(subscription, group, "vm", name)
-    parts = name.split("/")
-    shape = [
-        "",
-        "subscriptions",
-        subscription.lower(),
-        "resourcegroups",
-        parts[4].lower() if len(parts) > 4 else "",
-    ]
-    if [part.lower() for part in parts[:5]] != shape or len(parts) != 9 or not all(parts[1:]):
-        raise InvalidInput(f"{name} is not the ARM id of a VM in subscription {subscription}", remedy=remedy)
-    if "/".join(parts[5:8]).lower() != f"providers/{names.TYPES['vm']}".lower():
-        raise InvalidInput(f"{name} is not the id of a VM", remedy=remedy)
-    return name
+    if id.type != names.TYPES["vm"].lower():
+        raise InvalidInput(f"{id} is not the ARM id of a VM", remedy=remedy)
+    if not names.same(id.subscription, subscription):
+        raise InvalidInput(f"{id} is not in the subscription {subscription}", remedy=remedy)
+    return id
 
 
 def any_machine(azure: Azure, id: str) -> Machine:

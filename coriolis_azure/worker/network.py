@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from ..azure import names
 from ..azure.client import Azure
 from ..errors import InvalidInput
@@ -14,6 +12,7 @@ from ..settings import Environment
 from ..threads import ordered
 
 _NETWORK, _SUBNET = "10.117.0.0/24", "10.117.0.0/26"
+_SUBNET_TYPE = f"{names.TYPES['vnet']}/subnets".lower()
 
 
 def check_network(azure: Azure, environment: Environment) -> Json | None:
@@ -81,36 +80,31 @@ def _subnet(resources: Resources, environment: Environment) -> str:
 def subnet_id(subscription: str, environment: Environment) -> str:
     """The ARM id of the subnet that the settings name."""
     setting = environment.export_network
-    if setting.startswith("/"):
-        return _own_subnet(subscription, setting)
-    network, slash, subnet = setting.partition("/")
-    if not slash:
-        raise InvalidInput(
-            f"export_network {setting!r} does not name a subnet",
-            remedy="Write it as vnet/subnet, or as the ARM id of a subnet.",
-        )
-    return names.resource_id(subscription, environment.resource_group, "vnet", network) + f"/subnets/{subnet}"
+    id = names.ArmId.parsed(setting)
+    if id is not None:
+        return _own_subnet(subscription, id)
+    match setting.split("/"):
+        case [network, subnet] if network and subnet:
+            vnet = names.resource_id(subscription, environment.resource_group, "vnet", network)
+            return f"{vnet}/subnets/{subnet}"
+    raise InvalidInput(
+        f"export_network {setting!r} does not name a subnet",
+        remedy="Write it as vnet/subnet, or as the ARM id of a subnet.",
+    )
 
 
-_SUBNET_ID = re.compile(
-    r"/subscriptions/([^/]+)/resourceGroups/[^/]+/providers/Microsoft\.Network/virtualNetworks/[^/]+/subnets/[^/]+",
-    re.IGNORECASE,
-)
-
-
-def _own_subnet(subscription: str, id: str) -> str:
-    """`id`, if it names a subnet in this subscription: Azure connects VMs only to networks of the same subscription."""
-    match = _SUBNET_ID.fullmatch(id)
-    if not match:
+def _own_subnet(subscription: str, id: names.ArmId) -> str:
+    """`id`, if it is a subnet in this subscription: Azure connects VMs only to networks of the same subscription."""
+    if id.type != _SUBNET_TYPE:
         raise InvalidInput(
             f"export_network {id} is not the ARM id of a subnet",
             remedy="Write it as vnet/subnet, or as the complete ARM id of a subnet.",
         )
-    if match[1].lower() != subscription.lower():
+    if not names.same(id.subscription, subscription):
         raise InvalidInput(
-            f"export_network is in subscription {match[1]}, the VMs are in {subscription}: Azure connects a VM only "
-            "to networks of its own subscription",
-            remedy="Choose a subnet of the subscription of the VMs; its network may be peered with the other one.",
+            f"export_network is in subscription {id.subscription}, the VMs are in {subscription}: Azure connects a VM "
+            "only to networks of its own subscription",
+            remedy="Choose a subnet in the subscription of the VMs; its network may be peered with the other one.",
         )
     return id
 
