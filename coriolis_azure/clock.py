@@ -29,6 +29,7 @@ class Scope:
         self._around = around
         self.vm: str = vm or (around.vm if around is not None else "")
         self.disk: str = disk or (around.disk if around is not None else "")
+        # Only ever set, and polled by any thread. Without a lock: a signal handler may set them.
         self._cancelled = self._hurried = False
 
     def cancel(self) -> None:

@@ -128,6 +128,7 @@ class Source:
         self.context = Context.of(self.azure, environment, clock, report)
         self.environment, self.storage = environment, self.context.storage
         self.journals: Path | None = default_folder()
+        # Without a lock, so that a signal handler may `cancel`: each operation on a set is atomic, copying it too.
         self._works: set[Scope] = set()
         if connection.allow_untrusted:
             report(Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials"))

@@ -88,6 +88,7 @@ class _Copy:
         self._destination, self._kept = destination, destination.grains
         self._before, self._base, self._full = base.digests, base, base.fresh
         self._digester = base.digester()
+        # Without a lock: each chunk is in the hands of one thread at a time, and a dict's operations are atomic.
         self._held: dict[int, list[bytes]] = {}
         self._sent = self._zero = self._skipped = 0
         self._failure: Exception | None = None
@@ -169,7 +170,7 @@ class _Copy:
             return self._data(told) if told.whole else self._patch(told)
         except Exception as error:
             # The reader may be waiting for somebody who waits for this thread: wake it.
-            if self._failure is None:
+            if self._failure is None:  # without a lock: of two threads that fail at once, either has a reason
                 self._failure = error
             self._reader.close()
             raise

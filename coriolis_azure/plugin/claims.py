@@ -111,6 +111,7 @@ class Claim:
         self._fenced_at = -math.inf  # when other runs have stopped writing
         self._until = -math.inf  # when the lease ends
         self._lock = Lock()
+        # `_lock` makes changes of the record and of the lease one step. The flags are only polled.
         self._open = self._active = self._stopped = False
         self._in_flight = False  # data sent may still be written after this run has ended
         self._keep_record = False  # the record has information that must outlive this run

@@ -19,7 +19,8 @@ _UNLIMITED = 1 << 30
 class Flow:
     """Limits the rate of the data of `disk` and measures where the time goes.
 
-    One thread records what it does; any thread may ask for the `bottleneck`.
+    One thread records what it does; any thread may ask for the `bottleneck`. Without a lock, because each chunk would
+    take it several times: an addition that `bottleneck` overwrites is lost, which only blurs the estimate.
     """
 
     def __init__(self, disk: str, report: Report, clock: Clock, limiter: RateLimiter | None = None) -> None:
