@@ -570,7 +570,7 @@ def test_a_good_state_is_believed_and_resized(records: RecordFiles) -> None:
         ("text", "no such document"),
         ({**state().to_json(), "chunks": "AAAA"}, "its check does not fit"),
         ({**state().to_json(), "version": 3}, "version 3"),
-        (state(), "the last run did not end well"),
+        (state(), "the last run failed"),
         (state(disk="another"), "another disk"),
         (state(chunk=2 * CHUNK), "chunk size"),
     ],
@@ -580,7 +580,7 @@ def test_a_state_that_cannot_be_used_means_a_full_run_with_a_notice(
 ) -> None:
     told = Told()
     if isinstance(kept, Manifest):
-        kept = kept.to_json() if "did not end" in why else kept_in(records, kept)
+        kept = kept.to_json() if "run failed" in why else kept_in(records, kept)
     entry = {"disk_id": ID, "replica_state": kept, "zeroed": True}
     base = volume(entry, records, told).known("unique", 4 * CHUNK, CHUNK, full=False)
     assert base.fresh
@@ -602,7 +602,7 @@ def test_a_state_that_its_record_does_not_name_is_not_believed(records: RecordFi
         records.update(id, lambda found: replace(found, holds="" if record == "of none" else "f" * 16))
     base = volume(entry, records, told).known("unique", 4 * CHUNK, CHUNK, full=False)
     assert base.digests == Digests(UNKNOWN * 4)
-    assert "did not end well" in told[0]
+    assert "the last run failed" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -696,7 +696,7 @@ def test_a_chunk_that_goes_back_to_what_it_was_is_right_after_a_run_that_died(
     outcome, entries = bench.run(entries)
     assert bench.right
     assert outcome.full
-    assert "did not end well" in bench.told[-1]
+    assert "the last run failed" in bench.told[-1]
     assert bench.run(entries)[0].sent_bytes == 0
 
 
@@ -834,7 +834,7 @@ def test_a_volume_without_a_disk_is_told_of(over_https: Bench) -> None:
     with over_https.volumes([over_https.entry(), gone]) as volumes:
         assert volumes.names() == ["os"]
     assert len(over_https.told) == 1
-    assert "the volume of os2 stays as it is" in over_https.told[0]
+    assert "the volume of os2 is not changed" in over_https.told[0]
 
 
 def test_what_cannot_be_used_is_refused_by_name(over_https: Bench) -> None:

@@ -344,7 +344,7 @@ class AzureExportProvider(
                     f"{instance_name}",
                     remedy="Delete the disks of the transfer first.",
                 )
-        return [writer.touched(volume) for volume in volumes_info]
+        return [writer.no_longer_blank(volume) for volume in volumes_info]
 
     def get_os_morphing_tools(self, os_type: str, osmorphing_info: Json) -> list[type]:
         """None: leaving Azure needs no change in the guest, and the destination has its own tools."""

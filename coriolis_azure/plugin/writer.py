@@ -1,15 +1,15 @@
-"""The volumes that the orchestrator hands over, written through one of its backup writers' ways.
+"""The volumes that the orchestrator hands over, written through one of its backup writers.
 
-A volume's state travels in its entry of `volumes_info` under `replica_state`. It comes back to us only from runs whose
-answer arrived, so it may be older than the volume: whether it may be believed, and whether this run may write, its
-record says (`claims`). The state names the record.
+The state of a volume travels in its entry of `volumes_info`, under `replica_state`. The orchestrator returns it only
+if the answer of the run that produced it arrived, so it may be older than the volume. The volume's record (`claims`),
+which the state names, tells whether the state may be trusted and whether this run may write.
 
-An entry without a state is a volume that nothing is known of, unless the destination says that it was made blank
-(`zeroed`). It says so for ever, and some say so of volumes that they only attach; so that is believed only while no
-run has had to do with a volume of the disk, and the first state that is kept takes the word back.
+An entry without a state means that nothing is known about its volume, unless the destination says that it created the
+volume blank (`zeroed`). Some destinations say so even of volumes that they only attach, and the flag is never reset.
+So it is trusted only while no run has ever used a volume of the disk; the first state that is stored clears it.
 
-A volume without a device (`volume_dev` is empty) is kept in Blob storage, in the container that the settings name. Its
-state is beside it there, so its entry gets no more than the VHD's URL (`vhd_url`), and it has no record.
+A volume without a device (`volume_dev` is empty) is stored in Blob storage, in the container of the settings. Its
+state is beside it, so its entry gets only the VHD's URL (`vhd_url`), and it has no record.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 120.0  # of silence, after which the other side counts as gone
-_LAST_WRITES_SECONDS = 5.0  # for what is on its way when a run is given up
+PATIENCE_SECONDS = 120.0  # after so long without an answer, the other side counts as gone
+_LAST_WRITES_SECONDS = 5.0  # how long data in flight may still arrive when a run is stopped
 VHD = "vhd_url"
 _STATE, _DEVICE, _BLANK = "replica_state", "volume_dev", "zeroed"
 
@@ -52,42 +52,42 @@ _STATE, _DEVICE, _BLANK = "replica_state", "volume_dev", "zeroed"
 class Device(Protocol):
     """A device at the other end of a backup writer's protocol.
 
-    One thread calls `open`, then several `write` and `zero`, then one `flush`, `check` and `close`. Whatever
-    goes wrong is DestinationFailed with disk and, where it can be told, offset.
+    One thread calls `open`, then several threads call `write` and `zero`, then one calls `flush`, `check` and `close`.
+    Failures are raised as DestinationFailed, with the disk and, if it is known, the offset.
     """
 
     @property
     def checkable(self) -> bool:
-        """What Destination says of it."""
+        """See Destination."""
 
     def open(self) -> None:
-        """Reach it."""
+        """Connect to the device."""
 
     def write(self, offset: int, data: Content) -> None:
-        """Put `data` there. That it failed may also be told by a later call."""
+        """Write `data` at `offset`. A failure may be raised only by a later call."""
 
     def zero(self, offset: int, length: int) -> None:
-        """Write zeros there."""
+        """Write `length` zeros at `offset`."""
 
     def flush(self) -> None:
-        """On return all that was written has arrived, and is on the medium as far as the protocol can tell."""
+        """Wait until everything written has arrived and, as far as the protocol can tell, is on the medium."""
 
     def check(self) -> bool | None:
-        """What Destination says of it."""
+        """See Destination."""
 
     def quiet(self) -> bool:
-        """Whether nothing that was sent can be written any more; waits some seconds for what is on its way."""
+        """Whether all data sent was either written or lost; waits some seconds for data in flight."""
 
     def close(self) -> None:
-        """Let go of it, whatever state it is in. Harmless when repeated."""
+        """Disconnect, in any state. May be repeated."""
 
 
 class Volumes:
-    """The volumes of one VM, as a destinations.Folder. `disks` are those the VM has now.
+    """The volumes of one VM, as a destinations.Folder. `disks` are those that the VM has now.
 
-    `backend` reaches their devices; None if they are files and devices of this host. `container` opens the place in
-    Blob storage for volumes without a device. DisksChanged where a disk has no volume. Entering claims every volume
-    for `claimant`: VolumeTaken where another run may be writing to one.
+    `backend` connects to their devices; None if they are files or devices of this host. `container` opens the place in
+    Blob storage for volumes without a device. Raises DisksChanged if a disk has no volume. Entering the context claims
+    every volume for `claimant`; raises VolumeTaken if another run may be writing to one.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Volumes:
         self._entries = [dict(volume) for volume in volumes_info]
         self._by_name: dict[str, dict[str, Any]] = {}
         for disk, entry in self._matched(disks):
-            # A shared disk is copied by its owner's tasks; for the others the destination says so here.
+            # A shared disk is copied by the tasks of one VM only; for the others, the destination sets this flag.
             if entry.get("replicate_disk_data") is not False:
                 self._by_name[disk.name] = entry
         self._opened: list[FileVolume | Volume] = []
@@ -114,32 +114,32 @@ class Volumes:
         self._vhds: BlobFolder | None = None
 
     def _matched(self, disks: Sequence[Disk]) -> Iterator[tuple[Disk, dict[str, Any]]]:
-        """Each disk with its volume; DisksChanged where one has none. Volumes without a disk are told of."""
+        """Yield each disk with its volume; DisksChanged if one has none. Volumes without a disk are reported."""
         by_id = {str(entry["disk_id"]).lower(): entry for entry in self._entries}
         for disk in disks:
             entry = by_id.pop(disk.id.lower(), None)
             if entry is None:
                 raise DisksChanged(
-                    f"{disk.name} ({names.name_of(disk.id)}) has no volume at the destination: the VM has got it since "
-                    "the execution began",
-                    remedy="Execute the transfer again: it begins with the disks that the VM has then. A disk that is "
-                    "not to be replicated can be left out with exclude_disks.",
+                    f"{disk.name} ({names.name_of(disk.id)}) has no volume at the destination: it was attached to the "
+                    "VM after the execution began",
+                    remedy="Execute the transfer again; it starts with the disks that the VM has then. To leave out a "
+                    "disk, name it in exclude_disks.",
                     disks=[disk.name],
                 )
             yield disk, entry
         for id in by_id:
             self._report(
                 Notice(
-                    f"the volume of {names.name_of(id)} stays as it is: the VM has no such disk, or it is left out"
+                    f"the volume of {names.name_of(id)} is not changed: the VM has no such disk, or it is excluded"
                 )
             )
 
     def names(self) -> list[str]:
-        """The disks that are to be replicated."""
+        """The names of the disks to replicate."""
         return list(self._by_name)
 
     def vhds(self) -> tuple[BlobFolder | None, list[str]]:
-        """The place in Blob storage, None where no volume is a VHD, and the disks whose volumes are VHDs there."""
+        """The place in Blob storage (None if no volume is a VHD) and the disks whose volumes are VHDs there."""
         return self._vhds, [name for name, entry in self._by_name.items() if not entry.get(_DEVICE)]
 
     def disk(self, name: str) -> Destination:
@@ -159,7 +159,7 @@ class Volumes:
         return volume
 
     def reserve(self, disks: Collection[str]) -> None:
-        """Open the volumes that are files or devices of this host, for this run alone. See Folder."""
+        """Open the volumes that are files or devices of this host for this run exclusively. See Folder."""
         if self._backend is None:
             for name in disks:
                 volume = self.disk(name) if self._by_name[name].get(_DEVICE) else None
@@ -167,29 +167,29 @@ class Volumes:
                     volume.take()
 
     def claim(self, vm: str) -> None:
-        """Nothing: the orchestrator keeps whose volumes these are."""
+        """Do nothing: the orchestrator knows whose volumes these are."""
 
     def stop(self) -> None:
-        """Whatever is under way on the volumes ends soon."""
+        """Make everything in progress on the volumes end soon."""
         for claim in self._claims.values():
             claim.stop()
         for volume in (*self._opened, *([self._vhds] if self._vhds is not None else [])):
             volume.stop()
 
     def tell_removed(self, disks: Collection[str]) -> None:
-        """Nothing: the orchestrator keeps the list of volumes."""
+        """Do nothing: the orchestrator keeps the list of volumes."""
 
     @property
     def fenced(self) -> set[str]:
-        """The runs from which volumes were taken over: what they have made for these is nobody's any more."""
+        """The ids of the runs from which volumes were taken over; what they created for them is orphaned."""
         return {writer.partition("-")[0] for claim in self._claims.values() for writer in claim.fenced}
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The whole of `volumes_info`, with the states of what was committed."""
+        """All of `volumes_info`, with the states that were committed."""
         return self._entries
 
     def close(self) -> None:
-        """Let go of all volumes, and when nothing is on its way to any, of the claims on them."""
+        """Close all volumes, then release the claims on them."""
         for volume in self._opened:
             volume.close()
         for claim in self._claims.values():
@@ -229,9 +229,9 @@ class Volumes:
             claim.wait_for_fence()
 
     def _beat(self) -> None:
-        """Confirm the claims; where a volume is another run's now, let go of all of them at once."""
-        kept = [claim.renew() for claim in self._claims.values()]
-        if not all(kept):
+        """Renew the claims; if another run has taken over a volume, abandon all volumes at once."""
+        held = [claim.renew() for claim in self._claims.values()]
+        if not all(held):
             self.stop()
             for volume in self._opened:
                 if isinstance(volume, Volume):
@@ -244,14 +244,14 @@ class Volumes:
 
 
 class Backend(Protocol):
-    """A way to reach the devices of one target."""
+    """A connection to the devices of one target."""
 
     def device(self, disk: str, path: str) -> Device:
-        """The device at `path`, which `disk` is written to. Nothing is reached before its `open`."""
+        """The device at `path`, to which `disk` is written. It is not connected before its `open`."""
 
 
 class Volume:
-    """A volume behind a backup writer: a Destination that cannot be read."""
+    """A volume behind a backup writer: a Destination that cannot be read back."""
 
     readable = False
     far = True
@@ -268,7 +268,7 @@ class Volume:
         self._stopped = self._abandoned = False
 
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
-        """What the volume holds as its entry says, where that may be believed. See Destination."""
+        """What the volume holds according to its entry, if that can be trusted. See Destination."""
         self._claim.activate()
         base = self._base(disk, size, chunk, full=full)
         self._size = size
@@ -280,35 +280,35 @@ class Volume:
         if full:
             pass
         elif _STATE in self._entry:
-            kept = self._kept(disk, chunk)
-            if kept is not None:
-                return kept.resized(size, UNKNOWN)
+            stored = self._stored(disk, chunk)
+            if stored is not None:
+                return stored.resized(size, UNKNOWN)
         elif self._entry.get(_BLANK) is True and self._claim.first_use:
             fill = ZERO
         return Manifest.new(size, chunk, disk, fill)
 
-    def _kept(self, disk: str, chunk: int) -> Manifest | None:
-        """The manifest in the entry, if it is one, of this disk, in such chunks."""
+    def _stored(self, disk: str, chunk: int) -> Manifest | None:
+        """The manifest in the entry, if it is valid, current, of this disk, and has chunks of this size."""
         try:
-            kept = Manifest.from_json(self._entry[_STATE])
+            stored = Manifest.from_json(self._entry[_STATE])
         except InvalidInput as error:
             self._tell(error.message)
             return None
         if not self._claim.current:
-            self._tell("the last run did not end well, or its result was lost")
-        elif kept.disk != disk:
+            self._tell("the last run failed, or its result was lost")
+        elif stored.disk != disk:
             self._tell("the volume held another disk")
-        elif kept.chunk != chunk:
+        elif stored.chunk != chunk:
             self._tell("the chunk size has changed")
         else:
-            return kept
+            return stored
         return None
 
     def _tell(self, why: str) -> None:
-        self._report(Notice(f"{self._name} is sent as a whole: {why}"))
+        self._report(Notice(f"all of {self._name} is sent: {why}"))
 
     def intend(self, offset: int, length: int) -> None:
-        """The volume is about to change; no state of it is believed on return. See Destination."""
+        """Before the first change, record that the volume's content is unknown. See Destination."""
         del offset, length
         if self._begun:
             return
@@ -318,20 +318,20 @@ class Volume:
                 self._begun = True
 
     def write(self, offset: int, data: Content) -> None:
-        """Put `data` there. See Destination."""
+        """Write `data` at `offset`. See Destination."""
         self._guard(offset, len(data))
-        with self._ours():
+        with self._writing():
             self._device.write(offset, data)
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros. See Destination."""
         self._guard(offset, length)
-        with self._ours():
+        with self._writing():
             self._device.zero(offset, length)
 
     @contextmanager
-    def _ours(self) -> Iterator[None]:
-        """The block writes; where it fails because the volume is another run's now, that is the reason."""
+    def _writing(self) -> Iterator[None]:
+        """If a write in the block fails after another run took over the volume, raise that as the reason."""
         try:
             yield
         except DestinationFailed:
@@ -340,13 +340,13 @@ class Volume:
         self._claim.write_ended()
 
     def stop(self) -> None:
-        """Writes under way are the last ones, and are cut off where they take long; from any thread."""
+        """Accept no more writes, and disconnect if those in progress take long. Any thread may call this."""
         if not self._stopped:
             self._stopped = True
             later(_LAST_WRITES_SECONDS, self.abandon)
 
     def abandon(self) -> None:
-        """End what is on its way to the device too; from any thread."""
+        """Disconnect at once, even with data in flight. Any thread may call this."""
         if not self._abandoned:
             self._abandoned = True
             try:
@@ -355,21 +355,21 @@ class Volume:
                 LOG.warning("%s", error)
 
     def _guard(self, offset: int, length: int) -> None:
-        """A volume may be larger than the disk: what is beyond the disk is not ours. Nor is what another run took."""
+        """Refuse writes after a stop, without a lease, or beyond the disk's end: the volume may be larger."""
         self._claim.wait_for_lease()
         if self._stopped:
-            raise DestinationFailed(f"{self._name} was given up", disk=self._name, offset=offset)
+            raise DestinationFailed(f"{self._name} was stopped", disk=self._name, offset=offset)
         if not 0 <= offset <= offset + length <= self._size:
             text = f"{self._name}: {length} bytes at offset {offset} lie beyond the disk's end"
             raise DestinationFailed(text, disk=self._name, offset=offset)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Not possible: the protocols only write. See Destination."""
+        """Raise DestinationFailed: the protocols can only write. See Destination."""
         del length
         raise DestinationFailed(f"{self._name} cannot be read back", disk=self._name, offset=offset)
 
     def settle(self, manifest: Manifest, first: int, count: int) -> None:
-        """Nothing: what a run that fails has written is sent again. See Destination."""
+        """Do nothing: what a failed run has written is sent again. See Destination."""
 
     def flush(self) -> None:
         """See Device."""
@@ -385,7 +385,7 @@ class Volume:
         return self._device.check()
 
     def commit(self, manifest: Manifest) -> None:
-        """Record what the volume holds, and put it into the entry; it is no blank volume any more. See Destination."""
+        """Record what the volume holds, and store it in the entry, no longer marked as blank. See Destination."""
         state = {**manifest.to_json(), "record": self._claim.id}
         self._claim.commit(claims.state_name(state))
         self._entry[_STATE] = state
@@ -408,10 +408,10 @@ class Volume:
 
 
 class VolumeMedium(FileMedium):
-    """A file or a block device that is handed over anew in each run, so nothing is kept beside a device."""
+    """A file or a block device. The path of a device differs in each run, so no state is kept beside a device."""
 
     foreign_remedy = (
-        "Hand over another volume, or empty this one if nothing in it is needed: truncate -s 0 FILE"
+        "Provide another volume, or empty this one if nothing in it is needed: truncate -s 0 FILE"
     )
 
     @property
@@ -420,7 +420,7 @@ class VolumeMedium(FileMedium):
         return None if self.is_device else self._grains
 
     def refuse_foreign(self, kept: Stamp | None) -> None:
-        """See Medium. A device was made for this."""
+        """See Medium. A device was created for this purpose, so it is never refused."""
         if not self.is_device:
             super().refuse_foreign(kept)
 
@@ -451,8 +451,8 @@ class VolumeMedium(FileMedium):
 class FileVolume(Replica):
     """A volume that is a file or a block device of this host, written in place.
 
-    The state beside a file must be the one in the entry, else nothing of it is believed and the file is read. A device
-    has another name in each run, so nothing is kept beside it: it is read.
+    The state beside a file is trusted only if it equals the one in the entry; otherwise the file is read. A device is
+    always read: its path differs in each run, so no state is kept beside it.
     """
 
     def __init__(self, entry: dict[str, Any], report: Report = silent) -> None:
@@ -461,43 +461,43 @@ class FileVolume(Replica):
         self._entry = entry
 
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
-        """What the volume holds: nothing is known without a state in its entry."""
+        """What the volume holds. Nothing is known without a state in its entry. See Destination."""
         return super().known(disk, size, chunk, full=full or not self._entry.get(_STATE))
 
     def commit(self, manifest: Manifest) -> None:
-        """Keep the manifest beside the volume and in its entry."""
+        """Store the manifest beside the volume and in its entry. See Destination."""
         super().commit(manifest)
         self._entry[_STATE] = manifest.to_json()
 
     def _load(self, *, ours: bool = True) -> Kept | None:
-        """The state that is both in the entry and beside the volume; of a device, the one in the entry."""
+        """The state, if it is the same in the entry and beside the volume; for a device, the one in the entry."""
         try:
-            given = Manifest.from_json(self._entry[_STATE]) if self._entry.get(_STATE) else None
+            in_entry = Manifest.from_json(self._entry[_STATE]) if self._entry.get(_STATE) else None
         except InvalidInput as error:
             self._report(Notice(f"{self._file.where}: {error.message}"))
-            given = None
+            in_entry = None
         if self._file.is_device:
-            return None if given is None else Kept(given, {})
-        kept = super()._load(ours=ours)
-        if kept is None or kept.manifest == given:
-            return kept
-        if given is not None:
-            self._report(Notice(f"{self._file.where} is not as the state in its entry says"))
+            return None if in_entry is None else Kept(in_entry, {})
+        beside = super()._load(ours=ours)
+        if beside is None or beside.manifest == in_entry:
+            return beside
+        if in_entry is not None:
+            self._report(Notice(f"{self._file.where} differs from the state in its entry"))
         return None
 
 
-def touched(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a volume that is not, or no longer, as the destination has made it."""
+def no_longer_blank(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry, with the mark removed that the destination created its volume blank."""
     return {**entry, _BLANK: False} if _BLANK in entry else dict(entry)
 
 
 def forgotten(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry without what we know of its volume."""
-    return {key: value for key, value in touched(entry).items() if key not in (_STATE, VHD)}
+    """The entry without the state of its volume."""
+    return {key: value for key, value in no_longer_blank(entry).items() if key not in (_STATE, VHD)}
 
 
 def record_ids(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """The ids of the records of volumes that entries name."""
+    """The ids of the records that the states in the entries name."""
     return [id for entry in entries if (id := claims.record_id(entry.get(_STATE)))]
 
 
@@ -511,14 +511,14 @@ def backend(
 ) -> Backend | None:
     """The backend that `target` names; None for files and devices of this host.
 
-    `compress`: whether data is compressed; runs of zeros always are. `patience`: seconds of silence after which the
-    other side counts as gone. InvalidInput or Unsupported if `target` cannot be used.
+    `compress`: whether to compress data; runs of zeros are always compressed. `patience`: the seconds without an answer
+    after which the other side counts as gone. Raises InvalidInput or Unsupported if `target` cannot be used.
     """
     clock = clock or Clock()
     name, details = target.get("backend"), target.get("connection_details") or {}
     if name == "file_backup_writer":
         return None
-    # Each of them brings in what it speaks through: loaded where it is used.
+    # Imported only if used: each module loads its protocol's library.
     if name == "ssh_backup_writer":
         from . import ssh_writer
 
@@ -528,6 +528,6 @@ def backend(
 
         return http_writer.Target(details, report, compress=compress, clock=clock, patience=patience)
     raise Unsupported(
-        f"the backup writer {name!r} is not known",
+        f"the backup writer {name!r} is unknown",
         remedy="Use the ssh_backup_writer, the http_backup_writer or the file_backup_writer.",
     )
