@@ -4,6 +4,15 @@ Families end in `Error`; leaves name the fact. Each class carries an exit code a
 says what to do. A raise may give a better remedy than that of its class. Bugs (`KeyError`, `TypeError`, ...) are not
 wrapped: they reach the top with their traceback.
 
+Example: decide by the class, show the message and the remedy.
+
+    from coriolis_azure import errors
+
+    try:
+        source.replicate("no-such-vm", "replicas/no-such-vm")
+    except errors.CoriolisAzureError as error:
+        print(f"{error.message}. {error.remedy} Exit code {error.exit_code}.")
+
 Messages contain text from others: from Azure, from the worker, names of files. `cleaned` and `cleaned_output` make it
 safe to show.
 """

@@ -3,6 +3,17 @@
 The core passes frozen events to a `Report`; it never formats them for people. Sinks are functions of one event:
 `silent`, `logged`, `json_lines(stream)`. Progress bars for a terminal belong to the command line, percentages for the
 orchestrator to the provider. A sink that fails never stops the work: see `unfailing`.
+
+Example: a sink for `Source(..., report=report)`. All sizes are bytes, all times are seconds or datetimes in UTC.
+
+    from coriolis_azure import events
+
+    def report(event: events.Event) -> None:
+        match event:
+            case events.Copied(disk, done, total):
+                print(f"{event.vm} {disk}: {100 * done // total}%")
+            case events.Notice(text):
+                print(f"note: {text}")
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The Python API: the use cases of taking machines out of one Azure subscription, as one class.
+"""The Python API: the use cases of one VM in one Azure subscription, as one class.
 
     with Source(connection_info, source_environment) as source:
         print(source.list_vms())
         report = source.replicate("web-1", "/srv/replicas/web-1")
 
-`replicate` is the whole story. The steps it is made of are public too, for callers like the orchestrator that
-spread them over processes: `prepare`, `deallocate`, `copy`, `finish`.
+`replicate` does everything. Its steps are public too, for callers like the orchestrator that spread them over
+processes: `prepare`, `deallocate`, `copy`, `finish`.
 """
 
 from __future__ import annotations
@@ -55,16 +55,21 @@ from .worker import launch, sizes
 
 LOG = logging.getLogger(__name__)
 
-# A run shows life every quarter of an hour, so one that has been silent for two hours is dead.
+# A run gives a sign of life every 15 minutes, so one that has been silent for two hours is dead.
 DEAD_AFTER = timedelta(hours=2)
 _LIFE_SECONDS = 15 * 60.0
-# One that deploys shows it every half minute.
+# During a deployment, it gives one every 30 seconds.
 STALLED_SECONDS = 100.0
 
 
 @dataclass(frozen=True)
 class DiskReport:
-    """What became of one disk. Bytes of the disk: every byte read is sent, found zero, or skipped as unchanged."""
+    """The result of one disk.
+
+    All sizes are bytes of the disk: each byte read was sent, found to be zero, or skipped because it had not changed.
+    `full`: whether nothing was known of the destination's content. `verified`: whether the destination was read back;
+    None if it cannot be. `root`: the digest over all digests, which `replica.json` records.
+    """
 
     name: str
     id: str
@@ -80,10 +85,11 @@ class DiskReport:
 
 @dataclass(frozen=True)
 class Replicated:
-    """What a replication did, and the ids of temporary resources that could not be deleted.
+    """The result of a replication.
 
-    `started` and `point` are moments in UTC, as RFC 3339 writes them. What the VM had written by `point` is in the
-    replica: the snapshots were taken right after it.
+    `started` and `point` are times in UTC, in the format of RFC 3339. The replica contains everything that the VM had
+    written before `point`: the snapshots were taken right after it. `seconds` is the duration of the run. `left_behind`
+    are the ids of temporary resources that could not be deleted.
     """
 
     vm: str
@@ -102,12 +108,29 @@ class Replicated:
 class Source:
     """One Azure subscription and one source environment. A context manager.
 
-    `report` receives events, each with the VM, the disk and the time; an error that it raises is logged and stops
-    nothing. `credential` replaces the sign-in of the connection settings; `transport` and `clock` replace HTTPS and
-    time. `journals` is the folder where runs of this host are journaled, so that the next one sees at once that a run
-    has died; None, for callers that do not stay until a run is finished, journals nothing.
+    Example: replicate a VM, once or repeatedly, and handle what may go wrong.
 
-    Any thread may `cancel` what is under way.
+        from coriolis_azure import Source, errors
+
+        with Source(connection_info, source_environment, report=print) as source:
+            try:
+                report = source.replicate("web-1", "replicas/web-1", keep=7)
+            except errors.Throttled as error:
+                print(f"Azure is busy; try again in {error.retry_after:.0f} seconds")
+            except errors.CoriolisAzureError as error:
+                print(error.message, "What to do:", error.remedy)
+            else:
+                print(report.point, {disk.name: disk.sent_bytes for disk in report.disks})
+
+    `connection_info` and `source_environment` have the content of `connection.json` and `environment.json`. `report`
+    receives events, each with the VM, the disk and the time; an error that it raises is logged and stops nothing.
+    `credential` replaces the sign-in of the connection settings; `transport` and `clock` replace HTTPS and time.
+    Raises InvalidInput if a setting is wrong.
+
+    `journals` is the folder with the journals of this host's runs, by which the next run notices at once that a run has
+    died. None, for callers that do not stay until a run is finished, writes no journal.
+
+    All calls may raise the AzureErrors of `errors`. Any thread, or a signal handler, may `cancel` calls in progress.
     """
 
     def __init__(
@@ -131,24 +154,28 @@ class Source:
         # Without a lock, so that a signal handler may `cancel`: each operation on a set is atomic, copying it too.
         self._works: set[Scope] = set()
         if connection.allow_untrusted:
-            report(Notice("allow_untrusted: nobody vouches that it is Azure which gets the credentials"))
+            report(
+                Notice(
+                    "allow_untrusted: certificates are not verified, so anybody may receive the credentials"
+                )
+            )
 
     def close(self) -> None:
         """Close the connections to Azure."""
         self.azure.close()
 
     def cancel(self) -> None:
-        """End what is under way in this object, from any thread; later calls work as before.
+        """End all calls in progress, from any thread; later calls work as before.
 
-        `replicate`, `restore` and `verify` raise Cancelled as soon as what they had made is deleted: requests and
-        operations under way in Azure are waited for. What had arrived at the destination is used by the next run.
+        `replicate`, `restore` and `verify` raise Cancelled once everything that they created is deleted; requests and
+        operations in progress in Azure are waited for. The next run uses what had arrived at the destination.
         """
         for work in list(self._works):
             work.cancel()
 
     @contextmanager
     def _work(self, vm: str = "") -> Iterator[None]:
-        """Work that `cancel` ends; its events are about `vm`."""
+        """Make the block end when `cancel` is called; its events are about `vm`."""
         work = Scope(scope(), vm=vm)
         self._works.add(work)
         try:
@@ -170,25 +197,29 @@ class Source:
         self.close()
 
     def list_vms(self) -> list[Json]:
-        """The VMs of the resource group in the location, by name: name, id, size, os_type, disks, zones."""
+        """The VMs of the resource group in the location, sorted by name.
+
+        Each has `name`, `id`, `size`, `os_type`, `disks` (their number) and `zones`. Raises NotFound if the resource
+        group does not exist.
+        """
         group, location = self.environment.resource_group, self.environment.location
         self.azure.group(group)
         here = listing.machines(self.azure, {"resource_group": group, "location": location})
         return [inspection.summary(vm) for vm in here]
 
     def inspect(self, vm: str) -> Machine:
-        """The VM `vm` (name or ARM id), as Azure describes it now."""
+        """The VM `vm`, a name or an ARM id, as Azure describes it now. Raises InvalidInput, NotFound or Unsupported."""
         self.context.report(Step("inspect", vm))
         group, location = self.environment.resource_group, self.environment.location
         return inspection.read(self.azure, group, location, vm, self.storage, self.environment.exclude_disks)
 
     def deallocate(self, machine: Machine) -> None:
-        """Deallocate the VM and wait until it is done. Never called unless asked for."""
+        """Deallocate the VM and wait until that is done. No other method does so unless it is asked to."""
         self.context.report(Step("shut down", machine.name))
         self.azure.deallocate(machine.id)
 
     def chosen(self, machine: Machine) -> tuple[Disk, ...]:
-        """The disks that the settings do not leave out; InvalidInput when a name there is no disk of the VM."""
+        """The disks that `exclude_disks` does not exclude. Raises InvalidInput if it names no disk of the VM."""
         return inspection.chosen(machine, self.environment.exclude_disks)
 
     def replicate(
@@ -201,20 +232,24 @@ class Source:
         adopt: bool = False,
         keep: int | None = None,
     ) -> Replicated:
-        """Replicate `vm` to the destination `to`, a URL, a path or an object; a second time sends only what changed.
+        """Replicate `vm`, a name or an ARM id, to the destination `to`: a path, a URL or an object of your own.
 
-        With `shutdown` the VM is deallocated when everything is ready to copy. With `full` what the destination
-        already holds is not used. With `adopt` images that no run of ours has made are taken over. `keep`: how many
-        earlier points in time are kept there from now on, for `restore`; None for as many as before.
+        If `to` holds an earlier replica of the VM, only what changed is sent. `shutdown`: deallocate the VM once
+        everything is ready to copy. `full`: send everything, whatever the destination holds. `adopt`: take over images
+        that no run has made. `keep`: the number of earlier points in time to keep there from now on, for `restore`;
+        None for as many as before.
 
-        Whatever was made in Azure is deleted again, on any error too; what could not be is in `left_behind`.
+        Everything created in Azure is deleted, also after an error; what could not be deleted is in `left_behind`, of
+        the result or of the error. Raises InvalidInput or Unsupported before anything is created; later AzureError
+        (DisksChanged if the VM's disks changed), WorkerError, TransferError, DeadlinePassed or Cancelled. After an
+        error, the replica is what it was before.
         """
         began, started = self.context.clock.monotonic(), names.stamp(self.context.clock.now())
         with self._work(vm.rpartition("/")[2]):
             machine = self.inspect(vm)
             disks = self.chosen(machine)
             self._tell_caveats(machine)
-            self.sweep(DEAD_AFTER)  # first, as what is left of dead runs counts for quotas
+            self.sweep(DEAD_AFTER)  # first, because leftovers of dead runs count towards quotas
             preflight.refuse(self.context, machine, disks)
             with self._opened(to, adopt=adopt) as folder:
                 folder.reserve([disk.name for disk in disks])
@@ -250,8 +285,8 @@ class Source:
         disks: Sequence[Disk],
         keep: int | None,
     ) -> tuple[str, list[transfer.Outcome]]:
-        """Copy the disks, and publish them together at a Place; the point in time, and the outcomes."""
-        for disk in disks:  # whoever watches knows the total from the start
+        """Copy the disks and, at a Place, publish them together; return the point in time and the outcomes."""
+        for disk in disks:  # so that progress bars know the total from the start
             self.context.report(Copied(disk.name, 0, disk.size_bytes, 0))
         begun = self.begun(resources.run, machine, [disk.name for disk in disks])
         place = target.folder if isinstance(target.folder, destinations.Place) else None
@@ -263,14 +298,14 @@ class Source:
         return begun.time, outcomes
 
     def begun(self, run: Run, machine: Machine, disks: Sequence[str]) -> sets.Begun:
-        """What is written down of a run before it copies these disks."""
+        """What a run records before it copies these disks."""
         left_out = tuple(disk.name for disk in machine.disks if disk.name not in disks)
         return sets.Begun(run.id, names.stamp(self.context.clock.now()), tuple(disks), left_out)
 
     def prepare(self, vm: str) -> tuple[Run, Worker]:
-        """Boot a worker for `vm` and leave it running: for callers that copy and finish in other processes.
+        """Boot a worker for `vm` and leave it running, for callers that `copy` and `finish` in other processes.
 
-        What dead runs have left is deleted first. Nothing of this run is left when it fails.
+        What dead runs have left is deleted first. If this fails, nothing of the new run is left behind.
         """
         machine = self.inspect(vm)
         disks = self.chosen(machine)
@@ -281,47 +316,50 @@ class Source:
         resources = self.resources(run, Journal(run))
         needed = sizes.needs(machine, disks)
         with resources.undone_on_error(), resources.deploying():
-            reader = launch.launch(resources, needed, self.environment, self.context.report)
+            worker = launch.launch(resources, needed, self.environment, self.context.report)
             if stalled:
                 self._end_stalled(run, machine, stalled, looked)
-        return run, reader
+        return run, worker
 
     def _deploying(self, machine: Machine) -> dict[str, str]:
         return cleanup.deploying(self.azure, self.environment.resource_group, machine.name)
 
     def _end_stalled(self, run: Run, machine: Machine, stalled: dict[str, str], looked: float) -> None:
-        """Delete what is left of deployments for `machine` that have shown no life since they were `looked` at."""
+        """Delete what is left of deployments for `machine` without a sign of life since the moment `looked`.
+
+        `stalled`: the last sign of life of each, at that moment.
+        """
         rest = looked + STALLED_SECONDS - self.context.clock.monotonic()
         if rest > 0:
             self.context.report(Waiting(f"a sign of life of an earlier deployment for {machine.name}", rest))
             self.context.clock.sleep(rest)
         now = self._deploying(machine)
-        self.bury(run, [other for other, sign in stalled.items() if now.get(other) == sign])
+        self.delete_leftovers(run, [other for other, sign in stalled.items() if now.get(other) == sign])
 
     def copy(
-        self, run: Run, reader: Worker, machine: Machine, disks: Sequence[Disk], folder: destinations.Folder
+        self, run: Run, worker: Worker, machine: Machine, disks: Sequence[Disk], folder: destinations.Folder
     ) -> list[transfer.Outcome]:
         """Snapshot and copy disks of `machine` with a worker that `prepare` has booted, or one of a pool.
 
-        DisksChanged where the VM has others by now. However it ends, what the copying made is deleted again; the
-        worker stays.
+        However this ends, the snapshots and clones are deleted, and the worker stays. Raises DisksChanged if the VM
+        has other disks by now.
         """
         folder.reserve([disk.name for disk in disks])
-        if attached_disks.emptied(self.azure, reader.vm, self.context.report, self.context.clock):
-            self.azure.start(reader.vm)
+        if attached_disks.emptied(self.azure, worker.vm, self.context.report, self.context.clock):
+            self.azure.start(worker.vm)
         journal = Journal(run)
         resources = self.resources(run, journal)
         with resources.spare, resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
             target = mechanisms.Target(self.context, folder)
-            outcomes = mechanisms.copy(target, resources, reader, machine, disks)
+            outcomes = mechanisms.copy(target, resources, worker, machine, disks)
         for id in resources.delete(journal.ids):
             self.context.report(
                 Notice(f"could not delete {id}; it is deleted with the run's other resources")
             )
         return outcomes
 
-    def bury(self, run: Run, dead: Iterable[str], vhds: Sequence[str] = ()) -> None:
-        """Delete what the runs of these ids have left, which do nothing any more for the VM of `run`.
+    def delete_leftovers(self, run: Run, dead: Iterable[str], vhds: Sequence[str] = ()) -> None:
+        """Delete what the `dead` runs, given by their ids, have left of their work for the VM of `run`.
 
         `vhds`: see `finish`.
         """
@@ -329,15 +367,15 @@ class Source:
             stayed = self.finish(replace(run, id=id), vhds=vhds) if id != run.id else []
             if stayed:
                 self.context.report(
-                    Notice(f"could not delete what the run {id} has left: {', '.join(stayed)}")
+                    Notice(f"could not delete what the dead run {id} has left: {', '.join(stayed)}")
                 )
 
     def in_container(self, machine: Machine) -> BlobFolder:
-        """The place of the machine's replica in the container of the settings, which is made when it is missing.
+        """Open the place of the machine's replica in the container of the settings, created if it is missing.
 
-        InvalidInput where the settings name no container, or the place is another machine's or in use.
+        Raises InvalidInput if the settings name no container, or if the place is in use or another machine's.
         """
-        folder = self._kept(machine.name)
+        folder = self._blob_folder(machine.name)
         try:
             folder.claim(machine.id)
             folder.tell_removed([disk.name for disk in machine.disks])
@@ -347,7 +385,7 @@ class Source:
         return folder
 
     def remove(self, vhds: Iterable[str]) -> None:
-        """Delete what `in_container` has kept, by the URLs of the VHDs; what is gone is no error."""
+        """Delete VHDs of replicas opened by `in_container`, given by their URLs; one that is gone is no error."""
         container = self.storage.interim()
         by_place: dict[str, list[str]] = {}
         for url in vhds:
@@ -361,10 +399,10 @@ class Source:
         if container is None or not container.exists():
             return
         for place, disks in by_place.items():
-            with self._kept(place) as folder:
+            with self._blob_folder(place) as folder:
                 folder.remove(disks)
 
-    def _kept(self, prefix: str) -> BlobFolder:
+    def _blob_folder(self, prefix: str) -> BlobFolder:
         settings = self.environment
         if not settings.storage_account_name:
             raise InvalidInput(
@@ -380,7 +418,7 @@ class Source:
         )
 
     def records(self, run: Run | None = None) -> Records:
-        """The records of volumes in the resource group; `run` is whose they are when they are made."""
+        """The records of volumes in the resource group; new ones are created for `run`."""
         nobody = Run(
             "", self.azure.subscription, self.environment.resource_group, self.environment.location, "", ""
         )
@@ -389,7 +427,10 @@ class Source:
     def forget(
         self, volumes: Iterable[Kept], older_than: timedelta | None, *, dry_run: bool = False
     ) -> tuple[list[Kept], list[str]]:
-        """Delete records that no run has had to do with for so long; gives back those, and the ids that stayed."""
+        """Delete the records that no run has used for `older_than`; None deletes none.
+
+        Returns those records, and the ids of the ones that could not be deleted. `dry_run`: delete nothing.
+        """
         if older_than is None:
             return [], []
         before = self.azure.now(self.context.clock) - older_than
@@ -400,19 +441,20 @@ class Source:
     def check(
         self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True, pool: bool = True
     ) -> Checked:
-        """Everything that can be known before anything is made or shut down, all findings at once.
+        """Check everything that can be known before anything is created or shut down; return all findings.
 
-        Without `vm` only the connection and the environment are checked. `strict`: see `preflight.check`. `shutdown`
-        and `pool`: whether runs may shut the VM down, and use workers of an orchestrator's pool.
+        Without `vm`, only the connection and the environment are checked. `strict`: see `preflight.check`. `shutdown`
+        and `pool`: whether runs may shut down the VM, and use workers of an orchestrator's pool.
         """
         wanted = (shutdown, permissions.SHUTDOWN), (pool, permissions.POOL)
         may_use = {feature for may, feature in wanted if may}
         return preflight.check(self.context, vm, strict=strict, may_use=may_use)
 
     def finish(self, run: Run, known: Sequence[str] = (), vhds: Sequence[str] = ()) -> list[str]:
-        """Delete everything of `run`; gives back the ids that stayed.
+        """Delete everything of `run`; return the ids of what could not be deleted.
 
-        `vhds`: the URLs of disks that are VHDs, where the VM that has them may be gone by now.
+        `known`: ids of its resources, in addition to those that Azure lists. `vhds`: the URLs of disks that are VHDs,
+        in case their VM no longer exists.
         """
         self.context.report(Step("clean up", run.id))
         return cleanup.finish(self.context, run, known, vhds)
@@ -420,7 +462,10 @@ class Source:
     def sweep(
         self, older_than: timedelta, *, dry_run: bool = False
     ) -> tuple[list[cleanup.Leftover], list[str]]:
-        """Delete what runs that died have left; gives back what was found and the ids that stayed."""
+        """Delete what dead runs have left; return what was found, and the ids of what could not be deleted.
+
+        `older_than`: the age of a run's last sign of life from which it counts as dead. `dry_run`: delete nothing.
+        """
         found, stayed = cleanup.sweep(self.context, older_than, self.journals, dry_run=dry_run)
         gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(stayed)]
         if gone and not dry_run:
@@ -432,11 +477,14 @@ class Source:
         return found, stayed
 
     def untagged(self) -> list[str]:
-        """What is called as runs call what they make, but carries none of our tags: clean-up leaves it alone."""
+        """The ids of resources with the names of ours but without our tags, which clean-up leaves alone."""
         return cleanup.untagged(self.azure, self.environment.resource_group)
 
     def verify(self, at: str | Path) -> list[verification.Verdict]:
-        """Read every disk at the destination `at` again and compare it with its manifest; nothing is changed."""
+        """Read every disk at the destination `at` and compare it with its manifest; return a verdict for each.
+
+        The images are not changed. Raises InvalidInput if there is no replica at `at`.
+        """
         with (
             self._work(),
             places.open(str(at), self.context.report, self.storage, existing=True) as place,
@@ -444,12 +492,18 @@ class Source:
             return verification.verify(place, self.context.report, self.context.clock)
 
     def status(self, at: str | Path) -> Status:
-        """What replica there is at the destination `at`, and which of its points in time are kept."""
+        """The replica at the destination `at`: its VM, disks, point in time, and the earlier points that are kept.
+
+        Raises InvalidInput if there is no replica at `at`.
+        """
         with places.open(str(at), self.context.report, self.storage, existing=True) as place:
             return status.status(place)
 
     def restore(self, at: str | Path, point: str, to: str | Path) -> Restored:
-        """Make a replica at `to` of a point in time of the one at `at`; see `restoring.restore`."""
+        """Make a new replica at `to` from a point in time of the one at `at`; see `restoring.restore`.
+
+        `point`: the time of a point, as `status` gives it, or "latest".
+        """
         report, storage = self.context.report, self.storage
         with self._work(), places.open(str(at), report, storage, existing=True) as place:
             return restoring.restore(
@@ -457,7 +511,7 @@ class Source:
             )
 
     def new_run(self, machine: Machine) -> Run:
-        """A run for `machine`: nothing exists of it yet."""
+        """A new run for `machine`; nothing is created."""
         return Run(
             id=names.new_run(),
             subscription=self.azure.subscription,
@@ -468,14 +522,14 @@ class Source:
         )
 
     def resources(self, run: Run, journal: Journal) -> Resources:
-        """The means to create and delete for `run`."""
+        """What creates and deletes resources for `run`."""
         return Resources(self.azure, run, journal, self.environment.tags, self.context.clock, self.storage)
 
     @contextmanager
     def _run(self, machine: Machine) -> Iterator[tuple[Resources, list[str]]]:
-        """A journaled run; everything of it is deleted when the block ends, the list says what stayed.
+        """A run with a journal. When the block ends, everything of it is deleted; the list has what could not be.
 
-        An error of the block is never replaced by one of the deleting: it gets `left_behind` as a fact.
+        An error in the block is never replaced by one of the clean-up; it gets `left_behind`.
         """
         run = self.new_run(machine)
         stayed: list[str] = []
@@ -499,19 +553,19 @@ class Source:
             stayed += self._ended(resources, journal)
 
     def _ended(self, resources: Resources, journal: Journal) -> list[str]:
-        """Delete everything of a run; the ids that stayed, or may have stayed. Nothing is raised: see `_run`."""
+        """Delete everything of a run; return the ids that are or may be left behind. Raises nothing: see `_run`."""
         resources.spare.give()
         try:
             with shielded(lambda text: self.context.report(Notice(text))):
                 stayed = self.finish(resources.run, journal.ids)
             if not stayed:
                 journal.done()
-        except BaseException as error:  # it must not replace how the run itself has ended
-            LOG.log(_level(error), "deleting was not completed", exc_info=error)
-            self.context.report(Notice(f"deleting was not completed: {str(error) or 'interrupted'}"))
+        except BaseException as error:  # it must not replace the outcome of the run itself
+            LOG.log(_level(error), "clean-up was not completed", exc_info=error)
+            self.context.report(Notice(f"clean-up was not completed: {str(error) or 'interrupted'}"))
             stayed = list(journal.ids)
         if stayed:
-            self.context.report(Notice(f"not deleted, run `coriolis-azure cleanup`: {', '.join(stayed)}"))
+            self.context.report(Notice(f"not deleted; run `coriolis-azure cleanup`: {', '.join(stayed)}"))
         return stayed
 
     def _tell_caveats(self, machine: Machine) -> None:
@@ -520,7 +574,7 @@ class Source:
 
 
 def _level(error: BaseException) -> int:
-    """How to log an error of the clean-up: with a trace for all to see where it is a fault of this program."""
+    """The log level for an error of the clean-up: a bug of this program is shown to everyone, with its traceback."""
     return logging.DEBUG if isinstance(error, CoriolisAzureError | KeyboardInterrupt) else logging.ERROR
 
 

@@ -1,10 +1,4 @@
-"""One suite for any medium of replicas: what `Replica` relies on, and whole runs over it.
-
-from coriolis_azure.testing import check_medium
-
-def test_my_medium(tmp_path):
-    check_medium(lambda: MyMedium(tmp_path / "os"))
-"""
+"""A test suite for any medium of replicas: what `Replica` relies on, and complete runs over it."""
 
 from __future__ import annotations
 
@@ -31,10 +25,21 @@ _SECOND: _Content = {0: _B, 1: _A, 4: _C}
 
 
 def check_medium(medium: Callable[[], Medium]) -> None:
-    """Try everything that a replica relies on; AssertionError names what does not hold.
+    """Test everything that a replica relies on. AssertionError says what does not hold.
 
-    `medium` gives a new object for one and the same place at each call, as each run has one. Nothing is there at
-    first; it is written to, and what is there at the end is a replica of no use.
+    Example, as a test for pytest:
+
+        from pathlib import Path
+
+        from coriolis_azure.replica.files import FileMedium
+        from coriolis_azure.testing import check_medium
+
+        def test_my_medium(tmp_path: Path) -> None:
+            check_medium(lambda: FileMedium(tmp_path / "os.raw"))
+
+    `medium` returns a new object at each call, always for the same place, as each run does. The place must be empty at
+    first, with room for 512 KiB; it is written to, and its final content is of no use. Errors of the medium itself are
+    raised as they are.
     """
     _check_stores(medium)
     _check_documents(medium)
@@ -43,17 +48,17 @@ def check_medium(medium: Callable[[], Medium]) -> None:
     _check_points(medium)
 
 
-# What a medium does
+# What a medium must do
 
 
 def _check_stores(medium: Callable[[], Medium]) -> None:
     with _taken(medium) as kept:
         part: Part = "partial" if kept.renames else "redo"
-        _equal(kept.open(part), None, f"there is a part {part!r} before one was made")
-        if not kept.renames:  # an image comes first
+        _equal(kept.open(part), None, f"there is a part {part!r} before one was created")
+        if not kept.renames:  # the image must exist first
             kept.make("image", _SIZE)
         store = kept.make(part, _SIZE)
-        _equal(store.size, _SIZE, "a new part has another size than was asked for")
+        _equal(store.size, _SIZE, "a new part does not have the requested size")
         _equal(store.read(0, _SIZE), bytes(_SIZE), "a new part does not read as zeros")
         store.write(_CHUNK, _A)
         store.write(3 * _CHUNK, memoryview(_B))
@@ -71,17 +76,17 @@ def _check_stores(medium: Callable[[], Medium]) -> None:
         for offset, length in store.extents(0, _SIZE):
             covered[offset : offset + length] = b"\1" * length
         missed = [at for at, byte in enumerate(expected) if byte and not covered[at]]
-        _equal(missed, [], "an extent that holds data is not told")
+        _equal(missed, [], "extents() misses a range that holds data")
     with _taken(medium) as kept:
         again = kept.open(part)
         _compare(
-            _there(again, "a part is gone once its medium was closed"),
+            _there(again, "a part is gone after its medium was closed"),
             expected,
-            "a part that was opened again",
+            "a part that was reopened",
         )
         kept.remove(part)
         kept.remove(part)
-        _equal(kept.open(part), None, "a part is there though it was removed")
+        _equal(kept.open(part), None, "a part still exists after it was removed")
 
 
 def _check_documents(medium: Callable[[], Medium]) -> None:
@@ -91,11 +96,11 @@ def _check_documents(medium: Callable[[], Medium]) -> None:
         kept.save("draft", [b"three"])
     with _taken(medium) as kept:
         file = kept.load("draft")
-        with _there(file, "a document is gone once its medium was closed") as document:
+        with _there(file, "a document is gone after its medium was closed") as document:
             _equal(document.read(), b"three", "a document was not replaced as a whole")
         kept.forget("draft")
         kept.forget("draft")
-        _equal(kept.load("draft"), None, "a document is there though it was forgotten")
+        _equal(kept.load("draft"), None, "a document still exists after it was deleted")
 
 
 # What a replica does with it
@@ -109,11 +114,13 @@ def _check_runs(medium: Callable[[], Medium]) -> None:
     _run(medium, _SECOND, publish=False)
     _compare_image(medium, _FIRST, _SIZE)
     sent = _run(medium, _SECOND)
-    _equal(sent, [], f"what a run had committed was sent again: chunks {sent}")
+    _equal(sent, [], f"chunks that a run had committed were sent again: {sent}")
     _compare_image(medium, _SECOND, _SIZE)
-    _equal(_run(medium, _SECOND), [], "what has not changed is sent again")
+    _equal(_run(medium, _SECOND), [], "unchanged chunks are sent again")
     with closing(Replica(medium())) as replica:
-        _equal(replica.stored().root(), replica.stored().root(), "a manifest is not what it was")
+        _equal(
+            replica.stored().root(), replica.stored().root(), "reading a manifest twice gives different ones"
+        )
 
 
 def _check_resizing(medium: Callable[[], Medium]) -> None:
@@ -122,7 +129,7 @@ def _check_resizing(medium: Callable[[], Medium]) -> None:
         image = kept.open("image")
         room = image.size if image is not None and not kept.watched else _GROWN
     if room < _GROWN:
-        return  # a device, which nobody resizes
+        return  # a device cannot be resized
     _run(medium, more, size=_GROWN)
     _compare_image(medium, more, _GROWN)
     _run(medium, _SECOND)
@@ -135,21 +142,25 @@ def _check_points(medium: Callable[[], Medium]) -> None:
     _run(medium, _SECOND, keep="000002-check")
     for points, content in ((("000002-check",), _FIRST), (("000001-check", "000002-check"), _SECOND)):
         with closing(Replica(medium())) as replica, replica.at(points) as (manifest, disk):
-            _equal(disk.read(0, manifest.size), _laid(content, _SIZE), "an earlier point is not what it was")
+            _equal(
+                disk.read(0, manifest.size),
+                _laid(content, _SIZE),
+                "an earlier point has other content",
+            )
 
 
-# Means
+# Helpers
 
 
 def _there(found: T | None, otherwise: str) -> T:
-    """What was found; AssertionError where nothing was."""
+    """`found`; AssertionError if it is None."""
     if found is None:
         raise AssertionError(otherwise)
     return found
 
 
 def _equal(found: object, expected: object, otherwise: str) -> None:
-    """AssertionError where the two differ, under `python -O` too."""
+    """AssertionError if the two differ, also under `python -O`."""
     if found != expected:
         raise AssertionError(otherwise)
 
@@ -177,7 +188,7 @@ def _run(
     publish: bool = True,
     keep: str = "",
 ) -> list[int]:
-    """What a run does; the chunks that it sent. `keep`: as what the point is kept that it replaces."""
+    """Do what a run does; return the chunks that it sent. `keep`: the label under which to keep the replaced point."""
     sent = []
     with closing(Replica(medium())) as replica:
         base = replica.known("disk", size, _CHUNK, full=False)
@@ -205,7 +216,7 @@ def _run(
 
 def _compare_all(replica: Replica, manifest: Manifest, content: _Content) -> None:
     found = replica.read(0, manifest.size)
-    _equal(found, _laid(content, manifest.size), "a run does not read back what it has written")
+    _equal(found, _laid(content, manifest.size), "a run does not read back what it wrote")
 
 
 def _compare_image(medium: Callable[[], Medium], content: _Content, size: int) -> None:

@@ -83,7 +83,20 @@ class AzureExportProvider(
     base.BaseUpdateSourceReplicaProvider,
     base.BaseSourceMinionPoolProvider,
 ):
-    """Takes virtual machines out of Azure. `event_handler` is the orchestrator's, None in calls about an endpoint."""
+    """The source plugin for Azure. `event_handler` is the orchestrator's; None in calls about an endpoint.
+
+    Example: list the VMs, as the orchestrator does. We do not use the first argument, the orchestrator's context.
+
+        from coriolis_azure import AzureExportProvider
+
+        provider = AzureExportProvider()
+        provider.validate_connection(None, connection_info)
+        for vm in provider.get_instances(None, connection_info, source_environment):
+            print(vm["instance_name"])
+
+    Methods raise the orchestrator's exceptions if it is installed, otherwise those of `errors`; their text includes the
+    remedy. Arguments and results are the JSON values that the orchestrator's schemas describe.
+    """
 
     platform = "azure"
 
@@ -275,7 +288,9 @@ class AzureExportProvider(
                 container=partial(source.in_container, machine) if in_blobs else None,
             )
             with volumes:
-                source.bury(run, volumes.fenced, _vhds(volume["disk_id"] for volume in volumes_info))
+                source.delete_leftovers(
+                    run, volumes.fenced, _vhds(volume["disk_id"] for volume in volumes_info)
+                )
                 selected = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
                 if selected:
                     outcomes = _copied(source, run, worker, machine, selected, volumes)

@@ -1,0 +1,105 @@
+"""The examples in the README, the pages and the docstrings run as they stand, against a sandbox that serves HTTPS."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coriolis_azure import AzureExportProvider, Replicated, Source, errors, events, testing
+from coriolis_azure.settings import read_json
+from harness.command_line import run
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def names(served: Path) -> dict[str, Any]:
+    """What the examples take for granted: two settings, and a VM that is called web-1."""
+    disk = served.parent / "os.raw"
+    run("sandbox", "add-vm", served, "web-1", "--os-disk", disk)
+    return {
+        "connection_info": read_json(served / "connection.json"),
+        "source_environment": read_json(served / "environment.json"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def in_docstring(documented: object) -> str:
+    """The indented code of a docstring."""
+    lines = (inspect.getdoc(documented) or "").splitlines()
+    indented = [number for number, line in enumerate(lines) if line.startswith("    ")]
+    return textwrap.dedent("\n".join(lines[indented[0] : indented[-1] + 1]))
+
+
+def in_page(page: str) -> list[str]:
+    """The Python code of a page, with its folders below the current one."""
+    code = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return [example.replace('"/srv/', '"') for example in code]
+
+
+def of_source() -> str:
+    return in_docstring(Source)
+
+
+def of_the_readme() -> str:
+    (code,) = in_page("README.md")
+    return code
+
+
+@pytest.mark.parametrize("example", [of_source, of_the_readme])
+def test_an_example_of_the_api_replicates(
+    example: Callable[[], str], names: dict[str, Any], tmp_path: Path
+) -> None:
+    scope = dict(names)
+    exec(example(), scope)
+    report = scope["report"]
+    assert isinstance(report, Replicated)
+    assert (report.vm, report.left_behind) == ("web-1", ())
+    assert (tmp_path / "replicas/web-1/os.raw").stat().st_size == report.disks[0].size_bytes
+
+
+def test_the_examples_of_the_page_on_the_api(names: dict[str, Any]) -> None:
+    first, second = in_page("docs/python.md")
+    scope = dict(names)
+    exec(first, scope)
+    with Source(names["connection_info"], names["source_environment"]) as source:
+        scope["source"] = source
+        exec(second, scope)
+    assert [disk.sent_bytes for disk in scope["report"].disks] == [0]
+
+
+def test_the_example_of_the_plugin(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(in_docstring(AzureExportProvider), dict(names))
+    assert "web-1" in capsys.readouterr().out.splitlines()
+
+
+def test_the_example_of_events(
+    names: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    scope = dict(names)
+    exec(in_docstring(events), scope)
+    with Source(names["connection_info"], names["source_environment"], report=scope["report"]) as source:
+        source.replicate("web-1", tmp_path / "images")
+    assert "web-1 os: 100%" in capsys.readouterr().out.splitlines()
+
+
+def test_the_example_of_errors(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with Source(names["connection_info"], names["source_environment"]) as source:
+        exec(in_docstring(errors), {"source": source})
+    assert "Exit code 3" in capsys.readouterr().out
+
+
+def test_the_example_of_checking_a_medium(tmp_path: Path) -> None:
+    scope: dict[str, Any] = {}
+    exec(in_docstring(testing.check_medium), scope)
+    scope["test_my_medium"](tmp_path)
