@@ -77,7 +77,7 @@ class Target:
         if self.connection:
             known = Connection.from_json(json.loads(Path(self.connection).read_text()))
             azure.credential = Azure(known, transport=https(known)).credential
-        return Storage(azure, "g", Clock())
+        return azure.storage()
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from coriolis_azure.events import Event
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.sandbox import PACE
 from coriolis_azure.source import Source
-from harness import keys
+from harness import keys, replicas
 from harness.command_line import served, settings  # noqa: F401 - fixtures
 from harness.constants import MIB
 
@@ -146,6 +146,16 @@ def connect(azure: Sandbox, told: list[Event], clock: Clock) -> Iterator[Callabl
 def source(connect: Callable[..., Source]) -> Source:
     """A Source on the sandbox with the sandbox's own settings."""
     return connect()
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[replicas.AzuriteOnly]:
+    """Azurite's Blob storage: one for all tests, which are skipped where it is not installed."""
+    program = replicas.azurite_program()
+    if program is None:
+        pytest.skip("Azurite is not installed: npm install azurite, on the PATH or in $AZURITE_HOME")
+    with replicas.azurite(program) as server:
+        yield server
 
 
 @pytest.fixture

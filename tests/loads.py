@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,5 @@ def fleet(folder: Path, machines: int = 20) -> None:
 
 if __name__ == "__main__":
     load, place, *less = sys.argv[1:]
-    {"sparse": sparse, "extents": extents, "fleet": fleet}[load](
-        Path(place), *(int(mib) << 20 for mib in less)
-    )
+    loads: dict[str, Callable[..., None]] = {"sparse": sparse, "extents": extents, "fleet": fleet}
+    loads[load](Path(place), *(int(mib) << 20 for mib in less))

@@ -54,8 +54,8 @@ def crashes(kind: type[CommandLine | Plugin], asked: Asked, folder: Path) -> tup
             *(Strike("ssh", at, signal.SIGKILL) for at in range(1, pieces)),
             *(Strike("ssh", at, (signal.SIGINT, signal.SIGTERM)[at % 2]) for at in range(1, pieces, 3)),
         ]
-        for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-            strikes += [Strike("data", chance.randrange(received // 2), number) for _ in range(20)]
+        for end in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+            strikes += [Strike("data", chance.randrange(received // 2), end) for _ in range(20)]
         # What its owner has made of the VM before, and whether they want it to be shut down for the run.
         planned = [
             *((strike, "running", False) for strike in strikes),
@@ -136,7 +136,7 @@ def load(runs: tuple[str, ...], asked: Asked, folder: Path) -> tuple[Table, list
         say(f"{name}: {done.stdout.strip() or done.stderr[-500:]}")
         if done.returncode:
             wrong.append(f"{name}: {done.stdout[-500:]}{done.stderr[-2000:]}")
-        table += [line.split(": ", 1) for line in done.stdout.strip().splitlines()]
+        table += [list[object](line.split(": ", 1)) for line in done.stdout.strip().splitlines()]
     return table, wrong
 
 

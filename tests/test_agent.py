@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from coriolis_azure import agent
 from coriolis_azure.agent import scan, wire
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
+from harness.constants import DEADLINE
 from harness.pipes import Pipes, old_python
 
 CHUNK = 65536
@@ -77,7 +80,7 @@ def test_it_says_same_zeros_and_data(python: str, disk: Path) -> None:
         assert pipes.message()[:3] == (wire.SAME, 1, 3)
         assert pipes.message()[:3] == (wire.ZEROS, 4, 1)
         assert pipes.document(wire.END).keys() == {"root"}
-        assert pipes.process.wait(10) == 0
+        assert pipes.process.wait(DEADLINE) == 0
 
 
 def test_it_begins_where_the_job_says_and_its_root_is_of_what_it_has_told(disk: Path) -> None:
@@ -195,11 +198,11 @@ def test_wrong_leaves_are_refused(disk: Path, count: int, payload: bytes, said: 
         ({"key": "not hex"}, "fault of the agent: ValueError"),
     ],
 )
-def test_it_says_why_it_cannot(disk: Path, changes: dict, said: str) -> None:
+def test_it_says_why_it_cannot(disk: Path, changes: dict[str, Any], said: str) -> None:
     with Pipes() as pipes:
         pipes.start(disk, base_of(disk, ZERO), **changes)
         assert said in pipes.document(wire.ERROR)["message"]
-        assert pipes.process.wait(10) == 1
+        assert pipes.process.wait(DEADLINE) == 1
 
 
 def test_a_disk_of_another_size_is_not_read(disk: Path) -> None:
@@ -266,8 +269,8 @@ def test_it_ends_when_the_host_is_gone(tmp_path: Path, when: str) -> None:
         elif when == "in the middle of the scan":
             pipes.start(disk, base_of(disk, ZERO))
             pipes.document(wire.READY)
-        pipes.process.stdin.close()
-        assert pipes.process.wait(10) == 0
+        pipes.stdin.close()
+        assert pipes.process.wait(DEADLINE) == 0
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -277,6 +280,7 @@ def test_the_threads_of_a_scan_end_where_the_process_goes_on(whole: bool) -> Non
     assert next(results) == "0"
     if whole:
         assert list(results) == [str(number) for number in range(1, 20)]
+    assert isinstance(results, Generator)
     results.close()
     for thread in set(threading.enumerate()) - before:
         thread.join(30)
@@ -289,8 +293,8 @@ def test_it_ends_when_nobody_reads_any_more(tmp_path: Path) -> None:
     with Pipes() as pipes:
         pipes.start(disk, base_of(disk, ZERO))
         pipes.document(wire.READY)
-        pipes.process.stdout.close()
-        assert pipes.process.wait(10) == 0
+        pipes.stdout.close()
+        assert pipes.process.wait(DEADLINE) == 0
 
 
 def test_the_secret_is_never_said(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -298,7 +302,7 @@ def test_the_secret_is_never_said(disk: Path, capfd: pytest.CaptureFixture[str])
     with Pipes() as pipes:
         pipes.start(disk, base, compress=None, chunk="?")
         assert "fault of the agent" in pipes.document(wire.ERROR)["message"]
-        assert pipes.process.wait(10) == 1
+        assert pipes.process.wait(DEADLINE) == 1
         heard = bytes(pipes.heard) + "".join(capfd.readouterr()).encode()
     assert base.key not in heard
     assert base.key.hex().encode() not in heard

@@ -145,12 +145,13 @@ def test_azure_makes_a_managed_disk_of_it(azure: Sandbox, place: SandboxPlace) -
     run(place, content)
     account = place.storage.account("sandboxstorage")
     creation = {"createOption": "Import", "sourceUri": place.blob().url, "storageAccountId": account.id}
-    body = {"location": "westeurope", "properties": {"creationData": creation}}
+    body: dict[str, Any] = {"location": "westeurope", "properties": {"creationData": creation}}
     subscription = azure.connection_info()["subscription_id"]
     id = names.resource_id(subscription, "sandbox", "disk", "restored")
     made = place.azure.put(id, body)
     assert made["properties"]["diskSizeBytes"] == 3 * MIB
     state = azure._world.state.find(id)
+    assert state is not None
     whole = azure._world.contents.path(state.hidden["content"]).read_bytes()
     assert whole == expected(content).ljust(3 * MIB, b"\0")
     place.prefix = "replicas/web-2"
@@ -178,10 +179,13 @@ def test_the_whole_story_into_a_container(
     assert azure.resources() == before
     for name, disk in zip(("os", "data-0"), disks, strict=True):
         blob = azure.storage.blob(f"sandboxstorage/replicas/web-1/{name}.vhd")
+        assert blob is not None
         assert azure.storage.content(blob)[:-512] == disk.read_bytes()
         assert blob.leased() is None
     assert [verdict.verified for verdict in source.verify(where)] == [True, True]
-    azure.storage.overwrite(azure.storage.blob("sandboxstorage/replicas/web-1/os.vhd"), 0, b"x" * 512)
+    found = azure.storage.blob("sandboxstorage/replicas/web-1/os.vhd")
+    assert found is not None
+    azure.storage.overwrite(found, 0, b"x" * 512)
     assert [verdict.verified for verdict in source.verify(where)] == [True, False]
 
 
@@ -290,7 +294,9 @@ def test_what_a_dead_run_of_an_earlier_build_has_left_is_read_as_a_whole(
     run(place, {0: A, 9: B})
     place.scribble(0, B)
     blob = place.blob()
-    blob.set_metadata({**blob.find().metadata, "coriolis_state": "writing", **left})
+    found = blob.find()
+    assert found is not None
+    blob.set_metadata({**found.metadata, "coriolis_state": "writing", **left})
     assert run(place, {0: A, 9: B}) == [0]
     assert place.content(SIZE) == expected({0: A, 9: B})
 
@@ -552,7 +558,7 @@ def test_a_url_may_be_signed_in_any_version_of_the_service(
     moments = datetime.now(timezone.utc), datetime.now(timezone.utc) + timedelta(hours=1)
     key = place.storage.account("sandboxstorage")._service.get_user_delegation_key(*moments)
     url = urlsplit(place.blob().url)
-    fields = {
+    fields: dict[str, Any] = {
         **{"sp": "r", "st": "", "se": f"{moments[1]:%Y-%m-%dT%H:%M:%SZ}", "": f"/blob{url.path}"},
         **{
             "skoid": key.signed_oid,
@@ -566,7 +572,7 @@ def test_a_url_may_be_signed_in_any_version_of_the_service(
     def answered(users: int, requests: int) -> int:
         between = ["", "", "", *[""] * users, "", "", version, "b", "", "", *[""] * requests]
         text = "\n".join([*fields.values(), *between, "", "", "", "", ""])
-        signed = hmac.new(base64.b64decode(key.value), text.encode(), "sha256").digest()
+        signed = hmac.new(base64.b64decode(str(key.value)), text.encode(), "sha256").digest()
         shown = {name: value for name, value in fields.items() if name and value}
         query = urlencode({**shown, "sv": version, "sr": "b", "sig": base64.b64encode(signed).decode()})
         return azure.handle(
@@ -588,7 +594,10 @@ def test_no_signed_url_gets_into_a_log(
         copy._client.start_copy_from_url(account.readable_url(place.blob(), Clock()))
         copy.copy_from(place.blob(), {}, Clock())
     assert secret
-    assert copy.find().size == place.blob().find().size
+    copied, original = copy.find(), place.blob().find()
+    assert copied is not None
+    assert original is not None
+    assert copied.size == original.size
     # As a whole it might be there with another way to write what is between the %.
     assert max(secret.split("%"), key=len) not in caplog.text
     assert "sig=" not in caplog.text.replace("sig=REDACTED", "").replace("sig=*****", "")

@@ -131,7 +131,7 @@ def test_what_may_pass_is_waited_out_and_a_lock_is_not(
 ) -> None:
     found, _ = made(source, run)
     id, clock = found.id("nsg", "nsg"), Later()
-    refusals = []
+    refusals: list[str] = []
 
     def refuse(request: Request, answer: Callable[[Request], Response]) -> Response:
         if request.method == "DELETE" and len(refusals) < 3:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +21,12 @@ from coriolis_azure.azure import codes, names
 from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness import real_azure
 from harness.command_line import run as command
 from harness.constants import GROUP
 from harness.late_answers import Later
 
 ROOT = Path(__file__).parents[1]
-RECORDINGS = ROOT.parent / "shared" / "azure-recordings"
 
 # Each names a code of the table that a person can meet; the table may hold more.
 EXPLAINED = """
@@ -396,18 +395,9 @@ def test_a_sign_in_that_fails_is_explained_by_the_sign_in_services_code(
 
 def recorded() -> list[tuple[int, Any]]:
     """Status and body of the resource manager's recorded refusals, one of each kind; none where there are no files."""
-    if not (RECORDINGS / "read_recordings.py").exists():
-        return []
-    spec = importlib.util.spec_from_file_location("read_recordings", RECORDINGS / "read_recordings.py")
-    assert spec is not None
-    assert spec.loader is not None
-    reader = importlib.util.module_from_spec(spec)
-    sys.modules["read_recordings"] = reader  # its dataclasses look themselves up
-    spec.loader.exec_module(reader)
-    files = sorted({*RECORDINGS.glob("*.yaml"), *RECORDINGS.glob("*.json")})
     found: dict[tuple[int, str], Any] = {}
-    for path in files:
-        for exchange in reader.exchanges(path):
+    for recording in real_azure.recordings():
+        for exchange in real_azure.exchanges(recording):
             if exchange.error and exchange.is_arm:
                 found.setdefault((exchange.status, exchange.error[0]), exchange.body)
     return [(status, body) for (status, _), body in found.items()]

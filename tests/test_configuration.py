@@ -10,14 +10,14 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coriolis_azure import AzureExportProvider
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox
 from harness.battles import served
 
 pytestmark = pytest.mark.slow
@@ -65,9 +65,9 @@ class Tunnel(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         _, target, _ = self.rfile.readline().decode().split()
-        headers = dict(
-            iter(lambda: tuple(self.rfile.readline().decode().strip().partition(": ")[::2]), ("", ""))
-        )
+        headers = dict[str, str]()
+        while line := self.rfile.readline().decode().strip():
+            name, _, headers[name] = line.partition(": ")
         if headers.get("Proxy-Authorization") != self.server.expected:
             self.wfile.write(b"HTTP/1.1 407 Who are you?\r\n\r\n")
             return
@@ -101,11 +101,11 @@ def task(folder: Path, configuration: str, method: str, *arguments: Any) -> Any:
     """What a call gives back in a process that is configured so; RuntimeError with its last words."""
     packages = folder / "orchestrator"
     for module, text in {"osmorphing.manager": MANAGER, "tasks.base": TASKS}.items():
-        path = packages.joinpath("coriolis", *module.split(".")).with_suffix(".py")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for package in (path.parent, path.parent.parent):
+        source = packages.joinpath("coriolis", *module.split(".")).with_suffix(".py")
+        source.parent.mkdir(parents=True, exist_ok=True)
+        for package in (source.parent, source.parent.parent):
             (package / "__init__.py").touch()
-        path.write_text(text)
+        source.write_text(text)
     file = folder / "coriolis.conf"
     file.write_text(configuration)
     path = f"{packages}:{Path(__file__).parent.parent}"
@@ -133,7 +133,12 @@ export_worker_image = version: latest, publisher: Canonical, offer: UbuntuServer
 export_arm_network_api_version = 2023-09-01
 """
     asked: list[str] = []
-    azure.intercept = lambda request, answer: (asked.append(request.url), answer(request))[1]
+
+    def noted(request: Request, answer: Callable[[Request], Response]) -> Response:
+        asked.append(request.url)
+        return answer(request)
+
+    azure.intercept = noted
     with served(azure) as connection:
         assert AzureExportProvider().get_source_environment_schema()["required"] == ["location"]
         assert task(tmp_path, configuration, "get_source_environment_schema")["required"] == []

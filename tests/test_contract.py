@@ -231,7 +231,8 @@ def test_options_are_read_from_azure_and_narrowed_by_what_is_chosen(
         )
         return {option["name"]: option["values"] for option in found}
 
-    for nothing in ({}, None):
+    environments: list[Any] = [{}, None]
+    for nothing in environments:
         first = told(nothing, {})
         assert set(first) == {"location", "resource_group"}
         assert "westeurope" in first["location"]
@@ -553,7 +554,7 @@ def test_documents_fit_the_orchestrators_own_schemas(
     own = pytest.importorskip("coriolis.schemas", reason="the orchestrator is not installed here")
     azure.add_vm("web", image("os"), [image("data")])
     environment = azure.environment()
-    documents = {
+    documents: dict[str, Callable[[], Any]] = {
         "vm_export_info": lambda: provider.get_instance(None, connection, environment, "web"),
         "vm_instance_info": lambda: provider.get_instances(None, connection, environment)[0],
         "vm_network": lambda: provider.get_networks(None, connection, environment)[0],

@@ -74,6 +74,7 @@ def test_what_stays_is_named_with_code_7_and_the_next_sweep_finishes(tmp_path: P
     """Somebody has locked the snapshots of a run; later they lift it."""
     with Site(tmp_path / "site", (MIB,)) as site:
         front, intercept = CommandLine(site), site.azure.intercept
+        assert intercept is not None
         body = b'{"error": {"code": "ScopeLocked", "message": "Please remove the lock."}}'
         site.azure.intercept = lambda request, answer: (
             Response(409, {"Content-Type": "application/json"}, body)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -258,7 +259,9 @@ def test_two_deaths_in_a_row(path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_dying_at_any_step_never_makes_a_wrong_image(memory: Path, kind: str, options, power) -> None:
+def test_dying_at_any_step_never_makes_a_wrong_image(
+    memory: Path, kind: str, options: dict[str, Any], power: bool
+) -> None:
     path = memory / "os.raw"
     first = {0: A, 1: B, 20: A, 31: A}
     second = {0: B, 2: A, 20: B, 31: A, 40: B}
@@ -281,7 +284,7 @@ def test_dying_at_any_step_never_makes_a_wrong_image(memory: Path, kind: str, op
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
 def test_dying_at_any_step_never_makes_a_wrong_device(
-    memory: Path, monkeypatch: pytest.MonkeyPatch, power
+    memory: Path, monkeypatch: pytest.MonkeyPatch, power: bool
 ) -> None:
     """A device has no mtime that would tell of writes."""
     path = memory / "os.raw"
@@ -362,8 +365,10 @@ def test_reading_past_the_end_is_an_error(path: Path) -> None:
     run(path, {0: A}, size=CHUNK)
     medium = FileMedium(path)
     medium.share()
+    image = medium.open("image")
+    assert image is not None
     with pytest.raises(DestinationFailed) as failure:
-        medium.open("image").read(0, CHUNK + 1)
+        image.read(0, CHUNK + 1)
     medium.close()
     assert failure.value.facts["offset"] == CHUNK
 

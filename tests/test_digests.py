@@ -39,7 +39,9 @@ EDITS = st.lists(
 
 @pytest.mark.parametrize("in_memory", [0, 1, 16])
 @given(st.integers(0, 20000), st.sampled_from([ZERO, UNKNOWN]), EDITS)
-def test_they_are_what_the_same_bytes_would_be(in_memory: int, count: int, fill: bytes, edits) -> None:
+def test_they_are_what_the_same_bytes_would_be(
+    in_memory: int, count: int, fill: bytes, edits: list[tuple[str, int, int, bytes]]
+) -> None:
     """And what is done to a copy is not seen in what it is a copy of."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "_IN_MEMORY", in_memory)
@@ -80,7 +82,7 @@ def filled_and_changed(count: int) -> tuple[Digests, bytes]:
     plain = bytearray(told.randbytes(DIGEST * count))
     digests = Digests.filled(UNKNOWN, count)
     for index in range(0, count, 64):
-        digests.put(index, plain[DIGEST * index : DIGEST * (index + 64)])
+        digests.put(index, bytes(plain[DIGEST * index : DIGEST * (index + 64)]))
     digests = digests.copy()
     for index in range(0, count, 1000):
         plain[DIGEST * index : DIGEST * (index + 1)] = SOME

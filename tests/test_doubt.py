@@ -95,7 +95,9 @@ def clone_over_it(path: Path) -> None:
     "stranger", [edit, edit_and_put_the_time_back, restore_over_it, cut_and_grow, clone_over_it]
 )
 @pytest.mark.parametrize("last", ["ended well", "failed", "was killed"])
-def test_what_a_stranger_writes_after_a_run_is_seen(path: Path, last: str, stranger) -> None:
+def test_what_a_stranger_writes_after_a_run_is_seen(
+    path: Path, last: str, stranger: Callable[[Path], None]
+) -> None:
     content = {0: A, FAR: A}
     run(path, content)
     if last == "failed":
@@ -141,7 +143,7 @@ def test_what_is_stored_through_a_mapping_from_before_the_end_of_a_run_is_seen(
     def mapping(medium: FileMedium, seen: Stamp) -> Stamp:
         """Somebody maps the image, and stores into it, as the run takes its last look."""
         if not mapped:
-            with path.open("r+b") as file:
+            with medium.path.open("r+b") as file:
                 mapped.append(mmap.mmap(file.fileno(), 0))
             mapped[0][FAR * CHUNK] = A[0]
         return real(medium, seen)
@@ -229,7 +231,7 @@ def test_who_changes_the_image_while_a_run_is_at_work_ends_it(
         if first:
             act(path)
         with pytest.raises(DestinationFailed, match="by somebody else"):
-            finish(image, base, lambda: first or act(path))
+            finish(image, base, lambda: None if first else act(path))
     run(path, {0: A, 1: A, FAR: B})
     assert holds(path, {0: A, 1: A, FAR: B})
 
@@ -251,7 +253,9 @@ def test_who_changes_the_image_while_it_is_read_as_a_whole_ends_the_run(
     assert holds(path, {0: A, 1: B})
 
 
-def test_who_opens_the_image_while_it_is_published_ends_the_run(path: Path) -> None:
+def test_who_opens_the_image_while_it_is_published_ends_the_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is kept waiting, and what it does then is seen by the next run."""
     run(path, {0: A})
     with Image(path) as image:
@@ -265,7 +269,7 @@ def test_who_opens_the_image_while_it_is_published_ends_the_run(path: Path) -> N
                 os.open(path, os.O_RDWR | os.O_NONBLOCK)
             write(offset, data)
 
-        store.write = disturbed
+        monkeypatch.setattr(store, "write", disturbed)
         with pytest.raises(DestinationFailed, match="opened for writing by somebody else"):
             finish(image, base, lambda: None)
     told = Told()
@@ -380,7 +384,8 @@ def devices(tmp_path: Path) -> Iterator[list[Path]]:
 
 def volume_run(entry: dict[str, Any], content: dict[int, bytes], device: Path) -> None:
     """What a run does to a volume of the file writer."""
-    with FileVolume({**entry, "volume_dev": str(device)}) as volume:
+    volume = FileVolume({**entry, "volume_dev": str(device)})
+    with volume:
         base = volume.known("id", SIZE, CHUNK, full=False)
         digest = base.digester()
         digests = b""
@@ -476,9 +481,9 @@ def test_a_mounted_device_is_refused_and_its_file_system_stays(tmp_path: Path, d
     image.symlink_to(devices[0])
     with mounted(devices[0], tmp_path / "fs") as place:
         (place / "file").write_text("precious")
-        for options in ({}, {"adopt": True}, {"full": True}):
+        for adopt, full in ((False, False), (True, False), (False, True)):
             with pytest.raises(InvalidInput, match="in use") as refused:
-                run(image, {0: A}, **options)
+                run(image, {0: A}, adopt=adopt, full=full)
         assert "lsblk" in refused.value.remedy
         with pytest.raises(InvalidInput, match="in use"):
             volume_run({"disk_id": "id"}, {0: A}, devices[0])

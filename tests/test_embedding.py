@@ -138,7 +138,8 @@ class Counting:
 
     def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         self.scopes += scopes
-        return self.real.get_token(*scopes, **options)
+        token: AccessToken = self.real.get_token(*scopes, **options)
+        return token
 
 
 def test_a_credential_of_ones_own_signs_in_and_that_of_the_settings_does_not(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import signal
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +17,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("kind", [Folder, Device, Container], ids=lambda kind: kind.name.replace(" ", "-"))
-def test_a_chunk_that_goes_back_after_a_killed_run_is_in_the_image_by_name(kind, tmp_path: Path) -> None:
+def test_a_chunk_that_goes_back_after_a_killed_run_is_in_the_image_by_name(kind: Any, tmp_path: Path) -> None:
     """Killed between the last write and the commit: what was fetched is kept beside the image, which stays.
 
     test_provider.py has the same for the orchestrator's writers.
     """
     figures = Figures()
-    with open_or_skip(kind, tmp_path / "site") as front:
+    with ExitStack() as ending:
+        front = opened_or_skipped(ending, kind, tmp_path / "site")
         site = front.site
         good_run(front, figures)
         older = site.disks()["os"]
@@ -47,26 +50,11 @@ def test_whatever_happens_the_next_good_run_puts_it_right(tmp_path: Path) -> Non
     assert figures.images >= 4
 
 
-def open_or_skip(kind, folder: Path):
+def opened_or_skipped(ending: ExitStack, kind: Any, folder: Path) -> Any:
     """The front; a skip where this machine does not let a test have block devices."""
     try:
-        context = opened(kind, folder)
-        front = context.__enter__()
+        return ending.enter_context(opened(kind, folder))
     except OSError as error:
         if kind is not Device:
             raise
         pytest.skip(f"no loop device can be had here: {error}")
-    return _Entered(front, context)
-
-
-class _Entered:
-    """What is entered already, for a `with`."""
-
-    def __init__(self, front, context) -> None:
-        self._front, self._context = front, context
-
-    def __enter__(self):
-        return self._front
-
-    def __exit__(self, *error: object) -> None:
-        self._context.__exit__(*error)

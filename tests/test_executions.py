@@ -54,7 +54,8 @@ class Site:
 
     def holds(self, seed: int) -> None:
         """The VM's disks have this content from now on."""
-        for number, name in enumerate(("os", 0)):
+        names: tuple[str | int, ...] = ("os", 0)
+        for number, name in enumerate(names):
             self.azure.write("web", name, self._file(seed, number))
 
     def transfer(self, name: str = "volumes") -> Transfer:
@@ -125,7 +126,7 @@ def detaching(request: Request) -> bool:
     """Everything is copied; the clones are about to be taken from the worker."""
     if request.method != "PATCH" or "/virtualMachines/" not in request.path:
         return False
-    return json.loads(request.body)["properties"].get("storageProfile", {}).get("dataDisks") == []
+    return bool(json.loads(request.body)["properties"].get("storageProfile", {}).get("dataDisks") == [])
 
 
 def recording(request: Request) -> bool:
@@ -248,6 +249,7 @@ def test_what_a_cancelled_run_has_sent_to_a_stalled_volume_is_outlasted(site: Si
     """Nobody takes it back: it may still be written when the volume goes on, after the run has ended."""
     transfer = site.transfer()
     transfer.execute()
+    assert isinstance(site.target, SshTarget)
     site.target.program("write_data", STALLING)
     home = site.target.home
     (home / "stalled").touch()

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 import coriolis_azure
+from coriolis_azure.replica.medium import Content
 from harness.copies import CHUNK, by_agent, job
 from harness.images import Image
 from harness.pipes import Pipes
@@ -25,7 +26,7 @@ class Seen(Image):
 
     stack: list[str] = []
 
-    def write(self, offset, data):
+    def write(self, offset: int, data: Content) -> None:
         self.stack = self.stack or ours()
         super().write(offset, data)
 

@@ -7,9 +7,11 @@ import json
 import random
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -130,7 +132,9 @@ def test_secret_and_digests_are_only_under_chunks() -> None:
         (lambda d: sealed({**d, "hash": "md5"}), "hash 'md5' is none of"),
     ],
 )
-def test_what_is_wrong_with_a_document_is_said(change, said: str) -> None:
+def test_what_is_wrong_with_a_document_is_said(
+    change: Callable[[dict[str, Any]], dict[str, Any]], said: str
+) -> None:
     document = change(manifest().to_json())
     with pytest.raises(InvalidInput, match=said):
         Manifest.from_json(document)
@@ -167,7 +171,7 @@ def test_a_large_text_is_read_in_little_memory(tmp_path: Path) -> None:
     assert most < 3 << 20
 
 
-def sealed(document: dict) -> dict:
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
     """The document with a check that fits: damage that no check finds."""
     letters = document["chunks"].encode("ascii", "backslashreplace")
     return {**document, "check": _check(document, iter([letters]))}

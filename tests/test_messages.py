@@ -14,7 +14,7 @@ import pytest
 
 from coriolis_azure import settings
 from coriolis_azure.azure import codes
-from coriolis_azure.cli import entry
+from coriolis_azure.cli.commands import cli
 from coriolis_azure.events import counted
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ def commands(group: click.Group, above: str = "") -> Iterator[tuple[str, click.C
             yield from commands(command, f"{above}{name} ")
 
 
-COMMANDS = dict(commands(entry.cli))
+COMMANDS = dict(commands(cli))
 
 
 def test_all_remedies_are_found() -> None:
@@ -137,7 +137,7 @@ def test_no_text_leaves_the_plural_to_the_reader() -> None:
 def test_a_number_of_things_that_may_be_one_is_counted() -> None:
     plural = re.compile(r"^ (disks|resources|runs|chunks|addresses|vCPUs|times|VMs|volumes|requests|pages)\b")
     found = [
-        f"{path.name}:{node.lineno}{text.value}"
+        f"{path.name}:{node.lineno}{text.value!s}"
         for path in sorted(PACKAGE.rglob("*.py"))
         if "sandbox" not in path.parts
         for node in ast.walk(ast.parse(path.read_text()))

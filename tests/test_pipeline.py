@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from coriolis_azure.threads import ordered
-
-DEADLINE = 10
+from harness.constants import DEADLINE
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -28,7 +28,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
 def test_no_more_items_are_taken_than_may_be_in_memory() -> None:
     taken = []
 
-    def items():
+    def items() -> Iterator[int]:
         for number in range(50):
             taken.append(number)
             yield number
@@ -50,7 +50,7 @@ def test_an_error_is_raised_where_its_result_is_due() -> None:
 
 
 def test_an_error_of_the_items_ends_it() -> None:
-    def items():
+    def items() -> Iterator[int]:
         yield 1
         raise ValueError("no more")
 
@@ -68,7 +68,7 @@ def test_running_work_is_aborted_and_waiting_work_never_begins(error: type[BaseE
         assert aborted.wait(DEADLINE)
         ended.append(number)
 
-    def items():
+    def items() -> Iterator[int]:
         yield from range(3)
         assert running.wait(DEADLINE)
         raise error

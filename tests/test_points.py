@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import CorruptChunk, DestinationFailed, IncompleteReplica, InvalidInput
 from coriolis_azure.events import Report, silent
@@ -26,7 +25,7 @@ from coriolis_azure.sandbox import Sandbox
 from harness.block_devices import command, loop, mounted
 from harness.dying import dying_child
 from harness.image_runs import Told, bring
-from harness.replicas import ACCOUNT, AzuriteOnly, BlobPlace, SandboxPlace, azurite, azurite_program
+from harness.replicas import AzuriteOnly, BlobPlace, SandboxPlace
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
@@ -82,16 +81,6 @@ class InStorage:
 Replica = Here | InStorage
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[AzuriteOnly]:
-    """One Azurite for all tests."""
-    program = azurite_program()
-    if program is None:
-        pytest.skip("Azurite is not installed: npm install azurite, on the PATH or in $AZURITE_HOME")
-    with azurite(program) as azure:
-        yield azure
-
-
 _SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("btrfs", "xfs", "blob", "azurite")]
 
 
@@ -104,8 +93,8 @@ def replica(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Replica]
         with Sandbox(tmp_path / "azure") as sandbox:
             yield InStorage(SandboxPlace(sandbox))
     elif request.param == "azurite":
-        azure = request.getfixturevalue("served")
-        yield InStorage(BlobPlace(Storage(azure, "g", Clock()), ACCOUNT, f"points/{request.node.name}"))
+        azurite: AzuriteOnly = request.getfixturevalue("azurite")
+        yield InStorage(azurite.place(f"points/{request.node.name}"))
     else:
         medium = tmp_path / "medium"
         with medium.open("wb") as file:

@@ -18,17 +18,17 @@ from coriolis_azure.cli.progress import Lines, Screen, watching
 from coriolis_azure.events import Copied, Event, Notice, Step, Wait, Waiting, amount, json_lines, line, span
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.clocks import Held
 from harness.constants import MIB
 from harness.processes import Forked
-from harness.replicas import HeldClock
 from harness.terminals import shown, text
 
 
 def test_a_wait_is_told_as_it_begins_and_every_ten_seconds() -> None:
-    clock, told = HeldClock(), list[Event]()
+    clock, told = Held(), list[Event]()
     wait = Wait(told.append, clock, "the worker", 300)
     for _ in range(11):
-        wait.still(clock.slept / 2)
+        wait.still(clock.moment / 2)
         clock.sleep(2)
     assert told == [Waiting("the worker", 300, at, int(at / 2)) for at in (0, 10, 20)]
     assert line(told[-1]) == "waiting for the worker, 10 % done (0:20 of up to 5:00)"
@@ -37,7 +37,7 @@ def test_a_wait_is_told_as_it_begins_and_every_ten_seconds() -> None:
 def test_where_no_line_can_be_written_over_a_long_step_tells_how_long_it_takes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    clock = HeldClock()
+    clock = Held()
     lines = Lines(clock)
     lines.report(Step("boot worker", "Standard_D2s_v5"))
     for second in range(25):
@@ -60,7 +60,7 @@ def test_where_no_line_can_be_written_over_a_long_step_tells_how_long_it_takes(
 
 
 def test_several_disks_have_a_total_with_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = HeldClock()
+    clock = Held()
     lines = Lines(clock)
     for name, size in (("os", 100 * MIB), ("data-0", 300 * MIB)):
         lines.report(Copied(name, 0, size, 0))
@@ -78,7 +78,7 @@ def test_several_disks_have_a_total_with_rate_and_time_left(capsys: pytest.Captu
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_a_live_display_fits_its_terminal(width: int) -> None:
-    clock = HeldClock()
+    clock = Held()
     console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
     screen = Screen(clock, console)
     for name in ("os", "data-0"):

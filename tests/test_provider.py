@@ -156,7 +156,7 @@ def test_a_cancelled_or_killed_copy_is_cleaned_up_by_the_orchestrators_next_task
         running = started(
             "replicate_disks", connection, environment, "web", resources, reached, target, entries, True
         )
-        strikes = []
+        strikes: list[str] = []
 
         def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
             if ((request.method == "PUT" and step in request.path) or request.method == step) and not strikes:

@@ -21,7 +21,7 @@ from coriolis_azure.replica import sets, verification
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.replica import Replica
-from harness.dying import dying_child
+from harness.dying import FOR_GOOD, dying_child
 from harness.image_runs import Told, bring
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -87,7 +87,7 @@ def verified(path: Path) -> bool:
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power"])
 @pytest.mark.parametrize("options", [{}, {"full": True}, {"size": SIZE + 3 * CHUNK}], ids=str)
 def test_dying_at_any_step_leaves_the_older_or_the_newer_point(
-    memory: Path, options: dict[str, object], power: bool
+    memory: Path, options: dict[str, Any], power: bool
 ) -> None:
     path, at, died = memory / "replica", 0, True
     published = 0
@@ -201,7 +201,7 @@ def dies_while_it_publishes(path: Path) -> None:
             if json.loads(text)["begun"] is None:
                 os._exit(9)
 
-        ImageFolder.keep_record = switch
+        FOR_GOOD.setattr(ImageFolder, "keep_record", switch)
         run(path, NEW)
 
     assert dying_child(work, 0, False, False)
@@ -317,12 +317,13 @@ def test_a_stranger_who_acts_while_a_run_publishes_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
     act: Callable[[Path], None],
     moment: str,
-    options: dict[str, object],
+    options: dict[str, Any],
 ) -> None:
     path = tmp_path / "replica"
     run(path, OLD)
     owner: type = {"keep_record": ImageFolder, "seal": FileMedium}.get(moment, Replica)
-    real, acted = getattr(owner, moment), []
+    real = getattr(owner, moment)
+    acted: list[bool] = []
 
     def acting(thing: Any, *arguments: Any) -> Any:
         result = real(thing, *arguments)
@@ -401,7 +402,7 @@ def test_what_is_lost_of_a_switch_that_was_not_finished_is_fetched_again(
         run(path, OLD)
 
     def work() -> None:
-        Replica.publish = lambda self: os._exit(9)
+        FOR_GOOD.setattr(Replica, "publish", lambda self: os._exit(9))
         run(path, NEW, full=kind == "full")
 
     assert dying_child(work, 0, False, False)

@@ -121,6 +121,21 @@ RECORDED = [
 ]
 
 
+@pytest.mark.parametrize("machine", real_azure.machines().values(), ids=real_azure.machines())
+def test_a_vm_as_azure_tells_it_is_read_or_refused_with_the_reason(
+    place: tuple[Sandbox, Source], machine: Json
+) -> None:
+    vm, *others = machine["documents"]
+    assert (expected(vm) or "") == machine["reason"]
+    told = outcome(place, vm, *others)
+    agrees(told, vm, [each for each in others if "/disks/" in each["id"]])
+    if isinstance(told, Machine):
+        nics = vm["properties"]["networkProfile"]["networkInterfaces"]
+        first = [nic["id"] for nic in nics if nic.get("properties", {}).get("primary", True)]
+        assert [nic.id for nic in told.nics] == [nic["id"] for nic in nics]
+        assert [nic.id for nic in told.nics if nic.primary] == first
+
+
 @needs_recordings
 @pytest.mark.parametrize(("recording", "n"), RECORDED)
 def test_every_recorded_state_of_a_vm_is_read(place: tuple[Sandbox, Source], recording: str, n: int) -> None:
@@ -151,6 +166,20 @@ def test_every_official_example_of_a_vm_is_read_or_refused_with_the_reason(
     vm = {"id": provider("Microsoft.Compute/virtualMachines", "vm"), **vm}
     disks = [{**DISK, "id": disk_of(entry)} for entry in entries(vm) if disk_of(entry)]
     agrees(outcome(place, vm, *disks), vm, disks)
+
+
+@pytest.mark.parametrize("disk", real_azure.written("disks"), ids=lambda disk: disk["shows"])
+def test_a_disk_is_sized_as_it_tells_or_refused(place: tuple[Sandbox, Source], disk: Json) -> None:
+    os_disk = {"osType": "Linux", "managedDisk": {"id": provider("Microsoft.Compute/disks", "os")}}
+    id = provider("Microsoft.Compute/disks", "data")
+    vm = machine_with(os_disk, [{"lun": 3, "managedDisk": {"id": id}}])
+    told = outcome(place, vm, {"id": id, "properties": disk["properties"]}, stand_in(os_disk))
+    if disk["said"]:
+        assert isinstance(told, errors.CoriolisAzureError)
+        assert disk["said"] in told.message
+    else:
+        assert isinstance(told, Machine)
+        assert told.disks[1].size_bytes == disk["size_bytes"]
 
 
 @needs_openapi
@@ -273,7 +302,7 @@ def _whole() -> list[Json]:
 
 def _sources() -> list[list[Json]]:
     """Whole sets of documents: ours, and recorded ones where they are."""
-    sets = [_whole()]
+    sets = [_whole(), *(vm["documents"] for vm in real_azure.machines().values() if not vm["reason"])]
     for recording in real_azure.recordings():
         known = real_azure.documents(recording)
         for vm in machine_documents(recording)[-1:]:

@@ -22,7 +22,8 @@ def records(source: Source) -> Records:
 
 def test_a_change_that_comes_between_reading_and_writing_is_not_lost(azure: Sandbox, source: Source) -> None:
     """The writer is another one by then, which is what the change must see."""
-    kept, struck = records(source), []
+    kept = records(source)
+    struck: list[str] = []
     kept.update(ID, lambda _: Record(ID, "disk", "state", "first"))
 
     def between(request: Request, answer: Callable[[Request], Response]) -> Response:

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coriolis_azure import errors
-from coriolis_azure.azure.blobs import Storage
-from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers.conversation import Job
@@ -22,22 +21,12 @@ from coriolis_azure.sandbox import Sandbox
 from harness.copies import by_agent
 from harness.pipes import AGENT
 from harness.replica_runs import CHUNK, LAST, SIZE, A, B, Place, expected, run
-from harness.replicas import BlobPlace, DevicePlace, FilePlace, SandboxPlace, azurite, azurite_program
+from harness.replicas import AzuriteOnly, BlobPlace, DevicePlace, FilePlace, SandboxPlace
 
 # Azurite ends with a connection of ours open; the socket is closed when it is collected.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[object]:
-    """One Azurite for all tests."""
-    program = azurite_program()
-    if program is None:
-        pytest.skip("Azurite is not installed: npm install azurite, on the PATH or in $AZURITE_HOME")
-    with azurite(program) as azure:
-        yield azure
 
 
 @pytest.fixture(params=["file", "device", "blob", "azurite"])
@@ -50,8 +39,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         with Sandbox(tmp_path / "azure") as sandbox:
             yield SandboxPlace(sandbox)
     else:
-        azure = request.getfixturevalue("served")
-        yield BlobPlace(Storage(azure, "g", Clock()), "devstoreaccount1", f"r/{request.node.name}")
+        azurite: AzuriteOnly = request.getfixturevalue("azurite")
+        yield azurite.place(f"r/{request.node.name}")
 
 
 class Told(list[str]):
@@ -148,7 +137,7 @@ def test_without_a_manifest_the_content_itself_is_read(place: Place) -> None:
     told = Told()
     run(place, {0: A, 9: B})
     place.forget()
-    adopted = {"adopt": True} if isinstance(place, FilePlace) else {}
+    adopted: dict[str, Any] = {"adopt": True} if isinstance(place, FilePlace) else {}
     if adopted:
         with pytest.raises(InvalidInput, match="no run of ours"):
             run(place, {0: A, 9: A})

@@ -24,6 +24,7 @@ from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, Waiting, silent
 from coriolis_azure.readers import keys, ssh
+from coriolis_azure.replica.medium import Content
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from harness.clocks import Held
@@ -91,7 +92,7 @@ class Once(Image):
         super().__init__(path)
         self.ranges: list[tuple[int, int]] = []
 
-    def write(self, offset, data):
+    def write(self, offset: int, data: Content) -> None:
         self.ranges.append((offset, offset + len(data)))
         super().write(offset, data)
 
@@ -222,7 +223,7 @@ def test_a_connection_that_breaks_before_the_last_word_is_taken_up_for_it(disk: 
 
 def test_a_destination_that_fails_is_not_tried_with_another_agent(disk: Path, tmp_path: Path) -> None:
     class Full(Image):
-        def write(self, offset, data):
+        def write(self, offset: int, data: Content) -> None:
             raise errors.DestinationFailed("full", disk="os", offset=offset)
 
     with Agents([]) as agents, Full(tmp_path / "os.raw") as image:

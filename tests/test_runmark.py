@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,10 +69,8 @@ def test_the_first_of_two_runs_ends_before_it_commits(sides: tuple[Path, Path]) 
         with ImageFolder(other, told) as second, second.disk("os") as later:
             found = later.known("id", SIZE, CHUNK, full=False)
             assert found.digest(0) == ZERO
-            for act in (
-                lambda: image.write(0, B),
-                lambda: image.commit(manifest),
-            ):
+            acts: list[Callable[[], None]] = [lambda: image.write(0, B), lambda: image.commit(manifest)]
+            for act in acts:
                 with pytest.raises(DestinationFailed, match="another run has begun to write") as ended:
                     act()
             assert "one run at a time" in ended.value.remedy
@@ -218,7 +216,8 @@ def test_without_locks_a_mark_is_never_taken_for_that_of_a_dead_run(tmp_path: Pa
 def test_without_locks_a_mark_beside_a_volume_is_not_either(tmp_path: Path) -> None:
     (tmp_path / "volume").touch()
     entry = {"disk_id": "id", "volume_dev": str(tmp_path / "volume")}
-    with FileVolume(entry) as first, FileVolume(entry) as second:
+    second = FileVolume(entry)
+    with FileVolume(entry) as first, second:
         begun(first, A)
         second.known("id", SIZE, CHUNK, full=False)
         assert second._file.contested

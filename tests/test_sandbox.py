@@ -15,7 +15,7 @@ from azure.core.exceptions import HttpResponseError
 from coriolis_azure import errors
 from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.sandbox.content import copy_sparse
-from harness.clients import GROUP, HERE, Clients, in_process, vm_body
+from harness.clients import GROUP, HERE, Body, Clients, in_process, vm_body
 
 DISKS = "Microsoft.Compute/disks"
 SNAPSHOTS = "Microsoft.Compute/snapshots"
@@ -137,7 +137,7 @@ def test_too_many_disks_make_no_vm_and_leave_nothing(sandbox: Sandbox, raw: Path
 
 def test_a_snapshot_is_frozen_and_a_clone_is_its_own(sandbox: Sandbox, azure: Clients, raw: Path) -> None:
     sandbox.add_vm("web", raw)
-    disk = azure.compute.disks.get(GROUP, "web-os")
+    disk: Any = azure.compute.disks.get(GROUP, "web-os")
     first = raw.read_bytes()
     snapshot = azure.copy("s", disk.id, snapshot=True, incremental=True)
     clone = azure.copy("c", snapshot.id)
@@ -292,7 +292,7 @@ def test_disks_are_attached_by_azures_rules(azure: Clients) -> None:
     make_vm(azure)
     disks = [azure.disk(f"d{index}") for index in range(5)]
 
-    def attach(*pairs: tuple[int, Any]) -> dict[str, Any]:
+    def attach(*pairs: tuple[int, Any]) -> Body:
         entries = [{"lun": lun, "createOption": "Attach", "managedDisk": {"id": disk}} for lun, disk in pairs]
         return {"properties": {"storageProfile": {"dataDisks": entries}}}
 
@@ -325,7 +325,7 @@ def test_a_detach_takes_until_its_operation_ends(azure: Clients, monkeypatch: py
     entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
     make_vm(azure)
     vm = azure.id(MACHINES, "vm")
-    body = {"properties": {"storageProfile": {"dataDisks": [entry]}}}
+    body: Body = {"properties": {"storageProfile": {"dataDisks": [entry]}}}
     azure.compute.virtual_machines.begin_update(GROUP, "vm", body).result()
     begun = azure.arm("POST", f"{vm}/attachDetachDataDisks", {"dataDisksToDetach": [{"diskId": disk.id}]})
     assert begun.status_code == 200
@@ -356,7 +356,8 @@ def test_a_detach_takes_until_its_operation_ends(azure: Clients, monkeypatch: py
 def test_disks_must_be_in_the_vms_zone(
     azure: Clients, vm_zone: str | None, disk_zone: str | None, words: str
 ) -> None:
-    disk = azure.disk("d", **({"zones": [disk_zone]} if disk_zone else {}))
+    zones: dict[str, Any] = {"zones": [disk_zone]} if disk_zone else {}
+    disk = azure.disk("d", **zones)
     body = vm_body(azure.nic("nic").id)
     entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
     body["properties"]["storageProfile"]["dataDisks"] = [entry]
@@ -569,19 +570,16 @@ def test_everything_survives_a_restart(tmp_path: Path, raw: Path) -> None:
 
 
 def test_concurrent_changes_of_many_resources(azure: Clients) -> None:
-    pollers = [
-        azure.compute.disks.begin_create_or_update(
-            GROUP,
-            f"d{index}",
-            {"location": HERE, "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}},
-        )
-        for index in range(8)
-    ]
-    assert sorted(each.result().name for each in pollers) == [f"d{index}" for index in range(8)]
+    body: Body = {
+        "location": HERE,
+        "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1},
+    }
+    pollers = [azure.compute.disks.begin_create_or_update(GROUP, f"d{index}", body) for index in range(8)]
+    assert sorted(str(each.result().name) for each in pollers) == [f"d{index}" for index in range(8)]
 
 
 def test_unimitated_options_are_refused_in_clear_words(azure: Clients) -> None:
-    body = {"location": HERE, "properties": {"creationData": {"createOption": "Upload"}}}
+    body: Body = {"location": HERE, "properties": {"creationData": {"createOption": "Upload"}}}
     with pytest.raises(HttpResponseError, match="does not imitate createOption 'Upload'"):
         azure.compute.disks.begin_create_or_update(GROUP, "d", body).result()
 

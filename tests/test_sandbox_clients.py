@@ -10,7 +10,7 @@ import pytest
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
 
 from coriolis_azure.sandbox import Request, Response, Sandbox
-from harness.clients import GROUP, HERE, Clients, in_process, serving, vm_body
+from harness.clients import GROUP, HERE, Body, Clients, in_process, serving, vm_body
 
 
 @pytest.fixture(params=["in-process", "https"])
@@ -43,12 +43,11 @@ def test_a_vm_lives_through_all_its_operations(azure: Clients) -> None:
     made = machines.begin_create_or_update(GROUP, "vm", vm_body(azure.nic("nic").id)).result()
     assert made.provisioning_state == "Succeeded"
     disk = azure.disk("d")
-    attach = {"dataDisksToAttach": [{"diskId": disk.id, "lun": 3, "caching": "None"}]}
+    attach: Body = {"dataDisksToAttach": [{"diskId": disk.id, "lun": 3, "caching": "None"}]}
     machines.begin_attach_detach_data_disks(GROUP, "vm", attach).result()
     assert [each.lun for each in machines.get(GROUP, "vm").storage_profile.data_disks] == [3]
-    changed = machines.begin_update(
-        GROUP, "vm", {"properties": {"storageProfile": {"dataDisks": []}}}
-    ).result()
+    bare: Body = {"properties": {"storageProfile": {"dataDisks": []}}}
+    changed = machines.begin_update(GROUP, "vm", bare).result()
     assert changed.storage_profile.data_disks == []
     for verb, power in (
         ("begin_deallocate", "deallocated"),
@@ -66,9 +65,10 @@ def test_a_vm_lives_through_all_its_operations(azure: Clients) -> None:
 def test_what_a_location_offers(azure: Clients) -> None:
     skus = list(azure.compute.resource_skus.list(filter="location eq 'northeurope'"))
     sizes = {each.name: each for each in skus if each.resource_type == "virtualMachines"}
-    few = {one.name: one.value for one in sizes["Standard_D2s_v5"].capabilities}
+    few = {one.name: one.value for one in sizes["Standard_D2s_v5"].capabilities or ()}
     assert (few["MaxDataDiskCount"], few["vCPUs"], few["MemoryGB"]) == ("4", "2", "8")
-    assert sizes["Standard_D2s_v3"].restrictions[0].reason_code == "NotAvailableForSubscription"
+    restrictions = sizes["Standard_D2s_v3"].restrictions or []
+    assert [each.reason_code for each in restrictions] == ["NotAvailableForSubscription"]
     assert "Standard_A1" not in sizes
     images = azure.compute.virtual_machine_images
     versions = images.list(HERE, "Canonical", "ubuntu-24_04-lts", "server", top=1, orderby="name desc")
@@ -87,18 +87,20 @@ def test_resource_groups_and_lists(azure: Clients) -> None:
     assert groups.check_existence(GROUP)
     assert not groups.check_existence("other")
     groups.create_or_update("Other", {"location": HERE, "tags": {"a": "b"}})
-    body = {
+    body: Body = {
         "location": HERE,
         "tags": {"run": "r1", "x": "y"},
         "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1},
     }
     azure.compute.disks.begin_create_or_update("other", "d", body).result()
     found = list(azure.resource.resources.list(filter="tagName eq 'run' and tagValue eq 'r1'"))
-    assert [each.id.split("/")[4] for each in found] == ["OTHER"]
+    assert [str(each.id).split("/")[4] for each in found] == ["OTHER"]
     assert not found[0].tags, "Azure leaves the tags out when it filters by tag name and value"
     (typed,) = azure.resource.resources.list(filter="resourceType eq 'Microsoft.Compute/disks'")
     assert typed.tags == {"run": "r1", "x": "y"}
-    assert azure.compute.disks.get("OTHER", "d").id.split("/")[4] == "Other", "ids keep their first spelling"
+    assert str(azure.compute.disks.get("OTHER", "d").id).split("/")[4] == "Other", (
+        "ids keep their first spelling"
+    )
     groups.begin_delete("other").result()
     assert not groups.check_existence("other")
     assert list(azure.resource.resources.list(filter="tagName eq 'run'")) == []
@@ -177,7 +179,10 @@ def test_an_interceptor_may_lose_a_request_before_or_after_azure_acted(tmp_path:
 
 def test_a_failed_operation_is_an_answer_with_status_200(azure: Clients) -> None:
     azure.disk("d", gib=2)
-    shrink = {"location": HERE, "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
+    shrink: Body = {
+        "location": HERE,
+        "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1},
+    }
     with pytest.raises(HttpResponseError) as failure:
         azure.compute.disks.begin_create_or_update(GROUP, "d", shrink).result()
     assert failure.value.status_code == 200

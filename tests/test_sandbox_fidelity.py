@@ -13,7 +13,15 @@ from coriolis_azure.azure import documents, names
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness import openapi
-from harness.real_azure import OPENAPI, examples, exchanges, needs_openapi, needs_recordings, recordings
+from harness.real_azure import (
+    OPENAPI,
+    examples,
+    exchanges,
+    needs_openapi,
+    needs_recordings,
+    recordings,
+    written,
+)
 
 Said = tuple[str, str, int, Any, Mapping[str, str]]
 
@@ -109,6 +117,41 @@ def test_operations_begin_with_a_status_and_headers_that_azure_was_recorded_with
     assert len(compared) >= 10
 
 
+def named(method: str, path: str) -> str:
+    """A request as tests/data/operations.json calls it."""
+    method, kind = kind_of(method, path)
+    return f"{method} {kind}"
+
+
+def test_operations_begin_with_the_status_headers_and_buckets_of_azures(traffic: list[Said]) -> None:
+    """Those that are written down in tests/data; of buckets the ones that are known."""
+    known = {each["request"].lower(): each for each in written("operations")}
+    compared = set()
+    for method, path, status, body, headers in traffic:
+        each = known.get(named(method, path).lower())
+        if each is None or status >= 400 or (method == "GET" and "operations" in path.lower()):
+            continue
+        compared.add(each["request"])
+        assert status == each["status"], each
+        assert followed(headers) == set(each["headers"]), each
+        assert buckets_of(headers) >= set(each.get("buckets", ())), each
+        if state := each.get("provisioningState"):
+            assert body["properties"]["provisioningState"] == state, each
+    assert {each["request"] for each in known.values()} - compared == {"DELETE resourceGroups"}
+
+
+def test_what_is_absent_is_told_in_azures_words(traffic: list[Said]) -> None:
+    (known,) = (each for each in written("refusals") if each["code"] == "ResourceNotFound")
+    compared = set()
+    for _, path, status, body, _ in traffic:
+        if status == 404 and path.endswith("/absent"):
+            *_, provider, kind, name = path.split("/")
+            said = known["message"].format(type=f"{provider}/{kind}", name=name, group="sandbox")
+            assert body == {"error": {"code": "ResourceNotFound", "message": said}}
+            compared.add(kind)
+    assert len(compared) == len(names.TYPES)
+
+
 # What only Azure's own front doors tell, or the recorders have changed; they have put Retry-After into all answers.
 NOBODYS = re.compile(
     r"(strict-transport-security|x-content-type-options|x-cache|x-msedge-ref|x-ms-served-by|x-ms-arm-service-request-id|x-ms-original-request-ids"
@@ -155,24 +198,26 @@ def asked_about(path: str) -> str:
 
 @needs_recordings
 def test_the_buckets_of_disks_are_called_as_azure_calls_them(traffic: list[Said]) -> None:
-    def buckets(headers: Mapping[str, str]) -> set[str]:
-        told = {name.lower(): value for name, value in headers.items()}.get(BUCKETS, "")
-        return {each.partition(";")[0].partition("/")[2] for each in told.split(",") if each}
-
     recorded: dict[tuple[str, str], set[str]] = {}
     for name in set(recordings()) - _OLD:
         for exchange in exchanges(name):
             if exchange.is_arm and re.search("disk|snapshot", asked_about(exchange.path)):
                 recorded.setdefault((exchange.method, asked_about(exchange.path)), set()).update(
-                    buckets(exchange.headers)
+                    buckets_of(exchange.headers)
                 )
     compared = 0
     for method, path, status, _, headers in traffic:
         key = (method, asked_about(path))
         if status < 400 and recorded.get(key):
             compared += 1
-            assert buckets(headers) <= recorded[key], key
+            assert buckets_of(headers) <= recorded[key], key
     assert compared > 10
+
+
+def buckets_of(headers: Mapping[str, str]) -> set[str]:
+    """The names of the provider's buckets that an answer tells of."""
+    told = {name.lower(): value for name, value in headers.items()}.get(BUCKETS, "")
+    return {each.partition(";")[0].partition("/")[2] for each in told.split(",") if each}
 
 
 BUCKETS = "x-ms-ratelimit-remaining-resource"

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from coriolis_azure.sandbox import Sandbox
-from harness.clients import GROUP, Clients, in_process, vm_body
+from harness.clients import GROUP, Body, Clients, in_process, vm_body
+from harness.constants import DEADLINE
 
 MACHINES = "Microsoft.Compute/virtualMachines"
 PORT = 22022
@@ -41,7 +42,7 @@ def azure(sandbox: Sandbox) -> Iterator[Clients]:
         yield clients
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
     """What `condition` gives once it is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -92,7 +93,7 @@ class Worker:
             pkey=parsed(private or self.private),
             allow_agent=False,
             look_for_keys=False,
-            timeout=10,
+            timeout=DEADLINE,
         )
         return client
 
@@ -115,7 +116,7 @@ class Worker:
             self._client.close()
 
 
-def guest_body(nic_id: str, public: str, custom_data: str) -> dict[str, Any]:
+def guest_body(nic_id: str, public: str, custom_data: str) -> Body:
     key = {"path": "/home/coriolis/.ssh/authorized_keys", "keyData": public}
     profile = {
         "computerName": "worker",
@@ -142,12 +143,12 @@ def worker(azure: Clients, name: str = "worker", **top: Any) -> Iterator[Worker]
 
 
 def attach(azure: Clients, name: str, *pairs: tuple[int, str]) -> None:
-    body = {"dataDisksToAttach": [{"diskId": disk, "lun": lun} for lun, disk in pairs]}
+    body: Body = {"dataDisksToAttach": [{"diskId": disk, "lun": lun} for lun, disk in pairs]}
     azure.compute.virtual_machines.begin_attach_detach_data_disks(GROUP, name, body).result()
 
 
 def detach(azure: Clients, name: str, disk: str) -> None:
-    body = {"dataDisksToDetach": [{"diskId": disk}]}
+    body: Body = {"dataDisksToDetach": [{"diskId": disk}]}
     azure.compute.virtual_machines.begin_attach_detach_data_disks(GROUP, name, body).result()
 
 
@@ -165,7 +166,7 @@ def raw_disks(sandbox: Sandbox, azure: Clients, tmp_path: Path, *contents: bytes
 def closed(address: str) -> bool:
     """Whether nobody answers with an SSH banner at the worker's port."""
     try:
-        with socket.create_connection((address, PORT), timeout=5) as connection:
+        with socket.create_connection((address, PORT), timeout=DEADLINE) as connection:
             return connection.recv(10) == b""
     except OSError:
         return True
@@ -224,7 +225,7 @@ def test_only_the_admin_with_its_key_gets_in(azure: Clients) -> None:
             with pytest.raises(paramiko.AuthenticationException):
                 guest.connect(**wrong)
         transport = paramiko.Transport((guest.address, PORT))
-        transport.start_client(timeout=10)
+        transport.start_client(timeout=DEADLINE)
         assert transport.get_remote_server_key() == parsed(guest.host_private)
         transport.close()
         assert guest.run("true")[0] == 0

@@ -18,7 +18,8 @@ import pytest
 from coriolis_azure import errors
 from coriolis_azure.sandbox import Response, VmSpec, add_vm, resources, serve, write
 from coriolis_azure.sandbox.server.https import Server
-from harness.clients import Clients, serving
+from harness.clients import Body, Clients, serving
+from harness.constants import DEADLINE
 
 pytestmark = pytest.mark.slow
 
@@ -134,8 +135,8 @@ def test_a_signal_ends_serving(tmp_path: Path, number: signal.Signals) -> None:
         assert process.stdout.readline() == b"ready\n"
         assert resources(tmp_path / "azure")
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(DEADLINE) == 0
 
 
-def _port(info: dict) -> int:
+def _port(info: Body) -> int:
     return int(info["custom_cloud_properties"]["endpoints"]["resource_manager_endpoint"].rpartition(":")[2])

@@ -259,7 +259,12 @@ def test_what_a_run_makes_lets_nobody_in(
     ],
 )
 def test_a_worker_that_everybody_can_reach_is_told_of(
-    azure: Sandbox, connect: Callable[..., Source], told: list[Event], tmp_path: Path, settings, is_told: bool
+    azure: Sandbox,
+    connect: Callable[..., Source],
+    told: list[Event],
+    tmp_path: Path,
+    settings: dict[str, Any],
+    is_told: bool,
 ) -> None:
     content = tmp_path / "content"
     content.write_bytes(bytes(MIB))

@@ -37,7 +37,8 @@ class Replica:
 
     def change(self) -> None:
         """Another content of every disk."""
-        for number, disk in enumerate(("os", 0, 1, 2)):
+        disks: tuple[str | int, ...] = ("os", 0, 1, 2)
+        for number, disk in enumerate(disks):
             self.azure.write("web", disk, self._content(10 + number))
 
     def verdicts(self) -> dict[str, Verdict]:

@@ -122,14 +122,15 @@ def test_a_confidential_vm_and_an_ephemeral_disk_are_refused_before_anything_is_
     azure: Sandbox, source: Source, vm: str, tmp_path: Path
 ) -> None:
     before = azure.resources()
-    for change, reason in (
-        (lambda found: found.update(securityProfile={"securityType": "ConfidentialVM"}), "confidential"),
-        (
-            lambda found: found["storageProfile"]["osDisk"].update(diffDiskSettings={"option": "Local"}),
-            "nothing to snapshot",
-        ),
-    ):
-        tweak(azure, "/virtualMachines/web", lambda found, change=change: change(found["properties"]))
+
+    def confidential(vm: dict[str, Any]) -> None:
+        vm["properties"]["securityProfile"] = {"securityType": "ConfidentialVM"}
+
+    def ephemeral(vm: dict[str, Any]) -> None:
+        vm["properties"]["storageProfile"]["osDisk"]["diffDiskSettings"] = {"option": "Local"}
+
+    for change, reason in ((confidential, "confidential"), (ephemeral, "nothing to snapshot")):
+        tweak(azure, "/virtualMachines/web", change)
         with pytest.raises(errors.Unsupported, match=reason):
             source.replicate(vm, tmp_path / "images")
     assert azure.resources() == before

@@ -26,10 +26,10 @@ from coriolis_azure.readers.conversation import Job
 from coriolis_azure.readers.flow import Flow
 from coriolis_azure.readers.reader import Data
 from coriolis_azure.replica import manifest
+from harness.clocks import Held
 from harness.copies import replicate
 from harness.direct import ADDRESS, Worker, copied
 from harness.pipes import AGENT, Pipes
-from harness.replicas import HeldClock
 from loads import Watched
 
 pytestmark = pytest.mark.slow
@@ -166,9 +166,15 @@ class Slow(Pipes):
 
 def test_on_a_line_of_1_mbit_the_progress_says_that_it_is_the_worker_or_the_line(disk: Path) -> None:
     told: list[Event] = []
-    clock = HeldClock()
-    line = {"stream": Slow(clock), "clock": clock}
-    replicate(disk, disk.with_name("os.raw"), report=told.append, chunk=MIB, compress="auto", **line)
+    clock = Held()
+    replicate(
+        *(disk, disk.with_name("os.raw")),
+        report=told.append,
+        chunk=MIB,
+        compress="auto",
+        stream=Slow(clock),
+        clock=clock,
+    )
     assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
     assert 24 * MIB / LINE < clock.monotonic() < 1.05 * 24 * MIB / LINE
     progress = [event for event in told if isinstance(event, Copied)]
@@ -179,7 +185,7 @@ def test_on_a_line_of_1_mbit_the_progress_says_that_it_is_the_worker_or_the_line
 @pytest.mark.parametrize("what", ["destination", "limit", ""])
 def test_the_progress_says_what_else_holds_it_up(disk: Path, what: str) -> None:
     """Nothing where two things take as long."""
-    clock = HeldClock()
+    clock = Held()
     size = disk.stat().st_size
     limiter = rate_limiter.RateLimiter(LINE, clock) if what != "destination" else None
     base = manifest.Manifest.new(size, MIB, "id", wire.ZERO)
@@ -208,12 +214,12 @@ class Stalling(Pipes):
         super().__init__()
         self._stalls, self._goes_on = threading.Event(), threading.Event()
 
-    def told(self, event: Event) -> bool:
-        """Whether `event` is of the stall, after which it goes on."""
+    def told(self, event: Event) -> list[Waiting]:
+        """`event` if it is of the stall, after which it goes on."""
         if self._stalls.is_set() and isinstance(event, Waiting) and "stalls" in event.what:
             self._goes_on.set()
-            return True
-        return False
+            return [event]
+        return []
 
     def read(self, size: int, /) -> bytes:
         if len(self.heard) > 4 * MIB:
@@ -230,10 +236,10 @@ def test_a_line_that_stalls_is_waited_for_and_the_progress_says_so(
     stream = Stalling()
 
     def report(event: Event) -> None:
-        if stream.told(event):
-            told.append(event)
+        told.extend(stream.told(event))
 
     replicate(disk, disk.with_name("os.raw"), stream=stream, report=report, chunk=MIB)
     assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
     assert told[0].what.startswith("os: data from the worker: its disk or the network stalls, for ")
+    assert told[0].seconds is not None
     assert 200 < told[0].seconds < 300

@@ -367,7 +367,8 @@ def test_what_an_interrupted_run_could_not_delete_is_named_with_the_code_for_it(
 def test_other_operations_on_the_worker_are_waited_out(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path, code: str
 ) -> None:
-    os_disk, refusals, clock = image("os"), [], Held()
+    os_disk, clock = image("os"), Held()
+    refusals: list[str] = []
     azure.add_vm("web", os_disk)
 
     def busy(request: Request, answer: Callable[[Request], Response]) -> Response:
@@ -442,6 +443,7 @@ def test_the_runs_own_error_is_told_although_deleting_fails_too(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
     azure.add_vm("web", image("os"))
+    broken = False
 
     def down(request: Request, answer: Callable[[Request], Response]) -> Response:
         nonlocal broken
@@ -451,7 +453,6 @@ def test_the_runs_own_error_is_told_although_deleting_fails_too(
             return Response(403, {"Content-Type": "application/json"}, body)
         return answer(request)
 
-    broken = False
     azure.intercept = down
     with pytest.raises(errors.Denied, match=r"could not create .*snapshot-os") as caught:
         source.replicate("web", tmp_path / "images")

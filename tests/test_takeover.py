@@ -20,12 +20,13 @@ from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.azure.client import Azure
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import CoriolisAzureError, DestinationFailed
+from coriolis_azure.replica.replica import Replica
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
 from harness.battles import honest, served
 from harness.processes import Forked
 from harness.replica_runs import CHUNK, SIZE, A, B, expected, run
-from harness.replicas import ACCOUNT, AzuriteOnly, BlobPlace, SandboxPlace, azurite, azurite_program
+from harness.replicas import AzuriteOnly, BlobPlace, SandboxPlace
 
 pytestmark = [pytest.mark.slow]
 
@@ -128,6 +129,7 @@ def battle(azure: Sandbox, at: int, woken: int) -> tuple[bool, int]:
         assert failures or not lost, f"{at}, {woken}: host 1 did not notice"
         assert other.content(SIZE) == expected(SECOND if suspension.early and woken == 0 else LAST)
         with other.open() as image:
+            assert isinstance(image, Replica)
             assert honest(image), f"{at}, {woken}: the manifest says more than is there"
     return came, suspension.changes
 
@@ -182,7 +184,7 @@ def in_sandbox(connection: dict[str, Any]) -> BlobPlace:
 
 
 def in_azurite(endpoint: str, certificate: Path, prefix: str) -> BlobPlace:
-    return BlobPlace(Storage(AzuriteOnly(endpoint, certificate), "g", Clock()), ACCOUNT, prefix)
+    return AzuriteOnly(endpoint, certificate).place(prefix)
 
 
 @pytest.fixture(params=["sandbox", "azurite"])
@@ -194,11 +196,8 @@ def far(
         with Sandbox(tmp_path / "azure") as sandbox, served(sandbox) as connection:
             yield in_sandbox, (connection,)
         return
-    program = azurite_program()
-    if program is None:
-        pytest.skip("Azurite is not installed: npm install azurite, on the PATH or in $AZURITE_HOME")
-    with azurite(program) as azure:
-        yield in_azurite, (azure.endpoint, azure.certificate, "web")
+    azurite: AzuriteOnly = request.getfixturevalue("azurite")
+    yield in_azurite, (azurite.endpoint, azurite.certificate, f"web/{request.node.name}")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

@@ -13,18 +13,21 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from threading import Thread
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
 from coriolis_azure import errors, events
+from coriolis_azure.azure import codes
 from coriolis_azure.cli import output, progress
 from coriolis_azure.clock import Clock
 from coriolis_azure.model import Worker
 from coriolis_azure.readers import keys, ssh
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.dying import FOR_GOOD
 from harness.error_tree import tree
 from harness.processes import Forked, command, completed
 from harness.terminals import shown, text
@@ -289,12 +292,10 @@ def test_errors_are_json_where_json_is_asked_for(line: list[str]) -> None:
 
 
 def broken(line: list[str]) -> None:
-    from coriolis_azure.cli import commands
-
-    def bug(code: str) -> None:
+    def bug(code: str) -> NoReturn:
         raise KeyError(f"{code}{EVIL}")
 
-    commands.codes.find = bug  # type: ignore[assignment]
+    FOR_GOOD.setattr(codes, "find", bug)
     command(line)
 
 
@@ -313,15 +314,13 @@ def test_a_bug_is_told_with_its_trace_and_acts_on_no_terminal() -> None:
 
 
 def warned(line: list[str]) -> None:
-    from coriolis_azure.cli import commands
+    found = codes.find
 
-    found = commands.codes.find
-
-    def warning(code: str) -> object:
+    def warning(code: str) -> codes.Code | None:
         logging.getLogger("coriolis_azure.x").warning("said %s", EVIL)
         return found(code)
 
-    commands.codes.find = warning  # type: ignore[assignment]
+    FOR_GOOD.setattr(codes, "find", warning)
     command(line)
 
 

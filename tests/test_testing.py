@@ -11,7 +11,6 @@ from typing import IO, Any
 import pytest
 
 from coriolis_azure.azure.blobs import Storage
-from coriolis_azure.clock import Clock
 from coriolis_azure.errors import DestinationFailed
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.medium import Content, Document, Medium, Part, PastPart, Stamp
@@ -19,7 +18,7 @@ from coriolis_azure.replica.vhds import VhdMedium
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.testing import check_medium
 from harness.block_devices import loop
-from harness.replicas import ACCOUNT, SandboxPlace, azurite, azurite_program
+from harness.replicas import ACCOUNT, AzuriteOnly, SandboxPlace
 
 MIB = 1 << 20
 
@@ -186,12 +185,8 @@ def test_blob_storage(azure: Sandbox) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # Azurite ends with a connection open
-def test_blob_storage_in_azurite() -> None:
-    program = azurite_program()
-    if program is None:
-        pytest.skip("Azurite is not installed: npm install azurite, on the PATH or in $AZURITE_HOME")
-    with azurite(program) as served:
-        check_medium(vhds(Storage(served, "g", Clock()), ACCOUNT))
+def test_blob_storage_in_azurite(azurite: AzuriteOnly) -> None:
+    check_medium(vhds(azurite.storage(), ACCOUNT))
 
 
 def test_somebody_elses() -> None:

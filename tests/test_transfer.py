@@ -16,8 +16,9 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +29,7 @@ from coriolis_azure.agent import wire
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import (
     AgentFailed,
+    CoriolisAzureError,
     CorruptChunk,
     DestinationFailed,
     InvalidInput,
@@ -39,12 +41,19 @@ from coriolis_azure.events import Copied, Event, Notice, Step, silent
 from coriolis_azure.readers import rate_limiter
 from coriolis_azure.readers.agents import COMPRESSION
 from coriolis_azure.readers.conversation import Job
-from coriolis_azure.readers.payload import zstd
 from coriolis_azure.replica import comparison
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
+from coriolis_azure.replica.medium import Content
+from harness.clocks import Held
+from harness.constants import DEADLINE
 from harness.copies import CHUNK, LEAF, Lying, by_agent, change, job, replicate
 from harness.images import Image
 from harness.pipes import AGENT, Pipes
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 GRAIN = wire.GRAIN
 
@@ -65,20 +74,6 @@ def disk(tmp_path: Path) -> Path:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "os.raw"
-
-
-@dataclass
-class HeldClock(Clock):
-    """Time that passes only where somebody sleeps."""
-
-    time: float = 0.0
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        assert seconds > 0
-        self.time += seconds
 
 
 class Voice:
@@ -154,7 +149,9 @@ def test_a_chunk_that_became_zeros_becomes_a_hole(disk: Path, path: Path) -> Non
 
 @pytest.mark.parametrize("compress", COMPRESSION)
 @pytest.mark.parametrize("fill", [ZERO, UNKNOWN])
-def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(tmp_path, path, fill, compress) -> None:
+def test_zeros_inside_a_chunk_are_cleared_where_nothing_is_known(
+    tmp_path: Path, path: Path, fill: bytes, compress: str
+) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(GRAIN) + b"a" * GRAIN + bytes(GRAIN) + os.urandom(GRAIN) + b"b" * 512)
     path.write_bytes(b"old!" * GRAIN if fill == UNKNOWN else b"")
@@ -225,7 +222,7 @@ def test_more_chunks_change_than_may_be_asked_for_at_a_time(tmp_path: Path, path
 
 @pytest.mark.parametrize("rate", [3 * CHUNK, 10_000, 100])
 def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: Path, rate: int) -> None:
-    clock = HeldClock()
+    clock = Held()
     with Image(path) as image, Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         by_agent(
@@ -236,10 +233,10 @@ def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: P
             silent,
             clock=clock,
             verify=True,
-            limiter=rate and rate_limiter.RateLimiter(rate, clock),
+            limiter=rate_limiter.RateLimiter(rate, clock),
         )
         least = len(pipes.heard) / rate
-    assert least - 0.5 <= clock.time <= least + 0.5
+    assert least - 0.5 <= clock.moment <= least + 0.5
     assert path.read_bytes() == disk.read_bytes()
 
 
@@ -254,7 +251,7 @@ def test_the_image_is_the_disk_after_every_good_run(tmp_path: Path, data: st.Dat
     size = data.draw(st.integers(1, 1500)) * unit
     disk.write_bytes(bytes(size))
     leaf = data.draw(st.sampled_from([0, 4096, 16384, 65536]))
-    options = {"leaf": leaf, "compress": data.draw(st.sampled_from(COMPRESSION))}
+    options: dict[str, Any] = {"leaf": leaf, "compress": data.draw(st.sampled_from(COMPRESSION))}
     chance = random.Random(data.draw(st.integers(0, 1 << 30)))
     for _ in range(3):
         if data.draw(st.booleans()):
@@ -292,7 +289,7 @@ class Dying(Pipes):
         return super().read(size)
 
 
-def dies_after(said: int, disk: Path, path: Path, **options) -> None:
+def dies_after(said: int, disk: Path, path: Path, **options: Any) -> None:
     with Image(path) as image, Dying() as pipes:
         pipes.last = said
         base = image.known("id", disk.stat().st_size, CHUNK, full=False)
@@ -348,29 +345,31 @@ class Failing(Image):
         if step == self.step:
             raise DestinationFailed(f"{step} failed", disk="os", offset=7)
 
-    def intend(self, offset, length):
+    def intend(self, offset: int, length: int) -> None:
         self._maybe("expect")
         super().intend(offset, length)
 
-    def write(self, offset, data):
+    def write(self, offset: int, data: Content) -> None:
         self._maybe("write")
         super().write(offset, data)
 
-    def zero(self, offset, length):
+    def zero(self, offset: int, length: int) -> None:
         self._maybe("zero")
         super().zero(offset, length)
 
-    def read(self, offset, length):
+    def read(self, offset: int, length: int) -> bytes:
         self._maybe("read")
         return super().read(offset, length)
 
-    def flush(self):
+    def flush(self) -> None:
         self._maybe("flush")
         super().flush()
 
 
 @pytest.mark.parametrize("step", ["expect", "write", "zero", "read", "flush"])
-def test_a_failing_destination_ends_the_run_at_once_with_its_own_error(tmp_path, path, step) -> None:
+def test_a_failing_destination_ends_the_run_at_once_with_its_own_error(
+    tmp_path: Path, path: Path, step: str
+) -> None:
     """Also where the agent is waiting for leaves that will never come."""
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(100 * CHUNK))
@@ -417,7 +416,7 @@ def test_a_report_that_is_interrupted_ends_the_agent(tmp_path: Path, path: Path)
         base = image.known("id", disk.stat().st_size, CHUNK, full=False)
         with pytest.raises(KeyboardInterrupt):
             by_agent(lambda: pipes, job(disk), base, image, interrupted)
-        assert pipes.process.wait(10) < 0
+        assert pipes.process.wait(DEADLINE) < 0
 
 
 @pytest.fixture
@@ -487,7 +486,7 @@ class Counted(Image):
 
     read_bytes = 0
 
-    def read(self, offset, length):
+    def read(self, offset: int, length: int) -> bytes:
         self.read_bytes += length
         return super().read(offset, length)
 
@@ -573,31 +572,34 @@ def test_an_image_that_is_written_anew_has_no_older_records(wide: Path, path: Pa
 class Guarded(Image):
     """An image that notices every write outside of the disk, and a commit."""
 
-    committed = False
+    was_committed = False
     size = 0
 
-    def known(self, disk, size, chunk, *, full):
+    def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         self.size = size
         return super().known(disk, size, chunk, full=full)
 
     def _inside(self, offset: int, length: int) -> None:
         assert 0 <= offset <= offset + length <= self.size
 
-    def write(self, offset, data):
+    def write(self, offset: int, data: Content) -> None:
         self._inside(offset, len(data))
         super().write(offset, data)
 
-    def zero(self, offset, length):
+    def zero(self, offset: int, length: int) -> None:
         self._inside(offset, length)
         super().zero(offset, length)
 
-    def commit(self, manifest):
-        self.committed = True
+    def commit(self, manifest: Manifest) -> None:
+        self.was_committed = True
         super().commit(manifest)
 
 
+Recorded = tuple[bytes, bytes, Manifest, bytes]
+
+
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, Manifest, bytes, bool]:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """An incremental run with every kind of message: what was there, what the disk is, the base, what was said."""
     where = tmp_path_factory.mktemp("recorded")
     disk, path = where / "disk", where / "os.raw"
@@ -656,7 +658,7 @@ def hears(path: Path, before: bytes, base: Manifest, says: bytes, direct: bool =
     `direct`: all but its READY, which is a good one then, comes past the stream.
     """
     path.write_bytes(before)
-    past = None
+    past: Any = None
     if direct:
         ready = {"size": base.size, "hash": base.hash, "port": 7}
         past, says = Past(says), document(wire.READY, ready)
@@ -666,13 +668,13 @@ def hears(path: Path, before: bytes, base: Manifest, says: bytes, direct: bool =
         try:
             by_agent(lambda: Voice(says), task, base, image, silent, direct=past)
         except (TransferError, WorkerError):
-            assert not image.committed
+            assert not image.was_committed
         assert path.stat().st_size == base.size
-        return image.committed
+        return image.was_committed
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_the_recorded_stream_is_good(recorded, path: Path, direct: bool) -> None:
+def test_the_recorded_stream_is_good(recorded: Recorded, path: Path, direct: bool) -> None:
     before, after, base, said = recorded
     assert hears(path, before, base, said[len(next(messages(said))[1]) :] if direct else said, direct)
     assert path.read_bytes() == after
@@ -681,7 +683,7 @@ def test_the_recorded_stream_is_good(recorded, path: Path, direct: bool) -> None
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_stream_is_never_taken_for_a_good_one(
-    recorded, tmp_path: Path, data: st.DataObject
+    recorded: Recorded, tmp_path: Path, data: st.DataObject
 ) -> None:
     before, after, base, said = recorded
     direct = data.draw(st.booleans())
@@ -707,7 +709,9 @@ def test_a_damaged_stream_is_never_taken_for_a_good_one(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_messages_in_another_order_are_never_taken_for_a_good_run(recorded, tmp_path, data) -> None:
+def test_messages_in_another_order_are_never_taken_for_a_good_run(
+    recorded: Recorded, tmp_path: Path, data: st.DataObject
+) -> None:
     before, after, base, said = recorded
     parts = [whole for _, whole in messages(said)]
     chosen = data.draw(st.lists(st.integers(0, len(parts) - 1), max_size=2 * len(parts)))
@@ -717,7 +721,15 @@ def test_messages_in_another_order_are_never_taken_for_a_good_run(recorded, tmp_
         assert (tmp_path / "os.raw").read_bytes() == after
 
 
-def message(kind, index=0, count=0, payload=b"", digest=ZERO, packing=wire.RAW, length=None) -> bytes:
+def message(
+    kind: int,
+    index: int = 0,
+    count: int = 0,
+    payload: bytes = b"",
+    digest: bytes = ZERO,
+    packing: int = wire.RAW,
+    length: int | None = None,
+) -> bytes:
     size = len(payload) if length is None else length
     return wire.HEAD.pack(kind, packing, index, count, size, digest) + payload
 
@@ -811,13 +823,15 @@ DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
         "nothing": (b"", StreamEnded),
     }.values(),
 )
-def test_what_is_not_in_the_protocol_is_refused(path: Path, says: bytes, error: type[Exception]) -> None:
+def test_what_is_not_in_the_protocol_is_refused(
+    path: Path, says: bytes, error: type[CoriolisAzureError]
+) -> None:
     with Guarded(path) as image:
         image.known("", TINY.size, CHUNK, full=False)
         task = Job(("/dev/x",), TINY.size, leaf=LEAF)
         with pytest.raises(error) as failure:
             by_agent(lambda: Voice(says), task, TINY, image)
-        assert not image.committed
+        assert not image.was_committed
     assert failure.value.message.isprintable()
 
 
@@ -893,8 +907,10 @@ def test_asking_is_only_for_a_host_that_offered_leaves(path: Path) -> None:
 LARGE = """
 import re, sys
 from pathlib import Path
+from typing import Any
 sys.path[:0] = [{tests!r}, {root!r}]
 from harness.pipes import Pipes
+from harness.clocks import Held
 from harness.copies import by_agent
 from harness.images import Image
 from coriolis_azure.readers.conversation import Job

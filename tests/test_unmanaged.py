@@ -434,7 +434,12 @@ def dynamic(azure: Sandbox) -> None:
     ],
 )
 def test_a_blob_that_is_no_fixed_vhd_is_refused_before_anything_is_made(
-    azure: Sandbox, source: Source, vm: tuple[Path, Path], tmp_path: Path, spoil: Callable, words: str
+    azure: Sandbox,
+    source: Source,
+    vm: tuple[Path, Path],
+    tmp_path: Path,
+    spoil: Callable[[Sandbox], None],
+    words: str,
 ) -> None:
     spoil(azure)
     before = azure.resources()

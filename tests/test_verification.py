@@ -133,7 +133,9 @@ def test_what_a_dead_run_of_an_earlier_build_was_writing_is_not_verified(images:
     assert command(images).returncode == 2
 
 
-def test_a_switch_that_was_not_finished_is_brought_to_its_end_or_told(images: Path, tmp_path: Path) -> None:
+def test_a_switch_that_was_not_finished_is_brought_to_its_end_or_told(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def dies_after_the_record(folder: ImageFolder, text: bytes) -> None:
         keep_record(folder, text)
         if json.loads(text)["begun"] is None:
@@ -142,7 +144,7 @@ def test_a_switch_that_was_not_finished_is_brought_to_its_end_or_told(images: Pa
     keep_record = ImageFolder.keep_record
     child = os.fork()
     if not child:
-        ImageFolder.keep_record = dies_after_the_record
+        monkeypatch.setattr(ImageFolder, "keep_record", dies_after_the_record)
         with ImageFolder(images) as place:
             record = sets.begin(place, "/vm", sets.Begun("run", "2026-01-02T00:00:00Z", ("os", "data-0")))
             roots = {

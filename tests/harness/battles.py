@@ -31,6 +31,7 @@ from coriolis_azure.run import cleanup
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server.https import Server
 from coriolis_azure.source import DEAD_AFTER, Source
+from harness.dying import FOR_GOOD
 from harness.processes import PROCESSES, command
 from harness.relay import Relay
 
@@ -138,8 +139,8 @@ class Site:
             if thread.name != "relay":
                 thread.join(max(0, deadline - time.monotonic()))
         self._pid, self._strike = 0, None
-        code: int = process.exitcode
-        return code
+        assert process.exitcode is not None
+        return process.exitcode
 
     def reset(self) -> None:
         """The next strike counts from here."""
@@ -261,8 +262,8 @@ def _child(folder: str, ill: tuple[str, int], work: Callable[..., None], argumen
     elif kind == "uncommitted":
         _die_before_commit()
     elif kind == "slow":  # waits take a fiftieth of the time
-        Clock.monotonic = lambda clock: 50 * time.monotonic()  # type: ignore[method-assign]
-        Clock.sleep = lambda clock, seconds: time.sleep(seconds / 50)  # type: ignore[method-assign]
+        FOR_GOOD.setattr(Clock, "monotonic", lambda clock: 50 * time.monotonic())
+        FOR_GOOD.setattr(Clock, "sleep", lambda clock, seconds: time.sleep(seconds / 50))
     work(*arguments)
 
 
@@ -289,7 +290,7 @@ def _die_before_commit() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return verified(copy, manifest)
 
-    transfer._Copy._verified = dying  # type: ignore[method-assign]
+    FOR_GOOD.setattr(transfer._Copy, "_verified", dying)
 
 
 # The two fronts

@@ -16,9 +16,13 @@ from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.resource.resources import ResourceManagementClient
 
 from coriolis_azure.sandbox import Sandbox, serve
+from harness.constants import DEADLINE
 
 GROUP = "sandbox"
 HERE = "westeurope"
+
+# A JSON body. The SDKs' own types of bodies are closed; what is sent here may be wrong on purpose.
+Body = Any
 
 
 class Clients:
@@ -89,7 +93,7 @@ class Clients:
         return f"{self.group}/providers/{kind}/{name}"
 
     def disk(self, name: str, gib: int = 1, **top: Any) -> Any:
-        body = {
+        body: Body = {
             "location": HERE,
             "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": gib},
             **top,
@@ -98,18 +102,18 @@ class Clients:
 
     def copy(self, name: str, source: str, *, snapshot: bool = False, **properties: Any) -> Any:
         creation = {"createOption": "Copy", "sourceResourceId": source}
-        body = {"location": HERE, "properties": {"creationData": creation, **properties}}
+        body: Body = {"location": HERE, "properties": {"creationData": creation, **properties}}
         operations: Any = self.compute.snapshots if snapshot else self.compute.disks
         return operations.begin_create_or_update(GROUP, name, body).result()
 
     def nic(self, name: str, **properties: Any) -> Any:
         subnet = {"id": self.id("Microsoft.Network/virtualNetworks", "sandbox-vnet") + "/subnets/default"}
         configuration = {"name": "ipconfig1", "properties": {"subnet": subnet, **properties}}
-        body = {"location": HERE, "properties": {"ipConfigurations": [configuration]}}
+        body: Body = {"location": HERE, "properties": {"ipConfigurations": [configuration]}}
         return self.network.network_interfaces.begin_create_or_update(GROUP, name, body).result()
 
     def address(self, name: str) -> Any:
-        body = {
+        body: Body = {
             "location": HERE,
             "sku": {"name": "Standard"},
             "properties": {"publicIPAllocationMethod": "Static"},
@@ -127,11 +131,14 @@ class Clients:
             "destinationAddressPrefix": "*",
             "destinationPortRange": port,
         }
-        body = {"location": HERE, "properties": {"securityRules": [{"name": "ssh", "properties": rule}]}}
+        body: Body = {
+            "location": HERE,
+            "properties": {"securityRules": [{"name": "ssh", "properties": rule}]},
+        }
         return self.network.network_security_groups.begin_create_or_update(GROUP, name, body).result()
 
 
-def vm_body(nic_id: str, **changes: Any) -> dict[str, Any]:
+def vm_body(nic_id: str, **changes: Any) -> Body:
     """The body of a VM that runs no guest: it logs in with a password."""
     image = {"publisher": "Canonical", "offer": "ubuntu-24_04-lts", "sku": "server", "version": "latest"}
     properties = {
@@ -162,9 +169,9 @@ def serving(directory: Path, port: int = 0) -> Iterator[dict[str, Any]]:
     )
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(DEADLINE)
         yield json.loads((directory / "connection.json").read_text())
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(DEADLINE)
         assert not thread.is_alive()

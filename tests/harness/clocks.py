@@ -15,4 +15,5 @@ class Held(Clock):
         return self.moment
 
     def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
         self.moment += seconds * self.pace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
@@ -22,7 +23,7 @@ CHUNK = 65536
 LEAF = 4096
 
 
-def job(disk: Path, **options) -> Job:
+def job(disk: Path, **options: Any) -> Job:
     return Job((str(disk),), disk.stat().st_size, **{"leaf": LEAF, "wait": 0.0, **options})
 
 
@@ -51,14 +52,14 @@ def replicate(
     disk: Path,
     path: Path,
     *,
-    chunk=CHUNK,
-    full=False,
-    verify=True,
-    report=silent,
+    chunk: int = CHUNK,
+    full: bool = False,
+    verify: bool = True,
+    report: Report = silent,
     stream: Pipes | None = None,
     clock: Clock | None = None,
-    **options,
-):
+    **options: Any,
+) -> transfer.Outcome:
     """One run with the real agent, behind `stream` where that is given."""
     with Image(path) as image, stream or Pipes() as pipes:
         base = image.known("id", disk.stat().st_size, chunk, full=full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from coriolis_azure import transfer
 from coriolis_azure.events import Event
@@ -23,7 +24,7 @@ class Worker(Pipes):
         super().__init__(words=[address])
 
 
-def copied(disk: Path, worker: Worker, direct: Direct, told: list[Event], **options) -> transfer.Outcome:
+def copied(disk: Path, worker: Worker, direct: Direct, told: list[Event], **options: Any) -> transfer.Outcome:
     size = disk.stat().st_size
     with Image(disk.with_name("os.raw")) as image, worker:
         base = image.known("id", size, CHUNK, full=False)

@@ -10,11 +10,17 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+FOR_GOOD = pytest.MonkeyPatch()  # of what is replaced in a process that will die with it
 CALLS = ("open", "pwrite", "write", "ftruncate", "fsync", "fdatasync", "replace", "unlink")
 
 
-def dying_child(work: Callable[[], object], at: int, after: bool, power: bool, calls=CALLS) -> bool:
+def dying_child(
+    work: Callable[[], object], at: int, after: bool, power: bool, calls: tuple[str, ...] = CALLS
+) -> bool:
     """Run `work` in a child that dies at number `at` of `calls`. Whether it did, rather than finish."""
     child = os.fork()
     if not child:
@@ -43,7 +49,7 @@ def _arm(at: int, after: bool, power: bool, calls: tuple[str, ...]) -> None:
                 real["ftruncate"](fd, size)
         os._exit(9)
 
-    def remember(name: str, args: tuple) -> None:
+    def remember(name: str, args: tuple[Any, ...]) -> None:
         """What a write replaces, until fsync makes it durable."""
         if name not in ("fsync", "fdatasync", "pwrite", "write"):
             return
@@ -59,8 +65,8 @@ def _arm(at: int, after: bool, power: bool, calls: tuple[str, ...]) -> None:
             before = os.pread(fd, len(args[1]), offset)
         volatile.append((path, offset, before, size))
 
-    def wrapped(name: str):
-        def call(*args, **options):
+    def wrapped(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
             nonlocal count
             count += name in calls
             mine = name in calls and count == at

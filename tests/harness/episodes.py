@@ -242,6 +242,7 @@ def faulty_run(front: Front, fault: str, at: int, figures: Figures, chance: rand
     if isinstance(front, Writer):
         acts["destination killed"] = lambda: aside(front.server.kill)
     intercept = front.site.azure.intercept
+    assert intercept is not None  # the site's own
     if fault == "clone slow":
         front.site.azure.intercept = slow_snapshots(intercept)
     code = front.replicate(strike, at=(at, acts[fault]) if fault in acts else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from coriolis_azure.events import Event, Notice, silent
+from coriolis_azure.events import Event, Notice, Report, silent
 from coriolis_azure.replica.destinations import Destination
 from coriolis_azure.replica.manifest import ZERO, Manifest
 from harness.images import Image
@@ -30,10 +30,10 @@ def run(
     *,
     size: int = SIZE,
     disk: str = "id",
-    report=silent,
-    full=False,
-    adopt=False,
-):
+    report: Report = silent,
+    full: bool = False,
+    adopt: bool = False,
+) -> list[int]:
     """What a run does to an image: make it hold `content` (by chunk, else zeros). Gives back what was sent."""
     with Image(path, report, adopt=adopt) as image:
         sent, _ = bring(image, content, size=size, disk=disk, full=full)
@@ -56,7 +56,8 @@ def bring(
     """
     base = image.known(disk, size, chunk, full=full)
     now = replace(base, digests=base.digests.copy(), fresh=False)
-    digest, sent = base.digester(), []
+    digest = base.digester()
+    sent: list[int] = []
     for index in range(base.count):
         offset, length = base.span(index)
         data = content.get(index, b"")[:length]

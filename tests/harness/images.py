@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coriolis_azure.events import Report, silent
 from coriolis_azure.replica.files import FileMedium, FileStore
 from coriolis_azure.replica.manifest import Manifest
 from coriolis_azure.replica.replica import Replica
 from coriolis_azure.replica.runmark import RunMark
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Image(Replica):
@@ -24,6 +28,9 @@ class Image(Replica):
         """Commit and publish."""
         super().commit(manifest)
         self.publish()
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

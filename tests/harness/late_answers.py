@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from harness.clocks import Held
 
-NSG = {"properties": {"securityRules": []}}
+NSG: dict[str, Any] = {"properties": {"securityRules": []}}
 
 
 class Later(Held):

@@ -31,7 +31,7 @@ def shown(properties: dict[str, Any], reached: dict[str, Any]) -> dict[str, Any]
     machine = copy.deepcopy({"provider_properties": properties, "connection_info": reached})
     theirs = orchestrators("coriolis.api.v1.views.minion_pool_view", "single")
     if theirs:
-        return theirs({"minion_machines": [machine]})
+        return dict(theirs({"minion_machines": [machine]}))
     for name in _SHOWN_MASKED:
         if machine["connection_info"].get(name):
             machine["connection_info"][name] = "***"
@@ -53,7 +53,7 @@ def _sanitized(result: dict[str, Any]) -> dict[str, Any]:
     for volume in result.get("volumes_info", ()):
         if "chunks" in volume.get("replica_state", {}):
             volume["replica_state"]["chunks"] = ["<redacted>"]
-    return _masked(result)
+    return dict(_masked(result))
 
 
 def _masked(value: Any) -> Any:

@@ -9,11 +9,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from coriolis_azure import agent
 from coriolis_azure.agent import wire
 from coriolis_azure.errors import StreamEnded
 from coriolis_azure.replica.manifest import ZERO, Manifest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def old_python() -> str:
@@ -37,12 +41,15 @@ class Pipes:
         self.process = subprocess.Popen(
             [python, *program, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.heard = bytearray()
 
     def read(self, size: int, /) -> bytes:
         data = bytearray()
         while len(data) < size:
-            part = os.read(self.process.stdout.fileno(), size - len(data))
+            part = os.read(self.stdout.fileno(), size - len(data))
             if not part:
                 raise StreamEnded("the agent's output ended")
             data += part
@@ -53,21 +60,21 @@ class Pipes:
         view = memoryview(data)
         try:
             while view:
-                view = view[self.process.stdin.write(view) :]
+                view = view[self.stdin.write(view) :]
         except OSError as error:
             raise StreamEnded("the agent's input is closed") from error
 
     def close(self) -> None:
         self.process.kill()
 
-    def __enter__(self) -> Pipes:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.stdin.close()
+        self.stdout.close()
 
     def start(self, disk: Path, base: Manifest, **changes: object) -> None:
         """Send a job for `disk`, and the digests of `base`."""
@@ -76,7 +83,7 @@ class Pipes:
 
     def offer(self, disk: Path, base: Manifest, **changes: object) -> int:
         """Send a job for `disk`; the chunk that it begins with."""
-        job = {
+        job: dict[str, Any] = {
             "device_candidates": [str(disk)],
             "size": base.size,
             "chunk": base.chunk,
@@ -106,9 +113,9 @@ class Pipes:
         kind, _, index, count, length, digest = wire.HEAD.unpack(self.read(wire.HEAD.size))
         return kind, index, count, digest, self.read(length)
 
-    def document(self, kind: int) -> dict:
+    def document(self, kind: int) -> dict[str, Any]:
         """The JSON of the next message, which must be of this kind."""
         found, _, _, _, payload = self.message()
-        document = json.loads(payload)
+        document: dict[str, Any] = json.loads(payload)
         assert found == kind, document
         return document

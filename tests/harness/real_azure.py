@@ -1,6 +1,7 @@
-"""Documents of real Azure: recorded exchanges, and the official OpenAPI documents with their examples.
+"""Documents of real Azure: recorded exchanges, the official OpenAPI documents with their examples, and our own.
 
-They are no part of this project. They are read from beside the checkout; tests that need them are skipped elsewhere.
+Our own are in tests/data: what Azure was seen and is documented to answer, written anew. The others are no part of this
+project. They are read from beside the checkout; tests that need them are skipped elsewhere.
 """
 
 from __future__ import annotations
@@ -33,6 +34,22 @@ needs_recordings = pytest.mark.skipif(
 needs_openapi = pytest.mark.skipif(
     not OPENAPI.is_dir(), reason="the OpenAPI documents of Azure are not beside this checkout"
 )
+
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+@cache
+def written(name: str) -> Any:
+    """A document of tests/data."""
+    return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def machines() -> dict[str, Json]:
+    """Our own VMs by name: what each `shows`, the `reason` why it cannot be moved ("" if it can), its `documents`."""
+    return {
+        path.stem: written(f"machines/{path.stem}") for path in sorted((DATA / "machines").glob("*.json"))
+    }
 
 
 @cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from coriolis_azure.events import silent
+from typing import Any
+
+from coriolis_azure.events import Report, silent
 from harness.image_runs import bring
 from harness.replicas import BlobPlace, FilePlace
 
@@ -17,13 +19,13 @@ def run(
     place: Place,
     content: dict[int, bytes],
     *,
-    size=SIZE,
-    disk="id",
-    report=silent,
-    full=False,
-    die=-1,
-    **options,
-):
+    size: int = SIZE,
+    disk: str = "id",
+    report: Report = silent,
+    full: bool = False,
+    die: int = -1,
+    **options: Any,
+) -> list[int]:
     """What a run does: make the place hold `content` (by chunk, else zeros). The chunks that were sent.
 
     `die`: after so many of them the run ends without a commit.

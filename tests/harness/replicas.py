@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any, cast
 
-from azure.core.credentials import AccessToken
+from azure.core.credentials import AccessToken, TokenCredential
 from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobLeaseClient
@@ -21,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from coriolis_azure.azure.blobs import Storage
+from coriolis_azure.azure.blobs import Blob, Storage
 from coriolis_azure.azure.client import Azure
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Report, silent
@@ -30,22 +31,10 @@ from coriolis_azure.replica.container import BlobFolder
 from coriolis_azure.replica.destinations import Destination
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.settings import Connection
+from harness.clocks import Held
 from harness.images import Device, Image
 
 ACCOUNT, KEY = "devstoreaccount1", "c2VjcmV0IG9mIHRoZSB0ZXN0cyBvbmx5LCBvZiA2NCBieXRlcyBvciBzbw=="
-
-
-class HeldClock(Clock):
-    """Time that passes only while one sleeps."""
-
-    def __init__(self) -> None:
-        self.slept = 0.0
-
-    def monotonic(self) -> float:
-        return self.slept
-
-    def sleep(self, seconds: float) -> None:
-        self.slept += seconds
 
 
 class FilePlace:
@@ -134,13 +123,14 @@ class BlobPlace:
             if manifest is not None:
                 sets.complete(folder, record, {"os": manifest.root()})
 
-    def blob(self, name: str = "os.vhd"):
+    def blob(self, name: str = "os.vhd") -> Blob:
         """A blob beside the others."""
         return self.storage.account(self.account).container("images").blob(f"{self.prefix}/{name}")
 
     def whole(self) -> bytes:
         """The blob's bytes: disk, zeros up to a whole MiB, footer."""
         found = self.blob().find()
+        assert found is not None
         step = 4 << 20
         return b"".join(self.blob().read(at, min(step, found.size - at)) for at in range(0, found.size, step))
 
@@ -164,7 +154,9 @@ class BlobPlace:
     def spoil(self, change: Callable[[bytes], bytes]) -> None:
         """Make the manifest another one."""
         manifest = self.blob("os.vhd.manifest")
-        manifest.put(change(manifest.text()))
+        text = manifest.text()
+        assert text is not None
+        manifest.put(change(text))
 
     def died(self) -> None:
         """Time goes by after a run that died: the lease by which its folder is locked runs out."""
@@ -182,7 +174,7 @@ class SandboxPlace(BlobPlace):
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.azure = Azure(Connection.from_json(sandbox.connection_info()), transport=sandbox.transport())
-        super().__init__(Storage(self.azure, "sandbox", HeldClock()), "sandboxstorage")
+        super().__init__(Storage(self.azure, "sandbox", Held()), "sandboxstorage")
 
     def died(self) -> None:
         """Time goes by after a run that died: its leases run out."""
@@ -214,9 +206,9 @@ class AzuriteOnly:
 
     def __init__(self, endpoint: str, certificate: Path) -> None:
         self.endpoint, self.certificate = endpoint, certificate
-        self.credential = _Anyone()
+        self.credential: TokenCredential = _Anyone()
         self.transport = RequestsTransport(connection_verify=str(certificate))
-        self._document = {
+        self._document: dict[str, Any] = {
             "id": f"/subscriptions/{self.subscription}/resourceGroups/g/providers/Microsoft.Storage/"
             f"storageAccounts/{ACCOUNT}",
             "name": ACCOUNT,
@@ -224,14 +216,22 @@ class AzuriteOnly:
             "properties": {"primaryEndpoints": {"blob": endpoint}},
         }
 
-    def storage_account(self, id: str) -> dict[str, object]:
+    def storage_account(self, id: str) -> dict[str, Any]:
         return self._document
 
-    def storage_accounts(self) -> list[dict[str, object]]:
+    def storage_accounts(self) -> list[dict[str, Any]]:
         return [self._document]
 
     def storage_key(self, id: str) -> str:
         return KEY
+
+    def storage(self) -> Storage:
+        """Its Blob storage."""
+        return Storage(cast(Azure, self), "g", Clock())
+
+    def place(self, prefix: str) -> BlobPlace:
+        """A VHD there. All tests of a process share the server: each takes a prefix of its own."""
+        return BlobPlace(self.storage(), ACCOUNT, prefix)
 
 
 def azurite_program() -> str | None:

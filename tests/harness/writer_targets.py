@@ -23,6 +23,7 @@ import threading
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -63,7 +64,10 @@ class SshTarget:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        assert json.loads(self._process.stdout.readline()).get("ready")
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        assert json.loads(self._stdout.readline()).get("ready")
         self.synced = folder / "synced"
         self.program("sync", f"#!/bin/sh\necho >> {self.synced}\n", folder / "bin")
 
@@ -74,7 +78,7 @@ class SshTarget:
         path.chmod(0o755)
 
     @property
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """What the orchestrator says of it."""
         details = {"ip": self.address, "port": SSH_PORT, "username": "user", "pkey": self.private}
         return {"backend": "ssh_backup_writer", "connection_details": details}
@@ -86,9 +90,9 @@ class SshTarget:
 
     def close(self) -> None:
         """Shut it down."""
-        self._process.stdin.close()
+        self._stdin.close()
         self._process.wait()
-        self._process.stdout.close()
+        self._stdout.close()
 
 
 def certificates(folder: Path) -> dict[str, str]:
@@ -164,7 +168,7 @@ class HttpsTarget(ThreadingHTTPServer):
         self._thread.start()
 
     @property
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """What the orchestrator says of it."""
         certificates = {name: self.pems[name] for name in ("client_crt", "client_key", "ca_crt")}
         details = {"ip": "127.0.0.1", "port": self.server_port, "certificates": certificates}
@@ -182,10 +186,10 @@ class HttpsTarget(ThreadingHTTPServer):
 
     close = kill
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are no news."""
 
-    def finish_request(self, request, client_address) -> None:
+    def finish_request(self, request: Any, client_address: Any) -> None:
         with self.context.wrap_socket(request, server_side=True) as secured:
             self.connections.add(secured)
             try:
@@ -267,7 +271,7 @@ class Handler(BaseHTTPRequestHandler):
             os.close(fd)
         self.answer(200)
 
-    def job(self, device: str, task: dict) -> None:
+    def job(self, device: str, task: dict[str, Any]) -> None:
         if not self.server.checksums:
             self.answer(404, {"error": "no such endpoint"})
             return

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import images
+import debian
 from qemu import Machine, running
 
 # LVM, the two halves of an array, btrfs, XFS, swap, ext4 on sectors of 4096 bytes; the OS disk comes first.
@@ -52,10 +52,10 @@ class Disk:
     sector: int = 512
 
 
-def disks(image: images.Image) -> list[Disk]:
+def disks(image: debian.Image) -> list[Disk]:
     """The disks of a machine whose OS disk was made from the worker's own image: labels and UUIDs are the same."""
     recipe = [image.disk.parent.name, repr(_SIZES), repr(_SECTORS), _FILL]
-    return _in(images.kept("customer", recipe, lambda folder: _make(image, folder)))
+    return _in(debian.kept("customer", recipe, lambda folder: _make(image, folder)))
 
 
 def _in(folder: Path) -> list[Disk]:
@@ -65,8 +65,8 @@ def _in(folder: Path) -> list[Disk]:
     ]
 
 
-def _make(image: images.Image, folder: Path) -> None:
-    images.copy(image.disk, folder / "os.raw")
+def _make(image: debian.Image, folder: Path) -> None:
+    debian.copy(image.disk, folder / "os.raw")
     for name, mib in _SIZES.items():
         with (folder / f"{name}.raw").open("wb") as file:
             file.truncate(mib * _MIB)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import images
+import debian
 
 from coriolis_azure import errors
 from coriolis_azure.clock import Clock
@@ -79,7 +79,7 @@ class Machine:
 
     def __init__(
         self,
-        image: images.Image,
+        image: debian.Image,
         folder: Path,
         ssh_port: int = 22,
         config: Callable[[str, str, int], str] = cloud_config,
@@ -93,7 +93,7 @@ class Machine:
         self._seed(public, config(host_private, host_public, ssh_port))
         first = free_ports(1 + DATA_PORTS)
         self.data_port, self.ssh_port = first + 1, ssh_port
-        self.worker = Worker("vm", "127.0.0.1", first, USERNAME, host_public, images.LUNS, private)
+        self.worker = Worker("vm", "127.0.0.1", first, USERNAME, host_public, debian.LUNS, private)
         self.attached: dict[int, tuple[Path, int]] = {}
         self.boots = self.resets = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -120,8 +120,8 @@ class Machine:
             *("-append", _KERNEL),
             *("-serial", f"file:{self.folder / f'console-{self.boots}.log'}"),
             *("-qmp", f"unix:{control},server=on,wait=off"),
-            *("-device", f"virtio-scsi-pci,id=own,addr=0x{images.OWN_BUS}"),
-            *("-device", f"virtio-scsi-pci,id=data,addr=0x{images.DATA_BUS}"),
+            *("-device", f"virtio-scsi-pci,id=own,addr=0x{debian.OWN_BUS}"),
+            *("-device", f"virtio-scsi-pci,id=data,addr=0x{debian.DATA_BUS}"),
             *("-drive", f"if=none,id=os,format=qcow2,discard=unmap,cache=unsafe,file={self.disk}"),
             *("-device", "scsi-hd,bus=own.0,lun=0,drive=os"),
             *("-drive", f"if=none,id=seed,format=raw,readonly=on,file={self.folder / 'seed.iso'}"),
@@ -214,8 +214,9 @@ class Machine:
         if fails_at is not None:
             fault = {"event": "read_aio", "errno": 5, "sector": fails_at // 512, "immediately": False}
             file = {"driver": "blkdebug", "image": file, "inject-error": [{**fault, "once": False}]}
-        self._control.ask("blockdev-add", **{"driver": "raw", "node-name": node, "file": file})
-        sectors = {"logical_block_size": sector, "physical_block_size": max(sector, 512)}
+        raw: dict[str, Any] = {"driver": "raw", "node-name": node, "file": file}
+        self._control.ask("blockdev-add", **raw)
+        sectors: dict[str, Any] = {"logical_block_size": sector, "physical_block_size": max(sector, 512)}
         self._control.ask(
             *("device_add",),
             **{"driver": "scsi-hd", "id": node, "drive": node, "bus": "data.0", "lun": lun, **sectors},

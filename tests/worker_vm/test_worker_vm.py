@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import customer
-import images
+import debian
 import pytest
 from customer import Disk
 from hypervisor import VM, Hypervisor
@@ -39,29 +39,29 @@ printf '[Service]\\nExecStartPre=/bin/sleep 60\\n' > /etc/systemd/system/ssh.ser
 sync
 """
 
-if images.missing():
-    pytest.skip(f"not on this host: {', '.join(images.missing())}", allow_module_level=True)
+if debian.missing():
+    pytest.skip(f"not on this host: {', '.join(debian.missing())}", allow_module_level=True)
 
 
-@pytest.fixture(scope="module", params=list(images.SUITES))
+@pytest.fixture(scope="module", params=list(debian.SUITES))
 def suite(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def image(suite: str) -> images.Image:
-    return images.image(suite)
+def image(suite: str) -> debian.Image:
+    return debian.image(suite)
 
 
 @pytest.fixture(scope="module")
-def disks(image: images.Image) -> list[Disk]:
+def disks(image: debian.Image) -> list[Disk]:
     """The customer's disks, which nothing may change."""
     return customer.disks(image)
 
 
 @pytest.fixture(scope="module")
 def running_worker(
-    suite: str, image: images.Image, tmp_path_factory: pytest.TempPathFactory
+    suite: str, image: debian.Image, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
     """One worker for all tests of a suite: each boot takes minutes without KVM."""
     folder = tmp_path_factory.mktemp("vm") / "worker"
@@ -92,7 +92,7 @@ def healthy(machine: Machine) -> None:
     root = machine.run(
         "udevadm info -q property -n $(findmnt -no SOURCE /) | grep ^ID_PATH=; cat /etc/hostname"
     )
-    assert root == f"ID_PATH=pci-0000:00:{images.OWN_BUS}.0-scsi-0:0:0:0\nworker"
+    assert root == f"ID_PATH=pci-0000:00:{debian.OWN_BUS}.0-scsi-0:0:0:0\nworker"
 
 
 def test_the_first_boot_ends_well_while_it_is_connected_to(machine: Machine) -> None:
@@ -111,7 +111,7 @@ def digest(path: Path) -> str:
 
 def clones_of(disks: list[Disk], folder: Path) -> list[Disk]:
     folder.mkdir()
-    return [Disk(d.name, d.lun, images.copy(d.path, folder / d.path.name), d.sector) for d in disks]
+    return [Disk(d.name, d.lun, debian.copy(d.path, folder / d.path.name), d.sector) for d in disks]
 
 
 def attach(machine: Machine, clones: list[Disk]) -> None:
@@ -174,7 +174,7 @@ def untouched(machine: Machine) -> None:
     for line in machine.run(_TRACES).splitlines():
         kind, *words = line.split()
         traces.setdefault(kind, []).append(words)
-    (own,) = [disk for disk, place in traces.pop("disk") if f"0000:00:{images.OWN_BUS}.0/" in place]
+    (own,) = [disk for disk, place in traces.pop("disk") if f"0000:00:{debian.OWN_BUS}.0/" in place]
     mounts, names, modes = traces.pop("mount"), traces.pop("name"), traces.pop("read-only")
     assert traces == {}
     assert all(mount[0].startswith(f"/dev/{own}") for mount in mounts)
@@ -295,7 +295,7 @@ def test_a_worker_that_boots_again_in_mid_copy_gets_new_clones(
 
     def make(before: int) -> list[str]:
         made.append(tmp_path / f"clone-{before}.raw")
-        return [str(images.copy(snapshot.path, made[-1]))]
+        return [str(debian.copy(snapshot.path, made[-1]))]
 
     def reset_once(event: Event) -> None:
         told.append(event)
