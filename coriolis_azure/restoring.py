@@ -1,4 +1,4 @@
-"""Gives back a point in time of a replica, as a replica of its own."""
+"""Restores a point in time of a replica as a new replica."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .replica.destinations import Destination, Place
 from .replica.manifest import ZERO, Manifest
 from .replica.medium import Readable, read_padded
 
-_REMEDY = "Choose another point: `coriolis-azure status` lists them. What is damaged cannot be brought back."
+_REMEDY = "Choose another point; `coriolis-azure status` lists them. This one is damaged."
 
 
 @dataclass(frozen=True)
 class RestoredDisk:
-    """What was given back of one disk. `sent_bytes`: what is not zeros; `verified` as in a replication."""
+    """The result of one disk. `sent_bytes`: the bytes that are not zeros; `verified`: as in DiskReport."""
 
     name: str
     size_bytes: int
@@ -33,7 +33,7 @@ class RestoredDisk:
 
 @dataclass(frozen=True)
 class Restored:
-    """A point in time that was given back: all disks of `vm`, its ARM id, as of `point` (RFC 3339, UTC)."""
+    """The result of restoring a point in time: all disks of `vm`, an ARM id, as of `point` (RFC 3339, UTC)."""
 
     vm: str
     point: str
@@ -47,11 +47,11 @@ class Restored:
 def restore(
     place: Place, time: str, destination: Callable[[], Place], report: Report, clock: Clock
 ) -> Restored:
-    """Make a new replica of the point of `time` ("latest" for the newest) at `place`; nothing of that is changed.
+    """Make a new replica from the point in time `time` of the one at `place` ("latest": the newest point).
 
-    Every chunk is compared with the digest that it had then. `destination` opens where it goes to, once it is known
-    that there is such a point. InvalidInput where there is none, or there is a replica already; CorruptChunk or
-    IncompleteReplica where what was kept of it is damaged: nothing is published then.
+    `place` is not changed. Every chunk is compared with its digest at that time. `destination` opens the new place; it
+    is called only if the point exists. Raises InvalidInput if there is no such point, or if the new place is not empty;
+    CorruptChunk or IncompleteReplica if the point is damaged, and then nothing is published.
     """
     vm, point, labels = points.since(place.points, sets.usable(place, report), time)
     with ExitStack() as opened:
@@ -61,13 +61,16 @@ def restore(
             manifest, content = opened.enter_context(disk.at(labels))
             if manifest.root() != point.roots[name]:
                 raise IncompleteReplica(
-                    f"{name}: what was kept is not of the point of {point.time}", remedy=_REMEDY, disk=name
+                    f"{name}: what was kept does not belong to the point of {point.time}",
+                    remedy=_REMEDY,
+                    disk=name,
                 )
             disks[name] = _Kept(name, manifest, content)
         with destination() as to:
             if there := to.names():
                 raise InvalidInput(
-                    f"there are images already: {', '.join(there)}", remedy="Give a new or an empty place."
+                    f"the destination already holds images: {', '.join(there)}",
+                    remedy="Give a new or empty one.",
                 )
             return _copy(point, vm, disks, to, report, clock)
 
@@ -90,14 +93,14 @@ def _copy(
 
 
 class _Kept:
-    """A disk as it was at the point: content and extents, in chunks that are compared with the manifest of then."""
+    """A disk at a point in time: its content and extents. Each chunk is compared with the manifest of that time."""
 
     def __init__(self, name: str, manifest: Manifest, content: Readable) -> None:
         self.manifest, self._name, self._content = manifest, name, content
         self._digest = manifest.digester()
 
     def copy(self, destination: Destination, report: Report, clock: Clock) -> transfer.Outcome:
-        """Bring the destination to what the disk was."""
+        """Copy the disk to the destination."""
         name, manifest = self._name, self.manifest
         reader = PageReader(self, Flow(name, report, clock), lambda _: self, "data from the replica")
         base = destination.known(manifest.disk, manifest.size, manifest.chunk, full=False)
@@ -110,7 +113,7 @@ class _Kept:
             yield offset, length
 
     def read(self, offset: int, length: int) -> bytes:
-        """One chunk. CorruptChunk where it is not what it was."""
+        """One chunk. CorruptChunk if it does not have its digest."""
         try:
             data = bytes(read_padded(self._content, offset, length, self._content.read))
         except DestinationFailed as error:
@@ -118,7 +121,7 @@ class _Kept:
             raise
         if self._digest(data) != self.manifest.digest(offset // self.manifest.chunk):
             raise CorruptChunk(
-                f"{self._name}: the chunk at offset {offset} is not as it was at that point",
+                f"{self._name}: the chunk at offset {offset} differs from what it was at that point",
                 remedy=_REMEDY,
                 disk=self._name,
                 offset=offset,

@@ -1,7 +1,7 @@
-"""One disk: what a reader tells of it, applied to a destination by pool threads, noted in the reader's order.
+"""Copies one disk: pool threads apply what a reader yields to a destination; results are recorded in disk order.
 
-Nothing is believed: every chunk has the digest that was announced, before it is written, and the digest over all
-of them is compared at the end. A run that fails at any point is not committed.
+Nothing is trusted: every chunk's digest is checked before the chunk is written, and the digest over all chunks is
+compared at the end. A copy that fails at any point is not committed.
 
 Memory is bounded by the bytes in flight, whatever the size of the disk.
 """
@@ -16,7 +16,7 @@ from itertools import chain
 from .errors import CoriolisAzureError, CorruptChunk
 from .events import Progress, Step
 from .readers.reader import Answer, Chunk, Data, Piece, Question, Reader, Same, Zeros, corrupt
-from .replica.comparison import THREADS, differing, in_hand
+from .replica.comparison import THREADS, differing, in_flight
 from .replica.destinations import Destination
 from .replica.manifest import DIGEST, GRAIN, UNKNOWN, ZERO, Manifest, grain_count
 from .threads import ordered
@@ -24,10 +24,10 @@ from .threads import ordered
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a disk. Every byte read is sent, found zero, or skipped because it had not changed.
+    """The result of copying a disk. Each byte read was sent, found to be zero, or skipped because it had not changed.
 
-    `sent_bytes`: disk bytes given to the destination, before compression. `verified`: True when what was
-    written was read back and found right, None when it was not read back. `full`: nothing was known before.
+    `sent_bytes`: disk bytes passed to the destination, before compression. `verified`: True if what was written was
+    read back and is correct, None if it was not read back. `full`: nothing was known of the destination before.
     """
 
     manifest: Manifest
@@ -48,23 +48,23 @@ def copy(
     verify: bool,
     concurrent: int = 1,
 ) -> Outcome:
-    """Bring `destination`, which holds `base`, up to the disk that `reader` reads; commit that, and close the reader.
+    """Copy the disk that `reader` reads to `destination`, which holds `base`; commit, and close the reader.
 
-    `concurrent`: disks that are copied at a time, which share threads and memory. What the reader raises, CorruptChunk
-    or DestinationFailed, with disk and offset, and then nothing is committed.
+    `concurrent`: how many disks are copied at a time; they share threads and memory. Raises the reader's errors,
+    CorruptChunk or DestinationFailed, with disk and offset; then nothing is committed.
     """
     with closing(reader):
         return _Copy(reader, base, destination, progress, concurrent).run(verify=verify)
 
 
 def at_once(chunk: int) -> int:
-    """How many disks are copied at a time: two fill a small worker's line, and chunks in hand take memory."""
+    """How many disks are copied at a time: two saturate a small worker, and chunks in flight take memory."""
     return 2 if chunk <= 1 << 20 else 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What has been settled: `count` chunks from `index` on have this digest; None: that of the base."""
+    """What a thread has done: `count` chunks from `index` on now have this digest; None: that of the base."""
 
     index: int
     count: int
@@ -75,10 +75,10 @@ class _Done:
 
 
 class _Copy:
-    """The state that the steps of one copy share. Only `_apply` and what it calls run in several threads.
+    """The state of one copy. Only `_apply` and what it calls run in several threads.
 
-    `_base` is what the destination holds; its digests change as chunks are settled. `_before` are the digests that
-    the destination came with. `_held` are those of the grains that it has of the chunks that were asked about.
+    `_base` is what the destination holds; its digests are updated as chunks are settled. `_before` are its digests at
+    the start. `_held` are the digests of its grains, for chunks that the reader has asked about.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class _Copy:
         self._failure: Exception | None = None
 
     def run(self, *, verify: bool) -> Outcome:
-        """The copy, from opening the disk to the commit."""
+        """Copy the disk, from opening it to the commit."""
         try:
             self._settle()
         except CoriolisAzureError:
-            # A thread that fails closes the reader, to wake it. Then its error is the reason.
+            # A thread that fails closes the reader to wake it up; its error is the reason for the reader's.
             if self._failure is not None:
                 raise self._failure from None
             raise
@@ -107,21 +107,21 @@ class _Copy:
         first, root = self._reader.root
         if root != manifest.root(first):
             disk = self._progress.disk
-            raise CorruptChunk(f"{disk}: the digest of the whole disk is not the reader's", disk=disk)
+            raise CorruptChunk(f"{disk}: the digest of the whole disk differs from the reader's", disk=disk)
         self._destination.flush()
         verified = self._verified(manifest) if verify else None
         self._destination.commit(manifest)
         return Outcome(manifest, manifest.size, self._sent, self._zero, self._skipped, verified, self._full)
 
     def _settle(self) -> None:
-        """Apply what the reader tells, and note it in its order."""
-        # Pieces of a chunk are of use where what the destination has can be read, soon and at all.
+        """Apply what the reader yields, and record it in order."""
+        # Sending parts of chunks pays off only if the destination can be read, and quickly.
         answers = self._destination.readable and not self._destination.far and not self._full
         base = self._reader.begin(self._base, answers=answers)
         self._base, self._digester = replace(base, digests=base.digests.copy()), base.digester()
-        # One core is the reader's. A thread more than there are cores for is only in the way.
+        # One core is for the reader. More threads than cores would only slow each other down.
         most = max(1, min(THREADS, len(os.sched_getaffinity(0)) - 1))
-        threads, ahead = in_hand(self._destination, base.chunk, self._concurrent, most)
+        threads, ahead = in_flight(self._destination, base.chunk, self._concurrent, most)
         self._progress.show(0, 0)
         with closing(self._reader.scan()) as chunks:
             work = ordered(self._apply, chunks, threads=threads, ahead=ahead, abort=self._reader.close)
@@ -130,7 +130,7 @@ class _Copy:
                     self._note(done)
 
     def _note(self, done: _Done) -> None:
-        """Keep what has been settled, and show it."""
+        """Record what a thread has done, and report progress."""
         if done.digest is not None:
             self._base.digests.put(done.index, done.digest * done.count)
             self._destination.settle(self._base, done.index, done.count)
@@ -140,7 +140,7 @@ class _Copy:
         self._progress.show(settled, self._sent, self._reader.bottleneck())
 
     def _verified(self, manifest: Manifest) -> bool | None:
-        """Read back the chunks whose digest is another than before, or have the destination confirm them."""
+        """Read back the chunks whose digests have changed, or ask the destination to confirm them."""
         verify = Step("verify", self._progress.disk)
         if not self._destination.readable:
             if not self._destination.checkable:
@@ -153,36 +153,36 @@ class _Copy:
             return True
         self._progress.report(verify)
         for index in differing(self._destination, manifest, chain([first], changed), self._concurrent):
-            raise self._corrupt(index, "reads back from the destination as something else")
+            raise self._corrupt(index, "has other content when it is read back from the destination")
         return True
 
     # In pool threads
 
-    def _apply(self, told: Chunk | Question) -> _Done:
-        """Do at the destination what the reader tells."""
+    def _apply(self, item: Chunk | Question) -> _Done:
+        """Apply one item of the reader to the destination."""
         try:
-            if isinstance(told, Same):
-                return self._same(told)
-            if isinstance(told, Zeros):
-                return self._zeros(told)
-            if isinstance(told, Question):
-                return self._answer(told)
-            return self._data(told) if told.whole else self._patch(told)
+            if isinstance(item, Same):
+                return self._same(item)
+            if isinstance(item, Zeros):
+                return self._zeros(item)
+            if isinstance(item, Question):
+                return self._answer(item)
+            return self._data(item) if item.whole else self._patch(item)
         except Exception as error:
-            # The reader may be waiting for somebody who waits for this thread: wake it.
+            # The reader may be waiting for something that waits for this thread: wake it up.
             if self._failure is None:  # without a lock: of two threads that fail at once, either has a reason
                 self._failure = error
             self._reader.close()
             raise
 
     def _same(self, run: Same) -> _Done:
-        """Chunks that are as they were; where nothing had been there, they are zeros that were found."""
+        """Count unchanged chunks; in a full run these are zeros that the destination already holds."""
         base = self._base
         zero = skipped = 0
         for index in range(run.index, run.index + run.count):
             digest, length = base.digest(index), base.span(index)[1]
             if digest == UNKNOWN:
-                raise self._corrupt(index, "is said to be unchanged, but nothing is known of it")
+                raise self._corrupt(index, "is reported as unchanged, but nothing is known about it")
             if base.fresh and digest == ZERO:
                 zero += length
             else:
@@ -198,9 +198,9 @@ class _Copy:
         return _Done(run.index, run.count, ZERO, zero=length)
 
     def _answer(self, question: Question) -> _Done:
-        """Compare the grains of chunks with the destination's; of those that differ, tell the leaves there are."""
-        answers, told = list[Answer](), question.grains
-        theirs = (told[at : at + DIGEST] for at in range(0, len(told), DIGEST))
+        """Compare the grains of chunks with the destination's; answer with its leaves for those that differ."""
+        answers, grains_there = list[Answer](), question.grains
+        theirs = (grains_there[at : at + DIGEST] for at in range(0, len(grains_there), DIGEST))
         for index in range(question.index, question.index + question.count):
             offset, length = self._base.span(index)
             mine = self._grains(index)
@@ -216,7 +216,7 @@ class _Copy:
         return _Done(question.index, question.count)
 
     def _grains(self, index: int) -> list[bytes]:
-        """The digests of the grains that the destination has of a chunk, read only where they are not kept."""
+        """The digests of a chunk's grains at the destination, read from it only if they are not stored."""
         digest, (offset, length) = self._base.digest(index), self._base.span(index)
         count = grain_count(length)
         if digest == ZERO:
@@ -228,13 +228,13 @@ class _Copy:
         return self._digester.grains(memoryview(self._destination.read(offset, length)))
 
     def _data(self, chunk: Data) -> _Done:
-        """A chunk as a whole: whole grains, and zeros between them."""
+        """Write a whole chunk: complete grains, and zeros between them."""
         offset, length = self._base.span(chunk.index)
         pieces = chunk.pieces()
         grains = [ZERO] * grain_count(length)
         for start, size, data in pieces:
             if start % GRAIN or (size % GRAIN and start + size != length):
-                raise self._corrupt(chunk.index, "arrived in pieces that do not fit")
+                raise self._corrupt(chunk.index, "arrived in pieces that are not whole grains")
             if data:
                 found = self._digester.grains(data)
                 grains[start // GRAIN : start // GRAIN + len(found)] = found
@@ -248,10 +248,10 @@ class _Copy:
         return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=length - sent)
 
     def _patch(self, chunk: Data) -> _Done:
-        """The leaves of a chunk that changed, laid over what the destination holds."""
+        """Patch a chunk: write the leaves that changed over the destination's content."""
         offset, length = self._base.span(chunk.index)
         pieces, grains = chunk.pieces(), self._held.pop(chunk.index, None)
-        if grains is None:  # a reader that did not wait for the answer
+        if grains is None:  # the reader did not wait for the answer
             grains = self._grains(chunk.index)
         for number, parts in _by_grain(pieces).items():
             start = number * GRAIN
@@ -275,7 +275,7 @@ class _Copy:
                 self._destination.zero(offset + start, size)
 
     def _keep(self, chunk: Data, grains: list[bytes], pieces: list[Piece]) -> int:
-        """Keep the digests of a chunk's grains, and be done with its pieces: how many bytes were written."""
+        """Store the digests of a chunk's grains and release its pieces; return how many bytes were written."""
         if self._kept is not None:
             self._kept.put(chunk.index, grains)
         sent = sum(len(data) for _, _, data in pieces)
@@ -283,16 +283,16 @@ class _Copy:
         return sent
 
     def _check(self, chunk: Data, grains: list[bytes]) -> None:
-        """Verify where the data is still in hand."""
+        """Verify a chunk while its data is still in memory."""
         if self._digester.of(grains) != chunk.digest:
-            raise self._corrupt(chunk.index, "did not arrive as it was read")
+            raise self._corrupt(chunk.index, "arrived with a digest other than that of what was read")
 
     def _corrupt(self, index: int, what: str) -> CorruptChunk:
         return corrupt(self._progress.disk, self._base.span(index)[0], what)
 
 
 def _by_grain(pieces: list[Piece]) -> dict[int, list[tuple[int, memoryview | bytes]]]:
-    """What is laid over each grain: start within it, bytes."""
+    """The patches by number of the grain: start within it, bytes."""
     laid: dict[int, list[tuple[int, memoryview | bytes]]] = {}
     for start, size, data in pieces:
         at = start
@@ -306,7 +306,7 @@ def _by_grain(pieces: list[Piece]) -> dict[int, list[tuple[int, memoryview | byt
 
 
 def _gaps(pieces: list[Piece], length: int) -> list[tuple[int, int]]:
-    """What no piece covers: start, length."""
+    """The ranges that no piece covers: start, length."""
     ends = [0, *(start + size for start, size, _ in pieces)]
     starts = [*(start for start, _, _ in pieces), length]
     return [(end, start - end) for end, start in zip(ends, starts, strict=True) if start > end]

@@ -133,7 +133,7 @@ def test_a_first_run_that_failed_is_no_replica_whatever_disks_it_has_brought(rep
     found = replica.verdicts()
     assert (found["data-2"].verified, found["data-2"].reason) == (False, "its image is missing")
     assert found["replica"].verified is False
-    assert "has not ended well: this is no replica yet" in found["replica"].reason
+    assert "has not succeeded: there is no complete replica yet" in found["replica"].reason
     if replica.to != BLOB:
         failed = completed(["verify", replica.to, "--json"])
         error = json.loads(failed.stderr.splitlines()[-1])
@@ -155,7 +155,7 @@ def test_disks_of_two_runs_are_no_replica(azure: Sandbox, source: Source, tmp_pa
     found = replica.verdicts()
     assert [found[name].verified for name in ("os", "data-0", "data-1", "data-2")] == [True] * 4
     assert found["replica"].verified is False
-    assert found["replica"].reason.startswith("data-0: not of the run of ")
+    assert found["replica"].reason.startswith("data-0: not from the run of ")
     assert replica.code() == 5
     source.replicate("web", replica.to)
     assert replica.code() == 0
@@ -203,7 +203,7 @@ def test_what_was_left_out_is_not_missing(
     found = replica.verdicts()
     assert (found["data-1"].verified, found["data-1"].reason) == (
         True,
-        "not of the last run, which had no such disk or left it out",
+        "not part of the last run: the VM no longer had this disk, or it was excluded",
     )
     assert replica.code() == 0
 

@@ -127,7 +127,7 @@ def test_what_a_dead_run_of_an_earlier_build_was_writing_is_not_verified(images:
     (images / "os.raw.dirty").write_text("dirty regions of 67108864 bytes\n000000000000\n")
     verdicts = verify(images)
     assert verdicts["os"].verified is None
-    assert "did not end well" in verdicts["os"].reason
+    assert "the last run failed" in verdicts["os"].reason
     assert verdicts["os"].unknown_bytes == SIZE
     assert verdicts["data-0"].verified is True
     assert command(images).returncode == 2
@@ -158,7 +158,7 @@ def test_a_switch_that_was_not_finished_is_brought_to_its_end_or_told(
         mount("mount", "-o", "remount,ro,bind", folder)
         found = verify(folder)["replica"]
         assert found.verified is False
-        assert "died while it brought data-0, os" in found.reason
+        assert "died while it published data-0, os" in found.reason
         assert command(folder).returncode == 5
     assert command(images).returncode == 0
     assert (images / "os.raw").read_bytes()[CHUNK : 2 * CHUNK] == B

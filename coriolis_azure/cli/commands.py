@@ -258,7 +258,10 @@ def role(
 @source_options
 @click.argument("vm")
 @click.option(
-    "--to", required=True, metavar="DEST", help="A folder or file:// URL: one sparse raw image per disk."
+    "--to",
+    required=True,
+    metavar="DEST",
+    help="A folder or file:// URL, for a sparse raw image per disk; or blob://account/container/prefix, for VHDs.",
 )
 @click.option("--shutdown", is_flag=True, help="Deallocate the VM before copying its disks. It stays off.")
 @click.option("--full", is_flag=True, help="Send everything, whatever the destination already holds.")
@@ -271,7 +274,7 @@ def role(
     "--keep",
     type=click.IntRange(0, 999),
     metavar="N",
-    help="Keep N earlier points in time at DEST, from now on, for `restore`. [default: as many as before, first none]",
+    help="Keep N earlier points in time at DEST for `restore`, in later runs too. [default: as before; at first 0]",
 )
 @click.option(
     "--limit",
@@ -348,7 +351,7 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
 @click.argument("dest", metavar="DEST")
 @json_option
 def status(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
-    """Tell what replica there is at a destination, and which points in time `restore` can give back.
+    """Show whose replica a destination holds, as of when, and the earlier points that `restore` can bring back.
 
     The settings are needed only for a destination in Azure, blob://...
     """
@@ -367,7 +370,7 @@ def status(connection: Path | None, environment: Path | None, dest: str, as_json
         if found.point is not None:
             times.append((found.point, "the replica", ", ".join(found.disks)))
         if found.unfinished is not None:
-            times.append((found.unfinished, "not ended well", "-"))
+            times.append((found.unfinished, "run without success", "-"))
         Table(("point in time", "", "disks"), times, f"{found.vm}").show()
 
 
@@ -375,17 +378,17 @@ def status(connection: Path | None, environment: Path | None, dest: str, as_json
 @partial(source_options, required=False)
 @click.argument("dest", metavar="DEST")
 @click.option(
-    "--point", required=True, metavar="TIME", help="Which: its time, as `status` prints it, or latest."
+    "--point", required=True, metavar="TIME", help="The point's time, as `status` prints it, or latest."
 )
 @click.option("--to", required=True, metavar="DIR", help="A new or empty folder, or blob://...")
 @json_option
 def restore(
     connection: Path | None, environment: Path | None, dest: str, point: str, to: str, as_json: bool
 ) -> None:
-    """Make a new replica, in DIR, of a point in time that `replicate --keep` has kept at DEST.
+    """Make a new replica in DIR from a point in time that `replicate --keep` has kept at DEST.
 
-    DEST is not changed. Every chunk is compared with what it was; exit code 5 where something was damaged since. The
-    settings are needed only where one of both is in Azure, blob://...
+    DEST is not changed. Every chunk is compared with its digest; exit code 5 if the point is damaged. The settings are
+    needed only if DEST or DIR is in Azure, blob://...
     """
     from .. import restoring
     from ..replica import places

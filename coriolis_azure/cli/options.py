@@ -107,7 +107,7 @@ def source_options(command: F, *, required: bool = True) -> F:
 def at_places(
     connection: Path | None, environment: Path | None, *urls: str, as_json: bool
 ) -> Iterator[tuple[Report, Clock, Any]]:
-    """What destinations are opened with: a report, a clock, and the storage of the settings where it is needed."""
+    """What opens destinations: a report, a clock and, for destinations in Azure, the storage of the settings."""
     if connection and environment and any(url.lower().startswith("blob:") for url in urls):
         with opened(connection, environment, as_json=as_json) as source:
             yield source.context.report, source.context.clock, source.storage

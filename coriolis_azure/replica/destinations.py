@@ -1,4 +1,4 @@
-"""Where disks are written to: the interfaces that a transfer and a verification know."""
+"""The interfaces of destinations, which are all that a transfer and a verification know of them."""
 
 from __future__ import annotations
 
@@ -15,69 +15,68 @@ Content = bytes | bytearray | memoryview
 
 
 class Destination(Protocol):
-    """One disk being written. A context manager; leaving it is `close`.
+    """A disk that is written. A context manager, which calls `close` at its end. All offsets and sizes are bytes.
 
-    One thread calls `known` first. Then several at a time may call `intend`, `write`, `zero` and `read`: in
-    any order of offsets, but no byte is written twice in a run, and each write lies within a range that
-    `intend` was told of before. When all of them are done, one thread calls `flush`, then `commit`, then
-    `close`. A run that fails is closed without `commit`. Whatever goes wrong is DestinationFailed with disk
-    and offset.
+    First one thread calls `known`. Then several threads may call `intend`, `write`, `zero` and `read`, in any order of
+    offsets; no byte is written twice in a run, and each write lies within a range that was passed to `intend` before.
+    When they are done, one thread calls `flush`, then `commit`, then `close`. A run that fails calls `close` without
+    `commit`. Failures are raised as DestinationFailed, with disk and offset.
     """
 
     @property
     def readable(self) -> bool:
-        """Whether `read` gives back what is there; without it there is no patching and no verifying."""
+        """Whether `read` works. Without it, whole chunks are sent, and nothing is read back."""
 
     @property
     def checkable(self) -> bool:
-        """Where it is not readable: whether `check` has something to ask, and somebody to ask it."""
+        """Whether `check` can confirm anything; only asked if the destination is not readable."""
 
     @property
     def far(self) -> bool:
-        """Whether each call waits for another host: many are made at a time, and none to make another smaller."""
+        """Whether each call waits for another host. Then many are in flight, and none is made just to send less."""
 
     @property
     def grains(self) -> Grains | None:
-        """Where digests of grains are kept from run to run, once `known` has been called; None where they are not."""
+        """The store of grain digests that outlives runs, available after `known`; None if there is none."""
 
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
-        """What is held of the disk with the unique id `disk`, as one of `size` bytes, as far as it is known.
+        """What is known of the content, as a manifest for the disk with the unique id `disk` and `size` bytes.
 
-        A fresh manifest when nothing is known, when it was another disk, or when `full` asks for it.
+        A fresh manifest if nothing is known, if the content is of another disk, or if `full` is true.
         """
 
     def intend(self, offset: int, length: int) -> None:
-        """This range is about to change. Durable on return: a crash leaves it uncertain, never wrong."""
+        """Announce that this range will change. Durable on return: after a crash it is unknown, never wrong."""
 
     def write(self, offset: int, data: Content) -> None:
-        """Put `data` there."""
+        """Write `data` at `offset`."""
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros."""
 
     def settle(self, manifest: Manifest, first: int, count: int) -> None:
-        """All that had to be written of these chunks has been: they are there as `manifest` says. By one thread."""
+        """Note that `count` chunks from `first` on are written and match `manifest`. Called by one thread."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """What is there now, written or not by this run."""
+        """The current content, whether or not this run wrote it."""
 
     def flush(self) -> None:
-        """On return all that was written survives a power loss."""
+        """Make everything written durable: on return it survives a power loss."""
 
     def check(self) -> bool | None:
-        """Where it is not readable: whether the other side has confirmed what this run wrote, after `flush`.
+        """Have the other side confirm what this run wrote, after `flush`; for destinations that are not readable.
 
-        True when it has, None when it cannot tell or there was nothing; CorruptChunk when it holds something else.
+        True if it confirms, None if it cannot tell or nothing was written. Raises CorruptChunk if the content differs.
         """
 
     def commit(self, manifest: Manifest) -> None:
-        """The destination holds exactly what `manifest` says: the next run may start from that.
+        """Record that the destination holds exactly what `manifest` says, so that the next run can start from it.
 
-        At a Place nobody sees it yet: that is up to `publish`.
+        At a Place, this becomes visible only through `publish`.
         """
 
     def close(self) -> None:
-        """Let go of it. Harmless when repeated."""
+        """Close it. May be repeated."""
 
     def __enter__(self) -> Destination: ...
 
@@ -87,28 +86,28 @@ class Destination(Protocol):
 
 
 class Folder(Protocol):
-    """A place for the disks of a VM, ours alone while it is open. A context manager; leaving is `close`."""
+    """A place for the disks of a VM, exclusively for one run. A context manager, which calls `close` at its end."""
 
     def disk(self, name: str) -> Destination:
         """The destination for the disk `name`: "os" or "data-<lun>"."""
 
     def names(self) -> list[str]:
-        """The disks there is something of."""
+        """The names of the disks that it has content of."""
 
     def claim(self, vm: str) -> None:
-        """From now on this place is for the VM with the ARM id `vm`. InvalidInput when it is another's."""
+        """Reserve this place for the VM with the ARM id `vm`. Raises InvalidInput if it belongs to another VM."""
 
     def reserve(self, disks: Collection[str]) -> None:
-        """Take what is here of `disks` for this run. InvalidInput where it may not be written, before anything is."""
+        """Lock the content of `disks` for this run. Raises InvalidInput if it must not be written."""
 
     def stop(self) -> None:
-        """Whatever is under way on its disks ends soon, with DestinationFailed. From any thread."""
+        """Make everything in progress on its disks fail soon, with DestinationFailed. Any thread may call this."""
 
     def tell_removed(self, disks: Collection[str]) -> None:
-        """Report, for each disk held here that is none of `disks`, that it is no longer one of the VM's."""
+        """Report each disk with content here that is not one of `disks`, because the VM no longer has it."""
 
     def close(self) -> None:
-        """Let go of the place and of its disks. Harmless when repeated."""
+        """Close the place and its disks. May be repeated."""
 
     def __enter__(self) -> Folder: ...
 
@@ -118,32 +117,33 @@ class Folder(Protocol):
 
 
 class Kept(Destination, Protocol):
-    """A disk whose manifest is kept beside it."""
+    """A disk whose manifest is stored with it."""
 
     def stored(self) -> Manifest:
-        """What the last good run left, without changing anything; UNKNOWN where a run in place has died since.
+        """The manifest of the last successful run; afterwards `read` may be called. Changes nothing.
 
-        InvalidInput where there is no usable manifest. `read` may be called then.
+        Chunks are UNKNOWN if a run that wrote in place has died since. Raises InvalidInput without a usable manifest.
         """
 
     def at(self, points: Sequence[str]) -> AbstractContextManager[tuple[Manifest, Readable]]:
-        """The manifest and the content at the first of these points, which reach to the newest kept; of none, as it is.
+        """The manifest and the content at the first of `points`, which are that point and all newer ones.
 
-        What is read is to be compared with the manifest. InvalidInput where there is nothing of it.
+        Without points, those of the disk as it is now. The caller must compare what it reads with the manifest. Raises
+        InvalidInput if there is nothing of that point.
         """
 
 
 class Points(Protocol):
-    """Where a place keeps its earlier points, by labels."""
+    """The earlier points in time of a place, by labels."""
 
     def records(self) -> dict[str, bytes | None]:
-        """The record of each point; None where it is not whole."""
+        """The record of each point; None if the point is incomplete."""
 
     def complete(self, label: str, record: bytes) -> None:
-        """The point is whole; durable on return."""
+        """Mark a point as complete; durable on return."""
 
     def remove(self, label: str) -> None:
-        """Delete a point, the record first; one that is not there is no error."""
+        """Delete a point, its record first. A missing one is no error."""
 
 
 @runtime_checkable
@@ -154,19 +154,19 @@ class Place(Folder, Protocol):
         """See Folder."""
 
     def record(self) -> bytes | None:
-        """The document that says which disks belong together; None where there is none. See `sets`."""
+        """The document that says which disks belong together; None if there is none. See `sets`."""
 
     def keep_record(self, text: bytes) -> None:
-        """Replace that document as a whole, durably."""
+        """Replace that document atomically and durably."""
 
     def publish(self, record: bytes) -> None:
-        """Replace that document and with it all images whose disks have committed: all of them, whoever dies."""
+        """Replace that document and, with it, the images of all committed disks: all or none, even after a crash."""
 
     @property
     def points(self) -> Points:
-        """The earlier points that are kept."""
+        """The earlier points in time."""
 
     def unpublished(self) -> list[str]:
-        """The disks whose images are not yet what the document says, since a run has died while it published."""
+        """The disks whose images do not match the document yet, because a run died while it published."""
 
     def __enter__(self) -> Place: ...

@@ -1,4 +1,4 @@
-"""What there is at a destination: whose replica it is, of which point in time, and which earlier ones are kept."""
+"""The status of a destination: whose replica it holds, as of which point in time, and the earlier points."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from .destinations import Place
 
 @dataclass(frozen=True)
 class Status:
-    """A replica of `vm`, an ARM id. Times are RFC 3339, in UTC.
+    """The replica of `vm`, an ARM id. Times are in UTC, in the format of RFC 3339.
 
-    `point`: what it is of, None before the first run has ended well; `points`: the earlier ones that can be given
-    back, oldest first. `unfinished`: when the run began that has not ended well since, else None.
+    `point`: the point in time of the images; None before the first successful run. `points`: the earlier points that
+    can be restored, oldest first. `disks`: their names. `unfinished`: the start of a run that has not succeeded since;
+    None if there is none.
     """
 
     vm: str
@@ -30,7 +31,7 @@ class Status:
 
 
 def status(place: Place) -> Status:
-    """What there is at `place`; InvalidInput where there is nothing."""
+    """The status of `place`. Raises InvalidInput if it holds no replica."""
     record = sets.read(place)
     if record is None:
         raise InvalidInput("there is no replica at this destination", remedy="Replicate a VM to it first.")

@@ -1,4 +1,4 @@
-"""A destination, read again and compared with its own manifests. Nothing of it is changed."""
+"""Reads a destination again and compares it with its own manifests, without changing it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .manifest import UNKNOWN, Manifest
 
 _SET = "replica"
 _MISSING = "its image is missing"
-_BESIDE = "not of the last run, which had no such disk or left it out"
+_BESIDE = "not part of the last run: the VM no longer had this disk, or it was excluded"
 _UNRECORDED = (
-    "which disks belong together is not written down: an older version made it. Replicate to it once more, which sends "
-    "only what has changed"
+    "there is no record of which disks belong together, because an older version made this replica. Replicate to it "
+    "once more, which sends only what has changed"
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one disk.
+    """The result for one disk.
 
-    `verified`: True where all of it is as the manifest says; False where something is not, at `bad_offset` first;
-    None where that cannot be told, with the `reason`. `unknown_bytes`: what an interrupted run was writing.
-    `of_set`: whether this is of the disks together and not of what one of them holds: one is missing, or, with the
-    name "replica", they are not of one run.
+    `verified`: True if all of it matches the manifest; False if something does not, first at `bad_offset`; None if the
+    disk cannot be checked. `reason`: why it is not True. `unknown_bytes`: what an interrupted run was writing.
+    `of_set`: whether this is about the set of disks and not about the content of one: a disk is missing or, with the
+    name "replica", the disks do not belong to one run.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Verdict:
 
 
 def verify(place: Place, report: Report, clock: Clock) -> list[Verdict]:
-    """Read every disk at `place` as a whole, and tell whether they belong together; InvalidInput when there is none."""
+    """Read every disk at `place`, and check that they belong together. Raises InvalidInput if there is no replica."""
     names = place.names()
     try:
         record, damage = sets.read(place), ""
@@ -62,7 +62,7 @@ def verify(place: Place, report: Report, clock: Clock) -> list[Verdict]:
 
 
 def _as_set(record: sets.Record, found: list[Verdict], unpublished: list[str]) -> list[Verdict]:
-    """The verdicts on the disks that were found and on those that were not; at last that on them as a set, if bad."""
+    """The verdicts on the disks that were found or are missing and, last, that on the set if something is wrong."""
     point, begun = record.point, record.begun
     expected = list(point.roots) if point else list(begun.disks if begun else ())
     by_name = {verdict.name: verdict for verdict in found}
@@ -71,20 +71,22 @@ def _as_set(record: sets.Record, found: list[Verdict], unpublished: list[str]) -
         for name in expected
         if name not in by_name
     ]
-    told = [each if each.name in expected else _beside(each) for each in found]
-    whole = sorted([*told, *missing], key=lambda verdict: verdict.name)
-    unfinished = f"the run that began at {begun.time} has not ended well" if begun else ""
+    present = [verdict if verdict.name in expected else _beside(verdict) for verdict in found]
+    whole = sorted([*present, *missing], key=lambda verdict: verdict.name)
+    unfinished = f"the run that began at {begun.time} has not succeeded" if begun else ""
     if point is None:
         return [
             *whole,
-            Verdict(_SET, verified=False, reason=f"{unfinished}: this is no replica yet", of_set=True),
+            Verdict(
+                _SET, verified=False, reason=f"{unfinished}: there is no complete replica yet", of_set=True
+            ),
         ]
     if unpublished:
         return [*whole, Verdict(_SET, verified=False, reason=_unpublished(point, unpublished), of_set=True)]
     there = [by_name[name] for name in expected if name in by_name]
     other = [each.name for each in there if each.root not in (None, point.roots[each.name])]
     if other:
-        reason = f"{', '.join(other)}: not of the run of {point.time}, which the other disks are of"
+        reason = f"{', '.join(other)}: not from the run of {point.time} like the other disks"
         return [
             *whole,
             Verdict(_SET, verified=False, reason="; ".join(filter(None, (reason, unfinished))), of_set=True),
@@ -93,15 +95,15 @@ def _as_set(record: sets.Record, found: list[Verdict], unpublished: list[str]) -
 
 
 def _unpublished(point: sets.Point, names: list[str]) -> str:
-    """A run has died in the middle of the switch. Replicating to a place ends that first."""
+    """The reason if a run died while it published. The next run completes that first."""
     return (
-        f"the run of {point.time} died while it brought {', '.join(sorted(names))} to what it had fetched: replicate "
-        "again, which does that first"
+        f"the run of {point.time} died while it published {', '.join(sorted(names))}: replicate again, which completes "
+        "that first"
     )
 
 
 def _beside(verdict: Verdict) -> Verdict:
-    """The verdict on a disk that is none of the set: one the VM no longer has, or that was left out."""
+    """The verdict on a disk outside the set: the VM no longer has it, or it was excluded."""
     return replace(verdict, reason="; ".join(filter(None, (_BESIDE, verdict.reason))))
 
 
@@ -120,7 +122,7 @@ def _verdict(name: str, kept: Kept, report: Report, clock: Clock) -> Verdict:
     if reason:
         return replace(found, verified=False, bad_offset=bad, unknown_bytes=unknown, reason=reason)
     if unknown:
-        reason = "the last run did not end well, and what it was writing is not known"
+        reason = "the last run failed, and the content that it was writing is unknown"
         return Verdict(name, None, found.size_bytes, None, None, unknown, reason)
     return found
 
@@ -128,7 +130,7 @@ def _verdict(name: str, kept: Kept, report: Report, clock: Clock) -> Verdict:
 def _first_bad(
     kept: Kept, manifest: Manifest, name: str, report: Report, clock: Clock
 ) -> tuple[int | None, str]:
-    """Offset of the first chunk that is not as the manifest says, and the reason; ("", None) when all are."""
+    """The offset of the first chunk that does not match the manifest, and the reason; (None, "") if all match."""
     progress = Progress(name, manifest.size, report, clock)
 
     def known() -> Iterator[int]:
