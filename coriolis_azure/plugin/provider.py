@@ -687,9 +687,8 @@ class _ProgressUpdates:
         self._handler = handler
         self._clock = clock or Clock()
         self._lock = Lock()
-        self._bars: dict[
-            str, tuple[Any, int, float]
-        ] = {}  # by disk: the bar, its percentage and when it was shown
+        # By disk: the bar, its percentage, and when that was shown.
+        self._bars: dict[str, tuple[Any, int, float]] = {}
         self._waits: dict[str, float] = {}  # when each wait was last shown
 
     def __call__(self, event: Event) -> None:
