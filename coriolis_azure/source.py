@@ -364,10 +364,10 @@ class Source:
         `vhds`: see `finish`.
         """
         for id in dead:
-            stayed = self.finish(replace(run, id=id), vhds=vhds) if id != run.id else []
-            if stayed:
+            left_behind = self.finish(replace(run, id=id), vhds=vhds) if id != run.id else []
+            if left_behind:
                 self.context.report(
-                    Notice(f"could not delete what the dead run {id} has left: {', '.join(stayed)}")
+                    Notice(f"could not delete what the dead run {id} has left: {', '.join(left_behind)}")
                 )
 
     def in_container(self, machine: Machine) -> BlobFolder:
@@ -435,8 +435,8 @@ class Source:
             return [], []
         before = self.azure.now(self.context.clock) - older_than
         old = [volume for volume in volumes if volume.alive is not None and volume.alive <= before]
-        stayed = [] if dry_run else [id for kept in old for id in self.records().delete(kept.record.id)]
-        return old, stayed
+        left_behind = [] if dry_run else [id for kept in old for id in self.records().delete(kept.record.id)]
+        return old, left_behind
 
     def check(
         self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True, pool: bool = True
@@ -466,15 +466,15 @@ class Source:
 
         `older_than`: the age of a run's last sign of life from which it counts as dead. `dry_run`: delete nothing.
         """
-        found, stayed = cleanup.sweep(self.context, older_than, self.journals, dry_run=dry_run)
-        gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(stayed)]
+        found, left_behind = cleanup.sweep(self.context, older_than, self.journals, dry_run=dry_run)
+        gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(left_behind)]
         if gone and not dry_run:
             self.context.report(
                 Notice(f"deleted what {counted(len(gone), 'dead run')} had left: {', '.join(gone)}")
             )
-        if stayed:
-            self.context.report(Notice(f"could not delete: {', '.join(stayed)}"))
-        return found, stayed
+        if left_behind:
+            self.context.report(Notice(f"could not delete: {', '.join(left_behind)}"))
+        return found, left_behind
 
     def untagged(self) -> list[str]:
         """The ids of resources with the names of ours but without our tags, which clean-up leaves alone."""
@@ -532,41 +532,43 @@ class Source:
         An error in the block is never replaced by one of the clean-up; it gets `left_behind`.
         """
         run = self.new_run(machine)
-        stayed: list[str] = []
+        left_behind: list[str] = []
         with Journal(run, self.journals) as journal:
             resources = self.resources(run, journal)
             try:
                 with resources.spare, every(_LIFE_SECONDS, resources.show_life):
-                    yield resources, stayed
+                    yield resources, left_behind
             except BaseException as raised:
                 error = raised if isinstance(raised, CoriolisAzureError) else exhausted(raised) or raised
-                stayed += self._ended(resources, journal)
-                if isinstance(error, CoriolisAzureError) and stayed:
-                    error.left_behind = stayed
-                elif isinstance(error, KeyboardInterrupt) and stayed:
+                left_behind += self._ended(resources, journal)
+                if isinstance(error, CoriolisAzureError) and left_behind:
+                    error.left_behind = left_behind
+                elif isinstance(error, KeyboardInterrupt) and left_behind:
                     raise CleanupIncomplete(
-                        f"interrupted; not deleted: {', '.join(stayed)}", left_behind=stayed
+                        f"interrupted; not deleted: {', '.join(left_behind)}", left_behind=left_behind
                     ) from error
                 if error is not raised:
                     raise error from raised
                 raise
-            stayed += self._ended(resources, journal)
+            left_behind += self._ended(resources, journal)
 
     def _ended(self, resources: Resources, journal: Journal) -> list[str]:
         """Delete everything of a run; return the ids that are or may be left behind. Raises nothing: see `_run`."""
         resources.spare.give()
         try:
             with shielded(lambda text: self.context.report(Notice(text))):
-                stayed = self.finish(resources.run, journal.ids)
-            if not stayed:
+                left_behind = self.finish(resources.run, journal.ids)
+            if not left_behind:
                 journal.done()
         except BaseException as error:  # it must not replace the outcome of the run itself
             LOG.log(_level(error), "clean-up was not completed", exc_info=error)
             self.context.report(Notice(f"clean-up was not completed: {str(error) or 'interrupted'}"))
-            stayed = list(journal.ids)
-        if stayed:
-            self.context.report(Notice(f"not deleted; run `coriolis-azure cleanup`: {', '.join(stayed)}"))
-        return stayed
+            left_behind = list(journal.ids)
+        if left_behind:
+            self.context.report(
+                Notice(f"not deleted; run `coriolis-azure cleanup`: {', '.join(left_behind)}")
+            )
+        return left_behind
 
     def _tell_caveats(self, machine: Machine) -> None:
         for caveat in machine.caveats:

@@ -78,18 +78,18 @@ class _Copy:
     """The state of one copy. Only `_apply` and what it calls run in several threads.
 
     `_base` is what the destination holds; its digests are updated as chunks are settled. `_before` are its digests at
-    the start. `_held` are the digests of its grains, for chunks that the reader has asked about.
+    the start. `_asked` are the digests of its grains, for chunks that the reader has asked about.
     """
 
     def __init__(
         self, reader: Reader, base: Manifest, destination: Destination, progress: Progress, concurrent: int
     ) -> None:
         self._reader, self._progress, self._concurrent = reader, progress, concurrent
-        self._destination, self._kept = destination, destination.grains
+        self._destination, self._grain_store = destination, destination.grains
         self._before, self._base, self._full = base.digests, base, base.fresh
         self._digester = base.digester()
         # Without a lock: each chunk is in the hands of one thread at a time, and a dict's operations are atomic.
-        self._held: dict[int, list[bytes]] = {}
+        self._asked: dict[int, list[bytes]] = {}
         self._sent = self._zero = self._skipped = 0
         self._failure: Exception | None = None
 
@@ -210,7 +210,7 @@ class _Copy:
                 for start in (number * GRAIN for number in grains):
                     content = self._destination.read(offset + start, min(GRAIN, length - start))
                     leaves += self._digester.leaves(content, question.leaf)
-            self._held[index] = mine
+            self._asked[index] = mine
             answers.append((index, grains, b"".join(leaves)))
         question.answer(answers)
         return _Done(question.index, question.count)
@@ -221,8 +221,8 @@ class _Copy:
         count = grain_count(length)
         if digest == ZERO:
             return [ZERO] * count
-        if digest != UNKNOWN and self._kept is not None:
-            grains = self._kept.get(index, count)
+        if digest != UNKNOWN and self._grain_store is not None:
+            grains = self._grain_store.get(index, count)
             if len(grains) == count and self._digester.of(grains) == digest:
                 return grains
         return self._digester.grains(memoryview(self._destination.read(offset, length)))
@@ -244,13 +244,13 @@ class _Copy:
         if self._base.digest(chunk.index) != ZERO:
             for start, size in _gaps(pieces, length):
                 self._destination.zero(offset + start, size)
-        sent = self._keep(chunk, grains, pieces)
+        sent = self._finish(chunk, grains, pieces)
         return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=length - sent)
 
     def _patch(self, chunk: Data) -> _Done:
         """Patch a chunk: write the leaves that changed over the destination's content."""
         offset, length = self._base.span(chunk.index)
-        pieces, grains = chunk.pieces(), self._held.pop(chunk.index, None)
+        pieces, grains = chunk.pieces(), self._asked.pop(chunk.index, None)
         if grains is None:  # the reader did not wait for the answer
             grains = self._grains(chunk.index)
         for number, parts in _by_grain(pieces).items():
@@ -263,7 +263,7 @@ class _Copy:
         if pieces:
             self._destination.intend(offset, length)
         self._put(offset, pieces)
-        sent = self._keep(chunk, grains, pieces)
+        sent = self._finish(chunk, grains, pieces)
         zero = sum(size for _, size, data in pieces if not data)
         return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=zero, skipped=length - sent - zero)
 
@@ -274,10 +274,10 @@ class _Copy:
             else:
                 self._destination.zero(offset + start, size)
 
-    def _keep(self, chunk: Data, grains: list[bytes], pieces: list[Piece]) -> int:
+    def _finish(self, chunk: Data, grains: list[bytes], pieces: list[Piece]) -> int:
         """Store the digests of a chunk's grains and release its pieces; return how many bytes were written."""
-        if self._kept is not None:
-            self._kept.put(chunk.index, grains)
+        if self._grain_store is not None:
+            self._grain_store.put(chunk.index, grains)
         sent = sum(len(data) for _, _, data in pieces)
         chunk.done()
         return sent

@@ -220,8 +220,8 @@ class Volumes:
         """Claim the volumes."""
         for name, entry in self._by_name.items():
             if entry.get(_DEVICE):
-                given = claims.Entry(str(entry["disk_id"]), name, entry.get(_STATE))
-                self._claims[name] = self._claimant.claim(given, attempt)
+                claimed = claims.Entry(str(entry["disk_id"]), name, entry.get(_STATE))
+                self._claims[name] = self._claimant.claim(claimed, attempt)
         all_ = list(self._claims.values())
         list(ordered(Claim.acquire, all_, threads=4, ahead=8, abort=self.stop))
         self._ending.enter_context(every(claims.RENEW_SECONDS, self._beat))
