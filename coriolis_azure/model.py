@@ -86,7 +86,7 @@ class Nic:
 
 @dataclass(frozen=True)
 class Machine:
-    """A VM as Azure describes it. The OS disk comes first, data disks follow by LUN.
+    """A VM as Azure describes it. The OS disk comes first, data disks follow by LUN. `memory_mb` is in MiB.
 
     `caveats` are what users should know before they move it; `plan` is a marketplace plan, publisher:product:name.
     """

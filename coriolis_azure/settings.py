@@ -36,7 +36,7 @@ _BYTES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "K": 10**3, "M": 1
 
 @dataclass(frozen=True)
 class Connection:
-    """The cloud, subscription and credentials. Schema: connection_info.json."""
+    """The cloud, the subscription and the credentials. Schema: connection_info.json. Secrets are not in its `repr`."""
 
     subscription_id: str
     tenant: str = ""
@@ -57,7 +57,7 @@ class Connection:
 
     @classmethod
     def from_json(cls, raw: Json) -> Connection:
-        """The typed settings; InvalidInput with a line for every fault."""
+        """The typed settings. Raises InvalidInput with one line for every fault."""
         settings = checked("connection_info", raw)
         principal, user = (
             settings.get("service_principal_credentials", {}),
@@ -133,7 +133,17 @@ class Image:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the VMs are, how the worker is created, and how disks are transferred. Schema: source_environment.json."""
+    """Where the VMs are, how the worker is created, and how disks are transferred. Schema: source_environment.json.
+
+    Example: the typed form of a source environment, with the defaults filled in.
+
+        from coriolis_azure.settings import Environment
+
+        environment = Environment.from_json({"location": "West Europe", "resource_group": "production"})
+        print(environment.location, environment.chunk_size_kib)
+
+    Sizes are in KiB as their names say, `bandwidth_limit` is in bytes per second (None: no limit).
+    """
 
     location: str
     resource_group: str
@@ -167,7 +177,7 @@ class Environment:
 
     @classmethod
     def from_json(cls, raw: Json, default_resource_group: str = "") -> Environment:
-        """The typed settings; InvalidInput with a line for every fault."""
+        """The typed settings. Raises InvalidInput with one line for every fault."""
         settings = checked("source_environment", raw)
         faults = []
         group = settings.get("resource_group") or default_resource_group

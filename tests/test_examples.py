@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coriolis_azure import AzureExportProvider, Replicated, Source, errors, events, testing
-from coriolis_azure.settings import read_json
+from coriolis_azure.settings import Environment, read_json
 from harness.command_line import run
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +97,11 @@ def test_the_example_of_errors(names: dict[str, Any], capsys: pytest.CaptureFixt
     with Source(names["connection_info"], names["source_environment"]) as source:
         exec(in_docstring(errors), {"source": source})
     assert "Exit code 3" in capsys.readouterr().out
+
+
+def test_the_example_of_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(in_docstring(Environment), {})
+    assert capsys.readouterr().out == "westeurope 1024\n"
 
 
 def test_the_example_of_checking_a_medium(tmp_path: Path) -> None:
