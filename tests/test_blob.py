@@ -381,14 +381,14 @@ def test_dying_at_any_request_never_makes_a_wrong_replica(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("blob://", "no name of a storage account"),
-        ("blob://Account/container/x", "no name of a storage account"),
-        ("blob://sandboxstorage", "no name of a container"),
-        ("blob://sandboxstorage/UPPER/x", "no name of a container"),
-        ("blob://sandboxstorage/a--b/x", "no name of a container"),
-        ("blob://sandboxstorage/ab/x", "no name of a container"),
-        ("blob://sandboxstorage/images//x", "beginning of blob names"),
-        ("blob://sandboxstorage/images/a/../x", "beginning of blob names"),
+        ("blob://", "valid name of a storage account"),
+        ("blob://Account/container/x", "valid name of a storage account"),
+        ("blob://sandboxstorage", "valid name of a container"),
+        ("blob://sandboxstorage/UPPER/x", "valid name of a container"),
+        ("blob://sandboxstorage/a--b/x", "valid name of a container"),
+        ("blob://sandboxstorage/ab/x", "valid name of a container"),
+        ("blob://sandboxstorage/images//x", "prefix of blob names"),
+        ("blob://sandboxstorage/images/a/../x", "prefix of blob names"),
         ("blob://nosuchaccount/images/x", "no storage account nosuchaccount in resource group sandbox"),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -108,7 +109,7 @@ def at_places(
     connection: Path | None, environment: Path | None, *urls: str, as_json: bool
 ) -> Iterator[tuple[Report, Clock, Any]]:
     """What opens destinations: a report, a clock and, for destinations in Azure, the storage of the settings."""
-    if connection and environment and any(url.lower().startswith("blob:") for url in urls):
+    if connection and environment and any(urlsplit(url).scheme == "blob" for url in urls):
         with opened(connection, environment, as_json=as_json) as source:
             yield source.context.report, source.context.clock, source.storage
     else:

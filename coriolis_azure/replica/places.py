@@ -1,4 +1,4 @@
-"""The place that a destination's URL names: a folder, or a prefix in a container of Blob storage."""
+"""Opens the place that a destination's URL names: a folder, or a prefix in a container of Blob storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .destinations import Place
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCHEMES = ("file://", "blob://")
-_ELSEWHERE = re.compile(r"[^/]+:")  # what rsync, scp and others take for a host, a drive or a service
+_ELSEWHERE = re.compile(r"[^/]+:")  # what rsync, scp and others would read as a host, a drive or a service
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]*[^/\\\x00-\x1f\x7f.]")
@@ -27,19 +27,21 @@ _SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]*[^/\\\x00-\x1f\x7f.]")
 def open(
     url: str, report: Report, storage: Storage | None = None, *, existing: bool = False, adopt: bool = False
 ) -> Place:
-    """The place that `url` names: a folder by its path or file:// URL, or Blob storage.
+    """Open the place that `url` names: the path or file:// URL of a folder, or blob://account/container/prefix.
 
-    The latter as blob://account/container/prefix; `storage` reaches it. A folder or a container is made when it is
-    missing, unless it must be `existing`: then nothing is changed there, but that a switch which a dead run has begun
-    is brought to its end. `adopt`: images in a folder that no run of ours has made are taken over.
+    `storage` gives access to Blob storage. A missing folder or container is created, unless the place must be
+    `existing`: then nothing is changed there, except that a switch which a dead run has begun is completed. `adopt`:
+    take over images in a folder that no run has made.
 
-    InvalidInput when it is no such thing, cannot be used, or is in use by another run.
+    Raises InvalidInput if `url` names no such place, or one that cannot be used or is in use by another run.
     """
     place = _opened(url, report, storage, existing=existing, adopt=adopt)
     if not existing or not place.unpublished():
         return place
     place.close()
-    with contextlib.suppress(CoriolisAzureError):  # one that may only be read: whoever reads it is told
+    with contextlib.suppress(
+        CoriolisAzureError
+    ):  # a read-only place: its reader reports the unfinished switch
         _opened(url, report, storage).close()
     return _opened(url, report, storage, existing=True)
 
@@ -53,9 +55,9 @@ def _opened(
             raise InvalidInput("the destination is empty", remedy="Give the path of a folder.")
         if _ELSEWHERE.match(url):
             raise InvalidInput(
-                f"{url} is no folder of this host",
+                f"{url} is not a folder of this host",
                 remedy="Mount the place and give its path, or give a URL that begins with "
-                f"{' or '.join(_SCHEMES)}. A folder of that very name is ./{url}",
+                f"{' or '.join(_SCHEMES)}. For a folder of this name, write ./{url}",
             )
         return ImageFolder(Path(url), report, existing=existing, adopt=adopt)
     parts = urlsplit(url)
@@ -68,11 +70,13 @@ def _opened(
         return _in_storage(url, report, storage, existing=existing)
     if scheme[1].lower() != "file":
         raise InvalidInput(
-            f"{scheme[0]} is no kind of destination",
+            f"{scheme[0]} is not a kind of destination",
             remedy=f"Give the path of a folder, or a URL that begins with {', '.join(_SCHEMES)}.",
         )
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
-        raise InvalidInput(f"{url} names no folder of this host", remedy="Give it as file:///path/of/folder.")
+        raise InvalidInput(
+            f"{url} does not name a folder of this host", remedy="Write it as file:///path/of/folder."
+        )
     return ImageFolder(Path(unquote(parts.path)), report, existing=existing, adopt=adopt)
 
 
@@ -81,28 +85,26 @@ def _in_storage(url: str, report: Report, storage: Storage | None, *, existing: 
         raise InvalidInput(
             f"{url} is in Azure", remedy="Give the connection and the source environment (-c, -e) too."
         )
-    remedy = "Give it as blob://account/container/prefix."
+    remedy = "Write it as blob://account/container/prefix."
     account, _, rest = url.partition("://")[2].partition("/")
     container, _, prefix = unquote(rest).partition("/")
     prefix = prefix.rstrip("/")
     if not _ACCOUNT.fullmatch(account):
         raise InvalidInput(
-            f"{url}: {account!r} is no name of a storage account",
+            f"{url}: {account!r} is not a valid name of a storage account",
             remedy=f"{remedy} The account has 3 to 24 lower-case letters and digits.",
         )
     if not _CONTAINER.fullmatch(container):
         raise InvalidInput(
-            f"{url}: {container!r} is no name of a container",
+            f"{url}: {container!r} is not a valid name of a container",
             remedy=f"{remedy} The container has 3 to 63 lower-case letters, digits and single hyphens, and begins and "
             "ends with a letter or digit.",
         )
     if prefix and (len(prefix) > 900 or not all(map(_SEGMENT.fullmatch, prefix.split("/")))):
         raise InvalidInput(
-            f"{url}: {prefix!r} cannot be the beginning of blob names",
+            f"{url}: {prefix!r} is not a valid prefix of blob names",
             remedy=f"{remedy} No part of the prefix may be empty, end with a dot, or hold a backslash.",
         )
-    # whoever writes to a folder does without the SDK and its memory
-
-    from .container import BlobFolder  # whoever writes to a folder does without the SDK and its memory
+    from .container import BlobFolder  # only if needed: the SDK takes time and memory
 
     return BlobFolder(storage, account, container, prefix, report, existing=existing)
