@@ -213,7 +213,7 @@ def test_a_replica_of_an_older_version_says_so_and_is_mended_by_a_run(replica: R
     replica.lose("replica.json")
     found = replica.verdicts()
     assert found["replica"].verified is None
-    assert "an older version made it. Replicate to it once more" in found["replica"].reason
+    assert "an older version made this replica. Replicate to it once more" in found["replica"].reason
     if replica.to != BLOB:
         assert replica.code() == 2
     replica.source.replicate("web", replica.to)
