@@ -128,15 +128,31 @@ def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> N
 @click.option("--code", help="Azure's error code.")
 @click.option("--status", type=int, help="The HTTP status.")
 @click.option("--message", help="Azure's message.")
-@click.option("--seconds", type=float, help="How long a throttled client is told to wait.")
+@click.option(
+    "--seconds", type=float, help="How long a throttled client is told to wait; how long a fault lasts."
+)
 @click.option("--polls", type=int, help="How many polls a slow operation takes.")
+@click.option(
+    "--about",
+    type=click.Choice(["read", "list", "difference"]),
+    help="Of requests to exported disks only those that read, list pages, or list the difference to a snapshot.",
+)
+@click.option(
+    "--ranges", type=click.IntRange(min=0), help="How many ranges list-timeout still lists in a window."
+)
 @click.option("--clear", is_flag=True, help="Remove all rules.")
 @json_option
 def fault(directory: Path, kind: str | None, clear: bool, as_json: bool, **details: Any) -> None:
     """Add a fault rule, list the active rules, or remove all.
 
     KIND: throttle, server-error, lost-request, lost-answer, refuse, failed-operation, slow-operation, no-capacity,
-    no-allocation, quota, policy, lock. Without KIND the active rules are listed.
+    no-allocation, quota, policy, lock.
+
+    Of exported disks: network-policy, family-merging, sas-expired, slow-read, server-busy, list-timeout,
+    header-ignored, window-ignored, list-cut, range-left-out, ranges-unsorted, ranges-overlapping, ranges-beyond-end,
+    ranges-unaligned, footer-counted, wrong-length, wrong-version, broken-body.
+
+    Without KIND the active rules are listed.
     """
     from .. import sandbox as local
 

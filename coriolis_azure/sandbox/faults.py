@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from coriolis_azure import errors
-from coriolis_azure.sandbox import budgets
+from coriolis_azure.sandbox import budgets, export_faults
+from coriolis_azure.sandbox.export_faults import ABOUT
+from coriolis_azure.sandbox.storage import lies
 from coriolis_azure.sandbox.wire import Json, Request, Response
 
 Next = Callable[[Request], Response]
@@ -29,9 +31,10 @@ class Lost(ConnectionError):
 class Fault:
     """One rule, of a kind in `KINDS`.
 
-    It matches requests with this `method` ("" for any) and this text in their `path`, ignoring case. The first `after`
-    of them pass; it then applies to the next `times` (0: to all). `code`, `status` and `message` are Azure's error,
-    `seconds` is how long a throttled client is told to wait, `polls` how many more polls an operation takes.
+    It matches requests with this `method` ("" for any) and this text in their `path`, ignoring case, that are `about`
+    something in `ABOUT` ("": anything). The first `after` of them pass; it then applies to the next `times` (0: to
+    all). `code`, `status` and `message` are Azure's error, `seconds` is how long a throttled client is told to wait or
+    how long something lasts, `polls` how many more polls an operation takes, `ranges` how many a host lists in time.
     """
 
     kind: str
@@ -44,6 +47,8 @@ class Fault:
     message: str = ""
     seconds: float = 1
     polls: int = 5
+    about: str = ""
+    ranges: int = 0
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def to_json(self) -> Json:
@@ -52,7 +57,8 @@ class Fault:
 
     def matches(self, request: Request) -> bool:
         """Whether the rule is about this request."""
-        return self.method in {"", request.method} and self.path.lower() in request.path.lower()
+        fits = self.method in {"", request.method} and self.path.lower() in request.path.lower()
+        return fits and (not self.about or ABOUT[self.about](request))
 
 
 _VM = {"method": "PUT", "path": "/virtualMachines/"}
@@ -103,6 +109,7 @@ KINDS: dict[str, Json] = {
         "message": "The scope cannot perform delete operation because following scope(s) are locked. Please remove "
         "the lock and try again.",
     },
+    **export_faults.KINDS,
 }
 _FAILING = {"failed-operation", "no-allocation"}
 
@@ -117,7 +124,11 @@ def rule(kind: str, details: Mapping[str, Any]) -> Fault:
         if parameter.name not in {"kind", "id"}
     }
     for name, value in details.items():
-        if name not in types or not isinstance(value, types[name]):
+        if (
+            name not in types
+            or not isinstance(value, types[name])
+            or (name == "about" and value not in ABOUT)
+        ):
             raise errors.InvalidInput(f"{name}={value!r} is not valid for a fault")
     return Fault(kind, **{**KINDS[kind], **details})
 
@@ -154,6 +165,8 @@ class Faults:
         fault = self._applied(request)
         if fault is None:
             return answer(request)
+        if fault.kind in export_faults.KINDS:
+            return _of_exports(request, fault, answer, change)
         if fault.kind == "lost-request":
             raise Lost("the sandbox lost the request")
         if fault.kind == "lost-answer":
@@ -165,7 +178,7 @@ class Faults:
             if url:
                 change(url, fault)
             return response
-        return _throttled(request, fault) if fault.status == 429 else _refused(fault)
+        return _throttled(request, fault) if fault.status == 429 else _refused(request, fault)
 
     def _applied(self, request: Request) -> Fault | None:
         """The rule that applies to this request, if any; counts it."""
@@ -184,12 +197,32 @@ class Faults:
         return None
 
 
+def _of_exports(
+    request: Request, fault: Fault, answer: Next, change: Callable[[str, Fault], None]
+) -> Response:
+    """The answer under a rule about exported disks."""
+    if fault.kind in lies.LIES:
+        return lies.LIES[fault.kind](request, answer)
+    if fault.kind == "list-timeout":
+        return lies.too_long(request, answer, fault.ranges)
+    if fault.kind in export_faults.BEFORE:
+        change(request.url, fault)
+        return answer(request)
+    if fault.kind in export_faults.AFTER:
+        response = answer(request)
+        change(request.url, fault)
+        return response
+    return lies.refused(fault.status, fault.code, fault.message)
+
+
 def failure(fault: Fault) -> Json | None:
     """The error with which a rule ends an operation; None if the rule only slows it down."""
     return {"code": fault.code, "message": fault.message} if fault.kind in _FAILING else None
 
 
-def _refused(fault: Fault) -> Response:
+def _refused(request: Request, fault: Fault) -> Response:
+    if request.path.startswith(export_faults.HOSTS):
+        return lies.refused(fault.status, fault.code, fault.message)
     headers = {"x-ms-failure-cause": "gateway"} if fault.status >= 500 else {}
     return Response.of(fault.status, {"error": {"code": fault.code, "message": fault.message}}, headers)
 

@@ -24,14 +24,15 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.sandbox import profiles
 from coriolis_azure.sandbox.catalog import DISK_SKUS, FILLED_LATER, VmSpec
 from coriolis_azure.sandbox.compute import boots, disks, machines
+from coriolis_azure.sandbox.compute.inside import Inside
 from coriolis_azure.sandbox.faults import Fault, Faults, failure
 from coriolis_azure.sandbox.identity import permissions
 from coriolis_azure.sandbox.identity.tokens import Tokens
-from coriolis_azure.sandbox.relations import MACHINES, STORAGE, disk_entries
+from coriolis_azure.sandbox.relations import DISKS, MACHINES, STORAGE, disk_entries
 from coriolis_azure.sandbox.resource_manager import arm, groups, policies
 from coriolis_azure.sandbox.server.certificates import authority_file
 from coriolis_azure.sandbox.state import Resource
-from coriolis_azure.sandbox.storage import accounts, blobs, vhd_machines
+from coriolis_azure.sandbox.storage import accounts, blobs, managed, strikes, vhd_machines
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 from coriolis_azure.sandbox.world import INSIDE, World
 
@@ -132,6 +133,7 @@ class Sandbox:
             self._world.guests.close()
             self._world.state.save()
             self._world.blobs.save()
+            self._world.contents.save_pages()
             os.close(self._hold)
 
     # requests
@@ -175,6 +177,8 @@ class Sandbox:
     def _asked(self, request: Request) -> Response:
         """The answer of Blob storage, the sign-in service or the resource manager."""
         from_storage = blobs.answer(self._world, self._tokens, request)
+        if from_storage is None:
+            from_storage = managed.answer(self._world, self._lock, self._tokens, request)
         if from_storage is not None:
             return from_storage
         first, _, rest = request.path.strip("/").partition("/")
@@ -205,8 +209,14 @@ class Sandbox:
                 self._world.state.save()
 
     def _strike(self, url: str, fault: Fault) -> None:
-        """Make the operation at `url` fail or take longer."""
+        """Make the operation at `url` fail or take longer, or what is exported there behave otherwise."""
+        if fault.kind == "slow-read":
+            self._world.clock.sleep(fault.seconds)
+            return
         with self._lock:
+            if fault.kind in strikes.STRIKES:
+                strikes.STRIKES[fault.kind](self._world, Request("GET", url), fault)
+                return
             operation = arm.operation_of(self._world, Request("GET", url).path)
             if operation is not None and operation.ended is None:
                 operation.fault = failure(fault)
@@ -391,6 +401,14 @@ class Sandbox:
             if vhd is not None:
                 return self._world.blobs.contents.path(vhd_machines.image(self._world, vhd).file)
             return self._world.contents.path(self._disk(machine, disk).hidden["content"])
+
+    def disk(self, name: str, disk: str | int = "os") -> Inside:
+        """A managed disk of a VM ("os" or a LUN), or the one with this ARM id, to read and write as the VM would."""
+        with self._lock:
+            resource = self._world.state.find(name)
+            if resource is None or resource.type != DISKS:
+                resource = self._disk(self._machine(name), disk)
+            return Inside(self._world, self._lock, resource)
 
     @property
     def storage(self) -> accounts.Inside:

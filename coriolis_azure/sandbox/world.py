@@ -124,6 +124,12 @@ class World:
         self._effects = effects
         self._due: dict[str, float] = {}
         self.contents.keep_only(self.contents_in_use())
+        # Whether clients are in a network that reaches private endpoints.
+        self.private_clients = False
+        # Hosts of families that merge a deleted snapshot: until when they refuse, and how.
+        self.merging: dict[str, tuple[float, int, str]] = {}
+        generations = (resource.hidden.get("generation", 0) for resource in self.state.resources.values())
+        self.contents.generation = 1 + max(generations, default=0)
 
     # time
 
@@ -212,14 +218,18 @@ class World:
         return {resource.hidden["content"] for resource in resources if "content" in resource.hidden}
 
     def private_content(self, disk: Resource) -> Path:
-        """The disk's content as a file that no other resource shares, so that it may be written to."""
-        name = disk.hidden["content"]
+        """The disk's content as a file that no other resource shares, lent to somebody who writes to it."""
+        return self.contents.lend(self.own_content(disk))
+
+    def own_content(self, disk: Resource) -> str:
+        """The name of the disk's content, after making sure that no other resource shares it."""
+        name: str = disk.hidden["content"]
         users = [
             resource for resource in self.state.resources.values() if resource.hidden.get("content") == name
         ]
         if len(users) > 1:
-            disk.hidden["content"] = self.contents.copied(self.contents.path(name))
-        return self.contents.path(disk.hidden["content"])
+            disk.hidden["content"] = name = self.contents.duplicate(name)
+        return name
 
     def release_content(self, name: str) -> None:
         """Delete a content if no resource uses it any more."""

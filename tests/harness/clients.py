@@ -33,13 +33,13 @@ class Clients:
         self.base = info["custom_cloud_properties"]["endpoints"]["resource_manager_endpoint"]
         self.subscription = info["subscription_id"]
         self.group = f"/subscriptions/{self.subscription}/resourceGroups/{GROUP}"
-        self._options = {"transport": transport} if transport else {"connection_verify": info["ca_bundle"]}
+        self.options = {"transport": transport} if transport else {"connection_verify": info["ca_bundle"]}
         self.credential = self.login(info["service_principal_credentials"]["client_secret"])
         options: dict[str, Any] = {
             "base_url": self.base,
             "credential_scopes": ["https://management.azure.com/.default"],
             "retry_total": 0,
-            **self._options,
+            **self.options,
         }
         self.compute = ComputeManagementClient(self.credential, self.subscription, **options)
         self.network = NetworkManagementClient(self.credential, self.subscription, **options)
@@ -59,7 +59,7 @@ class Clients:
             authority=self.base,
             disable_instance_discovery=True,
             retry_total=0,
-            **self._options,
+            **self.options,
         )
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from coriolis_azure import vhd
 from coriolis_azure.sandbox.catalog import DISK_SKUS, FILLED_LATER, SNAPSHOT_SKUS
+from coriolis_azure.sandbox.compute import exports
 from coriolis_azure.sandbox.relations import DISKS, SNAPSHOTS, STORAGE, machine_of_disk, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.storage import imports
@@ -108,6 +109,7 @@ def delete(world: World, call: Call, kind: _Kind) -> Response:
     owner = machine_of_disk(world.state, disk.id)
     if owner is not None:
         raise not_allowed(f"Disk {disk.name} is attached to VM {owner.id}.")
+    exports.not_exported(world, disk)
     headers = world.begin(call, "disk", disk.location, "disk-removed", disk.id)
     return Response(202, headers)
 
@@ -133,6 +135,8 @@ def view(world: World, disk: Resource) -> Json:
     if owner is not None:
         document["managedBy"] = owner.id
         properties["diskState"] = "Reserved" if owner.hidden["power"] == "deallocated" else "Attached"
+    if exports.active(world, disk):
+        properties["diskState"] = "ActiveSAS"
     return document
 
 
@@ -166,7 +170,10 @@ def _create(world: World, call: Call, kind: _Kind, disk_id: str, location: str) 
         top["zones"] = zones
     document = _document(kind.type, disk_id, location, properties, top)
     document["properties"]["provisioningState"] = "Updating"
-    world.state.add(Resource(document, {"content": content}))
+    hidden: Json = {"content": content}
+    if properties.get("incremental"):
+        hidden["generation"] = world.contents.end_generation(content)
+    world.state.add(Resource(document, hidden))
 
 
 def _content(world: World, kind: _Kind, location: str, requested: Json, properties: Json) -> str:
@@ -254,7 +261,7 @@ def _copied(world: World, source: Resource, requested_gib: int | None) -> str:
     grows = requested_gib is not None and requested_gib > gib(size)
     # A running guest writes to its open file, so that content is copied; any other content is shared.
     if grows or (owner is not None and world.guests.known(owner.id)):
-        name = world.contents.copied(world.contents.path(name))
+        name = world.contents.duplicate(name)
     if grows and requested_gib is not None:
         world.contents.grow(name, requested_gib * GIB)
     return name
@@ -288,8 +295,7 @@ def grow(world: World, disk: Resource, requested_gib: int | None) -> None:
     """Grow the disk to this size in GiB, if that is larger than its present size rounded up."""
     if requested_gib is None or requested_gib <= gib(world.contents.size(disk.hidden["content"])):
         return
-    world.private_content(disk)
-    world.contents.grow(disk.hidden["content"], requested_gib * GIB)
+    world.contents.grow(world.own_content(disk), requested_gib * GIB)
 
 
 def _requested_gib(requested: Json) -> int | None:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 
 from coriolis_azure.sandbox import catalog
-from coriolis_azure.sandbox.compute import disks
+from coriolis_azure.sandbox.compute import disks, exports
 from coriolis_azure.sandbox.compute.boots import boot
 from coriolis_azure.sandbox.compute.data_disks import (
     attach,
@@ -281,6 +281,8 @@ def _power(verb: str, during: str, effect: str, *, down: bool) -> Callable[[Worl
         _not_deleting(machine, verb)
         for operation in world.pending(machine.id):
             world.finish(operation)
+        if during == "starting":
+            _not_exported(world, machine)
         if during == "starting" and not down and machine.hidden["power"] == "running":
             return Response(202, _begin(world, call, machine, effect))
         if down:
@@ -291,6 +293,14 @@ def _power(verb: str, during: str, effect: str, *, down: bool) -> Callable[[Worl
         return Response(202, _begin(world, call, machine, effect))
 
     return act
+
+
+def _not_exported(world: World, machine: Resource) -> None:
+    """Refuse to start a VM while one of its disks has access granted."""
+    for entry in disk_entries(machine):
+        disk = world.state.find(reference(entry, "managedDisk") or "")
+        if disk is not None:
+            exports.not_exported(world, disk, "starting the VM")
 
 
 def _powered(state: str) -> Callable[[World, str], None]:

@@ -22,6 +22,7 @@ class Tokens:
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
         self._expiry: dict[str, float] = {}
+        self._audiences: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def answer(self, request: Request, tenant: str, rest: str) -> Response:
@@ -54,6 +55,12 @@ class Tokens:
             raise ArmError(401, "InvalidAuthenticationToken", "The access token is invalid.")
         if expires < time.monotonic():
             raise ArmError(401, "ExpiredAuthenticationToken", "The access token expiry is in the past.")
+
+    def audience(self, authorization: str | None) -> str:
+        """What a valid bearer token was made for, as the client wrote it; otherwise 401."""
+        self.check(authorization)
+        with self._lock:
+            return self._audiences[(authorization or "").partition(" ")[2]]
 
     def _configuration(self, base: str, tenant: str) -> Json:
         return {
@@ -94,6 +101,7 @@ class Tokens:
         token = secrets.token_urlsafe(32)
         with self._lock:
             self._expiry[token] = time.monotonic() + LIFETIME
+            self._audiences[token] = form.get("resource") or form.get("scope", "").removesuffix("/.default")
         answer = {
             "token_type": "Bearer",
             "expires_in": LIFETIME,

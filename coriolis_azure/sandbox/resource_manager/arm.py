@@ -16,7 +16,7 @@ from azure.mgmt.network import models as networking
 
 from coriolis_azure.azure.documents import understood
 from coriolis_azure.errors import Unreadable
-from coriolis_azure.sandbox.compute import disks, machines, offers
+from coriolis_azure.sandbox.compute import disks, exports, machines, offers
 from coriolis_azure.sandbox.identity import permissions
 from coriolis_azure.sandbox.network import common, firewalls, interfaces, subnets
 from coriolis_azure.sandbox.relations import (
@@ -30,7 +30,7 @@ from coriolis_azure.sandbox.relations import (
     STORAGE,
 )
 from coriolis_azure.sandbox.resource_manager import groups, policies
-from coriolis_azure.sandbox.state import Operation
+from coriolis_azure.sandbox.state import Operation, Resource
 from coriolis_azure.sandbox.storage import accounts
 from coriolis_azure.sandbox.wire import ArmError, Json, Request, Response
 from coriolis_azure.sandbox.world import Call, Effect, View, World, group_not_found, paged
@@ -39,7 +39,13 @@ Handler = Callable[[World, Call], Response]
 
 _PROVIDERS = (disks, machines, subnets, firewalls, interfaces, accounts)
 VIEWS: dict[str, View] = {name: view for module in _PROVIDERS for name, view in module.VIEWS.items()}
-EFFECTS: dict[str, Effect] = {**disks.EFFECTS, **machines.EFFECTS, **common.EFFECTS, **groups.EFFECTS}
+EFFECTS: dict[str, Effect] = {
+    name: effect
+    for module in (disks, exports, machines, common, groups)
+    for name, effect in module.EFFECTS.items()
+}
+# What the result of an operation is, by its effect, where it is not the resource.
+_RESULTS: dict[str, View] = {"access-granted": exports.granted}
 _KINDS: dict[str, dict[str, Handler]] = {
     kind: handlers for module in _PROVIDERS for kind, handlers in module.HANDLERS.items()
 }
@@ -51,6 +57,7 @@ _MODELS: dict[str, type] = {
         f"{MACHINES}/attachDetachDataDisks": compute.AttachDetachDataDisksRequest,
         DISKS: compute.Disk,
         SNAPSHOTS: compute.Snapshot,
+        **{f"{kind}/beginGetAccess": compute.GrantAccessData for kind in (DISKS, SNAPSHOTS)},
         INTERFACES: networking.NetworkInterface,
         ADDRESSES: networking.PublicIPAddress,
         FIREWALLS: networking.NetworkSecurityGroup,
@@ -160,7 +167,7 @@ def _status(world: World, call: Call) -> Response:
         return Response.of(200, {**body, "status": state, "error": error})
     target = world.state.find(operation.target)
     if operation.result and target is not None:
-        body["properties"] = {"output": world.view(target)}
+        body["properties"] = {"output": _result(world, operation, target)}
     return Response.of(200, {**body, "status": "Succeeded"})
 
 
@@ -174,7 +181,14 @@ def _monitor(world: World, call: Call) -> Response:
     target = world.state.find(operation.target)
     if operation.style == "network" and target is None:
         return Response(204)
-    return Response.of(200, world.view(target) if operation.result and target is not None else None)
+    return Response.of(
+        200, _result(world, operation, target) if operation.result and target is not None else None
+    )
+
+
+def _result(world: World, operation: Operation, target: Resource) -> Json:
+    show = _RESULTS.get(operation.effect)
+    return show(world, target) if show else world.view(target)
 
 
 def _either(world: World, call: Call) -> Response:
@@ -230,6 +244,7 @@ _ROUTES = [
     *_kind_routes(),
     _route("GET", _MACHINE + "/instanceView", machines.get_instance_view),
     *(_route("POST", f"{_MACHINE}/{verb}", handler) for verb, handler in machines.ACTIONS.items()),
+    *(_route("POST", f"{_GROUP}/providers/{path}", handler) for path, handler in exports.ACTIONS.items()),
     _route("POST", _GROUP + f"/providers/{STORAGE}/{{name}}/listKeys", accounts.list_keys),
     _route(
         "GET",

@@ -23,6 +23,7 @@ LOG = logging.getLogger(__name__)
 _LONGEST_LINE = 16 << 10
 _LONGEST_BODY = 4 << 20
 _IDLE_SECONDS = 300.0
+_BODILESS = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
 
 class Server(ThreadingHTTPServer):
@@ -102,11 +103,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(response)
 
     def _send(self, response: Response) -> None:
-        """Send head and body in one write."""
+        """Send head and body in one write. A body that is shorter than the head says ends the connection."""
+        body = response.body
         lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in response.headers.items()]
-        if response.status != HTTPStatus.NO_CONTENT and "Content-Length" not in response.headers:
-            lines.append(f"Content-Length: {len(response.body)}")
+        if "Transfer-Encoding" in response.headers:
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        elif response.status not in _BODILESS and "Content-Length" not in response.headers:
+            lines.append(f"Content-Length: {len(body)}")
         lines += [f"Date: {self.date_time_string()}", "", ""]
         head = "\r\n".join(lines).encode("latin-1")
-        self.wfile.write(head if self.command == "HEAD" else head + response.body)
+        if self.command != "HEAD" and len(body) < int(response.headers.get("Content-Length", 0)):
+            self.close_connection = True
+        self.wfile.write(head if self.command == "HEAD" else head + body)

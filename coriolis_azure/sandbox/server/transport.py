@@ -43,7 +43,9 @@ class HandlerAdapter(BaseAdapter):
         except Lost as error:
             raise requests.ConnectionError(error) from error
         head = HTTPHeaderDict({"Date": formatdate(usegmt=True), **answer.headers})
-        head.setdefault("Content-Length", str(len(answer.body)))
+        # There is no connection on which chunks could be told apart.
+        if head.pop("Transfer-Encoding", None) is None:
+            head.setdefault("Content-Length", str(len(answer.body)))
         raw = HTTPResponse(
             body=io.BytesIO(answer.body),
             headers=head,

@@ -29,15 +29,24 @@ _DATA = "Microsoft.Storage/storageAccounts/blobServices"
 class BlobError(Exception):
     """A refusal in the blob service's words."""
 
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        headers: dict[str, str] | None = None,
+        details: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.headers = status, code, message, headers or {}
+        self.details = details or {}
 
     def response(self) -> Response:
         """The HTTP response."""
+        details = "".join(f"<{name}>{value}</{name}>" for name, value in self.details.items())
         body = (
             '<?xml version="1.0" encoding="utf-8"?>'
-            f"<Error><Code>{self.code}</Code><Message>{self.message}</Message></Error>"
+            f"<Error><Code>{self.code}</Code><Message>{self.message}</Message>{details}</Error>"
         )
         headers = {"Content-Type": "application/xml", "x-ms-error-code": self.code, **self.headers}
         return Response(self.status, headers, body.encode())

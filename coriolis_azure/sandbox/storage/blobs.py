@@ -296,7 +296,14 @@ def _head(call: _Call) -> Response:
 def _page_list(call: _Call) -> Response:
     blob = _page_blob(call)
     _conditions(call, blob)
-    if call.query("prevsnapshot") or call.header("x-ms-previous-snapshot-url"):
+    if call.header("x-ms-previous-snapshot-url"):
+        raise BlobError(
+            400,
+            "UnsupportedHeaderForNonManagedDisksAccount",
+            "One of the HTTP headers specified in the request is only supported for managed disks.",
+            details={"HeaderName": "x-ms-previous-snapshot-url"},
+        )
+    if call.query("prevsnapshot"):
         raise _not_imitated(call.request)
     span = re.fullmatch(r"bytes=(\d+)-(\d*)", call.header("x-ms-range") or call.header("Range"))
     first, last = (int(span[1]), int(span[2] or blob.size - 1)) if span else (0, blob.size - 1)

@@ -1,0 +1,245 @@
+"""begin- and endGetAccess on the sandbox, and the hosts that their SAS name, with the official SDKs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from azure.core.exceptions import HttpResponseError
+
+from coriolis_azure import vhd
+from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox.compute.inside import Inside
+from harness.clients import GROUP, Clients, in_process, serving
+from harness.exports import blob, grant, revoke, snapshot, vm_disk
+
+SNAPSHOTS = "Microsoft.Compute/snapshots"
+READ: Any = {"access": "Read", "durationInSeconds": 3600}
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    with Sandbox(tmp_path / "azure") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def azure(sandbox: Sandbox) -> Iterator[Clients]:
+    with in_process(sandbox) as clients:
+        yield clients
+
+
+@pytest.fixture
+def disk(sandbox: Sandbox, azure: Clients) -> Inside:
+    disk = vm_disk(sandbox, azure)
+    disk.write(4096, b"a" * 4096)
+    return disk
+
+
+def state(azure: Clients, name: str) -> Any:
+    return azure.compute.snapshots.get(GROUP, name).disk_state
+
+
+def refusal(act: Any) -> tuple[int, str]:
+    """Status and code of what a host refuses."""
+    with pytest.raises(HttpResponseError) as refused:
+        act()
+    error: Any = refused.value
+    return error.status_code, str(getattr(error.error_code, "value", error.error_code))
+
+
+def test_a_grant_opens_a_snapshot_and_its_revocation_closes_it_at_once(azure: Clients, disk: Inside) -> None:
+    snapshot(azure, "s", disk.id)
+    assert state(azure, "s") == "Unattached"
+    sas = grant(azure, "s")
+    assert state(azure, "s") == "ActiveSAS"
+    with blob(azure, sas) as client:
+        assert client.download_blob(4096, 512).readall() == b"a" * 512
+        revoke(azure, "s")
+        assert state(azure, "s") == "Unattached"
+        assert refusal(client.get_blob_properties)[0] == 403
+        assert refusal(lambda: client.download_blob(0, 512)) == (403, "AuthenticationFailed")
+
+
+def test_a_snapshot_of_a_family_and_a_disk_have_the_two_forms_of_sas(azure: Clients, disk: Inside) -> None:
+    first, second = (snapshot(azure, name, disk.id) and grant(azure, name) for name in ("s1", "s2"))
+    azure.copy("full", disk.id, snapshot=True)
+    incremental = (
+        r"snapshot=\d{4}-\d\d-\d\dT\d\d%3A\d\d%3A\d\d\.\d{7}Z&sv=[\d-]+&sr=bs&si=[0-9a-f]{64}&sig=\S+"
+    )
+    assert re.fullmatch(incremental, urlsplit(first).query)
+    assert urlsplit(first).path == urlsplit(second).path
+    assert re.fullmatch(r"/md-\w{12}/\w{12}/abcd", urlsplit(first).path)
+    assert re.fullmatch(r"sv=[\d-]+&sr=b&si=[0-9a-f-]{36}&sig=\S+", urlsplit(grant(azure, "full")).query)
+    of_disk = azure.compute.disks.begin_grant_access(GROUP, "d", READ).result().access_sas
+    assert "sr=b&" in str(of_disk)
+    assert azure.compute.disks.get(GROUP, "d").disk_state == "ActiveSAS"
+
+
+def test_a_grant_is_an_operation_whose_result_is_wrapped_at_one_url_and_bare_at_the_other(
+    azure: Clients, disk: Inside
+) -> None:
+    path = f"{snapshot(azure, 's', disk.id).id}/beginGetAccess"
+    answer = azure.arm("POST", path, READ)
+    assert (answer.status_code, answer.content) == (202, b"")
+    wrapped = azure.arm("GET", answer.headers["Azure-AsyncOperation"]).json()
+    bare = azure.arm("GET", answer.headers["Location"]).json()
+    assert wrapped["properties"]["output"] == bare
+    assert set(bare) == {"accessSAS"}
+    assert azure.arm("POST", path, READ).status_code == 202  # prolongs it
+    assert grant(azure, "s") == bare["accessSAS"]
+    ended = azure.arm("POST", path.replace("begin", "end"))
+    assert "properties" not in azure.arm("GET", ended.headers["Azure-AsyncOperation"]).json()
+    assert azure.arm("GET", ended.headers["Location"]).content == b""
+
+
+def test_a_snapshot_with_access_granted_is_not_deleted(azure: Clients, disk: Inside) -> None:
+    path = snapshot(azure, "s", disk.id).id
+    grant(azure, "s")
+    status, code, message = azure.refused("DELETE", path)
+    assert (status, code) == (409, "OperationNotAllowed")
+    assert "active shared access signature" in message
+    revoke(azure, "s")
+    assert azure.arm("DELETE", path).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"access": "Read"}, "InvalidParameter"),
+        ({"access": "Read", "durationInSeconds": 5_184_001}, "InvalidParameter"),
+        ({"access": "Read", "durationInSeconds": 0}, "InvalidParameter"),
+        ({"access": "None", "durationInSeconds": 60}, "InvalidParameter"),
+        ({"access": "Write", "durationInSeconds": 60}, "BadRequest"),
+    ],
+)
+def test_a_grant_must_be_well_formed(azure: Clients, disk: Inside, body: dict[str, Any], code: str) -> None:
+    path = f"{snapshot(azure, 's', disk.id).id}/beginGetAccess"
+    assert azure.refused("POST", path, body)[:2] == (400, code)
+
+
+def test_five_snapshots_of_a_family_are_open_at_a_time(azure: Clients, disk: Inside) -> None:
+    for number in range(6):
+        snapshot(azure, f"s{number}", disk.id)
+    for number in range(5):
+        grant(azure, f"s{number}")
+    grant(azure, "s0")  # open already
+    path = azure.id(SNAPSHOTS, "s5/beginGetAccess")
+    assert azure.refused("POST", path, READ)[:2] == (409, "OperationNotAllowed")
+    revoke(azure, "s1")
+    grant(azure, "s5")
+
+
+def test_a_closed_snapshot_is_opened_by_a_patch(azure: Clients, disk: Inside) -> None:
+    path = snapshot(azure, "s", disk.id, networkAccessPolicy="DenyAll").id
+    assert azure.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
+    body: Any = {"tags": {"kept": "yes"}, "properties": {"networkAccessPolicy": "AllowAll"}}
+    changed = azure.compute.snapshots.begin_update(GROUP, "s", body).result()
+    assert (changed.network_access_policy, changed.tags) == ("AllowAll", {"kept": "yes"})
+    assert grant(azure, "s")
+
+
+def test_access_needs_its_own_actions(sandbox: Sandbox, azure: Clients, disk: Inside) -> None:
+    path = snapshot(azure, "s", disk.id).id
+    for verb in ("beginGetAccess", "endGetAccess"):
+        sandbox.permissions[:] = [{"actions": ["*"], "notActions": [f"{SNAPSHOTS}/{verb}/action"]}]
+        status, code, message = azure.refused("POST", f"{path}/{verb}", READ)
+        assert (status, code) == (403, "AuthorizationFailed")
+        assert f"'{SNAPSHOTS}/{verb}/action'" in message
+
+
+def test_a_disk_of_a_running_vm_is_not_exported(sandbox: Sandbox, azure: Clients, image: Any) -> None:
+    sandbox.add_vm("vm", image("os"))
+    path = sandbox.disk("vm").id
+    assert azure.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
+    azure.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
+    assert azure.arm("POST", f"{path}/beginGetAccess", READ).status_code == 202
+    assert azure.refused("POST", azure.id("Microsoft.Compute/virtualMachines", "vm/start"))[0] == 409
+
+
+def test_the_blob_is_a_fixed_vhd(azure: Clients, disk: Inside) -> None:
+    snapshot(azure, "s", disk.id)
+    with blob(azure, grant(azure, "s")) as client:
+        properties: Any = client.get_blob_properties()
+        assert properties.size == disk.size + 512
+        assert properties.blob_type == "PageBlob"
+        assert properties.copy.status == "success"
+        tail = client.download_blob(disk.size - 512, 1024).readall()
+        assert vhd.content_size(tail[512:], properties.size, "s") == disk.size
+        assert tail[:512] == bytes(512)
+
+
+def test_the_answers_to_a_reader_are_those_of_a_page_blob(azure: Clients, disk: Inside) -> None:
+    snapshot(azure, "s", disk.id)
+    sas, size = grant(azure, "s"), disk.size + 512
+    part = azure.send("GET", sas, **{"x-ms-range": "bytes=4000-4199", "x-ms-version": "2021-04-10"})
+    assert (part.status_code, part.content) == (206, bytes(96) + b"a" * 104)
+    assert part.headers["Content-Range"] == f"bytes 4000-4199/{size}"
+    assert part.headers["x-ms-version"] == "2021-04-10"
+    last = azure.send("GET", sas, **{"Range": f"bytes={size - 512}-{size + 99}"})
+    assert last.headers["Content-Range"] == f"bytes {size - 512}-{size - 1}/{size}"
+    beyond = azure.send("GET", sas, **{"x-ms-range": f"bytes={size}-{size + 511}"})
+    assert (beyond.status_code, beyond.headers["x-ms-error-code"]) == (416, "InvalidRange")
+    head = azure.send("HEAD", sas)
+    assert (head.headers["Content-Length"], head.content) == (str(size), b"")
+    assert head.headers["x-ms-incremental-copy"] == "true"
+    assert azure.send("PUT", sas).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("If-Match", "{etag}", 206),
+        ("If-Match", '"garbage"', 412),
+        ("If-None-Match", "{etag}", 304),
+        ("If-None-Match", '"garbage"', 206),
+        ("If-Modified-Since", "{modified}", 304),
+        ("If-Modified-Since", "Thu, 01 Jan 2015 00:00:00 GMT", 206),
+        ("If-Unmodified-Since", "{modified}", 206),
+        ("If-Unmodified-Since", "Thu, 01 Jan 2015 00:00:00 GMT", 412),
+    ],
+)
+def test_conditions_are_honoured(azure: Clients, disk: Inside, header: str, value: str, status: int) -> None:
+    snapshot(azure, "s", disk.id)
+    sas = grant(azure, "s")
+    head = azure.send("HEAD", sas).headers
+    given = value.format(etag=head["ETag"], modified=head["Last-Modified"])
+    answer = azure.send("GET", sas, **{"Range": "bytes=0-511", header: given})
+    assert answer.status_code == status
+    assert answer.headers.get("x-ms-error-code") == (None if status == 206 else "ConditionNotMet")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda sas: sas.replace("sig=", "sig=A"),
+        lambda sas: re.sub(r"snapshot=[^&]+&", "", sas),
+        lambda sas: re.sub(r"si=.", "si=g", sas),
+        lambda sas: sas.replace("/md-", "/md-x"),
+        lambda sas: sas.replace("abcd?", "abce?"),
+    ],
+)
+def test_a_damaged_sas_is_refused(azure: Clients, disk: Inside, spoil: Any) -> None:
+    snapshot(azure, "s", disk.id)
+    answer = azure.send("GET", spoil(grant(azure, "s")))
+    assert (answer.status_code, answer.headers["x-ms-error-code"]) == (403, "AuthenticationFailed")
+
+
+def test_a_sas_survives_the_deletion_of_another_and_a_restart(tmp_path: Path) -> None:
+    with serving(tmp_path / "azure") as info:
+        azure = Clients(info)
+        disk = azure.disk("d")
+        snapshot(azure, "s", disk.id)
+        sas = grant(azure, "s")
+        with blob(azure, sas) as client:
+            assert client.download_blob(0, 512).readall() == bytes(512)
+        azure.close()
+    with serving(tmp_path / "azure") as info:
+        azure = Clients(info)
+        with blob(azure, sas) as client:
+            assert client.get_blob_properties().size == (1 << 30) + 512
+        azure.close()
