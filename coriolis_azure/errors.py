@@ -280,6 +280,12 @@ class CorruptChunk(TransferError):
     )
 
 
+class ChangeListWrong(TransferError):
+    """Azure's list of changes leaves out a change. Facts: `disk`, `offset`. The run then reads everything."""
+
+    remedy = "Run with --full, which does not rely on the list, and tell Microsoft the disk and the offset."
+
+
 class IncompleteReplica(TransferError):
     """Images of a replica are missing or belong to different runs. Fact: `disk`, one of them."""
 

@@ -102,7 +102,7 @@ class _Kept:
     def copy(self, destination: Destination, report: Report, clock: Clock) -> transfer.Outcome:
         """Copy the disk to the destination."""
         name, manifest = self._name, self.manifest
-        reader = PageReader(self, Flow(name, report, clock), lambda _: self, "data from the replica")
+        reader = PageReader(self, Flow(name, report, clock), lambda _: self, waiting="data from the replica")
         base = destination.known(manifest.disk, manifest.size, manifest.chunk, full=False)
         progress = Progress(name, manifest.size, report, clock)
         return transfer.copy(reader, base, destination, progress, verify=True)

@@ -131,6 +131,10 @@ class Image:
         return f"{self.publisher}:{self.offer}:{self.sku}:{self.version}"
 
 
+WORKER, SNAPSHOTS = "worker", "snapshots"  # values of replica_export_mechanism
+_FORMER_MECHANISMS: dict[str, str] = {"azure_worker": WORKER}
+
+
 @dataclass(frozen=True)
 class Environment:
     """Where the VMs are, how the worker is created, and how disks are transferred. Schema: source_environment.json.
@@ -155,6 +159,9 @@ class Environment:
     storage_container_name: str
     storage_use_account_key: bool
     replica_export_mechanism: str
+    keep_baseline: bool
+    baseline_days: int
+    full_every: int
     export_network: str
     export_worker_use_fip: bool
     export_worker_allowed_addresses: tuple[str, ...]
@@ -183,7 +190,10 @@ class Environment:
         group = settings.get("resource_group") or default_resource_group
         if not group:
             faults.append("resource_group: is required, as the connection has no default_resource_group")
-        if not settings["export_worker_use_fip"] and "export_network" not in settings:
+        named: str = settings["replica_export_mechanism"]
+        mechanism = _FORMER_MECHANISMS.get(named, named)
+        no_address = mechanism == WORKER and not settings["export_worker_use_fip"]
+        if no_address and "export_network" not in settings:
             faults.append(
                 "export_network: is required if export_worker_use_fip is false: without it, the worker can only be "
                 "reached at a public address"
@@ -207,7 +217,10 @@ class Environment:
             storage_account_name=settings.get("storage_account_name", ""),
             storage_container_name=settings.get("storage_container_name", ""),
             storage_use_account_key=settings["storage_use_account_key"],
-            replica_export_mechanism=settings["replica_export_mechanism"],
+            replica_export_mechanism=mechanism,
+            keep_baseline=settings["keep_baseline"],
+            baseline_days=int(settings["baseline_days"]),
+            full_every=int(settings["full_every"]),
             export_network=settings.get("export_network", ""),
             export_worker_use_fip=settings["export_worker_use_fip"],
             export_worker_allowed_addresses=tuple(settings["export_worker_allowed_addresses"]),

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
-from . import mechanisms, restoring, transfer
+from . import restoring, transfer
 from .azure import names, permissions
 from .azure.client import Azure
 from .azure.context import Context
@@ -38,6 +38,8 @@ from .errors import (
 )
 from .events import Copied, Notice, Report, Step, Waiting, counted, located, silent, unfailing
 from .machine import inspection, listing
+from .mechanisms import copying
+from .mechanisms.target import Read, Target
 from .model import Disk, Json, Machine, Run, Worker
 from .replica import destinations, places, sets, status, verification
 from .replica.container import BlobFolder
@@ -45,10 +47,11 @@ from .replica.destinations import Folder
 from .replica.status import Status
 from .restoring import Restored
 from .run import attached_disks, cleanup
+from .run.baselines import Baselines, Listed, expired, listed
 from .run.interrupts import shielded
 from .run.journal import Journal, default_folder
 from .run.records import Kept, Records
-from .run.resources import Resources
+from .run.resources import Resources, delete
 from .settings import Connection, Environment
 from .threads import every
 from .worker import launch, sizes
@@ -66,9 +69,11 @@ STALLED_SECONDS = 100.0
 class DiskReport:
     """The result of one disk.
 
-    All sizes are bytes of the disk: each byte read was sent, found to be zero, or skipped because it had not changed.
-    `full`: whether nothing was known of the destination's content. `verified`: whether the destination was read back;
-    None if it cannot be. `root`: the digest over all digests, which `replica.json` records.
+    All sizes are bytes of the disk: each byte was sent, found to be zero, or skipped because it had not changed.
+    `read_bytes`: those that had to be read to know this. `full`: whether nothing was known of the destination's
+    content. `verified`: whether the destination was read back; None if it cannot be. `root`: the digest over all
+    digests, which `replica.json` records; it proves nothing of bytes that were relied on. `tier` and what follows: see
+    `mechanisms.target.Read`.
     """
 
     name: str
@@ -81,6 +86,11 @@ class DiskReport:
     full: bool
     verified: bool | None
     root: str
+    tier: str
+    reason: str
+    listed_bytes: int
+    relied_bytes: int
+    checked_bytes: int
 
 
 @dataclass(frozen=True)
@@ -256,15 +266,19 @@ class Source:
                 folder.claim(machine.id)
                 folder.tell_removed([disk.name for disk in machine.disks])
                 with self._run(machine) as (resources, left_behind):
-                    worker = mechanisms.launch_worker(self.context, resources, machine, disks)
+                    worker = copying.launch_worker(self.context, resources, machine, disks)
                     if shutdown:
                         self.deallocate(machine)
-                    target = mechanisms.Target(self.context, folder, full=full)
+                    baselines = Baselines(self.context, resources)
+                    target = Target(self.context, folder, baselines, full=full)
                     point, outcomes = self._copied(target, resources, worker, machine, disks, keep)
         return Replicated(
             vm=machine.name,
             mechanism=self.environment.replica_export_mechanism,
-            disks=tuple(_reported(disk, outcome) for disk, outcome in zip(disks, outcomes, strict=True)),
+            disks=tuple(
+                _reported(disk, outcome, target.read.get(disk.name, Read()))
+                for disk, outcome in zip(disks, outcomes, strict=True)
+            ),
             started=started,
             point=point,
             seconds=round(self.context.clock.monotonic() - began, 3),
@@ -278,7 +292,7 @@ class Source:
 
     def _copied(
         self,
-        target: mechanisms.Target,
+        target: Target,
         resources: Resources,
         worker: Worker | None,
         machine: Machine,
@@ -291,10 +305,14 @@ class Source:
         begun = self.begun(resources.run, machine, [disk.name for disk in disks])
         place = target.folder if isinstance(target.folder, destinations.Place) else None
         record = sets.begin(place, machine.id, begun, keep) if place is not None else None
-        outcomes = mechanisms.copy(target, resources, worker, machine, disks)
+        outcomes = copying.copy(target, resources, worker, machine, disks)
+        if target.baselines is not None:
+            target.baselines.keep()  # before the record names them: what nothing names is deleted by the next run
         if place is not None and record is not None:
             roots = [outcome.manifest.root() for outcome in outcomes]
             sets.complete(place, record, dict(zip(begun.disks, roots, strict=True)))
+        if target.baselines is not None:
+            target.baselines.retire()
         return begun.time, outcomes
 
     def begun(self, run: Run, machine: Machine, disks: Sequence[str]) -> sets.Begun:
@@ -350,8 +368,8 @@ class Source:
         journal = Journal(run)
         resources = self.resources(run, journal)
         with resources.spare, resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
-            target = mechanisms.Target(self.context, folder)
-            outcomes = mechanisms.copy(target, resources, worker, machine, disks)
+            target = Target(self.context, folder)
+            outcomes = copying.copy(target, resources, worker, machine, disks)
         for id in resources.delete(journal.ids):
             self.context.report(
                 Notice(f"could not delete {id}; it is deleted with the run's other resources")
@@ -476,6 +494,22 @@ class Source:
             self.context.report(Notice(f"could not delete: {', '.join(left_behind)}"))
         return found, left_behind
 
+    def baselines(self) -> list[Listed]:
+        """The snapshots that runs have kept for the next ones, by VM and disk."""
+        return listed(self.context)
+
+    def retire(
+        self, baselines: Iterable[Listed], *, every: bool = False, dry_run: bool = False
+    ) -> tuple[list[Listed], list[str]]:
+        """Delete those whose end date has passed, or `every` one; gives back those, and the ids that stayed.
+
+        A run whose baseline is gone reads the whole disk once.
+        """
+        old = list(baselines) if every else expired(self.context, baselines)
+        ids = [each.id for each in old]
+        clock = self.context.clock
+        return old, [] if dry_run else delete(self.azure, ids, clock)
+
     def untagged(self) -> list[str]:
         """The ids of resources with the names of ours but without our tags, which clean-up leaves alone."""
         return cleanup.untagged(self.azure, self.environment.resource_group)
@@ -580,7 +614,7 @@ def _level(error: BaseException) -> int:
     return logging.DEBUG if isinstance(error, CoriolisAzureError | KeyboardInterrupt) else logging.ERROR
 
 
-def _reported(disk: Disk, outcome: transfer.Outcome) -> DiskReport:
+def _reported(disk: Disk, outcome: transfer.Outcome, read: Read) -> DiskReport:
     return DiskReport(
         name=disk.name,
         id=disk.id,
@@ -592,4 +626,9 @@ def _reported(disk: Disk, outcome: transfer.Outcome) -> DiskReport:
         full=outcome.full,
         verified=outcome.verified,
         root=outcome.manifest.root(),
+        tier=read.tier,
+        reason=read.reason,
+        listed_bytes=read.listed_bytes,
+        relied_bytes=read.relied_bytes,
+        checked_bytes=read.checked_bytes,
     )

@@ -24,10 +24,11 @@ from .threads import ordered
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of copying a disk. Each byte read was sent, found to be zero, or skipped because it had not changed.
+    """The result of copying a disk. Each byte was sent, found to be zero, or skipped because it had not changed.
 
-    `sent_bytes`: disk bytes passed to the destination, before compression. `verified`: True if what was written was
-    read back and is correct, None if it was not read back. `full`: nothing was known of the destination before.
+    `read_bytes`: disk bytes that had to be read to know this. `sent_bytes`: disk bytes passed to the destination,
+    before compression. `verified`: True if what was written was read back and is correct, None if it was not read back.
+    `full`: nothing was known of the destination before.
     """
 
     manifest: Manifest
@@ -111,7 +112,8 @@ class _Copy:
         self._destination.flush()
         verified = self._verified(manifest) if verify else None
         self._destination.commit(manifest)
-        return Outcome(manifest, manifest.size, self._sent, self._zero, self._skipped, verified, self._full)
+        read = self._reader.read_bytes
+        return Outcome(manifest, read, self._sent, self._zero, self._skipped, verified, self._full)
 
     def _settle(self) -> None:
         """Apply what the reader yields, and record it in order."""

@@ -32,10 +32,11 @@ def test_replicate_twice_with_json_on_stdout_and_events_on_stderr(
     first = run("replicate", *settings, "web", "--to", tmp_path / "images", "--json")
     told = json.loads(first.stdout)
     assert told["vm"] == "web"
-    assert told["mechanism"] == "azure_worker"
+    assert told["mechanism"] == "worker"
     assert told["left_behind"] == []
     names = {"name", "id", "size_bytes", "read_bytes", "sent_bytes", "zero_bytes", "skipped_bytes"}
-    assert [set(disk) for disk in told["disks"]] == [names | {"full", "verified", "root"}] * 2
+    names |= {"full", "verified", "root", "tier", "reason", "listed_bytes", "relied_bytes", "checked_bytes"}
+    assert [set(disk) for disk in told["disks"]] == [names] * 2
     events = [json.loads(line) for line in first.stderr.splitlines()]
     assert {"step", "copied"} <= {event["event"] for event in events}
 

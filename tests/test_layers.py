@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "azure": GROUND,
     "run": {*GROUND, "azure"},
-    "replica": {*GROUND, "agent", "azure.blobs"},
+    "replica": {*GROUND, "agent", "azure.blobs", "azure.pages"},
     "readers": {*GROUND, "agent", "azure.blobs", "replica.manifest"},
     "machine": {*GROUND, "azure", "run"},
     "worker": {*GROUND, "azure", "run", "machine", "readers"},

@@ -28,7 +28,7 @@ Image = Callable[..., Path]
 Connect = Callable[..., Source]
 
 CALLERS = {permissions.SHUTDOWN, permissions.POOL}
-ALL = {permissions.PUBLIC_IP, permissions.OWN_NETWORK} | CALLERS
+ALL = {permissions.WORKER, permissions.PUBLIC_IP, permissions.OWN_NETWORK} | CALLERS
 # This host is the only one that may come in: no warning is left.
 QUIET = {"export_worker_allowed_addresses": ["192.0.2.1"]}
 
@@ -425,7 +425,7 @@ def test_the_role_for_a_given_network_is_enough_and_smaller(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
 ) -> None:
     azure.add_vm("web", image("os"))
-    actions = permissions.role({permissions.GIVEN_NETWORK}, ["/"])["Actions"]
+    actions = permissions.role({permissions.WORKER, permissions.GIVEN_NETWORK}, ["/"])["Actions"]
     assert not any(
         action.endswith(("virtualNetworks/write", "publicIPAddresses/write")) for action in actions
     )
@@ -607,7 +607,10 @@ def test_the_command_prints_a_role_that_az_takes() -> None:
     )
     printed = json.loads(done.stdout)
     assert printed["AssignableScopes"] == ["/subscriptions/one"]
-    assert printed["Actions"] == permissions.role({permissions.GIVEN_NETWORK}, ["/"])["Actions"]
+    assert (
+        printed["Actions"]
+        == permissions.role({permissions.WORKER, permissions.GIVEN_NETWORK}, ["/"])["Actions"]
+    )
     assert printed["DataActions"] == []
     assert set(printed) == {
         *("Name", "IsCustom", "Description", "Actions", "NotActions", "DataActions", "NotDataActions"),

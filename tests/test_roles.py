@@ -100,7 +100,9 @@ def test_a_pools_whole_life(
 
 NEEDED = [
     action
-    for action in permissions.needed({permissions.PUBLIC_IP, permissions.OWN_NETWORK, permissions.POOL})
+    for action in permissions.needed(
+        {permissions.WORKER, permissions.PUBLIC_IP, permissions.OWN_NETWORK, permissions.POOL}
+    )
     if action.scope not in permissions.OF_THE_VM
 ]
 
@@ -260,7 +262,7 @@ def test_customer_managed_keys_of_another_group(
 ON_ONE = [
     *(
         (action, "web")
-        for action in permissions.needed({permissions.SHUTDOWN})
+        for action in permissions.needed({permissions.WORKER, permissions.SHUTDOWN})
         if action.scope == permissions.VM
     ),
     *((action, "web-os") for action in permissions.needed(set()) if action.scope == permissions.DISK),

@@ -8,8 +8,6 @@ Azure's errors are translated by `translation.translated`, as everywhere; the st
 from __future__ import annotations
 
 import uuid
-from array import array
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,12 +36,13 @@ from ..events import Report, Wait, silent
 from ..model import Json, canonical_location
 from . import names
 from .client import Azure
+from .pages import Pages
 from .patience import whole
 from .translation import translated
 
 PAGE = 512
 MOST = 4 << 20  # the most bytes that one request may write
-_WINDOW = 128 << 30  # bytes per listing of pages: listing all of a large blob at once may time out in Azure
+WINDOW = 128 << 30  # bytes per listing of pages: listing all of a large blob at once may time out in Azure
 _TYPE = "Microsoft.Storage/storageAccounts"
 _COPY_SECONDS = 24 * 3600.0
 
@@ -155,10 +154,7 @@ class Account:
             endpoint,
             credential=AzureNamedKeyCredential(self.name, self._key) if by_key else azure.credential,
             transport=azure.transport,
-            # The library's default first backoff is 15 seconds: too long for a multi-threaded transfer.
-            retry_policy=ExponentialRetry(
-                initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1
-            ),
+            retry_policy=retries(),
             max_single_get_size=MOST,
             max_single_put_size=MOST,
             max_block_size=MOST,
@@ -367,20 +363,12 @@ class Blob:
     def read(self, offset: int, length: int) -> bytes:
         """The bytes of a range."""
         with translated("read", self.url):
-            stream = self._client.download_blob(offset, length, raw_response_hook=_hide_blob_type)
-            return bytes(stream.readall())
+            return content(self._client, offset, length)
 
     def pages(self, size: int) -> Pages:
         """List the allocated pages among the first `size` bytes, in as many requests as it takes."""
-        starts, ends = array("Q"), array("Q")
         with translated("list the pages of", self.url):
-            for at in range(0, size, _WINDOW):
-                length = min(_WINDOW, size - at)
-                for pages in whole(self._client.list_page_ranges(offset=at, length=length)):
-                    if not pages.cleared and pages.start is not None and pages.end is not None:
-                        starts.append(pages.start)
-                        ends.append(pages.end + 1)
-        return Pages(starts, ends)
+            return allocated(self._client, size)
 
     # Leases
 
@@ -433,25 +421,27 @@ class Blob:
         return {"lease": self._lease} if self._lease is not None else {}
 
 
-@dataclass(frozen=True)
-class Pages:
-    """The allocated ranges of a page blob, in order; `ends` are exclusive."""
+def content(client: BlobClient, offset: int, length: int) -> bytes:
+    """The bytes of a range of the page blob of `client`."""
+    return bytes(client.download_blob(offset, length, raw_response_hook=_hide_blob_type).readall())
 
-    starts: array[int]
-    ends: array[int]
 
-    def within(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yield the offset and length of each allocated part of a range."""
-        at = max(0, bisect_right(self.starts, offset) - 1)
-        while at < len(self.starts) and self.starts[at] < offset + length:
-            start, end = max(self.starts[at], offset), min(self.ends[at], offset + length)
-            if start < end:
-                yield start, end - start
-            at += 1
+def allocated(client: BlobClient, size: int) -> Pages:
+    """The allocated pages among the first `size` bytes of the page blob of `client`."""
+    return Pages(
+        (pages.start, pages.end + 1)
+        for at in range(0, size, WINDOW)
+        for pages in whole(client.list_page_ranges(offset=at, length=min(WINDOW, size - at)))
+        if not pages.cleared and pages.start is not None and pages.end is not None
+    )
 
-    def is_empty(self, offset: int, length: int) -> bool:
-        """Whether no part of a range is allocated, so that all of it reads as zeros."""
-        return next(self.within(offset, length), None) is None
+
+def retries() -> ExponentialRetry:
+    """The retries of requests to Blob storage.
+
+    The library's default first backoff is 15 seconds: too long for a multi-threaded transfer.
+    """
+    return ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1)
 
 
 def _if_etag(etag: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from . import documents, names
 from .api_versions import ApiVersions
 from .patience import Pages, Polling, Retries, whole
 from .profiles import BLOB_VERSIONS, PROFILES
+from .sas import Sas
 from .sign_in import Credential, credential_for, profile_for
 from .translation import translated
 from .transport import SharedTransport, Transport, https
@@ -310,6 +311,10 @@ class Azure:
         options = {"headers": {"If-Match": etag}} if etag else {}
         return self._completed("update", id, partial(self._kinds["vm"].begin_update, **options), body)
 
+    def patch_snapshot(self, id: str, body: Mapping[str, Any]) -> None:
+        """Update parts of a snapshot; `tags` in `body` replace all of its tags."""
+        self._completed("update", id, self._kinds["snapshot"].begin_update, body)
+
     def tag(self, id: str, tags: Mapping[str, str]) -> None:
         """Replace the tags of a resource."""
         operations, body = self._kinds[names.kind_of(id)], {"tags": dict(tags)}
@@ -318,6 +323,19 @@ class Azure:
                 operations.update_tags(names.group_of(id), names.name_of(id), body)
         else:
             self._completed("tag", id, operations.begin_update, body)
+
+    def grant_read(self, snapshot: str, seconds: int) -> Sas:
+        """Let whoever has the URL read a snapshot for so long. Granting again prolongs it."""
+        wanted = {"access": "Read", "durationInSeconds": seconds}
+        granted = self._completed("export", snapshot, self._kinds["snapshot"].begin_grant_access, wanted)
+        return Sas(must(granted, "accessSAS"))
+
+    def revoke_access(self, snapshot: str) -> None:
+        """Make all URLs of a snapshot invalid. Does nothing if it does not exist."""
+        try:
+            self._completed("end the export of", snapshot, self._kinds["snapshot"].begin_revoke_access)
+        except errors.NotFound:
+            return
 
     def delete(self, id: str) -> None:
         """Delete `id` and wait until it is gone. Does nothing if it does not exist. A VM is not shut down first."""

@@ -23,11 +23,13 @@ ALIVE_TAG = "coriolis-alive"
 # On a run's security group while a process is deploying the run and renews ALIVE_TAG often.
 STEP_TAG = "coriolis-step"
 DEPLOYING = "deploying"
-# Resources that outlive runs on purpose: the workers of a pool and the records of volumes. They carry one of these
-# tags instead of RUN_TAG, so that no sweep deletes them as orphans.
+# Resources that outlive runs on purpose: the workers of a pool, the records of volumes, and baselines. They carry one
+# of these tags instead of RUN_TAG, so that no sweep deletes them as orphans.
 POOL_TAG = "coriolis-pool"
 VOLUME_TAG = "coriolis-volume"
-OURS = frozenset({RUN_TAG, POOL_TAG, VOLUME_TAG})
+BASELINE_TAG = "coriolis-baseline"
+OURS = frozenset({RUN_TAG, POOL_TAG, VOLUME_TAG, BASELINE_TAG})
+UNTIL_TAG = "coriolis-until"  # when a baseline may be deleted by anybody's clean-up
 # The content of a volume's record: the disk it is a copy of, the state it holds, and the run that may write to it.
 DISK_TAG = "coriolis-disk"
 HOLDS_TAG = "coriolis-holds"

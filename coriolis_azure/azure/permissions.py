@@ -11,9 +11,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..model import Json
-from ..settings import Environment
+from ..settings import SNAPSHOTS, Environment
 
 # Features chosen by the settings or the caller. An action without a feature is always needed.
+WORKER = "worker"
+EXPORT = "export of snapshots"
 PUBLIC_IP = "public IP"
 OWN_NETWORK = "own network"
 GIVEN_NETWORK = "existing network"
@@ -25,6 +27,8 @@ BLOB_STORAGE = "Blob storage"
 BLOB_DATA = "Blob storage without its key"
 ACCOUNT_KEY = "storage account key"
 FEATURES = (
+    WORKER,
+    EXPORT,
     PUBLIC_IP,
     OWN_NETWORK,
     GIVEN_NETWORK,
@@ -115,8 +119,24 @@ ACTIONS: tuple[Action, ...] = (
         "Compute/disks/beginGetAccess/action",
         scope=DISK,
     ),
-    *_of("clone", "create and delete copies of disks", "Compute/disks/write", "Compute/disks/delete"),
-    *_of("clone", "linked: a copy's source is this snapshot", "Compute/snapshots/beginGetAccess/action"),
+    *_of(
+        "read",
+        "read snapshots through a URL that Azure signs, and end that",
+        *("Compute/snapshots/beginGetAccess/action", "Compute/snapshots/endGetAccess/action"),
+        feature=EXPORT,
+    ),
+    *_of(
+        "clone",
+        "create and delete copies of disks",
+        *("Compute/disks/write", "Compute/disks/delete"),
+        feature=WORKER,
+    ),
+    *_of(
+        "clone",
+        "linked: a copy's source is this snapshot",
+        "Compute/snapshots/beginGetAccess/action",
+        feature=WORKER,
+    ),
     *_of(
         "clone",
         "linked: copies use the disk encryption set of their source",
@@ -128,11 +148,13 @@ ACTIONS: tuple[Action, ...] = (
         "worker",
         "create the worker, attach disks, delete it",
         *("Compute/virtualMachines/write", "Compute/virtualMachines/delete"),
+        feature=WORKER,
     ),
     *_of(
         "worker",
         "stop and start it if it has rebooted with clones attached",
         *("Compute/virtualMachines/powerOff/action", "Compute/virtualMachines/start/action"),
+        feature=WORKER,
         optional=True,
     ),
     *_of(
@@ -148,18 +170,20 @@ ACTIONS: tuple[Action, ...] = (
         *("Compute/virtualMachines/deallocate/action", "Compute/virtualMachines/start/action"),
         feature=POOL,
     ),
-    *_of("worker", "find a current image", _IMAGE, scope=SUBSCRIPTION),
+    *_of("worker", "find a current image", _IMAGE, scope=SUBSCRIPTION, feature=WORKER),
     *_of(
         "worker",
         "its NIC; linked: the worker uses it",
         *("Network/networkInterfaces/write", "Network/networkInterfaces/delete"),
         "Network/networkInterfaces/join/action",
+        feature=WORKER,
     ),
     *_of(
         "worker",
         "its firewall, and the records of volumes; linked: the NIC uses it",
-        *("Network/networkSecurityGroups/read", "Network/networkSecurityGroups/write"),
-        *("Network/networkSecurityGroups/delete", "Network/networkSecurityGroups/join/action"),
+        *("Network/networkSecurityGroups/write", "Network/networkSecurityGroups/delete"),
+        "Network/networkSecurityGroups/join/action",
+        feature=WORKER,
     ),
     *_of(
         "worker",
@@ -168,7 +192,6 @@ ACTIONS: tuple[Action, ...] = (
         "Network/publicIPAddresses/join/action",
         feature=PUBLIC_IP,
     ),
-    *_of("worker", "find the networks of earlier runs and delete them", "Network/virtualNetworks/read"),
     *_of(
         "worker",
         "a network for the run; linked: the NIC is in its subnet",
@@ -241,6 +264,11 @@ ACTIONS: tuple[Action, ...] = (
         *("Network/locations/operations/read", "Network/locations/operationResults/read"),
     ),
     *_of(
+        "clean up",
+        "find what earlier runs have left",
+        *("Network/networkSecurityGroups/read", "Network/virtualNetworks/read"),
+    ),
+    *_of(
         "check",
         "check these permissions, and locks, before anything is created",
         *("Authorization/permissions/read", "Authorization/locks/read"),
@@ -265,16 +293,26 @@ ACTIONS: tuple[Action, ...] = (
 
 def features(environment: Environment) -> set[str]:
     """The features that the settings choose. The caller adds SHUTDOWN and POOL, the disks CUSTOMER_KEYS."""
-    chosen = {GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
-    if environment.export_worker_disk_encryption_set:
-        chosen.add(WORKER_KEY)
+    chosen = _of_mechanism(environment)
     if environment.storage_account_name:
         chosen.add(BLOB_STORAGE)
     if environment.storage_use_account_key:
         chosen |= {BLOB_STORAGE, ACCOUNT_KEY}
     elif environment.storage_account_name:
         chosen.add(BLOB_DATA)
-    return chosen | {PUBLIC_IP} if environment.export_worker_use_fip else chosen
+    return chosen
+
+
+def _of_mechanism(environment: Environment) -> set[str]:
+    """The features that the way to read disks needs."""
+    if environment.replica_export_mechanism == SNAPSHOTS:
+        return {EXPORT}
+    chosen = {WORKER, GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
+    if environment.export_worker_disk_encryption_set:
+        chosen.add(WORKER_KEY)
+    if environment.export_worker_use_fip:
+        chosen.add(PUBLIC_IP)
+    return chosen
 
 
 def needed(chosen: Collection[str]) -> list[Action]:
@@ -287,7 +325,7 @@ def role(chosen: Collection[str], scopes: Sequence[str], name: str = "coriolis-a
     return {
         "Name": name,
         "IsCustom": True,
-        "Description": "Takes virtual machines out of Azure through a temporary worker. With: "
+        "Description": "Takes virtual machines out of Azure. With: "
         + (", ".join(feature for feature in FEATURES if feature in chosen) or "nothing optional")
         + ".",
         "Actions": _named(action for action in needed(chosen) if not action.data),

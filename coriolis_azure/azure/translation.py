@@ -23,6 +23,7 @@ from .. import errors
 from ..model import Json
 from . import codes
 from .patience import seconds_in
+from .sas import masked
 
 # What the SDKs raise if no answer came at all. A failed sign-in hides one of these behind its own exception.
 _NO_ANSWER = (ServiceRequestError, ServiceResponseError, requests.RequestException)
@@ -54,20 +55,24 @@ def translated(verb: str, resource: str) -> Iterator[None]:
     except _NO_ANSWER as error:
         raise _unreachable(verb, resource, error) from error
     except SdkError as error:
-        raise errors.AzureError(f"could not {verb} {resource}: {error.message}", resource=resource) from error
+        raise errors.AzureError(
+            f"could not {verb} {resource}: {masked(error.message)}", resource=resource
+        ) from error
 
 
 def _unreachable(verb: str, resource: str, error: BaseException) -> errors.CoriolisAzureError:
     limit = errors.exhausted(error)  # failing to open a socket says nothing about Azure
     if limit:
-        return errors.HostExhausted(f"could not {verb} {resource}: {limit.message}", remedy=limit.remedy)
-    text = f"could not {verb} {resource}: no answer from Azure: {error}"
+        return errors.HostExhausted(
+            f"could not {verb} {resource}: {masked(limit.message)}", remedy=limit.remedy
+        )
+    text = f"could not {verb} {resource}: no answer from Azure: {masked(str(error))}"
     return errors.CloudUnreachable(text, resource=resource)
 
 
 def _unreadable(verb: str, resource: str, error: Exception) -> errors.Unreadable:
     """For an answer that Azure would not give: from another service or a proxy, or of an undocumented form."""
-    reason = str(error).partition("\n")[0] or type(error).__name__
+    reason = masked(str(error)).partition("\n")[0] or type(error).__name__
     return errors.Unreadable(
         f"could not {verb} {resource}: cannot understand Azure's answer: {reason}", resource=resource
     )
@@ -135,7 +140,7 @@ def _unwrapped(document: Any) -> Iterator[Json]:
 def _message(error: HttpResponseError, layers: list[Json]) -> str:
     """The innermost message that is text for people."""
     texts = [text for layer in reversed(layers) if (text := layer.get("message")) and _parsed(text) is None]
-    return " ".join(str(texts[0]).split()) if texts else error.message.partition("\n")[0]
+    return masked(" ".join(str(texts[0]).split()) if texts else error.message.partition("\n")[0])
 
 
 def _body(error: HttpResponseError) -> Any:

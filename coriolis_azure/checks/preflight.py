@@ -12,7 +12,7 @@ from collections.abc import Collection, Generator, Iterator
 from ..azure.context import Context
 from ..azure.permissions import POOL, SHUTDOWN
 from ..model import Disk, Machine
-from . import connection, leftovers, locks, machine, network, permissions, policy, storage, worker
+from . import connection, exports, leftovers, locks, machine, network, permissions, policy, storage, worker
 from .finding import Checked, Finding
 from .subject import Subject
 
@@ -62,23 +62,35 @@ def _checks(subject: Subject, vm: str | None) -> Generator[Finding, None, Machin
         yield from permissions.permitted(subject)
         yield from locks.locks(subject)
         yield from policy.policy(subject)
-        size = yield from worker.size(subject)
-        if size is not None:
-            yield from worker.capacity(subject, size)
-        yield from worker.image(subject)
-        yield from worker.encryption(subject)
-        yield from network.subnet(subject)
-        yield from network.quota(subject)
+        yield from _mechanism(subject)
         yield from leftovers.leftovers(subject)
         yield from connection.api_versions(subject)
-    yield from network.exposure(subject)
+    if subject.uses_worker:
+        yield from network.exposure(subject)
     return subject.machine
+
+
+def _mechanism(subject: Subject) -> Iterator[Finding]:
+    """Check what the way to read disks needs."""
+    if not subject.uses_worker:
+        yield from exports.exportable(subject)
+        return
+    size = yield from worker.size(subject)
+    if size is not None:
+        yield from worker.capacity(subject, size)
+    yield from worker.image(subject)
+    yield from worker.encryption(subject)
+    yield from network.subnet(subject)
+    yield from network.quota(subject)
 
 
 def _certain(subject: Subject) -> Iterator[Finding]:
     """Run the checks whose errors would certainly end a run."""
     yield from connection.subscription(subject)
     yield from locks.locks(subject)
+    if not subject.uses_worker:
+        yield from exports.exportable(subject)
+        return
     size = yield from worker.size(subject)
     if size is not None:
         yield from worker.capacity(subject, size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..azure.context import Context
 from ..errors import InvalidInput
 from ..model import Disk, Machine
+from ..settings import WORKER
 from ..worker.network import subnet_id
 
 
@@ -35,6 +36,11 @@ class Subject:
     def group(self) -> str:
         """The ARM id of the resource group."""
         return f"{self.subscription}/resourceGroups/{self.context.environment.resource_group}"
+
+    @property
+    def uses_worker(self) -> bool:
+        """Whether the disks are read by a worker."""
+        return self.context.environment.replica_export_mechanism == WORKER
 
     @property
     def subnet(self) -> str | None:

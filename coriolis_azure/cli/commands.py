@@ -155,14 +155,29 @@ pool_option = click.option(
 )
 
 
+mechanism_option = partial(
+    click.option,
+    "--mechanism",
+    type=click.Choice(_MECHANISM["enum"]),
+    help="How disks are read: by a temporary worker VM, or from their snapshots. As replica_export_mechanism.",
+)
+
+
 @cli.command()
 @source_options
 @click.argument("vm", required=False)
+@mechanism_option()
 @shutdown_option
 @pool_option
 @json_option
 def check(
-    connection: Path, environment: Path, vm: str | None, shutdown: bool, pool: bool, as_json: bool
+    connection: Path,
+    environment: Path,
+    vm: str | None,
+    mechanism: str | None,
+    shutdown: bool,
+    pool: bool,
+    as_json: bool,
 ) -> None:
     """Check everything that can be known before anything is made or shut down. Changes nothing.
 
@@ -170,7 +185,8 @@ def check(
     can be moved. Exit code 0 if a run should work; 2 if something would make it fail, or if the identity lacks an
     action of the role that `coriolis-azure role` prints, because then not everything can be checked.
     """
-    with opened(connection, environment, as_json=as_json) as source:
+    changes = {"replica_export_mechanism": mechanism} if mechanism else {}
+    with opened(connection, environment, as_json=as_json, **changes) as source:
         checked = source.check(vm, strict=True, shutdown=shutdown, pool=pool)
     if as_json:
         print_json(checked.to_json())
@@ -214,13 +230,7 @@ def check(
     type=click.Choice(["identity", "key"]),
     help="For Blob storage, accessed as this identity or with the account's key (storage_use_account_key).",
 )
-@click.option(
-    "--mechanism",
-    type=click.Choice(_MECHANISM["enum"]),
-    default=_MECHANISM["default"],
-    show_default=True,
-    help="As replica_export_mechanism.",
-)
+@mechanism_option(default=_MECHANISM["default"], show_default=True)
 @json_option
 def role(
     scopes: tuple[str, ...],
@@ -238,19 +248,23 @@ def role(
     \b
     coriolis-azure role --scope /subscriptions/ID > role.json && az role definition create --role-definition role.json
     """
-    del as_json, mechanism  # always JSON, and there is only one mechanism
-    chosen = {permissions.OWN_NETWORK if own_network else permissions.GIVEN_NETWORK}
+    del as_json  # always JSON
+    worker = mechanism != settings.SNAPSHOTS
     features = (
-        (public_ip, permissions.PUBLIC_IP),
+        (worker, permissions.WORKER),
+        (not worker, permissions.EXPORT),
+        (worker and own_network, permissions.OWN_NETWORK),
+        (worker and not own_network, permissions.GIVEN_NETWORK),
+        (worker and public_ip, permissions.PUBLIC_IP),
         (shutdown, permissions.SHUTDOWN),
-        (pool, permissions.POOL),
+        (worker and pool, permissions.POOL),
         (customer_keys, permissions.CUSTOMER_KEYS),
-        (customer_keys, permissions.WORKER_KEY),
+        (worker and customer_keys, permissions.WORKER_KEY),
         (storage is not None, permissions.BLOB_STORAGE),
         (storage == "identity", permissions.BLOB_DATA),
         (storage == "key", permissions.ACCOUNT_KEY),
     )
-    chosen |= {feature for wanted, feature in features if wanted}
+    chosen = {feature for wanted, feature in features if wanted}
     print_json(permissions.role(chosen, scopes or ("/subscriptions/00000000-0000-0000-0000-000000000000",)))
 
 
@@ -282,12 +296,14 @@ def role(
     callback=rate,
     help="Bandwidth limit for all disks together: 50MiB/s.",
 )
+@mechanism_option()
 @json_option
 def replicate(
     connection: Path,
     environment: Path,
     vm: str,
     to: str,
+    mechanism: str | None,
     shutdown: bool,
     full: bool,
     adopt: bool,
@@ -300,7 +316,8 @@ def replicate(
     Everything that a run makes in Azure (snapshots, disks, a worker VM and its network) is deleted at its end, even if
     it fails or is interrupted.
     """
-    changes = {"bandwidth_limit": limit} if limit else {}
+    options = {"bandwidth_limit": limit, "replica_export_mechanism": mechanism}
+    changes = {setting: value for setting, value in options.items() if value}
     with opened(connection, environment, as_json=as_json, **changes) as source:
         done = source.replicate(vm, to, shutdown=shutdown, full=full, adopt=adopt, keep=keep)
     if as_json:
@@ -421,6 +438,11 @@ def restore(
     "--volumes-older-than",
     help="Forget the orchestrator's volumes that no run has used for this long: 90d.",
 )
+@click.option(
+    "--baselines",
+    is_flag=True,
+    help="Delete the baselines that runs have kept, too; the next runs then read whole disks.",
+)
 @json_option
 def cleanup(
     connection: Path,
@@ -428,6 +450,7 @@ def cleanup(
     older_than: str,
     dry_run: bool,
     volumes_older_than: str | None,
+    baselines: bool,
     as_json: bool,
 ) -> None:
     """Delete what dead runs have left in the resource group.
@@ -437,6 +460,8 @@ def cleanup(
 
     The records of the orchestrator's volumes are listed too. A transfer whose record is forgotten sends its whole
     volume once. If its first execution failed, delete the transfer's disks before the next one.
+
+    So are the baselines (keep_baseline). They are deleted when their end date has passed.
     """
     age = timedelta(seconds=settings.duration(older_than))
     silent = timedelta(seconds=settings.duration(volumes_older_than)) if volumes_older_than else None
@@ -444,18 +469,21 @@ def cleanup(
         leftovers, left_behind = source.sweep(age, dry_run=dry_run)
         volumes = source.records().all()
         old, undeleted = source.forget(volumes, silent, dry_run=dry_run)
+        kept = source.baselines()
+        retired, unretired = source.retire(kept, every=baselines, dry_run=dry_run)
         untagged = source.untagged()
-    left_behind += undeleted
+    left_behind += undeleted + unretired
     if as_json:
         document = {
             "dry_run": dry_run,
             "runs": [leftover.to_json() for leftover in leftovers],
             "volumes": [{**volume.to_json(), "old": volume in old} for volume in volumes],
+            "baselines": [{**each.to_json(), "old": each in retired} for each in kept],
             "left_behind": left_behind,
             "untagged": untagged,
         }
         print_json(document)
-    elif not leftovers and not volumes and not untagged:
+    elif not leftovers and not volumes and not kept and not untagged:
         out().print("Nothing to clean up.")
     else:
         records = []
@@ -471,6 +499,10 @@ def cleanup(
             fate = "would be deleted" if dry_run else "LEFT BEHIND" if volume.id in left_behind else "deleted"
             alive = names.stamp(volume.alive) if volume.alive else "unknown"
             records.append(("-", volume.instance, alive, fate if volume in old else "kept", volume.id))
+        for each in kept:
+            fate = "would be deleted" if dry_run else "LEFT BEHIND" if each.id in left_behind else "deleted"
+            until = f"until {each.until or 'it is deleted'}"
+            records.append(("-", each.instance, each.made, fate if each in retired else until, each.id))
         for id in untagged:
             records.append(("-", "", "unknown", "NO TAGS", id))
         Table(("run", "VM", "last sign of life", "", "resource"), records).show()

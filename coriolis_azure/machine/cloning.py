@@ -24,15 +24,23 @@ _STALLED_SECONDS = 6 * 3600.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 120.0  # the polling interval grows with the wait
 
 
-def snapshot_all(resources: Resources, disks: Sequence[Disk], report: Report, clock: Clock) -> dict[str, str]:
+def snapshot_all(
+    resources: Resources, disks: Sequence[Disk], report: Report, clock: Clock, *, exported: bool = False
+) -> dict[str, str]:
     """Take snapshots of all disks concurrently and return their ids by disk name.
 
-    If one fails, the others are deleted and the AzureError is raised.
+    `exported`: they are going to be read through URLs, which Azure then has to permit; such snapshots are incremental,
+    because Azure lists the pages only of those. If one fails, the others are deleted and the AzureError is raised.
     """
     ended: list[bool] = []
+
+    def snapshot(disk: Disk) -> str:
+        taken = _snapshot(resources, disk, exported=exported)
+        return _completed(resources, disk, taken, report, clock, ended)
+
     with resources.undone_on_error():
         taken = ordered(
-            lambda disk: _snapshot(resources, disk, report, clock, ended),
+            snapshot,
             disks,
             threads=len(disks) or 1,
             ahead=len(disks) or 1,
@@ -68,7 +76,10 @@ def clone_sku(disk: Disk) -> str:
     return "Premium_LRS" if disk.sector_bytes == 512 else "PremiumV2_LRS"
 
 
-def _snapshot(resources: Resources, disk: Disk, report: Report, clock: Clock, ended: list[bool]) -> str:
+def _snapshot(resources: Resources, disk: Disk, *, exported: bool) -> Json:
+    access = _access(resources, disk)
+    if exported:
+        access |= {"networkAccessPolicy": "AllowAll", "publicNetworkAccess": "Enabled"}
     snapshot = resources.create(
         "snapshot",
         f"snapshot-{disk.name}",
@@ -76,12 +87,19 @@ def _snapshot(resources: Resources, disk: Disk, report: Report, clock: Clock, en
             "sku": {"name": "Standard_LRS"},
             "properties": {
                 "creationData": {"createOption": "Copy", "sourceResourceId": disk.id},
-                "incremental": copied_in_background(disk),
-                **_access(resources, disk),
+                "incremental": exported or copied_in_background(disk),
+                **access,
             },
         },
     )
-    return _completed(resources, disk, snapshot, report, clock, ended)
+    allowed = snapshot["properties"].get("networkAccessPolicy", "AllowAll")
+    if exported and allowed != "AllowAll":
+        raise OperationFailed(
+            f"the snapshot of {disk.name} got the network access policy {allowed}: it cannot be read through a URL",
+            remedy="Exempt the resource group from the Azure Policy that sets it, or use the mechanism worker.",
+            resource=str(snapshot["id"]),
+        )
+    return snapshot
 
 
 def _completed(

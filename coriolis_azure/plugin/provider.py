@@ -528,6 +528,11 @@ class AzureExportProvider(
             transport=_transport(connection),
         ) as source:
             source.journals = None  # the tasks of one run are processes of several hosts
+            if source.environment.replica_export_mechanism != settings.WORKER:
+                raise InvalidInput(
+                    "the orchestrator's tasks read disks through a worker only",
+                    remedy="Set replica_export_mechanism to worker.",
+                )
             yield source
 
     @contextmanager

@@ -145,6 +145,11 @@ class AgentReader:
         """See Reader."""
         return self._dialogue.root if self._dialogue is not None else (0, "")
 
+    @property
+    def read_bytes(self) -> int:
+        """See Reader. An agent reads every chunk once."""
+        return self._base.size
+
     def bottleneck(self) -> str:
         """See Reader."""
         return self._flow.bottleneck()

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from mmap import mmap
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ..agent.digest import root
 from ..agent.pack import content
 from ..errors import StreamEnded
 from ..replica.manifest import ZERO, Manifest
 from ..threads import ordered
+from .changed import Changed
 from .extents import Extents
 from .flow import Flow
 from .payload import Rooms
@@ -21,6 +22,7 @@ from .reader import Chunk, Data, Same, Zeros
 
 _READERS = 8
 _RUN = 64  # most chunks in a run that need not be read: short runs keep progress moving
+_Fate = Literal["read", "same", "zeros"]
 _SOURCE = "data from Azure: Blob storage or the network stalls"
 
 
@@ -34,23 +36,31 @@ class Readable(Protocol):
 class PageReader:
     """A Reader that reads the chunks in this process, eight at a time.
 
-    `extents` gives the ranges to read of a disk of that size; the rest is zeros. `waiting` is how a stall is reported.
+    `extents` gives the ranges to read of a disk of that size; the rest is zeros. `changed` gives what has changed on
+    it since a baseline, if that is known. `waiting` is how a stall is reported.
     """
 
     def __init__(
-        self, content: Readable, flow: Flow, extents: Callable[[int], Extents], waiting: str = _SOURCE
+        self,
+        content: Readable,
+        flow: Flow,
+        extents: Callable[[int], Extents],
+        changed: Callable[[Manifest], Changed | None] = lambda _: None,
+        *,
+        waiting: str = _SOURCE,
     ) -> None:
         self._content, self._flow = content, flow
-        self._extents, self._waiting = extents, waiting
+        self._extents, self._changed_since, self._waiting = extents, changed, waiting
         self._closed = False  # set by any thread, once
         self._base: Manifest  # set by `begin`, like what is derived from it
         self.root = (0, "")
+        self.read_bytes = 0  # counted by the thread that scans
 
     def begin(self, base: Manifest, *, answers: bool) -> Manifest:
         """See Reader. It asks no questions: this process has each chunk in full once it is hashed."""
         del answers
         self._base, self._digester, self._rooms = base, base.digester(), Rooms(base.chunk)
-        self._within = self._extents(base.size).within
+        self._within, self._changed = self._extents(base.size).within, self._changed_since(base)
         return base
 
     def scan(self) -> Generator[Chunk, None, None]:
@@ -59,15 +69,15 @@ class PageReader:
         whole = root(base.size, base.chunk, base.hash)
         with (
             flow.watched(self._waiting),
-            closing(ordered(self._chunks, self._runs(), threads=_READERS, ahead=_READERS + 1)) as results,
+            closing(ordered(self._chunk, self._runs(), threads=_READERS, ahead=_READERS + 1)) as results,
         ):
             begun = flow.clock.monotonic()
-            for chunks, received in results:
+            for chunk, received in results:
                 flow.received(begun, received)
-                for chunk in chunks:
-                    whole.update(self._digests(chunk))
-                    with flow.passing():
-                        yield chunk
+                self.read_bytes += received
+                whole.update(self._digests(chunk))
+                with flow.passing():
+                    yield chunk
                 begun = flow.clock.monotonic()
         self.root = (0, whole.hexdigest())
 
@@ -79,20 +89,18 @@ class PageReader:
         """See Reader. Reads under way are finished first."""
         self._closed = True
 
-    def _runs(self) -> Iterator[range]:
+    def _runs(self) -> Iterator[tuple[_Fate, range]]:
         """All chunks in order: those to be read one by one, the others in runs."""
-        first = 0
-        for index in range(self._base.count):
-            if next(self._within(*self._base.span(index)), None) is not None:
-                if first < index:
-                    yield range(first, index)
-                yield range(index, index + 1)
-                first = index + 1
-            elif index + 1 - first == _RUN:
-                yield range(first, index + 1)
-                first = index + 1
-        if first < self._base.count:
-            yield range(first, self._base.count)
+        for fate, indexes in groupby(range(self._base.count), self._fate):
+            while run := list(islice(indexes, 1 if fate == "read" else _RUN)):
+                yield fate, range(run[0], run[-1] + 1)
+
+    def _fate(self, index: int) -> _Fate:
+        """What becomes of a chunk."""
+        if next(self._within(*self._base.span(index)), None) is None:
+            return "same" if self._base.digest(index) == ZERO else "zeros"
+        unread = self._changed.unread(self._base, index) if self._changed is not None else ""
+        return unread or "read"
 
     def _digests(self, chunk: Chunk) -> bytes:
         """The digests of the present content of a chunk or a run."""
@@ -104,31 +112,28 @@ class PageReader:
 
     # In threads
 
-    def _chunks(self, run: range) -> tuple[list[Chunk], int]:
-        """The chunks of a run, and how many bytes were read for them."""
+    def _chunk(self, task: tuple[_Fate, range]) -> tuple[Chunk, int]:
+        """A chunk or a run, and how many bytes were read for it."""
         if self._closed:
             raise StreamEnded("the reading was cancelled")
+        fate, run = task
+        if fate != "read":
+            return (Same if fate == "same" else Zeros)(run.start, len(run)), 0
         offset, length = self._base.span(run.start)
-        parts = list(self._within(offset, length))
-        if not parts:
-            return self._empty(run), 0
         room = self._rooms.take()
         data = memoryview(room)[:length]
         data[:] = bytes(length)
+        parts = list(self._within(offset, length))
         for start, size in parts:
             data[start - offset : start - offset + size] = self._content.read(start, size)
-        return [self._compared(run.start, data, room)], sum(size for _, size in parts)
-
-    def _empty(self, run: range) -> list[Chunk]:
-        """The chunks of a run without data: the same as before where they were zeros, else zeros now."""
-        groups = groupby(run, lambda index: self._base.digest(index) == ZERO)
-        runs = ((was_zero, list(indexes)) for was_zero, indexes in groups)
-        return [(Same if was_zero else Zeros)(indexes[0], len(indexes)) for was_zero, indexes in runs]
+        return self._compared(run.start, data, room), sum(size for _, size in parts)
 
     def _compared(self, index: int, data: memoryview, room: mmap) -> Chunk:
         """Compare a chunk's content `data`, which lies in `room`, with what the destination holds."""
         grains = self._digester.grains(data)
         digest = self._digester.of(grains)
+        if self._changed is not None:
+            self._changed.compare(self._base, index, digest)
         done = partial(self._rooms.give_back, room)
         if digest not in (ZERO, self._base.digest(index)):
             pieces = [

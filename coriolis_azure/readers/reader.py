@@ -90,6 +90,10 @@ class Reader(Protocol):
     def root(self) -> tuple[int, str]:
         """A chunk and the root of all digests from it on, as the reading side computed it. Valid once `scan` ends."""
 
+    @property
+    def read_bytes(self) -> int:
+        """How many bytes of the disk have been read. What is known to be zeros, or not to have changed, need not be."""
+
     def bottleneck(self) -> str:
         """What most of the last second or more was spent on: see `events.Copied`."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
+from ..model import Json
 from .grains import Grains
 from .manifest import Manifest
 from .medium import Readable
@@ -116,8 +117,19 @@ class Folder(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
 class Kept(Destination, Protocol):
     """A disk whose manifest is stored with it."""
+
+    @property
+    def baseline(self) -> tuple[Manifest, Json] | None:
+        """What was committed with the image that is there, and the baseline that was left with it; None for none.
+
+        Valid once `known` was called.
+        """
+
+    def leave(self, baseline: Callable[[], Json | None]) -> None:
+        """Ask for the baseline that goes with what `commit` commits, and keep it with that."""
 
     def stored(self) -> Manifest:
         """The manifest of the last successful run; afterwards `read` may be called. Changes nothing.

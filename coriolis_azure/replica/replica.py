@@ -17,13 +17,14 @@ a device or a blob. Then the manifest is replaced by one that knows nothing befo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 from ..errors import CorruptChunk, DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
+from ..model import Json
 from ..threads import Lock, ordered
 from . import undo
 from .digests import Digests
@@ -39,6 +40,7 @@ class Kept:
 
     manifest: Manifest
     stamp: Stamp
+    baseline: Json | None = None
 
     @property
     def begun(self) -> bool:
@@ -81,6 +83,8 @@ class Replica:
         self._draft: Draft | None = None
         self._committed: Manifest | None = None
         self._agreed = False  # whether this run has said what is to be published, if it is nothing new
+        self._next_baseline: Callable[[], Json | None] = lambda: None
+        self._baseline: Json | None = None  # what goes with the image that is committed
 
     @property
     def name(self) -> str:
@@ -266,6 +270,18 @@ class Replica:
                     digests.put(index, found)
         return replace(base, digests=digests)
 
+    @property
+    def baseline(self) -> tuple[Manifest, Json] | None:
+        """See Kept."""
+        kept = self._kept
+        if kept is None or kept.baseline is None or kept.begun or self._in_place:
+            return None
+        return kept.manifest, kept.baseline
+
+    def leave(self, baseline: Callable[[], Json | None]) -> None:
+        """See Kept."""
+        self._next_baseline = baseline
+
     # The draft
 
     def _resumed(self, base: Manifest) -> Manifest:
@@ -408,6 +424,7 @@ class Replica:
             return
         self._refuse_changed()
         self._agreed = True
+        self._baseline = self._next_baseline()
         if self._target is None and self._is_kept(manifest):
             if self._medium.contested:
                 self._check_all(self._image(), manifest)
@@ -417,7 +434,9 @@ class Replica:
         if self._partial and self._draft is None:  # a disk of zeros
             self._begin()
         self.flush()
-        self._medium.save("draft", manifest.text({"partial": self._partial, "committed": True}))
+        self._medium.save(
+            "draft", manifest.text({"partial": self._partial, "committed": True, "baseline": self._baseline})
+        )
         self._committed = manifest
 
     def _is_kept(self, manifest: Manifest) -> bool:
@@ -523,11 +542,18 @@ class Replica:
         """Bring the image to what was committed; nothing where nothing was."""
         manifest = self._committed
         if manifest is None:
+            self._keep_baseline()
             return
         image = self._bring(manifest)
         if self._medium.contested:
             self._check_all(image, manifest)
         self._end(manifest)
+
+    def _keep_baseline(self) -> None:
+        """The image stays as it is, and has another baseline from now on."""
+        kept = self._kept
+        if self._agreed and kept is not None and self._baseline not in (None, kept.baseline):
+            self._keep_sealed(kept.manifest)
 
     def is_unpublished(self, root: str | None) -> bool:
         """Whether there is a committed draft with this root: that of the replica, by its record."""
@@ -549,6 +575,7 @@ class Replica:
         where = self._medium.where
         self._report(Notice(f"{where}: publishing what the last run had fetched"))
         self._partial = noted.get("partial") is True
+        self._baseline = _baseline_in(noted)
         promoted = self._partial and self._medium.open("partial") is None
         if self._medium.open("image") is None and (promoted or not self._partial):
             self._report(Notice(f"{where} is gone; it is sent again as a whole"))
@@ -575,6 +602,7 @@ class Replica:
             self._report(
                 Notice(f"{where} is not all that the last run had fetched; what differs is sent again")
             )
+            self._baseline = None
         self._end(found)
 
     def _is_whole(self, manifest: Manifest) -> bool:
@@ -654,7 +682,8 @@ class Replica:
 
     def _keep(self, manifest: Manifest, stamp: Stamp | None) -> None:
         """Make `manifest` what is kept of the image, which had that stamp."""
-        self._medium.save("manifest", manifest.text({"image": stamp or Stamp()}))
+        beside = {"image": stamp or Stamp(), **({"baseline": self._baseline} if self._baseline else {})}
+        self._medium.save("manifest", manifest.text(beside))
 
     def _load(self, *, ours: bool = True) -> Kept | None:
         """What is kept of the image; None where there is nothing of use."""
@@ -668,7 +697,7 @@ class Replica:
         if not isinstance(stamp, dict):
             self._report(Notice(f"{self._medium.where}.manifest is damaged and not used"))
             return None
-        return Kept(manifest, stamp)
+        return Kept(manifest, stamp, _baseline_in(beside))
 
     def _read(self, document: Document, *, ours: bool = True) -> tuple[Manifest, dict[str, Any]] | None:
         """A document, and what stands beside the manifest in it; None where there is nothing of use."""
@@ -701,3 +730,9 @@ class Replica:
         """Let go of it, but of what is committed only when the place is closed: all are published together."""
         if not self._agreed:
             self.close()
+
+
+def _baseline_in(beside: Json) -> Json | None:
+    """The baseline in what stands beside a manifest."""
+    baseline = beside.get("baseline")
+    return baseline if isinstance(baseline, dict) else None

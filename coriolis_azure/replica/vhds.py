@@ -29,7 +29,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 from .. import vhd
-from ..azure.blobs import MOST, PAGE, Blob, Container, Pages, Properties, Storage
+from ..azure.blobs import MOST, PAGE, Blob, Container, Properties, Storage
+from ..azure.pages import Pages
 from ..clock import Clock
 from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
 from ..events import Report, Waiting

@@ -30,7 +30,8 @@ from ..model import Run
 LOG = logging.getLogger(__name__)
 # Keys of the first line besides those of the run.
 _HOST, _BOOT = "host", "boot"
-_ID, _BLOBS = "id", "blobs"  # keys of the other lines: an ARM id, or a BlobsId
+# Keys of the other lines: an ARM id, or a BlobsId; an id that is none of the run any more.
+_ID, _BLOBS, _STRUCK = "id", "blobs", "struck"
 
 
 class Journal:
@@ -69,6 +70,14 @@ class Journal:
         self.ids.append(id)
         try:
             self._append({_BLOBS if isinstance(id, BlobsId) else _ID: id})
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def strike(self, id: str) -> None:
+        """Record durably that `id` is not deleted with the run."""
+        self.ids = [each for each in self.ids if each != id]
+        try:
+            self._append({_STRUCK: id})
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -159,16 +168,20 @@ def unfinished(folder: Path) -> list[str]:
 
 
 def intended(path: Path) -> list[str]:
-    """The ids in a journal, oldest first; none if another sweep has deleted the file."""
+    """The ids in a journal but for the struck ones, oldest first; none if another sweep has deleted the file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     except FileNotFoundError:
         return []
-    ids = []
+    ids: list[str] = []
     for line in lines:
         # A line may be truncated: its process died while writing it, before it created anything.
         with suppress(ValueError, TypeError, KeyError):
-            ids.append(_read(json.loads(line)))
+            document = json.loads(line)
+            if _STRUCK in document:
+                ids = [each for each in ids if each != document[_STRUCK]]
+            else:
+                ids.append(_read(document))
     return ids
 
 

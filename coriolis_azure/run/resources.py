@@ -108,6 +108,10 @@ class Resources:
         """Delete those of `ids` that are ours; return the ids that could not be deleted."""
         return delete(self.azure, ids, self._clock, self._storage)
 
+    def outlives(self, id: str) -> None:
+        """A resource of this run is not deleted with it: it no longer carries the run's tag."""
+        self._journal.strike(id)
+
     def freeze(self, blob: Blob, role: str) -> Blob:
         """Take a snapshot of a blob."""
         self._journal.intend(names.BlobsId.of(blob.url, self.run.id))
@@ -252,6 +256,8 @@ class _Deletion:
             )
         try:
             LOG.info("delete %s", id)
+            if str(document["properties"].get("diskState", "")).startswith("ActiveSAS"):
+                self.azure.revoke_access(id)  # of a run that died: Azure deletes nothing that can be read
             self.azure.delete(id)
         except Conflict as error:
             if _may_pass(error):

@@ -1,0 +1,185 @@
+"""Reads the page blob behind an incremental snapshot, through a SAS.
+
+Azure lets a snapshot be read at a host of its own for as long as access is granted. The blob is the disk and, in its
+last page, the footer of a fixed VHD. All snapshots of a family are snapshots of one blob, so Azure can list the pages
+that changed from one to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from azure.storage.blob import BlobClient
+
+from .. import __version__
+from ..clock import Clock
+from ..errors import AzureError, Denied, Unreadable
+from ..threads import Lock
+from . import blobs, patience
+from .client import Azure
+from .pages import PAGE, Pages
+from .patience import whole
+from .sas import Sas
+from .translation import translated
+
+T = TypeVar("T")
+Range = tuple[int, int, bool]  # start, exclusive end, whether it was cleared
+# The grant's end is not in its URL. A URL that leaked is of use for an hour at most.
+_SECONDS = 3600
+# The newest version that a recorded exchange with these hosts has used.
+_VERSION = "2021-04-10"
+_SMALLEST_WINDOW = 1 << 30
+
+
+class Export:
+    """The content of the snapshot of a disk of `size` bytes, which several threads read.
+
+    Whoever opens it ends the access.
+    """
+
+    def __init__(self, azure: Azure, snapshot: str, size: int, clock: Clock) -> None:
+        self._azure, self.snapshot, self.size, self._clock = azure, snapshot, size, clock
+        self._lock = Lock()
+        self._sas, self._granted = self._grant(), clock.monotonic()
+        self._client = _client(azure, self._sas)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range of the disk."""
+        return self._ask("read", lambda client: blobs.content(client, offset, length))
+
+    def pages(self) -> Pages:
+        """The allocated pages of the disk. Raises Unreadable if the list is not complete or not Azure's."""
+        pages = Pages((start, end) for start, end, _ in self._listed(""))
+        if pages.is_empty(self.size, PAGE):
+            raise Unreadable("the list of pages ends before the footer of the disk")
+        return pages
+
+    def changes(self, older: Export) -> tuple[Pages, Pages]:
+        """The pages that were written and those that were cleared since `older`, a snapshot of the same family.
+
+        A page that was written again with equal content counts as written. Raises Unreadable for a list that Azure
+        would not give, AzureError if it does not compare these two.
+        """
+        listed = list(self._listed(older._current().url))
+        Pages((start, end) for start, end, _ in listed)  # in order, whatever became of the pages
+        return (
+            Pages((start, end) for start, end, cleared in listed if not cleared),
+            Pages((start, end) for start, end, cleared in listed if cleared),
+        )
+
+    def _listed(self, previous: str) -> Iterator[Range]:
+        """Yield the pages of the blob in windows, in order; with `previous`, a SAS, those that changed since."""
+        at, window, end = 0, blobs.WINDOW, self.size + PAGE
+        while at < end:
+            length = min(window, end - at)
+            try:
+                ranges = self._window(at, length, previous)
+            except AzureError as error:
+                if error.code != "OperationTimedOut" or window <= _SMALLEST_WINDOW:
+                    raise
+                window //= 2
+                continue
+            yield from ranges
+            at += length
+
+    def _window(self, offset: int, length: int, previous: str) -> list[Range]:
+        """The pages of one window, from as many answers as it takes."""
+        listed = self._changed_in if previous else self._allocated_in
+        ranges = self._ask("list the pages of", partial(listed, offset, length, previous))
+        if any(not offset <= start < end <= offset + length for start, end, _ in ranges):
+            raise Unreadable("the list of pages goes beyond what was asked for")
+        return ranges
+
+    def _allocated_in(self, offset: int, length: int, previous: str, client: BlobClient) -> list[Range]:
+        del previous
+        listed = client.list_page_ranges(offset=offset, length=length, raw_response_hook=self._check)
+        return [(pages.start or 0, (pages.end or 0) + 1, False) for pages in whole(listed)]
+
+    def _changed_in(self, offset: int, length: int, previous: str, client: BlobClient) -> list[Range]:
+        """The library's method gives back the first answer as the whole, so the markers are followed here."""
+        ranges: list[Range] = []
+        options: dict[str, Any] = {"offset": offset, "length": length, "raw_response_hook": self._check}
+        pages = patience.Pages()
+        while True:
+            answer = _Answer()
+            client.get_page_range_diff_for_managed_disk(previous, cls=answer, **options)
+            ranges += _ranges(answer.body)
+            if not (marker := answer.body.next_marker):
+                return ranges
+            pages.turned(marker)
+            options["marker"] = marker
+
+    def _check(self, response: Any) -> None:
+        """Raise Unreadable if an answer cannot be about this blob, or is by a service that may not know our request."""
+        headers = response.http_response.headers
+        if response.http_response.status_code != 200:
+            return
+        if headers.get("x-ms-blob-content-length") != str(self.size + PAGE):
+            raise Unreadable("the list of pages is of a blob of another size")
+        if headers.get("x-ms-version") != _VERSION:
+            raise Unreadable(f"the list of pages was not made by version {_VERSION} of the service")
+
+    # Access
+
+    def _ask(self, verb: str, request: Callable[[BlobClient], T]) -> T:
+        """The answer to a request; if access has been denied, after it was granted once more."""
+        self._current()
+        client = self._client
+        try:
+            with translated(verb, self.snapshot):
+                return request(client)
+        except Denied:
+            self._renew(client)
+            with translated(verb, self.snapshot):
+                return request(self._client)
+
+    def _current(self) -> Sas:
+        """A grant that lasts for at least half an hour."""
+        if self._clock.monotonic() - self._granted > _SECONDS / 2:
+            self._renew(self._client)
+        return self._sas
+
+    def _renew(self, old: BlobClient) -> None:
+        """Have a newer grant than that of `old`, which several threads may ask for at once."""
+        with self._lock:
+            if self._client is old:
+                self._sas, self._granted = self._grant(), self._clock.monotonic()
+                self._client = _client(self._azure, self._sas)
+
+    def _grant(self) -> Sas:
+        return self._azure.grant_read(self.snapshot, _SECONDS)
+
+
+def _client(azure: Azure, sas: Sas) -> BlobClient:
+    return BlobClient.from_blob_url(
+        sas.url,
+        transport=azure.transport,
+        retry_policy=blobs.retries(),
+        max_single_get_size=blobs.MOST,
+        user_agent=f"coriolis-azure/{__version__}",
+        api_version=_VERSION,
+    )
+
+
+class _Answer:
+    """Keeps the body of an answer, with its marker, as the library has parsed it: its `cls`."""
+
+    body: Any = None
+
+    def __call__(self, response: Any, body: Any, headers: Any) -> Any:
+        del response, headers
+        self.body = body
+        return body
+
+
+def _ranges(body: Any) -> list[Range]:
+    """The ranges of an answer in the order of their offsets. Azure mixes them in that order; the library does not."""
+    written = [(each.start, each.end + 1, False) for each in body.page_range or ()]
+    cleared = [(each.start, each.end + 1, True) for each in body.clear_range or ()]
+    for ranges in (written, cleared):
+        if any(later[0] < earlier[1] for earlier, later in pairwise(ranges)):
+            raise Unreadable("the list of pages is not in order")
+    return sorted(written + cleared)

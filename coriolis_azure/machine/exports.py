@@ -1,0 +1,66 @@
+"""Opens the snapshots of disks, so that this process can read them through URLs that Azure signs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from ..azure.context import Context
+from ..azure.exports import Export
+from ..errors import AzureError, DeadlinePassed, InvalidInput
+from ..model import Disk
+from ..threads import ordered
+from .cloning import copied_in_background
+
+LOG = logging.getLogger(__name__)
+REMEDY = "Leave the disk out (exclude_disks), or set replica_export_mechanism to worker."
+
+
+def obstacle(disk: Disk, *, modern: bool) -> str:
+    """Why the snapshots of a disk cannot be read through a URL; "" if they can.
+
+    `modern`: whether this Azure is no Azure Stack Hub.
+    """
+    if disk.unmanaged:
+        return "it is a VHD blob, which has no managed snapshots"
+    if not modern:
+        return "an Azure Stack Hub has no URLs for incremental snapshots"
+    if disk.sector_bytes != 512:
+        return f"it has sectors of {disk.sector_bytes} bytes, whose snapshots are no plain disk images"
+    if copied_in_background(disk):
+        return f"it is of type {disk.sku}, whose snapshots can be read only after a copy in the background"
+    return ""
+
+
+def refuse(disks: Sequence[Disk], *, modern: bool) -> None:
+    """Raise InvalidInput if the snapshots of a disk cannot be read through a URL."""
+    found = [(disk, obstacle(disk, modern=modern)) for disk in disks]
+    faults = [f"{disk.name} cannot be read from its snapshot: {why}" for disk, why in found if why]
+    if faults:
+        raise InvalidInput(faults, remedy=REMEDY)
+
+
+@contextmanager
+def opened(
+    context: Context, disks: Sequence[Disk], snapshots: Mapping[str, str]
+) -> Iterator[dict[str, Export]]:
+    """The content of the snapshots of disks, by disk name; the access ends with the block."""
+
+    def opened_(disk: Disk) -> Export:
+        return Export(context.azure, snapshots[disk.name], disk.size_bytes, context.clock)
+
+    try:
+        exports = list(ordered(opened_, disks, threads=8, ahead=16))
+        yield {disk.name: export for disk, export in zip(disks, exports, strict=True)}
+    finally:
+        for disk in disks:
+            _end(context, snapshots[disk.name])
+
+
+def _end(context: Context, snapshot: str) -> None:
+    """End the access to a snapshot. If that fails, its deletion ends it."""
+    try:
+        context.azure.revoke_access(snapshot)
+    except (AzureError, DeadlinePassed) as error:
+        LOG.warning("the access to %s could not be ended: %s", snapshot, error)

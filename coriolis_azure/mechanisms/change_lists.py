@@ -1,0 +1,84 @@
+"""When Azure's list of the changes between two snapshots can be believed, and what it says of a disk."""
+
+from __future__ import annotations
+
+from ..azure.exports import Export
+from ..azure.pages import Pages
+from ..errors import Unreadable
+from ..model import Disk, Json
+from ..readers.hint import Hint
+from ..run.baselines import Baseline
+
+_SPLIT = 4 << 40  # Azure has no differences between snapshots on both sides of this size
+
+
+def obstacle(baseline: Baseline, older: Json | None, newer: Json, disk: Disk) -> str:
+    """Why the list of changes from a baseline to a newer snapshot of a disk must not be asked for; "" if it may be.
+
+    `older` is Azure's present document of the baseline, None if it is gone. For none of these cases does Azure's
+    documentation say whether an error or a wrong list comes.
+    """
+    if older is None:
+        return "the baseline was deleted"
+    if (
+        older["properties"].get("incremental") is not True
+        or newer["properties"].get("incremental") is not True
+    ):
+        return "one of the snapshots is not incremental"
+    now, then = (Baseline.of(each, baseline.stream) for each in (older, newer))
+    if not now.is_of(baseline):
+        return "the baseline is not the snapshot that the replica was made from"
+    if not baseline.family or then.family != baseline.family:
+        return "the snapshots belong to different families"
+    if not disk.unique_id or {baseline.disk, then.disk} != {disk.unique_id}:
+        return "the snapshots are of different disks"
+    if not baseline.made or baseline.made >= then.made:
+        return "the baseline is not older than the snapshot"
+    if then.size < baseline.size or (baseline.size <= _SPLIT < then.size):
+        return "the disk has got a size that lists of changes do not reach across"
+    if any((each["properties"].get("completionPercent") or 100) < 100 for each in (older, newer)):
+        return "Azure has not completed one of the snapshots"
+    return ""
+
+
+def fetch(older: Export, newer: Export, allocated: Pages) -> tuple[Hint, int]:
+    """What has changed on a disk from one snapshot to a newer one, whose `allocated` pages are given, and how much.
+
+    Raises Unreadable for a list that contradicts itself or the lists of allocated pages, AzureError if Azure gives
+    none.
+    """
+    if any(newer.changes(newer)):
+        raise Unreadable("Azure lists changes from a snapshot to itself")
+    written, cleared = newer.changes(older)
+    before = older.pages()
+    _agree("a page was written that is not allocated", written.outside(allocated))
+    _agree("a page was cleared that is allocated", cleared.meets(allocated))
+    _agree("a page is allocated that was neither allocated nor written", _missing(allocated, before, written))
+    _agree("a page is no longer allocated that was not cleared", _missing(before, allocated, cleared))
+    tail = [(older.size, newer.size - older.size)] if newer.size > older.size else []
+    hint = Hint(newer.size, [*_within(written, newer.size), *tail], _within(cleared, newer.size))
+    return hint, written.total + cleared.total
+
+
+def _agree(fault: str, offset: int | None) -> None:
+    if offset is not None:
+        raise Unreadable(f"the lists of pages contradict each other at offset {offset}: {fault}")
+
+
+def _missing(pages: Pages, first: Pages, second: Pages) -> int | None:
+    """The offset of the first of `pages` that neither of two others lists; None if there is none."""
+    for start, length in pages:
+        covered = sorted([*first.within(start, length), *second.within(start, length)])
+        end = start
+        for offset, size in covered:
+            if offset > end:
+                return end
+            end = max(end, offset + size)
+        if end < start + length:
+            return end
+    return None
+
+
+def _within(pages: Pages, size: int) -> list[tuple[int, int]]:
+    """The listed parts of the disk: what is behind it is the footer of the blob."""
+    return list(pages.within(0, size))

@@ -1,0 +1,187 @@
+"""This process reads the snapshots: as a whole, their allocated pages, or what has changed since a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from ..azure import names
+from ..azure.context import Context
+from ..azure.exports import Export
+from ..azure.pages import Pages
+from ..errors import AzureError, DeadlinePassed, Unreadable
+from ..events import Notice, Step
+from ..machine import cloning, exports
+from ..model import Disk, Json
+from ..readers.changed import Changed
+from ..readers.extents import Everything, Extents
+from ..readers.flow import Flow
+from ..readers.pages import PageReader
+from ..readers.reader import Reader
+from ..replica.destinations import Destination, Kept
+from ..replica.manifest import Manifest
+from ..run.baselines import Baseline, Baselines
+from ..run.resources import Resources
+from ..transfer import Outcome
+from . import change_lists
+from .target import Read, Target, listed
+
+
+def copy(target: Target, resources: Resources, disks: Sequence[Disk]) -> list[Outcome]:
+    """Copy disks by reading their snapshots in this process."""
+    context = target.context
+    snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock, exported=True)
+    with exports.opened(context, disks, snapshots) as contents:
+        context.report(Step("copy", listed(disks)))
+        reading = SnapshotReading(context, contents, target.baselines, target.flow)
+        try:
+            return target.copied(disks, reading.reader)
+        finally:
+            target.read |= reading.read()
+
+
+class SnapshotReading:
+    """The readers of a VM's disks, from the exported content of their snapshots. For threads, one a disk."""
+
+    def __init__(
+        self,
+        context: Context,
+        contents: Mapping[str, Export],
+        baselines: Baselines | None,
+        flow: Callable[[Disk], Flow],
+    ) -> None:
+        self._context, self._contents, self._baselines, self._flow = context, contents, baselines, flow
+        self._disks: dict[str, _Disk] = {}
+
+    def reader(self, disk: Disk, destination: Destination) -> Reader:
+        """A reader for a disk, now that `destination` knows what it holds."""
+        state = self._disks.setdefault(disk.name, _Disk(self._context, disk, self._contents[disk.name]))
+        state.prepare(destination, self._baselines)
+        return PageReader(state.content, self._flow(disk), state.extents, state.changed)
+
+    def read(self) -> dict[str, Read]:
+        """What was read of each disk, by name."""
+        return {name: state.read() for name, state in self._disks.items()}
+
+
+class _Disk:
+    """One disk: what is known of its pages, and the baseline that its replica has and is going to have."""
+
+    def __init__(self, context: Context, disk: Disk, content: Export) -> None:
+        self._context, self._disk, self.content = context, disk, content
+        self._allocated: Pages | None = None
+        self._changed: Changed | None = None
+        self._listed, self._reason = 0, ""
+        self._baseline: Baseline | None = None  # of the replica that is there
+        self._attested: Manifest | None = None  # what was committed with it
+        self._stream, self._distrusted = "", False
+
+    def prepare(self, destination: Destination, baselines: Baselines | None) -> None:
+        """Find out which pages to read."""
+        self._distrusted = self._changed is not None and self._changed.unlisted is not None
+        self._allocated = self._pages()
+        self._changed, self._baselines = None, baselines
+        if baselines is None or not isinstance(destination, Kept):
+            return
+        self._baseline, self._attested = self._found(destination)
+        self._stream = baselines.begin(self._disk.name, self._baseline)
+        if self._context.environment.keep_baseline:
+            destination.leave(partial(self._next, baselines))
+
+    def _pages(self) -> Pages | None:
+        """The allocated pages; None if Azure's list of them cannot be believed."""
+        try:
+            return self.content.pages()
+        except Unreadable as error:
+            self._tell(f"all of the snapshot is read: {error.message}")
+            return None
+
+    def _found(self, destination: Kept) -> tuple[Baseline | None, Manifest | None]:
+        """The baseline of the replica, and what was committed with it."""
+        left = destination.baseline
+        if left is None:
+            return None, None
+        manifest, document = left
+        try:
+            return Baseline.from_json(document), manifest
+        except (TypeError, ValueError):
+            return None, None
+
+    def extents(self, size: int) -> Extents:
+        """The pages that may hold something."""
+        del size
+        return Everything() if self._allocated is None else self._allocated
+
+    def changed(self, base: Manifest) -> Changed | None:
+        """What has changed since the baseline; None if no list can be believed."""
+        baseline, attested = self._baseline, self._attested
+        if base.fresh or baseline is None or attested is None:
+            self._reason = "there is no baseline"
+            return None
+        self._reason = "the list was wrong" if self._distrusted else self._compared(baseline, attested)
+        if self._reason and not self._distrusted:
+            self._tell(f"what has changed is not known: {self._reason}")
+        return self._changed
+
+    def _compared(self, baseline: Baseline, attested: Manifest) -> str:
+        """Fetch the list of changes; why that cannot be, else ""."""
+        if self._baselines is None or self._allocated is None:
+            return "the list of allocated pages cannot be believed"
+        azure = self._context.azure
+        older = None
+        try:
+            older = self._baselines.open(baseline)
+            newer = azure.get(self.content.snapshot)
+            if why := change_lists.obstacle(baseline, older, newer, self._disk):
+                return why
+            since = Export(azure, baseline.id, baseline.size, self._context.clock)
+            hint, self._listed = change_lists.fetch(since, self.content, self._allocated)
+        except (AzureError, DeadlinePassed) as error:
+            return error.message
+        finally:
+            if older is not None:
+                self._baselines.close(baseline)
+        due = (baseline.turn + 1) % self._context.environment.full_every == 0
+        relied = baseline.proved and not due
+        self._changed = Changed(self._disk.name, hint, attested, proved=relied, turn=baseline.turn)
+        return ""
+
+    def _next(self, baselines: Baselines) -> Json | None:
+        """The baseline that goes with what is committed; None if Azure does not describe the snapshot."""
+        before, changed = self._baseline, self._changed
+        if changed is not None and changed.unlisted is not None:
+            self._tell(
+                f"Azure's list of changes since {before.id if before else 'its baseline'} leaves out a change at "
+                f"offset {changed.unlisted}; lists have to be proved anew"
+            )
+        try:
+            snapshot = self._context.azure.get(self.content.snapshot)
+        except (AzureError, DeadlinePassed) as error:
+            self._tell(f"it is not kept as a baseline: {error.message}")
+            return None
+        proved = (
+            before is not None
+            and changed is not None
+            and changed.unlisted is None
+            and (before.proved or changed.checked_bytes > 0)
+        )
+        baseline = Baseline.of(snapshot, self._stream).following(before, proved=proved)
+        baselines.leave(self._disk.name, baseline)
+        return baseline.to_json()
+
+    def read(self) -> Read:
+        """What was read, and why."""
+        changed = self._changed
+        if changed is None or self._distrusted:
+            return Read("whole" if self._allocated is None else "allocated", self._reason)
+        relied = bool(changed.relied_bytes)
+        return Read(
+            "changed" if relied else "allocated",
+            "" if relied else "Azure's list of changes was compared with all of the disk",
+            self._listed,
+            changed.relied_bytes,
+            changed.checked_bytes,
+        )
+
+    def _tell(self, text: str) -> None:
+        self._context.report(Notice(f"{self._disk.name} ({names.name_of(self.content.snapshot)}): {text}"))

@@ -1,0 +1,113 @@
+"""What all disks of a run share: the destination, the settings, the bandwidth limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .. import transfer
+from ..azure.context import Context
+from ..clock import Scope, scope
+from ..errors import ChangeListWrong
+from ..events import Notice, Progress
+from ..model import Disk
+from ..readers.flow import Flow
+from ..readers.rate_limiter import RateLimiter
+from ..readers.reader import Reader
+from ..replica.destinations import Destination, Folder
+from ..run.baselines import Baselines
+from ..threads import ordered
+from ..transfer import Outcome
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of a disk, and why.
+
+    `tier`: "changed" if Azure's list of changes was relied on, "allocated" if all allocated pages were read, "whole".
+    `reason`: why no list was relied on. `listed_bytes`: those that Azure says have changed. `relied_bytes`: those that
+    were not read because Azure says that they have not changed. `checked_bytes`: those that were read all the same.
+    """
+
+    tier: str = "whole"
+    reason: str = ""
+    listed_bytes: int = 0
+    relied_bytes: int = 0
+    checked_bytes: int = 0
+
+
+class Target:
+    """The destination and settings for all disks of a run, which share the bandwidth limit.
+
+    With `full`, every chunk is sent, whatever the folder already holds. `baselines`: those of the run, if it may have
+    any.
+    """
+
+    def __init__(
+        self, context: Context, folder: Folder, baselines: Baselines | None = None, *, full: bool = False
+    ) -> None:
+        limit = context.environment.bandwidth_limit
+        self.context, self.folder, self._full = context, folder, full
+        self.baselines = baselines
+        self.read: dict[
+            str, Read
+        ] = {}  # by disk name; of disks that are not read from snapshots nothing is said
+        self._limiter = RateLimiter(limit, context.clock) if limit else None
+
+    def concurrent(self, disks: int) -> int:
+        """How many of `disks` disks are copied concurrently."""
+        return min(transfer.at_once(self.context.environment.chunk_size_kib << 10), max(1, disks))
+
+    def flow(self, disk: Disk) -> Flow:
+        """The rate limit and bottleneck statistics for the data of `disk`."""
+        return Flow(disk.name, self.context.report, self.context.clock, self._limiter)
+
+    def copied(
+        self,
+        disks: Sequence[Disk],
+        reader: Callable[[Disk, Destination], Reader],
+        stop: Callable[[], None] = lambda: None,
+    ) -> list[Outcome]:
+        """Copy disks from their readers, some of them concurrently. `stop` ends whatever else the readers wait for.
+
+        `reader` is asked for the reader of a disk once it is known what its destination holds.
+        """
+        concurrent, readers = self.concurrent(len(disks)), list[Reader]()
+
+        def copy(disk: Disk) -> Outcome:
+            def opened(destination: Destination) -> Reader:
+                readers.append(reader(disk, destination))
+                return readers[-1]
+
+            return self._copied(disk, opened, concurrent)
+
+        def abort() -> None:
+            self.folder.stop()
+            stop()
+            for each in list(readers):
+                each.close()
+
+        return list(ordered(copy, disks, threads=concurrent, ahead=2 * concurrent, abort=abort))
+
+    def _copied(self, disk: Disk, opened: Callable[[Destination], Reader], concurrent: int) -> Outcome:
+        context, settings = self.context, self.context.environment
+        chunk = settings.chunk_size_kib << 10
+        with Scope(scope(), disk=disk.name).entered(), self.folder.disk(disk.name) as destination:
+            while True:
+                base = destination.known(disk.unique_id, disk.size_bytes, chunk, full=self._full)
+                try:
+                    return transfer.copy(
+                        opened(destination),
+                        base,
+                        destination,
+                        Progress(disk.name, disk.size_bytes, context.report, context.clock),
+                        verify=settings.verify_disk_integrity,
+                        concurrent=concurrent,
+                    )
+                except ChangeListWrong as error:  # the next reader of this disk does without the list
+                    context.report(Notice(f"{error.message}. The list is not used: all of the disk is read"))
+
+
+def listed(disks: Sequence[Disk]) -> str:
+    """The names of disks, for people."""
+    return ", ".join(disk.name for disk in disks)

@@ -1,0 +1,124 @@
+"""A worker reads clones of the disks, in waves of as many as it can attach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ..azure.context import Context
+from ..errors import AzureError, DeadlinePassed, Unreachable, WorkerGone
+from ..events import Step
+from ..machine import cloning
+from ..model import Disk, Worker
+from ..readers import ssh
+from ..readers.agents import AgentReader
+from ..readers.channel import Direct
+from ..readers.conversation import Job, Stream
+from ..readers.reader import Reader
+from ..replica.destinations import Destination
+from ..run.resources import Resources
+from ..transfer import Outcome
+from ..worker.attachment import Attachment
+from .target import Target, listed
+
+_MIN_WINDOW = 64 << 10
+
+
+class ByWorker:
+    """Copies disks through a worker, in waves of as many clones as it can attach."""
+
+    def __init__(self, target: Target, resources: Resources, worker: Worker) -> None:
+        self._context, self._resources, self._worker, self._target = (
+            target.context,
+            resources,
+            worker,
+            target,
+        )
+
+    def copy(self, disks: Sequence[Disk], clone: Callable[[Sequence[Disk], int], list[str]]) -> list[Outcome]:
+        """Clone, attach and copy disks, wave by wave. `clone` creates clones as Attachment's `make` does."""
+        context, outcomes = self._context, list[Outcome]()
+        for first in range(0, len(disks), self._worker.slots):
+            wave = disks[first : first + self._worker.slots]
+            attachment = Attachment(
+                context.azure,
+                self._worker,
+                partial(clone, wave),
+                self._resources.delete,
+                context.clock,
+                context.report,
+            )
+            with attachment:
+                context.report(Step("copy", listed(wave)))
+                outcomes += self._target.copied(wave, self._reading(attachment, wave), attachment.stop)
+            self._resources.delete(attachment.clones)
+        return outcomes
+
+    def _reading(self, attachment: Attachment, wave: Sequence[Disk]) -> Callable[[Disk, Destination], Reader]:
+        """What gives the readers for the clones of a wave."""
+        settings = self._context.environment
+        direct = None
+        if settings.export_worker_data_port:
+            direct = Direct(self._worker.address, settings.export_worker_data_port, self._context.report)
+        window = self._window(self._target.concurrent(len(wave)))
+        slots = {disk.name: slot for slot, disk in enumerate(wave)}
+
+        def reader(disk: Disk, _: Destination) -> Reader:
+            return self._reader(attachment, slots[disk.name], disk, window, direct)
+
+        return reader
+
+    def _reader(
+        self, attachment: Attachment, slot: int, disk: Disk, window: int, direct: Direct | None
+    ) -> Reader:
+        context, settings = self._context, self._context.environment
+        line = ssh.Line(self._worker, context.clock, context.report, window, self._gone)
+        job = Job(
+            attachment.devices[slot],
+            disk.size_bytes,
+            compress=settings.enable_transfer_compression,
+            leaf=settings.leaf_size_kib << 10,
+            slot=slot,
+        )
+
+        def start() -> Stream:
+            try:
+                return attachment.agent(line)
+            except Unreachable as error:
+                if self._gone():
+                    vm = self._worker.vm
+                    raise WorkerGone(f"{vm} was deleted while {disk.name} was being copied") from error
+                raise
+
+        return AgentReader(start, job, self._target.flow(disk), direct, line.close)
+
+    def _window(self, concurrent: int) -> int:
+        """The SSH window, in bytes, for each connection."""
+        window, limit = ssh.WINDOW // concurrent, self._context.environment.bandwidth_limit
+        # A whole window is sent at full speed, however slowly it is read: so a limit needs a small window.
+        return max(_MIN_WINDOW, min(window, limit // 8)) if limit else window
+
+    def _gone(self) -> bool:
+        """Whether the worker no longer exists, according to Azure."""
+        try:
+            return self._context.azure.find(self._worker.vm) is None
+        except (AzureError, DeadlinePassed):
+            return False
+
+
+def try_agent(context: Context, worker: Worker) -> None:
+    """Fail before any snapshot is taken if the agent cannot run on the worker."""
+    with ssh.connect(worker, context.clock, context.report) as connection:
+        connection.try_agent()
+
+
+def copy(target: Target, resources: Resources, worker: Worker, disks: Sequence[Disk]) -> list[Outcome]:
+    """Copy managed disks: snapshot all, clone them, and read the clones."""
+    context = target.context
+    snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock)
+
+    def clones(wave: Sequence[Disk], before: int) -> list[str]:
+        context.report(Step("clone", listed(wave)))
+        return cloning.clone_all(resources, wave, snapshots, before)
+
+    return ByWorker(target, resources, worker).copy(disks, clones)

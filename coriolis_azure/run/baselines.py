@@ -1,0 +1,205 @@
+"""The snapshots that outlive runs, so that Azure can list what has changed since.
+
+Of each disk and destination there is one: the snapshot whose content the replica has. Between runs nobody can read it,
+it carries an end date, and the tag that names its stream instead of that of a run.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+
+from ..azure import names
+from ..azure.context import Context
+from ..errors import AzureError, DeadlinePassed
+from ..events import Notice
+from ..model import Json, at
+from ..threads import Lock
+from .resources import Resources
+
+LOG = logging.getLogger(__name__)
+_CLOSED = {"networkAccessPolicy": "DenyAll", "publicNetworkAccess": "Disabled"}
+_OPEN = {"networkAccessPolicy": "AllowAll", "publicNetworkAccess": "Enabled"}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The incremental snapshot whose content a replica of a disk has; kept until the next run.
+
+    `stream`: a random name for the replica of the disk at this destination. `proved`: whether a list of changes in
+    this family was compared with all of the disk. `turn`: the number of runs that have relied on lists since.
+    """
+
+    stream: str
+    id: str
+    unique_id: str
+    made: str
+    family: str
+    disk: str
+    size: int
+    proved: bool = False
+    turn: int = 0
+
+    @classmethod
+    def of(cls, snapshot: Json, stream: str) -> Baseline:
+        """The baseline that a snapshot would be, by Azure's document of it."""
+        properties = snapshot["properties"]
+        return cls(
+            stream=stream,
+            id=str(snapshot["id"]),
+            unique_id=str(properties.get("uniqueId") or ""),
+            made=str(properties.get("timeCreated") or ""),
+            family=str(properties.get("incrementalSnapshotFamilyId") or ""),
+            disk=str(at(snapshot, "properties.creationData.sourceUniqueId") or ""),
+            size=int(properties.get("diskSizeBytes") or 0),
+        )
+
+    @classmethod
+    def from_json(cls, document: Json) -> Baseline:
+        """The baseline of a document that `to_json` made. Raises TypeError or ValueError for any other."""
+        baseline = cls(**document)
+        if not all(isinstance(getattr(baseline, name), kind) for name, kind in _FIELDS.items()):
+            raise TypeError("a field of the baseline has another type")
+        return baseline
+
+    def following(self, before: Baseline | None, *, proved: bool) -> Baseline:
+        """This one as that of the run after the one that left `before`."""
+        return replace(self, proved=proved, turn=before.turn + 1 if before is not None else 0)
+
+    def is_of(self, other: Baseline) -> bool:
+        """Whether both are the same snapshot."""
+        return replace(self, proved=other.proved, turn=other.turn) == other
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+_FIELDS = dict.fromkeys(("stream", "id", "unique_id", "made", "family", "disk"), str) | {
+    "size": int,
+    "proved": bool,
+    "turn": int,
+}
+
+
+class Baselines:
+    """The baselines of one run: those it begins at, and those that it leaves. For threads."""
+
+    def __init__(self, context: Context, resources: Resources) -> None:
+        self._context, self._resources = context, resources
+        self._older: dict[str, Baseline] = {}
+        self._newer: dict[str, Baseline] = {}
+        self._lock = Lock()
+
+    def begin(self, disk: str, baseline: Baseline | None) -> str:
+        """A disk's replica has this baseline, or none; return the name of its stream."""
+        with self._lock:
+            if baseline is not None:
+                self._older[disk] = baseline
+            return baseline.stream if baseline is not None else secrets.token_hex(8)
+
+    def open(self, baseline: Baseline) -> Json | None:
+        """Let a baseline be read, and return Azure's document of it; None if it is gone or is no baseline of ours."""
+        document = self._context.azure.find(baseline.id)
+        if document is None or names.tags_of(document).get(names.BASELINE_TAG) != baseline.stream:
+            return None
+        self._context.azure.patch_snapshot(baseline.id, {"properties": _OPEN})
+        return document
+
+    def close(self, baseline: Baseline) -> None:
+        """Let a baseline no longer be read. A failure is only logged: it is deleted when the run ends well."""
+        azure = self._context.azure
+        try:
+            azure.revoke_access(baseline.id)
+            azure.patch_snapshot(baseline.id, {"properties": _CLOSED})
+        except (AzureError, DeadlinePassed) as error:
+            LOG.warning("the access to %s could not be ended: %s", baseline.id, error)
+
+    def leave(self, disk: str, baseline: Baseline) -> None:
+        """A disk's new replica is going to have this baseline, a snapshot of this run."""
+        with self._lock:
+            self._newer[disk] = baseline
+
+    def keep(self) -> None:
+        """Make baselines of the snapshots to leave: from now on they outlive the run.
+
+        One that cannot be kept is deleted with the run: then the next run reads all of that disk.
+        """
+        for disk, baseline in self._newer.items():
+            try:
+                self._keep(disk, baseline)
+            except (AzureError, DeadlinePassed) as error:
+                self._context.report(
+                    Notice(f"{disk}: its snapshot is not kept as a baseline: {error.message}")
+                )
+            else:
+                self._resources.outlives(baseline.id)
+
+    def _keep(self, disk: str, baseline: Baseline) -> None:
+        context = self._context
+        now = context.azure.now(context.clock)
+        tags = {
+            **context.environment.tags,
+            names.BASELINE_TAG: baseline.stream,
+            names.INSTANCE_TAG: self._resources.run.instance[:256],
+            names.ROLE_TAG: f"baseline-{disk}",
+            names.MADE_TAG: names.stamp(now),
+            names.UNTIL_TAG: names.stamp(now + timedelta(days=context.environment.baseline_days)),
+        }
+        context.azure.patch_snapshot(baseline.id, {"tags": tags, "properties": _CLOSED})
+
+    def retire(self) -> list[str]:
+        """Delete the baselines that the replica no longer has; return the ids that could not be deleted."""
+        kept = {baseline.id.lower() for baseline in self._newer.values()}
+        streams = {each.stream for each in (*self._older.values(), *self._newer.values())}
+        old = [
+            str(document["id"])
+            for document in self._context.azure.resources("snapshot", self._resources.run.group)
+            if names.tags_of(document).get(names.BASELINE_TAG) in streams
+            and str(document["id"]).lower() not in kept
+        ]
+        return self._resources.delete(old) if old else []
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A baseline in Azure. `until` is its end date as the tag has it."""
+
+    id: str
+    instance: str
+    disk: str
+    made: str
+    until: str
+    used_bytes: int
+
+    def to_json(self) -> Json:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def listed(context: Context) -> list[Listed]:
+    """All baselines in the resource group, by VM and disk."""
+    documents = context.azure.resources("snapshot", context.environment.resource_group)
+    found = [(document, names.tags_of(document)) for document in documents]
+    ours = [
+        Listed(
+            id=str(document["id"]),
+            instance=tags.get(names.INSTANCE_TAG, ""),
+            disk=tags.get(names.ROLE_TAG, "").removeprefix("baseline-"),
+            made=tags.get(names.MADE_TAG, ""),
+            until=tags.get(names.UNTIL_TAG, ""),
+            used_bytes=int(at(document, "properties.diskSizeBytes") or 0),
+        )
+        for document, tags in found
+        if names.BASELINE_TAG in tags
+    ]
+    return sorted(ours, key=lambda each: (each.instance, each.disk, each.made))
+
+
+def expired(context: Context, baselines: Iterable[Listed]) -> list[Listed]:
+    """Those whose end date has passed by Azure's clock; one without a date has none."""
+    now = context.azure.now(context.clock)
+    return [each for each in baselines if (until := names.moment(each.until)) is not None and until <= now]

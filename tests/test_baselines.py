@@ -1,0 +1,359 @@
+"""Later runs read what Azure says has changed since the baseline, and notice where it lies."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from coriolis_azure.azure import names
+from coriolis_azure.events import Event, Notice
+from coriolis_azure.readers.changed import WINDOW
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import DiskReport, Source
+from harness.constants import MIB
+
+Image = Callable[..., Path]
+Connect = Callable[..., Source]
+KEPT = {"replica_export_mechanism": "snapshots", "keep_baseline": True, "chunk_size_kib": 64}
+SIZE = 8 * MIB
+
+
+class Replica:
+    """A VM of one disk, its replica, and runs that bring the one up to the other."""
+
+    def __init__(self, azure: Sandbox, connect: Connect, image: Image, folder: Path) -> None:
+        azure.add_vm("web", image("os", SIZE, seed=1))
+        self.azure, self.folder, self._connect = azure, folder, connect
+        self.disk = azure.disk(connect().inspect("web").disks[0].id)
+        self.resources = azure.resources()
+
+    def run(self, **environment: object) -> DiskReport:
+        """A run; the image is compared with the disk."""
+        source = self._connect(environment={**KEPT, **environment})
+        (report,) = source.replicate("web", self.folder).disks
+        assert (self.folder / "os.raw").read_bytes() == self.disk.path.read_bytes()
+        assert len(self.baselines()) <= 1
+        assert self.exposed() == []
+        assert len(self.azure.resources()) == len(self.resources) + len(self.baselines())
+        return report
+
+    def write(self, chunk: int, seed: int = 7) -> None:
+        """Change 4 KiB in a chunk."""
+        self.disk.write(chunk * 64 * 1024 + 8192, random.Random(seed).randbytes(4096))
+
+    def exposed(self) -> list[str]:
+        """The snapshots that can be read, or that a URL could be had for."""
+        source = self._connect()
+        snapshots = source.azure.resources("snapshot", source.environment.resource_group)
+        closed = {"networkAccessPolicy": "DenyAll", "diskState": "Unattached"}
+        return [each["id"] for each in snapshots if not closed.items() <= each["properties"].items()]
+
+    def baselines(self) -> list[str]:
+        """The ids of the baselines in Azure."""
+        source = self._connect()
+        listed = source.azure.resources("snapshot", source.environment.resource_group)
+        return [str(each["id"]) for each in listed if names.BASELINE_TAG in names.tags_of(each)]
+
+
+@pytest.fixture
+def replica(azure: Sandbox, connect: Connect, image: Image, tmp_path: Path) -> Replica:
+    return Replica(azure, connect, image, tmp_path / "images")
+
+
+def test_the_second_run_proves_the_list_and_the_third_reads_what_changed(replica: Replica) -> None:
+    first = replica.run()
+    assert (first.tier, first.relied_bytes) == ("allocated", 0)
+    replica.write(3)
+    second = replica.run()
+    assert (second.tier, second.listed_bytes) == ("allocated", 4096)
+    assert second.checked_bytes == SIZE - 64 * 1024
+    replica.write(100)
+    third = replica.run()
+    assert third.tier == "changed"
+    assert (third.sent_bytes, third.listed_bytes) == (64 * 1024, 4096)
+    chunks = SIZE // (64 * 1024)
+    assert third.read_bytes <= (1 + -(-chunks // WINDOW)) * 64 * 1024
+    assert third.relied_bytes + third.read_bytes == SIZE
+
+
+def test_every_part_of_the_disk_is_read_within_so_many_runs(replica: Replica) -> None:
+    replica.run()
+    replica.run()
+    checked = sum(replica.run(full_every=1000).checked_bytes for _ in range(WINDOW))
+    assert checked == SIZE
+
+
+def test_every_so_many_runs_all_is_read(replica: Replica) -> None:
+    tiers = [replica.run(full_every=3).tier for _ in range(8)]
+    assert tiers == [
+        "allocated",
+        "allocated",
+        "changed",
+        "allocated",
+        "changed",
+        "changed",
+        "allocated",
+        "changed",
+    ]
+
+
+def test_cleared_pages_become_zeros_unread(replica: Replica) -> None:
+    replica.run()
+    replica.run()
+    replica.disk.clear(2 * MIB, MIB)
+    report = replica.run()
+    assert 0 < report.zero_bytes <= report.listed_bytes == MIB
+    assert report.read_bytes == report.checked_bytes
+
+
+def test_a_disk_that_has_grown_is_read_where_it_grew(replica: Replica, tmp_path: Path) -> None:
+    replica.run()
+    replica.run()
+    grown = tmp_path / "grown.raw"
+    grown.write_bytes(replica.disk.path.read_bytes() + random.Random(5).randbytes(MIB))
+    replica.azure.write("web", "os", grown)
+    report = replica.run()
+    assert report.sent_bytes >= MIB
+    assert report.size_bytes == SIZE + MIB
+
+
+def test_between_runs_nobody_can_read_a_baseline_and_it_has_an_end(
+    replica: Replica, connect: Connect
+) -> None:
+    replica.run(baseline_days=3)
+    source = connect()
+    (id,) = replica.baselines()
+    document = source.azure.get(id)
+    assert document["properties"]["networkAccessPolicy"] == "DenyAll"
+    assert document["properties"]["diskState"] == "Unattached"
+    tags = names.tags_of(document)
+    assert names.RUN_TAG not in tags
+    made, until = names.moment(tags[names.MADE_TAG]), names.moment(tags[names.UNTIL_TAG])
+    assert made is not None
+    assert until is not None
+    assert (until - made).days == 3
+
+
+def test_without_the_setting_no_baseline_is_left_and_an_older_one_is_deleted(replica: Replica) -> None:
+    replica.run()
+    assert replica.baselines()
+    report = replica.run(keep_baseline=False)
+    assert replica.baselines() == []
+    assert report.sent_bytes == 0
+
+
+def test_an_image_that_was_changed_by_hand_is_healed_although_nothing_is_listed(replica: Replica) -> None:
+    replica.run()
+    replica.run()
+    with (replica.folder / "os.raw").open("r+b") as file:
+        file.seek(5 * MIB)
+        file.write(b"by hand")
+    report = replica.run()
+    assert report.sent_bytes + report.zero_bytes > 0
+    assert report.tier == "changed"
+
+
+def test_clean_up_lists_baselines_and_deletes_those_that_are_over_or_that_it_is_told_to(
+    replica: Replica, connect: Connect
+) -> None:
+    replica.run()
+    source = connect()
+    (listed,) = source.baselines()
+    assert (listed.instance, listed.disk) == ("web", "os")
+    assert source.retire([listed]) == ([], [])
+    assert source.retire([listed], every=True, dry_run=True) == ([listed], [])
+    assert len(replica.baselines()) == 1
+    over = replace(listed, until="2020-01-01T00:00:00Z")
+    assert source.retire([over]) == ([over], [])
+    assert replica.baselines() == []
+    assert replica.run().tier == "allocated"
+    assert source.retire(source.baselines(), every=True)[1] == []
+    assert replica.baselines() == []
+
+
+LOST = {
+    "deleted": lambda source, snapshot: source.azure.delete(snapshot),
+    "stripped of its tags": lambda source, snapshot: source.azure.tag(snapshot, {}),
+}
+
+
+@pytest.mark.parametrize("lose", LOST.values(), ids=list(LOST))
+def test_a_baseline_that_is_lost_costs_a_whole_read(
+    replica: Replica, connect: Connect, told: list[Event], lose: Callable[[Source, str], None]
+) -> None:
+    replica.run()
+    replica.run()
+    (id,) = replica.baselines()
+    lose(connect(), id)
+    kept = replica.baselines()
+    replica.resources = [each for each in replica.azure.resources() if each["id"] not in kept]
+    replica.write(9)
+    report = replica.run()
+    assert (report.tier, report.reason) == ("allocated", "the baseline was deleted")
+    assert any("what has changed is not known" in event.text for event in told if isinstance(event, Notice))
+
+
+Intercept = Callable[[Request, Callable[[Request], Response]], Response]
+
+
+def rewritten(change: Callable[[bytes], bytes]) -> Intercept:
+    """A service that changes the lists of changes, but for those from a snapshot to itself."""
+
+    def intercept(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        previous = request.header("x-ms-previous-snapshot-url")
+        if not previous or Request("GET", previous).query["snapshot"] == request.query["snapshot"]:
+            return response
+        return replace(response, body=change(response.body))
+
+    return intercept
+
+
+def ignoring(request: Request, answer: Callable[[Request], Response]) -> Response:
+    """A service that does not know the header with the older snapshot."""
+    others = {name: text for name, text in request.headers.items() if "previous-snapshot" not in name.lower()}
+    return answer(replace(request, headers=others))
+
+
+def of_another_size(request: Request, answer: Callable[[Request], Response]) -> Response:
+    response = answer(request)
+    if "comp=pagelist" not in request.url:
+        return response
+    return replace(response, headers={**response.headers, "x-ms-blob-content-length": "1024"})
+
+
+def refusing(status: int, code: str) -> Intercept:
+    """A service that refuses lists of changes."""
+
+    def intercept(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if not request.header("x-ms-previous-snapshot-url"):
+            return answer(request)
+        body = (
+            f"<?xml version='1.0' encoding='utf-8'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+        )
+        return Response(status, {"x-ms-error-code": code, "Content-Type": "application/xml"}, body.encode())
+
+    return intercept
+
+
+def drop_last(body: bytes) -> bytes:
+    """Without the last range."""
+    return re.sub(rb"(.*)<PageRange>.*?</PageRange>", rb"\1", body, flags=re.DOTALL)
+
+
+def ranges(*pairs: tuple[int, int]) -> Callable[[bytes], bytes]:
+    """These ranges, with inclusive ends, in place of what is there."""
+    told = b"".join(b"<PageRange><Start>%d</Start><End>%d</End></PageRange>" % pair for pair in pairs)
+    return lambda body: b"<?xml version='1.0' encoding='utf-8'?><PageList>%s</PageList>" % told
+
+
+LIES: dict[str, tuple[Intercept, str]] = {
+    "the header is ignored": (ignoring, "from a snapshot to itself"),
+    "the blob has another size": (of_another_size, "of a blob of another size"),
+    "out of order": (rewritten(ranges((8192, 8703), (0, 511))), "not in order"),
+    "overlapping": (rewritten(ranges((0, 1023), (512, 1535))), "not in order"),
+    "no pages": (rewritten(ranges((0, 100))), "do not fit"),
+    "beyond the end": (rewritten(ranges((SIZE + 512, SIZE + 1023))), "beyond what was asked for"),
+    "written, not allocated": (
+        rewritten(ranges((SIZE - 65536, SIZE - 65025))),
+        "a page was written that is not",
+    ),
+    "a new page is left out": (rewritten(drop_last), "neither allocated nor written"),
+    "refused": (refusing(409, "BlobOverwritten"), "BlobOverwritten"),
+    "forbidden": (refusing(403, "AuthenticationFailed"), "AuthenticationFailed"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_list_that_cannot_be_right_is_not_used(replica: Replica, lie: str, told: list[Event]) -> None:
+    replica.disk.clear(SIZE - MIB, MIB)
+    replica.run()
+    replica.run()
+    replica.write(3)
+    replica.write(SIZE // 65536 - 8)  # where nothing was allocated
+    replica.azure.intercept, reason = LIES[lie]
+    report = replica.run()
+    replica.azure.intercept = None
+    assert report.tier in ("allocated", "whole")
+    assert reason in report.reason or any(reason in each.text for each in told if isinstance(each, Notice))
+    replica.write(5)
+    assert replica.run().tier == "allocated"  # what was proved has to be proved anew
+    assert replica.run().tier == "changed"
+
+
+def test_a_change_that_is_not_listed_is_found_by_the_proof(replica: Replica, told: list[Event]) -> None:
+    replica.run()
+    replica.write(3)
+    replica.write(50)
+    replica.azure.intercept = rewritten(drop_last)
+    replica.run()
+    offset = 50 * 65536
+    assert any(f"change at offset {offset}" in event.text for event in told if isinstance(event, Notice))
+    replica.azure.intercept = None
+    assert replica.run().tier == "allocated"  # nothing was proved
+
+
+@pytest.mark.slow
+def test_a_change_that_is_not_listed_is_found_within_so_many_runs(
+    replica: Replica, connect: Connect, told: list[Event]
+) -> None:
+    replica.run()
+    replica.run()
+    replica.write(3)
+    replica.write(50)
+    replica.azure.intercept = rewritten(drop_last)
+    source, runs = connect(environment={**KEPT, "full_every": 1000}), 0
+    while (replica.folder / "os.raw").read_bytes() != replica.disk.path.read_bytes():
+        source.replicate("web", replica.folder)
+        replica.azure.intercept, runs = None, runs + 1
+    assert 1 < runs <= WINDOW
+    assert any("leaves out a change" in event.text for event in told if isinstance(event, Notice))
+
+
+class Died(BaseException):
+    """The process ended: nothing it does has an effect any more."""
+
+
+def dying(at: int) -> Callable[[Request, Callable[[Request], Response]], Response]:
+    """A network that is gone from this request on."""
+    seen = 0
+
+    def intercept(request: Request, answer: Callable[[Request], Response]) -> Response:
+        nonlocal seen
+        seen += 1
+        if seen >= at:
+            raise Died
+        return answer(request)
+
+    return intercept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_whatever_a_run_dies_of_the_next_one_is_right_and_leaves_one_baseline(
+    replica: Replica, connect: Connect, part: int
+) -> None:
+    replica.run()
+    replica.run()
+    chunks, at = random.Random(part), part
+    while True:
+        at += 4
+        replica.write(chunks.randrange(SIZE // 65536), seed=at)
+        replica.azure.intercept = dying(at)
+        try:
+            connect(environment=KEPT).replicate("web", replica.folder)
+        except Died:
+            pass
+        else:
+            break  # it needs fewer requests
+        finally:
+            replica.azure.intercept = None
+        if chunks.random() < 0.5:
+            replica.write(chunks.randrange(SIZE // 65536), seed=-at)
+        replica.run()
+    assert at > 40

@@ -1,0 +1,167 @@
+"""The mechanism `snapshots`: disks are read from their snapshots through signed URLs; nothing else is created."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from coriolis_azure import errors
+from coriolis_azure.azure import permissions
+from coriolis_azure.azure.sas import Sas, masked
+from coriolis_azure.machine import cloning
+from coriolis_azure.run.journal import Journal
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
+from coriolis_azure.source import Source
+from harness.command_line import run
+from harness.constants import MIB
+
+Image = Callable[..., Path]
+Connect = Callable[..., Source]
+SNAPSHOTS = {"replica_export_mechanism": "snapshots"}
+
+
+class Watched:
+    """Counts the requests to Azure by method and path; `before` may answer one itself."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.before: Callable[[Request], Response | None] = lambda request: None
+
+    def __call__(self, request: Request, answer: Callable[[Request], Response]) -> Response:
+        self.requests.append((request.method, request.path.lower()))
+        return self.before(request) or answer(request)
+
+    def created(self) -> set[str]:
+        """The types of what was created."""
+        return {
+            path.split("/")[7] for method, path in self.requests if method == "PUT" and path.count("/") == 8
+        }
+
+
+@pytest.fixture
+def watched(azure: Sandbox) -> Watched:
+    azure.intercept = watched = Watched()
+    return watched
+
+
+def test_two_runs_create_snapshots_only_and_read_allocated_pages_only(
+    azure: Sandbox, connect: Connect, image: Image, watched: Watched, tmp_path: Path
+) -> None:
+    os_disk, data, to = (
+        image("os", 5 * MIB + 512, seed=1),
+        image("data", 3 * MIB, seed=2),
+        tmp_path / "images",
+    )
+    for disk in (os_disk, data):
+        with disk.open("r+b") as file:
+            file.truncate(8 * MIB)  # a hole: pages that were never written
+    azure.add_vm("web", os_disk, [data])
+    source, before = connect(environment=SNAPSHOTS), azure.resources()
+
+    first = source.replicate("web", to)
+    assert watched.created() == {"snapshots"}
+    assert (to / "os.raw").read_bytes() == os_disk.read_bytes()
+    assert (to / "data-0.raw").read_bytes() == data.read_bytes()
+    assert first.mechanism == "snapshots"
+    assert all(disk.full and disk.verified for disk in first.disks)
+    assert [disk.read_bytes // MIB for disk in first.disks] == [5, 3]
+
+    content = bytearray(data.read_bytes())
+    content[2 * MIB + 4096 : 2 * MIB + 8192] = random.Random(3).randbytes(4096)
+    data.write_bytes(content)
+    azure.write("web", 0, data)
+    second = source.replicate("web", to)
+    assert (to / "data-0.raw").read_bytes() == data.read_bytes()
+    assert [disk.sent_bytes > 0 for disk in second.disks] == [False, True]
+    for report in (*first.disks, *second.disks):
+        assert report.sent_bytes + report.zero_bytes + report.skipped_bytes == report.size_bytes
+    assert azure.resources() == before
+    assert first.left_behind == second.left_behind == ()
+
+
+@pytest.mark.parametrize("order", [("worker", "snapshots"), ("snapshots", "azure_worker")], ids=" then ".join)
+def test_each_mechanism_goes_on_with_the_replica_of_the_other(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    disk = image("os", 3 * MIB, seed=1)
+    azure.add_vm("web", disk)
+    first, second = (
+        connect(environment={"replica_export_mechanism": mechanism}).replicate("web", tmp_path / "images")
+        for mechanism in order
+    )
+    assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
+    assert second.disks[0].sent_bytes == 0
+    assert second.disks[0].root == first.disks[0].root
+
+
+@pytest.mark.parametrize("sign", ["error", "interrupt"])
+def test_a_run_that_fails_ends_the_access_to_its_snapshots(
+    azure: Sandbox, connect: Connect, image: Image, watched: Watched, tmp_path: Path, sign: str
+) -> None:
+    azure.add_vm("web", image("os", seed=1), [image("data", seed=2)])
+    before = azure.resources()
+
+    def fail(request: Request) -> Response | None:
+        if request.query.get("comp") == "pagelist":
+            raise KeyboardInterrupt if sign == "interrupt" else errors.DestinationFailed("provoked")
+        return None
+
+    watched.before = fail
+    with pytest.raises((KeyboardInterrupt, errors.CoriolisAzureError)):
+        connect(environment=SNAPSHOTS).replicate("web", tmp_path / "images")
+    assert azure.resources() == before
+    assert sum(path.endswith("/endgetaccess") for _, path in watched.requests) == 2
+
+
+def test_the_small_role_is_enough_for_the_whole_job(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os", seed=1), spec=VmSpec())
+    role = permissions.role({permissions.EXPORT, permissions.SHUTDOWN}, ["/"])
+    writes = [action for action in role["Actions"] if action.endswith(("/write", "/delete"))]
+    assert writes == ["Microsoft.Compute/snapshots/delete", "Microsoft.Compute/snapshots/write"]
+    azure.permissions[:] = [{"actions": role["Actions"], "notActions": []}]
+    source = connect(environment=SNAPSHOTS)
+    assert source.check("web", strict=True, pool=False).ok
+    source.replicate("web", tmp_path / "images", shutdown=True)
+
+
+def test_a_snapshot_of_a_dead_run_is_closed_before_it_is_deleted(
+    azure: Sandbox, connect: Connect, image: Image, watched: Watched, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os", seed=1))
+    source, before = connect(environment=SNAPSHOTS), azure.resources()
+    run = source.new_run(source.inspect("web"))
+    with Journal(run, None) as journal:
+        resources = source.resources(run, journal)
+        machine = source.inspect("web")
+        taken = cloning.snapshot_all(
+            resources, machine.disks, source.context.report, source.context.clock, exported=True
+        )
+        source.azure.grant_read(taken["os"], 3600)
+    assert source.finish(run) == []
+    assert azure.resources() == before
+
+
+def test_a_signed_url_is_shown_as_its_host() -> None:
+    sas = Sas("https://md-1.z1.blob.storage.azure.net/c/abcd?sv=2018-03-28&sr=b&si=x&sig=S3cret%2B")
+    assert "S3cret" not in f"{sas} {sas!r} {[sas]}"
+    assert masked(f"url: {sas.url} (caused by)").endswith("&sig=... (caused by)")
+
+
+@pytest.mark.slow
+def test_no_signature_is_in_a_log_or_file_of_a_run_over_https(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    done = run(
+        *("replicate", *settings, "web", "--to", tmp_path / "images", "--mechanism", "snapshots", "-vv")
+    )
+    assert (tmp_path / "images/os.raw").read_bytes() == (served.parent / "os.raw").read_bytes()
+    assert "sig=..." in done.stderr  # the library does log its requests
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".raw"]
+    for text in (done.stdout.encode(), done.stderr.encode(), *files):
+        assert not re.search(rb"sig=(?!\.\.\.)", text, re.IGNORECASE)
