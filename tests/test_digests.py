@@ -208,10 +208,10 @@ def test_one_thread_changes_them_while_others_read() -> None:
 def test_only_whole_pages_follow_each_other() -> None:
     digests = Digests(SOME * PAGE)
     digests.append(SOME)
-    with pytest.raises(ValueError, match="no page"):
+    with pytest.raises(ValueError, match="not a page"):
         digests.append(SOME)
     for wrong in (b"", SOME * (PAGE + 1), SOME[1:]):
-        with pytest.raises(ValueError, match="no page"):
+        with pytest.raises(ValueError, match="not a page"):
             Digests(SOME * PAGE).append(wrong)
-    with pytest.raises(ValueError, match="no digests"):
+    with pytest.raises(ValueError, match="not a multiple"):
         Digests(SOME[1:])

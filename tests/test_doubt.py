@@ -499,7 +499,7 @@ def test_an_image_that_is_mounted_through_a_loop_device_is_refused(path: Path) -
     assert holds(path, {0: A})
     read_only = command("losetup", "--read-only", "--find", "--show", path)
     try:
-        with pytest.raises(InvalidInput, match=f"{read_only} is set up over it") as refused:
+        with pytest.raises(InvalidInput, match=f"{read_only} uses it") as refused:
             run(path, {0: B})
     finally:
         command("losetup", "--detach", read_only)

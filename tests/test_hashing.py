@@ -107,29 +107,29 @@ def test_secret_and_digests_are_only_under_chunks() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda d: None, "no such document"),
-        (lambda d: [], "no such document"),
-        (lambda d: {}, "no such document"),
-        (lambda d: {"version": "1"}, "no such document"),
-        (lambda d: {"version": True}, "no such document"),
-        (lambda d: {**d, "version": 1}, "version 1, whose digests are other ones"),
-        (lambda d: {**d, "version": 3}, "version 3, this program knows"),
+        (lambda d: None, "it is not a manifest"),
+        (lambda d: [], "it is not a manifest"),
+        (lambda d: {}, "it is not a manifest"),
+        (lambda d: {"version": "1"}, "it is not a manifest"),
+        (lambda d: {"version": True}, "it is not a manifest"),
+        (lambda d: {**d, "version": 1}, "version 1, which had other digests"),
+        (lambda d: {**d, "version": 3}, "version 3, but this program knows"),
         (lambda d: {k: v for k, v in d.items() if k != "chunks"}, "'chunks' is missing"),
         (lambda d: {**d, "size": "1"}, "'size' is missing or not a number"),
         (lambda d: {**d, "size": 1.5}, "'size'"),
         (lambda d: {**d, "disk": None}, "'disk'"),
-        (lambda d: {**d, "chunks": d["chunks"][:-4]}, "check does not fit"),
-        (lambda d: {**d, "disk": "another"}, "check does not fit"),
+        (lambda d: {**d, "chunks": d["chunks"][:-4]}, "check value does not match"),
+        (lambda d: {**d, "disk": "another"}, "check value does not match"),
         (lambda d: sealed({**d, "chunks": d["chunks"][:-4]}), "'chunks'"),
         (lambda d: sealed({**d, "chunks": "%%%"}), "'chunks' is damaged"),
         (lambda d: sealed({**d, "chunks": "ä"}), "'chunks' is damaged"),
         (lambda d: sealed({**d, "chunks": ""}), "'chunks'"),
-        (lambda d: sealed({**d, "size": d["size"] * 2}), "'chunks' does not hold"),
-        (lambda d: sealed({**d, "size": 1 << 62}), "'chunks' does not hold"),
+        (lambda d: sealed({**d, "size": d["size"] * 2}), "'chunks' does not contain"),
+        (lambda d: sealed({**d, "size": 1 << 62}), "'chunks' does not contain"),
         (lambda d: sealed({**d, "size": 10**40}), "'chunks'"),
         (lambda d: sealed({**d, "size": 0}), "size is 0"),
         (lambda d: sealed({**d, "chunk": -1}), "chunk size -1"),
-        (lambda d: sealed({**d, "hash": "md5"}), "hash 'md5' is none of"),
+        (lambda d: sealed({**d, "hash": "md5"}), "hash 'md5' is not one of"),
     ],
 )
 def test_what_is_wrong_with_a_document_is_said(
@@ -139,7 +139,7 @@ def test_what_is_wrong_with_a_document_is_said(
     with pytest.raises(InvalidInput, match=said):
         Manifest.from_json(document)
     if not json.dumps(document).isascii() or "\\" in json.dumps(document):
-        said = "check does not fit"  # of the letters as they stand there
+        said = "check value does not match"  # of the letters as they stand there
     with pytest.raises(InvalidInput, match=said):
         Manifest.read(BytesIO(json.dumps(document).encode()))
 

@@ -151,12 +151,12 @@ def test_without_a_manifest_the_content_itself_is_read(place: Place) -> None:
     ("change", "said"),
     {
         "cut": (lambda text: text[: len(text) // 2], "was cut off"),
-        "changed": (lambda text: text.replace(b'"size": ', b'"size": 1'), "its check does not fit"),
+        "changed": (lambda text: text.replace(b'"size": ', b'"size": 1'), "its check value does not match"),
         "newer": (
             lambda text: text.replace(b'"version": 2', b'"version": 3'),
-            "this program knows version 2",
+            "this program knows only version 2",
         ),
-        "foreign": (lambda text: b'{"version": "1.0", "layers": []}', "no such document"),
+        "foreign": (lambda text: b'{"version": "1.0", "layers": []}', "it is not a manifest"),
     }.values(),
     ids=["cut", "changed", "newer", "foreign"],
 )

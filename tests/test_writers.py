@@ -583,10 +583,10 @@ def test_a_good_state_is_believed_and_resized(records: RecordFiles) -> None:
 @pytest.mark.parametrize(
     ("kept", "why"),
     [
-        (None, "no such document"),
-        ({}, "no such document"),
-        ("text", "no such document"),
-        ({**state().to_json(), "chunks": "AAAA"}, "its check does not fit"),
+        (None, "it is not a manifest"),
+        ({}, "it is not a manifest"),
+        ("text", "it is not a manifest"),
+        ({**state().to_json(), "chunks": "AAAA"}, "its check value does not match"),
         ({**state().to_json(), "version": 3}, "version 3"),
         (state(), "the last run failed"),
         (state(disk="another"), "another disk"),

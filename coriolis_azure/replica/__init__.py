@@ -1,3 +1,4 @@
-"""Where chunks go: manifests and digests, images, devices, VHD blobs, the state beside them, and verifying them.
+"""Where chunks go: manifests and digests, media (images, devices, VHD blobs), the state beside them, verification.
 
-The rules that keep a replica right live here. Where chunks come from is not known here."""
+The rules that keep a replica right live here. This folder does not know where chunks come from.
+"""

@@ -1,4 +1,4 @@
-"""Which block device it is: `/dev` names are given anew at each boot, so they say nothing."""
+"""Identifies block devices. Names in `/dev` are assigned at each boot, so they identify nothing."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from contextlib import suppress
 from pathlib import Path
 
 _NUMBERS = Path("/sys/dev/block")
-# The first that is there counts: of a LUN, an NVMe namespace, a SCSI or virtio disk, a mapping such as an LV, RAID.
+# The first that exists counts; of a LUN, an NVMe namespace, a SCSI or virtio disk, a mapping such as an LV, a RAID.
 _IDENTITIES = ("device/wwid", "wwid", "serial", "device/serial", "dm/uuid", "md/uuid")
 
 
 def identity(number: int) -> str:
-    """What is lasting about the device with this number; "" where the kernel knows nothing of the kind."""
+    """A lasting identity of the device with this number; "" if the kernel knows none."""
     place = _NUMBERS / f"{os.major(number)}:{os.minor(number)}"
     start = _text(place / "start")
-    if _text(place / "partition"):  # inside of the disk's own folder
+    if _text(place / "partition"):  # its folder is inside that of the disk
         whole = _of_disk(place.resolve().parent)
         return f"{whole}, partition at {start}" if whole else ""
     return _of_disk(place)
 
 
 def relatives(number: int) -> list[int]:
-    """The numbers of the device's partitions, or of the disk that it is a partition of."""
+    """The numbers of the device's partitions or, for a partition, of its disk."""
     place = _NUMBERS / f"{os.major(number)}:{os.minor(number)}"
     if _text(place / "partition"):
         return [_number(place.resolve().parent)]
@@ -32,15 +32,15 @@ def relatives(number: int) -> list[int]:
 
 
 def node(number: int) -> Path:
-    """The device's name in /dev. OSError where the kernel knows no such device."""
+    """The device's path in /dev. Raises OSError if the kernel knows no such device."""
     place = _NUMBERS / f"{os.major(number)}:{os.minor(number)}"
     return Path("/dev") / place.resolve(strict=True).name.replace("!", "/")
 
 
 def below(number: int) -> Iterator[tuple[str, Path]]:
-    """What the device is made of, all the way down: the name of a device, and a file or device that it is over.
+    """Yield what the device consists of, recursively: the name of a device, and a file or device below it.
 
-    Of a loop device its backing file, of a mapping or a RAID its parts. A partition is made of what its disk is.
+    That is the backing file of a loop device, and the parts of a mapping or RAID. For a partition, its disk counts.
     """
     place = (_NUMBERS / f"{os.major(number)}:{os.minor(number)}").resolve()
     if _text(place / "partition"):

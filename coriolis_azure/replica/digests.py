@@ -1,7 +1,7 @@
-"""Digests of the chunks of a disk: so many that most of them are in a file without a name, not in memory.
+"""Stores the digests of a disk's chunks: so many that most are in a file without a name, not in memory.
 
-Those of 4 TiB in chunks of 1 MiB take 56 MiB. They are kept in pages of 4096. Copies share what is not changed in one
-of them, and pages of nothing but ZERO, which a sparse disk has many of, are all the same one.
+Those of 4 TiB in chunks of 1 MiB take 56 MiB. They are stored in pages of 4096 digests. Copies share the pages that
+neither changes, and all pages of nothing but ZERO, of which a sparse disk has many, are one object.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from ..errors import DestinationFailed
 PAGE = 4096  # digests
 _ZEROS = ZERO * PAGE
 _INVERTED = bytes(range(255, -1, -1))
-_IN_MEMORY = 16  # pages from the beginning on: no file for a disk that has no more
-_OPEN = 2  # pages after those that are changed in memory: whoever works at a boundary needs two
+_IN_MEMORY = 16  # so many first pages stay in memory; disks with no more need no file
+_OPEN = 2  # so many later pages are changed in memory at a time: work at a boundary needs two
 
 
 class Digests:
-    """The digests of many chunks, in order. One thread may change them, or copy them, while others read.
+    """The digests of many chunks, in order. One thread may change or copy them while others read.
 
-    The file is in the system's place for temporary files (TMPDIR), 14 MiB for a TiB in chunks of 1 MiB, and where all
-    of them change twice as much again: the reader keeps what it has told, the transfer what is there. It is readable
-    for nobody else and gone with the process. Where there is no room for it, memory is taken instead.
-    DestinationFailed where it cannot be read.
+    The file is in the system's folder for temporary files (TMPDIR). It takes 14 MiB per TiB in chunks of 1 MiB, and
+    twice as much again if all of them change, for the copies of the reader and of the transfer. Nobody else can read
+    it, and it is gone with the process. If there is no space for it, memory is used instead. Raises DestinationFailed
+    if it cannot be read.
     """
 
     def __init__(self, digests: bytes = b"") -> None:
         if len(digests) % DIGEST:
-            raise ValueError(f"{len(digests)} bytes are no digests of {DIGEST}")
-        # A page is bytes where others may have it too, a bytearray while this object alone has it, else its place.
+            raise ValueError(f"{len(digests)} bytes are not a multiple of {DIGEST}")
+        # A page is bytes if other objects may share it, a bytearray if only this one has it, or its place in the file.
         self._pages: list[bytes | bytearray | int] = []
         self._count = 0
-        self._open: list[int] = []  # those in memory that are to go into the file
+        self._open: list[int] = []  # pages in memory that will go into the file
         self._file = _File()
         for at in range(0, len(digests), DIGEST * PAGE):
             self.append(digests[at : at + DIGEST * PAGE])
 
     @classmethod
     def filled(cls, fill: bytes, count: int) -> Digests:
-        """`count` times the digest `fill`."""
+        """`count` digests that are all `fill`."""
         new, (whole, rest) = cls(), divmod(count, PAGE)
         new._pages += [_ZEROS if fill == ZERO else fill * PAGE] * whole
         if rest:
@@ -54,29 +54,29 @@ class Digests:
         return new
 
     def append(self, digests: bytes) -> None:
-        """Add the next 4096 at the end, or the last ones."""
+        """Append a page of 4096 digests; only the last page may be shorter."""
         if self._count % PAGE or not 0 < len(digests) <= DIGEST * PAGE or len(digests) % DIGEST:
-            raise ValueError(f"{len(digests)} bytes are no page, or follow what is none")
+            raise ValueError(f"{len(digests)} bytes are not a page, or follow an incomplete one")
         self._pages.append(self._put_away(len(self._pages), digests))
         self._count += len(digests) // DIGEST
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of digests."""
         return self._count
 
     def __getitem__(self, index: int) -> bytes:
-        """That of one chunk."""
+        """The digest of one chunk."""
         if not 0 <= index < self._count:
             raise IndexError(f"there is no digest {index} of {self._count}")
         number, at = divmod(index, PAGE)
         return self._part(number, at, at + 1)
 
     def span(self, first: int, last: int) -> bytes:
-        """Those of the chunks from `first` up to but without `last`."""
+        """The digests of the chunks from `first` up to, but not including, `last`, concatenated."""
         return b"".join(self.pages(first, last))
 
     def pages(self, first: int = 0, last: int | None = None) -> Iterator[bytes]:
-        """The same in pieces."""
+        """The same as `span`, in pieces."""
         last = self._count if last is None else min(last, self._count)
         while first < last:
             number, at = divmod(first, PAGE)
@@ -85,10 +85,10 @@ class Digests:
             first += count
 
     def put(self, index: int, digests: bytes) -> None:
-        """Replace those from chunk `index` on."""
+        """Replace the digests from chunk `index` on."""
         if not 0 <= index <= self._count - len(digests) // DIGEST:
             raise IndexError(
-                f"there are no {len(digests) // DIGEST} digests from {index} on, of {self._count}"
+                f"there are no {len(digests) // DIGEST} digests from {index} on, only {self._count} in all"
             )
         rest = memoryview(digests)
         while rest:
@@ -99,7 +99,7 @@ class Digests:
             index, rest = index + len(part) // DIGEST, rest[len(part) :]
 
     def copy(self) -> Digests:
-        """The same, to be changed by itself."""
+        """A copy that can be changed independently."""
         for number, page in enumerate(self._pages):
             if isinstance(page, bytearray):
                 self._pages[number] = self._put_away(number, page)
@@ -109,7 +109,7 @@ class Digests:
         return new
 
     def resized(self, count: int, fill: bytes) -> Digests:
-        """The first `count` of them, followed by as many of `fill` as are missing."""
+        """A copy with `count` digests: cut off, or extended with `fill`."""
         kept = min(count, self._count)
         whole = kept // PAGE
         new = Digests.filled(fill, count)
@@ -119,9 +119,9 @@ class Digests:
         return new
 
     def differing(self, other: Digests) -> Iterator[int]:
-        """The chunks that have another digest in `other`, which is of as many."""
+        """Yield the indexes whose digests differ; both must have the same length."""
         for number, (mine, theirs) in enumerate(zip(self._pages, other._pages, strict=True)):
-            if self._file is other._file and mine == theirs:  # not even read
+            if self._file is other._file and mine == theirs:  # the same page: no need to read it
                 continue
             one, two = self._page(number), other._page(number)
             starts = range(0, len(one) if one != two else 0, DIGEST)
@@ -139,18 +139,18 @@ class Digests:
     __hash__ = None  # type: ignore[assignment]
 
     def _part(self, number: int, first: int, last: int) -> bytes:
-        """Those from `first` up to but without `last` of a page."""
+        """The digests of a page from `first` up to, but not including, `last`."""
         page = self._pages[number]
         if isinstance(page, int):
             return self._file.read(page + DIGEST * first, DIGEST * (last - first))
         return bytes(page[DIGEST * first : DIGEST * last])
 
     def _page(self, number: int) -> bytes:
-        """All of a page."""
+        """A whole page."""
         return self._part(number, 0, min(PAGE, self._count - PAGE * number))
 
     def _changeable(self, number: int) -> bytearray:
-        """A page in memory that this object alone has."""
+        """The page in memory, as a copy that only this object has."""
         page = self._pages[number]
         if isinstance(page, bytearray):
             return page
@@ -164,7 +164,7 @@ class Digests:
         return changed
 
     def _put_away(self, number: int, page: bytes | bytearray) -> bytes | int:
-        """What stands for a page that is not going to be changed."""
+        """Store a page that will not be changed; return what `_pages` has for it."""
         if page == _ZEROS:
             return _ZEROS
         if number >= _IN_MEMORY:
@@ -174,10 +174,10 @@ class Digests:
 
 
 class _File:
-    """Pages in a file without a name, each written once; it is gone when nobody has it any more.
+    """Pages in a file without a name, each written once. The file is gone when nothing refers to this object any more.
 
-    What a medium loses reads as zeros, and digests of nothing but zeros say that a chunk is known to be empty. So the
-    bits are written the other way round: what is lost then says that nothing is known.
+    Data that a medium loses reads as zeros, and a digest of zeros means that a chunk is known to be empty. So the bits
+    are stored inverted: then lost data means that nothing is known.
     """
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class _File:
         self._places = itertools.count(0, DIGEST * PAGE)
 
     def append(self, page: bytes | bytearray) -> int:
-        """Write a page: its place. OSError where that cannot be."""
+        """Write a page and return its place. Raises OSError if that fails."""
         if self._fd < 0:
             with tempfile.TemporaryFile() as file:
                 self._fd = os.dup(file.fileno())
@@ -195,15 +195,15 @@ class _File:
         return place
 
     def read(self, place: int, size: int) -> bytes:
-        """What stands there."""
+        """The `size` bytes at `place`."""
         try:
             data = os.pread(self._fd, size, place)
             if len(data) != size:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
         except OSError as error:
             raise DestinationFailed(
-                f"a temporary file of ours in {tempfile.gettempdir()} cannot be read: {error.strerror}",
-                remedy="Check the health of the medium, or name another folder in TMPDIR, then run again.",
+                f"a temporary file in {tempfile.gettempdir()} cannot be read: {error.strerror}",
+                remedy="Check the health of the medium, or set TMPDIR to another folder, then run again.",
             ) from error
         return data.translate(_INVERTED)
 

@@ -1,12 +1,12 @@
-"""Whether somebody else uses an image or a device, and keeping others out while we write.
+"""Detects whether other programs use an image or a device, and keeps them out while we write.
 
 * A block device is opened with O_EXCL: refused while it or a partition of it is mounted, is swap, or belongs to LVM,
   RAID or another mapping.
-* A file that any program has open for writing does not get a read lease; one that anybody else has open at all does
-  not get a write lease.
-* QEMU locks bytes 100 to 263 of its images (`block/file-posix.c`). We lock them too: we are refused while QEMU has the
-  image open, and QEMU, or another run, while we have. A disk and its partitions are asked about together.
-* A loop device names the file or device below it in /sys. It does not open a device with O_EXCL.
+* The kernel grants no read lease on a file that any program has open for writing, and no write lease on one that any
+  other program has open at all.
+* QEMU locks bytes 100 to 263 of its images (`block/file-posix.c`). We lock them too, so we are refused while QEMU has
+  the image open, and QEMU or another run is refused while we have. A disk and its partitions are checked together.
+* A loop device names the file or device below it in /sys; it does not open a device with O_EXCL.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOOPS = Path("/sys/block")
 
 
 def open_device(path: Path) -> int:
-    """Open the block device for this run alone, for reading and writing. InvalidInput while something else uses it."""
+    """Open a block device exclusively, for reading and writing. Raises InvalidInput if something else uses it."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     except OSError as error:
@@ -38,25 +38,25 @@ def open_device(path: Path) -> int:
             raise
         raise InvalidInput(
             f"{path} is in use: mounted, swap, part of LVM, RAID or another mapping, or written by another run",
-            remedy=f"Release it (lsblk {path} shows what uses it), or give another device.",
+            remedy=f"Release it (lsblk {path} shows what uses it), or choose another device.",
         ) from error
     return _checked(fd, path, _lock, refuse_loops, _refuse_relatives, _refuse_below)
 
 
 def open_file(path: Path) -> int:
-    """Open our file for this run alone, for reading and writing. InvalidInput while QEMU or another run has it open."""
+    """Open our file exclusively, for reading and writing. Raises InvalidInput if QEMU or another run has it open."""
     return _checked(statefiles.open_existing(path, os.O_RDWR), path, _lock)
 
 
 def create(path: Path) -> int:
-    """Make the file for this run alone. FileExistsError where something is."""
+    """Create a file and open it exclusively. Raises FileExistsError if the path exists."""
     return _checked(statefiles.create(path), path, _lock)
 
 
 def refuse_writers(fd: int, path: Path) -> None:
-    """InvalidInput while another program has the file open for writing. `fd` is one for reading alone."""
+    """Raise InvalidInput if another program has the file open for writing. `fd` must be open for reading only."""
     try:
-        # Whoever opens the file for writing in these microseconds is told of in a signal, whose default ends us.
+        # If a program opens the file for writing in these microseconds, we get a signal; it must not kill us.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
@@ -69,10 +69,11 @@ def refuse_writers(fd: int, path: Path) -> None:
 
 @contextmanager
 def alone(fd: int) -> Iterator[Callable[[], bool]]:
-    """A function: whether no other program has the file open, nor has tried since to open it for writing.
+    """Yield a function that tells whether no other program has the file open or has tried to open it for writing.
 
-    While the block runs none gets it, or after a wait only (`/proc/sys/fs/lease-break-time`). A program that has mapped
-    the file can change a page again and again with one change of the file's times. True where nothing can tell.
+    While the block runs, other programs cannot open it, or only after a wait (`/proc/sys/fs/lease-break-time`). This
+    matters because a program that has mapped the file can change a page repeatedly while the file's times change only
+    once. The function returns true if nothing can tell.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # see `refuse_writers`
@@ -89,7 +90,7 @@ def alone(fd: int) -> Iterator[Callable[[], bool]]:
 
 
 def _checked(fd: int, path: Path, *checks: Callable[[int, Path], None]) -> int:
-    """`fd` after all checks; it is closed where one raises."""
+    """Return `fd` after all checks; close it if one raises."""
     try:
         for check in checks:
             check(fd, path)
@@ -100,19 +101,19 @@ def _checked(fd: int, path: Path, *checks: Callable[[int, Path], None]) -> int:
 
 
 def _lock(fd: int, path: Path) -> None:
-    """Keep QEMU and other runs out until `fd` is closed. InvalidInput where one of them has the image open."""
+    """Keep QEMU and other runs out until `fd` is closed. Raises InvalidInput if one of them has the image open."""
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _qemu_bytes())
     except OSError as error:
         if error.errno in _BUSY:
             raise _in_use(path) from error
-        # Other errors: a file system without locks. RunMark is what is left there.
+        # Any other error means a file system without locks; there, RunMark takes their place.
 
 
 def keeps_out(fd: int) -> bool:
-    """Whether a lock on the open file keeps others out, tried as another program of this host would come upon it.
+    """Whether a lock on the open file keeps others out, tested as another program on this host would meet it.
 
-    Some file systems refuse to lock, and some say that they have and have not.
+    Some file systems refuse locks, and some grant them without effect.
     """
     try:
         with _reading(Path(f"/proc/self/fd/{fd}")) as other:
@@ -123,14 +124,14 @@ def keeps_out(fd: int) -> bool:
 
 def _is_flocked(other: int) -> bool:
     try:
-        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an exclusive one takes leave to write over NFS
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)  # over NFS, an exclusive lock needs write access
     except OSError as error:
         return error.errno in _BUSY
     return False
 
 
 def _is_locked(other: int) -> bool:
-    """Whether somebody else holds the bytes that QEMU locks."""
+    """Whether another program holds the bytes that QEMU locks."""
     try:
         answer = fcntl.fcntl(other, fcntl.F_OFD_GETLK, _qemu_bytes())
     except OSError:
@@ -139,20 +140,20 @@ def _is_locked(other: int) -> bool:
 
 
 def _refuse_relatives(fd: int, path: Path) -> None:
-    """InvalidInput while QEMU has a partition of the device open, or the disk that it is a partition of."""
+    """Raise InvalidInput if QEMU has a partition of the device open or, for a partition, its disk."""
     for number in devices.relatives(os.fstat(fd).st_rdev):
-        with suppress(OSError):  # one that is gone, or has no name
+        with suppress(OSError):  # it is gone, or has no name
             node = devices.node(number)
             with _reading(node) as other:
                 _refuse_locked(other, path, node)
 
 
 def _refuse_below(fd: int, path: Path) -> None:
-    """InvalidInput while something else uses the file or device that this device is over."""
+    """Raise InvalidInput if something else uses a file or device below this device."""
     made_of = list(devices.below(os.fstat(fd).st_rdev))
     ours = {name for name, _ in made_of}
     for _, node in made_of:
-        with suppress(OSError), _reading(node) as other:  # one that is gone
+        with suppress(OSError), _reading(node) as other:  # it is gone
             refuse_loops(other, node, ours)
             _refuse_locked(other, path, node)
 
@@ -176,7 +177,7 @@ def _qemu_bytes() -> bytes:
 
 
 def refuse_loops(fd: int, path: Path, ours: Collection[str] = ()) -> None:
-    """InvalidInput while a loop device, other than `ours`, is set up over the file or device, mounted or not."""
+    """Raise InvalidInput if a loop device other than `ours` uses the file or device, whether mounted or not."""
     mine = os.fstat(fd)
     for backing in _LOOPS.glob("loop*/loop/backing_file"):
         with suppress(OSError):
@@ -184,20 +185,20 @@ def refuse_loops(fd: int, path: Path, ours: Collection[str] = ()) -> None:
             if backing.parts[-3] not in ours and _same_bytes(os.stat(behind), mine):  # noqa: PTH116
                 device = f"/dev/{backing.parts[-3]}"
                 raise InvalidInput(
-                    f"{path} is in use: {device} is set up over it",
+                    f"{path} is in use: the loop device {device} uses it",
                     remedy=f"Unmount it, then detach it: `losetup -d {device}`.",
                 )
 
 
 def _same_bytes(one: os.stat_result, other: os.stat_result) -> bool:
-    """Whether both are one file, one device, or a disk and a partition of it."""
+    """Whether both are the same file or device, or a disk and a partition of it."""
     if not (stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode)):
         return os.path.samestat(one, other)
     return one.st_rdev in (other.st_rdev, *devices.relatives(other.st_rdev))
 
 
 def _in_use(path: Path, node: Path | None = None) -> InvalidInput:
-    """`node` is what is open, where it is not the path itself."""
+    """The error; `node` is what is open if that is not the path itself."""
     return InvalidInput(
         f"{path} is in use: another program, such as QEMU or another run, has {node or 'it'} open",
         remedy=f"End that program (lsof {node or path} names it), then run again.",

@@ -1,10 +1,9 @@
-"""The digests of grains, kept beside an image, so that a chunk which has changed need not be read to be compared.
+"""Stores the digests of grains beside an image, so that a changed chunk can be compared without reading all of it.
 
-One record a chunk, at a place that its number gives: in `os.raw.grains`, 224 bytes for a chunk of 1 MiB. They are
-a hint and never believed: the digest of a chunk is made of those of its grains, so whoever takes a record knows
-whether it is of the content that the manifest names, and reads the chunk where it is not. That is why nothing here
-is made durable, repaired or an error: what a crash has torn, another key has made or a full disk has kept out costs
-a read.
+There is one record per chunk, at a place computed from its number: in `os.raw.grains`, 224 bytes for a chunk of 1 MiB.
+Records are a hint and never trusted: a chunk's digest is computed from those of its grains, so a record either matches
+the manifest or is ignored, and then the chunk is read. So nothing here is made durable, repaired, or an error: a record
+that is torn by a crash, made with another key, or missing because the disk was full only costs a read.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .manifest import DIGEST
 
 
 class Grains:
-    """The records beside one image of chunks of `grains` grains each, once it is open. For threads."""
+    """The records beside one image. Thread-safe once it is open."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -27,7 +26,7 @@ class Grains:
         self._record = 0
 
     def open(self, grains: int) -> None:
-        """Begin, with chunks of so many grains. One alone has the digest of its chunk, so it is not kept."""
+        """Open the file for chunks of `grains` grains. A single grain has its chunk's digest, so nothing is stored."""
         self.close()
         self._record = DIGEST * grains
         if grains > 1:
@@ -35,26 +34,26 @@ class Grains:
                 self._fd = statefiles.open_or_create(self._path, os.O_RDWR)
 
     def put(self, index: int, digests: list[bytes]) -> None:
-        """Keep those of chunk `index`."""
+        """Store the digests of the grains of chunk `index`."""
         if self._fd >= 0:
             with suppress(OSError):
                 os.pwrite(self._fd, b"".join(digests), index * self._record)
 
     def get(self, index: int, count: int) -> list[bytes]:
-        """The `count` digests that were last kept of chunk `index`; anything else, or fewer, where none were."""
-        kept = b""
+        """The `count` digests last stored for chunk `index`; if there were none, others or fewer."""
+        record = b""
         if self._fd >= 0:
             with suppress(OSError):
-                kept = os.pread(self._fd, DIGEST * count, index * self._record)
-        return [kept[at : at + DIGEST] for at in range(0, len(kept), DIGEST)]
+                record = os.pread(self._fd, DIGEST * count, index * self._record)
+        return [record[at : at + DIGEST] for at in range(0, len(record), DIGEST)]
 
     def forget(self) -> None:
-        """Remove the records: they are of content that is no more."""
+        """Delete the records, because their content no longer exists."""
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file. Harmless when repeated."""
+        """Close the file. May be repeated."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,10 +1,9 @@
-"""What a destination holds, chunk by chunk, as digests.
+"""Describes what a destination holds, as a digest per chunk.
 
-A manifest is never trusted beyond what it says: digest *i* stands there only if the destination's chunk
-*i* is known to hold content of that digest; ZERO says that it reads as zeros, UNKNOWN that nothing is known.
-The digests are keyed with a secret made for this manifest, so that no guest can write what would collide on
-purpose. How they are made is the agent's, which runs where nothing of this package does; docs/performance.md
-says why each hash is strong enough.
+A manifest is never trusted beyond what it says: digest *i* is in it only if the destination's chunk *i* is known to
+have that digest. ZERO means that the chunk reads as zeros, UNKNOWN that nothing is known about it. Digests are keyed
+with a secret that is made for the manifest, so that no guest can prepare content that collides. The agent defines how
+digests are computed; docs/performance.md says why each hash is strong enough.
 """
 
 from __future__ import annotations
@@ -29,29 +28,29 @@ from .digests import PAGE, Digests
 
 __all__ = ["DIGEST", "GRAIN", "KEY", "MAX_CHUNK", "MIN_CHUNK", "UNKNOWN", "VERSION", "ZERO", "Manifest"]
 
-# 1: digests of 16 bytes over whole chunks. Nothing follows from them for those of now.
+# Version 1 had digests of 16 bytes over whole chunks, from which those of version 2 cannot be derived.
 VERSION = 2
 KEY = 32  # bytes of the secret
 MIN_CHUNK = 4096
 _FIELDS = {"size": int, "chunk": int, "hash": str, "disk": str, "chunks": str, "check": str}
 HASHES = tuple(name for name in agent.HASHES if name == "gmac" or agent.usable(name))  # those of this host
-_REMEDY = "Give the document as an earlier run returned it, or none at all: then the whole disk is sent."
-_TEXT = 1 << 16  # letters of base64 that are looked at at a time
-_CHUNKS = b'"chunks": "'  # what comes before those letters in a text
+_REMEDY = "Pass the document as an earlier run returned it, or none: then the whole disk is sent."
+_TEXT = 1 << 16  # letters of base64 processed at a time
+_CHUNKS = b'"chunks": "'  # what precedes these letters in a text
 _CHECK_END = b'"]'
 
 
 def grain_count(length: int) -> int:
-    """How many grains a chunk of `length` bytes has."""
+    """The number of grains in a chunk of `length` bytes."""
     return -(-length // GRAIN)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The digests of `size` bytes in chunks of `chunk`; `disk` is the unique id of the Azure disk, or empty.
+    """The digests of `size` bytes in chunks of `chunk` bytes; `disk` is the unique id of the Azure disk, or empty.
 
-    The digests in a manifest are not changed: what changes is a copy of them. `fresh`: nothing was known when it
-    was made, so a run that starts from it is a full one. It is not kept in the JSON form.
+    The digests of a manifest are never changed, only copies of them. `fresh`: nothing was known when the manifest was
+    made, so a run that starts from it is a full one; the JSON form does not include it.
     """
 
     size: int
@@ -63,19 +62,19 @@ class Manifest:
     fresh: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        """InvalidInput where the parts do not make a manifest."""
+        """Raise InvalidInput if the parts are not a valid manifest."""
         if self.size <= 0:
             raise _wrong(f"the size is {self.size}")
         if not MIN_CHUNK <= self.chunk <= MAX_CHUNK or self.chunk % MIN_CHUNK:
             raise _wrong(f"the chunk size is {self.chunk}, not a multiple of {MIN_CHUNK} up to {MAX_CHUNK}")
         if self.hash not in HASHES:
-            raise _wrong(f"hash {self.hash!r} is none of {', '.join(HASHES)}")
+            raise _wrong(f"the hash {self.hash!r} is not one of {', '.join(HASHES)}")
         if len(self.key) != KEY or len(self.digests) != self.count:
-            raise _wrong(f"it does not hold the {self.count} digests of {self.size} bytes")
+            raise _wrong(f"it does not contain the {self.count} digests of {self.size} bytes")
 
     @classmethod
     def new(cls, size: int, chunk: int, disk: str, fill: bytes) -> Manifest:
-        """A manifest with a new secret in which every digest is `fill`: ZERO or UNKNOWN."""
+        """A fresh manifest with a new secret, in which every digest is `fill`: ZERO or UNKNOWN."""
         count = -(-size // chunk) if size > 0 and chunk > 0 else 0
         return cls(
             size, chunk, HASHES[0], secrets.token_bytes(KEY), Digests.filled(fill, count), disk, fresh=True
@@ -83,31 +82,31 @@ class Manifest:
 
     @property
     def count(self) -> int:
-        """How many chunks there are."""
+        """The number of chunks."""
         return -(-self.size // self.chunk)
 
     def span(self, index: int) -> tuple[int, int]:
-        """Offset and length of a chunk; the last one may be short."""
+        """The offset and length of a chunk, in bytes; the last one may be shorter."""
         offset = index * self.chunk
         return offset, min(self.chunk, self.size - offset)
 
     def digest(self, index: int) -> bytes:
-        """The digest of a chunk, or ZERO, or UNKNOWN."""
+        """The digest of a chunk; ZERO or UNKNOWN."""
         return self.digests[index]
 
     def digester(self) -> Digester:
-        """What digests this manifest's chunks."""
+        """What computes the digests of this manifest's chunks."""
         return Digester(_gmac(self.key) if self.hash == "gmac" else agent.HASHES[self.hash](self.key))
 
     def root(self, first: int = 0) -> str:
-        """One digest of the chunks from `first` on: what the agent must have computed too. Hex."""
+        """The digest over the digests of the chunks from `first` on, in hex. The agent must compute the same one."""
         whole = agent.root(self.size, self.chunk, self.hash)
         for page in self.digests.pages(first):
             whole.update(page)
         return str(whole.hexdigest())
 
     def rehashed(self, name: str) -> Manifest:
-        """What is known when digests are made with the hash `name` from now on: only what reads as zeros."""
+        """What remains known if digests are computed with the hash `name` from now on: only chunks of zeros."""
         if name == self.hash:
             return self
         digests = self.digests.copy()
@@ -117,10 +116,9 @@ class Manifest:
         return replace(self, hash=name, digests=digests)
 
     def resized(self, size: int, tail: bytes) -> Manifest:
-        """What is known once the destination has grown or shrunk to `size`.
+        """What remains known if the destination has grown or shrunk to `size`.
 
-        Chunks that keep their length keep their digest; the one whose length changed is UNKNOWN; new ones are
-        `tail`.
+        Chunks that keep their length keep their digest, one whose length changes is UNKNOWN, and new ones are `tail`.
         """
         if size == self.size:
             return self
@@ -132,12 +130,12 @@ class Manifest:
         return replace(self, size=size, digests=digests)
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as JSON. Secret and digests are inside `chunks`, which callers keep out of logs."""
+        """The manifest as JSON. Secret and digests are in `chunks`, which callers must keep out of logs."""
         head, letters = self._head(), b"".join(_packed(self.key, self.digests))
         return {**head, "chunks": letters.decode(), "check": _check(head, [letters])}
 
     def text(self, beside: dict[str, Any]) -> Iterator[bytes]:
-        """The JSON text of `to_json` and what stands `beside` it, in pieces: the whole of it is large."""
+        """Yield the JSON text of `to_json` and the keys of `beside` in pieces, because all of it would be large."""
         head = self._head()
         check = _check_begun(head)
         yield json.dumps(head)[:-1].encode() + b", " + _CHUNKS
@@ -158,20 +156,20 @@ class Manifest:
 
     @classmethod
     def from_json(cls, document: Any) -> Manifest:
-        """The manifest of `to_json`; other keys are ignored. InvalidInput that says what is wrong with it."""
+        """The inverse of `to_json`; other keys are ignored. Raises InvalidInput, which says what is wrong."""
 
         def letters() -> Iterator[bytes]:
             text = document["chunks"]
-            for at in range(0, len(text), _TEXT):  # nothing in it is written in another way in JSON
+            for at in range(0, len(text), _TEXT):  # JSON needs no escapes in base64
                 yield text[at : at + _TEXT].encode("ascii", "backslashreplace")
 
         return cls._from(document, letters)
 
     @classmethod
     def read(cls, file: IO[bytes]) -> tuple[Manifest, dict[str, Any]]:
-        """The manifest of a `text`, taken in piece by piece as well, and what else stands in its JSON.
+        """Read a `text` piece by piece; return the manifest and the JSON document without `chunks`.
 
-        InvalidInput as from `from_json`; ValueError or RecursionError where it is no JSON.
+        Raises InvalidInput like `from_json`; ValueError or RecursionError if it is not JSON.
         """
         begun = file.read(_TEXT)
         at = begun.find(_CHUNKS) + len(_CHUNKS)
@@ -180,7 +178,7 @@ class Manifest:
             return cls.from_json(document), document
 
         def letters() -> Iterator[bytes]:
-            """Leaves the file at the quote that ends them."""
+            """Yield the letters, and leave the file at the quote after them."""
             file.seek(at)
             while piece := file.read(_TEXT):
                 part, quote, rest = piece.partition(b'"')
@@ -197,24 +195,24 @@ class Manifest:
 
     @classmethod
     def _from(cls, document: Any, letters: Callable[[], Iterator[bytes]]) -> Manifest:
-        """The manifest of a document, whose `chunks` are `letters`."""
+        """The manifest of a document, with `letters` for its `chunks`."""
         if not isinstance(document, dict) or type(document.get("version")) is not int:
-            raise _wrong("it is no such document")
+            raise _wrong("it is not a manifest")
         if document["version"] < VERSION:
             raise _wrong(
-                f"it is of version {document['version']}, whose digests are other ones than today's",
-                remedy="Nothing needs to be done: all is compared or sent anew, once.",
+                f"it has version {document['version']}, which had other digests",
+                remedy="Nothing needs to be done: everything is compared or sent anew, once.",
             )
         if document["version"] > VERSION:
             raise _wrong(
-                f"it is of version {document['version']}, this program knows version {VERSION}",
-                remedy="Use the newer coriolis-azure that made it, or none: then all is sent anew.",
+                f"it has version {document['version']}, but this program knows only version {VERSION}",
+                remedy="Use the newer coriolis-azure that wrote it, or pass none: then everything is sent anew.",
             )
         for name, kind in _FIELDS.items():
             if type(document.get(name)) is not kind:
                 raise _wrong(f"{name!r} is missing or not {'a number' if kind is int else 'text'}")
         if document["check"] != _check(document, letters()):
-            raise _wrong("it was changed or cut off: its check does not fit")
+            raise _wrong("it was changed or truncated: its check value does not match")
         size, chunk = document["size"], document["chunk"]
         if size <= 0 or chunk <= 0:
             raise _wrong(f"the size is {size}, the chunk size {chunk}")
@@ -223,30 +221,30 @@ class Manifest:
 
 
 def _gmac(key: bytes) -> Mac:
-    """The agent's GMAC, by the library that is ours here: the tag of a message that is nothing but associated data."""
+    """The agent's GMAC, computed by our library: the AES-GCM tag of a message with only associated data."""
     cipher, nonce = AESGCM(key[:16]), key[16:28]
     return agent.piecewise(lambda data: cipher.encrypt(nonce, b"", data)[:DIGEST])
 
 
 def _packed(key: bytes, digests: Digests) -> Iterator[bytes]:
-    """What `_unpacked` takes, in pieces."""
+    """Yield, in pieces, the text that `_unpacked` reads."""
     deflate = zlib.compressobj(1)
     packed = bytearray(deflate.compress(key))
     for page in digests.pages():
         packed += deflate.compress(page)
-        whole = len(packed) // 3 * 3  # which four letters each stand for
+        whole = len(packed) // 3 * 3  # four letters encode three bytes
         yield base64.b64encode(packed[:whole])
         del packed[:whole]
     yield base64.b64encode(packed + deflate.flush())
 
 
 def _unpacked(letters: Iterator[bytes], count: int) -> tuple[bytes, Digests]:
-    """The key and the `count` digests in `letters`, which hold nothing else; page by page, as the whole is large."""
+    """The key and the `count` digests in `letters`, which contain nothing else; unpacked page by page."""
     inflate = zlib.decompressobj()
     packed = (base64.b64decode(piece, validate=True) for piece in _in_fours(letters))
 
     def take(size: int) -> bytes:
-        """The next `size` bytes, or what there is."""
+        """The next `size` bytes, or as many as there are."""
         data, more = b"", True
         while len(data) < size and more and not inflate.eof:
             waiting = inflate.unconsumed_tail or next(packed, b"")
@@ -266,12 +264,12 @@ def _unpacked(letters: Iterator[bytes], count: int) -> tuple[bytes, Digests]:
     except (ValueError, binascii.Error, zlib.error, OverflowError) as error:
         raise _wrong("'chunks' is damaged") from error
     if len(digests) != count or not ended:
-        raise _wrong("'chunks' does not hold the digests of that many bytes")
+        raise _wrong("'chunks' does not contain the digests of that many bytes")
     return key, digests
 
 
 def _in_fours(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of whole fours, but for the last: four letters of base64 stand for three bytes."""
+    """The same bytes in pieces of a multiple of four, except the last: base64 has four letters for three bytes."""
     rest = b""
     for piece in pieces:
         whole = (len(rest) + len(piece)) // 4 * 4 - len(rest)
@@ -285,7 +283,7 @@ def _in_fours(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _check(document: dict[str, Any], letters: Iterable[bytes]) -> str:
-    """The digest over all that counts in a manifest's document: a list of it in JSON."""
+    """The check value of a manifest's document: a digest over the JSON list of its values."""
     whole = _check_begun(document)
     for piece in letters:
         whole.update(piece)
@@ -294,7 +292,7 @@ def _check(document: dict[str, Any], letters: Iterable[bytes]) -> str:
 
 
 def _check_begun(head: dict[str, Any]) -> hashlib.blake2b:
-    """That digest up to where the letters of `chunks` come."""
+    """The state of that digest before the letters of `chunks`."""
     listed = json.dumps([head[name] for name in ("version", "size", "chunk", "hash", "disk")])
     return hashlib.blake2b(f'{listed[:-1]}, "'.encode(), digest_size=DIGEST)
 

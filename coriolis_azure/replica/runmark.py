@@ -1,12 +1,12 @@
-"""Which run a place belongs to, written there: what is left where a file system's locks do not reach other hosts.
+"""Marks a place with the id of the run that owns it, for file systems whose locks do not reach other hosts.
 
-A run puts its id into the mark when it begins and takes the mark away when it ends. It looks at the mark before it
-notes a change, before it commits, and twice a second before it writes: where another id stands it ends itself.
+A run writes its id into the mark when it begins, and removes the mark when it ends. It checks the mark before it
+records a change, before it commits, and twice a second while it writes; if the mark has another id, the run ends.
 
-A mark that is still there when a run begins is of a run that died, if that run was held out by the same lock: it was
-of the same file, on the same mount, under the same kernel, and it did keep others out. Else it may be alive, on
-another host or, where the file system has no locks, on this one. Then the new run waits until the other must have
-looked, believes nothing of what is kept, and reads all of it again before it commits.
+If a run finds a mark when it begins, the run of that mark died if the same lock would have kept it out: a lock on the
+same file, on the same mount, under the same kernel, that does keep others out. Otherwise it may be alive, on another
+host or, on a file system without locks, on this one. Then the new run waits until the other one must have checked the
+mark, trusts nothing that is stored, and reads everything again before it commits.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from ..clock import boot_id
 from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
 from . import exclusive, statefiles
 
-_SECONDS = 0.5  # between two looks at the mark
+_SECONDS = 0.5  # between checks of the mark
 _FENCE_SECONDS = 4 * _SECONDS
 
 
 class RunMark:
-    """The mark at `path`, for a run that has locked the open file `lock`, or tried to."""
+    """The mark at `path`, for a run that has locked the open file `lock` or has tried to."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self._path = path
-        self._id = _like_no_other()
+        self._id = _unique()
         self._next = 0.0
         self.contested = False
         held = os.fstat(lock)
-        start = kernel() if exclusive.keeps_out(lock) else _like_no_other()
+        start = kernel() if exclusive.keeps_out(lock) else _unique()
         self._reach = [start, held.st_dev, held.st_ino]
 
     def take(self) -> None:
-        """From now on the place is this run's. `contested`: another run may still be writing."""
+        """Take the place for this run. Sets `contested` if another run may still be writing."""
         before = self._read()
         statefiles.replace(self._path, [json.dumps({"run": self._id, "lock": self._reach}).encode()])
         if before is not None and before.get("lock") != self._reach:
@@ -48,7 +48,7 @@ class RunMark:
         self._next = time.monotonic() + _SECONDS
 
     def check(self, *, now: bool = False) -> None:
-        """DestinationFailed when another run has taken the place; `now`: whenever the last look was."""
+        """Raise DestinationFailed if another run has taken the place. `now`: check even if no check is due."""
         moment = time.monotonic()
         if not now and moment < self._next:
             return
@@ -61,12 +61,12 @@ class RunMark:
             ) from error
         if not ours:
             raise DestinationFailed(
-                f"another run has begun to write to {self._path.parent}; this one ends",
+                f"another run has begun to write to {self._path.parent}, so this one ends",
                 remedy="Let one run at a time write there. The other run reads everything again.",
             )
 
     def end(self) -> None:
-        """Take the mark away, if it is this run's."""
+        """Remove the mark if it is this run's."""
         with suppress(OSError, InvalidInput):
             if self._is_ours():
                 statefiles.remove(self._path)
@@ -86,9 +86,9 @@ class RunMark:
 
 
 def kernel() -> str:
-    """Which start of which host this is."""
-    return boot_id() or _like_no_other()
+    """An id of this boot of this host; unique to each call if the kernel tells none."""
+    return boot_id() or _unique()
 
 
-def _like_no_other() -> str:
+def _unique() -> str:
     return secrets.token_hex(16)
