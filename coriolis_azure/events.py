@@ -74,7 +74,7 @@ class Copied(_Event):
 class Waiting(_Event):
     """The run is waiting for `what`; `waited` seconds of at most `seconds` have passed (None: no limit).
 
-    Repeated every ten seconds while the wait lasts. `percent` is how much of it is done, if that is known.
+    Repeated while the wait lasts, every ten seconds as a rule. `percent` is how much of it is done, if that is known.
     """
 
     what: str
@@ -95,7 +95,7 @@ Report = Callable[[Event], None]
 
 
 class Wait:
-    """A wait for `what`, limited to `seconds` if given. It is reported at once and every ten seconds.
+    """A wait for `what`, limited to `seconds` if given. It is reported at once and every `interval` seconds.
 
     An estimate may replace the limit: set `seconds` again whenever it changes.
 
@@ -106,8 +106,16 @@ class Wait:
         waiting.pause(5)
     """
 
-    def __init__(self, report: Report, clock: Clock, what: str, seconds: float | None = None) -> None:
-        self._report, self._clock = report, clock
+    def __init__(
+        self,
+        report: Report,
+        clock: Clock,
+        what: str,
+        seconds: float | None = None,
+        *,
+        interval: float = _TELL_SECONDS,
+    ) -> None:
+        self._report, self._clock, self._interval = report, clock, interval
         self._what, self.seconds = what, seconds
         self._began = clock.monotonic()
         self._next = 0.0
@@ -126,7 +134,7 @@ class Wait:
         """Report that the wait goes on, if the next report is due."""
         waited = self.waited
         if waited >= self._next:
-            self._next = waited + _TELL_SECONDS
+            self._next = waited + self._interval
             done = None if percent is None else int(percent)
             self._report(Waiting(self._what, self.seconds, round(waited, 3), done))
 

@@ -21,6 +21,8 @@ _INCREMENTAL_ONLY = {"UltraSSD_LRS", "PremiumV2_LRS"}
 BACKGROUND_RATE = 100_000_000
 # A background copy may take a day. Without any progress for this long, it is given up.
 _STALLED_SECONDS = 6 * 3600.0
+# How often the wait for a background copy is reported: the orchestrator's database keeps every report.
+_TELL_SECONDS = 900.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 120.0  # the polling interval grows with the wait
 
 
@@ -111,7 +113,8 @@ def _completed(
     Azure leaves `completionPercent` out of a snapshot that can be used at once.
     """
     id = str(snapshot["id"])
-    waiting = Wait(report, clock, f"the background copy of the snapshot of {disk.name}")
+    what = f"the background copy of the snapshot of {disk.name}"
+    waiting = Wait(report, clock, what, interval=_TELL_SECONDS)
     best, progressed = -1.0, 0.0
     while (done := snapshot["properties"].get("completionPercent")) is not None and done < 100:
         fault = snapshot["properties"].get("copyCompletionError")
