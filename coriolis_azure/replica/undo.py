@@ -1,7 +1,7 @@
-"""The undo log of an earlier point in time: what the disk had at that point in each block that has changed since.
+"""The undo log of an earlier point in time: the content at that point of each block that has changed since.
 
-It is a draft in reverse, over the next newer point. A chunk that is read through it is right if it has the digest
-that the point's manifest gives it; nothing else vouches for the log.
+It is a draft in reverse, over the next newer point. A chunk read through it is correct if it has the digest that the
+manifest of that point gives; nothing else proves the log.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def keep(
     changing: Iterable[tuple[int, int]],
     go_on: Callable[[], None],
 ) -> None:
-    """Log what `image`, which holds what `manifest` says, has in the extents that are about to change; durable.
+    """Log the content of `image`, which matches `manifest`, in the extents that will change. Durable on return.
 
-    `changing`: offset and length of each, in disk order. `go_on` raises where the run has lost its place.
+    `changing`: the offset and length of each extent, in disk order. `go_on` raises if the run has lost its place.
     """
     log = Draft(
         past.make("undo", manifest.size),
@@ -41,7 +41,7 @@ def keep(
         go_on()
         return [(offset, image.read(offset, length)) for offset, length in extents]
 
-    begun = end = 0  # the chunks that are logged and not settled
+    begun = end = 0  # the range of chunks that are logged but not settled yet
     there = handfuls(_within(changing, min(manifest.size, image.size)))
     with closing(ordered(contents, there, threads=4, ahead=12)) as results:
         for offset, data in chain.from_iterable(results):
@@ -58,15 +58,15 @@ def keep(
 
 
 def over(past: Past, below: Readable, manifest: Manifest) -> Readable:
-    """The disk at that point, of which `manifest` tells; `below` is the disk at the next newer one."""
+    """The disk at that point, described by `manifest`; `below` is the disk at the next newer point."""
     content, index = past.open("undo"), past.open("index")
     if content is None or index is None:
         return below  # this disk was not changed
     if (content.size, index.size) != (manifest.size, index_size(manifest)):
-        raise DestinationFailed("the undo log has another size than its disk")
+        raise DestinationFailed("the undo log does not have the size of its disk")
     return Draft(content, index, below, manifest, known=True)
 
 
 def _within(extents: Iterable[tuple[int, int]], size: int) -> Iterable[tuple[int, int]]:
-    """The extents, as far as they lie within the first `size` bytes."""
+    """The parts of the extents within the first `size` bytes."""
     return ((offset, min(length, size - offset)) for offset, length in extents if offset < size)
