@@ -33,11 +33,18 @@ def copy(target: Target, resources: Resources, disks: Sequence[Disk]) -> list[Ou
     snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock, exported=True)
     with exports.opened(context, disks, snapshots) as contents:
         context.report(Step("copy", listed(disks)))
-        reading = SnapshotReading(context, contents, target.baselines, target.flow)
+        reading = SnapshotReading(context, contents, target.baselines, target.flow, _exported)
         try:
             return target.copied(disks, reading.reader)
         finally:
             target.read |= reading.read()
+
+
+Exporter = Callable[[Context, str, int], Export]
+
+
+def _exported(context: Context, snapshot: str, size: int) -> Export:
+    return Export(context.azure, snapshot, size, context.clock)
 
 
 class SnapshotReading:
@@ -49,13 +56,16 @@ class SnapshotReading:
         contents: Mapping[str, Export],
         baselines: Baselines | None,
         flow: Callable[[Disk], Flow],
+        exported: Exporter,
     ) -> None:
         self._context, self._contents, self._baselines, self._flow = context, contents, baselines, flow
+        self._exported = exported
         self._disks: dict[str, _Disk] = {}
 
     def reader(self, disk: Disk, destination: Destination) -> Reader:
         """A reader for a disk, now that `destination` knows what it holds."""
-        state = self._disks.setdefault(disk.name, _Disk(self._context, disk, self._contents[disk.name]))
+        new = _Disk(self._context, disk, self._contents[disk.name], self._exported)
+        state = self._disks.setdefault(disk.name, new)
         state.prepare(destination, self._baselines)
         return PageReader(state.content, self._flow(disk), state.extents, state.changed)
 
@@ -67,8 +77,8 @@ class SnapshotReading:
 class _Disk:
     """One disk: what is known of its pages, and the baseline that its replica has and is going to have."""
 
-    def __init__(self, context: Context, disk: Disk, content: Export) -> None:
-        self._context, self._disk, self.content = context, disk, content
+    def __init__(self, context: Context, disk: Disk, content: Export, exported: Exporter) -> None:
+        self._context, self._disk, self.content, self._exported = context, disk, content, exported
         self._allocated: Pages | None = None
         self._changed: Changed | None = None
         self._listed, self._reason = 0, ""
@@ -134,7 +144,7 @@ class _Disk:
             newer = azure.get(self.content.snapshot)
             if why := change_lists.obstacle(baseline, older, newer, self._disk):
                 return why
-            since = Export(azure, baseline.id, baseline.size, self._context.clock)
+            since = self._exported(self._context, baseline.id, baseline.size)
             hint, self._listed = change_lists.fetch(since, self.content, self._allocated)
         except (AzureError, DeadlinePassed) as error:
             return error.message
