@@ -81,6 +81,17 @@ def test_the_second_run_proves_the_list_and_the_third_reads_what_changed(replica
     assert third.relied_bytes + third.read_bytes == SIZE
 
 
+def test_only_touched_grains_are_read_and_sent(replica: Replica) -> None:
+    for _ in range(2):
+        replica.run(chunk_size_kib=1024)
+    replica.write(35)
+    replica.write(36)
+    report = replica.run(chunk_size_kib=1024)
+    assert report.tier == "changed"
+    assert report.sent_bytes == 2 * 65536
+    assert report.read_bytes == 2 * 65536 + report.checked_bytes
+
+
 def test_every_part_of_the_disk_is_read_within_so_many_runs(replica: Replica) -> None:
     replica.run()
     replica.run()

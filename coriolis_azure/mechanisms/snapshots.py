@@ -67,7 +67,8 @@ class SnapshotReading:
         new = _Disk(self._context, disk, self._contents[disk.name], self._exported)
         state = self._disks.setdefault(disk.name, new)
         state.prepare(destination, self._baselines)
-        return PageReader(state.content, self._flow(disk), state.extents, state.changed)
+        grains = destination.grains.get if destination.grains is not None else None
+        return PageReader(state.content, self._flow(disk), state.extents, state.changed, grains=grains)
 
     def read(self) -> dict[str, Read]:
         """What was read of each disk, by name."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..errors import ChangeListWrong
-from ..replica.manifest import UNKNOWN, ZERO, Manifest
+from ..replica.manifest import GRAIN, UNKNOWN, ZERO, Manifest, grain_count
 from ..threads import Lock
 from .hint import Hint
 
@@ -43,6 +43,14 @@ class Changed:
             return ""
         self.relied_bytes += span[1]
         return "zeros" if is_zero and base.digest(index) != ZERO else "same"
+
+    def touched(self, base: Manifest, index: int) -> list[int] | None:
+        """The grains of a chunk that may have changed; None if all of the chunk has to be read."""
+        offset, length = base.span(index)
+        if not (self._proved and self._is_attested(base, index) and self._hint.touched(offset, length)):
+            return None
+        numbers = range(grain_count(length))
+        return [number for number in numbers if self._hint.touched(offset + number * GRAIN, GRAIN)]
 
     def compare(self, base: Manifest, index: int, digest: bytes) -> None:
         """Check a chunk that was read. Raises ChangeListWrong if it changed and the list is relied on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
@@ -12,13 +12,13 @@ from typing import Literal, Protocol
 from ..agent.digest import root
 from ..agent.pack import content
 from ..errors import StreamEnded
-from ..replica.manifest import ZERO, Manifest
+from ..replica.manifest import GRAIN, ZERO, Manifest, grain_count
 from ..threads import ordered
 from .changed import Changed
 from .extents import Extents
 from .flow import Flow
 from .payload import Rooms
-from .reader import Chunk, Data, Same, Zeros
+from .reader import Chunk, Data, Piece, Same, Zeros
 
 _READERS = 8
 _RUN = 64  # most chunks in a run that need not be read: short runs keep progress moving
@@ -37,7 +37,8 @@ class PageReader:
     """A Reader that reads the chunks in this process, eight at a time.
 
     `extents` gives the ranges to read of a disk of that size; the rest is zeros. `changed` gives what has changed on
-    it since a baseline, if that is known. `waiting` is how a stall is reported.
+    it since a baseline, if that is known; `grains` gives the digests of the grains that the destination has of a chunk,
+    as `Grains.get` does. `waiting` is how a stall is reported.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class PageReader:
         extents: Callable[[int], Extents],
         changed: Callable[[Manifest], Changed | None] = lambda _: None,
         *,
+        grains: Callable[[int, int], list[bytes]] | None = None,
         waiting: str = _SOURCE,
     ) -> None:
         self._content, self._flow = content, flow
         self._extents, self._changed_since, self._waiting = extents, changed, waiting
+        self._grains = grains
         self._closed = False  # set by any thread, once
         self._base: Manifest  # set by `begin`, like what is derived from it
         self.root = (0, "")
@@ -119,14 +122,53 @@ class PageReader:
         fate, run = task
         if fate != "read":
             return (Same if fate == "same" else Zeros)(run.start, len(run)), 0
-        offset, length = self._base.span(run.start)
+        index = run.start
+        touched = self._changed.touched(self._base, index) if self._changed is not None else None
+        grains = self._known_grains(index) if touched is not None else None
+        if touched is None or grains is None:
+            return self._whole(index)
+        return self._patched(index, grains, touched)
+
+    def _whole(self, index: int) -> tuple[Chunk, int]:
+        """A chunk of which all is read, and how many bytes that took."""
+        offset, length = self._base.span(index)
         room = self._rooms.take()
         data = memoryview(room)[:length]
-        data[:] = bytes(length)
-        parts = list(self._within(offset, length))
+        received = self._fill(data, offset)
+        return self._compared(index, data, room), received
+
+    def _fill(self, data: memoryview, offset: int) -> int:
+        """Read what is at `offset` on the disk; return how many bytes that took."""
+        data[:] = bytes(len(data))
+        parts = list(self._within(offset, len(data)))
         for start, size in parts:
             data[start - offset : start - offset + size] = self._content.read(start, size)
-        return self._compared(run.start, data, room), sum(size for _, size in parts)
+        return sum(size for _, size in parts)
+
+    def _known_grains(self, index: int) -> list[bytes] | None:
+        """The digests of the grains that the destination has of a chunk; None if they are not stored."""
+        count = grain_count(self._base.span(index)[1])
+        grains = self._grains(index, count) if self._grains is not None else []
+        right = len(grains) == count and self._digester.of(grains) == self._base.digest(index)
+        return grains if right else None
+
+    def _patched(self, index: int, grains: list[bytes], touched: Sequence[int]) -> tuple[Chunk, int]:
+        """A chunk of which only some grains are read, and how many bytes that took."""
+        offset, length = self._base.span(index)
+        room, received, pieces = self._rooms.take(), 0, list[Piece]()
+        for number in touched:
+            start = number * GRAIN
+            data = memoryview(room)[start : min(start + GRAIN, length)]
+            received += self._fill(data, offset + start)
+            (digest,) = self._digester.grains(data)
+            if digest != grains[number]:
+                grains[number] = digest
+                pieces.append((start, len(data), data if digest != ZERO else data[:0]))
+        digest, done = self._digester.of(grains), partial(self._rooms.give_back, room)
+        if pieces and digest != ZERO:
+            return Data(index, digest, whole=False, pieces=lambda: pieces, done=done), received
+        done()
+        return (Zeros if pieces else Same)(index, 1), received
 
     def _compared(self, index: int, data: memoryview, room: mmap) -> Chunk:
         """Compare a chunk's content `data`, which lies in `room`, with what the destination holds."""
