@@ -37,6 +37,7 @@ def pool(source: Source, told: list[Event]) -> Pool:
     return Pool(replace(source.context, report=told.append, clock=Clock()), "0f6f1c1e-1111")
 
 
+@pytest.mark.slow
 def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
     azure: Sandbox,
     source: Source,

@@ -65,6 +65,7 @@ def test_a_background_copy_may_take_a_day(
     assert middle.percent == pytest.approx(50, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_background_copy_that_stands_still_is_given_up_and_leaves_nothing(
     azure: Sandbox, source: Source, image: Callable[..., Path], clock: Held, told: list[Event]
 ) -> None:

@@ -88,6 +88,7 @@ def test_an_azure_stack_hub_is_spoken_to_in_its_own_versions(
 STACK = {"export_network": "sandbox-vnet/default", "export_worker_use_fip": False}
 
 
+@pytest.mark.slow
 def test_versions_that_a_cloud_refuses_give_way_to_those_that_it_offers(
     tmp_path: Path, image: Callable[..., Path]
 ) -> None:

@@ -329,6 +329,7 @@ def logged_and_shown(properties: dict[str, Any], reached: dict[str, Any]) -> str
     return json.dumps([logged(result), shown(properties, reached)])
 
 
+@pytest.mark.slow
 def test_a_pool_of_warm_workers(
     azure: Sandbox,
     provider: AzureExportProvider,
@@ -455,6 +456,7 @@ def test_a_handler_that_fails_breaks_nothing() -> None:
     told(Copied("os", 1, 2, 0))
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_figures_and_verifying_only_where_something_is_verified(
     azure: Sandbox, connection: dict[str, Any], image: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -485,6 +487,7 @@ def test_a_run_tells_its_figures_and_verifying_only_where_something_is_verified(
     assert not any(".." in text for text in itertools.chain(*told))
 
 
+@pytest.mark.slow
 def test_azures_sdks_do_not_log_each_request_unless_told_to() -> None:
     code = """
 import logging, sys
@@ -499,6 +502,7 @@ print(AzureExportProvider.platform, logging.getLogger("azure.core.pipeline").isE
         assert done.stdout.split() == ["azure", logs], done.stderr
 
 
+@pytest.mark.slow
 def test_inside_the_orchestrator_its_own_classes_are_used(tmp_path: Path) -> None:
     """A stand-in package with the orchestrator's names: bases in the MRO, errors of its own classes."""
     package = tmp_path / "coriolis"

@@ -90,6 +90,7 @@ def filled_and_changed(count: int) -> tuple[Digests, bytes]:
     return digests, bytes(plain)
 
 
+@pytest.mark.slow
 def test_the_memory_they_take_does_not_grow_with_the_disk() -> None:
     most = []
     for pages in (40, 160):

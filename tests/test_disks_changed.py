@@ -108,6 +108,7 @@ CHANGES: dict[Change, tuple[str, list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_run_ends_before_anything_is_made_of_a_disk(
     azure: Sandbox, source: Source, disks: list[Path], tmp_path: Path, change: Change
@@ -124,6 +125,7 @@ def test_the_run_ends_before_anything_is_made_of_a_disk(
     assert {resource["id"] for resource in azure.resources()} == mine
 
 
+@pytest.mark.slow
 def test_the_replica_stays_as_it_was_and_the_next_run_takes_the_other_disk(
     source: Source, disks: list[Path], tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_disk_that_grew_is_told_by_its_sizes(
         source.replicate("web", tmp_path / "images")
 
 
+@pytest.mark.slow
 def test_a_vm_that_was_deleted_is_named(
     azure: Sandbox, source: Source, disks: list[Path], tmp_path: Path
 ) -> None:
@@ -155,12 +158,14 @@ def test_a_vm_that_was_deleted_is_named(
     assert not [resource for resource in azure.resources() if "coriolis" in resource["id"]]
 
 
+@pytest.mark.slow
 def test_a_restart_of_the_vm_changes_nothing(source: Source, disks: list[Path], tmp_path: Path) -> None:
     while_booting(source, restarted)
     report = source.replicate("web", tmp_path / "images")
     assert [disk.verified for disk in report.disks] == [True, True]
 
 
+@pytest.mark.slow
 def test_disks_that_are_left_out_may_come_and_go(
     connect: Callable[..., Source], disks: list[Path], tmp_path: Path
 ) -> None:

@@ -164,6 +164,7 @@ def test_a_credential_of_ones_own_signs_in_and_that_of_the_settings_does_not(
     assert mine.scopes
 
 
+@pytest.mark.slow
 def test_each_event_tells_the_vm_the_disk_and_the_time(azure: Sandbox, vm: bytes, tmp_path: Path) -> None:
     events: list[Event] = []
     with opened(azure, report=events.append) as source:
@@ -198,6 +199,7 @@ MOMENTS: dict[str, Callable[[Event], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_cancelling_ends_a_run_and_leaves_nothing(
     azure: Sandbox, vm: bytes, tmp_path: Path, moment: str

@@ -78,6 +78,7 @@ def test_signs_of_life_replace_one_another_whatever_their_case(
     assert source.azure.find(id) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["snapshots", "virtualMachines"])
 def test_what_has_lost_its_tags_is_left_behind_and_never_forgotten(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path, kind: str
@@ -109,6 +110,7 @@ def test_without_a_journal_its_name_tells_what_has_lost_its_tags(
     assert source.azure.find(id) is not None
 
 
+@pytest.mark.slow
 def test_a_locked_worker_costs_no_patience_though_its_disk_has_its_tags(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path, clock: Held
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_locked_worker_costs_no_patience_though_its_disk_has_its_tags(
 HOLDERS = {"vm": {"disk", "nic"}, "nic": {"ip", "nsg", "vnet"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_what_is_held_by_a_stranger_is_told_with_its_holder_and_not_waited_for(
     azure: Sandbox,
@@ -205,6 +208,7 @@ def test_a_lock_on_the_group_stops_a_run_before_it_makes_anything(
 # Stale and busy answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["networkInterfaces", "virtualMachines", "snapshots"])
 def test_a_stale_not_found_in_the_clean_up_costs_nothing(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path, clock: Held, kind: str
@@ -236,23 +240,20 @@ def test_a_stale_not_found_in_the_clean_up_costs_nothing(
     assert azure.resources() == before
 
 
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (409, "Conflict"),
-        (409, "AnotherOperationInProgress"),
-        (429, "RetryableErrorDueToAnotherOperation"),
-        (404, "NotFound"),
-    ],
-)
-@pytest.mark.parametrize("kind", ["snapshots", "networkInterfaces", "disks"])
-def test_what_waiting_helps_ends_no_run(
-    azure: Sandbox, source: Source, image: Image, tmp_path: Path, kind: str, status: int, code: str
-) -> None:
+@pytest.mark.slow
+def test_what_waiting_helps_ends_no_run(azure: Sandbox, source: Source, image: Image, tmp_path: Path) -> None:
+    """Each kind is refused with one code after the other."""
     azure.add_vm("web", image("os"))
     before = azure.resources()
-    rule = {"method": "PUT", "path": f"/{kind}/coriolis", "status": status, "code": code, "seconds": 0.001}
-    azure.faults.add("refuse", **rule)
+    for kind in ("snapshots", "networkInterfaces", "disks"):
+        for status, code in (
+            (409, "Conflict"),
+            (409, "AnotherOperationInProgress"),
+            (429, "RetryableErrorDueToAnotherOperation"),
+            (404, "NotFound"),
+        ):
+            rule = {"method": "PUT", "path": f"/{kind}/coriolis", "status": status, "code": code}
+            azure.faults.add("refuse", seconds=0.001, **rule)
     assert source.replicate("web", tmp_path / "images").left_behind == ()
     assert azure.resources() == before
     assert azure.faults.listed() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,21 @@ PACKAGE = ROOT / "coriolis_azure"
 WRITERS = {"file_backup_writer", "http_backup_writer", "ssh_backup_writer"}  # the orchestrator's
 
 
-def remedies() -> Iterator[tuple[str, str]]:
+@cache
+def code() -> list[tuple[Path, list[ast.AST]]]:
+    """The package's files, each with all nodes of its syntax tree."""
+    return [(path, list(ast.walk(ast.parse(path.read_text())))) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+@cache
+def remedies() -> list[tuple[str, str]]:
     """Every remedy in the code, in pieces, with its place."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    return list(_remedies())
+
+
+def _remedies() -> Iterator[tuple[str, str]]:
+    for path, nodes in code():
+        for node in nodes:
             given: list[ast.AST] = []
             if isinstance(node, ast.Call):
                 given = [keyword.value for keyword in node.keywords if keyword.arg == "remedy"]
@@ -36,9 +48,6 @@ def remedies() -> Iterator[tuple[str, str]]:
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     yield f"{path.name}:{part.lineno}", part.value
     yield from ((code.name, code.remedy) for code in codes.CODES)
-
-
-REMEDIES = list(remedies())
 
 
 def properties(schema: Any) -> Iterator[str]:
@@ -59,9 +68,9 @@ COMMANDS = dict(commands(cli))
 
 
 def test_all_remedies_are_found() -> None:
-    assert len(REMEDIES) > 200
+    assert len(remedies()) > 200
     assert {"errors.py", "files.py", "transport.py", "network.py"} <= {
-        place.partition(":")[0] for place, _ in REMEDIES
+        place.partition(":")[0] for place, _ in remedies()
     }
 
 
@@ -70,7 +79,7 @@ def test_settings_that_remedies_name_are_settings() -> None:
         *(properties(settings.schema(name)) for name in ("connection_info", "source_environment"))
     )
     named = {
-        (place, word) for place, text in REMEDIES for word in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text)
+        (place, word) for place, text in remedies() for word in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text)
     }
     assert {word for _, word in named} & known
     assert {(place, word) for place, word in named if word not in known} == set()
@@ -78,7 +87,7 @@ def test_settings_that_remedies_name_are_settings() -> None:
 
 def test_commands_that_remedies_name_are_commands() -> None:
     named = {
-        (place, line) for place, text in REMEDIES for line in re.findall(r"`coriolis-azure ([^`]+)`", text)
+        (place, line) for place, text in remedies() for line in re.findall(r"`coriolis-azure ([^`]+)`", text)
     }
     assert named
     for place, line in named:
@@ -92,7 +101,7 @@ def test_options_that_remedies_name_are_options() -> None:
     }
     named = {
         (place, option)
-        for place, text in REMEDIES
+        for place, text in remedies()
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub("`az [^`]+`", "", text))
     }
     assert named
@@ -105,8 +114,8 @@ def told() -> Iterator[tuple[str, str]]:
         yield from (
             (f"{path.name}:{number}", line) for number, line in enumerate(path.read_text().splitlines(), 1)
         )
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, nodes in code():
+        for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and "sandbox" not in path.parts:
                 yield f"{path.name}:{node.lineno}", node.value
 
@@ -138,9 +147,9 @@ def test_a_number_of_things_that_may_be_one_is_counted() -> None:
     plural = re.compile(r"^ (disks|resources|runs|chunks|addresses|vCPUs|times|VMs|volumes|requests|pages)\b")
     found = [
         f"{path.name}:{node.lineno}{text.value!s}"
-        for path in sorted(PACKAGE.rglob("*.py"))
+        for path, nodes in code()
         if "sandbox" not in path.parts
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes
         if isinstance(node, ast.JoinedStr)
         for number, text in pairwise(node.values)
         if isinstance(number, ast.FormattedValue)

@@ -336,6 +336,7 @@ def test_a_restored_point_is_a_replica_to_go_on_with(here: Here, tmp_path: Path)
     assert sent == []
 
 
+@pytest.mark.slow
 def test_points_of_a_place_below_are_not_touched(tmp_path: Path) -> None:
     """In Blob storage one prefix may lie below another; the snapshots there carry labels like those here."""
     with Sandbox(tmp_path / "azure") as sandbox:
@@ -349,6 +350,7 @@ def test_points_of_a_place_below_are_not_touched(tmp_path: Path) -> None:
         assert restored(InStorage(below), time_of(0), tmp_path / "0").holds(RUNS[0])
 
 
+@pytest.mark.slow
 def test_removing_a_replica_in_storage_removes_its_points(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "azure") as sandbox:
         place = SandboxPlace(sandbox)

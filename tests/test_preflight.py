@@ -359,6 +359,7 @@ def test_what_a_list_of_permissions_allows(entries: list[dict[str, Any]], held: 
 ASKED = [each for each in permissions.needed(ALL) if each.name != "Microsoft.Authorization/permissions/read"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ASKED, ids=lambda action: action.name)
 def test_a_missing_action_is_named(
     azure: Sandbox, connect: Connect, image: Image, action: permissions.Action
@@ -386,6 +387,7 @@ def test_a_strict_check_is_satisfied_by_the_role_and_by_nothing_less(
         assert "virtualMachines/deallocate/action" in texts(lacking, "error")
 
 
+@pytest.mark.slow
 def test_tags_that_a_policy_demands_are_known_beforehand(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
 ) -> None:
@@ -405,6 +407,7 @@ def test_tags_that_a_policy_demands_are_known_beforehand(
     assert tagged.replicate("web", tmp_path / "images").left_behind == ()
 
 
+@pytest.mark.slow
 def test_the_role_is_enough_for_the_whole_job(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
 ) -> None:
@@ -421,6 +424,7 @@ def test_the_role_is_enough_for_the_whole_job(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_the_role_for_a_given_network_is_enough_and_smaller(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
 ) -> None:
@@ -439,6 +443,7 @@ IN_STORAGE = {"storage_account_name": "sandboxstorage", "storage_container_name"
 FOR_STORAGE = ALL | {permissions.BLOB_STORAGE, permissions.BLOB_DATA}
 
 
+@pytest.mark.slow
 def test_the_role_for_blob_storage_is_enough(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
 ) -> None:
@@ -473,6 +478,7 @@ def test_a_missing_action_for_blob_storage_is_named(
     assert checked.ok is action.optional
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "linked",
     [
@@ -571,6 +577,7 @@ def test_the_plugin_tells_warnings_and_raises_all_errors(azure: Sandbox, image: 
     assert "coriolis-azure role" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_checks_with_an_exit_code(azure: Sandbox, image: Image, tmp_path: Path) -> None:
     azure.add_vm("web", image("os"))
     with served(azure) as connection:
@@ -620,6 +627,7 @@ def test_the_command_prints_a_role_that_az_takes() -> None:
     assert kinds == {names.TYPES[kind] for kind in ("vm", "disk", "snapshot", "nic", "nsg")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "type_", ["EncryptionAtRestWithCustomerKey", "EncryptionAtRestWithPlatformAndCustomerKeys"]
 )

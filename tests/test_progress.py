@@ -164,6 +164,7 @@ def test_amounts_of_bytes(count: int, shown_: str) -> None:
     assert amount(count) == shown_
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_times_the_size_of_all_disks_and_what_it_waits_for(
     azure: Sandbox,
     source: Source,

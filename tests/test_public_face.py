@@ -40,6 +40,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 def test_mypy_holds_a_caller_to_the_types(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("\n".join(["from coriolis_azure import Machine, Source, errors", *CALLS]))

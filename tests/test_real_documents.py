@@ -334,6 +334,7 @@ def test_spoilt_documents_give_a_machine_or_an_error_of_ours_and_never_a_wrong_s
         assert told.remedy
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=60)
 @given(documents=SPOILT)
 def test_check_of_spoilt_documents_is_a_list_of_findings(

@@ -135,6 +135,7 @@ def test_a_vm_is_found_by_its_name_and_by_its_arm_id(
 # Disks that cannot be read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("called", ["data-0", "old-1-data-0.vhd", "its URI"])
 def test_a_vhd_that_cannot_be_read_is_left_out_with_exclude_disks(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, called: str
@@ -242,6 +243,7 @@ def test_a_destination_written_as_the_remedy_says_is_one(tmp_path: Path, url: st
         places.open(good, silent).close()
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_not_there_is_after_a_run(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -254,6 +256,7 @@ def test_a_replica_that_is_not_there_is_after_a_run(
     assert all(verdict.verified for verdict in source.verify(tmp_path / "replica"))
 
 
+@pytest.mark.slow
 def test_a_replica_that_differs_is_right_after_a_full_run(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -291,6 +294,7 @@ def test_a_subnet_that_the_remedy_lists_and_the_ways_to_write_it(
 # This host
 
 
+@pytest.mark.slow
 def test_a_journal_that_cannot_be_kept_is_kept_where_xdg_state_home_says(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["file", "device", "blob", "azurite"])
+@pytest.fixture(params=["file", "device", "blob", pytest.param("azurite", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "file":
         yield FilePlace(tmp_path)

@@ -73,6 +73,7 @@ def connection(azure: Sandbox) -> Iterator[dict[str, Any]]:
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "options"),
     [({}, ["--no-shutdown"]), (PRIVATE, ["--no-shutdown", "--no-public-ip", "--existing-network"])],
@@ -107,6 +108,7 @@ NEEDED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "action", sorted({action.name for action in NEEDED if not action.optional}), ids=lambda name: name
 )
@@ -120,6 +122,7 @@ def test_a_pool_that_lacks_an_action_is_refused_before_anything_is_made(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["start", "deallocate"])
 def test_the_step_of_a_pool_names_the_action_that_it_lacks(
     azure: Sandbox, connection: dict[str, Any], action: str
@@ -133,6 +136,7 @@ def test_the_step_of_a_pool_names_the_action_that_it_lacks(
         call(None, connection, made["minion_provider_properties"])
 
 
+@pytest.mark.slow
 def test_a_transfer_that_shuts_down_and_fails_and_is_tried_again(
     azure: Sandbox, connection: dict[str, Any], image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +189,7 @@ def test_what_a_person_chooses_from(
     assert provider.get_source_environment_options(None, connection, environment, None) == everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["identity", "key"])
 def test_a_vm_on_vhd_blobs(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, storage: str
@@ -228,6 +233,7 @@ def encrypted(azure: Sandbox, set_id: str) -> None:
 KEYS = "Microsoft.Compute/diskEncryptionSets/read"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_at", ["everywhere", "the set", "the group of the VM", "nowhere"])
 def test_customer_managed_keys_of_another_group(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, held_at: str
@@ -275,6 +281,7 @@ ON_ONE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("action", "resource"), ON_ONE, ids=lambda value: getattr(value, "name", value))
 def test_an_action_that_is_held_on_the_vm_or_its_disk_alone(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, action: permissions.Action, resource: str

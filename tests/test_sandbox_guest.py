@@ -187,6 +187,7 @@ def test_a_guest_sees_its_disks_come_and_go(sandbox: Sandbox, azure: Clients, tm
         azure.compute.disks.begin_delete(GROUP, one.rpartition("/")[2]).result()
 
 
+@pytest.mark.slow
 def test_what_a_guest_writes_stays_in_its_disk(sandbox: Sandbox, azure: Clients, tmp_path: Path) -> None:
     (clone,) = raw_disks(sandbox, azure, tmp_path, b"A" * 512)
     twin = azure.copy("twin", clone)
@@ -204,6 +205,7 @@ def test_what_a_guest_writes_stays_in_its_disk(sandbox: Sandbox, azure: Clients,
         assert contents.path(found.hidden["content"]).read_bytes()[:4] == first
 
 
+@pytest.mark.slow
 def test_the_usual_devices_and_programs_work_inside(azure: Clients) -> None:
     with worker(azure) as guest:
         assert guest.run("cat", b"through " * 100_000) == (0, b"through " * 100_000, b"")
@@ -231,6 +233,7 @@ def test_only_the_admin_with_its_key_gets_in(azure: Clients) -> None:
         assert guest.run("true")[0] == 0
 
 
+@pytest.mark.slow
 def test_much_data_in_both_directions_at_once(azure: Clients) -> None:
     with worker(azure) as guest:
         transport = guest.client.get_transport()
@@ -247,6 +250,7 @@ def test_much_data_in_both_directions_at_once(azure: Clients) -> None:
         assert channel.recv_exit_status() == 0
 
 
+@pytest.mark.slow
 def test_a_session_that_breaks_off_takes_its_processes_along(azure: Clients) -> None:
     with worker(azure) as guest:
         client = guest.connect()
@@ -257,6 +261,7 @@ def test_a_session_that_breaks_off_takes_its_processes_along(azure: Clients) -> 
         eventually(lambda: not _exists(shell))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["begin_delete", "begin_deallocate", "begin_power_off"])
 def test_a_guest_ends_with_its_vm(azure: Clients, verb: str) -> None:
     with worker(azure) as guest:
@@ -268,6 +273,7 @@ def test_a_guest_ends_with_its_vm(azure: Clients, verb: str) -> None:
         eventually(lambda: not _exists(shell))
 
 
+@pytest.mark.slow
 def test_a_stopped_guest_starts_again_with_its_disks(
     sandbox: Sandbox, azure: Clients, tmp_path: Path
 ) -> None:
@@ -279,6 +285,7 @@ def test_a_stopped_guest_starts_again_with_its_disks(
         assert guest.run("head -c 10 /dev/disk/azure/scsi1/lun2")[1] == b"still here"
 
 
+@pytest.mark.slow
 def test_two_guests_live_side_by_side(sandbox: Sandbox, azure: Clients, tmp_path: Path) -> None:
     one, two = raw_disks(sandbox, azure, tmp_path, b"1" * 512, b"2" * 512)
     with worker(azure, "w1") as first, worker(azure, "w2") as second:
@@ -291,6 +298,7 @@ def test_two_guests_live_side_by_side(sandbox: Sandbox, azure: Clients, tmp_path
         assert second.run("head -c 1 /dev/disk/azure/scsi1/lun0")[1] == b"2"
 
 
+@pytest.mark.slow
 def test_an_nvme_size_has_other_names(sandbox: Sandbox, azure: Clients, tmp_path: Path) -> None:
     (clone,) = raw_disks(sandbox, azure, tmp_path, b"n" * 512)
     with worker(azure, hardwareProfile={"vmSize": "Standard_D2s_v6"}) as guest:
@@ -317,6 +325,7 @@ def test_a_public_address_without_a_security_group_is_closed(azure: Clients) -> 
     assert closed(address.ip_address)
 
 
+@pytest.mark.slow
 def test_without_a_public_address_the_private_one_answers(azure: Clients) -> None:
     nic = azure.nic("nic")
     address = nic.ip_configurations[0].private_ip_address
@@ -343,6 +352,7 @@ def test_a_guest_that_cannot_boot_fails_the_operation(azure: Clients, custom_dat
     azure.compute.virtual_machines.begin_delete(GROUP, "worker").result()
 
 
+@pytest.mark.slow
 def test_a_low_port_needs_rights_and_the_error_says_so(tmp_path: Path) -> None:
     """Port 22 is the default; whoever runs the sandbox without rights must learn what to set."""
     program = (
@@ -379,6 +389,7 @@ def test_the_private_host_key_is_not_shown(sandbox: Sandbox, azure: Clients) -> 
         assert guest.host_private.splitlines()[1] not in shown
 
 
+@pytest.mark.slow
 def test_without_namespaces_python_still_sees_the_disks(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "azure", namespaces=False) as sandbox, in_process(sandbox) as azure:
         (clone,) = raw_disks(sandbox, azure, tmp_path, b"seen" + bytes(508))
@@ -398,6 +409,7 @@ def test_without_namespaces_python_still_sees_the_disks(tmp_path: Path) -> None:
         assert "only Python" in document["not_imitated"]
 
 
+@pytest.mark.slow
 def test_guests_end_when_the_sandbox_is_killed(tmp_path: Path) -> None:
     """A process that is killed outright cannot end its guests; they notice by themselves."""
     program = (
@@ -421,6 +433,7 @@ def test_guests_end_when_the_sandbox_is_killed(tmp_path: Path) -> None:
         eventually(lambda: closed(address) and not _exists(int(shell)))
 
 
+@pytest.mark.slow
 def test_guests_come_back_with_the_sandbox(tmp_path: Path) -> None:
     directory = tmp_path / "azure"
     with Sandbox(directory) as sandbox, in_process(sandbox) as azure, worker(azure) as guest:

@@ -114,6 +114,7 @@ def manifest_secrets(folder: Path) -> dict[str, str]:
     return secrets
 
 
+@pytest.mark.slow
 def test_no_secret_of_a_whole_run_can_be_seen_anywhere(
     azure: Sandbox,
     source: Source,
@@ -150,6 +151,7 @@ def test_no_secret_of_a_whole_run_can_be_seen_anywhere(
     assert sorted(set(spy.found)) == []
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_what_the_orchestrator_logs_and_shows_of_a_transfer_and_a_pool(
     azure: Sandbox, spy: Spy, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -210,6 +212,7 @@ def test_no_secret_is_in_the_error_of_a_run_that_fails(
     assert sorted(set(spy.found)) == []
 
 
+@pytest.mark.slow
 def test_what_a_run_keeps_is_for_its_owner_only(azure: Sandbox, source: Source, tmp_path: Path) -> None:
     content, images = tmp_path / "content", tmp_path / "images"
     content.write_bytes(random.Random(1).randbytes(MIB))
@@ -223,6 +226,7 @@ def test_what_a_run_keeps_is_for_its_owner_only(azure: Sandbox, source: Source, 
     assert {name for name, mode in modes.items() if mode} <= {".vm"}
 
 
+@pytest.mark.slow
 def test_what_a_run_makes_lets_nobody_in(
     azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -249,6 +253,7 @@ def test_what_a_run_makes_lets_nobody_in(
     assert "identity" not in vm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "is_told"),
     [

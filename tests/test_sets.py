@@ -113,6 +113,7 @@ def opened(replica: Replica) -> Any:
     return places.open(replica.to, silent, replica.source.storage, existing=True)
 
 
+@pytest.mark.slow
 def test_a_missing_image_is_named(replica: Replica) -> None:
     replica.source.replicate("web", replica.to)
     replica.lose(image_of(replica, "data-1"))
@@ -125,6 +126,7 @@ def test_a_missing_image_is_named(replica: Replica) -> None:
     assert [verdict.verified for verdict in replica.verdicts().values()] == [True] * 4
 
 
+@pytest.mark.slow
 def test_a_first_run_that_failed_is_no_replica_whatever_disks_it_has_brought(replica: Replica) -> None:
     replica.block("data-2")
     with pytest.raises(CoriolisAzureError):
@@ -143,6 +145,7 @@ def test_a_first_run_that_failed_is_no_replica_whatever_disks_it_has_brought(rep
     assert [verdict.verified for verdict in replica.verdicts().values()] == [True] * 4
 
 
+@pytest.mark.slow
 def test_disks_of_two_runs_are_no_replica(azure: Sandbox, source: Source, tmp_path: Path) -> None:
     """Each image is right by its own manifest."""
     replica = Replica(azure, source, str(tmp_path / "web"), tmp_path)
@@ -161,6 +164,7 @@ def test_disks_of_two_runs_are_no_replica(azure: Sandbox, source: Source, tmp_pa
     assert replica.code() == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_over_some_disks_leaves_no_set(replica: Replica) -> None:
     """The second run brings what it can of the other disks and fails over one."""
     replica.source.replicate("web", replica.to)
@@ -180,6 +184,7 @@ def test_a_run_that_failed_over_some_disks_leaves_no_set(replica: Replica) -> No
     assert set(record.point.roots) == {"os", "data-0", "data-1", "data-2"}
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_it_changed_anything_takes_nothing_back(
     azure: Sandbox, replica: Replica
 ) -> None:
@@ -190,6 +195,7 @@ def test_a_run_that_failed_before_it_changed_anything_takes_nothing_back(
     assert [verdict.verified for verdict in replica.verdicts().values()] == [True] * 4
 
 
+@pytest.mark.slow
 def test_what_was_left_out_is_not_missing(
     azure: Sandbox, connect: Callable[..., Source], tmp_path: Path
 ) -> None:
@@ -208,6 +214,7 @@ def test_what_was_left_out_is_not_missing(
     assert replica.code() == 0
 
 
+@pytest.mark.slow
 def test_a_replica_of_an_older_version_says_so_and_is_mended_by_a_run(replica: Replica) -> None:
     replica.source.replicate("web", replica.to)
     replica.lose("replica.json")

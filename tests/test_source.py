@@ -61,6 +61,7 @@ def test_two_runs_move_everything_then_only_what_changed_and_leave_nothing(
     assert power_state(source, "web") == "running"
 
 
+@pytest.mark.slow
 def test_grown_new_and_removed_disks_are_ordinary(
     azure: Sandbox, source: Source, image: Image, told: list[Event], tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_grown_new_and_removed_disks_are_ordinary(
     assert any("data-0 is no longer a disk" in event.text for event in told if isinstance(event, Notice))
 
 
+@pytest.mark.slow
 def test_a_recreated_disk_of_the_same_name_is_another_disk(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_recreated_disk_of_the_same_name_is_another_disk(
     assert (images / "data-0.raw").read_bytes() == (images / "os.raw").read_bytes()
 
 
+@pytest.mark.slow
 def test_more_disks_than_the_worker_holds_go_in_waves(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_more_disks_than_the_worker_holds_go_in_waves(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_shutdown_happens_only_when_asked_for(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -134,6 +138,7 @@ def test_shutdown_happens_only_when_asked_for(
     assert power_state(source, "web") == "deallocated"
 
 
+@pytest.mark.slow
 def test_a_deallocated_vm_is_replicated_although_its_document_has_lost_the_sizes(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -144,6 +149,7 @@ def test_a_deallocated_vm_is_replicated_although_its_document_has_lost_the_sizes
     assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_worker_without_public_ip_in_an_existing_subnet(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path
 ) -> None:
@@ -158,6 +164,7 @@ def test_a_worker_without_public_ip_in_an_existing_subnet(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_excluded_disks_are_left_out(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path
 ) -> None:
@@ -168,6 +175,7 @@ def test_excluded_disks_are_left_out(
         connect(environment={"exclude_disks": ["data-5"]}).replicate("web", tmp_path / "images")
 
 
+@pytest.mark.slow
 def test_a_zonal_vm_gets_a_worker_and_clones_in_its_zone(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -177,6 +185,7 @@ def test_a_zonal_vm_gets_a_worker_and_clones_in_its_zone(
     assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_documentations_retired_size_and_image_are_replaced_and_said_so(
     azure: Sandbox, connect: Callable[..., Source], image: Image, told: list[Event], tmp_path: Path
 ) -> None:
@@ -189,6 +198,7 @@ def test_the_documentations_retired_size_and_image_are_replaced_and_said_so(
     assert any("UbuntuServer" in text and "instead" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_the_users_tags_are_on_everything_that_is_made(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path
 ) -> None:
@@ -267,6 +277,7 @@ def test_an_ephemeral_os_disk_is_refused_with_the_reason(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
@@ -297,6 +308,7 @@ def test_an_error_in_any_step_leaves_nothing(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["virtualMachines/coriolis", "snapshots/coriolis", "disks/coriolis"])
 def test_an_interrupt_in_any_step_leaves_nothing(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path, step: str
@@ -317,6 +329,7 @@ def test_an_interrupt_in_any_step_leaves_nothing(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_what_cannot_be_deleted_is_reported_and_found_by_the_next_sweep(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -339,6 +352,7 @@ def test_what_cannot_be_deleted_is_reported_and_found_by_the_next_sweep(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_run_could_not_delete_is_named_with_the_code_for_it(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -363,6 +377,7 @@ def test_what_an_interrupted_run_could_not_delete_is_named_with_the_code_for_it(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["AttachDiskWhileBeingDetached", "OperationPreempted"])
 def test_other_operations_on_the_worker_are_waited_out(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path, code: str
@@ -385,6 +400,7 @@ def test_other_operations_on_the_worker_are_waited_out(
     assert (tmp_path / "images/os.raw").read_bytes() == os_disk.read_bytes()
 
 
+@pytest.mark.slow
 def test_another_vms_replica_is_not_overwritten(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -439,6 +455,7 @@ def test_a_name_that_can_be_no_vm_is_refused(azure: Sandbox, source: Source, ima
         source.inspect(name.format(f"/subscriptions/{source.azure.subscription}"))
 
 
+@pytest.mark.slow
 def test_the_runs_own_error_is_told_although_deleting_fails_too(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:
@@ -481,6 +498,7 @@ def test_a_second_run_to_the_same_destination_is_refused(
         source.replicate("web", tmp_path / "images")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["a folder", "a container"])
 def test_tokens_that_expire_in_the_middle_of_a_run_are_renewed(
     azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path, to: str
@@ -506,6 +524,7 @@ def test_tokens_that_expire_in_the_middle_of_a_run_are_renewed(
     assert [verdict.verified for verdict in source.verify(to)] == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sku", ["UltraSSD_LRS", "PremiumV2_LRS"])
 def test_snapshots_that_are_filled_later_are_waited_for(
     azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], tmp_path: Path, sku: str
@@ -520,6 +539,7 @@ def test_snapshots_that_are_filled_later_are_waited_for(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_a_disk_with_large_sectors_is_copied_by_the_kind_of_disk_that_has_them(
     azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def test_the_rate_is_kept_also_where_it_is_less_than_a_chunk(disk: Path, path: P
     assert path.read_bytes() == disk.read_bytes()
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_image_is_the_disk_after_every_good_run(tmp_path: Path, data: st.DataObject) -> None:
@@ -950,6 +951,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1 << 20, 4 << 20], ids=["1 MiB", "4 MiB"])
 def test_memory_does_not_grow_with_the_disk(tmp_path: Path, large: Path, chunk: int) -> None:
     image = tmp_path / "os.raw"

@@ -156,6 +156,7 @@ def test_pages_that_are_not_allocated_are_never_asked_for_and_listed_once(
     assert len(reads) - len(listings) == 8
 
 
+@pytest.mark.slow
 def test_a_copy_is_imported_where_a_snapshot_cannot_be(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_copy_that_takes_long_is_told_of_with_its_share(
     assert source.finish(run) == []
 
 
+@pytest.mark.slow
 def test_without_a_container_a_refused_import_is_told_and_the_disk_read_directly(
     azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
@@ -204,6 +206,7 @@ def test_without_a_container_a_refused_import_is_told_and_the_disk_read_directly
     assert interim(azure) == []
 
 
+@pytest.mark.slow
 def test_a_copy_brings_disks_of_another_location_to_the_worker(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
@@ -362,6 +365,7 @@ def test_the_orchestrators_clean_up_finds_snapshots_of_disks_that_the_vm_has_no_
     assert interim(azure) == []
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_nothing(
     azure: Sandbox, source: Source, vm: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -382,6 +386,7 @@ def test_a_failure_leaves_nothing(
     assert interim(azure) == []
 
 
+@pytest.mark.slow
 def test_a_vhd_of_another_maker_is_read(
     azure: Sandbox, source: Source, vm: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -467,6 +472,7 @@ def test_an_account_that_the_identity_does_not_see_is_named(
     assert "Reader" in error.value.remedy
 
 
+@pytest.mark.slow
 def test_a_vhd_in_an_account_of_another_resource_group_is_found(
     azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
@@ -491,6 +497,7 @@ def keeping(azure: Sandbox, **kept: bool) -> None:
             setattr(azure.storage.account(name), what, on)
 
 
+@pytest.mark.slow
 def test_soft_deleted_snapshots_and_copies_are_not_taken_for_leftovers(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -505,6 +512,7 @@ def test_soft_deleted_snapshots_and_copies_are_not_taken_for_leftovers(
     assert source.sweep(timedelta(0)) == ([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft_delete", [False, True])
 def test_no_version_of_an_interim_copy_stays_where_versions_are_kept(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], tmp_path: Path, soft_delete: bool
@@ -523,6 +531,7 @@ def test_no_version_of_an_interim_copy_stays_where_versions_are_kept(
     assert source.sweep(timedelta(0)) == ([], [])
 
 
+@pytest.mark.slow
 def test_a_version_that_may_not_be_deleted_is_told_and_found_again(
     azure: Sandbox, connect: Callable[..., Source], vm: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_without_a_usable_manifest_a_disk_is_not_verified(images: Path, damage: 
     assert "no usable" in verdict.reason
 
 
+@pytest.mark.slow
 def test_a_replica_in_blob_storage_is_verified_too(
     azure: Sandbox, source: Source, image: Callable[..., Path]
 ) -> None:

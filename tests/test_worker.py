@@ -77,6 +77,7 @@ def test_only_ssh_is_let_in_and_only_from_the_addresses_asked_for(
     assert source.finish(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["SkuNotAvailable", "OperationNotAllowed", "InvalidParameter"])
 def test_a_size_that_azure_has_no_room_for_gives_way_to_the_next(
     azure: Sandbox, source: Source, image: Callable[..., Path], told: list[Event], code: str
@@ -109,6 +110,7 @@ def test_a_size_that_azure_has_no_room_for_gives_way_to_the_next(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_each_try_has_an_os_disk_of_its_own(
     azure: Sandbox, source: Source, image: Callable[..., Path], told: list[Event]
 ) -> None:
@@ -133,6 +135,7 @@ def test_each_try_has_an_os_disk_of_its_own(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_a_worker_is_of_a_size_that_its_zone_has(
     azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], told: list[Event]
 ) -> None:
@@ -155,6 +158,7 @@ def test_a_worker_is_of_a_size_that_its_zone_has(
     assert source.finish(run) == []
 
 
+@pytest.mark.slow
 def test_sizes_outside_our_list_are_tried_and_all_that_was_tried_is_told(
     azure: Sandbox, source: Source, image: Callable[..., Path]
 ) -> None:
@@ -204,6 +208,7 @@ def test_what_disks_give_is_added_up(machine: Machine) -> None:
     assert sizes.needs(machine, machine.disks).rate == 5 * 60_000_000
 
 
+@pytest.mark.slow
 def test_a_quota_that_is_too_small_makes_way_for_fewer_vcpus(
     azure: Sandbox, connect: Callable[..., Source], image: Callable[..., Path], told: list[Event]
 ) -> None:
@@ -218,6 +223,7 @@ def test_a_quota_that_is_too_small_makes_way_for_fewer_vcpus(
     assert source.finish(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["PlatformImageNotFound", "VMMarketplaceInvalidInput"])
 def test_an_image_that_azure_does_not_take_gives_way_to_the_next(
     azure: Sandbox, source: Source, image: Callable[..., Path], told: list[Event], code: str
