@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from coriolis_azure.sandbox import Request, Response, Sandbox
 from harness.battles import served
 from harness.conductor import Task, Transfer
 from harness.constants import MIB
+from harness.waiting import eventually
 from harness.writer_targets import HttpsTarget, SshTarget
 
 pytestmark = pytest.mark.slow
@@ -195,7 +195,7 @@ def test_a_run_whose_execution_was_given_up_ends_before_it_writes_beside_its_suc
     transfer.execute()
     site.holds(2)
     with transfer.start(bandwidth_limit="8KiB/s") as orphan:
-        wait_until(lambda: transfer.content(1) != content(1, 1) or not orphan.lives())
+        eventually(lambda: transfer.content(1) != content(1, 1) or not orphan.lives())
         assert orphan.lives()
         site.holds(3)
         transfer.execute(site.worker(1))
@@ -214,7 +214,7 @@ def test_a_run_that_was_stopped_over_its_lease_writes_nothing_when_it_wakes(site
     transfer.execute()
     site.holds(2)
     with transfer.start(bandwidth_limit="8KiB/s") as orphan:
-        wait_until(lambda: transfer.content(1) != content(1, 1) or not orphan.lives())
+        eventually(lambda: transfer.content(1) != content(1, 1) or not orphan.lives())
         orphan.signal(signal.SIGSTOP)
         site.holds(3)
         transfer.execute(site.worker(1))
@@ -255,7 +255,7 @@ def test_what_a_cancelled_run_has_sent_to_a_stalled_volume_is_outlasted(site: Si
     (home / "stalled").touch()
     site.holds(2)
     with transfer.start() as task:
-        wait_until(lambda: (home / "taken").exists() or not task.lives())
+        eventually(lambda: (home / "taken").exists() or not task.lives())
         task.signal(signal.SIGINT)
         assert "returned" not in task.result()
     (home / "stalled").unlink()
@@ -263,7 +263,7 @@ def test_what_a_cancelled_run_has_sent_to_a_stalled_volume_is_outlasted(site: Si
     with transfer.start() as following:
         following.says("an earlier run that may still write")
         (home / "goes on").touch()
-        wait_until((home / "written").exists)
+        eventually((home / "written").exists)
         transfer.store(following)
     assert right(transfer, 1)
 
@@ -273,7 +273,7 @@ def test_without_a_state_a_run_is_refused_while_another_of_the_disk_lives(site: 
     """First executions: nothing tells whether both write to the same volume. A killed one is outlasted."""
     transfer = site.transfer()
     with transfer.start(bandwidth_limit="8KiB/s") as orphan:
-        wait_until(lambda: any(transfer.content(1)) or not orphan.lives())
+        eventually(lambda: any(transfer.content(1)) or not orphan.lives())
         with transfer.start(site.worker(1)) as refused:
             assert "is writing to a volume of this disk" in refused.result().get("error", "")
         assert orphan.lives()
@@ -375,9 +375,9 @@ def test_a_task_ends_by_itself_when_its_service_is_killed(site: Site) -> None:
     """And cleans up as when it is cancelled: nobody is there to take its result."""
     transfer = site.transfer()
     with transfer.start(bandwidth_limit="8KiB/s") as task:
-        wait_until(lambda: any(transfer.content(1)) or not task.lives())
+        eventually(lambda: any(transfer.content(1)) or not task.lives())
         task.kill_service()
-        task.wait_for_end(20)
+        task.wait_for_end()
     assert site.left() == site.idle
 
 
@@ -415,11 +415,3 @@ def test_a_killed_deployment_goes_with_the_next_one_of_the_vm_and_a_living_one_s
         assert [each["id"] for each in azure.resources()] == [each["id"] for each in with_it]
         here("delete_replica_source_resources", environment, deployed)
     assert azure.resources() == before
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)

@@ -33,6 +33,7 @@ from harness.copies import CHUNK, LEAF, Lying, by_agent, change, job, replicate
 from harness.images import Image
 from harness.pipes import Pipes
 from harness.relay import Relay
+from harness.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -272,6 +273,12 @@ def gone_on_after(told: list[Event]) -> int:
     return int(broke.partition("continuing after ")[2].split()[0])
 
 
+def chunks_are_settled(images: Path) -> None:
+    """Wait for the first: what has come so far may still be on its way through the sockets."""
+    index = images / "os.raw.index"
+    eventually(lambda: index.exists() and index.stat().st_size)
+
+
 def test_a_network_that_fails_for_a_minute_is_waited_out(
     azure: Sandbox,
     connect: Callable[..., Source],
@@ -284,6 +291,7 @@ def test_a_network_that_fails_for_a_minute_is_waited_out(
     source, before = connect(clock=clock), azure.resources()
 
     def fail() -> None:
+        chunks_are_settled(tmp_path / "images")
         relay.refuse = 30  # one every two seconds
         relay.cut()
 
@@ -310,7 +318,12 @@ def test_the_direct_channel_may_break_by_itself_or_with_the_rest(
     with Relay(azure, direct=True) as relay:
         azure.intercept = relay
         acts = {"cut": lambda: relay.cut(but_ssh=True), "cut all": relay.cut, "damaged": relay.damage}
-        relay.at(6 * MIB, acts[fault])
+
+        def act() -> None:
+            chunks_are_settled(tmp_path / "images")
+            acts[fault]()
+
+        relay.at(6 * MIB, act)
         report = connect(clock=Held()).replicate("web", tmp_path / "images")
     assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
     assert report.disks[0].sent_bytes == 12 * MIB
@@ -321,7 +334,11 @@ def test_the_direct_channel_may_break_by_itself_or_with_the_rest(
 def test_damaged_bytes_on_the_way_end_the_connection_and_nothing_else(
     azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
 ) -> None:
-    relay.at(6 * MIB, relay.damage)
+    def damage() -> None:
+        chunks_are_settled(tmp_path / "images")
+        relay.damage()
+
+    relay.at(6 * MIB, damage)
     connect(clock=Held()).replicate("web", tmp_path / "images")
     assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
     assert any("continuing after" in text for text in notices(told))

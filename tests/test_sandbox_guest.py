@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from coriolis_azure.sandbox import Sandbox
 from harness.clients import GROUP, Body, Clients, in_process, vm_body
 from harness.constants import DEADLINE
+from harness.waiting import eventually
 
 MACHINES = "Microsoft.Compute/virtualMachines"
 PORT = 22022
@@ -40,15 +40,6 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
 def azure(sandbox: Sandbox) -> Iterator[Clients]:
     with in_process(sandbox) as clients:
         yield clients
-
-
-def eventually(condition: Callable[[], Any], seconds: float = DEADLINE) -> Any:
-    """What `condition` gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
-    return value
 
 
 def key_pair() -> tuple[str, str]:

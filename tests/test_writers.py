@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -54,6 +53,7 @@ from harness.constants import DEADLINE
 from harness.copies import by_agent
 from harness.pipes import Pipes, old_python
 from harness.record_files import RecordFiles
+from harness.waiting import eventually
 from harness.writer_targets import SSH_PORT, HttpsTarget, SshTarget
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ class Dying(Pipes):
 
     def read(self, size: int, /) -> bytes:
         if len(self.heard) + size > self.last:
-            wait_for(self.arrived)
+            eventually(self.arrived)
             self.close()
             raise StreamEnded("killed")
         return super().read(size)
@@ -271,7 +271,7 @@ def test_new_keys_are_agreed_upon_on_the_way(
         assert program.receive(1) == b"x"
         for times in (1, 2):
             program.send(data)
-            wait_for(partial(keys_were_changed, times))
+            eventually(partial(keys_were_changed, times))
         program.finish()
         assert program.status(DEADLINE) == 0
     assert (tmp_path / "sent").read_bytes() == 2 * data
@@ -1119,7 +1119,7 @@ def test_writers_that_wait_are_all_woken_when_the_receiver_dies(over_ssh: Bench[
 
         def kill() -> None:
             pid = over_ssh.target.home / "pid"
-            wait_for(lambda: pid.exists() and pid.read_text())
+            eventually(lambda: pid.exists() and pid.read_text())
             os.kill(int(pid.read_text()), 9)
 
         together([*(partial(write, part) for part in range(4)), kill])
@@ -1385,18 +1385,11 @@ def together(tasks: list[Callable[[], object]]) -> None:
         raise errors[0]
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < until
-        threading.Event().wait(0.01)
-
-
 def fails(bench: Bench[Any], **options: Any) -> DestinationFailed:
     """A run that must fail and leave no thread behind."""
     threads = threading.active_count()
     with pytest.raises(DestinationFailed) as failure:
         bench.run([bench.entry()], **options)
-    wait_for(lambda: threading.active_count() <= threads or isinstance(bench.target, HttpsTarget))
+    eventually(lambda: threading.active_count() <= threads or isinstance(bench.target, HttpsTarget))
     assert failure.value.facts["disk"] == "os"
     return failure.value

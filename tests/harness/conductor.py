@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import queue
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.run import resources
 from harness.constants import MIB
 from harness.processes import Forked
+from harness.waiting import eventually
 
 # Of claims and deployments, short enough to wait for.
 TIMES = (
@@ -113,12 +113,9 @@ class Task:
                 return True
         return False
 
-    def wait_for_end(self, seconds: float = 60.0) -> None:
+    def wait_for_end(self) -> None:
         """Until the task's process has ended, whatever has become of its service."""
-        until = time.monotonic() + seconds
-        while self.lives():
-            assert time.monotonic() < until, "the task's process goes on"
-            time.sleep(0.02)
+        eventually(lambda: not self.lives())
 
     def result(self) -> dict[str, Any]:
         """{"returned": ...}, {"error": ...}, {"cancelled": ...}; {} where the service is gone. Waits for the end."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Environment
+from harness.constants import DEADLINE
 
 Answer = Callable[[Request], Response]
 _DISKS = 4  # as many as a VM of the tests has
@@ -119,7 +120,7 @@ class Relay:
                 continue
             try:
                 astray = self.astray if port == self._port else None
-                far = socket.create_connection(astray or (self._worker, port), timeout=5)
+                far = socket.create_connection(astray or (self._worker, port), timeout=DEADLINE)
             except OSError:
                 near.close()
                 continue
