@@ -14,7 +14,7 @@ from azure.core.exceptions import HttpResponseError
 from coriolis_azure import vhd
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.compute.inside import Inside
-from harness.clients import GROUP, Clients, in_process, serving
+from harness.clients import GROUP, HERE, Clients, in_process, serving
 from harness.exports import blob, grant, revoke, snapshot, vm_disk
 
 SNAPSHOTS = "Microsoft.Compute/snapshots"
@@ -243,3 +243,108 @@ def test_a_sas_survives_the_deletion_of_another_and_a_restart(tmp_path: Path) ->
         with blob(azure, sas) as client:
             assert client.get_blob_properties().size == (1 << 30) + 512
         azure.close()
+
+
+# ---------------------------------------------------------------- who may reach it
+
+
+def disk_access(azure: Clients) -> Any:
+    body: Any = {"location": HERE}
+    return azure.compute.disk_accesses.begin_create_or_update(GROUP, "gate", body).result()
+
+
+def test_entra_mode_asks_for_a_token_for_disks_and_a_data_action(
+    sandbox: Sandbox, azure: Clients, disk: Inside
+) -> None:
+    path = snapshot(azure, "s", disk.id, dataAccessAuthMode="AzureActiveDirectory").id
+    sas = grant(azure, "s")
+    plain = azure.send("GET", sas, Range="bytes=0-511")
+    assert plain.status_code == 401
+    assert 'resource_id="https://disk.azure.com/"' in plain.headers["WWW-Authenticate"]
+    assert azure.info["tenant"] in plain.headers["WWW-Authenticate"]
+    for scope in ("https://disk.azure.com/.default", "https://storage.azure.com/.default"):
+        token = azure.credential.get_token(scope).token
+        assert azure.send("GET", sas, Authorization=f"Bearer {token}").status_code == 401
+    with blob(azure, sas, azure.credential) as client:  # the SDK follows the challenge
+        assert client.download_blob(4096, 512).readall() == b"a" * 512
+    sandbox.permissions[:] = [
+        {"actions": ["*"], "dataActions": [f"{SNAPSHOTS}/download/action"], "scope": path}
+    ]
+    token = azure.credential.get_token("https://disk.azure.com//.default").token
+    assert azure.send("GET", sas, Range="bytes=0-511", Authorization=f"Bearer {token}").status_code == 206
+    sandbox.permissions[:] = [{"actions": ["*"], "dataActions": ["Microsoft.Compute/disks/download/action"]}]
+    refused = azure.send("GET", sas, Range="bytes=0-511", Authorization=f"Bearer {token}")
+    assert (refused.status_code, refused.headers["x-ms-error-code"]) == (
+        403,
+        "AuthorizationPermissionMismatch",
+    )
+
+
+def test_a_private_snapshot_is_read_from_its_network_only(
+    sandbox: Sandbox, azure: Clients, disk: Inside
+) -> None:
+    gate = disk_access(azure)
+    snapshot(azure, "s", disk.id, networkAccessPolicy="AllowPrivate", diskAccessId=gate.id)
+    sas = grant(azure, "s")
+    answer = azure.send("GET", sas, Range="bytes=0-511")
+    assert (answer.status_code, answer.headers["x-ms-error-code"]) == (403, "AuthorizationFailure")
+    sandbox.exporting.private_clients = True
+    assert azure.send("GET", sas, Range="bytes=0-511").status_code == 206
+    assert azure.refused("DELETE", gate.id)[:2] == (409, "OperationNotAllowed")
+    revoke(azure, "s")
+    azure.compute.snapshots.begin_delete(GROUP, "s").result()
+    azure.compute.disk_accesses.begin_delete(GROUP, "gate").result()
+    assert list(azure.compute.disk_accesses.list_by_resource_group(GROUP)) == []
+
+
+def test_a_policy_and_a_disk_access_that_contradict_each_other_are_refused(
+    azure: Clients, disk: Inside
+) -> None:
+    gate = disk_access(azure)
+    path = snapshot(azure, "s", disk.id, networkAccessPolicy="AllowPrivate", diskAccessId=gate.id).id
+
+    def patched(**properties: str) -> tuple[int, str]:
+        return azure.refused("PATCH", path, {"properties": properties})[:2]
+
+    assert patched(networkAccessPolicy="AllowAll") == (409, "ConflictingUserInput")
+    assert patched(networkAccessPolicy="AllowPrivate", diskAccessId="") == (400, "InvalidParameter")
+    assert patched(networkAccessPolicy="AllowPrivate", diskAccessId=disk.id) == (404, "NotFound")
+    assert patched(networkAccessPolicy="Anything") == (400, "InvalidParameter")
+    body: Any = {"properties": {"networkAccessPolicy": "DenyAll", "diskAccessId": ""}}
+    changed = azure.compute.snapshots.begin_update(GROUP, "s", body).result()
+    assert (changed.network_access_policy, changed.disk_access_id) == ("DenyAll", None)
+
+
+def test_five_disks_are_exported_through_a_disk_access_at_a_time(azure: Clients, sandbox: Sandbox) -> None:
+    gate = disk_access(azure)
+    private: Any = {"properties": {"networkAccessPolicy": "AllowPrivate", "diskAccessId": gate.id}}
+    for number in range(6):
+        path = vm_disk(sandbox, azure, f"d{number}").id
+        azure.compute.disks.begin_update(GROUP, f"d{number}", private).result()
+        if number < 5:
+            assert azure.arm("POST", f"{path}/beginGetAccess", READ).status_code == 202
+    assert azure.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
+
+
+def test_a_disk_access_needs_to_be_readable(sandbox: Sandbox, azure: Clients, disk: Inside) -> None:
+    gate = disk_access(azure)
+    sandbox.permissions[:] = [{"actions": ["*"], "notActions": ["Microsoft.Compute/diskAccesses/read"]}]
+    body = {"properties": {"networkAccessPolicy": "AllowPrivate", "diskAccessId": gate.id}}
+    assert azure.refused("PATCH", disk.id, body)[:2] == (403, "LinkedAuthorizationFailed")
+
+
+# ---------------------------------------------------------------- how many
+
+
+def test_a_disk_has_so_many_snapshots_so_fast(sandbox: Sandbox, azure: Clients, disk: Inside) -> None:
+    sandbox.exporting.snapshot_rate = 2
+    for name in ("s1", "s2"):
+        snapshot(azure, name, disk.id)
+    creation = {"createOption": "Copy", "sourceResourceId": disk.id}
+    body = {"location": HERE, "properties": {"creationData": creation, "incremental": True}}
+    path = azure.id(SNAPSHOTS, "s3")
+    assert azure.refused("PUT", path, body)[2].startswith("2 incremental snapshots of the disk were taken")
+    sandbox.exporting.snapshot_rate, sandbox.exporting.most_snapshots = 0, 2
+    assert azure.refused("PUT", path, body)[2].startswith("The disk has 2 incremental snapshots")
+    azure.compute.snapshots.begin_delete(GROUP, "s1").result()
+    assert azure.arm("PUT", path, body).status_code == 202

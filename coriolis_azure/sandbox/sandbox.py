@@ -88,11 +88,12 @@ class Sandbox:
             )
             self._world.api_profile = api_profile
             self._tokens = Tokens(self._world.state.identity)
-            # Tests may change these: the identity's roles, required tags, quotas and request budgets.
+            # Tests may change these: the identity's roles, required tags, quotas, request budgets, rules of exports.
             self.permissions = self._world.permissions
             self.required_tags = self._world.required_tags
             self.quotas = self._world.quotas
             self.budgets = self._world.budgets
+            self.exporting = self._world.exporting
             self._open()
         except BaseException:
             os.close(self._hold)

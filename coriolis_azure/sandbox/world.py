@@ -25,6 +25,7 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.sandbox.budgets import Budgets
 from coriolis_azure.sandbox.catalog import LOCATIONS
 from coriolis_azure.sandbox.content import Contents
+from coriolis_azure.sandbox.exporting import Exporting
 from coriolis_azure.sandbox.guest.guests import Guests
 from coriolis_azure.sandbox.relations import GROUPS, MACHINES, interface_entries, locks_over, same
 from coriolis_azure.sandbox.state import Operation, Resource, State
@@ -124,10 +125,7 @@ class World:
         self._effects = effects
         self._due: dict[str, float] = {}
         self.contents.keep_only(self.contents_in_use())
-        # Whether clients are in a network that reaches private endpoints.
-        self.private_clients = False
-        # Hosts of families that merge a deleted snapshot: until when they refuse, and how.
-        self.merging: dict[str, tuple[float, int, str]] = {}
+        self.exporting = Exporting()
         generations = (resource.hidden.get("generation", 0) for resource in self.state.resources.values())
         self.contents.generation = 1 + max(generations, default=0)
 

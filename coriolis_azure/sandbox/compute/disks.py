@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from coriolis_azure import vhd
 from coriolis_azure.sandbox.catalog import DISK_SKUS, FILLED_LATER, SNAPSHOT_SKUS
-from coriolis_azure.sandbox.compute import exports
-from coriolis_azure.sandbox.relations import DISKS, SNAPSHOTS, STORAGE, machine_of_disk, same
+from coriolis_azure.sandbox.compute import exports, network_access, snapshot_limits
+from coriolis_azure.sandbox.relations import DISK_POINTS, DISKS, SNAPSHOTS, STORAGE, machine_of_disk, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.storage import imports
 from coriolis_azure.sandbox.wire import ArmError, Json, Response, bad_request, invalid, not_allowed
@@ -150,21 +150,16 @@ def _create(world: World, call: Call, kind: _Kind, disk_id: str, location: str) 
     zones = checked_zones(call.body, location)
     tags = checked_tags(call.body)
     requested = call.body.get("properties") or {}
+    network_access.check(world, requested, {})
     properties: Json = {"creationData": {**(requested.get("creationData") or {})}}
     properties |= {name: requested[name] for name in _SETTABLE if requested.get(name) is not None}
     content = _content(world, kind, location, requested, properties)
-    if kind.snapshot:
-        source_sku = _sku_of(world, properties["creationData"])
-        if source_sku in FILLED_LATER:
-            if not requested.get("incremental"):
-                raise bad_request(
-                    f"Only incremental snapshots of disks with account type {source_sku} are supported."
-                )
-            properties["completionPercent"] = 0.0
-        properties["incremental"] = bool(requested.get("incremental", False))
-        if properties["incremental"]:
-            source = properties["creationData"].get("sourceUniqueId", disk_id)
-            properties["incrementalSnapshotFamilyId"] = str(uuid.uuid5(_FAMILY, source))
+    try:
+        if kind.snapshot:
+            _complete_snapshot(world, disk_id, requested, properties)
+    except ArmError:
+        world.release_content(content)
+        raise
     top: Json = {"sku": {"name": sku, "tier": kind.skus[sku]}, "tags": tags}
     if zones:
         top["zones"] = zones
@@ -174,6 +169,27 @@ def _create(world: World, call: Call, kind: _Kind, disk_id: str, location: str) 
     if properties.get("incremental"):
         hidden["generation"] = world.contents.end_generation(content)
     world.state.add(Resource(document, hidden))
+
+
+def _complete_snapshot(world: World, snapshot_id: str, requested: Json, properties: Json) -> None:
+    """Add what snapshots have beside disks; refuse what is not imitated, or one too many."""
+    source_sku = _sku_of(world, properties["creationData"])
+    if source_sku in FILLED_LATER:
+        if not requested.get("incremental"):
+            raise bad_request(
+                f"Only incremental snapshots of disks with account type {source_sku} are supported."
+            )
+        properties["completionPercent"] = 0.0
+    properties["incremental"] = bool(requested.get("incremental", False))
+    if properties["incremental"]:
+        source = properties["creationData"].get("sourceUniqueId", snapshot_id)
+        properties["incrementalSnapshotFamilyId"] = family(source)
+        snapshot_limits.count(world, properties["incrementalSnapshotFamilyId"])
+
+
+def family(source: str) -> str:
+    """The id of the family of what is taken of a disk with this unique id."""
+    return str(uuid.uuid5(_FAMILY, source))
 
 
 def _content(world: World, kind: _Kind, location: str, requested: Json, properties: Json) -> str:
@@ -188,17 +204,17 @@ def _content(world: World, kind: _Kind, location: str, requested: Json, properti
         return world.contents.zeros(requested_gib * GIB)
     if option == "Import":
         return _imported(world, location, creation, requested_gib)
-    if option != "Copy":
+    if option != "Copy" and (option != "Restore" or kind.snapshot):
         raise bad_request(
-            f"The sandbox does not imitate createOption '{option}' of {kind.type}: it knows Empty (disks), "
+            f"The sandbox does not imitate createOption '{option}' of {kind.type}: it knows Empty and Restore (disks), "
             "Import and Copy."
         )
-    source = _source(world, creation, location)
-    creation["sourceUniqueId"] = source.properties["uniqueId"]
+    source = _source(world, creation, location, {DISK_POINTS} if option == "Restore" else {DISKS, SNAPSHOTS})
+    creation["sourceUniqueId"] = source.properties.get("uniqueId") or source.properties["sourceUniqueId"]
     for name in _INHERITED:
         if name in source.properties:
             properties.setdefault(name, copy.deepcopy(source.properties[name]))
-    return _copied(world, source, requested_gib)
+    return copied(world, source, requested_gib)
 
 
 def _imported(world: World, location: str, creation: Json, requested_gib: int | None) -> str:
@@ -233,16 +249,16 @@ def _sku_of(world: World, creation: Json) -> str:
     return str(source.document["sku"]["name"]) if source is not None else ""
 
 
-def _source(world: World, creation: Json, location: str) -> Resource:
+def _source(world: World, creation: Json, location: str, kinds: set[str]) -> Resource:
     source_id = str(creation.get("sourceResourceId") or "")
     if not source_id:
         raise invalid("Required parameter 'sourceResourceId' is missing (null).", "sourceResourceId")
     source = world.state.find(source_id)
-    if source is None or source.type not in {DISKS, SNAPSHOTS}:
+    if source is None or source.type not in kinds:
         raise ArmError(404, "NotFound", f"Resource {source_id.rpartition('/')[2]} is not found.")
-    if not same(source.location, location):
+    if not same(exports.location(source), location):
         raise bad_request(
-            f"The source resource {source.id} is in location '{source.location}', but the target is in "
+            f"The source resource {source.id} is in location '{exports.location(source)}', but the target is in "
             f"'{location}'. Source and target must be in the same location."
         )
     if source.properties.get("completionPercent", 100.0) < 100.0:
@@ -252,7 +268,8 @@ def _source(world: World, creation: Json, location: str) -> Resource:
     return source
 
 
-def _copied(world: World, source: Resource, requested_gib: int | None) -> str:
+def copied(world: World, source: Resource, requested_gib: int | None = None) -> str:
+    """The name of the present content of a source, perhaps grown."""
     name: str = source.hidden["content"]
     size = world.contents.size(name)
     if requested_gib is not None and requested_gib < gib(size):
@@ -272,6 +289,7 @@ def _update(world: World, call: Call, kind: _Kind, disk: Resource) -> Response:
     requested_gib = _requested_gib(requested)
     sku = _sku(call, kind)
     tags = checked_tags(call.body) if "tags" in call.body else None
+    network_access.check(world, requested, disk.properties)
     if requested_gib is not None and requested_gib < gib(world.contents.size(disk.hidden["content"])):
         echo = _echo(call, kind, disk.id, disk.location)
         return _accepted(world, call, disk.id, disk.location, echo, "disk-shrunk")
@@ -286,6 +304,8 @@ def _update(world: World, call: Call, kind: _Kind, disk: Resource) -> Response:
     if tags is not None:
         disk.document["tags"] = tags
     disk.properties.update({name: requested[name] for name in _SETTABLE if requested.get(name) is not None})
+    if not disk.properties.get("diskAccessId"):
+        disk.properties.pop("diskAccessId", None)
     grow(world, disk, requested_gib)
     disk.properties["provisioningState"] = "Updating"
     return _accepted(world, call, disk.id, disk.location, view(world, disk), "disk-settled")

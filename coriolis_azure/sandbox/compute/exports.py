@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
-from coriolis_azure.sandbox.relations import DISKS, SNAPSHOTS, machine_of_disk, same
+from coriolis_azure.sandbox.relations import DISK_POINTS, DISKS, SNAPSHOTS, machine_of_disk, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.wire import Json, Response, bad_request, invalid, not_allowed
 from coriolis_azure.sandbox.world import Call, Polling, World
@@ -37,7 +37,7 @@ def begin(world: World, exported: Resource, call: Call) -> Response:
     until = world.clock.now() + timedelta(seconds=seconds)
     exported.hidden["access"] = {"policy": policy, "until": until.isoformat()}
     headers = world.begin(
-        call, "disk", exported.location, "access-granted", exported.id, Polling(result=True)
+        call, "disk", location(exported), "access-granted", exported.id, Polling(result=True)
     )
     return Response(202, headers)
 
@@ -46,7 +46,7 @@ def end(world: World, exported: Resource, call: Call) -> Response:
     """Revoke access: 202. The SAS is dead at once."""
     world.unlocked(exported.id, "write")
     exported.hidden.pop("access", None)
-    return Response(202, world.begin(call, "disk", exported.location, "access-revoked", exported.id))
+    return Response(202, world.begin(call, "disk", location(exported), "access-revoked", exported.id))
 
 
 def active(world: World, exported: Resource) -> Json | None:
@@ -96,13 +96,19 @@ def place(exported: Resource) -> tuple[str, str, str]:
 
 
 def family_of(exported: Resource) -> str:
-    """The id of the family of an incremental snapshot; "" for anything else."""
-    return str(exported.properties.get("incrementalSnapshotFamilyId") or "")
+    """The id of the family of an incremental snapshot or a disk of a restore point; "" for anything else."""
+    properties = exported.properties
+    return str(properties.get("incrementalSnapshotFamilyId") or properties.get("familyId") or "")
+
+
+def location(exported: Resource) -> str:
+    """Where it is; the documents of restore points do not say."""
+    return str(exported.hidden.get("location") or exported.location)
 
 
 def exportable(world: World) -> Iterator[Resource]:
     """Everything that access can be granted to."""
-    for kind in (SNAPSHOTS, DISKS):
+    for kind in (SNAPSHOTS, DISKS, DISK_POINTS):
         yield from world.state.of_type(kind)
 
 
@@ -165,7 +171,8 @@ def _new_policy(exported: Resource) -> str:
 
 
 def _signature(world: World, exported: Resource) -> str:
-    text = "\n".join([*place(exported), exported.properties["uniqueId"], exported.hidden["access"]["policy"]])
+    moment, policy = exported.properties["timeCreated"], exported.hidden["access"]["policy"]
+    text = "\n".join([*place(exported), exported.id.lower(), moment, policy])
     digest = hmac.new(world.state.identity.signing_key.encode(), text.encode(), hashlib.sha256).digest()
     return base64.b64encode(digest).decode()
 

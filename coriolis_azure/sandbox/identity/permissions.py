@@ -94,7 +94,10 @@ def _linked(request: Request) -> Iterator[tuple[str, str]]:
             yield f"{_JOINED[kind.lower()]}/join/action", target
         elif name == "sourceResourceId":
             yield f"{kind}/beginGetAccess/action", target
-        elif name == "diskEncryptionSetId" or kind.lower() == "microsoft.compute/diskencryptionsets":
+        elif (
+            name in {"diskEncryptionSetId", "diskAccessId"}
+            or kind.lower() == "microsoft.compute/diskencryptionsets"
+        ):
             yield f"{kind}/read", target
 
 

@@ -16,16 +16,29 @@ from azure.mgmt.network import models as networking
 
 from coriolis_azure.azure.documents import understood
 from coriolis_azure.errors import Unreadable
-from coriolis_azure.sandbox.compute import disks, exports, machines, offers
+from coriolis_azure.sandbox.compute import (
+    disk_accesses,
+    disk_points,
+    disks,
+    exports,
+    machines,
+    offers,
+    restore_point_collections,
+    restore_points,
+)
 from coriolis_azure.sandbox.identity import permissions
 from coriolis_azure.sandbox.network import common, firewalls, interfaces, subnets
 from coriolis_azure.sandbox.relations import (
     ADDRESSES,
+    COLLECTIONS,
+    DISK_ACCESSES,
+    DISK_POINTS,
     DISKS,
     FIREWALLS,
     INTERFACES,
     MACHINES,
     NETWORKS,
+    POINTS,
     SNAPSHOTS,
     STORAGE,
 )
@@ -37,11 +50,29 @@ from coriolis_azure.sandbox.world import Call, Effect, View, World, group_not_fo
 
 Handler = Callable[[World, Call], Response]
 
-_PROVIDERS = (disks, machines, subnets, firewalls, interfaces, accounts)
+_PROVIDERS = (
+    disks,
+    disk_accesses,
+    restore_point_collections,
+    machines,
+    subnets,
+    firewalls,
+    interfaces,
+    accounts,
+)
 VIEWS: dict[str, View] = {name: view for module in _PROVIDERS for name, view in module.VIEWS.items()}
 EFFECTS: dict[str, Effect] = {
     name: effect
-    for module in (disks, exports, machines, common, groups)
+    for module in (
+        disks,
+        disk_accesses,
+        restore_point_collections,
+        restore_points,
+        exports,
+        machines,
+        common,
+        groups,
+    )
     for name, effect in module.EFFECTS.items()
 }
 # What the result of an operation is, by its effect, where it is not the resource.
@@ -57,6 +88,10 @@ _MODELS: dict[str, type] = {
         f"{MACHINES}/attachDetachDataDisks": compute.AttachDetachDataDisksRequest,
         DISKS: compute.Disk,
         SNAPSHOTS: compute.Snapshot,
+        DISK_ACCESSES: compute.DiskAccess,
+        COLLECTIONS: compute.RestorePointCollection,
+        POINTS: compute.RestorePoint,
+        f"{DISK_POINTS}/beginGetAccess": compute.GrantAccessData,
         **{f"{kind}/beginGetAccess": compute.GrantAccessData for kind in (DISKS, SNAPSHOTS)},
         INTERFACES: networking.NetworkInterface,
         ADDRESSES: networking.PublicIPAddress,
@@ -245,6 +280,11 @@ _ROUTES = [
     _route("GET", _MACHINE + "/instanceView", machines.get_instance_view),
     *(_route("POST", f"{_MACHINE}/{verb}", handler) for verb, handler in machines.ACTIONS.items()),
     *(_route("POST", f"{_GROUP}/providers/{path}", handler) for path, handler in exports.ACTIONS.items()),
+    *(
+        _route(method, f"{_GROUP}/providers/{path}", handler)
+        for module in (restore_points, disk_points)
+        for (method, path), handler in module.ROUTES.items()
+    ),
     _route("POST", _GROUP + f"/providers/{STORAGE}/{{name}}/listKeys", accounts.list_keys),
     _route(
         "GET",

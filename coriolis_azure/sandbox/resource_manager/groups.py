@@ -6,7 +6,17 @@ import re
 
 from coriolis_azure.sandbox import profiles
 from coriolis_azure.sandbox.catalog import LOCATIONS
-from coriolis_azure.sandbox.relations import DISKS, GROUPS, LOCKS, MACHINES, SNAPSHOTS, STORAGE, same
+from coriolis_azure.sandbox.relations import (
+    DISK_POINTS,
+    DISKS,
+    GROUPS,
+    LOCKS,
+    MACHINES,
+    POINTS,
+    SNAPSHOTS,
+    STORAGE,
+    same,
+)
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.storage.accounts import removed as removed_account
 from coriolis_azure.sandbox.wire import ArmError, Json, Response
@@ -21,6 +31,8 @@ _NAMESPACES = {
         "virtualMachines",
         "disks",
         "snapshots",
+        "diskAccesses",
+        "restorePointCollections",
         "locations",
         "locations/operations",
         "locations/DiskOperations",
@@ -261,9 +273,12 @@ def list_resources(world: World, call: Call) -> Response:
     return paged(world, call, rows)
 
 
+_UNLISTED = {GROUPS, LOCKS, POINTS, DISK_POINTS}
+
+
 def tracked(world: World) -> list[Resource]:
-    """All resources except groups and locks, which Azure's lists omit too."""
-    return [resource for resource in world.state.resources.values() if resource.type not in {GROUPS, LOCKS}]
+    """All resources except groups, locks and what restore points consist of, which Azure's lists omit too."""
+    return [resource for resource in world.state.resources.values() if resource.type not in _UNLISTED]
 
 
 def capitalised(resource_id: str) -> str:

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from email.utils import format_datetime, parsedate_to_datetime
 
 from coriolis_azure import vhd
@@ -15,6 +15,8 @@ from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.storage.access import BlobError
 from coriolis_azure.sandbox.wire import Request
 from coriolis_azure.sandbox.world import World
+
+_FOOTER_MADE = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Exported:
 
     @property
     def footer(self) -> bytes:
-        """What follows the content."""
-        return vhd.footer(self.content, uuid.UUID(self.resource.properties["uniqueId"]), self.modified)
+        """What follows the content, the same for all of a family."""
+        host, _, _ = exports.place(self.resource)
+        return vhd.footer(self.content, uuid.uuid5(uuid.NAMESPACE_DNS, host), _FOOTER_MADE)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def _authorized(world: World, tokens: Tokens, request: Request) -> Resource:
         "AllowAll",
         "Enabled",
     )
-    if not (public or world.private_clients):
+    if not (public or world.exporting.private_clients):
         raise BlobError(
             403, "AuthorizationFailure", "This request is not authorized to perform this operation."
         )
@@ -85,7 +85,7 @@ def _authorized(world: World, tokens: Tokens, request: Request) -> Resource:
 
 def _check_merged(world: World, host: str) -> None:
     """Refuse while the family merges a snapshot that was deleted a moment ago."""
-    until, status, code = world.merging.get(host, (0.0, 0, ""))
+    until, status, code = world.exporting.merging.get(host, (0.0, 0, ""))
     if world.clock.monotonic() < until:
         raise BlobError(status, code, "The snapshot is not accessible at the moment.")
 

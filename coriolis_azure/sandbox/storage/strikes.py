@@ -24,7 +24,7 @@ def _merge(world: World, request: Request, fault: Fault) -> None:
     snapshot = world.state.find(request.path)
     if snapshot is not None:
         until = world.clock.monotonic() + fault.seconds
-        world.merging[exports.place(snapshot)[0]] = (until, fault.status, fault.code)
+        world.exporting.merging[exports.place(snapshot)[0]] = (until, fault.status, fault.code)
 
 
 def _rewrite_policy(world: World, request: Request, fault: Fault) -> None:
