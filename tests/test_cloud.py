@@ -69,6 +69,7 @@ def test_each_cloud_has_its_own_sign_in_and_its_own_manager(
     assert asked[-1] == manager
 
 
+@pytest.mark.slow
 def test_an_azure_stack_hub_is_spoken_to_in_its_own_versions(
     tmp_path: Path, image: Callable[..., Path]
 ) -> None:

@@ -37,7 +37,9 @@ EDITS = st.lists(
 )
 
 
-@pytest.mark.parametrize("in_memory", [0, 1, 16])
+@pytest.mark.parametrize(
+    "in_memory", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)]
+)
 @given(st.integers(0, 20000), st.sampled_from([ZERO, UNKNOWN]), EDITS)
 def test_they_are_what_the_same_bytes_would_be(
     in_memory: int, count: int, fill: bytes, edits: list[tuple[str, int, int, bytes]]

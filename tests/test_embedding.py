@@ -115,6 +115,7 @@ class MemoryFolder:
     def __exit__(self, *error: object) -> None: ...
 
 
+@pytest.mark.slow
 def test_a_destination_of_ones_own_gets_everything_once_and_then_what_changed(
     azure: Sandbox, vm: bytes, tmp_path: Path
 ) -> None:

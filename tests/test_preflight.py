@@ -457,6 +457,7 @@ def test_the_role_for_blob_storage_is_enough(
         assert done.left_behind == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "action",
     [action for action in permissions.needed(FOR_STORAGE) if action.feature in FOR_STORAGE - ALL],
@@ -677,6 +678,7 @@ def with_set(azure: Sandbox, location: str) -> str:
     return f"{group}/providers/Microsoft.Compute/diskEncryptionSets/d"
 
 
+@pytest.mark.slow
 def test_the_workers_own_disk_and_host_are_encrypted_as_policies_demand(
     azure: Sandbox, connect: Connect, image: Image
 ) -> None:

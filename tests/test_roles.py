@@ -168,6 +168,7 @@ def test_a_transfer_that_shuts_down_and_fails_and_is_tried_again(
     assert [found for found in azure.resources() if "coriolis-volume" not in found["tags"]] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [False, True], ids=["nothing chosen", "location and group chosen"])
 def test_what_a_person_chooses_from(
     azure: Sandbox, connection: dict[str, Any], image: Image, chosen: bool
