@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,7 +36,7 @@ from .errors import (
     InvalidInput,
     exhausted,
 )
-from .events import Copied, Notice, Report, Step, Waiting, counted, located, silent, unfailing
+from .events import Copied, Notice, Report, Step, Waiting, located, silent, unfailing
 from .machine import inspection, listing
 from .mechanisms import copying
 from .mechanisms.target import Read, Target
@@ -48,6 +48,7 @@ from .replica.status import Status
 from .restoring import Restored
 from .run import attached_disks, cleanup
 from .run.baselines import Baselines, Listed, expired, listed
+from .run.cleanup import DEAD_AFTER
 from .run.interrupts import shielded
 from .run.journal import Journal, default_folder
 from .run.records import Kept, Records
@@ -58,10 +59,8 @@ from .worker import launch, sizes
 
 LOG = logging.getLogger(__name__)
 
-# A run gives a sign of life every 15 minutes, so one that has been silent for two hours is dead.
-DEAD_AFTER = timedelta(hours=2)
 _LIFE_SECONDS = 15 * 60.0
-# During a deployment, it gives one every 30 seconds.
+# During a deployment, a run gives a sign of life every 30 seconds.
 STALLED_SECONDS = 100.0
 
 
@@ -329,7 +328,7 @@ class Source:
         disks = self.chosen(machine)
         self.sweep(DEAD_AFTER)
         preflight.refuse(self.context, machine, disks)
-        stalled, looked = self._deploying(machine), self.context.clock.monotonic()
+        stalled, looked = self._unfinished(machine), self.context.clock.monotonic()
         run = self.new_run(machine)
         resources = self.resources(run, Journal(run))
         needed = sizes.needs(machine, disks)
@@ -339,19 +338,21 @@ class Source:
                 self._end_stalled(run, machine, stalled, looked)
         return run, worker
 
-    def _deploying(self, machine: Machine) -> dict[str, str]:
-        return cleanup.deploying(self.azure, self.environment.resource_group, machine.name)
+    def _unfinished(self, machine: Machine) -> dict[str, datetime | None]:
+        return cleanup.unfinished(self.azure, self.environment.resource_group, machine.name)
 
-    def _end_stalled(self, run: Run, machine: Machine, stalled: dict[str, str], looked: float) -> None:
-        """Delete what is left of deployments for `machine` without a sign of life since the moment `looked`.
+    def _end_stalled(
+        self, run: Run, machine: Machine, stalled: dict[str, datetime | None], looked: float
+    ) -> None:
+        """Delete what is left of unfinished runs for `machine` without a sign of life since the moment `looked`.
 
         `stalled`: the last sign of life of each, at that moment.
         """
         rest = looked + STALLED_SECONDS - self.context.clock.monotonic()
         if rest > 0:
-            self.context.report(Waiting(f"a sign of life of an earlier deployment for {machine.name}", rest))
+            self.context.report(Waiting(f"a sign of life of an unfinished run for {machine.name}", rest))
             self.context.clock.sleep(rest)
-        now = self._deploying(machine)
+        now = self._unfinished(machine)
         self.delete_leftovers(run, [other for other, sign in stalled.items() if now.get(other) == sign])
 
     def copy(
@@ -484,15 +485,7 @@ class Source:
 
         `older_than`: the age of a run's last sign of life from which it counts as dead. `dry_run`: delete nothing.
         """
-        found, left_behind = cleanup.sweep(self.context, older_than, self.journals, dry_run=dry_run)
-        gone = [leftover.run for leftover in found if set(leftover.ids).isdisjoint(left_behind)]
-        if gone and not dry_run:
-            self.context.report(
-                Notice(f"deleted what {counted(len(gone), 'dead run')} had left: {', '.join(gone)}")
-            )
-        if left_behind:
-            self.context.report(Notice(f"could not delete: {', '.join(left_behind)}"))
-        return found, left_behind
+        return cleanup.sweep(self.context, older_than, self.journals, dry_run=dry_run)
 
     def baselines(self) -> list[Listed]:
         """The snapshots that runs have kept for the next ones, by VM and disk."""

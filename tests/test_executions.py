@@ -6,7 +6,9 @@ import json
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ import pytest
 
 from coriolis_azure.plugin import write_data
 from coriolis_azure.plugin.provider import AzureExportProvider
+from coriolis_azure.run import cleanup
 from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
 from harness.battles import served
 from harness.conductor import Task, Transfer
 from harness.constants import MIB
+from harness.late_answers import Later
 from harness.waiting import eventually
 from harness.writer_targets import HttpsTarget, SshTarget
 
@@ -381,8 +386,9 @@ def test_a_task_ends_by_itself_when_its_service_is_killed(site: Site) -> None:
     assert site.left() == site.idle
 
 
+@pytest.mark.parametrize("stage", ["no security group yet", "worker"])
 def test_a_killed_deployment_goes_with_the_next_one_of_the_vm_and_a_living_one_stays(
-    azure: Sandbox, image: Callable[..., Path]
+    azure: Sandbox, image: Callable[..., Path], stage: str
 ) -> None:
     """Nobody is told of it. A run that is deployed, and waits for its next task, is none."""
     azure.add_vm("web", image("os", MIB))
@@ -398,14 +404,9 @@ def test_a_killed_deployment_goes_with_the_next_one_of_the_vm_and_a_living_one_s
             deployed = waiting.result()["returned"]["migr_resources"]
         with_it = azure.resources()
         with Task(*deploy) as killed:
-
-            def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
-                response = answer(request)
-                if request.method == "PUT" and "/virtualMachines/coriolis" in request.path:
-                    killed.signal(signal.SIGKILL)
-                return response
-
-            azure.intercept = strike
+            azure.intercept = (
+                killed_at("/virtualMachines/", killed) if stage == "worker" else without_group(killed)
+            )
             killed.result()
         azure.intercept = None
         assert len(azure.resources()) > len(with_it)
@@ -415,3 +416,113 @@ def test_a_killed_deployment_goes_with_the_next_one_of_the_vm_and_a_living_one_s
         assert [each["id"] for each in azure.resources()] == [each["id"] for each in with_it]
         here("delete_replica_source_resources", environment, deployed)
     assert azure.resources() == before
+
+
+def test_what_a_killed_clean_up_has_left_goes_with_the_next_deployment_of_the_vm(
+    azure: Sandbox, image: Callable[..., Path]
+) -> None:
+    """The orchestrator does not ask for it a second time."""
+    azure.add_vm("web", image("os", MIB))
+    before, environment = azure.resources(), azure.environment()
+    with served(azure) as connection:
+
+        def here(method: str, *arguments: Any) -> Any:
+            return getattr(AzureExportProvider(None), method)(None, connection, *arguments)
+
+        info = here("get_replica_instance_info", environment, "web")
+        deploy = ("deploy_replica_source_resources", connection, info, environment)
+        deployed = here("deploy_replica_source_resources", info, environment)["migr_resources"]
+        with Task("delete_replica_source_resources", connection, environment, deployed) as killed:
+            azure.intercept = killed_at("/virtualMachines/", killed, "DELETE")
+            killed.result()
+        azure.intercept = None
+        assert len(azure.resources()) > len(before)
+        with Task(*deploy) as following:
+            next_one = following.result()["returned"]["migr_resources"]
+        here("delete_replica_source_resources", environment, next_one)
+    assert azure.resources() == before
+
+
+def killed_at(type_: str, task: Task, method: str = "PUT") -> Callable[..., Response]:
+    """Azure has made, or deleted, a resource of this type when the process that asked for it is killed."""
+
+    def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if request.method == method and f"{type_}coriolis" in request.path:
+            task.signal(signal.SIGKILL)
+        return response
+
+    return strike
+
+
+def without_group(task: Task) -> Callable[..., Response]:
+    """The network exists, and the request for the security group never arrives."""
+    others = threading.Event()
+
+    def strike(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "PUT" and "/networkSecurityGroups/coriolis" in request.path:
+            assert others.wait(60)
+            task.signal(signal.SIGKILL)
+            return Response.of(503, {})
+        response = answer(request)
+        if request.method == "PUT" and "/virtualNetworks/coriolis" in request.path:
+            others.set()
+        return response
+
+    return strike
+
+
+@pytest.mark.parametrize("type_", ["/networkSecurityGroups/", "/publicIPAddresses/", "/virtualMachines/"])
+@pytest.mark.parametrize("by", ["pool", "sweep"])
+def test_a_pools_worker_that_was_killed_in_the_making_goes_with_the_pool_or_with_a_sweep(
+    azure: Sandbox, source: Source, type_: str, by: str
+) -> None:
+    """The orchestrator knows nothing of it that it could delete. The pool's other worker stays."""
+    environment = azure.environment()
+    before = azure.resources()
+    with served(azure) as connection:
+
+        def here(method: str, *arguments: Any) -> Any:
+            return getattr(AzureExportProvider(None), method)(None, connection, *arguments)
+
+        shared = here("set_up_pool_shared_resources", environment, POOL)
+        names = [f"{number:08d}-aaaa-4bbb-8ccc-ddddeeeeffff" for number in range(2)]
+        whole = here("create_minion", environment, POOL, "linux", shared, names[0])
+        with_it = azure.resources()
+        with Task("create_minion", connection, environment, POOL, "linux", shared, names[1]) as killed:
+            azure.intercept = killed_at(type_, killed)
+            killed.result()
+        azure.intercept = None
+        assert len(azure.resources()) > len(with_it)
+        if by == "sweep":
+            assert swept(source, minutes=9) == []
+            assert len(swept(source, minutes=11)) == 1
+            assert azure.resources() == with_it
+        here("delete_minion", whole["minion_provider_properties"])
+        here("tear_down_pool_shared_resources", environment, shared)
+    assert azure.resources() == before
+
+
+def test_the_network_of_a_pool_that_was_killed_in_the_making_goes_with_a_sweep(
+    azure: Sandbox, source: Source
+) -> None:
+    environment, before = azure.environment(), azure.resources()
+    with served(azure) as connection:
+        with Task("set_up_pool_shared_resources", connection, environment, POOL) as killed:
+            azure.intercept = killed_at("/virtualNetworks/", killed)
+            killed.result()
+        azure.intercept = None
+        assert len(azure.resources()) > len(before)
+        assert len(swept(source, minutes=11)) == 1
+        assert azure.resources() == before
+        AzureExportProvider(None).set_up_pool_shared_resources(None, connection, environment, POOL)
+        assert swept(source, minutes=10**6) == []
+
+
+def swept(source: Source, minutes: float) -> list[str]:
+    """The runs that a sweep so many minutes later has deleted."""
+    found, stayed = cleanup.sweep(
+        replace(source.context, clock=Later(minutes / 60)), cleanup.DEAD_AFTER, None
+    )
+    assert stayed == []
+    return [leftover.run for leftover in found]

@@ -20,9 +20,10 @@ ROLE_TAG = "coriolis-role"
 INSTANCE_TAG = "coriolis-instance"
 MADE_TAG = "coriolis-made"
 ALIVE_TAG = "coriolis-alive"
-# On a run's security group while a process is deploying the run and renews ALIVE_TAG often.
+# On a worker's security group while a process deploys or deletes the run, and on the network that a pool shares while
+# it is made. A process that deploys renews ALIVE_TAG often.
 STEP_TAG = "coriolis-step"
-DEPLOYING = "deploying"
+DEPLOYING, DELETING = "deploying", "deleting"
 # Resources that outlive runs on purpose: the workers of a pool, the records of volumes, and baselines. They carry one
 # of these tags instead of RUN_TAG, so that no sweep deletes them as orphans.
 POOL_TAG = "coriolis-pool"
@@ -105,6 +106,12 @@ def resource(run: str, role: str) -> str:
     return f"coriolis-{run}-{role}"
 
 
+def run_of(name: str) -> str | None:
+    """The run in a name that `resource` has given; None for any other name."""
+    match = re.match(r"coriolis-([0-9a-z]+)-.", name, re.IGNORECASE)
+    return match[1] if match else None
+
+
 def is_of_a_run(name: str) -> bool:
     """Whether `name` has the form that `resource` gives."""
     return re.fullmatch(r"coriolis-[0-9a-f]{8}-.+", name, re.IGNORECASE) is not None
@@ -172,6 +179,13 @@ def tags(run: str, role: str, instance: str, made: datetime, extra: Mapping[str,
 def tags_of(document: Mapping[str, Any]) -> dict[str, str]:
     """The tags of a resource by lower-case name: tag names are case-insensitive, and policies rewrite their case."""
     return {name.lower(): value for name, value in (document.get("tags") or {}).items()}
+
+
+def retagged(document: Mapping[str, Any], tags: Mapping[str, str], without: str = "") -> dict[str, str]:
+    """The tags of a resource with these instead of those of the same name, in whatever case, and not `without`."""
+    replaced = {*tags, without}
+    others = (document.get("tags") or {}).items()
+    return {**{name: value for name, value in others if name.lower() not in replaced}, **tags}
 
 
 def stamp(moment: datetime) -> str:

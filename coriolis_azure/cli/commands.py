@@ -456,7 +456,8 @@ def cleanup(
     """Delete what dead runs have left in the resource group.
 
     Only resources with our tags are deleted. An active run gives a sign of life every 15 minutes, so do not use a lower
-    age while others may be active. Runs of this host whose process is gone are cleaned up at any age.
+    age while others may be active. Runs of this host whose process is gone are cleaned up at any age; runs that died
+    while they were deployed or deleted, and workers of pools that were never completed, after ten minutes.
 
     The records of the orchestrator's volumes are listed too. A transfer whose record is forgotten sends its whole
     volume once. If its first execution failed, delete the transfer's disks before the next one.

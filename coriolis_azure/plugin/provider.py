@@ -267,7 +267,7 @@ class AzureExportProvider(
 
         `incremental` is ignored: the orchestrator always passes True, and a volume's state tells what it holds.
         """
-        from ..source import DEAD_AFTER
+        from ..run.cleanup import DEAD_AFTER
         from . import writer
         from .claims import Claimant
 
@@ -408,11 +408,11 @@ class AzureExportProvider(
     def tear_down_pool_shared_resources(
         self, ctxt: Any, connection_info: Json, environment_options: Json, pool_shared_resources: Json
     ) -> None:
-        """Delete the network that the workers of a pool shared."""
+        """Delete the network that the workers of a pool shared, and anything else that is left of the pool."""
         if not pool_shared_resources:
             return
         with self._pool(connection_info, environment_options) as pool:
-            pool.remove(Run.from_json(pool_shared_resources["run"]))
+            pool.remove_shared(Run.from_json(pool_shared_resources["run"]))
 
     @_translated
     @_ended_with_service

@@ -17,22 +17,33 @@ from ..azure import names
 from ..azure.blobs import Container, Storage
 from ..azure.client import Azure
 from ..azure.context import Context
+from ..clock import Clock
 from ..errors import CoriolisAzureError, NotFound
+from ..events import Notice, Report, counted
 from ..model import Json, Run, at
 from ..threads import ordered
 from . import attached_disks, journal, resources
 
 LOG = logging.getLogger(__name__)
 
+# A run shows life every quarter of an hour, so one that has been silent for two hours is dead.
+DEAD_AFTER = timedelta(hours=2)
+# One that is being deployed shows it every half minute, and deleting one is a matter of minutes.
+_UNFINISHED_DEAD_AFTER = timedelta(minutes=10)
+
 
 @dataclass(frozen=True)
 class Leftover:
-    """The resources of one run. `alive` is its last sign of life; None if somebody has rewritten the tags."""
+    """The resources of one run. `alive` is its last sign of life; None if somebody has rewritten the tags.
+
+    `unfinished`: a process is deploying the run or deleting what it has made, or was when it died.
+    """
 
     run: str
     instance: str
     alive: datetime | None
     ids: tuple[str, ...]
+    unfinished: bool = False
 
     def to_json(self) -> Json:
         """Plain JSON values."""
@@ -49,14 +60,27 @@ def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str]
     azure, clock, storage = context.azure, context.clock, context.storage
     remaining = resources.delete(azure, known, clock, storage)
     documents = _documents(azure, run.group)
-    leftovers = _by_run(documents, storage, vhds)
+    leftovers = _by_run(_with_blobs(documents, storage, vhds))
     listed = [id for leftover in leftovers if leftover.run == run.id for id in leftover.ids]
     tried = {id.lower() for id in remaining}
+    _mark_deleting(azure, [document for document in documents["nsg"] if document["id"] in listed], clock)
     attached_disks.free(azure, listed, clock)
     rest = [id for id in listed if id.lower() not in tried]
     remaining += resources.delete(azure, rest, clock, storage, before=remaining)
     reported = {id.lower() for id in remaining}
     return remaining + [id for id in _stripped(azure, run, documents) if id.lower() not in reported]
+
+
+def _mark_deleting(azure: Azure, groups: Iterable[Json], clock: Clock) -> None:
+    """Say on a run's security groups that it is being deleted, so that somebody goes on where a killed process died."""
+    for group in groups:
+        alive = names.stamp(azure.now(clock))
+        try:
+            azure.tag(
+                group["id"], names.retagged(group, {names.ALIVE_TAG: alive, names.STEP_TAG: names.DELETING})
+            )
+        except CoriolisAzureError as error:  # it is only needed if this process dies
+            LOG.warning("could not mark %s as being deleted: %s", group["id"], error)
 
 
 def _stripped(azure: Azure, run: Run, documents: Mapping[str, Sequence[Json]]) -> list[str]:
@@ -71,10 +95,11 @@ def sweep(
 ) -> tuple[list[Leftover], list[str]]:
     """Delete the dead runs of the resource group; return them, and the ids that could not be deleted.
 
-    A run is dead if its last sign of life is older than `older_than`, or if its journal in `folder` belongs to a
-    process that is gone. A run whose journal is locked is alive, whatever its age. If somebody has rewritten the tags
-    that tell the age, only an `older_than` of zero deletes the run. Resources that have lost their tags are kept, and
-    reported if a journal lists them whose process is not known to be alive. With `dry_run`, nothing is deleted.
+    A run is dead if its last sign of life is older than `older_than` (ten minutes if it is unfinished), or if its
+    journal in `folder` belongs to a process that is gone. A run whose journal is locked is alive, whatever its age. If
+    somebody has rewritten the tags that tell the age, only an `older_than` of zero deletes the run. Resources that have
+    lost their tags are kept, and reported if a journal lists them whose process is not known to be alive. With
+    `dry_run`, nothing is deleted.
     """
     azure, clock, storage = context.azure, context.clock, context.storage
     group = context.environment.resource_group
@@ -88,40 +113,57 @@ def sweep(
     dead = {run: path for run, path, is_dead in unheld if is_dead}
     vhds = [id.url for _, path, _ in unheld for id in journal.intended(path) if isinstance(id, names.BlobsId)]
     documents = _documents(azure, group)
-    listed = _with_intended(azure, storage, _by_run(documents, storage, vhds), dead)
-    cutoff = azure.now(clock) - older_than  # only now has an answer told Azure's time
+    listed = _with_intended(azure, storage, _by_run(_with_blobs(documents, storage, vhds)), dead)
+    now = azure.now(clock)  # only now has an answer told Azure's time
     swept = [
         leftover
         for leftover in listed
-        if leftover.run not in living and (leftover.run in dead or _silent(leftover, cutoff, older_than))
+        if leftover.run not in living and (leftover.run in dead or _is_silent(leftover, now, older_than))
     ]
     if dry_run:
         return swept, []
     attached_disks.free(azure, [id for leftover in swept for id in leftover.ids], clock)
     remaining = resources.delete(azure, [id for leftover in swept for id in leftover.ids], clock, storage)
-    unfinished = {leftover.run for leftover in swept if set(leftover.ids) & set(remaining)}
+    incomplete = {leftover.run for leftover in swept if set(leftover.ids) & set(remaining)}
     for run, path in dead.items():
-        if run not in unfinished:
+        if run not in incomplete:
             path.unlink(missing_ok=True)
     reported = {id.lower() for id in remaining}
     journaled = {id.lower() for id in journal.unfinished(folder)} if folder and has_journals else set()
-    return swept, remaining + [id for id in _untagged(documents) if id.lower() in journaled - reported]
+    remaining += [id for id in _untagged(documents) if id.lower() in journaled - reported]
+    _tell(context.report, swept, remaining)
+    return swept, remaining
 
 
-def deploying(azure: Azure, group: str, instance: str) -> dict[str, str]:
-    """The runs of a VM that a process is deploying, or was deploying when it died, with their last signs of life."""
-    runs: dict[str, str] = {}
-    for document in azure.resources("nsg", group):
-        tags = names.tags_of(document)
-        if tags.get(names.STEP_TAG) == names.DEPLOYING and tags.get(names.INSTANCE_TAG) == instance[:256]:
-            runs[tags.get(names.RUN_TAG, "")] = tags.get(names.ALIVE_TAG, "")
-    runs.pop("", None)
-    return runs
+def _tell(report: Report, swept: Iterable[Leftover], remaining: Sequence[str]) -> None:
+    gone = [leftover.run for leftover in swept if set(leftover.ids).isdisjoint(remaining)]
+    if gone:
+        report(Notice(f"deleted what {counted(len(gone), 'dead run')} had left: {', '.join(gone)}"))
+    if remaining:
+        report(Notice(f"could not delete: {', '.join(remaining)}"))
 
 
-def _silent(leftover: Leftover, cutoff: datetime, older_than: timedelta) -> bool:
+def unfinished(azure: Azure, group: str, instance: str) -> dict[str, datetime | None]:
+    """The unfinished runs of a VM, with their last signs of life."""
+    documents = [document for kind in ("vnet", "ip", "nsg") for document in azure.resources(kind, group)]
+    return {
+        leftover.run: leftover.alive
+        for leftover in _by_run(documents)
+        if leftover.unfinished and leftover.instance == instance[:256]
+    }
+
+
+def of_pool(azure: Azure, group: str, pool: str) -> list[str]:
+    """The ids of everything that carries the tag of `pool`."""
+    listed = chain.from_iterable(_documents(azure, group).values())
+    return [str(document["id"]) for document in listed if names.tags_of(document).get(names.POOL_TAG) == pool]
+
+
+def _is_silent(leftover: Leftover, now: datetime, older_than: timedelta) -> bool:
     """Whether a run's last sign of life is old enough. Zero means any age; an unknown age is otherwise never enough."""
-    return not older_than or (leftover.alive is not None and leftover.alive <= cutoff)
+    if leftover.unfinished:
+        older_than = min(older_than, _UNFINISHED_DEAD_AFTER)
+    return not older_than or (leftover.alive is not None and leftover.alive <= now - older_than)
 
 
 def untagged(azure: Azure, group: str) -> list[str]:
@@ -138,8 +180,9 @@ def _untagged(documents: Mapping[str, Sequence[Json]]) -> list[str]:
 
 
 def leftovers(context: Context) -> list[Leftover]:
-    """All resources in the resource group that carry our tags, and the blobs of runs, by run."""
-    return _by_run(_documents(context.azure, context.environment.resource_group), context.storage)
+    """What runs have made in the resource group and in Blob storage, by run."""
+    documents = _documents(context.azure, context.environment.resource_group)
+    return _by_run(_with_blobs(documents, context.storage))
 
 
 def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
@@ -148,17 +191,30 @@ def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
     return dict(zip(names.TYPES, listed, strict=True))
 
 
-def _by_run(
+def _with_blobs(
     documents: Mapping[str, Sequence[Json]], storage: Storage, vhds: Iterable[str] = ()
-) -> list[Leftover]:
-    """The resources that carry our tags, by run. `vhds` are searched in addition to the VHDs of existing VMs."""
+) -> list[Json]:
+    """All documents, and those of blobs. `vhds` are searched in addition to the VHDs of existing VMs."""
+    blobs = _blobs(storage, [*_vhds_of(documents["vm"]), *vhds])
+    return [*chain.from_iterable(documents.values()), *blobs]
+
+
+def _by_run(documents: Iterable[Json]) -> list[Leftover]:
+    """The resources that runs have made, by run. Of a pool: the workers and the network that were not completed."""
     runs: dict[str, list[Json]] = {}
-    blobs = list(_blobs(storage, [*_vhds_of(documents["vm"]), *vhds]))
-    for document in (*chain.from_iterable(documents.values()), *blobs):
-        run = names.tags_of(document).get(names.RUN_TAG)
+    for document in documents:
+        tags = names.tags_of(document)
+        run = tags.get(names.RUN_TAG)
+        if run is None and names.POOL_TAG in tags:
+            run = names.run_of(names.name_of(document["id"]))
         if run is not None:
             runs.setdefault(run.lower(), []).append(document)
-    return [_leftover(run, of_run) for run, of_run in sorted(runs.items())]
+    found = [_leftover(run, of_run) for run, of_run in sorted(runs.items())]
+    return [leftover for leftover in found if leftover.unfinished or not _is_pools(runs[leftover.run])]
+
+
+def _is_pools(documents: Iterable[Json]) -> bool:
+    return any(names.POOL_TAG in names.tags_of(document) for document in documents)
 
 
 def _with_intended(
@@ -244,4 +300,17 @@ def _leftover(run: str, documents: list[Json]) -> Leftover:
         instance=next((tag[names.INSTANCE_TAG] for tag in tags if names.INSTANCE_TAG in tag), ""),
         alive=max(signs, default=None),
         ids=tuple(sorted({document["id"] for document in documents})),
+        unfinished=_is_unfinished(documents),
     )
+
+
+def _is_unfinished(documents: Sequence[Json]) -> bool:
+    """Whether a run's security group says that it is being deployed or deleted, or does not exist yet or any more.
+
+    The address and the network are made along with it. The network that a pool shares says it itself.
+    """
+    if any(names.STEP_TAG in names.tags_of(document) for document in documents):
+        return True
+    ids = [document["id"] for document in documents]
+    kinds = {"blob" if isinstance(id, names.BlobsId) else names.kind_of(id) for id in ids}
+    return kinds <= ({"ip"} if _is_pools(documents) else {"ip", "vnet"})

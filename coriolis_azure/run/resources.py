@@ -59,7 +59,7 @@ class Resources:
         self._clock = clock
         self._storage = storage
         self.spare = Spare()
-        self._life, self._deploying = Lock(), False
+        self._life, self._deploying = Lock(), ""
 
     def id(self, kind: str, role: str) -> str:
         """The id of the resource with this role; the same in every process."""
@@ -97,7 +97,7 @@ class Resources:
 
     def _tags_of(self, role: str) -> dict[str, str]:
         tags = names.tags(self.run.id, role, self.run.instance, self.azure.now(self._clock), self._tags)
-        if self._deploying and role == "nsg":
+        if role == self._deploying:
             tags[names.STEP_TAG] = names.DEPLOYING
         if self.run.pool:
             tags[names.POOL_TAG] = self.run.pool
@@ -148,17 +148,17 @@ class Resources:
             LOG.error("could not delete what was created: %s: %s", type(error).__name__, error)
 
     @contextmanager
-    def deploying(self) -> Iterator[None]:
-        """Tag the run as being deployed during the block, and show signs of life often.
+    def deploying(self, witness: str = "nsg") -> Iterator[None]:
+        """Tag the run as being deployed during the block, on the resource with the role `witness`, and show life often.
 
         Afterwards a run may be silent for long while it waits for its next task. The tag tells it from a run whose
-        process died during the block, which `cleanup.deploying` finds.
+        process died during the block, which `cleanup.unfinished` finds.
         """
-        self._deploying = True
+        self._deploying = witness
         with every(DEPLOY_BEAT_SECONDS, self.show_life):
             yield
         with self._life:
-            self._deploying = False
+            self._deploying = ""
             self._mark()
 
     def show_life(self) -> None:
@@ -178,11 +178,9 @@ class Resources:
         for id in (self.id("nsg", "nsg"), *created):
             document = self.azure.find(id)
             if document is not None:
-                replaced = {names.ALIVE_TAG} if self._deploying else {names.ALIVE_TAG, names.STEP_TAG}
-                tags = (document.get("tags") or {}).items()
-                others = {name: value for name, value in tags if name.lower() not in replaced}
-                alive = names.stamp(self.azure.now(self._clock))
-                self.azure.tag(id, {**others, names.ALIVE_TAG: alive})
+                alive = {names.ALIVE_TAG: names.stamp(self.azure.now(self._clock))}
+                done = "" if self._deploying else names.STEP_TAG
+                self.azure.tag(id, names.retagged(document, alive, without=done))
                 return
 
 

@@ -1,10 +1,12 @@
 """Pools of workers that are reused: created once, deallocated when idle, started in less than a minute.
 
-Resources of a pool carry the pool's tag instead of a run's, so that no sweep deletes them as orphans.
+Resources of a pool carry the pool's tag instead of a run's, so that no sweep deletes them as orphans once they are
+complete. What a killed process has left incomplete goes with the next sweep or with the pool.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..azure import names
@@ -13,7 +15,7 @@ from ..errors import CleanupIncomplete, InvalidInput
 from ..events import Step, unfailing
 from ..model import Run, Worker, canonical_location
 from ..readers import ssh
-from ..run import attached_disks, resources
+from ..run import attached_disks, cleanup, resources
 from ..run.journal import Journal
 from . import launch, network, sizes
 
@@ -35,23 +37,37 @@ class Pool:
         if self.context.environment.export_network:
             network.check_network(self.context.azure, self.context.environment)
             return run, self.context.environment.export_network
+        self._sweep()
         shared = self._resources(run)
-        with shared.undone_on_error():
+        with shared.undone_on_error(), shared.deploying("vnet"):
             return run, network.network(shared)
 
     def add(self, name: str, subnet: str) -> tuple[Run, Worker]:
         """Boot the worker `name` in `subnet` and wait until it is reachable. If it fails, nothing is left behind."""
         run = self._run(name)
+        self._sweep()
         own = self._resources(run)
         environment = replace(self.context.environment, export_network=subnet)
-        with own.undone_on_error():
+        with own.undone_on_error(), own.deploying():
             worker = launch.launch(own, _NEEDS, environment, self.context.report)
             ssh.connect(worker, self.context.clock, self.context.report).close()
             return run, worker
 
     def remove(self, run: Run) -> None:
-        """Delete a worker, or what the workers share. Raises CleanupIncomplete with what could not be deleted."""
-        remaining = resources.delete(self.context.azure, launch.ids(self._resources(run)), self.context.clock)
+        """Delete a worker. Raises CleanupIncomplete with what could not be deleted."""
+        self._delete(launch.ids(self._resources(run)))
+
+    def remove_shared(self, run: Run) -> None:
+        """Delete what the workers share, and anything else that is left of the pool; CleanupIncomplete as `remove`."""
+        listed = cleanup.of_pool(self.context.azure, run.group, run.pool) if run.pool else []
+        self._delete([*launch.ids(self._resources(run)), *listed])
+
+    def _sweep(self) -> None:
+        """Delete what dead runs have left, workers of pools whose making was killed among them."""
+        cleanup.sweep(self.context, cleanup.DEAD_AFTER, None)
+
+    def _delete(self, ids: Sequence[str]) -> None:
+        remaining = resources.delete(self.context.azure, ids, self.context.clock)
         if remaining:
             raise CleanupIncomplete(f"could not delete: {', '.join(remaining)}", left_behind=remaining)
 

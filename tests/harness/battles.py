@@ -30,7 +30,7 @@ from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.run import cleanup
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server.https import Server
-from coriolis_azure.source import DEAD_AFTER, Source
+from coriolis_azure.source import Source
 from harness.dying import FOR_GOOD
 from harness.processes import PROCESSES, command
 from harness.relay import Relay
@@ -326,7 +326,7 @@ class CommandLine:
     def clean(self) -> list[str]:
         """What the next run does first; ids that stayed."""
         journals = self.site.folder / "coriolis-azure"
-        return cleanup.sweep(self.site.owner.context, DEAD_AFTER, journals)[1]
+        return cleanup.sweep(self.site.owner.context, cleanup.DEAD_AFTER, journals)[1]
 
     def images(self) -> dict[str, Path]:
         """The destination's files by disk."""
