@@ -74,7 +74,7 @@ def test_zeros_are_written_where_holes_cannot_be_made(path: Path, monkeypatch: p
         raise OSError(errno.EOPNOTSUPP, "not here")
 
     run(path, dict.fromkeys(range(30), A))
-    monkeypatch.setattr("coriolis_azure.replica.files._punch", refused)
+    monkeypatch.setattr("coriolis_azure.replica.room.punch", refused)
     run(path, {0: A})
     assert holds(path, {0: A})
 

@@ -14,16 +14,17 @@ import pytest
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import CorruptChunk, DestinationFailed, IncompleteReplica, InvalidInput
 from coriolis_azure.events import Report, silent
-from coriolis_azure.replica import places, sets
+from coriolis_azure.replica import places, points, sets
 from coriolis_azure.replica.destinations import Place
 from coriolis_azure.replica.files import POINTS
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.manifest import DIGEST
+from coriolis_azure.replica.replica import Replica as OneDisk
 from coriolis_azure.replica.status import status
 from coriolis_azure.restoring import restore
 from coriolis_azure.sandbox import Sandbox
 from harness.block_devices import command, loop, mounted
-from harness.dying import dying_child
+from harness.dying import FOR_GOOD, dying_child
 from harness.image_runs import Told, bring
 from harness.replicas import AzuriteOnly, BlobPlace, SandboxPlace
 
@@ -208,6 +209,49 @@ def test_as_many_are_kept_as_was_last_asked_for(replica: Replica) -> None:
         assert not (replica.path / POINTS).exists()
 
 
+@pytest.mark.parametrize("moment", ["before publish", "after publish", "before prune"])
+def test_points_that_a_dead_run_was_to_keep_no_longer_do_not_count(
+    here: Here, tmp_path: Path, moment: str
+) -> None:
+    """What the last switch changed was not kept, so they can no longer be given back."""
+    for number in range(2):
+        run(here, number, RUNS[number])
+
+    def work() -> None:
+        real = OneDisk.publish
+
+        def publish(disk: OneDisk) -> None:
+            if moment != "before publish":
+                real(disk)
+            os._exit(9)
+
+        if moment == "before prune":
+            FOR_GOOD.setattr(points, "prune", lambda *_: os._exit(9))
+        else:
+            FOR_GOOD.setattr(OneDisk, "publish", publish)
+        run(here, 2, RUNS[2], keep=0)
+
+    assert dying_child(work, 0, False, False)
+    assert points_of(here) == ()
+    with pytest.raises(InvalidInput, match="there is no point of"):
+        restored(here, time_of(0), tmp_path / "to")
+    run(here, 3, RUNS[3], keep=5)
+    assert points_of(here) == (time_of(2),)
+    assert restored(here, time_of(2), tmp_path / "to").holds(RUNS[2])
+    assert len(list((here.path / POINTS).iterdir())) == 1
+
+
+def test_points_that_a_run_was_to_keep_no_longer_count_until_its_switch(here: Here, tmp_path: Path) -> None:
+    for number in range(2):
+        run(here, number, RUNS[number])
+    with here.open() as place:
+        sets.begin(place, "vm", sets.Begun("run-2", time_of(2), ("os",)), 0)
+    with here.open():
+        pass
+    assert points_of(here) == (time_of(0),)
+    assert restored(here, time_of(0), tmp_path / "to").holds(RUNS[0])
+
+
 def test_a_lost_record_takes_no_point_along(here: Here, tmp_path: Path) -> None:
     for number in range(3):
         run(here, number, RUNS[number], keep=2)
@@ -348,6 +392,18 @@ def test_points_of_a_place_below_are_not_touched(tmp_path: Path) -> None:
         run(InStorage(above), 2, RUNS[2], keep=0)
         assert points_of(InStorage(above)) == ()
         assert restored(InStorage(below), time_of(0), tmp_path / "0").holds(RUNS[0])
+
+
+def test_the_draft_of_a_disk_that_leaves_storage_is_deleted(tmp_path: Path) -> None:
+    with Sandbox(tmp_path / "azure") as sandbox:
+        place, told = InStorage(SandboxPlace(sandbox)), Told()
+        run(place, 0, RUNS[0])
+        with place.open() as folder, folder.disk("data-0") as image:
+            bring(image, RUNS[2]["data-0"], size=SIZE, chunk=CHUNK)
+        run(place, 1, {"os": RUNS[1]["os"]}, report=told)
+        assert any("data-0.vhd and not published is deleted" in text for text in told)
+        container = sandbox.storage.account("sandboxstorage").containers["images"]
+        assert not [name for name in container.blobs if name.endswith((".draft", ".redo", ".index"))]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import DestinationFailed, InvalidInput
-from coriolis_azure.events import Report, silent
+from coriolis_azure.events import Event, Report, Step, silent
+from coriolis_azure.model import Json
 from coriolis_azure.replica import sets, verification
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.folder import ImageFolder
@@ -42,16 +44,21 @@ def run(
     size: int = SIZE,
     report: Report = silent,
     keep: int | None = None,
+    left_out: tuple[str, ...] = (),
+    baseline: Json | None = None,
     **options: Any,
 ) -> dict[str, list[int]]:
     """What a run does: bring all disks, then publish them. The chunks that were sent, by disk."""
     sent, roots = {}, {}
     with ImageFolder(path, report) as folder:
         folder.reserve(list(content))
-        record = sets.begin(folder, "vm", sets.Begun("run", "now", tuple(content)), keep)
+        record = sets.begin(folder, "vm", sets.Begun("run", "now", tuple(content), left_out), keep)
         for name, chunks in content.items():
             with folder.disk(name) as image:
-                sent[name], manifest = bring(image, chunks, size=size, chunk=CHUNK, **options)
+                leave = partial(image.leave, lambda: baseline)
+                sent[name], manifest = bring(
+                    image, chunks, size=size, chunk=CHUNK, after_known=leave, **options
+                )
             roots[name] = manifest.root()
         sets.complete(folder, record, roots)
     return sent
@@ -321,6 +328,51 @@ def test_a_stranger_who_acts_while_a_run_publishes_is_noticed(
 ) -> None:
     path = tmp_path / "replica"
     run(path, OLD)
+    with monkeypatch.context() as patched:
+        acted = acting_once(patched, moment, lambda: act(path / "os.raw"))
+        if moment in ("publish", "seal"):  # it was all there; the next run sees what became of it
+            run(path, NEW, keep=2, **options)
+        else:
+            with pytest.raises(DestinationFailed, match="somebody else"):
+                run(path, NEW, keep=2, **options)
+    assert acted
+    run(path, NEW)
+    assert holds(path, NEW)
+    assert verified(path)
+
+
+@pytest.mark.parametrize("act", [stamped, replaced])
+@pytest.mark.parametrize("moment", ["flush", "commit", "preserve", "keep_record"])
+@pytest.mark.parametrize(
+    ("part", "full"), [("redo", False), ("index", False), ("partial", True), ("index", True)]
+)
+def test_what_was_fetched_and_then_changed_is_not_published(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[Path], None],
+    moment: str,
+    part: str,
+    full: bool,
+) -> None:
+    """By somebody, between the moment when it was read back and the one when it becomes the replica."""
+    path = tmp_path / "replica"
+    run(path, OLD)
+    acting_once(monkeypatch, moment, lambda: act(path / f"os.raw.{part}"))
+    with pytest.raises(
+        DestinationFailed, match="was changed by somebody else before it was published"
+    ) as raised:
+        run(path, NEW, keep=2, full=full)
+    assert "run again" in raised.value.remedy
+    assert moment == "keep_record" or holds(path, OLD)
+    monkeypatch.undo()
+    run(path, NEW)
+    assert holds(path, NEW)
+    assert verified(path)
+    assert not [name for name in there(path) if name.endswith((".draft", ".partial", ".redo", ".index"))]
+
+
+def acting_once(monkeypatch: pytest.MonkeyPatch, moment: str, act: Callable[[], None]) -> list[bool]:
+    """`act` once, right after this was done for the OS disk; "keep_record": at the switch. Not empty once it has."""
     owner: type = {"keep_record": ImageFolder, "seal": FileMedium}.get(moment, Replica)
     real = getattr(owner, moment)
     acted: list[bool] = []
@@ -330,21 +382,11 @@ def test_a_stranger_who_acts_while_a_run_publishes_is_noticed(
         is_due = moment != "keep_record" or b'"begun": null' in arguments[0]
         if not acted and is_due and getattr(thing, "name", "os") == "os":
             acted.append(True)
-            act(path / "os.raw")
+            act()
         return result
 
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, moment, acting)
-        if moment in ("publish", "seal"):  # it was all there; the next run sees what became of it
-            run(path, NEW, keep=2, **options)
-        else:
-            with pytest.raises(DestinationFailed, match="somebody else"):
-                run(path, NEW, keep=2, **options)
-    assert acted
-    told = Told()
-    run(path, NEW, report=told)
-    assert holds(path, NEW)
-    assert verified(path)
+    monkeypatch.setattr(owner, moment, acting)
+    return acted
 
 
 def test_a_stranger_who_changes_a_disk_that_did_not_change_is_noticed_at_the_switch(
@@ -418,3 +460,122 @@ def test_what_is_lost_of_a_switch_that_was_not_finished_is_fetched_again(
     assert holds(path, NEW)
     assert verified(path)
     assert not [name for name in there(path) if name.endswith((".draft", ".partial", ".redo", ".index"))]
+
+
+def test_a_disk_that_cannot_be_brought_there_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "replica"
+    run(path, OLD)
+
+    def work() -> None:
+        FOR_GOOD.setattr(Replica, "publish", lambda self: os._exit(9))
+        run(path, NEW)
+
+    assert dying_child(work, 0, False, False)
+    real = Replica.recover
+
+    def failing(replica: Replica) -> None:
+        real(replica)
+        asked.append(replica.name)
+        if len(asked) == 1:
+            raise DestinationFailed("it is broken")
+
+    asked: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Replica, "recover", failing)
+        with pytest.raises(DestinationFailed, match="it is broken"):
+            run(path, NEW)
+    assert sorted(asked) == ["data-0", "os"]
+    assert holds(path, NEW)
+
+
+# Disks that leave
+
+
+ONLY: Content = {"os": NEW["os"]}
+
+
+def beside(path: Path, name: str) -> set[str]:
+    """What is there of a disk besides its image and its manifest."""
+    return {found for found in there(path) if found.startswith(f"{name}.")} - {
+        f"{name}.raw",
+        f"{name}.raw.manifest",
+        f"{name}.raw.grains",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True], ids=["changes", "full"])
+@pytest.mark.parametrize("calls", [("unlink",), ("replace",)], ids=str)
+def test_nothing_is_left_of_the_draft_of_a_disk_that_leaves(
+    memory: Path, full: bool, calls: tuple[str, ...]
+) -> None:
+    """Wherever the run died that made it."""
+    path, at, died, swept = memory / "replica", 0, True, 0
+    while died:
+        at += 1
+        shutil.rmtree(path, ignore_errors=True)
+        run(path, OLD)
+        died = dying_child(lambda: run(path, NEW, full=full), at, True, False, calls)
+        told = Told()
+        run(path, ONLY, report=told)
+        assert not beside(path, "data-0"), at
+        swept += any("data-0.raw and not published is deleted" in text for text in told)
+        assert holds(path, ONLY)
+        assert verified(path)
+    assert at > 3
+    assert swept or calls == ("unlink",)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["changes", "full"])
+def test_a_run_that_died_as_it_deleted_its_drafts_costs_no_reading(tmp_path: Path, full: bool) -> None:
+    run(tmp_path, OLD)
+
+    def forget(medium: FileMedium, document: str) -> None:
+        if medium.path.with_name(f"{medium.path.name}.{document}").exists():
+            os._exit(9)
+
+    def work() -> None:
+        FOR_GOOD.setattr(FileMedium, "forget", forget)
+        run(tmp_path, NEW, full=full)
+
+    assert dying_child(work, 0, False, False)
+    assert beside(tmp_path, "data-0")
+    seen: list[Event] = []
+    with ImageFolder(tmp_path, seen.append):
+        pass
+    assert not beside(tmp_path, "os")
+    read = {event.target for event in seen if isinstance(event, Step)}
+    assert read == {"data-0"}  # whose image was not there yet
+    assert holds(tmp_path, NEW)
+
+
+def test_the_draft_of_a_disk_that_is_left_out_is_told_and_used_later(tmp_path: Path) -> None:
+    run(tmp_path, OLD)
+    with ImageFolder(tmp_path) as folder, folder.disk("data-0") as image:
+        bring(image, NEW["data-0"], size=SIZE, chunk=CHUNK)
+    told = Told()
+    run(tmp_path, ONLY, report=told, left_out=("data-0",))
+    assert any("is kept for a run that does not leave data-0 out" in text for text in told)
+    assert run(tmp_path, NEW) == {"os": [], "data-0": []}
+    assert holds(tmp_path, NEW)
+
+
+def test_what_only_looks_like_a_draft_is_left_alone_and_told(tmp_path: Path) -> None:
+    path, precious = tmp_path / "replica", tmp_path / "precious"
+    precious.write_text("mine")
+    run(path, OLD)
+    (path / "data-0.raw.partial").write_text("mine")
+    (path / "data-1.raw.draft").symlink_to(precious)
+    (path / "data-2.raw.redo").mkdir()
+    told = Told()
+    run(path, ONLY, report=told)
+    assert [text.partition(" and not published ")[2].partition(":")[0] for text in told] == [
+        "is left as it is",
+        "stays",
+        "is left as it is",
+    ]
+    assert (path / "data-0.raw.partial").read_text() == "mine"
+    assert precious.read_text() == "mine"
+    assert {"data-1.raw.draft", "data-2.raw.redo"} <= there(path)

@@ -13,7 +13,7 @@ import pytest
 from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.errors import DestinationFailed
 from coriolis_azure.replica.files import FileMedium
-from coriolis_azure.replica.medium import Content, Document, Medium, Part, PastPart, Stamp
+from coriolis_azure.replica.medium import Content, Document, Medium, Part, PastPart, Stamp, Store
 from coriolis_azure.replica.vhds import VhdMedium
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.testing import check_medium
@@ -43,6 +43,9 @@ class MemoryStore:
 
     def zero(self, offset: int, length: int) -> None:
         self.data[offset : offset + length] = bytes(length)
+
+    def share(self, source: Store, offset: int, length: int) -> bool:
+        return False
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         yield offset, length
@@ -101,12 +104,12 @@ class MemoryMedium:
     def seal(self, seen: Stamp) -> Stamp:
         return seen
 
-    def stamp(self) -> Stamp | None:
-        image = self.parts.get("image")
-        return {"content": hash(bytes(image.data))} if image is not None else None
+    def stamp(self, part: Part = "image") -> Stamp | None:
+        store = self.parts.get(part)
+        return {"content": hash(bytes(store.data))} if store is not None else None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, part: Part = "image") -> Iterator[None]:
         yield
 
     def doubt(self, stamp: Stamp) -> str:
@@ -114,6 +117,12 @@ class MemoryMedium:
 
     def guard(self, *, now: bool = False) -> None:
         """Nobody else is here."""
+
+    def reserve(self, extents: Iterable[tuple[int, int]]) -> None:
+        """There always is."""
+
+    def give_back(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Nothing was taken."""
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
         return io.BytesIO(self.parts[f"{document}."]) if f"{document}." in self.parts else None

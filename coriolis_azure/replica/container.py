@@ -21,6 +21,7 @@ from .vhds import IMAGE, POINT, POINTS, VhdMedium, lease, translated
 
 _RENEW_SECONDS = 15
 _NAME = re.compile(r"os|data-[0-9]{1,3}")
+_DRAFT = re.compile(rf"({_NAME.pattern})\.vhd\.(?:draft|redo|index)")
 
 
 class BlobFolder:
@@ -63,7 +64,7 @@ class BlobFolder:
         self._ending.enter_context(every(_RENEW_SECONDS, self._renew))
         try:
             if not existing:
-                self._recover()
+                publishing.recover(self, self._drafts())
         except BaseException:
             self.close()
             raise
@@ -100,6 +101,7 @@ class BlobFolder:
     def publish(self, record: bytes) -> None:
         """Make what was committed the replica. See Place."""
         publishing.publish(self, self._replicas.values(), record)
+        publishing.sweep(self._drafts(), record)
 
     @property
     def points(self) -> BlobPoints:
@@ -112,18 +114,13 @@ class BlobFolder:
 
     def unpublished(self) -> list[str]:
         """The disks of the replica whose images are not yet what its record says. See Place."""
-        return [replica.name for replica in self._unpublished()]
+        return [replica.name for replica in publishing.unpublished(self, self._drafts())]
 
-    def _unpublished(self) -> list[Replica]:
-        ending = ".vhd.draft"
-        found = (blob.name[len(self._prefix) :] for blob in self._container.blobs(self._prefix))
-        names = (name.removesuffix(ending) for name in found if name.endswith(ending))
-        return publishing.unpublished(self, [self.disk(name) for name in names if _NAME.fullmatch(name)])
-
-    def _recover(self) -> None:
-        for replica in self._unpublished():
-            with replica:
-                replica.recover()
+    def _drafts(self) -> list[Replica]:
+        """The disks of which there is a draft, or what may be a part of one."""
+        names = (blob.name[len(self._prefix) :] for blob in self._container.blobs(self._prefix))
+        found = filter(None, map(_DRAFT.fullmatch, names))
+        return [self.disk(name) for name in sorted({part[1] for part in found})]
 
     def keep_record(self, text: bytes) -> None:
         """Replace that document, while the place is ours. See Place."""

@@ -123,6 +123,8 @@ class Draft:
         def put(extents: list[tuple[int, int]]) -> None:
             go_on()
             for offset, length in extents:
+                if image.share(self.content, offset, length):
+                    continue
                 data = self.content.read(offset, length) if holds(self.content, offset, length) else b""
                 if is_zero(data):
                     image.zero(offset, length)

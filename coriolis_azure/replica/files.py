@@ -23,24 +23,22 @@ is in it; it is refused, or, where that was asked for, adopted: read as a whole.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
-import functools
 import mmap
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from .. import formats
 from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
 from ..threads import Local
-from . import devices, exclusive, statefiles
+from . import devices, exclusive, room, statefiles
 from .grains import Grains
-from .medium import Content, Document, Part, PastPart, Stamp
+from .medium import Content, Document, Part, PastPart, Stamp, Store, holds
 from .runmark import RunMark, kernel
 
 FOREIGN_REMEDY = (
@@ -50,8 +48,6 @@ FOREIGN_REMEDY = (
 _BLOCK = 4096  # what reads past the page cache are aligned to
 _SMALL = 1 << 16  # up to here such a read is copied out of a buffer that its thread keeps
 _ZEROS = bytes(1 << 20)
-_NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _FICLONE = 0x40049409  # linux/fs.h
 POINTS = "points"
 REMEDIES = {
@@ -96,6 +92,7 @@ class FileStore:
         self.fd, self.path, self._disk, self._stopped = fd, path, disk, stopped
         self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
         self._holes = True
+        self.is_copied_on_write = room.is_copied_on_write(fd)
 
     @property
     def size(self) -> int:
@@ -132,15 +129,22 @@ class FileStore:
         with self._translated("cannot be cleared", offset):
             if self._holes:
                 try:
-                    _punch(self.fd, offset, length)
+                    room.punch(self.fd, offset, length)
                 except OSError as error:
-                    if error.errno not in _NO_HOLES:
+                    if error.errno not in room.NOT_SUPPORTED:
                         raise
                     self._holes = False
                 else:
                     return
         for start in range(offset, offset + length, len(_ZEROS)):
             self.write(start, memoryview(_ZEROS)[: offset + length - start])
+
+    def share(self, source: Store, offset: int, length: int) -> bool:
+        """Where a write would take room. See Store."""
+        if not (self.is_copied_on_write and isinstance(source, FileStore)):
+            return False
+        with self._translated("cannot be written", offset):
+            return room.share(self.fd, source.fd, offset, length)
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """What the file system does not know to be empty. See Store."""
@@ -246,6 +250,8 @@ class FileMedium:
         self._stores: dict[Part, FileStore] = {}
         self._writes = False
         self._stopped = self._disturbed = False
+        self._prepared: int | None = None  # the manifest to be, with the room that it needs
+        self._enlarged = False  # whether the image has room that nothing is in
 
     def _beside(self, what: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{what}")
@@ -462,17 +468,20 @@ class FileMedium:
         with exclusive.alone(image.fd) as alone:
             return seen if alone() and not self._disturbed else seen | {"ctime_ns": 0}
 
-    def stamp(self) -> Stamp | None:
+    def stamp(self, part: Part = "image") -> Stamp | None:
         """See Medium. Of a file: the one that the path leads to."""
-        image = self._stores.get("image")
-        if image is not None and image.is_device:
-            device = devices.identity(os.fstat(image.fd).st_rdev)
-            return {"size": image.size, "mtime_ns": 0, "ctime_ns": 0, "inode": 0, "device": device}
-        with self._translated("cannot be looked at"):
+        store = self._stores.get(part)
+        if store is not None and store.is_device:
+            device = devices.identity(os.fstat(store.fd).st_rdev)
+            return {"size": store.size, "mtime_ns": 0, "ctime_ns": 0, "inode": 0, "device": device}
+        path = self.path if part == "image" else self._beside(part)
+        with self._translated("cannot be looked at", path):
             try:
-                now = os.lstat(self.path)
+                now = os.lstat(path)
             except FileNotFoundError:
                 return None
+        if part != "image" and (store is None or not os.path.samestat(now, os.fstat(store.fd))):
+            return None
         return {
             "size": now.st_size,
             "mtime_ns": now.st_mtime_ns,
@@ -482,14 +491,15 @@ class FileMedium:
         }
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, part: Part = "image") -> Iterator[None]:
         """See Medium. Who has it open already, and may only read, is left alone."""
-        with exclusive.alone(self._stores["image"].fd) as alone:
+        store = self._stores[part]
+        with exclusive.alone(store.fd) as alone:
             before = alone()
             yield
             if before and not alone():
                 raise DestinationFailed(
-                    f"{self.path} was opened for writing by somebody else while it was brought up to date",
+                    f"{store.path} was opened for writing by somebody else while it was brought up to date",
                     remedy="End what writes to it, then run again: that goes on with it, and reads it as a whole.",
                     disk=self.name,
                 )
@@ -529,6 +539,38 @@ class FileMedium:
         same_device = stat.S_ISBLK(there.st_mode) and there.st_rdev == ours.st_rdev
         return same_device or os.path.samestat(there, ours)
 
+    # Room for what is to come
+
+    def reserve(self, extents: Iterable[tuple[int, int]]) -> None:
+        """See Medium. Where its file system can do that, see `room`."""
+        path = self._beside("manifest")
+        with self._translated("cannot be written", path):
+            draft = self._beside("draft")
+            like = draft if draft.exists() else path
+            self._prepared = statefiles.prepare(path, like.stat().st_size + _BLOCK)
+        image = self._stores.get("image")
+        if image is None or image.is_device or image.is_copied_on_write:
+            return
+        log = self.open("redo")
+        if log is None:
+            return
+        with self._translated("would not have the room for what was fetched"):
+            self._enlarged = True
+            self._enlarged = room.take(image.fd, extents, lambda *extent: holds(log, *extent))
+
+    def give_back(self, extents: Iterable[tuple[int, int]]) -> None:
+        """See Medium."""
+        with self._translated("cannot be left as it was"):
+            self._give_prepared_up()
+            if self._enlarged:
+                room.give_back(self._stores["image"].fd, extents)
+                self._enlarged = False
+
+    def _give_prepared_up(self) -> None:
+        fd, self._prepared = self._prepared, None
+        if fd is not None:
+            statefiles.give_up(fd, self._beside("manifest"))
+
     # Its documents
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
@@ -537,8 +579,11 @@ class FileMedium:
 
     def save(self, document: Document, pieces: Iterable[bytes]) -> None:
         """See Medium."""
-        with self._translated("cannot be written", self._beside(document)):
-            statefiles.replace(self._beside(document), pieces)
+        path, fd = self._beside(document), None
+        if document == "manifest":
+            fd, self._prepared = self._prepared, None
+        with self._translated("cannot be written", path):
+            statefiles.put(statefiles.prepare(path) if fd is None else fd, path, pieces)
             if document == "manifest":
                 statefiles.remove(self._beside("dirty"))
 
@@ -546,8 +591,9 @@ class FileMedium:
         """See Medium."""
         path = self._beside(document)
         with self._translated("cannot be removed", path):
-            for each in (path, path.with_name(f"{path.name}.new")):  # a run may have died over replacing it
-                statefiles.remove(each)
+            for each in (self._beside("manifest"), path):  # a run may have died over replacing one of them
+                statefiles.remove(each.with_name(f"{each.name}.new"))
+            statefiles.remove(path)
 
     def past(self, point: str) -> FilePast:
         """See Medium."""
@@ -561,9 +607,11 @@ class FileMedium:
 
     def close(self) -> None:
         """See Medium."""
+        with contextlib.suppress(OSError):
+            self._give_prepared_up()
         for part in list(self._stores):
             self._close(part)
-        self._writes = False
+        self._writes = self._enlarged = False
 
     def _translated(self, what: str, path: Path | None = None) -> Translated:
         return Translated(path or self.path, what, self.name)
@@ -653,25 +701,3 @@ def _document(path: Path, disk: str, *, ours: bool) -> IO[bytes] | None:
 
 def _is_zeros(data: bytes) -> bool:
     return data == _ZEROS[: len(data)]
-
-
-@functools.cache
-def _fallocate() -> Callable[..., Any] | None:
-    """The C library's fallocate, with 64-bit offsets; None where there is none."""
-    try:
-        function = ctypes.CDLL(None, use_errno=True).fallocate64
-    except (OSError, AttributeError):
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    result: Callable[..., Any] = function
-    return result
-
-
-def _punch(fd: int, offset: int, length: int) -> None:
-    """Make the range a hole; OSError when that cannot be."""
-    fallocate = _fallocate()
-    if fallocate is None:
-        raise OSError(errno.ENOSYS, "no fallocate")
-    if fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

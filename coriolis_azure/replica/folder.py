@@ -21,6 +21,7 @@ from .runmark import RunMark
 
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 _DISK = re.compile(r"os|data-[0-9]{1,3}")
+_DRAFT = re.compile(rf"({_DISK.pattern})\.raw\.(?:draft|partial|redo|index)")
 
 
 class ImageFolder:
@@ -44,7 +45,7 @@ class ImageFolder:
                 self._share()
             else:
                 self._take()
-                self._recover()
+                publishing.recover(self, self._drafts())
         except BlockingIOError as error:
             self.close()
             raise InvalidInput(
@@ -125,24 +126,21 @@ class ImageFolder:
     def publish(self, record: bytes) -> None:
         """Make what was committed the replica. See Place."""
         publishing.publish(self, self._replicas.values(), record)
+        publishing.sweep(self._drafts(), record)
 
     @property
     def points(self) -> FolderPoints:
         """The earlier points that are kept. See Place."""
-        return FolderPoints(self.path / POINTS, ours=self._mark is not None)
+        return FolderPoints(self.path / POINTS, self._mark)
 
     def unpublished(self) -> list[str]:
         """The disks of the replica whose images are not yet what its record says. See Place."""
-        return [replica.name for replica in self._unpublished()]
+        return [replica.name for replica in publishing.unpublished(self, self._drafts())]
 
-    def _unpublished(self) -> list[Replica]:
-        names = (path.name.partition(".")[0] for path in self.path.glob("*.raw.draft"))
-        return publishing.unpublished(self, [self.disk(name) for name in names if _DISK.fullmatch(name)])
-
-    def _recover(self) -> None:
-        for replica in self._unpublished():
-            with replica:
-                replica.recover()
+    def _drafts(self) -> list[Replica]:
+        """The disks of which there is a draft, or what may be a part of one."""
+        found = filter(None, (_DRAFT.fullmatch(path.name) for path in self.path.glob("*.raw.*")))
+        return [self.disk(name) for name in sorted({part[1] for part in found})]
 
     def keep_record(self, text: bytes) -> None:
         """Replace that document as a whole, durably. See Place."""
@@ -202,11 +200,11 @@ class ImageFolder:
 class FolderPoints:
     """The earlier points of a folder: a folder each, in one of ours. See Points.
 
-    `ours`: whether it is written to, and so must be.
+    `mark`: of the run that writes to it; None where it is only read, and may be somebody else's.
     """
 
-    def __init__(self, path: Path, *, ours: bool) -> None:
-        self._path, self._ours = path, ours
+    def __init__(self, path: Path, mark: RunMark | None) -> None:
+        self._path, self._mark = path, mark
 
     def records(self) -> dict[str, bytes | None]:
         """See Points. Links and files are no points, whatever they are called."""
@@ -220,7 +218,7 @@ class FolderPoints:
 
     def _record(self, path: Path) -> bytes | None:
         try:
-            return statefiles.read(path / sets.NAME, ours=self._ours)
+            return statefiles.read(path / sets.NAME, ours=self._mark is not None)
         except FileNotFoundError:
             return None
 
@@ -232,6 +230,8 @@ class FolderPoints:
 
     def remove(self, label: str) -> None:
         """See Points."""
+        if self._mark is not None:
+            self._mark.check(now=True)
         with self._translated("cannot be removed"):
             if not os.path.lexists(self._path / label):
                 return
@@ -261,7 +261,7 @@ class FolderPoints:
         """InvalidInput where the folder of the points is a link, or somebody else's."""
         found = os.lstat(self._path)
         owner = os.lstat(self._path.parent).st_uid
-        if not stat.S_ISDIR(found.st_mode) or (self._ours and found.st_uid != owner):
+        if not stat.S_ISDIR(found.st_mode) or (self._mark is not None and found.st_uid != owner):
             raise InvalidInput(
                 f"{self._path} is not a folder of ours",
                 remedy="Move it away: the earlier points of the replica are kept there.",

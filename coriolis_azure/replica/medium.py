@@ -46,6 +46,12 @@ class Store(Readable, Protocol):
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros, without taking room for it where that is possible."""
 
+    def share(self, source: Store, offset: int, length: int) -> bool:
+        """Let the range be that of another store of this medium, where a write would take room that this does not.
+
+        False where it was not done.
+        """
+
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The parts of the range that may hold something else than zeros, in order: offset and length of each."""
 
@@ -167,14 +173,14 @@ class Medium(Protocol):
         One that never fits again where somebody else has it open, and may change it without a trace.
         """
 
-    def stamp(self) -> Stamp | None:
-        """How the image is now, and that it is the one we opened; None where none is there.
+    def stamp(self, part: Part = "image") -> Stamp | None:
+        """How a part is now, and that it is the one we opened; None where none is there.
 
         Nobody has changed it as long as that stays the same, where it is `watched`.
         """
 
-    def held(self) -> AbstractContextManager[None]:
-        """Nobody else changes the image while the block runs; DestinationFailed at its end where somebody may have."""
+    def held(self, part: Part = "image") -> AbstractContextManager[None]:
+        """Nobody else changes this part while the block runs; DestinationFailed at its end where somebody may have."""
 
     def doubt(self, stamp: Stamp) -> str:
         """Why an image that was left with this stamp may hold something else today; "" where it cannot."""
@@ -184,6 +190,16 @@ class Medium(Protocol):
 
         `now`: whenever it was last asked.
         """
+
+    def reserve(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Take the room for writing these extents of the redo log to the image, in order, and for a manifest.
+
+        DestinationFailed where there is not enough; afterwards that must not happen, as far as the medium can promise
+        it. What the image holds stays as it is; its stamp need not.
+        """
+
+    def give_back(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Undo that; harmless when repeated, and where nothing was reserved."""
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
         """A document; None where there is none. `ours`: InvalidInput where somebody else may have written it."""

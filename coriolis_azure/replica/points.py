@@ -28,6 +28,8 @@ def kept(points: Points, now: sets.Record | None) -> dict[str, sets.Record]:
 
     One that is damaged, or was lost when the point was kept, has no point: older points may need what it has kept.
     """
+    if now is not None and not now.keeps_points:
+        return {}  # those that are there still miss what the last switch did not keep
     return _earlier(points.records(), now)
 
 
@@ -40,19 +42,13 @@ def preserve(
     kept. Gives back the earlier points there are then, and that number. What runs have left that died before the
     switch is deleted, and nothing is left of the point on an error.
     """
-    records = points.records()
-    earlier = _earlier(records, now)
-    for label in records.keys() - earlier.keys():
-        points.remove(label)
+    earlier, last = tidy(points, now)
     before = [record.keep for record in earlier.values() if record.keep is not None]
     wanted = keep if keep is not None else max(before, default=len(_whole(earlier)))
     now = now or sets.Record("")
     if not wanted or (now.point is None and not earlier):
-        return (
-            earlier,
-            wanted,
-        )  # where only the record of the newest point is lost, older ones need what it had
-    last = max((int(label.partition("-")[0]) for label in records), default=0)
+        # Where only the record of the newest point is lost, older ones need what it had.
+        return earlier, wanted
     time = now.point.time if now.point is not None else ""
     label = f"{last + 1:06}-{re.sub('[^0-9A-Za-z]', '', time)[:40] or 'unknown'}"
     try:
@@ -65,6 +61,18 @@ def preserve(
         points.remove(label)
         raise
     return {**earlier, label: record}, wanted
+
+
+def tidy(points: Points, now: sets.Record | None) -> tuple[dict[str, sets.Record], int]:
+    """Delete points that are not whole, or made for a switch that never came.
+
+    Gives back the others, and the last number there was.
+    """
+    records = points.records()
+    earlier = _earlier(records, now)
+    for label in records.keys() - earlier.keys():
+        points.remove(label)
+    return earlier, max((int(label.partition("-")[0]) for label in records), default=0)
 
 
 def prune(points: Points, earlier: dict[str, sets.Record], keep: int) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from ..errors import CorruptChunk, DestinationFailed, InvalidInput
+from ..errors import CoriolisAzureError, CorruptChunk, DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
 from ..model import Json
 from ..threads import Lock, ordered
@@ -81,6 +81,7 @@ class Replica:
         self._partial = False
         self._target: Store | None = None  # what is written to, once something is
         self._draft: Draft | None = None
+        self._flushed: list[Stamp | None] = []  # how the files of the draft were when they were flushed
         self._committed: Manifest | None = None
         self._agreed = False  # whether this run has said what is to be published, if it is nothing new
         self._next_baseline: Callable[[], Json | None] = lambda: None
@@ -316,9 +317,34 @@ class Replica:
         return found if found is not None else (None, {})
 
     def _drop_draft(self) -> None:
-        self._medium.forget("draft")
+        """Delete the draft; its document last, which says whose the rest is."""
         for part in ("partial", "redo", "index"):
             self._medium.remove(part)
+        self._medium.forget("draft")
+
+    def sweep(self, *, left_out: bool) -> None:
+        """Delete the draft of a disk that the replica no longer has, or tell why it stays. Nothing is raised.
+
+        `left_out`: the VM still has the disk, so that a run may go on with the draft.
+        """
+        what = f"what an earlier run had fetched of {self._medium.where} and not published"
+        try:
+            document = self._medium.load("draft")
+            if document is None:
+                self._report(
+                    Notice(
+                        f"{what} is left as it is: nothing says that it is ours; remove it if nobody needs it"
+                    )
+                )
+                return
+            document.close()
+            if left_out:
+                self._report(Notice(f"{what} is kept for a run that does not leave {self.name} out"))
+                return
+            self._drop_draft()
+            self._report(Notice(f"{what} is deleted: {self.name} is no longer a disk of the VM"))
+        except CoriolisAzureError as error:
+            self._report(Notice(f"{what} stays: {error.message}"))
 
     def _begin(self) -> None:
         """Before the first byte changes: know durably that it does, or have a draft to write to."""
@@ -400,6 +426,7 @@ class Replica:
         """What was written is on its medium, and read from there. See Destination."""
         if self._draft is not None:
             self._draft.flush()
+            self._flushed = self._flushed or self._of_draft()
         elif self._target is not None:
             self._target.flush()
 
@@ -434,6 +461,7 @@ class Replica:
         if self._partial and self._draft is None:  # a disk of zeros
             self._begin()
         self.flush()
+        self._refuse_spoilt()  # it may have been verified since it was flushed first
         self._medium.save(
             "draft", manifest.text({"partial": self._partial, "committed": True, "baseline": self._baseline})
         )
@@ -465,15 +493,64 @@ class Replica:
                 disk=self.name,
             )
 
+    def _of_draft(self) -> list[Stamp | None]:
+        """How the files of the draft are."""
+        return [self._medium.stamp(part) for part in ("partial" if self._partial else "redo", "index")]
+
+    def _refuse_spoilt(self) -> None:
+        """DestinationFailed where the draft was changed since it was flushed, and so since it was verified."""
+        if self._draft is None:
+            return
+        found = self._of_draft()
+        if found != self._flushed or None in found:
+            raise DestinationFailed(
+                f"what was fetched of {self._medium.where} was changed by somebody else before it was published",
+                remedy="End what writes to the files beside the image, then run again: what differs is fetched again.",
+                disk=self.name,
+            )
+
     def ready(self) -> None:
         """DestinationFailed where what was committed cannot be published any more. Nothing is changed."""
         if self._agreed:
             self._refuse_disturbed()
+            self._refuse_spoilt()
 
     def _refuse_disturbed(self) -> None:
         """DestinationFailed where the image is another one, or another content, than this run has seen."""
         self._medium.guard(now=True)
         self._refuse_changed()
+
+    def reserve(self) -> None:
+        """Take the room that `publish` will need. DestinationFailed where there is not enough; no content changes."""
+        if self._committed is None and not self._has_new_baseline():
+            return
+        if self._committed is None or self._partial:  # what it holds is written already
+            self._medium.reserve(())
+            return
+        with self._medium.held():
+            self._refuse_disturbed()
+            try:
+                self._medium.reserve(self._filling())
+            finally:
+                self._seen = self._medium.stamp()
+
+    def give_back(self) -> None:
+        """Undo `reserve`, as nothing is going to be published: the image is known again as what it is."""
+        if self._committed is None or self._partial:
+            self._medium.give_back(())
+            return
+        with self._medium.held():
+            self._refuse_disturbed()
+            self._medium.give_back(self._filling())
+            self._seen = self._medium.stamp()
+        kept = self._kept
+        if kept is not None and not (kept.begun or self._doubted or self._lost) and kept.stamp != self._seen:
+            self._baseline = kept.baseline
+            self._keep_sealed(kept.manifest)
+
+    def _filling(self) -> Iterator[tuple[int, int]]:
+        """The extents of the image that `publish` writes to, in pieces, in disk order."""
+        return self._draft.extents() if self._draft is not None else iter(())
 
     def preserve(self, point: str) -> bool:
         """Keep what the image is now, before `publish` changes it, as the disk at this point. See `points`.
@@ -551,16 +628,17 @@ class Replica:
 
     def _keep_baseline(self) -> None:
         """The image stays as it is, and has another baseline from now on."""
-        kept = self._kept
-        if self._agreed and kept is not None and self._baseline not in (None, kept.baseline):
-            self._keep_sealed(kept.manifest)
+        if self._kept is not None and self._has_new_baseline():
+            self._keep_sealed(self._kept.manifest)
 
-    def is_unpublished(self, root: str | None) -> bool:
+    def _has_new_baseline(self) -> bool:
+        kept = self._kept
+        return self._agreed and kept is not None and self._baseline not in (None, kept.baseline)
+
+    def is_unpublished(self, root: str) -> bool:
         """Whether there is a committed draft with this root: that of the replica, by its record."""
         draft, noted = self._load_draft(ours=False)
-        return (
-            draft is not None and noted.get("committed") is True and root is not None and draft.root() == root
-        )
+        return draft is not None and noted.get("committed") is True and draft.root() == root
 
     def recover(self) -> None:
         """Publish what a run that died had committed, and what the record says is the replica.
@@ -571,6 +649,9 @@ class Replica:
         self._reset()
         manifest, noted = self._load_draft()
         if manifest is None:
+            return
+        if self._is_published(manifest):
+            self._drop_draft()
             return
         where = self._medium.where
         self._report(Notice(f"{where}: publishing what the last run had fetched"))
@@ -605,6 +686,13 @@ class Replica:
             self._baseline = None
         self._end(found)
 
+    def _is_published(self, manifest: Manifest) -> bool:
+        """Whether all that was left to do is to delete the draft."""
+        kept = self._load()
+        if kept is None or kept.manifest != manifest or not self._medium.watched:
+            return False
+        return self._medium.open("image") is not None and not self._doubt(kept, manifest.chunk)
+
     def _is_whole(self, manifest: Manifest) -> bool:
         """Whether the partial image is what it was when it was committed."""
         partial = self._medium.open("partial")
@@ -621,15 +709,20 @@ class Replica:
             return None
         draft = Draft(content, index, self._below, manifest, known=True)
         draft.resume(manifest, self._below)
+        self._flushed = self._of_draft()
         return draft
 
     def _bring(self, manifest: Manifest) -> Store:
         """The image as it is committed, on its medium. DestinationFailed where somebody has changed it meanwhile."""
         if self._partial:
-            if self._medium.open("partial") is not None:
+            if self._medium.open("partial") is None:
+                self._seen = self._medium.stamp()
+                return self._image()
+            with self._medium.held("partial"):
                 self._refuse_disturbed()
+                self._refuse_spoilt()
                 self._medium.promote()
-            self._seen = self._medium.stamp()
+                self._seen = self._medium.stamp()
             return self._image()
         image = self._image()
         with self._medium.held():
@@ -641,6 +734,7 @@ class Replica:
             if self._draft is not None:
                 self._draft.publish(image, self._go_on)
             image.flush()
+            self._refuse_spoilt()
             self._seen = self._medium.stamp()
         if self._draft is not None and (offset := self._draft.first_difference(image)) is not None:
             raise CorruptChunk(

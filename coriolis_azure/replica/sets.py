@@ -58,6 +58,11 @@ class Record:
     point: Point | None = None
     keep: int | None = None
 
+    @property
+    def keeps_points(self) -> bool:
+        """Whether earlier points may count: a run that was to keep none has made what there was before it worthless."""
+        return self.keep != 0 or self.begun is not None
+
     def text(self) -> bytes:
         """The document."""
         return (json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n").encode()

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InvalidInput
+from . import room
 
 _UNKNOWN_TO_THE_FILE_SYSTEM = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 _LONG_AGO_NS = 10**18  # in 2001, which every file system knows
@@ -126,18 +127,48 @@ def read(path: Path, *, ours: bool = True) -> bytes:
 
 def replace(path: Path, pieces: Iterable[bytes]) -> None:
     """Make `pieces` the content of `path`, durably. Whoever dies over it leaves all of it, or what was there."""
-    new = path.with_name(path.name + ".new")
+    put(prepare(path), path, pieces)
+
+
+def prepare(path: Path, size: int = 0) -> int:
+    """Begin to `replace` the content of `path`: an open file, with room for `size` bytes where it can be had."""
     with suppress(FileNotFoundError):
-        os.unlink(new)  # noqa: PTH108
-    fd = create(new, os.O_WRONLY)
+        os.unlink(_new(path))  # noqa: PTH108
+    fd = create(_new(path), os.O_WRONLY)
+    try:
+        if size:
+            room.take(fd, [(0, size)], lambda *_: True)
+    except BaseException:
+        give_up(fd, path)
+        raise
+    return fd
+
+
+def put(fd: int, path: Path, pieces: Iterable[bytes]) -> None:
+    """End what `prepare` has begun. `fd` is closed."""
     try:
         for piece in pieces:
             write(fd, piece)
         os.fsync(fd)
     finally:
         os.close(fd)
-    os.replace(new, path)  # noqa: PTH105  (beside os.fsync: the steps of this module)
+    os.replace(_new(path), path)  # noqa: PTH105  (beside os.fsync: the steps of this module)
     sync_folder(path.parent)
+
+
+def give_up(fd: int, path: Path) -> None:
+    """Undo what `prepare` has begun. `fd` is closed."""
+    new = _new(path)
+    try:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(new), os.fstat(fd)):  # else it is another run's
+                os.unlink(new)  # noqa: PTH108
+    finally:
+        os.close(fd)
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
 
 
 def make_folder(path: Path) -> None:

@@ -35,7 +35,7 @@ from ..clock import Clock
 from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
 from ..events import Report, Waiting
 from ..threads import Lock
-from .medium import Content, Document, Part, PastPart, Stamp
+from .medium import Content, Document, Part, PastPart, Stamp, Store
 
 IMAGE = "coriolis_image"
 POINT, SNAPSHOT = "coriolis_point", "coriolis_snapshot"
@@ -98,6 +98,11 @@ class PageStore:
         self._pages = None
         with translated(self.blob.url, f"cannot be cleared at offset {offset}", self._disk, offset):
             self.blob.clear(offset, length + -length % PAGE)
+
+    def share(self, source: Store, offset: int, length: int) -> bool:
+        """See Store."""
+        del source, offset, length
+        return False
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The pages that are allocated. See Store."""
@@ -411,17 +416,19 @@ class VhdMedium:
             _SIZE: str(size),
         }
 
-    def stamp(self) -> Stamp | None:
+    def stamp(self, part: Part = "image") -> Stamp | None:
         """See Medium."""
-        if "image" not in self._stores:
+        store = self._stores.get(part)
+        if store is None:
             return None
         with self._translated("cannot be read"):
-            found = self._blob.find()
+            found = store.blob.find()
         return {"image": self._image, "etag": found.etag if found is not None else ""}
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, part: Part = "image") -> Iterator[None]:
         """See Medium. The lease does that."""
+        del part
         yield
 
     def doubt(self, stamp: Stamp) -> str:
@@ -450,6 +457,14 @@ class VhdMedium:
         if now:
             with self._translated("is no longer ours"):
                 self._hold()
+
+    # Room for what is to come
+
+    def reserve(self, extents: Iterable[tuple[int, int]]) -> None:
+        """See Medium. There always is."""
+
+    def give_back(self, extents: Iterable[tuple[int, int]]) -> None:
+        """See Medium."""
 
     # Its documents
 

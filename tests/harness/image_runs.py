@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,12 +50,14 @@ def bring(
     full: bool = False,
     chunk: int = CHUNK,
     die: int = -1,
+    after_known: Callable[[], None] = lambda: None,
 ) -> tuple[list[int], Manifest]:
     """What a transfer does to a destination: the chunks that were sent, and the manifest that was committed.
 
     `die`: after so many of them it ends without a commit.
     """
     base = image.known(disk, size, chunk, full=full)
+    after_known()
     now = replace(base, digests=base.digests.copy(), fresh=False)
     digest = base.digester()
     sent: list[int] = []
