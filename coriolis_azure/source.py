@@ -97,8 +97,10 @@ class Replicated:
     """The result of a replication.
 
     `started` and `point` are times in UTC, in the format of RFC 3339. The replica contains everything that the VM had
-    written before `point`: the snapshots were taken right after it. `seconds` is the duration of the run. `left_behind`
-    are the ids of temporary resources that could not be deleted.
+    written before `point`: the snapshots were taken right after it. `seconds` is the duration of the run,
+    `copy_seconds` that from `point` until the replica was complete, `outage_seconds` that from the shutdown of the VM
+    until then; None if the run did not shut it down. `left_behind` are the ids of temporary resources that could not be
+    deleted.
     """
 
     vm: str
@@ -107,6 +109,8 @@ class Replicated:
     started: str
     point: str
     seconds: float
+    copy_seconds: float
+    outage_seconds: float | None
     left_behind: tuple[str, ...]
 
     def to_json(self) -> Json:
@@ -253,7 +257,8 @@ class Source:
         (DisksChanged if the VM's disks changed), WorkerError, TransferError, DeadlinePassed or Cancelled. After an
         error, the replica is what it was before.
         """
-        began, started = self.context.clock.monotonic(), names.stamp(self.context.clock.now())
+        now = self.context.clock.monotonic
+        began, started, down = now(), names.stamp(self.context.clock.now()), None
         with self._work(vm.rpartition("/")[2]):
             machine = self.inspect(vm)
             disks = self.chosen(machine)
@@ -267,10 +272,13 @@ class Source:
                 with self._run(machine) as (resources, left_behind):
                     worker = copying.launch_worker(self.context, resources, machine, disks)
                     if shutdown:
+                        down = now()
                         self.deallocate(machine)
                     baselines = Baselines(self.context, resources)
                     target = Target(self.context, folder, baselines, full=full)
+                    copying_began = now()
                     point, outcomes = self._copied(target, resources, worker, machine, disks, keep)
+                    complete = now()
         return Replicated(
             vm=machine.name,
             mechanism=self.environment.replica_export_mechanism,
@@ -280,7 +288,9 @@ class Source:
             ),
             started=started,
             point=point,
-            seconds=round(self.context.clock.monotonic() - began, 3),
+            seconds=round(now() - began, 3),
+            copy_seconds=round(complete - copying_began, 3),
+            outage_seconds=round(complete - down, 3) if down is not None else None,
             left_behind=tuple(left_behind),
         )
 

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / NAME
 
 GROUND = {"errors", "clock", "tls", "threads", "model", "events", "settings", "formats", "vhd"}
 STEPS = {"azure", "run", "replica", "readers", "machine", "worker"}
-CORE = {*GROUND, "agent", *STEPS, "checks", "transfer", "restoring", "mechanisms", "source"}
+CORE = {*GROUND, "agent", *STEPS, "checks", "transfer", "restoring", "mechanisms", "source", "cutover"}
 
 # What each room may import besides itself and the version: rooms, or single modules of them.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "restoring": {*GROUND, "readers", "replica", "transfer"},
     "mechanisms": {*GROUND, *STEPS, "transfer"},
     "source": {*GROUND, *STEPS, "checks", "mechanisms", "restoring", "transfer"},
+    "cutover": {*GROUND, "replica", "source"},
     "plugin": CORE,
     "testing": {"replica"},
     "cli": {*CORE, "plugin", "sandbox"},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.text import Text
@@ -17,6 +19,7 @@ from .options import Group, at_places, json_option, opened, rate, source_options
 from .output import (
     VERIFIED,
     Table,
+    cutover_table,
     err,
     out,
     print_json,
@@ -26,8 +29,12 @@ from .output import (
     say,
     show,
     show_machine,
+    verdict_table,
 )
 from .progress import watching
+
+if TYPE_CHECKING:
+    from ..replica.verification import Verdict
 
 EXIT_CODES = """\b
 Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
@@ -348,11 +355,12 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
     if as_json:
         print_json([verdict.to_json() for verdict in verdicts])
     else:
-        records = []
-        for verdict in verdicts:
-            size = "-" if verdict.size_bytes is None else amount(verdict.size_bytes)
-            records.append((verdict.name, size, VERIFIED[verdict.verified], verdict.reason or "-"))
-        Table(("disk", "size", "verified", "reason"), records).show()
+        verdict_table(verdicts).show()
+    _raise_wrong(verdicts)
+
+
+def _raise_wrong(verdicts: Iterable[Verdict]) -> None:
+    """End with the exit code of a verification that did not find everything right."""
     for verdict in verdicts:
         if verdict.verified is False and verdict.of_set:
             raise IncompleteReplica(f"{verdict.name}: {verdict.reason}", disk=verdict.name)
@@ -361,6 +369,39 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
             raise CorruptChunk(f"{verdict.name}: {verdict.reason}", remedy=remedy, offset=verdict.bad_offset)
     if any(verdict.verified is None for verdict in verdicts):
         raise click.exceptions.Exit(InvalidInput.exit_code)
+
+
+@cli.command()
+@source_options
+@click.argument("vm")
+@click.option("--to", required=True, metavar="DEST", help="As for `replicate`.")
+@mechanism_option()
+@click.option("--full", is_flag=True, help="Read all of the disks in the last run; the outage takes longer.")
+@json_option
+def cutover(
+    connection: Path, environment: Path, vm: str, to: str, mechanism: str | None, full: bool, as_json: bool
+) -> None:
+    """Move a VM to DEST for good, with the shortest outage.
+
+    Replicates it twice while it runs, deallocates it, replicates what is left, and verifies the replica. The VM stays
+    off. If one of the first two runs fails, the VM keeps running.
+    """
+    from ..cutover import cut_over
+
+    changes = {"replica_export_mechanism": mechanism} if mechanism else {}
+    with opened(connection, environment, as_json=as_json, **changes) as source:
+        done = cut_over(source, vm, to, full=full)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        cutover_table(done).show()
+        verdict_table(done.verdicts).show()
+        out().print(
+            f"Outage: {done.outage_seconds:.0f} seconds, expected were {done.predicted_seconds:.0f}. "
+            f"{done.vm} is off."
+        )
+    _raise_wrong(done.verdicts)
+    raise_left_behind([id for run in done.runs for id in run.left_behind])
 
 
 @cli.command()

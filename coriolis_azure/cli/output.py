@@ -173,6 +173,22 @@ def replication_table(title: str, done: Any) -> Table:
     return Table(columns, records, f"{title}: as of {done.point}, {done.seconds:.1f} s")
 
 
+def cutover_table(done: Any) -> Table:
+    records = []
+    for title, run in zip(("while it ran", "again", "after the shutdown"), done.runs, strict=True):
+        read, sent = (sum(getattr(disk, name) for disk in run.disks) for name in ("read_bytes", "sent_bytes"))
+        records.append((title, run.point, amount(read), amount(sent), f"{run.seconds:.1f} s"))
+    return Table(("run", "as of", "read", "sent", "took"), records, f"{done.vm}: cut over")
+
+
+def verdict_table(verdicts: Any) -> Table:
+    records = []
+    for verdict in verdicts:
+        size = "-" if verdict.size_bytes is None else amount(verdict.size_bytes)
+        records.append((verdict.name, size, VERIFIED[verdict.verified], verdict.reason or "-"))
+    return Table(("disk", "size", "verified", "reason"), records)
+
+
 def resources_table(before: list[Any], after: list[Any]) -> Table:
     types = {resource["id"]: resource["type"] for resource in (*before, *after)}
     listings = [{resource["id"] for resource in resources} for resources in (before, after)]

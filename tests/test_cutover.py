@@ -1,0 +1,68 @@
+"""A VM is moved for good: copied while it runs, shut down, copied again, verified."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from coriolis_azure import errors
+from coriolis_azure.cutover import cut_over
+from coriolis_azure.events import Event, Notice
+from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
+from harness.constants import MIB
+
+Image = Callable[..., Path]
+
+
+@pytest.mark.parametrize("mechanism", ["worker", "snapshots"])
+def test_the_last_run_copies_little_and_what_the_vm_wrote_until_the_end_is_there(
+    azure: Sandbox,
+    connect: Callable[..., Source],
+    image: Image,
+    told: list[Event],
+    tmp_path: Path,
+    mechanism: str,
+) -> None:
+    azure.add_vm("web", image("os", 4 * MIB, seed=1))
+    source = connect(environment={"replica_export_mechanism": mechanism, "keep_baseline": True})
+    disk = azure.disk(source.inspect("web").disks[0].id)
+    snapshots: list[str] = []
+
+    def write(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "PUT" and "/snapshots/" in request.path:  # the VM writes until then
+            disk.write(len(snapshots) * MIB, random.Random(len(snapshots)).randbytes(65536))
+            snapshots.append(request.path)
+        return answer(request)
+
+    azure.intercept = write
+    done = cut_over(source, "web", tmp_path / "images")
+    assert (tmp_path / "images/os.raw").read_bytes() == disk.path.read_bytes()
+    assert source.inspect("web").power_state == "deallocated"
+    assert [run.disks[0].full for run in done.runs] == [True, False, False]
+    assert done.runs[2].disks[0].sent_bytes <= 65536
+    assert [verdict.verified for verdict in done.verdicts] == [True]
+    assert [run.outage_seconds is None for run in done.runs] == [True, True, False]
+    assert done.outage_seconds == done.runs[2].outage_seconds
+    assert any("the outage is expected" in event.text for event in told if isinstance(event, Notice))
+
+
+def test_a_first_run_that_fails_leaves_the_vm_running(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os", seed=1))
+
+    def fail(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "PUT" and "/snapshots/" in request.path:
+            body = b'{"error": {"code": "AuthorizationFailed", "message": "no"}}'
+            return Response(403, {"Content-Type": "application/json"}, body)
+        return answer(request)
+
+    azure.intercept = fail
+    with pytest.raises(errors.AzureError):
+        cut_over(source, "web", tmp_path / "images")
+    azure.intercept = None
+    assert source.inspect("web").power_state == "running"
