@@ -28,7 +28,8 @@ from ..errors import CoriolisAzureError, DestinationFailed, DisksChanged, Invali
 from ..events import Notice, Report, silent
 from ..model import Disk
 from ..replica.destinations import Content, Destination
-from ..replica.files import FileMedium, FileStore
+from ..replica.file_store import FileStore
+from ..replica.files import FileMedium
 from ..replica.grains import Grains
 from ..replica.manifest import UNKNOWN, ZERO, Manifest
 from ..replica.medium import Document, Stamp

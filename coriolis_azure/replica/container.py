@@ -15,9 +15,11 @@ from ..errors import AzureError, Conflict, CoriolisAzureError, DestinationFailed
 from ..events import Notice, Report
 from ..threads import every
 from . import publishing, sets
+from .page_store import translated
 from .points import LABEL
 from .replica import Replica
-from .vhds import IMAGE, POINT, POINTS, VhdMedium, lease, translated
+from .vhd_past import POINT
+from .vhds import IMAGE, POINTS, VhdMedium, lease
 
 _RENEW_SECONDS = 15
 _NAME = re.compile(r"os|data-[0-9]{1,3}")

@@ -23,214 +23,27 @@ is in it; it is refused, or, where that was asked for, adopted: read as a whole.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import mmap
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from .. import formats
-from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
-from ..threads import Local
+from ..errors import DestinationFailed, InvalidInput
 from . import devices, exclusive, room, statefiles
+from .file_past import FilePast
+from .file_store import ZEROS, FileStore, Translated, open_document
 from .grains import Grains
-from .medium import Content, Document, Part, PastPart, Stamp, Store, holds
+from .medium import Document, Part, Stamp, holds
 from .runmark import RunMark, kernel
 
 FOREIGN_REMEDY = (
     "Give another folder, or move it away. If it may be overwritten, run with --adopt: it is read, and what "
     "differs is sent."
 )
-_BLOCK = 4096  # what reads past the page cache are aligned to
-_SMALL = 1 << 16  # up to here such a read is copied out of a buffer that its thread keeps
-_ZEROS = bytes(1 << 20)
-_FICLONE = 0x40049409  # linux/fs.h
 POINTS = "points"
-REMEDIES = {
-    errno.ENOSPC: "Free space at the destination, then run again: what had arrived is kept.",
-    errno.EDQUOT: "Raise the quota at the destination, then run again: what had arrived is kept.",
-    errno.EFBIG: "Use a file system and a file size limit that allow files as large as the disk.",
-    errno.EROFS: "Make the destination writable, then run again.",
-    errno.EACCES: "Give this user the right to read and write the destination, then run again.",
-    errno.EPERM: "Give this user the right to read and write the destination, then run again.",
-    errno.EIO: "Check the health of the medium under the destination, then run again.",
-}
-
-
-class Translated:
-    """A block in which an OSError is DestinationFailed. A class, since one is made for each read and write."""
-
-    __slots__ = ("_disk", "_offset", "_path", "_what")
-
-    def __init__(self, path: Path, what: str, disk: str, offset: int | None = None) -> None:
-        self._path, self._what, self._disk, self._offset = path, what, disk, offset
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            at = f" at offset {self._offset}" if self._offset is not None else ""
-            raise DestinationFailed(
-                f"{self._path} {self._what}{at}: {error.strerror}",
-                remedy=REMEDIES.get(error.errno or 0) or exhausted_remedy(error),
-                disk=self._disk,
-                offset=self._offset,
-            ) from error
-
-
-class FileStore:
-    """An open file or block device. See Store. `stopped` says whether it was given up."""
-
-    def __init__(self, fd: int, path: Path, disk: str, stopped: Callable[[], bool]) -> None:
-        self.fd, self.path, self._disk, self._stopped = fd, path, disk, stopped
-        self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
-        self._holes = True
-        self.is_copied_on_write = room.is_copied_on_write(fd)
-
-    @property
-    def size(self) -> int:
-        """See Store."""
-        return os.lseek(self.fd, 0, os.SEEK_END) if self.is_device else os.fstat(self.fd).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See Store."""
-        parts = []
-        self._go_on(offset)
-        with self._translated("cannot be read", offset):
-            while length:
-                part = os.pread(self.fd, length, offset)
-                if not part:
-                    raise DestinationFailed(
-                        f"{self.path} ends at offset {offset}", disk=self._disk, offset=offset
-                    )
-                parts.append(part)
-                offset, length = offset + len(part), length - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def write(self, offset: int, data: Content) -> None:
-        """See Store."""
-        view = memoryview(data)
-        self._go_on(offset)
-        with self._translated("cannot be written", offset):
-            while view:
-                done = os.pwrite(self.fd, view, offset)
-                offset, view = offset + done, view[done:]
-
-    def zero(self, offset: int, length: int) -> None:
-        """Make the range a hole, or zeros where there are no holes. See Store."""
-        self._go_on(offset)
-        with self._translated("cannot be cleared", offset):
-            if self._holes:
-                try:
-                    room.punch(self.fd, offset, length)
-                except OSError as error:
-                    if error.errno not in room.NOT_SUPPORTED:
-                        raise
-                    self._holes = False
-                else:
-                    return
-        for start in range(offset, offset + length, len(_ZEROS)):
-            self.write(start, memoryview(_ZEROS)[: offset + length - start])
-
-    def share(self, source: Store, offset: int, length: int) -> bool:
-        """Where a write would take room. See Store."""
-        if not (self.is_copied_on_write and isinstance(source, FileStore)):
-            return False
-        with self._translated("cannot be written", offset):
-            return room.share(self.fd, source.fd, offset, length)
-
-    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """What the file system does not know to be empty. See Store."""
-        end = offset + length
-        while offset < end:
-            start, until = self._next_data(offset, end)
-            if start < until:
-                yield start, until - start
-            offset = until
-
-    def _next_data(self, offset: int, end: int) -> tuple[int, int]:
-        """The first data at or after `offset`: its start, and its end or `end`."""
-        if self.is_device:
-            return offset, end
-        try:
-            start = min(os.lseek(self.fd, offset, os.SEEK_DATA), end)
-            return start, end if start == end else min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
-        except OSError as error:
-            # ENXIO: there is none up to the file's end.
-            return (end, end) if error.errno == errno.ENXIO and self.size >= end else (offset, end)
-
-    def resize(self, size: int) -> None:
-        """See Store."""
-        if not self.is_device:
-            with self._translated("cannot be resized"):
-                os.ftruncate(self.fd, size)
-
-    def flush(self) -> None:
-        """Content to the medium, and out of the cache: reading back reads the medium. See Store."""
-        with self._translated("cannot be flushed"):
-            os.fsync(self.fd)
-        self.drop_cache()
-
-    def drop_cache(self) -> None:
-        """What is read from now on comes from the medium, as far as it is on it."""
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    @contextlib.contextmanager
-    def uncached(self) -> Iterator[Callable[[int, int], Content]]:
-        """See Store. Writes that failed leave pages in the cache that look clean and are on no medium."""
-        with self._translated("cannot be flushed"):
-            try:
-                os.fsync(self.fd)
-            except OSError:
-                # The first error may be about a dead run's writes; the reads show what came of them.
-                os.fsync(self.fd)
-        self.drop_cache()
-        try:
-            direct = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:
-            yield self.read
-            return
-
-        kept = Local()
-
-        def read(offset: int, length: int) -> Content:
-            self._go_on(offset)
-            begin = offset // _BLOCK * _BLOCK
-            size = -(-(offset - begin + length) // _BLOCK) * _BLOCK
-            if size <= _SMALL and not hasattr(kept, "room"):
-                kept.room = memoryview(mmap.mmap(-1, _SMALL))
-            room = kept.room[:size] if size <= _SMALL else memoryview(mmap.mmap(-1, size))
-            with self._translated("cannot be read", offset):
-                try:
-                    done = os.preadv(direct, [room], begin)
-                except OSError as error:
-                    if error.errno != errno.EINVAL:
-                        raise
-                    done = 0
-            if done < offset - begin + length:
-                return self.read(offset, length)
-            content = room[offset - begin :][:length]
-            return bytes(content) if size <= _SMALL else content
-
-        try:
-            yield read
-        finally:
-            os.close(direct)
-
-    def _go_on(self, offset: int) -> None:
-        if self._stopped():
-            raise DestinationFailed(f"{self.path} was given up", disk=self._disk, offset=offset)
-
-    def _translated(self, what: str, offset: int | None = None) -> Translated:
-        return Translated(self.path, what, self._disk, offset)
+_SLACK = 4096  # bytes by which a manifest may be larger than its draft
 
 
 class FileMedium:
@@ -446,12 +259,12 @@ class FileMedium:
         image = self._stores["image"]
         size = image.size
         if image.is_device:
-            length = min(size, len(_ZEROS))
+            length = min(size, len(ZEROS))
             return not self._adopt and all(_is_zeros(image.read(at, length)) for at in (0, size - length))
         pieces = (
-            (at, min(len(_ZEROS), offset + length - at))
+            (at, min(len(ZEROS), offset + length - at))
             for offset, length in image.extents(0, size)
-            for at in range(offset, offset + length, len(_ZEROS))
+            for at in range(offset, offset + length, len(ZEROS))
         )
         return all(_is_zeros(image.read(at, length)) for at, length in pieces)
 
@@ -547,7 +360,7 @@ class FileMedium:
         with self._translated("cannot be written", path):
             draft = self._beside("draft")
             like = draft if draft.exists() else path
-            self._prepared = statefiles.prepare(path, like.stat().st_size + _BLOCK)
+            self._prepared = statefiles.prepare(path, like.stat().st_size + _SLACK)
         image = self._stores.get("image")
         if image is None or image.is_device or image.is_copied_on_write:
             return
@@ -575,7 +388,7 @@ class FileMedium:
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
         """See Medium."""
-        return _document(self._beside(document), self.name, ours=ours)
+        return open_document(self._beside(document), self.name, ours=ours)
 
     def save(self, document: Document, pieces: Iterable[bytes]) -> None:
         """See Medium."""
@@ -617,87 +430,5 @@ class FileMedium:
         return Translated(path or self.path, what, self.name)
 
 
-class FilePast:
-    """A disk at an earlier point in time, in the folder of that point. See Past. `path`: of what would be its image."""
-
-    def __init__(self, image: FileStore | None, path: Path, disk: str) -> None:
-        self._image, self._path, self._disk = image, path, disk
-        self._stores: list[FileStore] = []
-
-    def clone(self) -> bool:
-        """By a reflink. See Past."""
-        if self._image is None or self._image.is_device:
-            return False
-        with Translated(self._path, "cannot be made", self._disk):
-            statefiles.make_folder(self._path.parent)
-            store = self._store(self._path, statefiles.create)
-            try:
-                fcntl.ioctl(store.fd, _FICLONE, self._image.fd)
-            except OSError as error:
-                if error.errno in REMEDIES and error.errno != errno.EPERM:
-                    raise
-                statefiles.remove(self._path)
-                return False
-            os.fsync(store.fd)
-            statefiles.sync_folder(self._path.parent)
-        return True
-
-    def open(self, part: PastPart) -> FileStore | None:
-        """See Past."""
-        path = self._of(part)
-        with Translated(path, "cannot be opened", self._disk):
-            try:
-                return self._store(path, lambda path: statefiles.open_existing(path, os.O_RDONLY, ours=False))
-            except FileNotFoundError:
-                return None
-
-    def make(self, part: PastPart, size: int) -> FileStore:
-        """See Past."""
-        path = self._of(part)
-        with Translated(path, "cannot be made", self._disk):
-            statefiles.make_folder(path.parent)
-            store = self._store(path, statefiles.create)
-            os.ftruncate(store.fd, size)
-            statefiles.sync_folder(path.parent)
-        return store
-
-    def load(self) -> IO[bytes] | None:
-        """See Past."""
-        return _document(self._beside("manifest"), self._disk, ours=False)
-
-    def save(self, pieces: Iterable[bytes]) -> None:
-        """See Past."""
-        path = self._beside("manifest")
-        with Translated(path, "cannot be written", self._disk):
-            statefiles.make_folder(path.parent)
-            statefiles.replace(path, pieces)
-
-    def close(self) -> None:
-        """See Past."""
-        for store in self._stores:
-            os.close(store.fd)
-        self._stores = []
-
-    def _store(self, path: Path, opened: Callable[[Path], int]) -> FileStore:
-        store = FileStore(opened(path), path, self._disk, lambda: False)
-        self._stores.append(store)
-        return store
-
-    def _of(self, part: PastPart) -> Path:
-        return self._path if part == "image" else self._beside(part)
-
-    def _beside(self, what: str) -> Path:
-        return self._path.with_name(f"{self._path.name}.{what}")
-
-
-def _document(path: Path, disk: str, *, ours: bool) -> IO[bytes] | None:
-    """A document of ours, to be read; None where there is none."""
-    with Translated(path, "cannot be read", disk):
-        try:
-            return os.fdopen(statefiles.open_existing(path, os.O_RDONLY, ours=ours), "rb")
-        except FileNotFoundError:
-            return None
-
-
 def _is_zeros(data: bytes) -> bool:
-    return data == _ZEROS[: len(data)]
+    return data == ZEROS[: len(data)]

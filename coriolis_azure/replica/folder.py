@@ -14,7 +14,8 @@ from types import TracebackType
 from ..errors import DestinationFailed, InvalidInput
 from ..events import Notice, Report, silent
 from . import publishing, sets, statefiles
-from .files import POINTS, REMEDIES, FileMedium, Translated
+from .file_store import REMEDIES, Translated
+from .files import POINTS, FileMedium
 from .points import LABEL
 from .replica import Replica
 from .runmark import RunMark

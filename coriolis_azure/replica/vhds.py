@@ -23,162 +23,27 @@ The VHD's metadata says what it is at the moment, and changes together with it:
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 from .. import vhd
-from ..azure.blobs import MOST, PAGE, Blob, Container, Properties, Storage
-from ..azure.pages import Pages
+from ..azure.blobs import PAGE, Blob, Container, Properties, Storage
 from ..clock import Clock
 from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
 from ..events import Report, Waiting
-from ..threads import Lock
-from .medium import Content, Document, Part, PastPart, Stamp, Store
+from .medium import Document, Part, Stamp
+from .page_store import IndexStore, PageStore, translated, unnamed
+from .vhd_past import SIZE, VhdPast
 
 IMAGE = "coriolis_image"
-POINT, SNAPSHOT = "coriolis_point", "coriolis_snapshot"
-_STATE, _SIZE, _ETAG = "coriolis_state", "coriolis_size", "coriolis_etag"
+_STATE, _ETAG = "coriolis_state", "coriolis_etag"
 _MADE = "coriolis_made_as"
 _WRITING, _COMPLETE = "writing", "complete"
 LEASE_SECONDS = 60
 POINTS = "points"
 _TAKEN = ("LeaseAlreadyPresent",)
 _OTHERWISE = (409, 412)  # the statuses of a refusal because a blob is another one than it was
-_LOST = (
-    "LeaseIdMissing",
-    "LeaseIdMismatchWithBlobOperation",
-    "LeaseLost",
-    "LeaseNotPresentWithBlobOperation",
-    "LeaseIdMismatchWithLeaseOperation",
-    "LeaseNotPresentWithLeaseOperation",
-    "ConditionNotMet",
-)
-_BUFFER = 4096  # bytes of an index that are written at a time
-_BUFFERS = 16
-_BUFFER_SECONDS = 5.0
-
-
-class PageStore:
-    """The first `size` bytes of a page blob. See Store."""
-
-    def __init__(self, blob: Blob, size: int, disk: str, stopped: Callable[[], bool]) -> None:
-        self.blob, self.size = blob, size
-        self._disk, self._stopped = disk, stopped
-        self._pages: Pages | None = None
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See Store."""
-        self._go_on(offset)
-        start = offset // PAGE * PAGE
-        before, whole = offset - start, offset - start + length
-        with translated(self.blob.url, f"cannot be read at offset {offset}", self._disk, offset):
-            data = self.blob.read(start, whole + -whole % PAGE)
-        if len(data) < whole:
-            raise DestinationFailed(
-                f"{self.blob.url} ends at offset {start + len(data)}", disk=self._disk, offset=offset
-            )
-        return data if len(data) == length else data[before:whole]
-
-    def write(self, offset: int, data: Content) -> None:
-        """See Store."""
-        self._go_on(offset)
-        self._pages = None
-        view = memoryview(data)
-        if len(view) % PAGE:  # the end of the disk; what follows are zeros
-            view = memoryview(bytes(view) + bytes(-len(view) % PAGE))
-        with translated(self.blob.url, f"cannot be written at offset {offset}", self._disk, offset):
-            for start in range(0, len(view), MOST):
-                self.blob.write(offset + start, view[start : start + MOST])
-
-    def zero(self, offset: int, length: int) -> None:
-        """Clear the pages. See Store."""
-        self._go_on(offset)
-        self._pages = None
-        with translated(self.blob.url, f"cannot be cleared at offset {offset}", self._disk, offset):
-            self.blob.clear(offset, length + -length % PAGE)
-
-    def share(self, source: Store, offset: int, length: int) -> bool:
-        """See Store."""
-        del source, offset, length
-        return False
-
-    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The pages that are allocated. See Store."""
-        pages = self._pages
-        if pages is None:
-            with translated(self.blob.url, "cannot be read", self._disk):
-                pages = self._pages = self.blob.pages(self.size + -self.size % PAGE)
-        yield from pages.within(offset, length)
-
-    def resize(self, size: int) -> None:
-        """See Store. After the disk's end there are zeros, at every moment."""
-        with translated(self.blob.url, "cannot be resized", self._disk):
-            start, end = min(self.size, size), vhd.rounded(self.size)
-            start += -start % PAGE
-            if start < end:
-                self.blob.clear(start, end - start)
-            self.blob.resize(vhd.rounded(size) + vhd.FOOTER)
-        self.size, self._pages = size, None
-
-    def flush(self) -> None:
-        """Nothing to do: Azure has kept what it has answered for. See Store."""
-
-    @contextlib.contextmanager
-    def uncached(self) -> Iterator[Callable[[int, int], Content]]:
-        """See Store. Nothing is cached here."""
-        yield self.read
-
-    def _go_on(self, offset: int) -> None:
-        if self._stopped():
-            raise DestinationFailed(f"{self.blob.url} was given up", disk=self._disk, offset=offset)
-
-
-class IndexStore(PageStore):
-    """An index in a page blob: of its short records many are written at a time. See Store."""
-
-    def __init__(self, blob: Blob, size: int, disk: str, stopped: Callable[[], bool], clock: Clock) -> None:
-        super().__init__(blob, size, disk, stopped)
-        self._clock = clock
-        self._lock = Lock()
-        self._buffers: dict[int, bytearray] = {}
-        self._written = clock.monotonic()
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See Store."""
-        self.flush()
-        return super().read(offset, length)
-
-    def write(self, offset: int, data: Content) -> None:
-        """See Store."""
-        view = memoryview(data)
-        with self._lock:
-            while view:
-                start = offset // _BUFFER * _BUFFER
-                if start not in self._buffers:
-                    self._buffers[start] = bytearray(PageStore.read(self, start, self._length(start)))
-                part = view[: start + _BUFFER - offset]
-                self._buffers[start][offset - start : offset - start + len(part)] = part
-                offset, view = offset + len(part), view[len(part) :]
-            due = self._clock.monotonic() - self._written > _BUFFER_SECONDS
-        if due or len(self._buffers) >= _BUFFERS:
-            self.flush()
-
-    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """See Store."""
-        self.flush()
-        yield from super().extents(offset, length)
-
-    def flush(self) -> None:
-        """See Store."""
-        with self._lock:
-            for start, buffer in self._buffers.items():
-                super().write(start, buffer)
-            self._buffers, self._written = {}, self._clock.monotonic()
-
-    def _length(self, start: int) -> int:
-        return min(_BUFFER, self.size - start)
 
 
 class VhdMedium:
@@ -251,7 +116,7 @@ class VhdMedium:
         self._image = found.metadata.get(IMAGE, "")
         self._sealed = found.metadata.get(_STATE) == _COMPLETE
         room = max(0, found.size - vhd.FOOTER)
-        said = found.metadata.get(_SIZE, "")
+        said = found.metadata.get(SIZE, "")
         size = min(int(said), room) if said.isdigit() else room
         self._stores["image"] = PageStore(self._blob, size, self.name, self._given_up)
 
@@ -268,7 +133,7 @@ class VhdMedium:
             if found is None:
                 return None
             self._lease(blob)
-            said = found.metadata.get(_SIZE, "")
+            said = found.metadata.get(SIZE, "")
         if not said.isdigit():
             return None
         return self._opened(part, blob, int(said))
@@ -290,7 +155,7 @@ class VhdMedium:
         for last in (False, False, True):
             try:
                 blob.create_pages(
-                    vhd.rounded(size), {IMAGE: self._image, _SIZE: str(size), _MADE: made}, new=True
+                    vhd.rounded(size), {IMAGE: self._image, SIZE: str(size), _MADE: made}, new=True
                 )
             except AzureError as error:
                 found = blob.find() if error.status in _OTHERWISE else None
@@ -413,7 +278,7 @@ class VhdMedium:
         return {
             IMAGE: self._image,
             _STATE: _COMPLETE if self._sealed else _WRITING,
-            _SIZE: str(size),
+            SIZE: str(size),
         }
 
     def stamp(self, part: Part = "image") -> Stamp | None:
@@ -477,7 +342,7 @@ class VhdMedium:
             self._etags[document] = found.etag if found is not None else ""
             if found is None:
                 return None
-            file = _unnamed()
+            file = unnamed()
             if not blob.read_into(file):
                 file.close()
                 return None
@@ -486,7 +351,7 @@ class VhdMedium:
 
     def save(self, document: Document, pieces: Iterable[bytes]) -> None:
         """See Medium."""
-        with _unnamed() as file, self._translated("cannot be written"):
+        with unnamed() as file, self._translated("cannot be written"):
             file.writelines(pieces)
             self._etags[document] = self._put(document, file)
 
@@ -561,64 +426,6 @@ class VhdMedium:
         return translated(self.where, what, self.name)
 
 
-class VhdPast:
-    """A disk at an earlier point in time: a snapshot of the VHD. See Past. `manifest`: the blob of that."""
-
-    def __init__(self, image: Blob, size: int, manifest: Blob, point: str) -> None:
-        self._image, self._size = image, size
-        self._manifest, self._point = manifest, point
-        self._disk = image.name.rpartition("/")[2].removesuffix(".vhd")
-        self._snapshot = ""
-
-    def clone(self) -> bool:
-        """See Past."""
-        with translated(self._image.url, "cannot be snapshotted", self._disk):
-            kept = self._image.take_snapshot({POINT: self._point, _SIZE: str(self._size)})
-        self._snapshot = kept.snapshot
-        return True
-
-    def open(self, part: PastPart) -> PageStore | None:
-        """See Past."""
-        if part != "image":
-            return None
-        with translated(self._manifest.url, "cannot be read", self._disk):
-            found = self._manifest.find()
-            if found is None:
-                return None
-            blob = self._image.at(found.metadata.get(SNAPSHOT, ""))
-            snapshot = blob.find() if blob.snapshot else None
-        size = snapshot.metadata.get(_SIZE, "") if snapshot is not None else ""
-        if not size.isdigit():
-            raise DestinationFailed(f"the snapshot of {self._image.url} is gone", disk=self._disk)
-        return PageStore(blob, int(size), self._disk, lambda: False)
-
-    def make(self, part: PastPart, size: int) -> PageStore:
-        """See Past. Snapshots need nothing else."""
-        raise NotImplementedError
-
-    def load(self) -> IO[bytes] | None:
-        """See Past."""
-        file = _unnamed()
-        with translated(self._manifest.url, "cannot be read", self._disk):
-            there = self._manifest.read_into(file)
-        if not there:
-            file.close()
-            return None
-        file.seek(0)
-        return file
-
-    def save(self, pieces: Iterable[bytes]) -> None:
-        """See Past."""
-        with _unnamed() as file, translated(self._manifest.url, "cannot be written", self._disk):
-            file.writelines(pieces)
-            file.seek(0)
-            self._manifest.put(file)
-            self._manifest.set_metadata({SNAPSHOT: self._snapshot})
-
-    def close(self) -> None:
-        """See Past."""
-
-
 def lease(blob: Blob, place: str, clock: Clock, report: Report) -> None:
     """Lease a blob, as soon as a run that died no longer has it; InvalidInput when one that lives does."""
     until = clock.monotonic() + LEASE_SECONDS + 5
@@ -640,28 +447,3 @@ def lease(blob: Blob, place: str, clock: Clock, report: Report) -> None:
             clock.sleep(5)
         else:
             return
-
-
-@contextlib.contextmanager
-def translated(url: str, what: str, disk: str, offset: int | None = None) -> Iterator[None]:
-    """An AzureError in the block is DestinationFailed."""
-    try:
-        yield
-    except AzureError as error:
-        remedy = error.remedy
-        if error.code in _LOST:
-            remedy = "Find out who else uses this blob: its lease was broken or taken over. Then run again."
-        raise DestinationFailed(
-            f"{url} {what}: {error}", remedy=remedy, disk=disk, offset=offset, code=error.code or None
-        ) from error
-
-
-def _unnamed() -> IO[bytes]:
-    """A file without a name, for a text that may be too large for memory."""
-    try:
-        return tempfile.TemporaryFile()
-    except OSError as error:
-        raise DestinationFailed(
-            f"a temporary file of ours cannot be used: {error}",
-            remedy="Free space there, or name another folder in TMPDIR, then run again.",
-        ) from error

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coriolis_azure.events import Report, silent
-from coriolis_azure.replica.files import FileMedium, FileStore
+from coriolis_azure.replica.file_store import FileStore
+from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import Manifest
 from coriolis_azure.replica.replica import Replica
 from coriolis_azure.replica.runmark import RunMark
