@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable
@@ -81,6 +82,25 @@ def test_two_runs_create_snapshots_only_and_read_allocated_pages_only(
         assert report.sent_bytes + report.zero_bytes + report.skipped_bytes == report.size_bytes
     assert azure.resources() == before
     assert first.left_behind == second.left_behind == ()
+
+
+def test_pages_that_lie_near_are_read_in_one_request(
+    azure: Sandbox, connect: Connect, watched: Watched, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.raw"
+    empty.touch()
+    os.truncate(empty, 4 * MIB)
+    azure.add_vm("web", empty)
+    source = connect(environment=SNAPSHOTS)
+    disk = azure.disk(source.inspect("web").disks[0].id)
+    for page in range(0, 64, 2):
+        disk.write(page * 4096, b"x" * 512)
+    disk.write(3 * MIB, b"y" * 512)
+    (report,) = source.replicate("web", tmp_path / "images").disks
+    assert (tmp_path / "images/os.raw").read_bytes() == disk.path.read_bytes()
+    reads = [path for method, path in watched.requests if method == "GET" and path.endswith("/abcd")]
+    assert len(reads) == 1 + 2  # the list of pages, two ranges
+    assert report.read_bytes == 62 * 4096 + 512 + 512
 
 
 @pytest.mark.parametrize("order", [("worker", "snapshots"), ("snapshots", "azure_worker")], ids=" then ".join)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
@@ -23,6 +23,7 @@ from .reader import Chunk, Data, Piece, Same, Zeros
 _READERS = 8
 _RUN = 64  # most chunks in a run that need not be read: short runs keep progress moving
 _Fate = Literal["read", "same", "zeros"]
+_GAP = 64 << 10  # bytes that are read rather than asking once more
 _SOURCE = "data from Azure: Blob storage or the network stalls"
 
 
@@ -140,7 +141,7 @@ class PageReader:
     def _fill(self, data: memoryview, offset: int) -> int:
         """Read what is at `offset` on the disk; return how many bytes that took."""
         data[:] = bytes(len(data))
-        parts = list(self._within(offset, len(data)))
+        parts = list(_joined(self._within(offset, len(data))))
         for start, size in parts:
             data[start - offset : start - offset + size] = self._content.read(start, size)
         return sum(size for _, size in parts)
@@ -184,3 +185,16 @@ class PageReader:
             return Data(index, digest, whole=True, pieces=lambda: pieces, done=done)
         done()
         return Zeros(index, 1) if digest != self._base.digest(index) else Same(index, 1)
+
+
+def _joined(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts of a range in fewer reads: what lies between two near ones is zeros, and read as well."""
+    begun = end = 0
+    for start, size in parts:
+        if end and start - end > _GAP:
+            yield begun, end - begun
+            begun = start
+        begun = begun if end else start
+        end = start + size
+    if end:
+        yield begun, end - begun
