@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from harness.block_devices import command, loop, mounted
 from harness.dying import FOR_GOOD, dying_child
 from harness.image_runs import Told, bring
 from harness.replicas import AzuriteOnly, BlobPlace, SandboxPlace
+from harness.spoiling import LOSSES, lose
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
@@ -449,18 +449,12 @@ def test_what_lies_among_the_points_and_is_none_is_left_alone(here: Here, tmp_pa
 
 
 @pytest.mark.parametrize("lost", ["os.raw", "os.raw.manifest", "replica.json"])
-@pytest.mark.parametrize("how", ["gone", "short", "damaged"])
+@pytest.mark.parametrize("how", LOSSES)
 def test_a_point_is_given_back_without_what_the_replica_is_now(
     here: Here, tmp_path: Path, lost: str, how: str
 ) -> None:
     """Where what it was is in its undo log as a whole."""
     run(here, 0, {"os": dict.fromkeys(range(10), A)})
     run(here, 1, {"os": dict.fromkeys(range(10), B)})
-    path = here.path / lost
-    if how == "gone":
-        path.unlink()
-    elif how == "short":
-        os.truncate(path, 100)
-    else:
-        path.write_bytes(b"\xff" * path.stat().st_size)
+    lose(here.path / lost, how)
     assert restored(here, time_of(0), tmp_path / "to").holds({"os": dict.fromkeys(range(10), A)})

@@ -25,6 +25,7 @@ from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.replica import Replica
 from harness.dying import FOR_GOOD, dying_child
 from harness.image_runs import Told, bring
+from harness.spoiling import LOSSES, lose
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -434,7 +435,7 @@ def test_what_was_read_once_and_found_right_is_not_read_at_each_run(tmp_path: Pa
 
 
 @pytest.mark.parametrize("part", ["os.raw", "os.raw.partial", "os.raw.redo", "os.raw.index", "os.raw.draft"])
-@pytest.mark.parametrize("how", ["gone", "short", "damaged"])
+@pytest.mark.parametrize("how", LOSSES)
 @pytest.mark.parametrize("kind", ["first", "changes", "full"])
 def test_what_is_lost_of_a_switch_that_was_not_finished_is_fetched_again(
     tmp_path: Path, part: str, how: str, kind: str
@@ -450,12 +451,7 @@ def test_what_is_lost_of_a_switch_that_was_not_finished_is_fetched_again(
     assert dying_child(work, 0, False, False)
     lost = path / part
     if lost.exists():
-        if how == "gone":
-            lost.unlink()
-        elif how == "short":
-            os.truncate(lost, 100)
-        else:
-            lost.write_bytes(b"\xff" * lost.stat().st_size)
+        lose(lost, how)
     run(path, NEW)
     assert holds(path, NEW)
     assert verified(path)

@@ -1,9 +1,11 @@
-"""Documents with some of their values missing, null, of another form or under a name of another case."""
+"""Documents with values missing, null, of another form or under a name of another case; files that lose something."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -63,3 +65,16 @@ def spoilt(draw: st.DrawFn, documents: list[Any], but: tuple[Any, ...] | None = 
             case "renamed" if isinstance(holder, dict):
                 holder[draw(st.sampled_from((str.upper, str.lower, str.swapcase)))(last)] = holder.pop(last)
     return changed
+
+
+LOSSES = ("gone", "short", "damaged")
+
+
+def lose(path: Path, how: str) -> None:
+    """Take away a file, its end, or what it says."""
+    if how == "gone":
+        path.unlink()
+    elif how == "short":
+        os.truncate(path, 100)
+    else:
+        path.write_bytes(b"\xff" * path.stat().st_size)
