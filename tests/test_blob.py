@@ -475,7 +475,7 @@ def test_the_pages_of_a_large_blob_are_listed_window_by_window(
 ) -> None:
     """What lies across two windows is there, and so is what an answer had no room for."""
     run(place, {0: A, 3: B, 15: A, 16: B, 30: A})
-    monkeypatch.setattr("coriolis_azure.azure.blobs._WINDOW", MIB)
+    monkeypatch.setattr("coriolis_azure.azure.blobs.WINDOW", MIB)
     azure.storage.page_ranges(1)
     pages = place.blob().pages(3 * MIB)
     held = [(offset // CHUNK, length // CHUNK) for offset, length in pages.within(0, 3 * MIB)]
