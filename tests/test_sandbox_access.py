@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from azure.core.exceptions import HttpResponseError
@@ -348,3 +349,49 @@ def test_a_disk_has_so_many_snapshots_so_fast(sandbox: Sandbox, azure: Clients, 
     assert azure.refused("PUT", path, body)[2].startswith("The disk has 2 incremental snapshots")
     azure.compute.snapshots.begin_delete(GROUP, "s1").result()
     assert azure.arm("PUT", path, body).status_code == 202
+
+
+# ---------------------------------------------------------------- beside a recording of Azure
+
+RECORDING = Path(__file__).parents[2] / "shared" / "azure-recordings" / "test_snapshot_access.yaml"
+
+
+def recorded() -> list[tuple[str, dict[str, Any]]]:
+    """The recorded exchanges from the first grant on: method and end of the path, and the response."""
+    yaml = pytest.importorskip("yaml")
+    if not RECORDING.exists():
+        pytest.skip(f"the recording {RECORDING.name} is not on this machine")
+    found = []
+    for each in yaml.safe_load(RECORDING.read_text())["interactions"]:
+        url = urlsplit(each["request"]["uri"])
+        kind = "monitor" if "monitor=true" in url.query else url.path.rpartition("/")[2]
+        found.append((f"{each['request']['method']} {kind}", each["response"]))
+    start = next(number for number, (what, _) in enumerate(found) if what == "POST beginGetAccess")
+    return found[start:]
+
+
+def test_a_grant_has_the_shape_that_was_recorded(azure: Clients, disk: Inside) -> None:
+    exchanges = recorded()
+    path = f"{snapshot(azure, 's', disk.id).id}/beginGetAccess"
+    answer = azure.arm("POST", path, READ)
+    _, theirs = exchanges[0]
+    assert (answer.status_code, answer.text) == (theirs["status"]["code"], theirs["body"]["string"])
+    for header in ("azure-asyncoperation", "location"):
+        assert re.search(r"/DiskOperations/[0-9a-f-]+\?p=", theirs["headers"][header][0])
+        assert re.search(r"/DiskOperations/[0-9a-f-]+\?p=", answer.headers[header])
+    remaining = "x-ms-ratelimit-remaining-resource"
+    names = [
+        re.findall(r"/(\w+);", text) for text in (theirs["headers"][remaining][0], answer.headers[remaining])
+    ]
+    assert names[0] == names[1]
+    ours = azure.arm("GET", answer.headers["Azure-AsyncOperation"]).json()
+    done = next(each for _, each in exchanges if '"Succeeded"' in each["body"]["string"])
+    wrapped = json.loads(done["body"]["string"])
+    assert set(ours) == set(wrapped)
+    assert ours["properties"]["output"].keys() == wrapped["properties"]["output"].keys()
+    bare = next(json.loads(each["body"]["string"]) for what, each in exchanges if what == "GET monitor")
+    assert azure.arm("GET", answer.headers["Location"]).json().keys() == bare.keys()
+    azure.copy("full", disk.id, snapshot=True)  # as in the recording
+    sas = [dict(parse_qsl(urlsplit(url).query)) for url in (bare["accessSAS"], grant(azure, "full"))]
+    assert sas[0].keys() == sas[1].keys()
+    assert [sas[1][name] for name in ("sv", "sr")] == [sas[0][name] for name in ("sv", "sr")]

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from azure.core.exceptions import HttpResponseError
+from click.testing import CliRunner, Result
 
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.cli.sandbox import sandbox as commands
+from coriolis_azure.errors import InvalidInput
+from coriolis_azure.sandbox import Sandbox, add_vm
 from coriolis_azure.sandbox.compute.inside import Inside
 from coriolis_azure.sandbox.pages import Pages, Range, merged
 from harness.clients import GROUP, Clients, in_process, serving
@@ -291,9 +294,34 @@ def test_a_map_of_pages_is_as_one_of_single_pages() -> None:
         at: (span.generation, span.cleared) for span in known.spans(0, size) for at in range(*span[:2], MIB)
     }
     assert spans == single
+    late = {at: when for at, (when, _) in single.items() if when > 40}
+    assert {at: span.generation for span in known.spans(0, size, 40) for at in range(*span[:2], MIB)} == late
     assert {at for low, high, _ in known.allocated(0, size) for at in range(low, high, MIB)} == {
         at for at, (_, cleared) in single.items() if not cleared
     }
+
+
+def test_a_part_of_a_disk_is_written_and_cleared_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "os.raw").write_bytes(b"a" * MIB)
+    (tmp_path / "part.raw").write_bytes(b"b" * K)
+    with serving(tmp_path / "azure") as info:
+        azure = Clients(info)
+        add_vm(tmp_path / "azure", "vm", tmp_path / "os.raw")
+        disk = azure.id("Microsoft.Compute/disks", "vm-os")
+        snapshot(azure, "s1", disk)
+
+        def run(*arguments: object) -> Result:
+            place = [tmp_path / "azure", "vm", "os"]
+            return CliRunner().invoke(commands, [*map(str, (arguments[0], *place, *arguments[1:]))])
+
+        assert run("write", tmp_path / "part.raw", "--offset", 2 * K).exit_code == 0
+        assert run("clear", 5 * K, 512).exit_code == 0
+        refused = run("write", tmp_path / "part.raw", "--offset", 7)
+        assert isinstance(refused.exception, InvalidInput)
+        snapshot(azure, "s2", disk)
+        told = listed(azure, grant(azure, "s2"), grant(azure, "s1"))
+        assert told == [(2 * K, 3 * K, False), (5 * K, 5 * K + 512, True)]
+        azure.close()
 
 
 def test_neighbours_of_one_kind_are_one_range() -> None:

@@ -104,16 +104,39 @@ def add_vm(
 @click.argument("name")
 @click.argument("disk")
 @click.argument("file", type=_FILE)
+@click.option(
+    "--offset", type=click.IntRange(min=0), help="Write FILE there, and leave the rest of the disk as it is."
+)
 @json_option
-def write(directory: Path, name: str, disk: str, file: Path, as_json: bool) -> None:
+def write(directory: Path, name: str, disk: str, file: Path, offset: int | None, as_json: bool) -> None:
     """Replace the content of a VM's disk. DISK is os, data-<lun>, or just the LUN of a data disk."""
     from .. import sandbox as local
 
+    local.write(directory, name, _lun(disk), file, offset)
+    say({"written": file.stat().st_size}, f"{counted(file.stat().st_size, 'byte')} written", as_json=as_json)
+
+
+@sandbox.command()
+@click.argument("directory", metavar="DIR", type=_FOLDER)
+@click.argument("name")
+@click.argument("disk")
+@click.argument("offset", type=click.IntRange(min=0))
+@click.argument("length", type=click.IntRange(min=1))
+@json_option
+def clear(directory: Path, name: str, disk: str, offset: int, length: int, as_json: bool) -> None:
+    """Clear LENGTH bytes of a VM's disk at OFFSET, as TRIM does: they read as zeros, and are not allocated."""
+    from .. import sandbox as local
+
+    local.clear(directory, name, _lun(disk), offset, length)
+    say({"cleared": length}, f"{counted(length, 'byte')} cleared", as_json=as_json)
+
+
+def _lun(disk: str) -> str | int:
+    """ "os", or the LUN of a data disk."""
     lun = disk.removeprefix("data-")
     if disk != "os" and not (lun.isascii() and lun.isdecimal()):
         raise InvalidInput(f"{disk!r} is not the name of a disk", remedy="Write os, or data-0, data-1, ...")
-    local.write(directory, name, disk if disk == "os" else int(lun), file)
-    say({"written": file.stat().st_size}, f"{counted(file.stat().st_size, 'byte')} written", as_json=as_json)
+    return "os" if disk == "os" else int(lun)
 
 
 @sandbox.command()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coriolis_azure.sandbox.sandbox import Sandbox
     from coriolis_azure.sandbox.server.local import (
         add_vm,
+        clear,
         fault,
         fault_rules,
         permit,
@@ -28,6 +29,7 @@ __all__ = [
     "Sandbox",
     "VmSpec",
     "add_vm",
+    "clear",
     "fault",
     "fault_rules",
     "permit",
@@ -42,6 +44,7 @@ _HOMES = {
     "Sandbox": "sandbox",
     "VmSpec": "catalog",
     "add_vm": "server.local",
+    "clear": "server.local",
     "fault": "server.local",
     "fault_rules": "server.local",
     "permit": "server.local",

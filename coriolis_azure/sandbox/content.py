@@ -10,6 +10,7 @@ content that is lent may be written to by others, so nothing is recorded of it.
 
 from __future__ import annotations
 
+import base64
 import errno
 import fcntl
 import json
@@ -126,7 +127,7 @@ class Contents:
     def save_pages(self) -> None:
         """Save what is known of the pages. Whoever opens the folder next uses that up: it is true only once."""
         document = {
-            name: {"since": pages.since, "windows": {index: list(w) for index, w in pages.windows.items()}}
+            name: {"since": pages.since, "windows": {index: _packed(w) for index, w in pages.windows.items()}}
             for name, pages in self._pages.items()
         }
         self._record.write_text(json.dumps(document))
@@ -145,9 +146,17 @@ def _read_record(path: Path) -> dict[str, Pages]:
     document = json.loads(path.read_text())
     path.unlink()
     return {
-        name: Pages(known["since"], {int(index): array("Q", w) for index, w in known["windows"].items()})
+        name: Pages(known["since"], {int(index): _unpacked(w) for index, w in known["windows"].items()})
         for name, known in document.items()
     }
+
+
+def _packed(window: array[int]) -> str:
+    return base64.b64encode(window).decode()
+
+
+def _unpacked(text: str) -> array[int]:
+    return array("Q", base64.b64decode(text))
 
 
 def copy_sparse(source: Path, target: Path) -> None:

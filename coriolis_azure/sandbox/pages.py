@@ -51,8 +51,8 @@ class Pages:
             change = (low, high, generation << 1 | cleared)
             self.windows[index] = _with(self.windows.get(index, _NONE), change)
 
-    def spans(self, start: int, end: int) -> Iterator[Span]:
-        """The changes within a range, in order."""
+    def spans(self, start: int, end: int, after: int = -1) -> Iterator[Span]:
+        """The changes within a range, in order, of generations `after` one."""
         first, last = start // _WINDOW, -(-end // _WINDOW)
         sparse = len(self.windows) < last - first
         known = (
@@ -60,9 +60,11 @@ class Pages:
         )
         for index in known:
             window = self.windows.get(index, _NONE)
+            if max(window[2::3], default=-1) >> 1 <= after:
+                continue
             for position in range(0, len(window), 3):
                 low, high, mark = window[position : position + 3]
-                if high > start and low < end:
+                if high > start and low < end and mark >> 1 > after:
                     yield Span(max(low, start), min(high, end), mark >> 1, bool(mark & 1))
 
     def allocated(self, start: int, end: int) -> Iterator[Range]:

@@ -438,12 +438,16 @@ class Sandbox:
 
     def _disk(self, machine: Resource, disk: str | int) -> Resource:
         for entry in disk_entries(machine):
-            if str(entry.get("lun", "os")) == str(disk):
+            if str(entry.get("lun", "os")) == str(disk) and "managedDisk" in entry:
                 managed = self._world.state.find(entry["managedDisk"]["id"])
                 if managed is not None:
                     return managed
-        luns = ", ".join(str(entry.get("lun", "os")) for entry in disk_entries(machine))
-        raise errors.InvalidInput(f"VM {machine.name!r} has no disk {disk!r}; it has: {luns}")
+        luns = ", ".join(
+            str(entry.get("lun", "os")) for entry in disk_entries(machine) if "managedDisk" in entry
+        )
+        raise errors.InvalidInput(
+            f"VM {machine.name!r} has no managed disk {disk!r}; it has: {luns or 'none'}"
+        )
 
     def _administer(self, request: Request, action: str) -> Response:
         """The routes through which `server.local` controls a sandbox that is being served."""
@@ -456,7 +460,13 @@ class Sandbox:
             body["spec"] = VmSpec(**body["spec"])
             return Response.of(200, {"id": self.add_vm(**body)})
         if (request.method, action) == ("POST", "write"):
-            self.write(body["name"], body["disk"], Path(body["file"]))
+            if body["offset"] is None:
+                self.write(body["name"], body["disk"], Path(body["file"]))
+            else:
+                self.disk(body["name"], body["disk"]).write(body["offset"], Path(body["file"]).read_bytes())
+            return Response.of(200, {})
+        if (request.method, action) == ("POST", "clear"):
+            self.disk(body["name"], body["disk"]).clear(body["offset"], body["length"])
             return Response.of(200, {})
         if action == "faults" and request.method == "POST":
             return Response.of(200, self.faults.add(body.pop("kind", ""), **body).to_json())

@@ -33,8 +33,8 @@ def changed(contents: Contents, newer: Resource, older: Resource, start: int, en
 
 
 def _recorded(contents: Contents, name: str, since: int, start: int, end: int) -> Iterator[Range]:
-    spans = contents.pages(name).spans(start, end)
-    return merged(Range(low, high, cleared) for low, high, when, cleared in spans if when > since)
+    spans = contents.pages(name).spans(start, end, since)
+    return merged(Range(low, high, cleared) for low, high, _, cleared in spans)
 
 
 @lru_cache(maxsize=16)

@@ -74,9 +74,18 @@ def add_vm(
     return str(_request(directory, "POST", "vms", body)["id"])
 
 
-def write(directory: Path, name: str, disk: str | int, file: Path) -> None:
-    """Replace the content of a disk in the sandbox that serves `directory`; see `Sandbox.write`."""
-    _request(directory, "POST", "write", {"name": name, "disk": disk, "file": str(Path(file).absolute())})
+def write(directory: Path, name: str, disk: str | int, file: Path, offset: int | None = None) -> None:
+    """Replace the content of a disk in the sandbox that serves `directory`, or its part at `offset`.
+
+    See `Sandbox.write` and `Sandbox.disk`.
+    """
+    body = {"name": name, "disk": disk, "file": str(Path(file).absolute()), "offset": offset}
+    _request(directory, "POST", "write", body)
+
+
+def clear(directory: Path, name: str, disk: str | int, offset: int, length: int) -> None:
+    """Clear a part of a disk in the sandbox that serves `directory`, as TRIM does."""
+    _request(directory, "POST", "clear", {"name": name, "disk": disk, "offset": offset, "length": length})
 
 
 def fault(directory: Path, kind: str, **details: Any) -> Json:
