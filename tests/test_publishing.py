@@ -5,6 +5,7 @@ Two disks are brought from one content to another, and the run dies at each step
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from coriolis_azure.clock import Clock
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Report, Step, silent
 from coriolis_azure.model import Json
-from coriolis_azure.replica import sets, verification
+from coriolis_azure.replica import sets, statefiles, verification
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.replica import Replica
@@ -575,3 +576,28 @@ def test_what_only_looks_like_a_draft_is_left_alone_and_told(tmp_path: Path) -> 
     assert (path / "data-0.raw.partial").read_text() == "mine"
     assert precious.read_text() == "mine"
     assert {"data-1.raw.draft", "data-2.raw.redo"} <= there(path)
+
+
+@pytest.mark.parametrize("document", [sets.NAME, "os.raw.manifest"])
+def test_what_cannot_be_read_at_the_moment_is_not_taken_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
+) -> None:
+    """A medium with a bad sector, too many open files: what was known must not be replaced by nothing."""
+    path = tmp_path / "replica"
+    run(path, OLD)
+    real = statefiles.open_existing
+
+    def failing(file: Path, flags: int, *, ours: bool = True) -> int:
+        if file.name == document:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, flags, ours=ours)
+
+    before = (path / document).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(statefiles, "open_existing", failing)
+        with pytest.raises((DestinationFailed, InvalidInput), match="cannot be read"):
+            run(path, NEW)
+    assert (path / document).read_bytes() == before
+    assert holds(path, OLD)
+    run(path, NEW)
+    assert holds(path, NEW)

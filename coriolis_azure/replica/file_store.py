@@ -60,14 +60,16 @@ class FileStore:
 
     def __init__(self, fd: int, path: Path, disk: str, stopped: Callable[[], bool]) -> None:
         self.fd, self.path, self._disk, self._stopped = fd, path, disk, stopped
-        self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        with self._translated("cannot be looked at"):
+            self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
         self._holes = True
         self.is_copied_on_write = room.is_copied_on_write(fd)
 
     @property
     def size(self) -> int:
         """See Store."""
-        return os.lseek(self.fd, 0, os.SEEK_END) if self.is_device else os.fstat(self.fd).st_size
+        with self._translated("cannot be looked at"):
+            return os.lseek(self.fd, 0, os.SEEK_END) if self.is_device else os.fstat(self.fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
         """See Store."""

@@ -178,7 +178,11 @@ class FileMedium:
         store.path = self.path
 
     def _store(self, fd: int, path: Path) -> FileStore:
-        return FileStore(fd, path, self.name, lambda: self._stopped)
+        try:
+            return FileStore(fd, path, self.name, lambda: self._stopped)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def _close(self, part: Part) -> None:
         store = self._stores.pop(part, None)
@@ -293,8 +297,8 @@ class FileMedium:
                 now = os.lstat(path)
             except FileNotFoundError:
                 return None
-        if part != "image" and (store is None or not os.path.samestat(now, os.fstat(store.fd))):
-            return None
+            if part != "image" and (store is None or not os.path.samestat(now, os.fstat(store.fd))):
+                return None
         return {
             "size": now.st_size,
             "mtime_ns": now.st_mtime_ns,
@@ -325,8 +329,9 @@ class FileMedium:
             if now is not None and now | {"boot": stamp.get("boot", "")} == stamp:
                 return "the host was started since the last run"
             return f"{self.path} was changed since the last run"
-        if statefiles.ctime_can_be_set(self.path.parent):
-            return "its file system does not show whether a file was changed"
+        with self._translated("cannot be looked at"):
+            if statefiles.ctime_can_be_set(self.path.parent):
+                return "its file system does not show whether a file was changed"
         return ""
 
     def guard(self, *, now: bool = False) -> None:

@@ -20,9 +20,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
-from ..errors import CoriolisAzureError, CorruptChunk, DestinationFailed, InvalidInput
+from ..errors import CoriolisAzureError, CorruptChunk, DestinationFailed, InvalidInput, exhausted_remedy
 from ..events import Notice, Report, Step, silent
 from ..model import Json
 from ..threads import Lock, ordered
@@ -599,8 +599,7 @@ class Replica:
                 file = past.load()
                 if file is None:
                     continue  # it was not changed before the next newer point
-                with file:
-                    then, _ = Manifest.read(file)
+                then = self._kept_at(point, file)
                 manifest = manifest or then
                 disk = past.open("image")
                 if disk is not None:
@@ -614,6 +613,26 @@ class Replica:
             for past, then in reversed(logs):
                 disk = undo.over(past, disk, then)
             yield manifest, disk
+
+    def _kept_at(self, point: str, file: IO[bytes]) -> Manifest:
+        """The manifest of an earlier point."""
+        try:
+            with file:
+                return Manifest.read(file)[0]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InvalidInput(
+                f"the manifest of {self._medium.where} that was kept at the point {point} was cut off or damaged",
+                remedy="Choose another point: `coriolis-azure status` lists them.",
+            ) from error
+        except OSError as error:
+            raise self._unread(
+                f"the manifest of {self._medium.where} that was kept at {point}", error
+            ) from error
+
+    def _unread(self, what: str, error: OSError) -> DestinationFailed:
+        return DestinationFailed(
+            f"{what} cannot be read: {error.strerror}", remedy=exhausted_remedy(error), disk=self.name
+        )
 
     def publish(self) -> None:
         """Bring the image to what was committed; nothing where nothing was."""
@@ -805,6 +824,8 @@ class Replica:
             why = f"is not used: {error.message}"
         except (ValueError, KeyError, TypeError, RecursionError):
             why = "was cut off or damaged, and is not used"
+        except OSError as error:
+            raise self._unread(f"{self._medium.where}.{document}", error) from error
         self._report(Notice(f"{self._medium.where}.{document} {why}"))
         return None
 

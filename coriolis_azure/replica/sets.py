@@ -97,9 +97,13 @@ def read(place: Place) -> Record | None:
 
 
 def usable(place: Place, report: Report = silent) -> Record | None:
-    """What is written down at `place`; None where nothing is, or what is damaged. Unsupported for a newer record."""
+    """What is written down at `place`; None where nothing is, or what is damaged. Unsupported for a newer record.
+
+    What cannot be read now is not damaged: whoever took it for that would replace it. That is raised.
+    """
+    text = place.record()
     try:
-        return read(place)
+        return Record.of(text) if text is not None else None
     except Unsupported:
         raise
     except InvalidInput as error:
