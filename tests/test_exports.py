@@ -103,6 +103,7 @@ def test_pages_that_lie_near_are_read_in_one_request(
     assert report.read_bytes == 62 * 4096 + 512 + 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("worker", "snapshots"), ("snapshots", "azure_worker")], ids=" then ".join)
 def test_each_mechanism_goes_on_with_the_replica_of_the_other(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, order: tuple[str, str]

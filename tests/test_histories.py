@@ -40,10 +40,10 @@ class Destination:
         self.family, self.path, self.chunk = family, path, GRAIN
         self.clock = Clock()
 
-    def run(self, *, keep: bool = True) -> Read:
+    def run(self, *, keep: bool = True, full_every: int = 7) -> Read:
         """One run, as `Source.replicate` does it, from the sweep to the deletion of what is not kept."""
         family = self.family
-        settings = SimpleNamespace(keep_baseline=keep, baseline_days=14, full_every=7, tags={})
+        settings = SimpleNamespace(keep_baseline=keep, baseline_days=14, full_every=full_every, tags={})
         context: Any = SimpleNamespace(azure=family, clock=self.clock, report=silent, environment=settings)
         run = SimpleNamespace(instance="web", group="g")
         resources: Any = SimpleNamespace(run=run, outlives=lambda snapshot: None, delete=family.delete)
@@ -196,6 +196,17 @@ def test_whatever_happened_an_image_is_the_disk_after_each_good_run(seed: int, t
     baselines = [each for each in history.family.snapshots.values() if is_baseline(each.document)]
     ours = [each for each in baselines if each.document["tags"][names.BASELINE_TAG] != "of another"]
     assert len({each.document["tags"][names.BASELINE_TAG] for each in ours}) == len(ours)
+
+
+def test_every_part_of_the_disk_is_read_within_so_many_runs(tmp_path: Path) -> None:
+    family = Family(2 * WINDOW * GRAIN)
+    family.write(0, os.urandom(family.size))
+    destination = Destination(family, tmp_path / "os.raw")
+    destination.run()
+    assert destination.run(full_every=1000).checked_bytes == family.size
+    runs = [destination.run(full_every=1000) for _ in range(WINDOW)]
+    assert [run.checked_bytes for run in runs] == [2 * GRAIN] * WINDOW
+    assert [run.relied_bytes for run in runs] == [family.size - 2 * GRAIN] * WINDOW
 
 
 def test_a_page_that_lists_forget_is_found_within_so_many_runs(tmp_path: Path) -> None:
