@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import DestinationFailed, InvalidInput
+from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
 from ..events import Notice, Report, silent
 from . import publishing, sets, statefiles
 from .file_store import REMEDIES, Translated
@@ -106,7 +106,7 @@ class ImageFolder:
         except OSError as error:
             raise InvalidInput(
                 f"{owner} cannot be used: {error.strerror}",
-                remedy="Give a folder in which this user may read and write.",
+                remedy=exhausted_remedy(error) or "Give a folder in which this user may read and write.",
             ) from error
         if found.lower() != vm.lower():
             raise InvalidInput(
@@ -117,12 +117,11 @@ class ImageFolder:
     def record(self) -> bytes | None:
         """The document that says which disks belong together. See Place."""
         path = self.path / sets.NAME
-        try:
-            return statefiles.read(path, ours=self._mark is not None)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
+        with Translated(path, "cannot be read", ""):
+            try:
+                return statefiles.read(path, ours=self._mark is not None)
+            except FileNotFoundError:
+                return None
 
     def publish(self, record: bytes) -> None:
         """Make what was committed the replica. See Place."""
