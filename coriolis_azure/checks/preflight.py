@@ -62,7 +62,7 @@ def _checks(subject: Subject, vm: str | None) -> Generator[Finding, None, Machin
         yield from permissions.permitted(subject)
         yield from locks.locks(subject)
         yield from policy.policy(subject)
-        yield from _mechanism(subject)
+        yield from _mechanism(subject, certain=False)
         yield from leftovers.leftovers(subject)
         yield from connection.api_versions(subject)
     if subject.uses_worker:
@@ -70,16 +70,17 @@ def _checks(subject: Subject, vm: str | None) -> Generator[Finding, None, Machin
     return subject.machine
 
 
-def _mechanism(subject: Subject) -> Iterator[Finding]:
-    """Check what the way to read disks needs."""
+def _mechanism(subject: Subject, *, certain: bool) -> Iterator[Finding]:
+    """Check what the way to read disks needs; if `certain`, only what would certainly end a run."""
     if not subject.uses_worker:
         yield from exports.exportable(subject)
         return
     size = yield from worker.size(subject)
     if size is not None:
         yield from worker.capacity(subject, size)
-    yield from worker.image(subject)
-    yield from worker.encryption(subject)
+    if not certain:
+        yield from worker.image(subject)
+        yield from worker.encryption(subject)
     yield from network.subnet(subject)
     yield from network.quota(subject)
 
@@ -88,11 +89,4 @@ def _certain(subject: Subject) -> Iterator[Finding]:
     """Run the checks whose errors would certainly end a run."""
     yield from connection.subscription(subject)
     yield from locks.locks(subject)
-    if not subject.uses_worker:
-        yield from exports.exportable(subject)
-        return
-    size = yield from worker.size(subject)
-    if size is not None:
-        yield from worker.capacity(subject, size)
-    yield from network.subnet(subject)
-    yield from network.quota(subject)
+    yield from _mechanism(subject, certain=True)

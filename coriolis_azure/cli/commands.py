@@ -192,8 +192,7 @@ def check(
     can be moved. Exit code 0 if a run should work; 2 if something would make it fail, or if the identity lacks an
     action of the role that `coriolis-azure role` prints, because then not everything can be checked.
     """
-    changes = {"replica_export_mechanism": mechanism} if mechanism else {}
-    with opened(connection, environment, as_json=as_json, **changes) as source:
+    with opened(connection, environment, as_json=as_json, replica_export_mechanism=mechanism) as source:
         checked = source.check(vm, strict=True, shutdown=shutdown, pool=pool)
     if as_json:
         print_json(checked.to_json())
@@ -323,8 +322,7 @@ def replicate(
     Everything that a run makes in Azure (snapshots, disks, a worker VM and its network) is deleted at its end, even if
     it fails or is interrupted.
     """
-    options = {"bandwidth_limit": limit, "replica_export_mechanism": mechanism}
-    changes = {setting: value for setting, value in options.items() if value}
+    changes = {"bandwidth_limit": limit, "replica_export_mechanism": mechanism}
     with opened(connection, environment, as_json=as_json, **changes) as source:
         done = source.replicate(vm, to, shutdown=shutdown, full=full, adopt=adopt, keep=keep)
     if as_json:
@@ -388,8 +386,7 @@ def cutover(
     """
     from ..cutover import cut_over
 
-    changes = {"replica_export_mechanism": mechanism} if mechanism else {}
-    with opened(connection, environment, as_json=as_json, **changes) as source:
+    with opened(connection, environment, as_json=as_json, replica_export_mechanism=mechanism) as source:
         done = cut_over(source, vm, to, full=full)
     if as_json:
         print_json(done.to_json())

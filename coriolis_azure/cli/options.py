@@ -118,13 +118,14 @@ def at_places(
 
 
 @contextlib.contextmanager
-def opened(connection: Path, environment: Path, *, as_json: bool, **changes: str) -> Iterator[Any]:
-    """A Source from the two files, with its progress shown; `changes` replace settings of the environment."""
+def opened(connection: Path, environment: Path, *, as_json: bool, **changes: str | None) -> Iterator[Any]:
+    """A Source from the two files, with its progress shown; `changes` but None replace settings of the environment."""
     from ..source import Source  # the SDKs take a second to import: not for --help
 
     connection_info, source_environment = settings.read_json(connection), settings.read_json(environment)
-    if changes and isinstance(source_environment, dict):
-        source_environment = {**source_environment, **changes}
+    if isinstance(source_environment, dict):
+        given = {setting: value for setting, value in changes.items() if value is not None}
+        source_environment = {**source_environment, **given}
     with watching(as_json=as_json) as report:
         for warning in settings.exposed(connection, connection_info):
             report(Notice(warning))

@@ -83,6 +83,7 @@ class _Disk:
         self._allocated: Pages | None = None
         self._changed: Changed | None = None
         self._listed, self._reason = 0, ""
+        self._document: Json | None = None  # Azure's, of the snapshot
         self._baseline: Baseline | None = None  # of the replica that is there
         self._attested: Manifest | None = None  # what was committed with it
         self._stream, self._distrusted = "", False
@@ -138,11 +139,10 @@ class _Disk:
         """Fetch the list of changes; why that cannot be, else ""."""
         if self._baselines is None or self._allocated is None:
             return "the list of allocated pages cannot be believed"
-        azure = self._context.azure
         older = None
         try:
             older = self._baselines.open(baseline)
-            newer = azure.get(self.content.snapshot)
+            newer = self._described()
             if why := change_lists.obstacle(baseline, older, newer, self._disk):
                 return why
             since = self._exported(self._context, baseline.id, baseline.size)
@@ -157,6 +157,12 @@ class _Disk:
         self._changed = Changed(self._disk.name, hint, attested, proved=relied, turn=baseline.turn)
         return ""
 
+    def _described(self) -> Json:
+        """Azure's document of the snapshot, asked for once."""
+        if self._document is None:
+            self._document = self._context.azure.get(self.content.snapshot)
+        return self._document
+
     def _next(self, baselines: Baselines) -> Json | None:
         """The baseline that goes with what is committed; None if Azure does not describe the snapshot."""
         before, changed = self._baseline, self._changed
@@ -166,7 +172,7 @@ class _Disk:
                 f"offset {changed.unlisted}; lists have to be proved anew"
             )
         try:
-            snapshot = self._context.azure.get(self.content.snapshot)
+            snapshot = self._described()
         except (AzureError, DeadlinePassed) as error:
             self._tell(f"it is not kept as a baseline: {error.message}")
             return None

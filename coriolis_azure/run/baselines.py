@@ -155,6 +155,8 @@ class Baselines:
         """Delete the baselines that the replica no longer has; return the ids that could not be deleted."""
         kept = {baseline.id.lower() for baseline in self._newer.values()}
         streams = {each.stream for each in (*self._older.values(), *self._newer.values())}
+        if not streams:
+            return []
         old = [
             str(document["id"])
             for document in self._context.azure.resources("snapshot", self._resources.run.group)
