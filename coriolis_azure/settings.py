@@ -131,7 +131,8 @@ class Image:
         return f"{self.publisher}:{self.offer}:{self.sku}:{self.version}"
 
 
-WORKER, SNAPSHOTS = "worker", "snapshots"  # values of replica_export_mechanism
+# The values of replica_export_mechanism.
+WORKER, SNAPSHOTS, HYBRID, AUTO = "worker", "snapshots", "hybrid", "auto"
 _FORMER_MECHANISMS: dict[str, str] = {"azure_worker": WORKER}
 
 
@@ -192,7 +193,7 @@ class Environment:
             faults.append("resource_group: is required, as the connection has no default_resource_group")
         named: str = settings["replica_export_mechanism"]
         mechanism = _FORMER_MECHANISMS.get(named, named)
-        no_address = mechanism == WORKER and not settings["export_worker_use_fip"]
+        no_address = mechanism != SNAPSHOTS and not settings["export_worker_use_fip"]
         if no_address and "export_network" not in settings:
             faults.append(
                 "export_network: is required if export_worker_use_fip is false: without it, the worker can only be "

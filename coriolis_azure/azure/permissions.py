@@ -10,8 +10,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from .. import settings
 from ..model import Json
-from ..settings import SNAPSHOTS, Environment
+from ..settings import Environment
 
 # Features chosen by the settings or the caller. An action without a feature is always needed.
 WORKER = "worker"
@@ -305,9 +306,11 @@ def features(environment: Environment) -> set[str]:
 
 def _of_mechanism(environment: Environment) -> set[str]:
     """The features that the way to read disks needs."""
-    if environment.replica_export_mechanism == SNAPSHOTS:
-        return {EXPORT}
-    chosen = {WORKER, GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
+    mechanism = environment.replica_export_mechanism
+    chosen = set() if mechanism == settings.WORKER else {EXPORT}
+    if mechanism == settings.SNAPSHOTS:
+        return chosen
+    chosen |= {WORKER, GIVEN_NETWORK if environment.export_network else OWN_NETWORK}
     if environment.export_worker_disk_encryption_set:
         chosen.add(WORKER_KEY)
     if environment.export_worker_use_fip:

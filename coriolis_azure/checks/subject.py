@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..azure.context import Context
 from ..errors import InvalidInput
 from ..model import Disk, Machine
-from ..settings import WORKER
+from ..settings import SNAPSHOTS
 from ..worker.network import subnet_id
 
 
@@ -39,8 +39,8 @@ class Subject:
 
     @property
     def uses_worker(self) -> bool:
-        """Whether the disks are read by a worker."""
-        return self.context.environment.replica_export_mechanism == WORKER
+        """Whether a worker may be needed."""
+        return self.context.environment.replica_export_mechanism != SNAPSHOTS
 
     @property
     def subnet(self) -> str | None:

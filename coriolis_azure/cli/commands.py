@@ -166,7 +166,7 @@ mechanism_option = partial(
     click.option,
     "--mechanism",
     type=click.Choice(_MECHANISM["enum"]),
-    help="How disks are read: by a temporary worker VM, or from their snapshots. As replica_export_mechanism.",
+    help="How disks are read: by a temporary worker VM, from their snapshots, or by both. As replica_export_mechanism.",
 )
 
 
@@ -258,7 +258,7 @@ def role(
     worker = mechanism != settings.SNAPSHOTS
     features = (
         (worker, permissions.WORKER),
-        (not worker, permissions.EXPORT),
+        (mechanism not in (settings.WORKER, "azure_worker"), permissions.EXPORT),
         (worker and own_network, permissions.OWN_NETWORK),
         (worker and not own_network, permissions.GIVEN_NETWORK),
         (worker and public_ip, permissions.PUBLIC_IP),

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..azure.context import Context
+from ..errors import InvalidInput
 from ..events import Step
 from ..machine import changes, exports, inspection, unmanaged
 from ..model import Disk, Machine, Worker
 from ..run.resources import Resources
-from ..settings import SNAPSHOTS
+from ..settings import AUTO, HYBRID, SNAPSHOTS
 from ..transfer import Outcome
 from ..worker import launch, sizes
 from . import snapshots, vhds
@@ -27,6 +28,11 @@ def launch_worker(
 ) -> Worker | None:
     """Launch a worker for `disks`; return None if it would have nothing to read."""
     location = context.environment.location
+    if (mechanism := context.environment.replica_export_mechanism) in (HYBRID, AUTO):
+        raise InvalidInput(
+            f"the mechanism {mechanism} is not available yet",
+            remedy="Set replica_export_mechanism to worker or snapshots.",
+        )
     if _by_snapshots(context):
         return None
     if all(disk.unmanaged and unmanaged.must_be_direct(context.storage, disk, location) for disk in disks):
