@@ -102,7 +102,7 @@ class _Kept:
     def copy(self, destination: Destination, report: Report, clock: Clock) -> transfer.Outcome:
         """Copy the disk to the destination."""
         name, manifest = self._name, self.manifest
-        reader = PageReader(self, Flow(name, report, clock), lambda _: self, waiting="data from the replica")
+        reader = PageReader(self, Flow(name, report, clock), lambda _: self)
         base = destination.known(manifest.disk, manifest.size, manifest.chunk, full=False)
         progress = Progress(name, manifest.size, report, clock)
         return transfer.copy(reader, base, destination, progress, verify=True)
@@ -112,10 +112,10 @@ class _Kept:
         if self.manifest.digest(offset // self.manifest.chunk) != ZERO:
             yield offset, length
 
-    def read(self, offset: int, length: int) -> bytes:
-        """One chunk. CorruptChunk if it does not have its digest."""
+    def fill(self, offset: int, data: memoryview) -> None:
+        """Fill `data` with one chunk. Raises CorruptChunk if it does not have its digest."""
         try:
-            data = bytes(read_padded(self._content, offset, length, self._content.read))
+            data[:] = read_padded(self._content, offset, len(data), self._content.read)
         except DestinationFailed as error:
             error.remedy = _REMEDY
             raise
@@ -126,4 +126,3 @@ class _Kept:
                 disk=self._name,
                 offset=offset,
             )
-        return data

@@ -28,8 +28,8 @@ _LOOK_SECONDS = 0.2
 class _Task(Generic[R]):
     """A piece of work that runs once: in a thread of the pool, or in the thread that needs its result."""
 
-    def __init__(self, work: Callable[[], R], scope: Scope) -> None:
-        self._work, self._scope = work, scope
+    def __init__(self, work: Callable[[], R], scope: Scope, weight: int) -> None:
+        self._work, self._scope, self.weight = work, scope, weight
         self._claim = threading.Lock()
         self.future: Future[R] = Future()
 
@@ -52,9 +52,12 @@ def ordered(
     *,
     threads: int,
     ahead: int,
+    weigh: Callable[[T], int] = lambda _: 1,
     abort: Callable[[], None] | None = None,
 ) -> Generator[R, None, None]:
     """Yield work(item) in the order of `items`, with at most `ahead` of them in memory.
+
+    `weigh` tells how much of `ahead` an item takes. The next item is begun once there is any room.
 
     The first error is raised where its result is due. If the loop ends early (by an error, an interrupt, or closing
     the generator), work that has not started is dropped, waits end, and `abort` is called, which must make running
@@ -67,9 +70,10 @@ def ordered(
     scope = Scope(around)
     pool = ThreadPoolExecutor(threads)
     pending: deque[_Task[R]] = deque()
-    alone = False
+    held, alone = 0, False
 
     def result() -> R:
+        nonlocal held
         if alone:
             pending[0].run()
         future = pending[0].future
@@ -78,13 +82,15 @@ def ordered(
                 raise WaitEnded("the work was cancelled")
             with suppress(TimeoutError, FutureTimeout):  # two names of one, from Python 3.11 on
                 future.exception(_LOOK_SECONDS)
+        held -= pending[0].weight
         return pending.popleft().future.result()
 
     try:
         for item in items:
-            pending.append(_Task(partial(work, item), scope))
+            pending.append(_Task(partial(work, item), scope, weigh(item)))
+            held += pending[-1].weight
             alone = alone or not _submitted(pool, pending[-1])
-            while pending and (alone or len(pending) >= ahead or pending[0].future.done()):
+            while pending and (alone or held >= ahead or pending[0].future.done()):
                 yield result()
         while pending:
             yield result()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from http import HTTPStatus
 from io import BytesIO
 from typing import IO, Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -45,6 +46,8 @@ MOST = 4 << 20  # the most bytes that one request may write
 WINDOW = 128 << 30  # bytes per listing of pages: listing all of a large blob at once may time out in Azure
 _TYPE = "Microsoft.Storage/storageAccounts"
 _COPY_SECONDS = 24 * 3600.0
+# How Azure asks for fewer requests.
+BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 @dataclass(frozen=True)
@@ -363,7 +366,12 @@ class Blob:
     def read(self, offset: int, length: int) -> bytes:
         """The bytes of a range."""
         with translated("read", self.url):
-            return content(self._client, offset, length)
+            stream = self._client.download_blob(offset, length, raw_response_hook=_hide_blob_type)
+            return bytes(stream.readall())
+
+    def fill(self, offset: int, data: memoryview) -> None:
+        """Fill `data` with what the page blob holds from `offset` on."""
+        data[:] = self.read(offset, len(data))
 
     def pages(self, size: int) -> Pages:
         """List the allocated pages among the first `size` bytes, in as many requests as it takes."""
@@ -419,11 +427,6 @@ class Blob:
 
     def _leased(self) -> dict[str, Any]:
         return {"lease": self._lease} if self._lease is not None else {}
-
-
-def content(client: BlobClient, offset: int, length: int) -> bytes:
-    """The bytes of a range of the page blob of `client`."""
-    return bytes(client.download_blob(offset, length, raw_response_hook=_hide_blob_type).readall())
 
 
 def allocated(client: BlobClient, size: int) -> Pages:

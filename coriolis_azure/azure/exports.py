@@ -8,7 +8,7 @@ that changed from one to the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -20,8 +20,10 @@ from ..errors import AzureError, Denied, Unreadable
 from ..threads import Lock
 from . import blobs, patience
 from .client import Azure
+from .pace import Pace
 from .pages import PAGE, Pages
 from .patience import whole
+from .ranges import Ranges
 from .sas import Sas
 from .translation import translated
 
@@ -32,6 +34,7 @@ _SECONDS = 3600
 # The newest version that a recorded exchange with these hosts has used.
 _VERSION = "2021-04-10"
 _SMALLEST_WINDOW = 1 << 30
+_MOST_READS = 32  # at a time
 
 
 class Export:
@@ -42,13 +45,12 @@ class Export:
 
     def __init__(self, azure: Azure, snapshot: str, size: int, clock: Clock) -> None:
         self._azure, self.snapshot, self.size, self._clock = azure, snapshot, size, clock
-        self._lock = Lock()
-        self._sas, self._granted = self._grant(), clock.monotonic()
-        self._client = _client(azure, self._sas)
+        self._lock, self._pace = Lock(), Pace(clock, _MOST_READS)
+        self._access = self._granted()
 
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes of a range of the disk."""
-        return self._ask("read", lambda client: blobs.content(client, offset, length))
+    def fill(self, offset: int, data: memoryview) -> None:
+        """Fill `data` with what the disk holds from `offset` on."""
+        self._ask("read", lambda access: access.content.fill(offset, data))
 
     def pages(self) -> Pages:
         """The allocated pages of the disk. Raises Unreadable if the list is not complete or not Azure's."""
@@ -63,12 +65,11 @@ class Export:
         A page that was written again with equal content counts as written. Raises Unreadable for a list that Azure
         would not give, AzureError if it does not compare these two.
         """
-        listed = list(self._listed(older._current().url))
-        Pages((start, end) for start, end, _ in listed)  # in order, whatever became of the pages
-        return (
-            Pages((start, end) for start, end, cleared in listed if not cleared),
-            Pages((start, end) for start, end, cleared in listed if cleared),
-        )
+        written, cleared, both = Pages(), Pages(), Pages()
+        for start, end, is_cleared in self._listed(older._current().sas.url):
+            both.append(start, end)  # all of them are in order
+            (cleared if is_cleared else written).append(start, end)
+        return written, cleared
 
     def _listed(self, previous: str) -> Iterator[Range]:
         """Yield the pages of the blob in windows, in order; with `previous`, a SAS, those that changed since."""
@@ -88,7 +89,7 @@ class Export:
     def _window(self, offset: int, length: int, previous: str) -> list[Range]:
         """The pages of one window, from as many answers as it takes."""
         listed = self._changed_in if previous else self._allocated_in
-        ranges = self._ask("list the pages of", partial(listed, offset, length, previous))
+        ranges = self._ask("list the pages of", lambda access: listed(offset, length, previous, access.lists))
         if any(not offset <= start < end <= offset + length for start, end, _ in ranges):
             raise Unreadable("the list of pages goes beyond what was asked for")
         return ranges
@@ -124,44 +125,50 @@ class Export:
 
     # Access
 
-    def _ask(self, verb: str, request: Callable[[BlobClient], T]) -> T:
+    def _ask(self, verb: str, request: Callable[[_Access], T]) -> T:
         """The answer to a request; if access has been denied, after it was granted once more."""
-        self._current()
-        client = self._client
+        access = self._current()
         try:
             with translated(verb, self.snapshot):
-                return request(client)
+                return request(access)
         except Denied:
-            self._renew(client)
+            access = self._renewed(access)
             with translated(verb, self.snapshot):
-                return request(self._client)
+                return request(access)
 
-    def _current(self) -> Sas:
-        """A grant that lasts for at least half an hour."""
-        if self._clock.monotonic() - self._granted > _SECONDS / 2:
-            self._renew(self._client)
-        return self._sas
+    def _current(self) -> _Access:
+        """An access that lasts for at least half an hour."""
+        access = self._access
+        return self._renewed(access) if self._clock.monotonic() - access.since > _SECONDS / 2 else access
 
-    def _renew(self, old: BlobClient) -> None:
-        """Have a newer grant than that of `old`, which several threads may ask for at once."""
+    def _renewed(self, old: _Access) -> _Access:
+        """A newer access than `old`, which several threads may ask for at once."""
         with self._lock:
-            if self._client is old:
-                self._sas, self._granted = self._grant(), self._clock.monotonic()
-                self._client = _client(self._azure, self._sas)
+            if self._access is old:
+                self._access = self._granted()
+            return self._access
 
-    def _grant(self) -> Sas:
-        return self._azure.grant_read(self.snapshot, _SECONDS)
+    def _granted(self) -> _Access:
+        since, azure = self._clock.monotonic(), self._azure
+        sas = azure.grant_read(self.snapshot, _SECONDS)
+        lists = BlobClient.from_blob_url(
+            sas.url,
+            transport=azure.transport,
+            retry_policy=blobs.retries(),
+            user_agent=f"coriolis-azure/{__version__}",
+            api_version=_VERSION,
+        )
+        return _Access(sas, since, lists, Ranges(azure.transport, sas, _VERSION, self._pace))
 
 
-def _client(azure: Azure, sas: Sas) -> BlobClient:
-    return BlobClient.from_blob_url(
-        sas.url,
-        transport=azure.transport,
-        retry_policy=blobs.retries(),
-        max_single_get_size=blobs.MOST,
-        user_agent=f"coriolis-azure/{__version__}",
-        api_version=_VERSION,
-    )
+@dataclass(frozen=True)
+class _Access:
+    """What was granted at the moment `since`: the signed URL, the lists of pages, the content."""
+
+    sas: Sas
+    since: float
+    lists: BlobClient
+    content: Ranges
 
 
 class _Answer:

@@ -19,16 +19,19 @@ class Pages:
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._starts, self._ends = array("Q"), array("Q")
-        last = 0
         for start, end in ranges:
-            if not last <= start < end or start % PAGE or end % PAGE:
-                raise Unreadable(f"the pages from {start} to {end} do not fit behind those up to {last}")
-            if self._ends and start == last:
-                self._ends[-1] = end
-            else:
-                self._starts.append(start)
-                self._ends.append(end)
-            last = end
+            self.append(start, end)
+
+    def append(self, start: int, end: int) -> None:
+        """Add a range behind the others. Raises Unreadable if it does not fit there."""
+        last = self._ends[-1] if self._ends else 0
+        if not last <= start < end or start % PAGE or end % PAGE:
+            raise Unreadable(f"the pages from {start} to {end} do not fit behind those up to {last}")
+        if self._ends and start == last:
+            self._ends[-1] = end
+        else:
+            self._starts.append(start)
+            self._ends.append(end)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield the offset and length of each range."""

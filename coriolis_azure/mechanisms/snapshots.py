@@ -26,6 +26,9 @@ from ..transfer import Outcome
 from . import change_lists
 from .target import Read, Target, listed
 
+_DISKS = 4  # most disks that are read at a time
+_READ_BYTES = 6 << 20  # most bytes of chunks being read, of all disks together
+
 
 def copy(target: Target, resources: Resources, disks: Sequence[Disk]) -> list[Outcome]:
     """Copy disks by reading their snapshots in this process."""
@@ -35,7 +38,7 @@ def copy(target: Target, resources: Resources, disks: Sequence[Disk]) -> list[Ou
         context.report(Step("copy", listed(disks)))
         reading = SnapshotReading(context, contents, target.baselines, target.flow, _exported)
         try:
-            return target.copied(disks, reading.reader)
+            return target.copied(disks, reading.reader, concurrent=reading.concurrent)
         finally:
             target.read |= reading.read()
 
@@ -61,6 +64,9 @@ class SnapshotReading:
         self._context, self._contents, self._baselines, self._flow = context, contents, baselines, flow
         self._exported = exported
         self._disks: dict[str, _Disk] = {}
+        # Azure limits each snapshot by itself, so one after the other would take longer.
+        most = _READ_BYTES // (context.environment.chunk_size_kib << 10) // 2
+        self.concurrent = max(1, min(_DISKS, most, len(contents)))
 
     def reader(self, disk: Disk, destination: Destination) -> Reader:
         """A reader for a disk, now that `destination` knows what it holds."""
@@ -68,7 +74,14 @@ class SnapshotReading:
         state = self._disks.setdefault(disk.name, new)
         state.prepare(destination, self._baselines)
         grains = destination.grains.get if destination.grains is not None else None
-        return PageReader(state.content, self._flow(disk), state.extents, state.changed, grains=grains)
+        return PageReader(
+            state.content,
+            self._flow(disk),
+            state.extents,
+            state.changed,
+            grains=grains,
+            ahead=_READ_BYTES // self.concurrent,
+        )
 
     def read(self) -> dict[str, Read]:
         """What was read of each disk, by name."""

@@ -67,12 +67,14 @@ class Target:
         disks: Sequence[Disk],
         reader: Callable[[Disk, Destination], Reader],
         stop: Callable[[], None] = lambda: None,
+        *,
+        concurrent: int = 0,
     ) -> list[Outcome]:
-        """Copy disks from their readers, some of them concurrently. `stop` ends whatever else the readers wait for.
+        """Copy disks from their readers, `concurrent` at a time. `stop` ends whatever else the readers wait for.
 
         `reader` is asked for the reader of a disk once it is known what its destination holds.
         """
-        concurrent, readers = self.concurrent(len(disks)), list[Reader]()
+        concurrent, readers = concurrent or self.concurrent(len(disks)), list[Reader]()
 
         def copy(disk: Disk) -> Outcome:
             def opened(destination: Destination) -> Reader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from mmap import mmap
@@ -20,41 +21,51 @@ from .flow import Flow
 from .payload import Rooms
 from .reader import Chunk, Data, Piece, Same, Zeros
 
-_READERS = 8
-_RUN = 64  # most chunks in a run that need not be read: short runs keep progress moving
+AHEAD = 8 << 20
+_THREADS = 32  # as many may wait for small reads; large ones are limited by the bytes in memory
+_LONGEST = 64  # most chunks in a run that need not be read: short runs keep progress moving
 _Fate = Literal["read", "same", "zeros"]
 _GAP = 64 << 10  # bytes that are read rather than asking once more
-_SOURCE = "data from Azure: Blob storage or the network stalls"
+_STALL = "data to read: the storage or the network stalls"
 
 
-class Readable(Protocol):
+class Content(Protocol):
     """The content of a disk."""
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Return these bytes. Several threads call it."""
+    def fill(self, offset: int, data: memoryview) -> None:
+        """Fill `data` with what the disk holds from `offset` on. Several threads call it."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Chunks with one fate. `touched`: the grains to read of a single chunk; None if all of it is read."""
+
+    fate: _Fate
+    chunks: range
+    touched: Sequence[int] | None
 
 
 class PageReader:
-    """A Reader that reads the chunks in this process, eight at a time.
+    """A Reader that reads the chunks in this process, some at a time, with `ahead` bytes of them in memory.
 
     `extents` gives the ranges to read of a disk of that size; the rest is zeros. `changed` gives what has changed on
     it since a baseline, if that is known; `grains` gives the digests of the grains that the destination has of a chunk,
-    as `Grains.get` does. `waiting` is how a stall is reported.
+    as `Grains.get` does.
     """
 
     def __init__(
         self,
-        content: Readable,
+        content: Content,
         flow: Flow,
         extents: Callable[[int], Extents],
         changed: Callable[[Manifest], Changed | None] = lambda _: None,
         *,
         grains: Callable[[int, int], list[bytes]] | None = None,
-        waiting: str = _SOURCE,
+        ahead: int = AHEAD,
     ) -> None:
         self._content, self._flow = content, flow
-        self._extents, self._changed_since, self._waiting = extents, changed, waiting
-        self._grains = grains
+        self._extents, self._changed_since = extents, changed
+        self._grains, self._ahead = grains, ahead
         self._closed = False  # set by any thread, once
         self._base: Manifest  # set by `begin`, like what is derived from it
         self.root = (0, "")
@@ -72,8 +83,10 @@ class PageReader:
         base, flow = self._base, self._flow
         whole = root(base.size, base.chunk, base.hash)
         with (
-            flow.watched(self._waiting),
-            closing(ordered(self._chunk, self._runs(), threads=_READERS, ahead=_READERS + 1)) as results,
+            flow.watched(_STALL),
+            closing(
+                ordered(self._chunk, self._runs(), threads=_THREADS, ahead=self._ahead, weigh=self._weight)
+            ) as results,
         ):
             begun = flow.clock.monotonic()
             for chunk, received in results:
@@ -93,11 +106,14 @@ class PageReader:
         """See Reader. Reads under way are finished first."""
         self._closed = True
 
-    def _runs(self) -> Iterator[tuple[_Fate, range]]:
+    def _runs(self) -> Iterator[_Run]:
         """All chunks in order: those to be read one by one, the others in runs."""
         for fate, indexes in groupby(range(self._base.count), self._fate):
-            while run := list(islice(indexes, 1 if fate == "read" else _RUN)):
-                yield fate, range(run[0], run[-1] + 1)
+            while run := list(islice(indexes, 1 if fate == "read" else _LONGEST)):
+                touched = None
+                if fate == "read" and self._changed is not None:
+                    touched = self._changed.touched(self._base, run[0])
+                yield _Run(fate, range(run[0], run[-1] + 1), touched)
 
     def _fate(self, index: int) -> _Fate:
         """What becomes of a chunk."""
@@ -105,6 +121,12 @@ class PageReader:
             return "same" if self._base.digest(index) == ZERO else "zeros"
         unread = self._changed.unread(self._base, index) if self._changed is not None else ""
         return unread or "read"
+
+    def _weight(self, run: _Run) -> int:
+        """The bytes in memory for a run; one that is not read takes a little, too."""
+        if run.fate != "read":
+            return 1024
+        return self._base.span(run.chunks[0])[1] if run.touched is None else len(run.touched) * GRAIN
 
     def _digests(self, chunk: Chunk) -> bytes:
         """The digests of the present content of a chunk or a run."""
@@ -116,15 +138,13 @@ class PageReader:
 
     # In threads
 
-    def _chunk(self, task: tuple[_Fate, range]) -> tuple[Chunk, int]:
+    def _chunk(self, run: _Run) -> tuple[Chunk, int]:
         """A chunk or a run, and how many bytes were read for it."""
         if self._closed:
             raise StreamEnded("the reading was cancelled")
-        fate, run = task
-        if fate != "read":
-            return (Same if fate == "same" else Zeros)(run.start, len(run)), 0
-        index = run.start
-        touched = self._changed.touched(self._base, index) if self._changed is not None else None
+        index, touched = run.chunks[0], run.touched
+        if run.fate != "read":
+            return (Same if run.fate == "same" else Zeros)(index, len(run.chunks)), 0
         grains = self._known_grains(index) if touched is not None else None
         if touched is None or grains is None:
             return self._whole(index)
@@ -143,7 +163,7 @@ class PageReader:
         data[:] = bytes(len(data))
         parts = list(_joined(self._within(offset, len(data))))
         for start, size in parts:
-            data[start - offset : start - offset + size] = self._content.read(start, size)
+            self._content.fill(start, data[start - offset : start - offset + size])
         return sum(size for _, size in parts)
 
     def _known_grains(self, index: int) -> list[bytes] | None:
@@ -156,19 +176,20 @@ class PageReader:
     def _patched(self, index: int, grains: list[bytes], touched: Sequence[int]) -> tuple[Chunk, int]:
         """A chunk of which only some grains are read, and how many bytes that took."""
         offset, length = self._base.span(index)
-        room, received, pieces = self._rooms.take(), 0, list[Piece]()
-        for number in touched:
-            start = number * GRAIN
-            data = memoryview(room)[start : min(start + GRAIN, length)]
+        received, pieces = 0, list[Piece]()
+        for first, end in _neighbours(touched):
+            start = first * GRAIN
+            # Not from malloc: each thread's arena would retain some.
+            data = memoryview(mmap(-1, min(end * GRAIN, length) - start))
             received += self._fill(data, offset + start)
-            (digest,) = self._digester.grains(data)
-            if digest != grains[number]:
-                grains[number] = digest
-                pieces.append((start, len(data), data if digest != ZERO else data[:0]))
-        digest, done = self._digester.of(grains), partial(self._rooms.give_back, room)
+            for number, digest in enumerate(self._digester.grains(data), first):
+                if digest != grains[number]:
+                    grains[number] = digest
+                    part = data[number * GRAIN - start : (number + 1) * GRAIN - start]
+                    pieces.append((number * GRAIN, len(part), part if digest != ZERO else part[:0]))
+        digest = self._digester.of(grains)
         if pieces and digest != ZERO:
-            return Data(index, digest, whole=False, pieces=lambda: pieces, done=done), received
-        done()
+            return Data(index, digest, whole=False, pieces=lambda: pieces, done=lambda: None), received
         return (Zeros if pieces else Same)(index, 1), received
 
     def _compared(self, index: int, data: memoryview, room: mmap) -> Chunk:
@@ -198,3 +219,14 @@ def _joined(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         end = start + size
     if end:
         yield begun, end - begun
+
+
+def _neighbours(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The runs of consecutive numbers: first, exclusive end."""
+    first = end = -1
+    for number in numbers:
+        if number != end and end >= 0:
+            yield first, end
+        first, end = first if number == end else number, number + 1
+    if end >= 0:
+        yield first, end
