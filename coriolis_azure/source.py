@@ -11,7 +11,7 @@ processes: `prepare`, `deallocate`, `copy`, `finish`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -47,7 +47,7 @@ from .replica.destinations import Folder
 from .replica.status import Status
 from .restoring import Restored
 from .run import attached_disks, cleanup
-from .run.baselines import Baselines, Listed, expired, listed
+from .run.baselines import Baselines, Listed, Owned, Owner, expired, listed, owned
 from .run.cleanup import DEAD_AFTER
 from .run.interrupts import shielded
 from .run.journal import Journal, default_folder
@@ -55,7 +55,6 @@ from .run.records import Kept, Records
 from .run.resources import Resources, delete
 from .settings import Connection, Environment
 from .threads import every
-from .worker import launch, sizes
 
 LOG = logging.getLogger(__name__)
 
@@ -282,10 +281,7 @@ class Source:
         return Replicated(
             vm=machine.name,
             mechanism=self.environment.replica_export_mechanism,
-            disks=tuple(
-                _reported(disk, outcome, target.read.get(disk.name, Read()))
-                for disk, outcome in zip(disks, outcomes, strict=True)
-            ),
+            disks=_reports(disks, outcomes, target),
             started=started,
             point=point,
             seconds=round(now() - began, 3),
@@ -314,36 +310,35 @@ class Source:
         begun = self.begun(resources.run, machine, [disk.name for disk in disks])
         place = target.folder if isinstance(target.folder, destinations.Place) else None
         record = sets.begin(place, machine.id, begun, keep) if place is not None else None
-        outcomes = copying.copy(target, resources, worker, machine, disks)
-        if target.baselines is not None:
-            target.baselines.keep()  # before the record names them: what nothing names is deleted by the next run
-        if place is not None and record is not None:
-            roots = [outcome.manifest.root() for outcome in outcomes]
-            sets.complete(place, record, dict(zip(begun.disks, roots, strict=True)))
-        if target.baselines is not None:
-            target.baselines.retire()
-        return begun.time, outcomes
+
+        def publish(outcomes: Sequence[transfer.Outcome]) -> None:
+            if place is not None and record is not None:
+                roots = [outcome.manifest.root() for outcome in outcomes]
+                sets.complete(place, record, dict(zip(begun.disks, roots, strict=True)))
+
+        return begun.time, _copied_and(publish, target, resources, worker, machine, disks)
 
     def begun(self, run: Run, machine: Machine, disks: Sequence[str]) -> sets.Begun:
         """What a run records before it copies these disks."""
         left_out = tuple(disk.name for disk in machine.disks if disk.name not in disks)
         return sets.Begun(run.id, names.stamp(self.context.clock.now()), tuple(disks), left_out)
 
-    def prepare(self, vm: str) -> tuple[Run, Worker]:
-        """Boot a worker for `vm` and leave it running, for callers that `copy` and `finish` in other processes.
+    def prepare(self, vm: str) -> tuple[Run, Worker | None]:
+        """Begin a run for `vm`, for callers that `copy` and `finish` in other processes.
 
-        What dead runs have left is deleted first. If this fails, nothing of the new run is left behind.
+        If disks are going to be read by a worker, it is booted and left running. What dead runs have left, and
+        baselines whose end date has passed, are deleted first. If this fails, nothing of the new run is left behind.
         """
         machine = self.inspect(vm)
         disks = self.chosen(machine)
         self.sweep(DEAD_AFTER)
+        self.retire(self.baselines())
         preflight.refuse(self.context, machine, disks)
         stalled, looked = self._unfinished(machine), self.context.clock.monotonic()
         run = self.new_run(machine)
         resources = self.resources(run, Journal(run))
-        needed = sizes.needs(machine, disks)
         with resources.undone_on_error(), resources.deploying():
-            worker = launch.launch(resources, needed, self.environment, self.context.report)
+            worker = copying.launch_worker(self.context, resources, machine, disks)
             if stalled:
                 self._end_stalled(run, machine, stalled, looked)
         return run, worker
@@ -366,26 +361,34 @@ class Source:
         self.delete_leftovers(run, [other for other, sign in stalled.items() if now.get(other) == sign])
 
     def copy(
-        self, run: Run, worker: Worker, machine: Machine, disks: Sequence[Disk], folder: destinations.Folder
-    ) -> list[transfer.Outcome]:
-        """Snapshot and copy disks of `machine` with a worker that `prepare` has booted, or one of a pool.
+        self,
+        run: Run,
+        worker: Worker | None,
+        machine: Machine,
+        disks: Sequence[Disk],
+        folder: destinations.Folder,
+        publish: Callable[[Sequence[transfer.Outcome]], None] = lambda _: None,
+    ) -> tuple[DiskReport, ...]:
+        """Snapshot and copy disks of `machine` for a run of `prepare`, with its worker or that of a pool, if any.
 
-        However this ends, the snapshots and clones are deleted, and the worker stays. Raises DisksChanged if the VM
-        has other disks by now.
+        However this ends, the snapshots and clones are deleted, except for those that become baselines, and the worker
+        stays. `publish` is called once everything is copied, before the older baselines are deleted. Raises
+        DisksChanged if the VM has other disks by now.
         """
         folder.reserve([disk.name for disk in disks])
-        if attached_disks.emptied(self.azure, worker.vm, self.context.report, self.context.clock):
+        if worker and attached_disks.emptied(self.azure, worker.vm, self.context.report, self.context.clock):
             self.azure.start(worker.vm)
         journal = Journal(run)
         resources = self.resources(run, journal)
+        owners = folder.owners() if isinstance(folder, Owned) else {}
+        target = Target(self.context, folder, Baselines(self.context, resources, owners))
         with resources.spare, resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
-            target = Target(self.context, folder)
-            outcomes = copying.copy(target, resources, worker, machine, disks)
+            outcomes = _copied_and(publish, target, resources, worker, machine, disks)
         for id in resources.delete(journal.ids):
             self.context.report(
                 Notice(f"could not delete {id}; it is deleted with the run's other resources")
             )
-        return outcomes
+        return _reports(disks, outcomes, target)
 
     def delete_leftovers(self, run: Run, dead: Iterable[str], vhds: Sequence[str] = ()) -> None:
         """Delete what the `dead` runs, given by their ids, have left of their work for the VM of `run`.
@@ -513,6 +516,10 @@ class Source:
         clock = self.context.clock
         return old, [] if dry_run else delete(self.azure, ids, clock)
 
+    def disown(self, owners: Sequence[Owner]) -> list[str]:
+        """Delete the baselines of volumes that are given up; return the ids of what could not be deleted."""
+        return delete(self.azure, owned(self.context, owners), self.context.clock)
+
     def untagged(self) -> list[str]:
         """The ids of resources with the names of ours but without our tags, which clean-up leaves alone."""
         return cleanup.untagged(self.azure, self.environment.resource_group)
@@ -615,6 +622,31 @@ class Source:
 def _level(error: BaseException) -> int:
     """The log level for an error of the clean-up: a bug of this program is shown to everyone, with its traceback."""
     return logging.DEBUG if isinstance(error, CoriolisAzureError | KeyboardInterrupt) else logging.ERROR
+
+
+def _copied_and(
+    publish: Callable[[Sequence[transfer.Outcome]], None],
+    target: Target,
+    resources: Resources,
+    worker: Worker | None,
+    machine: Machine,
+    disks: Sequence[Disk],
+) -> list[transfer.Outcome]:
+    """Copy the disks and `publish` what arrived; keep their snapshots as baselines, and delete the older ones."""
+    outcomes = copying.copy(target, resources, worker, machine, disks)
+    if target.baselines is not None:
+        target.baselines.keep()  # before anything names them: what nothing names is deleted by the next run
+    publish(outcomes)
+    if target.baselines is not None:
+        target.baselines.retire()
+    return outcomes
+
+
+def _reports(
+    disks: Sequence[Disk], outcomes: Sequence[transfer.Outcome], target: Target
+) -> tuple[DiskReport, ...]:
+    pairs = zip(disks, outcomes, strict=True)
+    return tuple(_reported(disk, outcome, target.read.get(disk.name, Read())) for disk, outcome in pairs)
 
 
 def _reported(disk: Disk, outcome: transfer.Outcome, read: Read) -> DiskReport:

@@ -66,8 +66,8 @@ def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
     boot = boot_of(reader)
     with places.open(str(tmp_path / "images"), silent, source.storage) as folder:
         record = sets.begin(folder, machine.id, sets.Begun("run", "now", ("os",)))
-        (outcome,) = source.copy(source.new_run(machine), reader, machine, disks, folder)
-        sets.complete(folder, record, {"os": outcome.manifest.root()})
+        (report,) = source.copy(source.new_run(machine), reader, machine, disks, folder)
+        sets.complete(folder, record, {"os": report.root})
     assert (tmp_path / "images/os.raw").read_bytes() == content.read_bytes()
     assert (boot_of(reader) != boot, luns(source, reader)) == (True, [])
     assert any("of another run attached" in event.text for event in told if isinstance(event, Notice))

@@ -694,6 +694,7 @@ def test_the_workers_own_disk_and_host_are_encrypted_as_policies_demand(
     assert checked.ok
     assert "disk encryption set d can be read, for the worker's own disk" in texts(checked, "fine")
     run, reader = source.prepare("web")
+    assert reader is not None
     vm = source.azure.get(reader.vm)
     assert vm["properties"]["securityProfile"] == {"encryptionAtHost": True}
     disk = source.azure.get(vm["properties"]["storageProfile"]["osDisk"]["managedDisk"]["id"])

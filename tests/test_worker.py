@@ -231,6 +231,7 @@ def test_an_image_that_azure_does_not_take_gives_way_to_the_next(
     azure.add_vm("web", image("os"))
     azure.faults.add("refuse", method="PUT", path="/virtualMachines/coriolis", status=404, code=code)
     run, reader = source.prepare("web")
+    assert reader is not None
     assert source.azure.get(reader.vm)["properties"]["storageProfile"]["imageReference"]["offer"] != (
         images.IMAGES[0].offer
     )
@@ -263,6 +264,7 @@ def test_another_host_key_is_refused_before_anything_is_sent(
 ) -> None:
     azure.add_vm("web", image("os"))
     run, reader = source.prepare("web")
+    assert reader is not None
     impostor = Worker(**{**_fields(reader), "host_key": keys.host_key()[1]})
     with ssh.connect(reader, Clock(), silent), pytest.raises(errors.HostKeyChanged):
         ssh.connect(impostor, Held(pace=100), silent)
@@ -280,6 +282,7 @@ def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(
     monkeypatch.setattr(ssh, "SILENCE_SECONDS", 0.2)
     azure.add_vm("web", image("os"))
     run, reader = source.prepare("web")
+    assert reader is not None
     with (
         ssh.connect(reader, Clock(), silent) as connection,
         connection._run("sleep 60") as stream,

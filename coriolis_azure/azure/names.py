@@ -31,6 +31,8 @@ VOLUME_TAG = "coriolis-volume"
 BASELINE_TAG = "coriolis-baseline"
 OURS = frozenset({RUN_TAG, POOL_TAG, VOLUME_TAG, BASELINE_TAG})
 UNTIL_TAG = "coriolis-until"  # when a baseline may be deleted by anybody's clean-up
+# On a baseline of a volume: how the orchestrator describes the volume, for when its state is lost.
+DESTINATION_TAG = "coriolis-destination"
 # The content of a volume's record: the disk it is a copy of, the state it holds, and the run that may write to it.
 DISK_TAG = "coriolis-disk"
 HOLDS_TAG = "coriolis-holds"

@@ -18,7 +18,7 @@ from ..readers.extents import Everything, Extents
 from ..readers.flow import Flow
 from ..readers.pages import PageReader
 from ..readers.reader import Reader
-from ..replica.destinations import Destination, Kept
+from ..replica.destinations import Based, Destination
 from ..replica.manifest import Manifest
 from ..run.baselines import Baseline, Baselines
 from ..run.resources import Resources
@@ -106,7 +106,7 @@ class _Disk:
         self._distrusted = self._changed is not None and self._changed.unlisted is not None
         self._allocated = self._pages()
         self._changed, self._baselines = None, baselines
-        if baselines is None or not isinstance(destination, Kept):
+        if baselines is None or not isinstance(destination, Based):
             return
         self._baseline, self._attested = self._found(destination)
         self._stream = baselines.begin(self._disk.name, self._baseline)
@@ -121,7 +121,7 @@ class _Disk:
             self._tell(f"all of the snapshot is read: {error.message}")
             return None
 
-    def _found(self, destination: Kept) -> tuple[Baseline | None, Manifest | None]:
+    def _found(self, destination: Based) -> tuple[Baseline | None, Manifest | None]:
         """The baseline of the replica, and what was committed with it."""
         left = destination.baseline
         if left is None:

@@ -28,7 +28,7 @@ from . import base, configuration
 if TYPE_CHECKING:
     from ..azure.client import Azure
     from ..azure.transport import Transport
-    from ..source import Source
+    from ..source import DiskReport, Source
     from ..transfer import Outcome
     from ..worker.pool import Pool
     from .writer import Volumes
@@ -230,12 +230,20 @@ class AzureExportProvider(
     def deploy_replica_source_resources(
         self, ctxt: Any, connection_info: Json, export_info: Json, source_environment: Json
     ) -> Json:
-        """Boot the worker. A failure leaves nothing behind, because the orchestrator would not call us to clean up."""
+        """Begin a run, and boot a worker if one is going to read disks; without one, `connection_info` is empty.
+
+        A failure leaves nothing behind, because the orchestrator would not call us to clean up.
+        """
         with self._source(connection_info, source_environment) as source:
             run, worker = source.prepare(export_info["id"])
         disks = export_info.get("devices", {}).get("disks", [])
-        resources = {**_worker_resources(run, worker), "vhds": _vhds(disk["id"] for disk in disks)}
-        return {"migr_resources": resources, "connection_info": _worker_connection(worker)}
+        resources = {"run": run.to_json(), "vhds": _vhds(disk["id"] for disk in disks)}
+        if worker is None:
+            return {"migr_resources": resources, "connection_info": {}}
+        return {
+            "migr_resources": {**resources, **_worker_resources(run, worker)},
+            "connection_info": _worker_connection(worker),
+        }
 
     @_translated
     def delete_replica_source_resources(
@@ -263,7 +271,7 @@ class AzureExportProvider(
         volumes_info: list[Json],
         incremental: bool,
     ) -> list[Json]:
-        """Snapshot, clone and copy every disk that has a volume; return `volumes_info` with the new states.
+        """Snapshot and copy every disk that has a volume; return `volumes_info` with the new states.
 
         `incremental` is ignored: the orchestrator always passes True, and a volume's state tells what it holds.
         """
@@ -272,7 +280,7 @@ class AzureExportProvider(
         from .claims import Claimant
 
         run = Run.from_json(source_resources["run"])
-        worker = _worker(source_resources, source_conn_info)
+        worker = _worker(source_resources, source_conn_info) if source_resources.get("worker") else None
         with self._source(connection_info, source_environment) as source:
             machine = source.inspect(instance_name)
             if run.pool:
@@ -293,26 +301,25 @@ class AzureExportProvider(
                 )
                 selected = [disk for disk in source.chosen(machine) if disk.name in volumes.names()]
                 if selected:
-                    outcomes = _copied(source, run, worker, machine, selected, volumes)
-                    for disk, outcome in zip(selected, outcomes, strict=True):
-                        self._report(Step(f"copied {disk.name}", _figures(outcome)))
+                    for disk in _copied(source, run, worker, machine, selected, volumes):
+                        self._report(Step(f"copied {disk.name}", _figures(disk)))
                 return volumes.to_json()
 
     @_translated
     def delete_replica_source_snapshots(
         self, ctxt: Any, connection_info: Json, source_environment: Json, volumes_info: list[Json]
     ) -> list[Json]:
-        """Drop the states, so that the next execution is a full one. No snapshot is kept between runs.
+        """Delete the baselines of the volumes and drop their states, so that the next execution is a full one.
 
         Volumes that are VHDs in Blob storage are deleted, because no destination plugin does that.
         """
-        from . import writer
+        from . import states, writer
 
-        vhds = [volume[writer.VHD] for volume in volumes_info if volume.get(writer.VHD)]
+        vhds = [volume[states.VHD] for volume in volumes_info if volume.get(states.VHD)]
         if vhds:
             with self._source(connection_info, source_environment) as source:
                 source.remove(vhds)
-        self._forget(connection_info, source_environment, writer.record_ids(volumes_info))
+        self._forget(connection_info, source_environment, volumes_info)
         return [writer.forgotten(volume) for volume in volumes_info]
 
     @_translated
@@ -338,7 +345,7 @@ class AzureExportProvider(
         The location and the resource group identify the machine, so they cannot change; nor can the container while
         it holds volumes. Another chunk size means a full run. Everything else may change between executions.
         """
-        from . import writer
+        from . import states, writer
 
         group = settings.Connection.from_json(connection_info).default_resource_group
         defaults = configuration.environment_defaults()
@@ -353,7 +360,7 @@ class AzureExportProvider(
                 )
         for name in ("storage_account_name", "storage_container_name"):
             before, after = getattr(old, name), getattr(new, name)
-            if before != after and any(volume.get(writer.VHD) for volume in volumes_info):
+            if before != after and any(volume.get(states.VHD) for volume in volumes_info):
                 raise InvalidInput(
                     f"{name} cannot change from {before} to {after or 'nothing'}: it holds the replica of "
                     f"{instance_name}",
@@ -504,17 +511,22 @@ class AzureExportProvider(
         with self._pool(connection_info, minion_properties["environment"]) as pool:
             pool.check_fits(export_info.get("location") or environment_options["location"])
 
-    def _forget(self, connection_info: Json, source_environment: Json, records: list[str]) -> None:
-        """Delete the records of volumes.
+    def _forget(self, connection_info: Json, source_environment: Json, volumes_info: list[Json]) -> None:
+        """Delete the records and the baselines of volumes.
 
-        This must succeed even if Azure can no longer be reached; a record left behind does no harm.
+        This must succeed even if Azure can no longer be reached: a record left behind does no harm, and a baseline has
+        an end date.
         """
+        from . import writer
+
         try:
             with self._source(connection_info, source_environment) as source:
-                for id in records:
+                for id in writer.record_ids(volumes_info):
                     source.records().delete(id)
+                for id in source.disown([writer.owner(volume) for volume in volumes_info]):
+                    self._report(Notice(f"could not delete the baseline {id}"))
         except CoriolisAzureError as error:
-            self._report(Notice(f"records of volumes may remain in Azure: {error.message}"))
+            self._report(Notice(f"records and baselines of volumes may remain in Azure: {error.message}"))
 
     @contextmanager
     def _source(self, connection_info: Json, source_environment: Json) -> Iterator[Source]:
@@ -528,11 +540,6 @@ class AzureExportProvider(
             transport=_transport(connection),
         ) as source:
             source.journals = None  # the tasks of one run are processes of several hosts
-            if source.environment.replica_export_mechanism != settings.WORKER:
-                raise InvalidInput(
-                    "the orchestrator's tasks read disks through a worker only",
-                    remedy="Set replica_export_mechanism to worker.",
-                )
             yield source
 
     @contextmanager
@@ -591,8 +598,13 @@ def _chosen(connection_info: Json, environment: Json | None) -> Json:
 
 
 def _copied(
-    source: Source, run: Run, worker: Worker, machine: Machine, disks: Sequence[Disk], volumes: Volumes
-) -> list[Outcome]:
+    source: Source,
+    run: Run,
+    worker: Worker | None,
+    machine: Machine,
+    disks: Sequence[Disk],
+    volumes: Volumes,
+) -> tuple[DiskReport, ...]:
     """Copy the disks to their volumes; VHD volumes are recorded as one set, like any replica."""
     from ..replica import sets
 
@@ -600,22 +612,27 @@ def _copied(
     if place is None:
         return source.copy(run, worker, machine, disks, volumes)
     record = sets.begin(place, machine.id, source.begun(run, machine, vhds))
-    outcomes = source.copy(run, worker, machine, disks, volumes)
-    roots = {disk.name: outcome.manifest.root() for disk, outcome in zip(disks, outcomes, strict=True)}
-    sets.complete(place, record, {name: roots[name] for name in vhds})
-    return outcomes
+
+    def publish(outcomes: Sequence[Outcome]) -> None:
+        roots = {disk.name: outcome.manifest.root() for disk, outcome in zip(disks, outcomes, strict=True)}
+        sets.complete(place, record, {name: roots[name] for name in vhds})
+
+    return source.copy(run, worker, machine, disks, volumes, publish)
 
 
-def _figures(outcome: Outcome) -> str:
+def _figures(disk: DiskReport) -> str:
     """A summary of a copied disk, for people."""
     counts = {
-        "read": outcome.read_bytes,
-        "sent": outcome.sent_bytes,
-        "zeros": outcome.zero_bytes,
-        "unchanged": outcome.skipped_bytes,
+        "read": disk.read_bytes,
+        "sent": disk.sent_bytes,
+        "zeros": disk.zero_bytes,
+        "unchanged": disk.skipped_bytes,
     }
-    verified = "verified" if outcome.verified else "not verified"
-    return ", ".join([*(f"{amount(count)} {label}" for label, count in counts.items()), verified])
+    verified = "verified" if disk.verified else "not verified"
+    parts = [*(f"{amount(count)} {label}" for label, count in counts.items()), verified]
+    if disk.relied_bytes:
+        parts.append(f"{amount(disk.relied_bytes)} not read: Azure lists no change there")
+    return ", ".join(parts)
 
 
 def _worker_resources(run: Run, worker: Worker) -> Json:

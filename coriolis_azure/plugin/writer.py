@@ -1,8 +1,8 @@
 """The volumes that the orchestrator hands over, written through one of its backup writers.
 
-The state of a volume travels in its entry of `volumes_info`, under `replica_state`. The orchestrator returns it only
-if the answer of the run that produced it arrived, so it may be older than the volume. The volume's record (`claims`),
-which the state names, tells whether the state may be trusted and whether this run may write.
+The state of a volume travels in its entry of `volumes_info`, under `replica_state` (`states`). The orchestrator returns
+it only if the answer of the run that produced it arrived, so it may be older than the volume. The volume's record
+(`claims`), which the state names, tells whether the state may be trusted and whether this run may write.
 
 An entry without a state means that nothing is known about its volume, unless the destination says that it created the
 volume blank (`zeroed`). Some destinations say so even of volumes that they only attach, and the flag is never reset.
@@ -26,7 +26,7 @@ from ..azure import names
 from ..clock import Clock
 from ..errors import CoriolisAzureError, DestinationFailed, DisksChanged, InvalidInput, Unsupported
 from ..events import Notice, Report, silent
-from ..model import Disk
+from ..model import Disk, Json
 from ..replica.destinations import Content, Destination
 from ..replica.file_store import FileStore
 from ..replica.files import FileMedium
@@ -35,9 +35,11 @@ from ..replica.manifest import UNKNOWN, ZERO, Manifest
 from ..replica.medium import Document, Stamp
 from ..replica.replica import Kept, Replica
 from ..replica.runmark import RunMark
+from ..run.baselines import Owner
 from ..threads import Lock, every, later, ordered
-from . import claims
+from . import claims, states
 from .claims import Claim, Claimant
+from .states import BLANK, STATE, VHD
 
 if TYPE_CHECKING:
     from ..replica.container import BlobFolder
@@ -46,8 +48,7 @@ LOG = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0  # after so long without an answer, the other side counts as gone
 _LAST_WRITES_SECONDS = 5.0  # how long data in flight may still arrive when a run is stopped
-VHD = "vhd_url"
-_STATE, _DEVICE, _BLANK = "replica_state", "volume_dev", "zeroed"
+_DEVICE = "volume_dev"
 
 
 class Device(Protocol):
@@ -110,6 +111,8 @@ class Volumes:
             # A shared disk is copied by the tasks of one VM only; for the others, the destination sets this flag.
             if entry.get("replicate_disk_data") is not False:
                 self._by_name[disk.name] = entry
+        # As the entries are now: a run changes them.
+        self._owners = {name: owner(entry) for name, entry in self._by_name.items()}
         self._opened: list[FileVolume | Volume] = []
         self._files: dict[str, FileVolume] = {}
         self._vhds: BlobFolder | None = None
@@ -142,6 +145,10 @@ class Volumes:
     def vhds(self) -> tuple[BlobFolder | None, list[str]]:
         """The place in Blob storage (None if no volume is a VHD) and the disks whose volumes are VHDs there."""
         return self._vhds, [name for name, entry in self._by_name.items() if not entry.get(_DEVICE)]
+
+    def owners(self) -> dict[str, Owner]:
+        """Whose the baselines of these volumes are, by disk name."""
+        return self._owners
 
     def disk(self, name: str) -> Destination:
         """The destination of the disk `name`."""
@@ -221,7 +228,7 @@ class Volumes:
         """Claim the volumes."""
         for name, entry in self._by_name.items():
             if entry.get(_DEVICE):
-                claimed = claims.Entry(str(entry["disk_id"]), name, entry.get(_STATE))
+                claimed = claims.Entry(str(entry["disk_id"]), name, entry.get(STATE))
                 self._claims[name] = self._claimant.claim(claimed, attempt)
         all_ = list(self._claims.values())
         list(ordered(Claim.acquire, all_, threads=4, ahead=8, abort=self.stop))
@@ -266,32 +273,50 @@ class Volume:
         self._lock = Lock()
         self._begun = False
         self._size = 0
-        self._stopped = self._abandoned = False
+        self._opened = self._stopped = self._abandoned = False
+        self._based: tuple[Manifest, Json] | None = None
+        self._next_baseline: Callable[[], Json | None] = lambda: None
 
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
-        """What the volume holds according to its entry, if that can be trusted. See Destination."""
+        """What the volume holds according to its entry, if that can be trusted. See Destination.
+
+        Once this run has written, nothing is known any more.
+        """
         self._claim.activate()
-        base = self._base(disk, size, chunk, full=full)
+        self._based = None
+        base = self._base(disk, size, chunk, full=full or self._begun)
         self._size = size
-        self._device.open()
+        if not self._opened:
+            self._device.open()
+            self._opened = True
         return base
+
+    @property
+    def baseline(self) -> tuple[Manifest, Json] | None:
+        """See Based."""
+        return self._based
+
+    def leave(self, baseline: Callable[[], Json | None]) -> None:
+        """See Based."""
+        self._next_baseline = baseline
 
     def _base(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         fill = UNKNOWN
         if full:
             pass
-        elif _STATE in self._entry:
+        elif STATE in self._entry:
             stored = self._stored(disk, chunk)
             if stored is not None:
+                self._based = based(stored, self._entry[STATE], self._name, self._report)
                 return stored.resized(size, UNKNOWN)
-        elif self._entry.get(_BLANK) is True and self._claim.first_use:
+        elif self._entry.get(BLANK) is True and self._claim.first_use:
             fill = ZERO
         return Manifest.new(size, chunk, disk, fill)
 
     def _stored(self, disk: str, chunk: int) -> Manifest | None:
         """The manifest in the entry, if it is valid, current, of this disk, and has chunks of this size."""
         try:
-            stored = Manifest.from_json(self._entry[_STATE])
+            stored = Manifest.from_json(self._entry[STATE])
         except InvalidInput as error:
             self._tell(error.message)
             return None
@@ -388,10 +413,11 @@ class Volume:
     def commit(self, manifest: Manifest) -> None:
         """Record what the volume holds, and store it in the entry, no longer marked as blank. See Destination."""
         state = {**manifest.to_json(), "record": self._claim.id}
+        state = states.with_baseline(state, self._next_baseline())
         self._claim.commit(claims.state_name(state))
-        self._entry[_STATE] = state
-        if _BLANK in self._entry:
-            self._entry[_BLANK] = False
+        self._entry[STATE] = state
+        if BLANK in self._entry:
+            self._entry[BLANK] = False
 
     def close(self) -> None:
         """See Device."""
@@ -461,22 +487,32 @@ class FileVolume(Replica):
         super().__init__(self._file, report, in_place=True)
         self._entry = entry
 
+    @property
+    def baseline(self) -> tuple[Manifest, Json] | None:
+        """See Based. What the volume holds is known by then; the entry tells what the baseline held."""
+        in_entry = self._in_entry()
+        return based(in_entry, self._entry[STATE], self._file.name, self._report) if in_entry else None
+
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What the volume holds. Nothing is known without a state in its entry. See Destination."""
-        return super().known(disk, size, chunk, full=full or not self._entry.get(_STATE))
+        return super().known(disk, size, chunk, full=full or not self._entry.get(STATE))
 
     def commit(self, manifest: Manifest) -> None:
         """Store the manifest beside the volume and in its entry. See Destination."""
         super().commit(manifest)
-        self._entry[_STATE] = manifest.to_json()
+        self._entry[STATE] = states.with_baseline(manifest.to_json(), self._next_baseline())
+
+    def _in_entry(self) -> Manifest | None:
+        """The manifest in the entry."""
+        try:
+            return Manifest.from_json(self._entry[STATE]) if self._entry.get(STATE) else None
+        except InvalidInput as error:
+            self._report(Notice(f"{self._file.where}: {error.message}"))
+            return None
 
     def _load(self, *, ours: bool = True) -> Kept | None:
         """The state, if it is the same in the entry and beside the volume; for a device, the one in the entry."""
-        try:
-            in_entry = Manifest.from_json(self._entry[_STATE]) if self._entry.get(_STATE) else None
-        except InvalidInput as error:
-            self._report(Notice(f"{self._file.where}: {error.message}"))
-            in_entry = None
+        in_entry = self._in_entry()
         if self._file.is_device:
             return None if in_entry is None else Kept(in_entry, {})
         beside = super()._load(ours=ours)
@@ -487,19 +523,33 @@ class FileVolume(Replica):
         return None
 
 
+def based(manifest: Manifest, state: Json, name: str, report: Report) -> tuple[Manifest, Json] | None:
+    """The manifest of a state with its baseline; None without one."""
+    baseline = states.baseline_in(state)
+    if baseline is None and states.has_baseline(state):
+        report(Notice(f"{name}: the baseline in its state is not used: it is damaged, or of another state"))
+    return (manifest, baseline) if baseline is not None else None
+
+
+def owner(entry: dict[str, Any]) -> Owner:
+    """Whose the baselines of an entry's volume are."""
+    baseline = states.baseline_in(entry.get(STATE)) or {}
+    return Owner(str(entry["disk_id"]), str(baseline.get("stream") or ""), states.description(entry))
+
+
 def no_longer_blank(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry, with the mark removed that the destination created its volume blank."""
-    return {**entry, _BLANK: False} if _BLANK in entry else dict(entry)
+    return {**entry, BLANK: False} if BLANK in entry else dict(entry)
 
 
 def forgotten(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry without the state of its volume."""
-    return {key: value for key, value in no_longer_blank(entry).items() if key not in (_STATE, VHD)}
+    return {key: value for key, value in no_longer_blank(entry).items() if key not in (STATE, VHD)}
 
 
 def record_ids(entries: Sequence[dict[str, Any]]) -> list[str]:
     """The ids of the records that the states in the entries name."""
-    return [id for entry in entries if (id := claims.record_id(entry.get(_STATE)))]
+    return [id for entry in entries if (id := claims.record_id(entry.get(STATE)))]
 
 
 def backend(

@@ -118,8 +118,8 @@ class Folder(Protocol):
 
 
 @runtime_checkable
-class Kept(Destination, Protocol):
-    """A disk whose manifest is stored with it."""
+class Based(Destination, Protocol):
+    """A disk with whose manifest a baseline is stored: the snapshot that has the same content."""
 
     @property
     def baseline(self) -> tuple[Manifest, Json] | None:
@@ -130,6 +130,11 @@ class Kept(Destination, Protocol):
 
     def leave(self, baseline: Callable[[], Json | None]) -> None:
         """Ask for the baseline that goes with what `commit` commits, and keep it with that."""
+
+
+@runtime_checkable
+class Kept(Based, Protocol):
+    """A disk whose manifest is stored with it."""
 
     def stored(self) -> Manifest:
         """The manifest of the last successful run; afterwards `read` may be called. Changes nothing.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from typing import Protocol, runtime_checkable
 
 from ..azure import names
 from ..azure.context import Context
@@ -85,11 +86,48 @@ _FIELDS = dict.fromkeys(("stream", "id", "unique_id", "made", "family", "disk"),
 }
 
 
-class Baselines:
-    """The baselines of one run: those it begins at, and those that it leaves. For threads."""
+@dataclass(frozen=True)
+class Owner:
+    """Whose baselines they are, if that is not known from a replica: the volume of a disk, as its entry tells.
 
-    def __init__(self, context: Context, resources: Resources) -> None:
+    `disk`: the disk's ARM id. `stream`: that of the state in the entry, "" without one. `destination`: a digest of how
+    the orchestrator describes the volume. Without a stream, baselines of the disk that were made for the same words are
+    its own: an execution has left them whose result was lost.
+    """
+
+    disk: str
+    stream: str
+    destination: str
+
+    def owns(self, snapshot: Json) -> bool:
+        """Whether a snapshot, by Azure's document of it, is one of its baselines."""
+        tags = names.tags_of(snapshot)
+        stream = tags.get(names.BASELINE_TAG)
+        source = str(at(snapshot, "properties.creationData.sourceResourceId") or "")
+        if not stream or not names.same(source, self.disk):
+            return False
+        return stream == self.stream if self.stream else tags.get(names.DESTINATION_TAG) == self.destination
+
+
+@runtime_checkable
+class Owned(Protocol):
+    """A folder that knows whose the baselines of its disks are, even if the disks do not."""
+
+    def owners(self) -> Mapping[str, Owner]:
+        """The owners, by disk name."""
+
+
+class Baselines:
+    """The baselines of one run: those it begins at, and those that it leaves. For threads.
+
+    `owners`: those of disks whose destinations may not know their streams, by disk name.
+    """
+
+    def __init__(
+        self, context: Context, resources: Resources, owners: Mapping[str, Owner] | None = None
+    ) -> None:
         self._context, self._resources = context, resources
+        self._owners = owners or {}
         self._older: dict[str, Baseline] = {}
         self._newer: dict[str, Baseline] = {}
         self._lock = Lock()
@@ -99,7 +137,9 @@ class Baselines:
         with self._lock:
             if baseline is not None:
                 self._older[disk] = baseline
-            return baseline.stream if baseline is not None else secrets.token_hex(8)
+                return baseline.stream
+        owner = self._owners.get(disk)
+        return (owner.stream if owner else "") or secrets.token_hex(8)
 
     def open(self, baseline: Baseline) -> Json | None:
         """Let a baseline be read, and return Azure's document of it; None if it is gone or is no baseline of ours."""
@@ -149,21 +189,35 @@ class Baselines:
             names.MADE_TAG: names.stamp(now),
             names.UNTIL_TAG: names.stamp(now + timedelta(days=context.environment.baseline_days)),
         }
+        if disk in self._owners:
+            tags[names.DESTINATION_TAG] = self._owners[disk].destination
         context.azure.patch_snapshot(baseline.id, {"tags": tags, "properties": _CLOSED})
 
-    def retire(self) -> list[str]:
-        """Delete the baselines that the replica no longer has; return the ids that could not be deleted."""
+    def retire(self) -> None:
+        """Delete the baselines that the replica no longer has, and report those that could not be deleted."""
+        try:
+            remaining = self._resources.delete(self._old())
+        except (AzureError, DeadlinePassed) as error:
+            self._context.report(Notice(f"older baselines may remain until their end date: {error.message}"))
+            return
+        for id in remaining:
+            self._context.report(Notice(f"the older baseline {id} could not be deleted"))
+
+    def _old(self) -> list[str]:
+        """The ids of the baselines of these disks and destinations but for those that are left."""
         kept = {baseline.id.lower() for baseline in self._newer.values()}
         streams = {each.stream for each in (*self._older.values(), *self._newer.values())}
-        if not streams:
+        if not streams and not self._owners:
             return []
-        old = [
+        return [
             str(document["id"])
             for document in self._context.azure.resources("snapshot", self._resources.run.group)
-            if names.tags_of(document).get(names.BASELINE_TAG) in streams
-            and str(document["id"]).lower() not in kept
+            if str(document["id"]).lower() not in kept
+            and (
+                names.tags_of(document).get(names.BASELINE_TAG) in streams
+                or any(owner.owns(document) for owner in self._owners.values())
+            )
         ]
-        return self._resources.delete(old) if old else []
 
 
 @dataclass(frozen=True)
@@ -199,6 +253,12 @@ def listed(context: Context) -> list[Listed]:
         if names.BASELINE_TAG in tags
     ]
     return sorted(ours, key=lambda each: (each.instance, each.disk, each.made))
+
+
+def owned(context: Context, owners: Sequence[Owner]) -> list[str]:
+    """The ids of the baselines of these owners."""
+    documents = context.azure.resources("snapshot", context.environment.resource_group)
+    return [str(each["id"]) for each in documents if any(owner.owns(each) for owner in owners)]
 
 
 def expired(context: Context, baselines: Iterable[Listed]) -> list[Listed]:
