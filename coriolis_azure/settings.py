@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 from jsonschema.exceptions import ValidationError
@@ -106,7 +109,12 @@ class Connection:
                 "custom_cloud_properties: endpoints: resource_manager_endpoint (or management_endpoint) is "
                 "required with the cloud_profile CustomCloud"
             )
-        if self.ca_bundle and not Path(self.ca_bundle).is_file():
+        faults += (
+            f"custom_cloud_properties: endpoints: {name}: must be an HTTPS address"
+            for name in ("resource_manager_endpoint", "management_endpoint", "active_directory_url")
+            if self.endpoints.get(name) and not _is_https(self.endpoints[name])
+        )
+        if self.ca_bundle and not os.path.isfile(self.ca_bundle):  # noqa: PTH113 - Path's raises if a folder is closed
             faults.append(f"ca_bundle: there is no file {self.ca_bundle}")
         return faults
 
@@ -116,6 +124,14 @@ class Connection:
         return self.endpoints.get("resource_manager_endpoint") or self.endpoints.get(
             "management_endpoint", ""
         )
+
+
+def _is_https(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -312,14 +328,30 @@ def checked(name: str, raw: Any) -> Json:
 
 
 def _check_is_text(name: str, raw: Any) -> None:
-    """Raise InvalidInput if a name or value contains a lone surrogate, which JSON can escape."""
-    try:
-        json.dumps(raw, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInput(
-            f"{name}: {error.object[error.start]!r} is not a character",
-            remedy="Write the character itself instead of its \\u escape.",
-        ) from error
+    """Raise InvalidInput if a name or value contains what no text has: control characters or half a character."""
+    for where, text in _texts(name, raw):
+        for character in text:
+            match unicodedata.category(character):
+                case "Cc":
+                    remedy = "Remove it. A copied value often ends with a line break."
+                    raise InvalidInput(f"{where}: contains {character!r}, a control character", remedy=remedy)
+                case "Cs":
+                    remedy = "Write the character itself instead of its \\u escape."
+                    raise InvalidInput(f"{where}: {character!r} is not a character", remedy=remedy)
+
+
+def _texts(name: str, raw: Any) -> Iterator[tuple[str, str]]:
+    """Yield every text in a document, names included, with the place where it is."""
+    waiting = [(name, raw)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, str):
+            yield where, value
+        elif isinstance(value, dict):
+            yield from ((where, str(key)) for key in value)
+            waiting += ((f"{where}: {key}", item) for key, item in value.items())
+        elif isinstance(value, (list, tuple)):
+            waiting += ((f"{where}: {n}", item) for n, item in enumerate(value))
 
 
 def read_json(file: Path) -> Any:
@@ -359,7 +391,7 @@ def exposed(file: Path, connection_info: Any) -> list[str]:
 def _readable_by_all(file: Path) -> bool:
     try:
         return bool(file.stat().st_mode & stat.S_IROTH)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path at all, such as one with a null character
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from azure.identity import ClientSecretCredential, UsernamePasswordCredential
 
 from coriolis_azure import errors
 from coriolis_azure.azure import client, transport
+from coriolis_azure.azure.patience import seconds_in
+from coriolis_azure.cli import logs
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
@@ -205,3 +208,81 @@ def test_the_hosts_that_a_proxy_is_not_for() -> None:
     assert not proxy.serves("10.0.0.5")
     assert not proxy.serves("stack.example.org")
     assert "secret" not in repr(proxy)
+
+
+@pytest.mark.parametrize("form", [list, dict])
+def test_a_custom_cloud_is_asked_how_to_sign_in(azure: Sandbox, form: type) -> None:
+    """Clouds answer with a list of clouds or, as an Azure Stack Hub, with a document."""
+    info = azure.connection_info()
+    endpoints = info["custom_cloud_properties"]["endpoints"]
+    for name in ("active_directory_url", "active_directory_resource_id"):
+        del endpoints[name]
+
+    def answered(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if request.path != "/metadata/endpoints":
+            return response
+        (own,) = json.loads(response.body)
+        other = {**own, "resourceManager": "https://elsewhere", "authentication": {"loginEndpoint": "x"}}
+        return Response.of(200, own if form is dict else [other, own])
+
+    azure.intercept = answered
+    with Source(info, azure.environment(), transport=azure.transport()) as source:
+        assert source.list_vms() == []
+
+
+def test_metadata_without_a_form_are_no_bug(azure: Sandbox) -> None:
+    info = azure.connection_info()
+    del info["custom_cloud_properties"]["endpoints"]["active_directory_url"]
+    azure.intercept = lambda request, answer: Response.of(200, [{"authentication": []}])
+    with pytest.raises(errors.Unreadable):
+        Source(info, azure.environment(), transport=azure.transport())
+
+
+@pytest.mark.parametrize("link", ["https://[::1", "https://evil.example:x/"])
+def test_a_link_to_the_next_page_that_is_no_address_is_an_error_of_ours(
+    azure: Sandbox, source: Source, link: str
+) -> None:
+    source.azure.groups()  # sign in
+    azure.intercept = lambda request, answer: Response.of(200, {"value": [], "nextLink": link})
+    with pytest.raises(errors.AzureError):
+        source.list_vms()
+
+
+DEEP = b'{"error":' * 100_000
+PAGE = b"<html><body>Blocked by the proxy</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "said"),
+    [
+        (200, "application/json", DEEP, "cannot understand Azure's answer"),
+        (200, "application/json", b"[" * 100_000 + b"]" * 100_000, "cannot understand Azure's answer"),
+        (403, "application/json", DEEP, "cannot understand Azure's answer"),
+        (403, "text/plain", DEEP, "Operation returned an invalid status"),
+        (200, "text/html", PAGE, "cannot understand Azure's answer"),
+        (403, "text/html; charset=utf-8", PAGE, "the answer is a web page and not Azure's"),
+    ],
+)
+def test_what_a_proxy_answers_in_azures_place_is_an_error_that_is_shown_once(
+    azure: Sandbox,
+    source: Source,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    kind: str,
+    body: bytes,
+    said: str,
+) -> None:
+    source.azure.groups()  # sign in
+    logs.start(0, as_json=False)
+    azure.intercept = lambda request, answer: Response(status, {"Content-Type": kind}, body)
+    with pytest.raises(errors.AzureError, match=said) as error:
+        source.list_vms()
+    azure.intercept = None
+    assert "proxy" in error.value.remedy or kind == "text/plain"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e999", "soon"])
+def test_a_retry_after_that_is_no_number_is_none(seconds: str) -> None:
+    assert seconds_in(seconds) is None

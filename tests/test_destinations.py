@@ -403,11 +403,31 @@ def test_a_folder_is_made_and_gives_disks(tmp_path: Path) -> None:
     assert (tmp_path / "c/data-63.raw").exists()
 
 
-@pytest.mark.parametrize("url", ["", "s3://bucket/x", "FTP://x", "file://host/x", "file://", "file:///x?y"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "s3://bucket/x", "FTP://x", "file://host/x", "file://", "file:///x?y", "file:///x%00"),
+        *("blob://[x/y", "https://[::1/x", "file://[::1/x"),
+    ],
+)
 def test_what_is_no_destination_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         places.open(url, silent)
     assert re.match("Give|Write", refused.value.remedy)
+
+
+def test_a_url_names_a_folder_in_any_encoding(tmp_path: Path) -> None:
+    with places.open(f"file://{tmp_path}/%ff%5Bx", silent):
+        assert [path.name for path in tmp_path.iterdir()] == [os.fsdecode(b"\xff[x")]
+
+
+def test_an_image_is_no_replica_but_its_folder_is(tmp_path: Path) -> None:
+    with ImageFolder(tmp_path / "web"):
+        (tmp_path / "web/os.raw").touch()
+    with pytest.raises(InvalidInput, match="it is not a folder") as refused:
+        places.open(str(tmp_path / "web/os.raw"), silent, existing=True)
+    assert "Give the folder that the images are in" in refused.value.remedy
+    places.open(str(tmp_path / "web"), silent, existing=True).close()
 
 
 def test_an_unknown_scheme_is_told_the_known_ones() -> None:

@@ -42,7 +42,7 @@ def nsg(source: Source) -> str:
     return str(kept.create("nsg", "nsg", NSG)["id"])
 
 
-def throttled(method: str, seconds: float) -> Callable[[Request, Answer], Response]:
+def throttled(method: str, seconds: object) -> Callable[[Request, Answer], Response]:
     def intercept(request: Request, answer: Answer) -> Response:
         if request.method == method and request.path.startswith("/subscriptions/"):
             error = {"error": {"code": "TooManyRequests", "message": "later"}}
@@ -72,6 +72,24 @@ def test_a_list_that_may_be_asked_for_in_eleven_days_is_not_waited_for(
     with pytest.raises(errors.Throttled):
         source.list_vms()
     assert clock.monotonic() == 0
+
+
+@pytest.mark.parametrize("nonsense", ["soon", "-5", "nan"])
+def test_a_retry_after_that_means_nothing_is_no_bug(
+    azure: Sandbox, source: Source, nsg: str, clock: Held, nonsense: str
+) -> None:
+    azure.intercept = throttled("GET", nonsense)
+    with pytest.raises(errors.Throttled):
+        source.list_vms()
+
+    def slow(request: Request, answer: Answer) -> Response:
+        if "operations/" in request.path and clock.monotonic() < 1000:
+            return Response.of(200, {"status": "InProgress"}, {"Retry-After": nonsense})
+        return answer(request)
+
+    azure.intercept = slow
+    source.azure.delete(nsg)
+    assert source.azure.find(nsg) is None
 
 
 def test_throttling_is_waited_out_for_half_an_hour_in_all_and_told(

@@ -234,7 +234,7 @@ def test_points_that_a_dead_run_was_to_keep_no_longer_do_not_count(
 
     assert dying_child(work, 0, False, False)
     assert points_of(here) == ()
-    with pytest.raises(InvalidInput, match="there is no point of"):
+    with pytest.raises(InvalidInput, match="there is no point in time"):
         restored(here, time_of(0), tmp_path / "to")
     run(here, 3, RUNS[3], keep=5)
     assert points_of(here) == (time_of(2),)
@@ -358,14 +358,14 @@ def test_a_point_whose_image_a_stranger_changed_is_told_and_not_kept(
     run(here, 1, RUNS[1], report=told)
     assert any("no longer what the last run had left" in text for text in told)
     assert points_of(here) == ()
-    with pytest.raises(InvalidInput, match="there is no point of"):
+    with pytest.raises(InvalidInput, match="there is no point in time"):
         restored(here, time_of(0), tmp_path / "to")
 
 
 def test_a_point_that_is_not_there_is_named_with_those_that_are(here: Here, tmp_path: Path) -> None:
     for number in range(2):
         run(here, number, RUNS[number])
-    with pytest.raises(InvalidInput, match="no point of yesterday") as raised:
+    with pytest.raises(InvalidInput, match="no point in time 'yesterday'") as raised:
         restored(here, "yesterday", tmp_path / "to")
     assert f"{time_of(0)}, {time_of(1)}" in raised.value.remedy
     assert not (tmp_path / "to").exists()

@@ -63,6 +63,60 @@ def test_what_cannot_be_the_name_of_a_resource_group_is_refused(group: str) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        ({"resource_group": "production\n"}, "resource_group"),
+        ({"location": "west\0europe"}, "location"),
+        ({"exclude_disks": ["a", "b\r\n"]}, "exclude_disks: 1"),
+        ({"tags": {"owner\n": "me"}}, "tags"),
+    ],
+)
+def test_control_characters_are_refused(raw: dict[str, Any], place: str) -> None:
+    (fault,) = faults(settings.Environment, DOCUMENTED | raw)
+    assert fault.startswith(f"source_environment: {place}: contains ")
+    assert fault.endswith(", a control character")
+
+
+@pytest.mark.parametrize(
+    "tenant", [" ", "[/x]", "a b", "../..", "contoso/x", "\N{RIGHT-TO-LEFT OVERRIDE}abc"]
+)
+def test_a_tenant_that_no_identity_has_is_refused(tenant: str) -> None:
+    (fault,) = faults(settings.Connection, CONNECTION | {"tenant": tenant})
+    assert fault == "connection_info: tenant: must be written like contoso.onmicrosoft.com"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "management.local",
+        "http://management.local",
+        "https://[::1",
+        "https:///x",
+        "https://h:99999",
+        "ftp://x",
+    ],
+)
+@pytest.mark.parametrize("endpoint", ["resource_manager_endpoint", "active_directory_url"])
+def test_an_endpoint_that_is_no_https_address_is_refused(endpoint: str, url: str) -> None:
+    endpoints = {"resource_manager_endpoint": "https://management.local", endpoint: url}
+    custom = {"cloud_profile": "CustomCloud", "custom_cloud_properties": {"endpoints": endpoints}}
+    (fault,) = faults(settings.Connection, CONNECTION | custom)
+    assert fault.endswith(f"endpoints: {endpoint}: must be an HTTPS address")
+
+
+@pytest.mark.parametrize("file", ["x" * 5000, "there/is/none"])
+def test_a_ca_bundle_that_cannot_be_a_file_is_refused(file: str) -> None:
+    (fault,) = faults(settings.Connection, CONNECTION | {"ca_bundle": file})
+    assert fault == f"connection_info: ca_bundle: there is no file {file}"
+
+
+@pytest.mark.parametrize("path", ["\0", "x" * 5000, "there/is/none"])
+def test_a_path_that_cannot_be_is_nothing_to_warn_of(tmp_path: Path, path: str) -> None:
+    key = {"service_principal_credentials": {"client_id": "id", "client_certificate_path": path}}
+    assert settings.exposed(tmp_path / "connection.json", key) == []
+
+
 @pytest.mark.parametrize("raw", [{"location": "\ud800"}, {"\udfff": 1}])
 def test_half_a_character_is_refused(raw: dict[str, Any]) -> None:
     assert "is not a character" in faults(settings.Environment, DOCUMENTED | raw)[0]

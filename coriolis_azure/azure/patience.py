@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
@@ -64,6 +65,13 @@ class Retries(RetryPolicy[Any, Any]):
         super().sleep(settings, transport, response)
         settings["waited"] += pause
 
+    def get_retry_after(self, response: Any) -> float | None:
+        """The seconds that an answer asks to wait; None if it does not, or in words that mean nothing."""
+        try:
+            return super().get_retry_after(response)
+        except ValueError:
+            return None
+
     def _pause(self, settings: dict[str, Any], response: Any) -> float:
         retry_after = self.get_retry_after(response) if response is not None else None
         return retry_after or self.get_backoff_time(settings)
@@ -91,6 +99,13 @@ class Polling(ARMPolling):
         super().initialize(client, initial_response, deserialization_callback)
         if not self.finished():
             self.run()
+
+    def _extract_delay(self) -> float:
+        """The seconds until the next poll."""
+        try:
+            return max(float(super()._extract_delay()), 0)
+        except ValueError:  # a Retry-After that is no number and no date
+            return POLLING_SECONDS
 
     def _delay(self) -> None:
         spent = max(time.monotonic() - self._begun, self._waited)
@@ -139,8 +154,9 @@ def whole(listed: Iterable[T]) -> Iterator[T]:
 
 
 def seconds_in(header: str | None) -> float | None:
-    """The seconds in a Retry-After header; None if it is absent or a date."""
+    """The seconds in a Retry-After header; None if it is absent, a date or nonsense."""
     try:
-        return float(header) if header else None
+        seconds = float(header) if header else math.nan
     except ValueError:
         return None
+    return seconds if math.isfinite(seconds) else None

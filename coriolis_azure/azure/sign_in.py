@@ -16,12 +16,17 @@ from azure.identity import (
     UsernamePasswordCredential,
 )
 
+from ..model import Json
 from ..settings import Connection
+from .documents import fitting
 from .profiles import CLOUDS, Profile
 from .transport import Transport
 
 # The public client id of the Azure CLI: user credentials need a client.
 _PUBLIC_CLIENT = "04b07795-8ddb-461a-bbee-02f9e1bf7b46"
+
+# What is read of a cloud's metadata.
+_METADATA = {"resourceManager": str, "authentication": {"loginEndpoint": str, "audiences": [str]}}
 
 Credential = TokenCredential  # what a caller may bring instead
 
@@ -39,7 +44,7 @@ def profile_for(connection: Connection, transport: Transport) -> Profile:
             HttpRequest("GET", f"{manager}/metadata/endpoints?api-version=2019-05-01")
         )
         answer.raise_for_status()
-        authentication = answer.json().get("authentication", {})
+        authentication = _authentication(answer.json(), manager)
         authority = authority or authentication.get("loginEndpoint", "")
         audience = audience or next(iter(authentication.get("audiences", [])), manager)
     # Its services share a domain, as in management.local.example and account.blob.local.example. An IP has none.
@@ -48,6 +53,15 @@ def profile_for(connection: Connection, transport: Transport) -> Profile:
     domain = host.partition(".")[2] if is_name else ""
     suffix = connection.endpoints.get("storage_endpoint", "").rpartition("//")[2].strip("./")
     return Profile(authority.rstrip("/"), manager, audience, (domain, suffix))
+
+
+def _authentication(metadata: Any, manager: str) -> Json:
+    """How to sign in to the cloud of `manager`: its metadata are a document, or a list with one for each cloud."""
+    clouds = fitting(metadata if isinstance(metadata, list) else [metadata], [_METADATA])
+    own = [cloud for cloud in clouds if cloud.get("resourceManager", "").rstrip("/") == manager]
+    found: Json = [*own, *clouds, {}][0]
+    authentication: Json = found.get("authentication", {})
+    return authentication
 
 
 def credential_for(

@@ -28,6 +28,13 @@ from .sas import masked
 # What the SDKs raise if no answer came at all. A failed sign-in hides one of these behind its own exception.
 _NO_ANSWER = (ServiceRequestError, ServiceResponseError, requests.RequestException)
 
+# An error of Azure is JSON or, of its storage, XML.
+_PAGE = "the answer is a web page and not Azure's"
+_PAGE_REMEDY = (
+    "Check that no proxy, firewall or portal answers in Azure's place, and that the endpoint is Azure's. If that is "
+    "not the cause, run the command again in a few minutes."
+)
+
 _BY_STATUS: dict[int, type[errors.AzureError]] = {
     200: errors.OperationFailed,
     401: errors.Denied,
@@ -44,7 +51,7 @@ def translated(verb: str, resource: str) -> Iterator[None]:
     """Translate the SDK exceptions of the block into ours. The only place where this is done."""
     try:
         yield
-    except (errors.Unreadable, DeserializationError, json.JSONDecodeError) as error:
+    except (errors.Unreadable, DeserializationError, ValueError, RecursionError) as error:
         raise _unreadable(verb, resource, error) from error
     except HttpResponseError as error:
         if isinstance(error, DecodeError) and (error.status_code or 0) < 400:
@@ -84,11 +91,12 @@ def _error(verb: str, resource: str, error: HttpResponseError) -> errors.AzureEr
     status = error.status_code or 0
     entry = codes.cause(chain, status)
     kind = _kind(error, status, entry)
-    code, message = (chain[-1] if chain else ""), _message(error, layers)
     headers = getattr(error.response, "headers", {})
+    is_page = not chain and str(headers.get("Content-Type")).lower().startswith("text/html")
+    code, message = (chain[-1] if chain else ""), _PAGE if is_page else _message(error, layers)
     return kind(
         f"could not {verb} {resource}: {message if not code or code in message else f'{code}: {message}'}",
-        remedy=entry.remedy if entry else None,
+        remedy=entry.remedy if entry else _PAGE_REMEDY if is_page else None,
         code=code,
         status=status,
         resource=resource,
@@ -154,7 +162,7 @@ def _parsed(text: Any) -> Json | None:
     """The JSON object in a text; None if it is anything else."""
     try:
         document = json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

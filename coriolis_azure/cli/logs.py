@@ -20,7 +20,7 @@ def start(verbose: int, *, as_json: bool) -> None:
     logging.captureWarnings(capture=True)
     # Azure's own request logging repeats every header; our log has what matters.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
-    for name in ("paramiko", "azure.identity"):  # their warnings become errors of ours, which are shown once
+    for name in ("paramiko", "azure"):  # their warnings become errors of ours, which are shown once
         logging.getLogger(name).setLevel(logging.NOTSET if verbose else logging.CRITICAL)
 
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
@@ -109,7 +108,9 @@ def at_places(
     connection: Path | None, environment: Path | None, *urls: str, as_json: bool
 ) -> Iterator[tuple[Report, Clock, Any]]:
     """What opens destinations: a report, a clock and, for destinations in Azure, the storage of the settings."""
-    if connection and environment and any(urlsplit(url).scheme == "blob" for url in urls):
+    from ..replica import places
+
+    if connection and environment and any(map(places.is_in_azure, urls)):
         with opened(connection, environment, as_json=as_json) as source:
             yield source.context.report, source.context.clock, source.storage
     else:

@@ -74,6 +74,8 @@ class ImageFolder:
     def _share(self) -> None:
         """Keep writers out, where that can be done by somebody who may only read."""
         if not self.path.is_dir():
+            if self.path.exists():
+                raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
             raise FileNotFoundError(errno.ENOENT, "there is no such folder")
         try:
             self._lock_fd = statefiles.open_existing(self.path / ".lock", os.O_RDONLY, ours=False)
@@ -275,7 +277,7 @@ def _unusable(path: Path, error: OSError) -> InvalidInput:
     """Why a folder cannot be a destination."""
     remedies = {
         errno.ENOENT: "Give a folder that is there.",
-        errno.ENOTDIR: "Give a folder: a file of that name, or of one above it, is in the way.",
+        errno.ENOTDIR: "Give the folder that the images are in: this is a file, or one above it is.",
         errno.EEXIST: "Give a folder: a file of that name is in the way.",
         errno.EACCES: f"Give this user the right to read and write {path}, or give another folder.",
         errno.EPERM: f"Give this user the right to read and write {path}, or give another folder.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes
 
 from ..errors import CoriolisAzureError, InvalidInput
 from ..events import Report
@@ -22,6 +23,12 @@ _ELSEWHERE = re.compile(r"[^/]+:")  # what rsync, scp and others would read as a
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]*[^/\\\x00-\x1f\x7f.]")
+
+
+def is_in_azure(url: str) -> bool:
+    """Whether opening the place needs access to Blob storage."""
+    scheme = _SCHEME.match(url)
+    return scheme is not None and scheme[1].lower() == "blob"
 
 
 def open(
@@ -60,8 +67,7 @@ def _opened(
                 f"{' or '.join(_SCHEMES)}. For a folder of this name, write ./{url}",
             )
         return ImageFolder(Path(url), report, existing=existing, adopt=adopt)
-    parts = urlsplit(url)
-    if scheme[1].lower() == "blob":
+    if is_in_azure(url):
         if adopt:
             raise InvalidInput(
                 "a VHD in Blob storage that no run has made cannot be adopted",
@@ -73,11 +79,18 @@ def _opened(
             f"{scheme[0]} is not a kind of destination",
             remedy=f"Give the path of a folder, or a URL that begins with {', '.join(_SCHEMES)}.",
         )
-    if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
+    return ImageFolder(_local(url), report, existing=existing, adopt=adopt)
+
+
+def _local(url: str) -> Path:
+    """The path in a file:// URL."""
+    host, slash, path = url.partition("://")[2].partition("/")
+    name = os.fsdecode(unquote_to_bytes(path))
+    if host not in ("", "localhost") or not slash or re.search("[?#]", path) or "\0" in name:
         raise InvalidInput(
             f"{url} does not name a folder of this host", remedy="Write it as file:///path/of/folder."
         )
-    return ImageFolder(Path(unquote(parts.path)), report, existing=existing, adopt=adopt)
+    return Path("/", name)
 
 
 def _in_storage(url: str, report: Report, storage: Storage | None, *, existing: bool) -> Place:

@@ -100,8 +100,8 @@ def since(points: Points, now: sets.Record | None, time: str) -> tuple[str, sets
             return record.vm, record.point, labels[at:]
     times = [record.point.time for record in (*earlier.values(), now) if record and record.point]
     raise InvalidInput(
-        f"there is no point of {time} here",
-        remedy=f"Choose one of {', '.join(times)}." if times else "Replicate to it first.",
+        f"there is no point in time {time!r} here" if times else "there is no replica here",
+        remedy=f"Choose latest, or one of {', '.join(times)}." if times else "Replicate a VM to it first.",
     )
 
 
