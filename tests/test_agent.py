@@ -247,9 +247,12 @@ def test_a_disk_that_is_detached_is_named_with_the_place(disk: Path) -> None:
 UNREADABLE = """
 import os
 from coriolis_azure.agent import scan, wire
-job = dict(size=4096, chunk=4096, first=0, choose=True, leaf=0, compress="none", packings=[], key="00" * 32)
+job = dict(size=4096, chunk=4096, choose=True, leaf=0, compress="none", packings=[], key="00" * 32)
 out = wire.Output(wire.pipe_writer(1))
-disk = scan.Scan(job, "blake2b", wire.Input(os.pipe()[0], 0), out)
+host, told = os.pipe()
+for index, digests in ((0, wire.ZERO), (1, b"")):
+    os.write(told, wire.HEAD.pack(wire.BASE, 0, index, 0, len(digests), wire.ZERO) + digests)
+disk = scan.Scan(job, "blake2b", wire.Input(host), out)
 disk.fd, disk.device = os.open("/proc/self/mem", os.O_RDONLY), "/proc/self/mem"
 try:
     disk.run()

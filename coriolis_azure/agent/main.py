@@ -50,7 +50,7 @@ def listener(offer: Any) -> Tuple[Any, str]:
 def main() -> None:
     """Serve one disk, then exit the process.
 
-    The job: {"device_candidates": paths, "size", "chunk", "first": chunk, "leaf": bytes or 0, "hashes": names,
+    The job: {"device_candidates": paths, "size", "chunk", "leaf": bytes or 0, "hashes": names,
     "choose": true to use the fastest of them, false for the first usable one, "key": hex, "compress": "none", "auto"
     or "always", "packings": names that the host knows besides zlib, "wait": seconds for a device to appear, "direct":
     null or {"port", "certificate", "key", "peer"}}.
@@ -60,7 +60,7 @@ def main() -> None:
         with contextlib.suppress(OSError):  # F_SETPIPE_SZ saves context switches; we can do without
             fcntl.fcntl(1, 1031, 1 << 20)
         job = receive(0)
-        incoming = Input(0, job["first"])
+        incoming = Input(0)
         name = chosen(job)
         scan = Scan(job, name, incoming, out)
         direct, why = listener(job["direct"])

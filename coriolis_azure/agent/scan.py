@@ -12,7 +12,6 @@ from .digest import HASHES, Digester, is_zero, root
 from .pack import Packer, Pieces, add_piece, content, layout
 from .wire import (
     ASK,
-    BASE_CHUNKS,
     DATA,
     DIGEST,
     END,
@@ -29,6 +28,7 @@ from .wire import (
     Input,
     Output,
     Queue,
+    Wanted,
     window,
 )
 
@@ -81,7 +81,7 @@ class Scan:
         self.size, self.chunk, self.leaf = job["size"], job["chunk"], job["leaf"]  # type: int, int, int
         self.digester = Digester(HASHES[name](bytes.fromhex(job["key"])))
         self.fresh = job["choose"]  # the destination is unknown or known to be empty
-        self.incoming, self.out, self.first, self.fd, self.device = incoming, out, job["first"], -1, ""
+        self.incoming, self.out, self.fd, self.device = incoming, out, -1, ""
         self.root = root(self.size, self.chunk, name)
         self.ahead = max(self.threads + 1, min(4, (4 << 20) // self.chunk))
         self.packer = Packer(job["compress"], job["packings"], out.line, self.threads)
@@ -93,10 +93,9 @@ class Scan:
         self.answered = {}  # type: Any
 
     def run(self) -> None:
-        """Look at every chunk from `first` on and report it, then send END."""
+        """Look at every chunk that the host names and report it, then send END."""
         out, room = self.out, window(self.chunk)
-        chunks = range(self.first, -(-self.size // self.chunk))
-        for kind, index, digest, body in ordered(self.look, chunks, self.threads, self.ahead):
+        for kind, index, digest, body in ordered(self.look, self.incoming.chunks(), self.threads, self.ahead):
             self.root.update(digest)
             if kind == DATA:
                 out.flush()
@@ -108,28 +107,25 @@ class Scan:
                 out.run(kind, index, body)
             if kind == ASK:
                 self.asked.append((index, digest))
-            if index % BASE_CHUNKS == 0:
-                self.incoming.forget(index)
             self.patch(room - 1)
         out.flush()
         self.patch(0)
         out.send_json(END, {"root": self.root.hexdigest()})
 
-    def look(self, index: int) -> Tuple[int, int, bytes, Any]:
-        """Read chunk `index`: the kind of its message, the index, its digest, and what else the message needs."""
+    def look(self, wanted: Wanted) -> Tuple[int, int, bytes, Any]:
+        """Read a chunk: the kind of its message, its index, its digest, and what else the message needs."""
+        index, base, numbers, known = wanted
         lent = self.buffers.get()
         offset = index * self.chunk
         data = memoryview(lent)[: min(self.chunk, self.size - offset)]
-        self.read(offset, data)
-        grains = self.digester.grains(data)
+        grains = self.grains(offset, data, numbers, known)
         digest = self.digester.of(grains)
-        base = self.incoming.base(index)
         body = b""  # type: Any
         if digest == base != UNKNOWN:
             kind = SAME
         elif digest == ZERO:
             kind = ZEROS
-        elif self.leaf and (base != ZERO or self.sparse(grains, data)):
+        elif known or (self.leaf and (base != ZERO or self.sparse(grains, data))):
             kind, body = ASK, b"".join(grains)
         else:
             pieces = content(grains, len(data))
@@ -140,6 +136,18 @@ class Scan:
         if kind != DATA or body[2] is None:
             self.buffers.put(lent)
         return kind, index, digest, body
+
+    def grains(self, offset: int, data: memoryview, numbers: List[int], known: List[bytes]) -> List[bytes]:
+        """Read a chunk, or only the grains with these numbers if the others are `known`; the digests of all grains."""
+        if not known:
+            self.read(offset, data)
+            return self.digester.grains(data)
+        grains = list(known)
+        for number in numbers:
+            start = number * GRAIN
+            self.read(offset + start, data[start : start + GRAIN])
+            grains[number : number + 1] = self.digester.grains(data[start : start + GRAIN])
+        return grains
 
     def sparse(self, grains: List[bytes], data: Any) -> bool:
         """Whether a chunk that was zeros is worth an ASK, to send leaves: DATA consists of whole grains."""

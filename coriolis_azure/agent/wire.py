@@ -3,24 +3,27 @@
     host -> agent, over stdin
     JOB     payload: JSON, see `main`
     GO      index: 1 to send what follows READY over the direct channel, 0 for stdout
-    BASE    index: first chunk; payload: digests of the chunks that the destination holds, from there on
+    BASE    index: first chunk; payload: the digests that the destination holds of a run of chunks to read; an empty
+            payload: no chunks follow
+    PART    index, digest: a chunk to read and its digest at the destination; count: its grains that may have changed;
+            payload: their numbers, then the digests of all its grains at the destination
     LEAVES  index: chunk; count: its grains that differ at the destination; payload: their numbers and, if leaves
             are smaller than grains, the digests of their leaves at the destination; in any order
     agent -> host, READY over stdout, the others as GO says
     READY   payload: JSON {"device", "size", "hash", "port": of the direct channel or 0, "why": it is 0, "python"}
-    SAME    index, count: a run of chunks whose digests are as in BASE
+    SAME    index, count: a run of chunks whose digests are as at the destination
     ZEROS   index, count: a run of chunks that are zeros now
     DATA    index, digest, count: pieces; payload: pieces; bytes in no piece are zeros
     ASK     index, count; payload: the digests of the grains of a run of changed chunks; answer with LEAVES
     PATCH   index, digest, count: pieces; payload: pieces; bytes in no piece are as at the destination
-    END     payload: JSON {"root": of the chunks from `first` on}
+    END     payload: JSON {"root": of the chunks that were to be read}
     ERROR   payload: JSON {"error", "message", "offset"}; the agent exits
 
-SAME, ZEROS, DATA and ASK together cover every chunk from the job's `first` on once, in disk order; earlier chunks
-are as in BASE. PATCHes are sent in the order of ASK, any time after their LEAVES; at most `window(chunk)` chunks
-wait for one. BASE messages are in order, BASE_CHUNKS each; the host stays at least BASE_AHEAD chunks ahead of the
-last chunk that the agent reported. A payload of pieces is a table of PIECE, then the bytes of the pieces that are not
-zeros; `packing` says how the whole is compressed.
+SAME, ZEROS, DATA and ASK together cover every chunk of BASE and PART once, in disk order; other chunks are not read,
+and no run reaches across one. PATCHes are sent in the order of ASK, any time after their LEAVES; at most
+`window(chunk)` chunks wait for one. BASE and PART messages are in disk order, with at most BASE_CHUNKS chunks each;
+the host stays at least BASE_AHEAD chunks to be read ahead of the last chunk that the agent reported. A payload of
+pieces is a table of PIECE, then the bytes of the pieces that are not zeros; `packing` says how the whole is compressed.
 """
 
 import json
@@ -29,13 +32,13 @@ import queue
 import struct
 import threading
 import time
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, Iterator, List, Tuple
 
 DIGEST = 14  # bytes of a digest: with 16, the state of a disk of 1 TiB would exceed 20 MiB
 HEAD = struct.Struct(">BBQII{}s".format(DIGEST))  # kind, packing, index, count, payload length, digest
 PIECE = struct.Struct(">II?")  # start within the chunk, length, whether it is zeros (and has no bytes)
 NUMBER = struct.Struct(">H")  # the number of a grain within its chunk
-JOB, GO, BASE, LEAVES = 1, 2, 3, 4
+JOB, GO, BASE, LEAVES, PART = 1, 2, 3, 4, 5
 READY, SAME, ZEROS, DATA, ASK, PATCH, END, ERROR = range(16, 24)
 RAW, ZLIB, ZSTD = 0, 1, 2
 
@@ -50,6 +53,9 @@ BASE_AHEAD = 8192
 HELD = 64 << 10  # most bytes of short messages that are held back
 
 Payload = Tuple[int, List[Any]]  # how it is compressed, and its buffers
+# A chunk to read and its digest at the destination; unless all of it is to be read, the numbers of the grains to read
+# and the digests that all its grains have at the destination.
+Wanted = Tuple[int, bytes, List[int], List[bytes]]
 
 Queue = getattr(queue, "SimpleQueue", queue.Queue)  # type: Any
 
@@ -142,8 +148,9 @@ class Output:
         self.send(kind, 0, 0, ZERO, (RAW, [json.dumps(document).encode()]))
 
     def run(self, kind: int, index: int, payload: bytes = b"") -> None:
-        """Add chunk `index`, the next one, to a run of `kind`: SAME, ZEROS or ASK."""
-        if self._run[0] != kind or len(self._run[2]) >= RUNS[kind]:
+        """Add chunk `index` to a run of `kind`: SAME, ZEROS or ASK."""
+        running, first, payloads = self._run
+        if (running, first + len(payloads)) != (kind, index) or len(payloads) >= RUNS[kind]:
             self.flush()
             self._run = (kind, index, [])
         self._run[2].append(payload)
@@ -162,32 +169,26 @@ class Input:
     That thread always reads what the host writes, so the two sides never deadlock.
     """
 
-    def __init__(self, fd: int, first: int, gone: Callable[[], Any] = lambda: os._exit(0)) -> None:
-        self._fd, self._due, self._gone, self._ended = fd, first, gone, False
-        self._base = {}  # type: Any
-        self._more = threading.Condition()
-        self.others = Queue()  # messages other than BASE: kind, index, count, payload
+    def __init__(self, fd: int, gone: Callable[[], Any] = lambda: os._exit(0)) -> None:
+        self._fd, self._gone = fd, gone
+        self._chunks = Queue()  # what is to be read: kind, index, count, digest, payload
+        self.others = Queue()  # other messages: kind, index, count, payload
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
 
     def _listen(self) -> None:
         try:
             while True:
-                kind, _, index, count, length, _ = HEAD.unpack(read_exactly(self._fd, HEAD.size))
+                kind, _, index, count, length, digest = HEAD.unpack(read_exactly(self._fd, HEAD.size))
                 if length > MAX_CHUNK:
                     raise EOFError
                 payload = read_exactly(self._fd, length)
-                if kind == BASE and index == self._due:
-                    with self._more:
-                        self._base[index] = payload
-                        self._due += len(payload) // DIGEST
-                        self._more.notify_all()
+                if kind in (BASE, PART):
+                    self._chunks.put((kind, index, count, digest, payload))
                 else:
                     self.others.put((kind, index, count, payload))
         except (EOFError, OSError):
-            with self._more:
-                self._ended = True
-                self._more.notify_all()
+            self._chunks.put((0, 0, 0, b"", b""))
             self.others.put((0, 0, 0, b""))
             self._gone()
 
@@ -198,21 +199,22 @@ class Input:
             raise Failure("the host sent message {} instead of GO".format(kind))
         return int(index)
 
-    def base(self, index: int) -> bytes:
-        """Wait for the digest of chunk `index` at the destination."""
-        with self._more:
-            while index >= self._due:
-                if self._ended:
-                    raise EOFError
-                self._more.wait()
-            for start, digests in self._base.items():
-                if start <= index < start + len(digests) // DIGEST:
-                    at = DIGEST * (index - start)
-                    return bytes(digests[at : at + DIGEST])
-        raise Failure("the host sent no digest of chunk {} when it was due".format(index))
+    def chunks(self) -> Iterator[Wanted]:
+        """Yield the chunks to read in disk order, as the host names them, until it says that there are no more."""
+        while True:
+            kind, index, count, digest, payload = self._chunks.get()
+            if kind == PART:
+                end = NUMBER.size * count  # type: int
+                numbers = [number for (number,) in NUMBER.iter_unpack(payload[:end])]
+                yield index, digest, numbers, _digests(payload[end:])
+            elif kind == BASE and payload:
+                for at, known in enumerate(_digests(payload)):
+                    yield index + at, known, [], []
+            elif kind == BASE:
+                return
+            else:
+                raise EOFError
 
-    def forget(self, index: int) -> None:
-        """Drop the digests up to chunk `index`: `base` is not called for them again."""
-        with self._more:
-            for start in [at for at in self._base if at + len(self._base[at]) // DIGEST <= index + 1]:
-                del self._base[start]
+
+def _digests(payload: bytes) -> List[bytes]:
+    return [payload[at : at + DIGEST] for at in range(0, len(payload), DIGEST)]

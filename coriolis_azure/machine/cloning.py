@@ -7,15 +7,17 @@ disks only within a zone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from ..clock import Clock
-from ..errors import DeadlinePassed, OperationFailed
+from ..errors import DeadlinePassed, Denied, OperationFailed
 from ..events import Report, Wait
 from ..model import Disk, Json
 from ..run.resources import Resources
 from ..threads import ordered
 
+Exported = Literal["yes", "perhaps", "no"]
 _INCREMENTAL_ONLY = {"UltraSSD_LRS", "PremiumV2_LRS"}
 # The assumed rate of a background copy in bytes per second; for estimates only.
 BACKGROUND_RATE = 100_000_000
@@ -27,17 +29,23 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 10.0, 120.0  # the polling interval grows with
 
 
 def snapshot_all(
-    resources: Resources, disks: Sequence[Disk], report: Report, clock: Clock, *, exported: bool = False
+    resources: Resources,
+    disks: Sequence[Disk],
+    report: Report,
+    clock: Clock,
+    *,
+    exported: Callable[[Disk], Exported] = lambda _: "no",
 ) -> dict[str, str]:
     """Take snapshots of all disks concurrently and return their ids by disk name.
 
-    `exported`: they are going to be read through URLs, which Azure then has to permit; such snapshots are incremental,
-    because Azure lists the pages only of those. If one fails, the others are deleted and the AzureError is raised.
+    `exported`: whether the snapshot of a disk is going to be read through a URL; "perhaps", if Azure permits that. Such
+    snapshots are incremental, because Azure lists the pages only of those. If one fails, the others are deleted and the
+    AzureError is raised.
     """
     ended: list[bool] = []
 
     def snapshot(disk: Disk) -> str:
-        taken = _snapshot(resources, disk, exported=exported)
+        taken = _snapshot(resources, disk, exported(disk))
         return _completed(resources, disk, taken, report, clock, ended)
 
     with resources.undone_on_error():
@@ -78,30 +86,47 @@ def clone_sku(disk: Disk) -> str:
     return "Premium_LRS" if disk.sector_bytes == 512 else "PremiumV2_LRS"
 
 
-def _snapshot(resources: Resources, disk: Disk, *, exported: bool) -> Json:
+def _snapshot(resources: Resources, disk: Disk, exported: Exported) -> Json:
+    """Take the snapshot of a disk. Raises Denied if it has to be readable and Azure Policy does not allow that."""
+    if exported == "no":
+        return _taken(resources, disk, incremental=copied_in_background(disk))
+    try:
+        snapshot = _taken(resources, disk, incremental=True, readable=True)
+    except Denied as error:
+        if exported == "yes" or error.code != "RequestDisallowedByPolicy":
+            raise
+        return _taken(resources, disk, incremental=True)
+    if exported == "yes" and (why := why_closed(snapshot)):
+        raise Denied(
+            f"{disk.name} cannot be read from its snapshot: {why}",
+            remedy="Exempt the resource group from the Azure Policy that sets it, or use the mechanism worker.",
+            resource=str(snapshot["id"]),
+        )
+    return snapshot
+
+
+def why_closed(snapshot: Json) -> str:
+    """Why a snapshot cannot be read through a URL, by Azure's document of it; "" if it can."""
+    allowed = snapshot["properties"].get("networkAccessPolicy", "AllowAll")
+    return f"it has the network access policy {allowed}" if allowed != "AllowAll" else ""
+
+
+def _taken(resources: Resources, disk: Disk, *, incremental: bool, readable: bool = False) -> Json:
     access = _access(resources, disk)
-    if exported:
+    if readable:
         access |= {"networkAccessPolicy": "AllowAll", "publicNetworkAccess": "Enabled"}
-    snapshot = resources.create(
+    return resources.create(
         "snapshot",
         f"snapshot-{disk.name}",
         {
             "sku": {"name": "Standard_LRS"},
             "properties": {
                 "creationData": {"createOption": "Copy", "sourceResourceId": disk.id},
-                "incremental": exported or copied_in_background(disk),
+                "incremental": incremental,
                 **access,
             },
         },
     )
-    allowed = snapshot["properties"].get("networkAccessPolicy", "AllowAll")
-    if exported and allowed != "AllowAll":
-        raise OperationFailed(
-            f"the snapshot of {disk.name} got the network access policy {allowed}: it cannot be read through a URL",
-            remedy="Exempt the resource group from the Azure Policy that sets it, or use the mechanism worker.",
-            resource=str(snapshot["id"]),
-        )
-    return snapshot
 
 
 def _completed(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from ..azure import permissions
 from ..azure.context import Context
 from ..azure.exports import Export
 from ..errors import AzureError, DeadlinePassed, InvalidInput
@@ -14,6 +15,7 @@ from ..threads import ordered
 from .cloning import copied_in_background
 
 LOG = logging.getLogger(__name__)
+Exporter = Callable[[Context, str, int], Export]
 REMEDY = "Leave the disk out (exclude_disks), or set replica_export_mechanism to worker."
 
 
@@ -33,6 +35,30 @@ def obstacle(disk: Disk, *, modern: bool) -> str:
     return ""
 
 
+def lacking(context: Context) -> str:
+    """Why the identity cannot let snapshots be read, or end that; "" if it can or Azure does not tell.
+
+    Without the permission to end it, Azure would keep the snapshots for as long as they can be read.
+    """
+    group = f"/subscriptions/{context.azure.subscription}/resourceGroups/{context.environment.resource_group}"
+    try:
+        entries = context.azure.permissions(group)
+    except (AzureError, DeadlinePassed):
+        return ""
+    actions = [action for action in permissions.ACTIONS if action.feature == permissions.EXPORT]
+    missing = [action.name for action in actions if not permissions.granted(entries, action)]
+    return f"the identity lacks {' and '.join(missing)} on the resource group" if missing else ""
+
+
+def obstacles(context: Context, disks: Sequence[Disk]) -> dict[str, str]:
+    """Why the snapshots of disks cannot be read through URLs, by disk name; "" where nothing is known against it."""
+    found = {disk.name: obstacle(disk, modern=context.azure.is_modern) for disk in disks}
+    if all(found.values()):
+        return found
+    identity = lacking(context)
+    return {name: why or identity for name, why in found.items()}
+
+
 def refuse(disks: Sequence[Disk], *, modern: bool) -> None:
     """Raise InvalidInput if the snapshots of a disk cannot be read through a URL."""
     found = [(disk, obstacle(disk, modern=modern)) for disk in disks]
@@ -41,14 +67,19 @@ def refuse(disks: Sequence[Disk], *, modern: bool) -> None:
         raise InvalidInput(faults, remedy=REMEDY)
 
 
+def exported(context: Context, snapshot: str, size: int) -> Export:
+    """The content of the snapshot of a disk of `size` bytes."""
+    return Export(context.azure, snapshot, size, context.clock)
+
+
 @contextmanager
 def opened(
-    context: Context, disks: Sequence[Disk], snapshots: Mapping[str, str]
+    context: Context, disks: Sequence[Disk], snapshots: Mapping[str, str], export: Exporter = exported
 ) -> Iterator[dict[str, Export]]:
     """The content of the snapshots of disks, by disk name; the access ends with the block."""
 
     def opened_(disk: Disk) -> Export:
-        return Export(context.azure, snapshots[disk.name], disk.size_bytes, context.clock)
+        return export(context, snapshots[disk.name], disk.size_bytes)
 
     try:
         exports = list(ordered(opened_, disks, threads=8, ahead=16))

@@ -18,7 +18,7 @@ from ..run.resources import Resources
 from ..settings import AUTO, HYBRID, SNAPSHOTS
 from ..transfer import Outcome
 from ..worker import launch, sizes
-from . import snapshots, vhds
+from . import hybrid, snapshots, vhds
 from . import worker as by_worker
 from .target import Target, listed
 
@@ -28,10 +28,10 @@ def launch_worker(
 ) -> Worker | None:
     """Launch a worker for `disks`; return None if it would have nothing to read."""
     location = context.environment.location
-    if (mechanism := context.environment.replica_export_mechanism) in (HYBRID, AUTO):
+    if (mechanism := context.environment.replica_export_mechanism) == AUTO:
         raise InvalidInput(
             f"the mechanism {mechanism} is not available yet",
-            remedy="Set replica_export_mechanism to worker or snapshots.",
+            remedy="Set replica_export_mechanism to worker, snapshots or hybrid.",
         )
     if _by_snapshots(context):
         return None
@@ -63,6 +63,8 @@ def copy(
         return vhds.copy(target, resources, worker, disks)
     if worker is None:
         raise ValueError("managed disks need a worker")
+    if context.environment.replica_export_mechanism == HYBRID:
+        return hybrid.copy(target, resources, worker, disks)
     return by_worker.copy(target, resources, worker, disks)
 
 

@@ -9,7 +9,7 @@ from ..azure import names
 from ..azure.context import Context
 from ..azure.exports import Export
 from ..azure.pages import Pages
-from ..errors import AzureError, DeadlinePassed, Unreadable
+from ..errors import AzureError, DeadlinePassed
 from ..events import Notice, Step
 from ..machine import cloning, exports
 from ..model import Disk, Json
@@ -17,6 +17,7 @@ from ..readers.changed import Changed
 from ..readers.extents import Everything, Extents
 from ..readers.flow import Flow
 from ..readers.pages import PageReader
+from ..readers.plan import Known
 from ..readers.reader import Reader
 from ..replica.destinations import Based, Destination
 from ..replica.manifest import Manifest
@@ -33,21 +34,16 @@ _READ_BYTES = 6 << 20  # most bytes of chunks being read, of all disks together
 def copy(target: Target, resources: Resources, disks: Sequence[Disk]) -> list[Outcome]:
     """Copy disks by reading their snapshots in this process."""
     context = target.context
-    snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock, exported=True)
+    snapshots = cloning.snapshot_all(
+        resources, disks, context.report, context.clock, exported=lambda _: "yes"
+    )
     with exports.opened(context, disks, snapshots) as contents:
         context.report(Step("copy", listed(disks)))
-        reading = SnapshotReading(context, contents, target.baselines, target.flow, _exported)
+        reading = SnapshotReading(context, contents, target.baselines, target.flow, exports.exported)
         try:
             return target.copied(disks, reading.reader, concurrent=reading.concurrent)
         finally:
             target.read |= reading.read()
-
-
-Exporter = Callable[[Context, str, int], Export]
-
-
-def _exported(context: Context, snapshot: str, size: int) -> Export:
-    return Export(context.azure, snapshot, size, context.clock)
 
 
 class SnapshotReading:
@@ -59,27 +55,27 @@ class SnapshotReading:
         contents: Mapping[str, Export],
         baselines: Baselines | None,
         flow: Callable[[Disk], Flow],
-        exported: Exporter,
+        exported: exports.Exporter,
     ) -> None:
         self._context, self._contents, self._baselines, self._flow = context, contents, baselines, flow
         self._exported = exported
-        self._disks: dict[str, _Disk] = {}
+        self._disks: dict[str, ListedDisk] = {}
         # Azure limits each snapshot by itself, so one after the other would take longer.
         most = _READ_BYTES // (context.environment.chunk_size_kib << 10) // 2
         self.concurrent = max(1, min(_DISKS, most, len(contents)))
 
     def reader(self, disk: Disk, destination: Destination) -> Reader:
         """A reader for a disk, now that `destination` knows what it holds."""
-        new = _Disk(self._context, disk, self._contents[disk.name], self._exported)
-        state = self._disks.setdefault(disk.name, new)
+        state = self._disks.setdefault(disk.name, ListedDisk(self._context, disk, self._exported))
+        content = self._contents[disk.name]
         state.prepare(destination, self._baselines)
-        grains = destination.grains.get if destination.grains is not None else None
+        state.look(content)
         return PageReader(
-            state.content,
+            content,
             self._flow(disk),
             state.extents,
             state.changed,
-            grains=grains,
+            grains=grains_of(destination),
             ahead=_READ_BYTES // self.concurrent,
         )
 
@@ -88,36 +84,59 @@ class SnapshotReading:
         return {name: state.read() for name, state in self._disks.items()}
 
 
-class _Disk:
-    """One disk: what is known of its pages, and the baseline that its replica has and is going to have."""
+def grains_of(destination: Destination) -> Callable[[int, int], list[bytes]] | None:
+    """What gives the digests of the grains that a destination has of a chunk; None if it stores none."""
+    return destination.grains.get if destination.grains is not None else None
 
-    def __init__(self, context: Context, disk: Disk, content: Export, exported: Exporter) -> None:
-        self._context, self._disk, self.content, self._exported = context, disk, content, exported
+
+class ListedDisk:
+    """One disk: what Azure lists of its pages, and the baseline that its replica has and is going to have.
+
+    For one reader after the other: `prepare`, then `look`, then `changed` and `extents`.
+    """
+
+    def __init__(self, context: Context, disk: Disk, exported: exports.Exporter) -> None:
+        self._context, self._disk, self._exported = context, disk, exported
+        self._content: Export | None = None
         self._allocated: Pages | None = None
         self._changed: Changed | None = None
         self._listed, self._reason = 0, ""
         self._document: Json | None = None  # Azure's, of the snapshot
         self._baseline: Baseline | None = None  # of the replica that is there
         self._attested: Manifest | None = None  # what was committed with it
+        self._baselines: Baselines | None = None
+        self._destination: Based | None = None
         self._stream, self._distrusted = "", False
 
     def prepare(self, destination: Destination, baselines: Baselines | None) -> None:
-        """Find out which pages to read."""
+        """Find the baseline of the replica, now that `destination` knows what it holds."""
         self._distrusted = self._changed is not None and self._changed.unlisted is not None
-        self._allocated = self._pages()
-        self._changed, self._baselines = None, baselines
+        self._allocated = self._changed = self._content = None
         if baselines is None or not isinstance(destination, Based):
             return
+        self._destination, self._baselines = destination, baselines
         self._baseline, self._attested = self._found(destination)
         self._stream = baselines.begin(self._disk.name, self._baseline)
-        if self._context.environment.keep_baseline:
-            destination.leave(partial(self._next, baselines))
 
-    def _pages(self) -> Pages | None:
-        """The allocated pages; None if Azure's list of them cannot be believed."""
+    def look(self, content: Export) -> None:
+        """Have Azure list the allocated pages of the snapshot, which will be kept as a baseline if that is wanted."""
+        self._content = content
+        self._allocated = self._pages(content)
+        if self._destination is not None and self._baselines and self._context.environment.keep_baseline:
+            self._destination.leave(partial(self._next, content, self._baselines))
+
+    def unlisted(self, why: str) -> Known:
+        """Azure gives no lists, so all of the disk has to be read."""
+        self._content = self._allocated = self._changed = None
+        self._reason = why
+        self._tell(f"all of the disk is read: {why}")
+        return Known()
+
+    def _pages(self, content: Export) -> Pages | None:
+        """The allocated pages; None if Azure gives no list of them that can be believed."""
         try:
-            return self.content.pages()
-        except Unreadable as error:
+            return content.pages()
+        except (AzureError, DeadlinePassed) as error:
             self._tell(f"all of the snapshot is read: {error.message}")
             return None
 
@@ -140,26 +159,29 @@ class _Disk:
     def changed(self, base: Manifest) -> Changed | None:
         """What has changed since the baseline; None if no list can be believed."""
         baseline, attested = self._baseline, self._attested
+        if self._content is None:
+            return None
         if base.fresh or baseline is None or attested is None:
             self._reason = "there is no baseline"
             return None
-        self._reason = "the list was wrong" if self._distrusted else self._compared(baseline, attested)
+        compare = partial(self._compared, self._content, baseline, attested)
+        self._reason = "the list was wrong" if self._distrusted else compare()
         if self._reason and not self._distrusted:
             self._tell(f"what has changed is not known: {self._reason}")
         return self._changed
 
-    def _compared(self, baseline: Baseline, attested: Manifest) -> str:
+    def _compared(self, content: Export, baseline: Baseline, attested: Manifest) -> str:
         """Fetch the list of changes; why that cannot be, else ""."""
         if self._baselines is None or self._allocated is None:
             return "the list of allocated pages cannot be believed"
         older = None
         try:
             older = self._baselines.open(baseline)
-            newer = self._described()
+            newer = self._described(content)
             if why := change_lists.obstacle(baseline, older, newer, self._disk):
                 return why
             since = self._exported(self._context, baseline.id, baseline.size)
-            hint, self._listed = change_lists.fetch(since, self.content, self._allocated)
+            hint, self._listed = change_lists.fetch(since, content, self._allocated)
         except (AzureError, DeadlinePassed) as error:
             return error.message
         finally:
@@ -170,13 +192,13 @@ class _Disk:
         self._changed = Changed(self._disk.name, hint, attested, proved=relied, turn=baseline.turn)
         return ""
 
-    def _described(self) -> Json:
+    def _described(self, content: Export) -> Json:
         """Azure's document of the snapshot, asked for once."""
         if self._document is None:
-            self._document = self._context.azure.get(self.content.snapshot)
+            self._document = self._context.azure.get(content.snapshot)
         return self._document
 
-    def _next(self, baselines: Baselines) -> Json | None:
+    def _next(self, content: Export, baselines: Baselines) -> Json | None:
         """The baseline that goes with what is committed; None if Azure does not describe the snapshot."""
         before, changed = self._baseline, self._changed
         if changed is not None and changed.unlisted is not None:
@@ -185,7 +207,7 @@ class _Disk:
                 f"offset {changed.unlisted}; lists have to be proved anew"
             )
         try:
-            snapshot = self._described()
+            snapshot = self._described(content)
         except (AzureError, DeadlinePassed) as error:
             self._tell(f"it is not kept as a baseline: {error.message}")
             return None
@@ -214,4 +236,5 @@ class _Disk:
         )
 
     def _tell(self, text: str) -> None:
-        self._context.report(Notice(f"{self._disk.name} ({names.name_of(self.content.snapshot)}): {text}"))
+        snapshot = f" ({names.name_of(self._content.snapshot)})" if self._content is not None else ""
+        self._context.report(Notice(f"{self._disk.name}{snapshot}: {text}"))

@@ -14,8 +14,10 @@ from ..readers import ssh
 from ..readers.agents import AgentReader
 from ..readers.channel import Direct
 from ..readers.conversation import Job, Stream
+from ..readers.plan import Known
 from ..readers.reader import Reader
 from ..replica.destinations import Destination
+from ..replica.manifest import Manifest
 from ..run.resources import Resources
 from ..transfer import Outcome
 from ..worker.attachment import Attachment
@@ -25,15 +27,25 @@ _MIN_WINDOW = 64 << 10
 
 
 class ByWorker:
-    """Copies disks through a worker, in waves of as many clones as it can attach."""
+    """Copies disks through a worker, in waves of as many clones as it can attach.
 
-    def __init__(self, target: Target, resources: Resources, worker: Worker) -> None:
+    `known` gives what tells the reader of a disk what is known of it, once its destination knows what it holds.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        resources: Resources,
+        worker: Worker,
+        known: Callable[[Disk, Destination], Callable[[Manifest], Known]] = lambda *_: lambda _: Known(),
+    ) -> None:
         self._context, self._resources, self._worker, self._target = (
             target.context,
             resources,
             worker,
             target,
         )
+        self._known = known
 
     def copy(self, disks: Sequence[Disk], clone: Callable[[Sequence[Disk], int], list[str]]) -> list[Outcome]:
         """Clone, attach and copy disks, wave by wave. `clone` creates clones as Attachment's `make` does."""
@@ -63,23 +75,26 @@ class ByWorker:
         window = self._window(self._target.concurrent(len(wave)))
         slots = {disk.name: slot for slot, disk in enumerate(wave)}
 
-        def reader(disk: Disk, _: Destination) -> Reader:
-            return self._reader(attachment, slots[disk.name], disk, window, direct)
+        def reader(disk: Disk, destination: Destination) -> Reader:
+            line = ssh.Line(self._worker, self._context.clock, self._context.report, window, self._gone)
+            start, job = self._start(attachment, disk, line), self._job(attachment, disk, slots[disk.name])
+            known = self._known(disk, destination)
+            return AgentReader(start, job, self._target.flow(disk), direct, line.close, known)
 
         return reader
 
-    def _reader(
-        self, attachment: Attachment, slot: int, disk: Disk, window: int, direct: Direct | None
-    ) -> Reader:
-        context, settings = self._context, self._context.environment
-        line = ssh.Line(self._worker, context.clock, context.report, window, self._gone)
-        job = Job(
+    def _job(self, attachment: Attachment, disk: Disk, slot: int) -> Job:
+        settings = self._context.environment
+        return Job(
             attachment.devices[slot],
             disk.size_bytes,
             compress=settings.enable_transfer_compression,
             leaf=settings.leaf_size_kib << 10,
             slot=slot,
         )
+
+    def _start(self, attachment: Attachment, disk: Disk, line: ssh.Line) -> Callable[[], Stream]:
+        """What starts an agent for a disk."""
 
         def start() -> Stream:
             try:
@@ -90,7 +105,7 @@ class ByWorker:
                     raise WorkerGone(f"{vm} was deleted while {disk.name} was being copied") from error
                 raise
 
-        return AgentReader(start, job, self._target.flow(disk), direct, line.close)
+        return start
 
     def _window(self, concurrent: int) -> int:
         """The SSH window, in bytes, for each connection."""
@@ -117,8 +132,17 @@ def copy(target: Target, resources: Resources, worker: Worker, disks: Sequence[D
     context = target.context
     snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock)
 
+    by_worker = ByWorker(target, resources, worker)
+    return by_worker.copy(disks, cloned(context, resources, snapshots))
+
+
+def cloned(
+    context: Context, resources: Resources, snapshots: dict[str, str]
+) -> Callable[[Sequence[Disk], int], list[str]]:
+    """What clones the disks of a wave from their snapshots."""
+
     def clones(wave: Sequence[Disk], before: int) -> list[str]:
         context.report(Step("clone", listed(wave)))
         return cloning.clone_all(resources, wave, snapshots, before)
 
-    return ByWorker(target, resources, worker).copy(disks, clones)
+    return clones

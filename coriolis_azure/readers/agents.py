@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 
 from ..errors import ConnectionLost, InvalidInput, StreamEnded
 from ..events import Notice
-from ..replica.manifest import HASHES, ZERO, Manifest
+from ..replica.manifest import HASHES, UNKNOWN, ZERO, Manifest
 from ..threads import Lock
 from .channel import Direct
 from .conversation import Dialogue, Job, Stream
 from .flow import Flow
+from .plan import Known, Run
 from .reader import Chunk, Data, Question, Same, Zeros, corrupt
 
 LEAF_SIZES = (0, 4096, 16384, 65536)
@@ -24,7 +25,8 @@ class AgentReader:
 
     `start` starts a new agent; it is called again when the connection to the last one is lost, and an error from it
     ends the reading. `hang_up` makes a pending `start` end soon when the reader is closed. `direct`: the channel that
-    carries the agent's messages instead of `start`'s stream, if allowed. Raises InvalidInput for an invalid job.
+    carries the agent's messages instead of `start`'s stream, if allowed. `known` gives what is known of the disk before
+    it is read. Raises InvalidInput for an invalid job.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class AgentReader:
         flow: Flow,
         direct: Direct | None = None,
         hang_up: Callable[[], None] = lambda: None,
+        known: Callable[[Manifest], Known] = lambda _: Known(),
     ) -> None:
         if job.leaf not in LEAF_SIZES:
             raise InvalidInput(f"a leaf cannot have {job.leaf} bytes, only one of {LEAF_SIZES}")
@@ -42,6 +45,8 @@ class AgentReader:
                 f"compression {job.compress!r} is unknown; use one of {', '.join(COMPRESSION)}"
             )
         self._start, self._job, self._flow, self._direct, self._hang_up = start, job, flow, direct, hang_up
+        self._known_of, self._known = known, Known()
+        self.read_bytes = 0  # those of chunks that an agent had to read again are counted once
         self._lock, self._closed = Lock(), False
         self._dialogue: Dialogue | None = None
         self._base: (
@@ -59,6 +64,7 @@ class AgentReader:
         if not answers or self._job.leaf >= base.chunk:
             self._job = replace(self._job, leaf=0)
         self._base = replace(base, digests=base.digests.copy())
+        self._known = self._known_of(base)
         self._connect()
         if self._base.hash != base.hash and not base.fresh:
             text = f"this worker cannot compute {base.hash}, so everything is compared anew, with {self._base.hash}"
@@ -71,13 +77,27 @@ class AgentReader:
             try:
                 with self._dialogue as dialogue:
                     for item in dialogue.chunks():
-                        yield from self._unsettled(item)
+                        if isinstance(item, Run):
+                            yield from self._passed_over(dialogue, item)
+                        else:
+                            yield from self._unsettled(dialogue, item)
                 return
             except ConnectionLost as error:
                 self._count_lost(error)
             self._connect()
 
-    def _unsettled(self, item: Chunk | Question) -> Iterator[Chunk | Question]:
+    def _passed_over(self, dialogue: Dialogue, run: Run) -> Iterator[Chunk]:
+        """The part of a run that is not read which was not reported before."""
+        rest = replace(run, chunks=range(max(run.chunks.start, self._next), run.chunks.stop))
+        if not rest.chunks:
+            return
+        dialogue.plan.rely(rest)
+        if rest.fate == "zeros":
+            self._base.digests.put(rest.chunks.start, ZERO * len(rest.chunks))
+        self._next = rest.chunks.stop
+        yield rest.as_chunks()
+
+    def _unsettled(self, dialogue: Dialogue, item: Chunk | Question) -> Iterator[Chunk | Question]:
         """The part of `item` that no earlier agent has settled."""
         base = self._base
         chunks = range(item.index, item.index + (1 if isinstance(item, Data) else item.count))
@@ -87,6 +107,8 @@ class AgentReader:
         if settled and not isinstance(item, Same):
             offset = base.span(settled[0])[0]
             raise corrupt(self._flow.disk, offset, "had different content after the connection was lost")
+        if not isinstance(item, Data) or item.whole:  # what follows a question was counted with that
+            self._count(dialogue, item, [index for index in chunks if index not in settled])
         if isinstance(item, Question):
             self._asked.update(chunks)
         else:
@@ -98,6 +120,17 @@ class AgentReader:
             yield item
         else:
             yield from (Same(index, 1) for index in chunks if index not in settled)
+
+    def _count(self, dialogue: Dialogue, item: Chunk | Question, chunks: Iterable[int]) -> None:
+        """Count what was read for these chunks of an item, and compare it with what is known of the disk."""
+        for index in chunks:
+            self.read_bytes += dialogue.read_of(index)
+            digest = UNKNOWN  # whatever it is, it is not that of the base
+            if isinstance(item, Same):
+                digest = self._base.digest(index)
+            elif not isinstance(item, Question):
+                digest = ZERO if isinstance(item, Zeros) else item.digest
+            dialogue.plan.compare(index, digest)
 
     def _is_settled(self, index: int) -> bool:
         return index < self._next and index not in self._asked
@@ -122,7 +155,9 @@ class AgentReader:
                 raise StreamEnded("the transfer was cancelled")
             # The digests of settled chunks remain in use, so every later agent must use the first one's hash.
             others = () if self._agreed else tuple(name for name in HASHES if name != base.hash)
-            self._base = dialogue.begin((base.hash, *others), choose=base.fresh and not self._agreed)
+            self._base = dialogue.begin(
+                (base.hash, *others), self._known, choose=base.fresh and not self._agreed
+            )
             self._agreed = True
         except BaseException:
             dialogue.close()
@@ -144,11 +179,6 @@ class AgentReader:
     def root(self) -> tuple[int, str]:
         """See Reader."""
         return self._dialogue.root if self._dialogue is not None else (0, "")
-
-    @property
-    def read_bytes(self) -> int:
-        """See Reader. An agent reads every chunk once."""
-        return self._base.size
 
     def bottleneck(self) -> str:
         """See Reader."""

@@ -41,7 +41,6 @@ class Changed:
         is_zero = self._hint.zero(*span)
         if not is_zero and (self._hint.touched(*span) or self._is_due(index, base.count)):
             return ""
-        self.relied_bytes += span[1]
         return "zeros" if is_zero and base.digest(index) != ZERO else "same"
 
     def touched(self, base: Manifest, index: int) -> list[int] | None:

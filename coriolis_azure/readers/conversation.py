@@ -11,24 +11,26 @@ import mmap
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from ..agent import wire
+from ..agent import root, wire
 from ..agent.tls import Tls
 from ..agent.wire import DIGEST, GRAIN, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO
-from ..errors import AgentFailed, ConnectionLost, StreamEnded, cleaned_output
+from ..errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded, cleaned_output
 from ..events import counted
 from ..replica.manifest import HASHES, Manifest, grain_count
 from ..threads import Lock
 from .channel import Direct
 from .flow import Flow
 from .payload import Damaged, Rooms, pieces, unpacked
+from .plan import Known, Plan, Run
 from .reader import Answer, Chunk, Data, Piece, Question, Same, Zeros, corrupt
 
 DEVICE_SECONDS = 60.0  # a hot-attached disk takes seconds to appear
-_PART = 64 << 10  # bytes taken from a stream at a time
+_TAKEN = 64 << 10  # bytes taken from a stream at a time
+_BULK = 64 << 10  # bytes of messages that are written at once
 _SOURCE = "data from the worker: its disk or the network stalls"
 
 
@@ -102,18 +104,25 @@ class Dialogue:
             wire.ASK: RUNS[wire.ASK] * DIGEST * grain_count(base.chunk),
         }
         self._rooms = Rooms(self._most)
-        self._base_end = first  # the agent has the base digests of the chunks before this one
-        self._due = first  # the next chunk that the agent has to report
+        self.plan: Plan  # set by `begin`
+        self._rest: Iterator[Run] = iter(())  # what has not been taken from the plan
+        self._runs = deque[Run]()  # those that have been taken from the plan, and not been reported
+        self._ahead = 0  # how many of their chunks the agent has to read
+        self._complete = False  # whether the agent has been told of all of them
+        self._done = list[range]()  # what the agent has read
+        self._partly = dict[int, int]()  # how many bytes it reads of chunks that it does not read as a whole
+        self._due = first  # the next chunk that has to be reported
         self._asked = deque[int]()  # chunks that the agent asked about and has not sent yet
         self._direct_works = False  # whether a message has arrived over the direct channel
-        self.root = (first, "")  # as computed by the agent; complete after END
+        self.root = (first, "")  # complete after END
 
     # Messages to the agent
 
-    def begin(self, hashes: Sequence[str], *, choose: bool) -> Manifest:
+    def begin(self, hashes: Sequence[str], known: Known, *, choose: bool) -> Manifest:
         """Send the job, wait until the agent has opened the disk, and return the base with the hash it chose.
 
         `choose`: it takes the fastest of `hashes`, otherwise the first one that it can compute.
+        `known`: what is known of the disk, which decides what the agent has to read.
         """
         offer = self._direct.offer(self._job.slot) if self._direct else None
         try:
@@ -135,7 +144,9 @@ class Dialogue:
             else:
                 self._direct.give_up(f"the agent {cleaned_output(ready.get('why'))}")
         self._send(wire.GO, 1 if self._tls else 0, b"")
-        self._send_base()
+        self.plan = Plan(self._base, known)
+        self._rest = self.plan.runs(self._first, wire.BASE_CHUNKS)
+        self._go_ahead()
         return self._base
 
     def _document(
@@ -146,7 +157,6 @@ class Dialogue:
             "device_candidates": job.devices,
             "size": job.size,
             "chunk": base.chunk,
-            "first": self._first,
             "leaf": job.leaf,
             "hashes": list(hashes),
             "choose": choose,
@@ -157,11 +167,48 @@ class Dialogue:
             "direct": offer,
         }
 
-    def _send_base(self) -> None:
-        """Keep the agent supplied with base digests. It always listens, so only the network can delay this."""
-        while self._base_end < min(self._base.count, self._due + wire.BASE_AHEAD):
-            start, self._base_end = self._base_end, min(self._base.count, self._base_end + wire.BASE_CHUNKS)
-            self._send(wire.BASE, start, self._base.digests.span(start, self._base_end))
+    def _go_ahead(self) -> None:
+        """Keep the agent supplied with chunks to read. It always listens, so only the network can delay this."""
+        messages = bytearray()
+        while self._ahead < wire.BASE_AHEAD and not self._complete:
+            run = next(self._rest, None)
+            if run is None:
+                messages += _message(wire.BASE, self._base.count, b"")
+                self._complete = True
+                break
+            self._await(run)
+            if run.fate == "read":
+                messages += b"".join(self._wanted(run.chunks))
+            if len(messages) > _BULK:
+                self._write(bytes(messages))
+                messages.clear()
+        if messages:
+            self._write(bytes(messages))
+
+    def _await(self, run: Run) -> None:
+        """Append a run to those that will be reported; those to be read that are adjacent are one."""
+        last = self._runs[-1] if self._runs else run
+        if run.fate == "read":
+            self._ahead += len(run.chunks)
+        if last is not run and last.fate == run.fate == "read":
+            self._runs[-1] = replace(last, chunks=range(last.chunks.start, run.chunks.stop))
+        else:
+            self._runs.append(run)
+
+    def _wanted(self, chunks: range) -> Iterator[bytes]:
+        """The messages that name chunks to read."""
+        base, start = self._base, chunks.start
+        for index in chunks:
+            if self._job.leaf and (part := self.plan.part(index)) is not None:
+                if start < index:
+                    yield _message(wire.BASE, start, base.digests.span(start, index))
+                self._partly[index] = sum(
+                    min(GRAIN, base.span(index)[1] - number * GRAIN) for number in part[0]
+                )
+                yield _part(index, base.digest(index), *part)
+                start = index + 1
+        if start < chunks.stop:
+            yield _message(wire.BASE, start, base.digests.span(start, chunks.stop))
 
     def _answer(self, answers: list[Answer]) -> None:
         """Send the answers to a question. Each names its chunk, so they may be sent in any order.
@@ -185,31 +232,52 @@ class Dialogue:
         with self._writing:
             self._stream.write(messages)
 
+    def read_of(self, index: int) -> int:
+        """How many bytes of a chunk the agent has read; asked for once."""
+        return self._partly.pop(index, self._base.span(index)[1])
+
     # Messages from the agent
 
-    def chunks(self) -> Iterator[Chunk | Question]:
-        """Yield what the agent reports, in its order, until END."""
+    def chunks(self) -> Iterator[Chunk | Question | Run]:
+        """Yield what the agent reports, in its order, and the runs that it has not read, until END."""
         with self._flow.watched(_SOURCE):
             while True:
-                self._send_base()
+                self._go_ahead()
+                while self._runs and self._runs[0].fate != "read":
+                    run = self._runs.popleft()
+                    self._due = run.chunks.stop
+                    with self._flow.passing():
+                        yield run
+                    self._go_ahead()
                 frame = self._receive()
                 if frame.kind == wire.END:
                     break
                 self._expect(frame)
                 with self._flow.passing():
                     yield self._chunk(frame)
-        if self._due != self._base.count or self._asked:
+        self._end(_document(frame.payload).get("root"))
+
+    def _end(self, said: object) -> None:
+        """Check what the agent says at the end."""
+        base = self._base
+        if self._due != base.count or self._asked:
             raise self._foreign(
-                f"END after {self._due} of {counted(self._base.count, 'chunk')}, {len(self._asked)} of them not sent"
+                f"END after {self._due} of {counted(base.count, 'chunk')}, {len(self._asked)} of them not sent"
             )
-        root = _document(frame.payload).get("root")
-        if not isinstance(root, str):
+        if not isinstance(said, str):
             raise self._foreign("END without a root")
-        self.root = (self._first, root)
+        whole = root(base.size, base.chunk, base.hash)
+        for chunks in self._done:
+            whole.update(base.digests.span(chunks.start, chunks.stop))
+        if said != whole.hexdigest():
+            disk = self._flow.disk
+            raise CorruptChunk(f"{disk}: the digest of all that was read differs from the agent's", disk=disk)
+        self.root = (self._first, base.root(self._first))
 
     def _expect(self, frame: _Frame) -> None:
         """Raise StreamEnded unless the frame is allowed at this moment."""
-        kind, due, end = frame.kind, self._due, self._base.count
+        kind, due = frame.kind, self._due
+        end = self._runs[0].chunks.stop if self._runs else due
         if kind == wire.PATCH:
             if not self._asked or self._asked.popleft() != frame.index:
                 raise self._foreign(f"PATCH of chunk {frame.index}, which is not due")
@@ -219,7 +287,7 @@ class Dialogue:
         count, most = (1, 1) if kind == wire.DATA else (frame.count, RUNS[kind])
         if frame.index != due or not 1 <= count <= min(most, end - due):
             raise self._foreign(f"{counted(count, 'chunk')} from {frame.index} on where chunk {due} is due")
-        self._due += count
+        self._note_read(range(due, due + count))
         if kind == wire.ASK:
             self._asked.extend(range(due, self._due))
             if not self._job.leaf or len(self._asked) > self._window:
@@ -229,6 +297,13 @@ class Dialogue:
                 raise self._foreign(
                     f"ASK for {counted(count, 'chunk')}, {len(frame.payload)} bytes of digests"
                 )
+
+    def _note_read(self, chunks: range) -> None:
+        """The agent has read these chunks, the next ones of the first run."""
+        self._due = chunks.stop
+        self._ahead -= len(chunks)
+        if self._runs[0].chunks.stop == self._due:
+            self._done.append(self._runs.popleft().chunks)
 
     def _chunk(self, frame: _Frame) -> Chunk | Question:
         """The frame as an item of the Reader interface."""
@@ -284,7 +359,7 @@ class Dialogue:
     def _read_into(self, view: memoryview) -> int:
         """Read available bytes into `view` and return how many, at least one."""
         if self._tls is None:
-            part = self._stream.read(min(len(view), _PART))
+            part = self._stream.read(min(len(view), _TAKEN))
             view[: len(part)] = part
             return len(part)
         try:
@@ -327,8 +402,14 @@ def _nothing() -> None:
     """Do nothing: the frame has no pages to give back."""
 
 
-def _message(kind: int, index: int, payload: bytes, count: int = 0) -> bytes:
-    return HEAD.pack(kind, RAW, index, count, len(payload), ZERO) + payload
+def _message(kind: int, index: int, payload: bytes, count: int = 0, digest: bytes = ZERO) -> bytes:
+    return HEAD.pack(kind, RAW, index, count, len(payload), digest) + payload
+
+
+def _part(index: int, digest: bytes, numbers: Sequence[int], grains: Sequence[bytes]) -> bytes:
+    """The message that names a chunk of which some grains are to be read."""
+    payload = b"".join((*map(wire.NUMBER.pack, numbers), *grains))
+    return _message(wire.PART, index, payload, len(numbers), digest)
 
 
 def _document(payload: bytes | memoryview) -> dict[str, Any]:

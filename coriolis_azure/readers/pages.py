@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
 from mmap import mmap
-from typing import Literal, Protocol
+from typing import Protocol
 
 from ..agent.digest import root
 from ..agent.pack import content
 from ..errors import StreamEnded
-from ..replica.manifest import GRAIN, ZERO, Manifest, grain_count
+from ..replica.manifest import GRAIN, ZERO, Manifest
 from ..threads import ordered
 from .changed import Changed
 from .extents import Extents
 from .flow import Flow
 from .payload import Rooms
+from .plan import Known, Plan, Run
 from .reader import Chunk, Data, Piece, Same, Zeros
 
 AHEAD = 8 << 20
 _THREADS = 32  # as many may wait for small reads; large ones are limited by the bytes in memory
-_LONGEST = 64  # most chunks in a run that need not be read: short runs keep progress moving
-_Fate = Literal["read", "same", "zeros"]
 _GAP = 64 << 10  # bytes that are read rather than asking once more
 _STALL = "data to read: the storage or the network stalls"
 
@@ -34,15 +31,6 @@ class Content(Protocol):
 
     def fill(self, offset: int, data: memoryview) -> None:
         """Fill `data` with what the disk holds from `offset` on. Several threads call it."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Chunks with one fate. `touched`: the grains to read of a single chunk; None if all of it is read."""
-
-    fate: _Fate
-    chunks: range
-    touched: Sequence[int] | None
 
 
 class PageReader:
@@ -75,7 +63,8 @@ class PageReader:
         """See Reader. It asks no questions: this process has each chunk in full once it is hashed."""
         del answers
         self._base, self._digester, self._rooms = base, base.digester(), Rooms(base.chunk)
-        self._within, self._changed = self._extents(base.size).within, self._changed_since(base)
+        known = Known(self._extents(base.size), self._changed_since(base), self._grains)
+        self._within, self._plan = known.extents.within, Plan(base, known)
         return base
 
     def scan(self) -> Generator[Chunk, None, None]:
@@ -106,27 +95,18 @@ class PageReader:
         """See Reader. Reads under way are finished first."""
         self._closed = True
 
-    def _runs(self) -> Iterator[_Run]:
+    def _runs(self) -> Iterator[Run]:
         """All chunks in order: those to be read one by one, the others in runs."""
-        for fate, indexes in groupby(range(self._base.count), self._fate):
-            while run := list(islice(indexes, 1 if fate == "read" else _LONGEST)):
-                touched = None
-                if fate == "read" and self._changed is not None:
-                    touched = self._changed.touched(self._base, run[0])
-                yield _Run(fate, range(run[0], run[-1] + 1), touched)
+        for run in self._plan.runs(0, 1):
+            self._plan.rely(run)
+            yield run
 
-    def _fate(self, index: int) -> _Fate:
-        """What becomes of a chunk."""
-        if next(self._within(*self._base.span(index)), None) is None:
-            return "same" if self._base.digest(index) == ZERO else "zeros"
-        unread = self._changed.unread(self._base, index) if self._changed is not None else ""
-        return unread or "read"
-
-    def _weight(self, run: _Run) -> int:
+    def _weight(self, run: Run) -> int:
         """The bytes in memory for a run; one that is not read takes a little, too."""
         if run.fate != "read":
             return 1024
-        return self._base.span(run.chunks[0])[1] if run.touched is None else len(run.touched) * GRAIN
+        touched = self._plan.touched(run.chunks.start)
+        return self._base.span(run.chunks.start)[1] if touched is None else len(touched) * GRAIN
 
     def _digests(self, chunk: Chunk) -> bytes:
         """The digests of the present content of a chunk or a run."""
@@ -138,17 +118,15 @@ class PageReader:
 
     # In threads
 
-    def _chunk(self, run: _Run) -> tuple[Chunk, int]:
+    def _chunk(self, run: Run) -> tuple[Chunk, int]:
         """A chunk or a run, and how many bytes were read for it."""
         if self._closed:
             raise StreamEnded("the reading was cancelled")
-        index, touched = run.chunks[0], run.touched
         if run.fate != "read":
-            return (Same if run.fate == "same" else Zeros)(index, len(run.chunks)), 0
-        grains = self._known_grains(index) if touched is not None else None
-        if touched is None or grains is None:
-            return self._whole(index)
-        return self._patched(index, grains, touched)
+            return run.as_chunks(), 0
+        index = run.chunks.start
+        part = self._plan.part(index)
+        return self._whole(index) if part is None else self._patched(index, *part)
 
     def _whole(self, index: int) -> tuple[Chunk, int]:
         """A chunk of which all is read, and how many bytes that took."""
@@ -166,14 +144,7 @@ class PageReader:
             self._content.fill(start, data[start - offset : start - offset + size])
         return sum(size for _, size in parts)
 
-    def _known_grains(self, index: int) -> list[bytes] | None:
-        """The digests of the grains that the destination has of a chunk; None if they are not stored."""
-        count = grain_count(self._base.span(index)[1])
-        grains = self._grains(index, count) if self._grains is not None else []
-        right = len(grains) == count and self._digester.of(grains) == self._base.digest(index)
-        return grains if right else None
-
-    def _patched(self, index: int, grains: list[bytes], touched: Sequence[int]) -> tuple[Chunk, int]:
+    def _patched(self, index: int, touched: Sequence[int], grains: list[bytes]) -> tuple[Chunk, int]:
         """A chunk of which only some grains are read, and how many bytes that took."""
         offset, length = self._base.span(index)
         received, pieces = 0, list[Piece]()
@@ -196,8 +167,7 @@ class PageReader:
         """Compare a chunk's content `data`, which lies in `room`, with what the destination holds."""
         grains = self._digester.grains(data)
         digest = self._digester.of(grains)
-        if self._changed is not None:
-            self._changed.compare(self._base, index, digest)
+        self._plan.compare(index, digest)
         done = partial(self._rooms.give_back, room)
         if digest not in (ZERO, self._base.digest(index)):
             pieces = [

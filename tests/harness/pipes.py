@@ -76,18 +76,17 @@ class Pipes:
         self.stdin.close()
         self.stdout.close()
 
-    def start(self, disk: Path, base: Manifest, **changes: object) -> None:
-        """Send a job for `disk`, and the digests of `base`."""
-        first = self.offer(disk, base, **changes)
+    def start(self, disk: Path, base: Manifest, first: int = 0, **changes: object) -> None:
+        """Send a job for `disk`, and the digests of `base` from the chunk `first` on."""
+        self.offer(disk, base, **changes)
         self.begin(base, first)
 
-    def offer(self, disk: Path, base: Manifest, **changes: object) -> int:
-        """Send a job for `disk`; the chunk that it begins with."""
+    def offer(self, disk: Path, base: Manifest, **changes: object) -> None:
+        """Send a job for `disk`."""
         job: dict[str, Any] = {
             "device_candidates": [str(disk)],
             "size": base.size,
             "chunk": base.chunk,
-            "first": 0,
             "leaf": 0,
             "hashes": [base.hash],
             "choose": False,
@@ -98,12 +97,12 @@ class Pipes:
             "direct": None,
         }
         self.send(wire.JOB, 0, json.dumps({**job, **changes}).encode())
-        return int({**job, **changes}["first"])
 
     def begin(self, base: Manifest, first: int = 0) -> None:
         """Send the digests of `base`."""
         self.send(wire.GO, 0, b"")
         self.send(wire.BASE, first, base.digests.span(first, base.count))
+        self.send(wire.BASE, base.count, b"")
 
     def send(self, kind: int, index: int, payload: bytes, count: int = 0) -> None:
         self.write(wire.HEAD.pack(kind, 0, index, count, len(payload), ZERO) + payload)

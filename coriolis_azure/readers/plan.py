@@ -1,0 +1,93 @@
+"""Which chunks of a disk have to be read, and what becomes of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Literal
+
+from ..replica.manifest import ZERO, Manifest, grain_count
+from .changed import Changed
+from .extents import Everything, Extents
+from .reader import Same, Zeros
+
+_LONGEST = 64  # chunks in a run that need not be read: short runs keep progress moving
+_EVERYTHING = Everything()
+Fate = Literal["read", "same", "zeros"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Adjacent chunks with the same fate. `relied`: it follows from Azure's list of changes."""
+
+    fate: Fate
+    chunks: range
+    relied: bool = False
+
+    def as_chunks(self) -> Same | Zeros:
+        """What is reported of chunks that are not read."""
+        return (Zeros if self.fate == "zeros" else Same)(self.chunks.start, len(self.chunks))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a disk before it is read: the allocated extents, and what has changed since a baseline.
+
+    `grains` gives the digests of the grains that the destination has of a chunk, as `Grains.get` does.
+    """
+
+    extents: Extents = _EVERYTHING
+    changed: Changed | None = None
+    grains: Callable[[int, int], list[bytes]] | None = None
+
+
+class Plan:
+    """What to read of a disk, of which the destination holds `base`. For threads."""
+
+    def __init__(self, base: Manifest, known: Known) -> None:
+        self._base, self._known = base, known
+        self._digester = base.digester()
+
+    def runs(self, first: int, longest: int) -> Iterator[Run]:
+        """All chunks from `first` on in disk order; at most `longest` chunks to be read are one run."""
+        fates = groupby(range(first, self._base.count), self._fate)
+        for (fate, relied), indexes in fates:
+            while run := list(islice(indexes, longest if fate == "read" else _LONGEST)):
+                yield Run(fate, range(run[0], run[-1] + 1), relied)
+
+    def _fate(self, index: int) -> tuple[Fate, bool]:
+        """What becomes of a chunk, and whether a list of changes says so."""
+        extents, changed = self._known.extents, self._known.changed
+        if next(extents.within(*self._base.span(index)), None) is None:
+            return ("same" if self._base.digest(index) == ZERO else "zeros"), False
+        unread = changed.unread(self._base, index) if changed is not None else ""
+        return (unread, True) if unread else ("read", False)
+
+    def touched(self, index: int) -> list[int] | None:
+        """The grains of a chunk that may have changed; None if all of it has to be read."""
+        changed = self._known.changed
+        return changed.touched(self._base, index) if changed is not None else None
+
+    def part(self, index: int) -> tuple[list[int], list[bytes]] | None:
+        """The grains of a chunk that may have changed, and the digests of all its grains at the destination.
+
+        None if all of the chunk has to be read.
+        """
+        touched, stored = self.touched(index), self._known.grains
+        if touched is None or stored is None:
+            return None
+        count = grain_count(self._base.span(index)[1])
+        grains = stored(index, count)
+        right = len(grains) == count and self._digester.of(grains) == self._base.digest(index)
+        return (touched, grains) if right else None
+
+    def rely(self, run: Run) -> None:
+        """Count the bytes of a run that is not read."""
+        if run.relied and self._known.changed is not None:
+            self._known.changed.relied_bytes += sum(self._base.span(index)[1] for index in run.chunks)
+
+    def compare(self, index: int, digest: bytes) -> None:
+        """Check a chunk that was read as a whole. Raises ChangeListWrong if a list that is relied on leaves it out."""
+        if self._known.changed is not None:
+            self._known.changed.compare(self._base, index, digest)
