@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +20,20 @@ from coriolis_azure.azure.pages import PAGE
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import ChangeListWrong
 from coriolis_azure.events import Progress, silent
+from coriolis_azure.mechanisms.hybrid import Lists
 from coriolis_azure.mechanisms.snapshots import SnapshotReading
 from coriolis_azure.mechanisms.target import Read
+from coriolis_azure.readers.agents import AgentReader
 from coriolis_azure.readers.changed import WINDOW
+from coriolis_azure.readers.conversation import Job
 from coriolis_azure.readers.flow import Flow
+from coriolis_azure.readers.reader import Reader
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import GRAIN
 from coriolis_azure.replica.replica import Replica
 from coriolis_azure.run.baselines import Baselines
 from harness.families import Died, Family
+from harness.threaded_agent import ThreadedAgent
 
 HISTORIES = int(os.environ.get("HISTORIES", "24"))  # a long run: HISTORIES=2000
 STEPS = 12
@@ -36,11 +42,12 @@ STEPS = 12
 class Destination:
     """A replica of the disk, and the runs that bring it up to date."""
 
-    def __init__(self, family: Family, path: Path) -> None:
+    def __init__(self, family: Family, path: Path, chance: random.Random | None = None) -> None:
         self.family, self.path, self.chunk = family, path, GRAIN
+        self.chance = chance
         self.clock = Clock()
 
-    def run(self, *, keep: bool = True, full_every: int = 7) -> Read:
+    def run(self, mechanism: str = "snapshots", *, keep: bool = True, full_every: int = 7) -> Read:
         """One run, as `Source.replicate` does it, from the sweep to the deletion of what is not kept."""
         family = self.family
         settings = SimpleNamespace(keep_baseline=keep, baseline_days=14, full_every=full_every, tags={})
@@ -49,17 +56,14 @@ class Destination:
         resources: Any = SimpleNamespace(run=run, outlives=lambda snapshot: None, delete=family.delete)
         baselines = Baselines(context, resources)
         family.delete([id for id, taken in family.snapshots.items() if not is_baseline(taken.document)])
-        snapshot = family.shot()
-        disk: Any = SimpleNamespace(name="os", unique_id=family.unique_id, size_bytes=family.size)
-        export: Any = family.exported(context, snapshot, family.size)
-        reading = SnapshotReading(context, {"os": export}, baselines, self.flow, family.exported)  # type: ignore[arg-type]
+        reader, read = self.reading(mechanism, context, baselines)
         replica = Replica(FileMedium(self.path))
         try:
             while True:
                 base = replica.known(family.unique_id, family.size, self.chunk, full=False)
                 progress = Progress("os", family.size, silent, self.clock)
                 try:
-                    transfer.copy(reading.reader(disk, replica), base, replica, progress, verify=False)
+                    transfer.copy(reader(replica), base, replica, progress, verify=False)
                 except ChangeListWrong:
                     continue
                 break
@@ -69,7 +73,34 @@ class Destination:
             replica.close()
         baselines.retire()
         family.delete([id for id, taken in family.snapshots.items() if not is_baseline(taken.document)])
-        return reading.read()["os"]
+        return read()["os"]
+
+    def reading(
+        self, mechanism: str, context: Any, baselines: Baselines
+    ) -> tuple[Callable[[Replica], Reader], Callable[[], dict[str, Read]]]:
+        """What gives the readers of a new snapshot, and what tells what was read."""
+        family = self.family
+        snapshot = family.shot()
+        disk: Any = SimpleNamespace(name="os", unique_id=family.unique_id, size_bytes=family.size)
+        if mechanism == "snapshots":
+            export: Any = family.exported(context, snapshot, family.size)
+            direct = SnapshotReading(context, {"os": export}, baselines, self.flow, family.exported)  # type: ignore[arg-type]
+            return lambda replica: direct.reader(disk, replica), direct.read
+        target: Any = SimpleNamespace(context=context, baselines=baselines)
+        lists = Lists(target, {"os": snapshot}, {"os": ""}, family.exported)  # type: ignore[arg-type]
+        clone = self.path.with_name(f"{self.path.name}-clone")
+        clone.write_bytes(family.snapshots[snapshot.lower()].content)
+        job = Job((str(clone),), family.size, wait=0)
+
+        def reader(replica: Replica) -> Reader:
+            return AgentReader(self.agent, job, self.flow(disk), known=lists.known(disk, replica))
+
+        return reader, lists.read
+
+    def agent(self) -> ThreadedAgent:
+        """An agent; by chance, the connection to it is lost."""
+        cut = self.chance is not None and self.chance.random() < 0.25
+        return ThreadedAgent(self.chance.randrange(100_000) if self.chance is not None and cut else -1)
 
     def flow(self, disk: object) -> Flow:
         del disk
@@ -93,7 +124,9 @@ class History:
             self.chance.choice((8, 13, 32)) * GRAIN + self.chance.choice((0, PAGE, 5 * PAGE))
         )
         folder.mkdir(parents=True)
-        self.destinations = [Destination(self.family, folder / f"{name}.raw") for name in ("first", "second")]
+        self.destinations = [
+            Destination(self.family, folder / f"{name}.raw", self.chance) for name in ("first", "second")
+        ]
         for _ in range(6):
             self.write()
 
@@ -155,7 +188,7 @@ class History:
         """A run ends at one of its calls."""
         self.family.calls_left = self.chance.randrange(30)
         try:
-            self.chance.choice(self.destinations).run()
+            self.chance.choice(self.destinations).run(self.mechanism())
         except Died:
             pass
         finally:
@@ -163,8 +196,12 @@ class History:
 
     def run(self) -> None:
         destination = self.chance.choice(self.destinations)
-        read = destination.run(keep=self.chance.random() < 0.9)
+        read = destination.run(mechanism := self.mechanism(), keep=self.chance.random() < 0.9)
+        self.told[-1] += f" {mechanism}"
         assert destination.is_right(), (self.told, read)
+
+    def mechanism(self) -> str:
+        return self.chance.choice(("snapshots", "hybrid"))
 
     def go_on(self) -> None:
         """The next thing that happens."""
@@ -191,35 +228,37 @@ def test_whatever_happened_an_image_is_the_disk_after_each_good_run(seed: int, t
     for _ in range(STEPS):
         history.go_on()
     for destination in history.destinations:
-        destination.run()
+        destination.run(history.mechanism())
         assert destination.is_right(), history.told
     baselines = [each for each in history.family.snapshots.values() if is_baseline(each.document)]
     ours = [each for each in baselines if each.document["tags"][names.BASELINE_TAG] != "of another"]
     assert len({each.document["tags"][names.BASELINE_TAG] for each in ours}) == len(ours)
 
 
-def test_every_part_of_the_disk_is_read_within_so_many_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mechanism", ["snapshots", "hybrid"])
+def test_every_part_of_the_disk_is_read_within_so_many_runs(tmp_path: Path, mechanism: str) -> None:
     family = Family(2 * WINDOW * GRAIN)
     family.write(0, os.urandom(family.size))
     destination = Destination(family, tmp_path / "os.raw")
-    destination.run()
-    assert destination.run(full_every=1000).checked_bytes == family.size
-    runs = [destination.run(full_every=1000) for _ in range(WINDOW)]
+    destination.run(mechanism)
+    assert destination.run(mechanism, full_every=1000).checked_bytes == family.size
+    runs = [destination.run(mechanism, full_every=1000) for _ in range(WINDOW)]
     assert [run.checked_bytes for run in runs] == [2 * GRAIN] * WINDOW
     assert [run.relied_bytes for run in runs] == [family.size - 2 * GRAIN] * WINDOW
 
 
-def test_a_page_that_lists_forget_is_found_within_so_many_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mechanism", ["snapshots", "hybrid"])
+def test_a_page_that_lists_forget_is_found_within_so_many_runs(tmp_path: Path, mechanism: str) -> None:
     family = Family(WINDOW * GRAIN)
     family.write(0, os.urandom(family.size))
     destination = Destination(family, tmp_path / "os.raw")
-    destination.run()
-    destination.run()
+    destination.run(mechanism)
+    destination.run(mechanism)
     page = 20 * GRAIN // PAGE + 3
     family.forgotten = {page}
     family.write(page * PAGE, os.urandom(PAGE))
     runs = 0
     while not destination.is_right():
-        destination.run()
+        destination.run(mechanism)
         runs += 1
     assert 1 <= runs <= WINDOW
