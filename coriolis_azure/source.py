@@ -70,8 +70,8 @@ class DiskReport:
     All sizes are bytes of the disk: each byte was sent, found to be zero, or skipped because it had not changed.
     `read_bytes`: those that had to be read to know this. `full`: whether nothing was known of the destination's
     content. `verified`: whether the destination was read back; None if it cannot be. `root`: the digest over all
-    digests, which `replica.json` records; it proves nothing of bytes that were relied on. `tier` and what follows: see
-    `mechanisms.target.Read`.
+    digests, which `replica.json` records; it proves nothing of bytes that were relied on. `mechanism` and what follows:
+    see `mechanisms.target.Read`.
     """
 
     name: str
@@ -84,6 +84,7 @@ class DiskReport:
     full: bool
     verified: bool | None
     root: str
+    mechanism: str
     tier: str
     reason: str
     listed_bytes: int
@@ -269,7 +270,7 @@ class Source:
                 folder.claim(machine.id)
                 folder.tell_removed([disk.name for disk in machine.disks])
                 with self._run(machine) as (resources, left_behind):
-                    worker = copying.launch_worker(self.context, resources, machine, disks)
+                    worker = copying.launch_worker(self.context, resources, machine, disks, folder)
                     if shutdown:
                         down = now()
                         self.deallocate(machine)
@@ -661,6 +662,7 @@ def _reported(disk: Disk, outcome: transfer.Outcome, read: Read) -> DiskReport:
         full=outcome.full,
         verified=outcome.verified,
         root=outcome.manifest.root(),
+        mechanism=read.mechanism,
         tier=read.tier,
         reason=read.reason,
         listed_bytes=read.listed_bytes,

@@ -21,28 +21,32 @@ pytestmark = pytest.mark.slow  # several runs each; test_histories.py is the fas
 
 Image = Callable[..., Path]
 Connect = Callable[..., Source]
-KEPT = {"replica_export_mechanism": "snapshots", "keep_baseline": True, "chunk_size_kib": 64}
+KEPT = {"keep_baseline": True, "chunk_size_kib": 64}
 SIZE = 8 * MIB
 
 
 class Replica:
     """A VM of one disk, its replica, and runs that bring the one up to the other."""
 
-    def __init__(self, azure: Sandbox, connect: Connect, image: Image, folder: Path) -> None:
+    def __init__(self, azure: Sandbox, connect: Connect, image: Image, folder: Path, mechanism: str) -> None:
         azure.add_vm("web", image("os", SIZE, seed=1))
-        self.azure, self.folder, self._connect = azure, folder, connect
+        self.azure, self.folder, self._connect, self.mechanism = azure, folder, connect, mechanism
         self.disk = azure.disk(connect().inspect("web").disks[0].id)
         self.resources = azure.resources()
 
     def run(self, **environment: object) -> DiskReport:
         """A run; the image is compared with the disk."""
-        source = self._connect(environment={**KEPT, **environment})
-        (report,) = source.replicate("web", self.folder).disks
+        (report,) = self.source(**environment).replicate("web", self.folder).disks
         assert (self.folder / "os.raw").read_bytes() == self.disk.path.read_bytes()
         assert len(self.baselines()) <= 1
         assert self.exposed() == []
         assert len(self.azure.resources()) == len(self.resources) + len(self.baselines())
         return report
+
+    def source(self, **environment: object) -> Source:
+        """What runs with the settings of these tests."""
+        settings = {**KEPT, "replica_export_mechanism": self.mechanism, **environment}
+        return self._connect(environment=settings)
 
     def write(self, chunk: int, seed: int = 7) -> None:
         """Change 4 KiB in a chunk."""
@@ -62,11 +66,17 @@ class Replica:
         return [str(each["id"]) for each in listed if names.BASELINE_TAG in names.tags_of(each)]
 
 
-@pytest.fixture
-def replica(azure: Sandbox, connect: Connect, image: Image, tmp_path: Path) -> Replica:
-    return Replica(azure, connect, image, tmp_path / "images")
+@pytest.fixture(params=["snapshots"])
+def replica(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, request: pytest.FixtureRequest
+) -> Replica:
+    return Replica(azure, connect, image, tmp_path / "images", request.param)
 
 
+both = pytest.mark.parametrize("replica", ["snapshots", "hybrid"], indirect=True)
+
+
+@both
 def test_the_second_run_proves_the_list_and_the_third_reads_what_changed(replica: Replica) -> None:
     first = replica.run()
     assert (first.tier, first.relied_bytes) == ("allocated", 0)
@@ -77,12 +87,14 @@ def test_the_second_run_proves_the_list_and_the_third_reads_what_changed(replica
     replica.write(100)
     third = replica.run()
     assert third.tier == "changed"
-    assert (third.sent_bytes, third.listed_bytes) == (64 * 1024, 4096)
+    sent = 64 * 1024 if replica.mechanism == "snapshots" else 4096  # an agent sends leaves
+    assert (third.sent_bytes, third.listed_bytes) == (sent, 4096)
     chunks = SIZE // (64 * 1024)
     assert third.read_bytes <= (1 + -(-chunks // WINDOW)) * 64 * 1024
     assert third.relied_bytes + third.read_bytes == SIZE
 
 
+@both
 def test_only_touched_grains_are_read_and_sent(replica: Replica) -> None:
     for _ in range(2):
         replica.run(chunk_size_kib=1024)
@@ -90,7 +102,7 @@ def test_only_touched_grains_are_read_and_sent(replica: Replica) -> None:
     replica.write(36)
     report = replica.run(chunk_size_kib=1024)
     assert report.tier == "changed"
-    assert report.sent_bytes == 2 * 65536
+    assert report.sent_bytes == 2 * (65536 if replica.mechanism == "snapshots" else 4096)
     assert report.read_bytes == 2 * 65536 + report.checked_bytes
 
 
@@ -108,6 +120,7 @@ def test_every_so_many_runs_all_is_read(replica: Replica) -> None:
     ]
 
 
+@both
 def test_cleared_pages_become_zeros_unread(replica: Replica) -> None:
     replica.run()
     replica.run()
@@ -117,6 +130,7 @@ def test_cleared_pages_become_zeros_unread(replica: Replica) -> None:
     assert report.read_bytes == report.checked_bytes
 
 
+@both
 def test_a_disk_that_has_grown_is_read_where_it_grew(replica: Replica, tmp_path: Path) -> None:
     replica.run()
     replica.run()
@@ -145,6 +159,7 @@ def test_between_runs_nobody_can_read_a_baseline_and_it_has_an_end(
     assert (until - made).days == 3
 
 
+@both
 def test_without_the_setting_no_baseline_is_left_and_an_older_one_is_deleted(replica: Replica) -> None:
     replica.run()
     assert replica.baselines()
@@ -153,6 +168,7 @@ def test_without_the_setting_no_baseline_is_left_and_an_older_one_is_deleted(rep
     assert report.sent_bytes == 0
 
 
+@both
 def test_an_image_that_was_changed_by_hand_is_healed_although_nothing_is_listed(replica: Replica) -> None:
     replica.run()
     replica.run()
@@ -188,6 +204,7 @@ LOST = {
 }
 
 
+@both
 @pytest.mark.parametrize("lose", LOST.values(), ids=list(LOST))
 def test_a_baseline_that_is_lost_costs_a_whole_read(
     replica: Replica, connect: Connect, told: list[Event], lose: Callable[[Source, str], None]
@@ -275,6 +292,7 @@ LIES: dict[str, tuple[Intercept, str]] = {
 }
 
 
+@both
 @pytest.mark.parametrize("lie", LIES)
 def test_a_list_that_cannot_be_right_is_not_used(replica: Replica, lie: str, told: list[Event]) -> None:
     replica.disk.clear(SIZE - MIB, MIB)
@@ -292,6 +310,7 @@ def test_a_list_that_cannot_be_right_is_not_used(replica: Replica, lie: str, tol
     assert replica.run().tier == "changed"
 
 
+@both
 def test_a_change_that_is_not_listed_is_found_by_the_proof(replica: Replica, told: list[Event]) -> None:
     replica.run()
     replica.write(3)
@@ -304,15 +323,16 @@ def test_a_change_that_is_not_listed_is_found_by_the_proof(replica: Replica, tol
     assert replica.run().tier == "allocated"  # nothing was proved
 
 
+@both
 def test_a_change_that_is_not_listed_is_found_within_so_many_runs(
-    replica: Replica, connect: Connect, told: list[Event]
+    replica: Replica, told: list[Event]
 ) -> None:
     replica.run()
     replica.run()
     replica.write(3)
     replica.write(50)
     replica.azure.intercept = rewritten(drop_last)
-    source, runs = connect(environment={**KEPT, "full_every": 1000}), 0
+    source, runs = replica.source(full_every=1000), 0
     while (replica.folder / "os.raw").read_bytes() != replica.disk.path.read_bytes():
         source.replicate("web", replica.folder)
         replica.azure.intercept, runs = None, runs + 1
@@ -338,19 +358,23 @@ def dying(at: int) -> Callable[[Request, Callable[[Request], Response]], Respons
     return intercept
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize(
+    ("replica", "part", "step"),
+    [*(("snapshots", part, 4) for part in range(4)), ("hybrid", 0, 15)],  # a worker takes seconds
+    indirect=["replica"],
+)
 def test_whatever_a_run_dies_of_the_next_one_is_right_and_leaves_one_baseline(
-    replica: Replica, connect: Connect, part: int
+    replica: Replica, part: int, step: int
 ) -> None:
     replica.run()
     replica.run()
     chunks, at = random.Random(part), part
     while True:
-        at += 4
+        at += step
         replica.write(chunks.randrange(SIZE // 65536), seed=at)
         replica.azure.intercept = dying(at)
         try:
-            connect(environment=KEPT).replicate("web", replica.folder)
+            replica.source().replicate("web", replica.folder)
         except Died:
             pass
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import random
 import socket
 import threading
@@ -53,8 +52,9 @@ class Broken(Pipes):
         return super().read(size)
 
     def write(self, data: bytes, /) -> None:
-        if self.first < 0:  # the job
-            self.first = json.loads(data[wire.HEAD.size :])["first"]
+        kind, _, index, *_ = wire.HEAD.unpack(data[: wire.HEAD.size])
+        if self.first < 0 and kind in (wire.BASE, wire.PART):
+            self.first = index
         try:
             super().write(data)
         except errors.StreamEnded as error:

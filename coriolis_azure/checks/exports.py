@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..machine.exports import REMEDY, obstacle
-from .finding import Finding, error, fine
+from ..machine import exports
+from ..machine.choice import choose
+from ..settings import SNAPSHOTS
+from .finding import Finding, error, fine, warning
 from .subject import Subject
 
 
 def exportable(subject: Subject) -> Iterator[Finding]:
-    """Check each disk; without a VM there is nothing to check."""
+    """Check each disk whose snapshot this process has to read; without a VM there is nothing to check."""
     modern = subject.context.azure.is_modern
-    found = [(disk, obstacle(disk, modern=modern)) for disk in subject.disks]
+    found = [(disk, exports.obstacle(disk, modern=modern)) for disk in subject.disks]
     for disk, why in found:
         if why:
-            yield error("read", f"{disk.name} cannot be read from its snapshot: {why}", REMEDY)
+            yield error("read", f"{disk.name} cannot be read from its snapshot: {why}", exports.REMEDY)
     if found and not any(why for _, why in found):
         yield fine("read", "all disks can be read from their snapshots")
+
+
+def permitted(subject: Subject) -> Iterator[Finding]:
+    """Check that the identity can let snapshots be read and end that. A snapshot that is not closed stays in Azure."""
+    if why := exports.lacking(subject.context):
+        yield error("read", why, f"Give the identity these permissions. {exports.REMEDY}")
+
+
+def listed(subject: Subject) -> Iterator[Finding]:
+    """Tell of which disks Azure gives no lists: a worker reads all of them."""
+    for name, why in exports.obstacles(subject.context, subject.disks).items():
+        if why:
+            yield warning("read", f"the worker reads all of {name} in each run: {why}")
+
+
+def chosen(subject: Subject) -> Iterator[Finding]:
+    """Tell how each disk is going to be read, and why."""
+    for name, choice in choose(subject.context, subject.disks, lambda _: False).items():
+        by = "from its snapshot" if choice.mechanism == SNAPSHOTS else "by a worker"
+        yield fine("read", f"{name} is read {by}: {choice.reason}")

@@ -19,11 +19,13 @@ def policy(subject: Subject) -> Iterator[Finding]:
     """Ask Azure Policy about each kind of resource that a run creates; an older Azure cannot answer that."""
     if not subject.context.azure.is_modern:
         return
-    kinds = {"snapshot": "snapshot-os", "disk": "clone-os", "nsg": "nsg", "nic": "nic", "vm": "worker"}
-    if subject.context.environment.export_worker_use_fip:
-        kinds["ip"] = "ip"
-    if not subject.context.environment.export_network:
-        kinds["vnet"] = "vnet"
+    kinds = {"snapshot": "snapshot-os"}
+    if subject.uses_worker:
+        kinds |= {"disk": "clone-os", "nsg": "nsg", "nic": "nic", "vm": "worker"}
+        if subject.context.environment.export_worker_use_fip:
+            kinds["ip"] = "ip"
+        if not subject.context.environment.export_network:
+            kinds["vnet"] = "vnet"
     denied: dict[str, list[str]] = {}
     fields: set[str] = set()
     for kind, role in kinds.items():

@@ -12,6 +12,7 @@ from collections.abc import Collection, Generator, Iterator
 from ..azure.context import Context
 from ..azure.permissions import POOL, SHUTDOWN
 from ..model import Disk, Machine
+from ..settings import AUTO, SNAPSHOTS, WORKER
 from . import connection, exports, leftovers, locks, machine, network, permissions, policy, storage, worker
 from .finding import Checked, Finding
 from .subject import Subject
@@ -72,9 +73,14 @@ def _checks(subject: Subject, vm: str | None) -> Generator[Finding, None, Machin
 
 def _mechanism(subject: Subject, *, certain: bool) -> Iterator[Finding]:
     """Check what the way to read disks needs; if `certain`, only what would certainly end a run."""
-    if not subject.uses_worker:
+    mechanism = subject.context.environment.replica_export_mechanism
+    if mechanism == SNAPSHOTS:
         yield from exports.exportable(subject)
+        if certain:  # otherwise the check of all permissions has told
+            yield from exports.permitted(subject)
         return
+    if not certain and mechanism != WORKER:
+        yield from (exports.chosen if mechanism == AUTO else exports.listed)(subject)
     size = yield from worker.size(subject)
     if size is not None:
         yield from worker.capacity(subject, size)

@@ -7,7 +7,7 @@ disks only within a zone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from ..clock import Clock
@@ -60,7 +60,7 @@ def snapshot_all(
 
 
 def clone_all(
-    resources: Resources, disks: Iterable[Disk], snapshots: dict[str, str], before: int = 0
+    resources: Resources, disks: Iterable[Disk], snapshots: Mapping[str, str], before: int = 0
 ) -> list[str]:
     """Create a new disk from the snapshot of each disk; return the clones' ids in the order of `disks`.
 
@@ -99,7 +99,7 @@ def _snapshot(resources: Resources, disk: Disk, exported: Exported) -> Json:
     if exported == "yes" and (why := why_closed(snapshot)):
         raise Denied(
             f"{disk.name} cannot be read from its snapshot: {why}",
-            remedy="Exempt the resource group from the Azure Policy that sets it, or use the mechanism worker.",
+            remedy="Exempt the resource group from the Azure Policy that sets it, or use the mechanism auto or worker.",
             resource=str(snapshot["id"]),
         )
     return snapshot
@@ -107,8 +107,11 @@ def _snapshot(resources: Resources, disk: Disk, exported: Exported) -> Json:
 
 def why_closed(snapshot: Json) -> str:
     """Why a snapshot cannot be read through a URL, by Azure's document of it; "" if it can."""
-    allowed = snapshot["properties"].get("networkAccessPolicy", "AllowAll")
-    return f"it has the network access policy {allowed}" if allowed != "AllowAll" else ""
+    properties = snapshot["properties"]
+    allowed, sign_in = properties.get("networkAccessPolicy", "AllowAll"), properties.get("dataAccessAuthMode")
+    if allowed != "AllowAll":
+        return f"it has the network access policy {allowed}"
+    return f"it has the data access mode {sign_in}" if sign_in not in (None, "None") else ""
 
 
 def _taken(resources: Resources, disk: Disk, *, incremental: bool, readable: bool = False) -> Json:

@@ -6,17 +6,18 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from ..azure import permissions
+from ..azure import names, permissions
 from ..azure.context import Context
 from ..azure.exports import Export
-from ..errors import AzureError, DeadlinePassed, InvalidInput
+from ..errors import AzureError, DeadlinePassed, Denied, InvalidInput
 from ..model import Disk
 from ..threads import ordered
-from .cloning import copied_in_background
+from . import cloning
 
 LOG = logging.getLogger(__name__)
 Exporter = Callable[[Context, str, int], Export]
-REMEDY = "Leave the disk out (exclude_disks), or set replica_export_mechanism to worker."
+_PROBE = 512  # bytes
+REMEDY = "Leave the disk out (exclude_disks), or set replica_export_mechanism to auto or worker."
 
 
 def obstacle(disk: Disk, *, modern: bool) -> str:
@@ -30,7 +31,7 @@ def obstacle(disk: Disk, *, modern: bool) -> str:
         return "an Azure Stack Hub has no URLs for incremental snapshots"
     if disk.sector_bytes != 512:
         return f"it has sectors of {disk.sector_bytes} bytes, whose snapshots are no plain disk images"
-    if copied_in_background(disk):
+    if cloning.copied_in_background(disk):
         return f"it is of type {disk.sku}, whose snapshots can be read only after a copy in the background"
     return ""
 
@@ -87,6 +88,16 @@ def opened(
     finally:
         for disk in disks:
             _end(context, snapshots[disk.name])
+
+
+@contextmanager
+def probed(context: Context, disk: Disk, snapshot: str) -> Iterator[Export]:
+    """The content of a snapshot, once something of it was read. Raises an AzureError if it cannot be read."""
+    if why := cloning.why_closed(context.azure.get(snapshot)):
+        raise Denied(f"{names.name_of(snapshot)} cannot be read through a URL: {why}")
+    with opened(context, [disk], {disk.name: snapshot}) as contents:
+        contents[disk.name].fill(0, memoryview(bytearray(_PROBE)))
+        yield contents[disk.name]
 
 
 def _end(context: Context, snapshot: str) -> None:

@@ -1,45 +1,53 @@
-"""The two ways in which bytes get out of Azure: replica_export_mechanism.
+"""The ways in which bytes get out of Azure: replica_export_mechanism.
 
 All disks of a VM are snapshotted together. With `worker`, managed disks are cloned from their snapshots, and a worker
-reads the clones; VHD blobs are imported as managed disks if Azure allows it. With `snapshots`, this process reads the
-snapshots, and nothing else is created.
+reads the clones; VHD blobs are imported as managed disks if Azure allows it. With `hybrid`, the worker reads only what
+Azure lists as allocated or changed. With `snapshots`, this process reads the snapshots, and nothing else is created.
+With `auto`, that is chosen for each disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from ..azure.context import Context
-from ..errors import InvalidInput
-from ..events import Step
+from ..events import Notice, Step
 from ..machine import changes, exports, inspection, unmanaged
+from ..machine.choice import choose
 from ..model import Disk, Machine, Worker
+from ..replica.destinations import Folder, Kept
+from ..run.baselines import Baseline
 from ..run.resources import Resources
 from ..settings import AUTO, HYBRID, SNAPSHOTS
 from ..transfer import Outcome
 from ..worker import launch, sizes
-from . import hybrid, snapshots, vhds
+from . import auto, hybrid, snapshots, vhds
 from . import worker as by_worker
 from .target import Target, listed
 
 
 def launch_worker(
-    context: Context, resources: Resources, machine: Machine, disks: Sequence[Disk]
+    context: Context,
+    resources: Resources,
+    machine: Machine,
+    disks: Sequence[Disk],
+    folder: Folder | None = None,
 ) -> Worker | None:
-    """Launch a worker for `disks`; return None if it would have nothing to read."""
+    """Launch a worker for `disks`; return None if it would have nothing to read.
+
+    `folder`: where the disks are going to be copied to, if that is known.
+    """
     location = context.environment.location
-    if (mechanism := context.environment.replica_export_mechanism) == AUTO:
-        raise InvalidInput(
-            f"the mechanism {mechanism} is not available yet",
-            remedy="Set replica_export_mechanism to worker, snapshots or hybrid.",
-        )
-    if _by_snapshots(context):
+    choices = choose(context, disks, partial(_is_proved, folder) if folder else _yes)
+    needing = [disk for disk in disks if choices[disk.name].needs_worker]
+    if not needing:
         return None
-    if all(disk.unmanaged and unmanaged.must_be_direct(context.storage, disk, location) for disk in disks):
+    if all(disk.unmanaged and unmanaged.must_be_direct(context.storage, disk, location) for disk in needing):
         # A security group costs nothing, and its tags show that the run is alive.
         resources.create("nsg", "nsg", {"properties": {}})
         return None
-    return launch.launch(resources, sizes.needs(machine, disks), context.environment, context.report)
+    return launch.launch(resources, sizes.needs(machine, needing), context.environment, context.report)
 
 
 def copy(
@@ -49,27 +57,56 @@ def copy(
 
     Raises DisksChanged, before any snapshot is taken, if the VM no longer has the disks of `machine`.
     """
-    context, direct = target.context, _by_snapshots(target.context)
+    context, mechanism = target.context, target.context.environment.replica_export_mechanism
     is_blob = any(disk.unmanaged for disk in disks)
-    if direct:
+    if mechanism == SNAPSHOTS:
         exports.refuse(disks, modern=context.azure.is_modern)
     elif worker is not None and not is_blob:
         by_worker.try_agent(context, worker)
     _refuse_changes(context, machine, disks)
     context.report(Step("snapshot", listed(disks)))
-    if direct:
+    if mechanism == SNAPSHOTS:
         return snapshots.copy(target, resources, disks)
     if is_blob:
         return vhds.copy(target, resources, worker, disks)
+    if mechanism == AUTO:
+        return _copy_as_chosen(target, resources, worker, machine, disks)
     if worker is None:
         raise ValueError("managed disks need a worker")
-    if context.environment.replica_export_mechanism == HYBRID:
-        return hybrid.copy(target, resources, worker, disks)
-    return by_worker.copy(target, resources, worker, disks)
+    return (hybrid.copy if mechanism == HYBRID else by_worker.copy)(target, resources, worker, disks)
 
 
-def _by_snapshots(context: Context) -> bool:
-    return context.environment.replica_export_mechanism == SNAPSHOTS
+def _copy_as_chosen(
+    target: Target, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
+) -> list[Outcome]:
+    """Copy managed disks with `auto`."""
+    context = target.context
+    # Without a worker, which only the disks need that cannot do without, all others are read from here.
+    choices = choose(context, disks, partial(_is_proved, target.folder) if worker else _yes)
+    for name, choice in choices.items():
+        context.report(Notice(f"{name}: mechanism {choice.mechanism}: {choice.reason}"))
+
+    def launched(needing: Sequence[Disk]) -> Worker:
+        if worker is not None:
+            return worker
+        needs = sizes.needs(machine, needing)
+        new = launch.launch(resources, needs, context.environment, context.report)
+        by_worker.try_agent(context, new)
+        return new
+
+    return auto.copy(target, resources, disks, choices, launched)
+
+
+def _yes(disk: Disk) -> bool:
+    del disk
+    return True
+
+
+def _is_proved(folder: Folder, disk: Disk) -> bool:
+    """Whether the replica of a disk has a baseline whose lists of changes can be relied on."""
+    destination = folder.disk(disk.name)
+    baseline = Baseline.recorded(destination.left()) if isinstance(destination, Kept) else None
+    return baseline is not None and baseline.proved
 
 
 def _refuse_changes(context: Context, machine: Machine, disks: Sequence[Disk]) -> None:

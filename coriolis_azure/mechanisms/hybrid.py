@@ -14,6 +14,7 @@ from ..readers.plan import Known
 from ..replica.destinations import Destination
 from ..replica.manifest import Manifest
 from ..run.resources import Resources
+from ..settings import HYBRID
 from ..transfer import Outcome
 from .snapshots import ListedDisk, grains_of
 from .target import Read, Target
@@ -29,10 +30,22 @@ def copy(target: Target, resources: Resources, worker: Worker, disks: Sequence[D
         return "no" if obstacles[disk.name] else "perhaps"
 
     snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock, exported=wanted)
+    return read(target, resources, worker, disks, snapshots, obstacles)
+
+
+def read(
+    target: Target,
+    resources: Resources,
+    worker: Worker,
+    disks: Sequence[Disk],
+    snapshots: Mapping[str, str],
+    obstacles: Mapping[str, str],
+) -> list[Outcome]:
+    """Clone disks from their snapshots, and read what Azure lists. `obstacles`: why it gives no lists of some disks."""
     lists = Lists(target, snapshots, obstacles, exports.exported)
     try:
         by_worker = ByWorker(target, resources, worker, lists.known)
-        return by_worker.copy(disks, cloned(context, resources, snapshots))
+        return by_worker.copy(disks, cloned(target.context, resources, snapshots))
     finally:
         target.read |= lists.read()
 
@@ -68,7 +81,7 @@ class Lists:
     def _listed(self, state: ListedDisk, disk: Disk, destination: Destination, base: Manifest) -> Known:
         """Have Azure make its lists; the access to the snapshot ends before the agent reads anything."""
         context, snapshot = self._target.context, self._snapshots[disk.name]
-        why_not = self._obstacles[disk.name] or cloning.why_closed(context.azure.get(snapshot))
+        why_not = self._obstacles.get(disk.name) or cloning.why_closed(context.azure.get(snapshot))
         if why_not:
             return state.unlisted(why_not)
         with exports.opened(context, [disk], self._snapshots, self._exported) as contents:
@@ -78,4 +91,4 @@ class Lists:
 
     def read(self) -> dict[str, Read]:
         """What was read of each disk, by name."""
-        return {name: state.read() for name, state in self._disks.items()}
+        return {name: state.read(HYBRID) for name, state in self._disks.items()}

@@ -23,6 +23,7 @@ from ..replica.destinations import Based, Destination
 from ..replica.manifest import Manifest
 from ..run.baselines import Baseline, Baselines
 from ..run.resources import Resources
+from ..settings import SNAPSHOTS
 from ..transfer import Outcome
 from . import change_lists
 from .target import Read, Target, listed
@@ -39,11 +40,16 @@ def copy(target: Target, resources: Resources, disks: Sequence[Disk]) -> list[Ou
     )
     with exports.opened(context, disks, snapshots) as contents:
         context.report(Step("copy", listed(disks)))
-        reading = SnapshotReading(context, contents, target.baselines, target.flow, exports.exported)
-        try:
-            return target.copied(disks, reading.reader, concurrent=reading.concurrent)
-        finally:
-            target.read |= reading.read()
+        return read(target, disks, contents)
+
+
+def read(target: Target, disks: Sequence[Disk], contents: Mapping[str, Export]) -> list[Outcome]:
+    """Copy disks whose snapshots can be read."""
+    reading = SnapshotReading(target.context, contents, target.baselines, target.flow, exports.exported)
+    try:
+        return target.copied(disks, reading.reader, concurrent=reading.concurrent)
+    finally:
+        target.read |= reading.read()
 
 
 class SnapshotReading:
@@ -81,7 +87,7 @@ class SnapshotReading:
 
     def read(self) -> dict[str, Read]:
         """What was read of each disk, by name."""
-        return {name: state.read() for name, state in self._disks.items()}
+        return {name: state.read(SNAPSHOTS) for name, state in self._disks.items()}
 
 
 def grains_of(destination: Destination) -> Callable[[int, int], list[bytes]] | None:
@@ -137,6 +143,7 @@ class ListedDisk:
         try:
             return content.pages()
         except (AzureError, DeadlinePassed) as error:
+            self._reason = error.message
             self._tell(f"all of the snapshot is read: {error.message}")
             return None
 
@@ -159,21 +166,21 @@ class ListedDisk:
     def changed(self, base: Manifest) -> Changed | None:
         """What has changed since the baseline; None if no list can be believed."""
         baseline, attested = self._baseline, self._attested
-        if self._content is None:
+        if self._content is None or self._allocated is None:
             return None
         if base.fresh or baseline is None or attested is None:
             self._reason = "there is no baseline"
             return None
-        compare = partial(self._compared, self._content, baseline, attested)
+        compare = partial(self._compared, self._content, self._allocated, baseline, attested)
         self._reason = "the list was wrong" if self._distrusted else compare()
         if self._reason and not self._distrusted:
             self._tell(f"what has changed is not known: {self._reason}")
         return self._changed
 
-    def _compared(self, content: Export, baseline: Baseline, attested: Manifest) -> str:
+    def _compared(self, content: Export, allocated: Pages, baseline: Baseline, attested: Manifest) -> str:
         """Fetch the list of changes; why that cannot be, else ""."""
-        if self._baselines is None or self._allocated is None:
-            return "the list of allocated pages cannot be believed"
+        if self._baselines is None:
+            return "there is no baseline"
         older = None
         try:
             older = self._baselines.open(baseline)
@@ -181,7 +188,7 @@ class ListedDisk:
             if why := change_lists.obstacle(baseline, older, newer, self._disk):
                 return why
             since = self._exported(self._context, baseline.id, baseline.size)
-            hint, self._listed = change_lists.fetch(since, content, self._allocated)
+            hint, self._listed = change_lists.fetch(since, content, allocated)
         except (AzureError, DeadlinePassed) as error:
             return error.message
         finally:
@@ -221,11 +228,12 @@ class ListedDisk:
         baselines.leave(self._disk.name, baseline)
         return baseline.to_json()
 
-    def read(self) -> Read:
+    def read(self, mechanism: str) -> Read:
         """What was read, and why."""
         changed = self._changed
         if changed is None or self._distrusted:
-            return Read("whole" if self._allocated is None else "allocated", self._reason)
+            tier = "whole" if self._allocated is None else "allocated"
+            return Read(tier, self._reason, mechanism=mechanism)
         relied = bool(changed.relied_bytes)
         return Read(
             "changed" if relied else "allocated",
@@ -233,6 +241,7 @@ class ListedDisk:
             self._listed,
             changed.relied_bytes,
             changed.checked_bytes,
+            mechanism,
         )
 
     def _tell(self, text: str) -> None:

@@ -16,16 +16,18 @@ from ..readers.rate_limiter import RateLimiter
 from ..readers.reader import Reader
 from ..replica.destinations import Destination, Folder
 from ..run.baselines import Baselines
+from ..settings import WORKER
 from ..threads import ordered
 from ..transfer import Outcome
 
 
 @dataclass(frozen=True)
 class Read:
-    """What was read of a disk, and why.
+    """What was read of a disk, how, and why.
 
     `tier`: "changed" if Azure's list of changes was relied on, "allocated" if all allocated pages were read, "whole".
-    `reason`: why no list was relied on. `listed_bytes`: those that Azure says have changed. `relied_bytes`: those that
+    `mechanism`: worker, hybrid or snapshots. `reason`: with `auto`, why it was that one; and why no list was relied on.
+    `listed_bytes`: those that Azure says have changed. `relied_bytes`: those that
     were not read because Azure says that they have not changed. `checked_bytes`: those that were read all the same.
     """
 
@@ -34,6 +36,7 @@ class Read:
     listed_bytes: int = 0
     relied_bytes: int = 0
     checked_bytes: int = 0
+    mechanism: str = WORKER
 
 
 class Target:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from ..azure.context import Context
@@ -137,7 +137,7 @@ def copy(target: Target, resources: Resources, worker: Worker, disks: Sequence[D
 
 
 def cloned(
-    context: Context, resources: Resources, snapshots: dict[str, str]
+    context: Context, resources: Resources, snapshots: Mapping[str, str]
 ) -> Callable[[Sequence[Disk], int], list[str]]:
     """What clones the disks of a wave from their snapshots."""
 

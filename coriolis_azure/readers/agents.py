@@ -107,8 +107,7 @@ class AgentReader:
         if settled and not isinstance(item, Same):
             offset = base.span(settled[0])[0]
             raise corrupt(self._flow.disk, offset, "had different content after the connection was lost")
-        if not isinstance(item, Data) or item.whole:  # what follows a question was counted with that
-            self._count(dialogue, item, [index for index in chunks if index not in settled])
+        self._count(dialogue, item, range(max(chunks.start, self._next), chunks.stop))
         if isinstance(item, Question):
             self._asked.update(chunks)
         else:

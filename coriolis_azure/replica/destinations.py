@@ -136,6 +136,9 @@ class Based(Destination, Protocol):
 class Kept(Based, Protocol):
     """A disk whose manifest is stored with it."""
 
+    def left(self) -> Json | None:
+        """The baseline that is recorded here, before `known` says whether it is of use; None for none."""
+
     def stored(self) -> Manifest:
         """The manifest of the last successful run; afterwards `read` may be called. Changes nothing.
 

@@ -279,6 +279,11 @@ class Replica:
             return None
         return kept.manifest, kept.baseline
 
+    def left(self) -> Json | None:
+        """See Kept."""
+        kept = self._load()
+        return kept.baseline if kept is not None else None
+
     def leave(self, baseline: Callable[[], Json | None]) -> None:
         """See Kept."""
         self._next_baseline = baseline

@@ -66,6 +66,14 @@ class Baseline:
             raise TypeError("a field of the baseline has another type")
         return baseline
 
+    @classmethod
+    def recorded(cls, document: Json | None) -> Baseline | None:
+        """The baseline of a document that a run has left; None if there is none of use."""
+        try:
+            return cls.from_json(document) if document is not None else None
+        except (TypeError, ValueError):
+            return None
+
     def following(self, before: Baseline | None, *, proved: bool) -> Baseline:
         """This one as that of the run after the one that left `before`."""
         return replace(self, proved=proved, turn=before.turn + 1 if before is not None else 0)
