@@ -35,7 +35,17 @@ def test_replicate_twice_with_json_on_stdout_and_events_on_stderr(
     assert told["mechanism"] == "worker"
     assert told["left_behind"] == []
     names = {"name", "id", "size_bytes", "read_bytes", "sent_bytes", "zero_bytes", "skipped_bytes"}
-    names |= {"full", "verified", "root", "tier", "reason", "listed_bytes", "relied_bytes", "checked_bytes"}
+    names |= {
+        "full",
+        "verified",
+        "root",
+        "mechanism",
+        "tier",
+        "reason",
+        "listed_bytes",
+        "relied_bytes",
+        "checked_bytes",
+    }
     assert [set(disk) for disk in told["disks"]] == [names] * 2
     events = [json.loads(line) for line in first.stderr.splitlines()]
     assert {"step", "copied"} <= {event["event"] for event in events}

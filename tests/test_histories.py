@@ -50,7 +50,9 @@ class Destination:
     def run(self, mechanism: str = "snapshots", *, keep: bool = True, full_every: int = 7) -> Read:
         """One run, as `Source.replicate` does it, from the sweep to the deletion of what is not kept."""
         family = self.family
-        settings = SimpleNamespace(keep_baseline=keep, baseline_days=14, full_every=full_every, tags={})
+        settings = SimpleNamespace(
+            keep_baseline=keep, baseline_days=14, full_every=full_every, tags={}, chunk_size_kib=64
+        )
         context: Any = SimpleNamespace(azure=family, clock=self.clock, report=silent, environment=settings)
         run = SimpleNamespace(instance="web", group="g")
         resources: Any = SimpleNamespace(run=run, outlives=lambda snapshot: None, delete=family.delete)

@@ -164,12 +164,15 @@ def show_machine(machine: Machine) -> None:
 
 
 def replication_table(title: str, done: Any) -> Table:
-    columns = ("disk", "size", "read", "sent", "zero", "same", "run", "verified")
+    columns = ["disk", "size", "read", "sent", "zero", "same", "run", "verified", "mechanism", "reason"]
     records = []
     for disk in done.disks:
         sizes = (disk.size_bytes, disk.read_bytes, disk.sent_bytes, disk.zero_bytes, disk.skipped_bytes)
         run = "full" if disk.full else "changes"
-        records.append((disk.name, *map(amount, sizes), run, VERIFIED[disk.verified]))
+        how = f"{disk.mechanism}: {disk.tier}"
+        records.append((disk.name, *map(amount, sizes), run, VERIFIED[disk.verified], how, disk.reason))
+    if not any(disk.reason for disk in done.disks):  # by the worker, as always
+        columns, records = columns[:-2], [record[:-2] for record in records]
     return Table(columns, records, f"{title}: as of {done.point}, {done.seconds:.1f} s")
 
 

@@ -14,8 +14,8 @@ from ..model import Disk
 from ..readers.flow import Flow
 from ..readers.rate_limiter import RateLimiter
 from ..readers.reader import Reader
-from ..replica.destinations import Destination, Folder
-from ..run.baselines import Baselines
+from ..replica.destinations import Based, Destination, Folder
+from ..run.baselines import Baseline, Baselines
 from ..settings import WORKER
 from ..threads import ordered
 from ..transfer import Outcome
@@ -100,6 +100,7 @@ class Target:
         with Scope(scope(), disk=disk.name).entered(), self.folder.disk(disk.name) as destination:
             while True:
                 base = destination.known(disk.unique_id, disk.size_bytes, chunk, full=self._full)
+                self._begin(disk, destination)
                 try:
                     return transfer.copy(
                         opened(destination),
@@ -111,6 +112,13 @@ class Target:
                     )
                 except ChangeListWrong as error:  # the next reader of this disk does without the list
                     context.report(Notice(f"{error.message}. The list is not used: all of the disk is read"))
+
+    def _begin(self, disk: Disk, destination: Destination) -> None:
+        """Note the baseline of a disk's replica, which is deleted once the run has replaced it."""
+        if self.baselines is not None and isinstance(destination, Based):
+            _, document = destination.baseline or (None, None)
+            if (baseline := Baseline.recorded(document)) is not None:
+                self.baselines.begin(disk.name, baseline)
 
 
 def listed(disks: Sequence[Disk]) -> str:

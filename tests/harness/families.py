@@ -163,10 +163,10 @@ class Export:
     def __init__(self, family: Family, taken: Taken, id: str) -> None:
         self._family, self._taken, self.snapshot, self.size = family, taken, id, len(taken.content)
 
-    def read(self, offset: int, length: int) -> bytes:
+    def fill(self, offset: int, data: memoryview) -> None:
         """See Export."""
         self._family.call()
-        return self._taken.content[offset : offset + length]
+        data[:] = self._taken.content[offset : offset + len(data)]
 
     def pages(self) -> Pages:
         """See Export."""
