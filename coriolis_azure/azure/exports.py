@@ -54,7 +54,7 @@ class Export:
 
     def pages(self) -> Pages:
         """The allocated pages of the disk. Raises Unreadable if the list is not complete or not Azure's."""
-        pages = Pages((start, end) for start, end, _ in self._listed(""))
+        pages = Pages((start, end) for start, end, _ in self._listed(None))
         if pages.is_empty(self.size, PAGE):
             raise Unreadable("the list of pages ends before the footer of the disk")
         return pages
@@ -66,18 +66,18 @@ class Export:
         would not give, AzureError if it does not compare these two.
         """
         written, cleared, both = Pages(), Pages(), Pages()
-        for start, end, is_cleared in self._listed(older._current().sas.url):
+        for start, end, is_cleared in self._listed(older):
             both.append(start, end)  # all of them are in order
             (cleared if is_cleared else written).append(start, end)
         return written, cleared
 
-    def _listed(self, previous: str) -> Iterator[Range]:
-        """Yield the pages of the blob in windows, in order; with `previous`, a SAS, those that changed since."""
+    def _listed(self, older: Export | None) -> Iterator[Range]:
+        """Yield the pages of the blob in windows, in order; with `older`, those that changed since."""
         at, window, end = 0, blobs.WINDOW, self.size + PAGE
         while at < end:
             length = min(window, end - at)
             try:
-                ranges = self._window(at, length, previous)
+                ranges = self._window(at, length, older)
             except AzureError as error:
                 if error.code != "OperationTimedOut" or window <= _SMALLEST_WINDOW:
                     raise
@@ -86,16 +86,20 @@ class Export:
             yield from ranges
             at += length
 
-    def _window(self, offset: int, length: int, previous: str) -> list[Range]:
+    def _window(self, offset: int, length: int, older: Export | None) -> list[Range]:
         """The pages of one window, from as many answers as it takes."""
-        listed = self._changed_in if previous else self._allocated_in
-        ranges = self._ask("list the pages of", lambda access: listed(offset, length, previous, access.lists))
+
+        def listed(access: _Access) -> list[Range]:
+            if older is None:
+                return self._allocated_in(offset, length, access.lists)
+            return self._changed_in(offset, length, older._current().sas.url, access.lists)
+
+        ranges = self._ask("list the pages of", listed, older)
         if any(not offset <= start < end <= offset + length for start, end, _ in ranges):
             raise Unreadable("the list of pages goes beyond what was asked for")
         return ranges
 
-    def _allocated_in(self, offset: int, length: int, previous: str, client: BlobClient) -> list[Range]:
-        del previous
+    def _allocated_in(self, offset: int, length: int, client: BlobClient) -> list[Range]:
         listed = client.list_page_ranges(offset=offset, length=length, raw_response_hook=self._check)
         return [(pages.start or 0, (pages.end or 0) + 1, False) for pages in whole(listed)]
 
@@ -125,14 +129,17 @@ class Export:
 
     # Access
 
-    def _ask(self, verb: str, request: Callable[[_Access], T]) -> T:
-        """The answer to a request; if access has been denied, after it was granted once more."""
+    def _ask(self, verb: str, request: Callable[[_Access], T], older: Export | None = None) -> T:
+        """The answer to a request; if access has been denied, after it was granted once more, also to `older`."""
         access = self._current()
+        before = older._current() if older is not None else None
         try:
             with translated(verb, self.snapshot):
                 return request(access)
         except Denied:
             access = self._renewed(access)
+            if older is not None and before is not None:
+                older._renewed(before)
             with translated(verb, self.snapshot):
                 return request(access)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from azure.core.exceptions import HttpResponseError, ServiceResponseError
+from azure.core.exceptions import HttpResponseError, IncompleteReadError, ServiceResponseError
 from azure.core.pipeline import Pipeline
 from azure.core.pipeline.policies import UserAgentPolicy
 from azure.core.pipeline.transport import HttpRequest
@@ -33,7 +33,7 @@ class Ranges:
         """Fill `data` with what the blob holds from `offset` on. Raises the exceptions of Azure's SDKs."""
         with self._pace.request(len(data)):
             for _ in range(_TRIES - 1):
-                with suppress(ServiceResponseError):  # the answer ended too early
+                with suppress(ServiceResponseError, IncompleteReadError):
                     self._filled(offset, data)
                     return
             self._filled(offset, data)
@@ -47,7 +47,7 @@ class Ranges:
         request = HttpRequest("GET", self._sas.url, headers)
         response = self._pipeline.run(request, stream=True, retry_hook=self._retried).http_response
         if response.status_code != 206:
-            response.load_body()
+            response.body()  # which may say why
             raise HttpResponseError(response=response)
         at = 0
         for part in response.stream_download(self._pipeline):
