@@ -207,7 +207,7 @@ def _run(
         _compare_all(replica, now, content)
         replica.commit(now)
         if publish:
-            replica.ready()
+            replica.check_publishable()
             if keep:
                 replica.preserve(keep)
             replica.publish()

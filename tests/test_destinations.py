@@ -74,7 +74,7 @@ def test_zeros_are_written_where_holes_cannot_be_made(path: Path, monkeypatch: p
         raise OSError(errno.EOPNOTSUPP, "not here")
 
     run(path, dict.fromkeys(range(30), A))
-    monkeypatch.setattr("coriolis_azure.replica.room.punch", refused)
+    monkeypatch.setattr("coriolis_azure.replica.space.punch", refused)
     run(path, {0: A})
     assert holds(path, {0: A})
 
@@ -453,7 +453,7 @@ def test_two_runs_cannot_use_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "os.raw", "../os", "data-", "data-1/..", "data-x", "OS"])
 def test_names_that_are_no_disks_are_refused(tmp_path: Path, name: str) -> None:
-    with ImageFolder(tmp_path) as folder, pytest.raises(InvalidInput, match="no name of a disk"):
+    with ImageFolder(tmp_path) as folder, pytest.raises(InvalidInput, match="not the name of a disk"):
         folder.disk(name)
 
 

@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_written_may_be_once_the_user_has_the_right(
 def test_a_folder_that_is_not_there_or_no_folder_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as error:
         ImageFolder(tmp_path / "none", silent, existing=True)
-    assert error.value.remedy == "Give a folder that is there."
+    assert error.value.remedy == "Give an existing folder."
     (tmp_path / "none").mkdir()
     ImageFolder(tmp_path / "none", silent, existing=True).close()
     (tmp_path / "file").touch()
@@ -230,7 +230,7 @@ def test_a_folder_of_another_vm_is_taken_once_its_note_is_removed(tmp_path: Path
 def test_a_folder_in_use_is_free_when_the_other_run_has_ended(tmp_path: Path) -> None:
     with ImageFolder(tmp_path, silent), pytest.raises(InvalidInput) as error:
         ImageFolder(tmp_path, silent)
-    assert error.value.remedy == "Wait for it to end, or give another folder."
+    assert error.value.remedy == "Wait until it ends, or give another folder."
     ImageFolder(tmp_path, silent).close()
 
 

@@ -116,7 +116,7 @@ def test_what_a_stranger_wrote_after_a_run_died_is_not_overwritten_unasked(place
     place.died()
     place.break_lease()
     place.scribble(20 * CHUNK, A)
-    with pytest.raises(InvalidInput, match="changed by somebody"):
+    with pytest.raises(InvalidInput, match="somebody else changed"):
         run(place, {0: A, 20: B, 30: A})
     assert place.content(SIZE) == expected({0: A, 20: A, 30: A})
     run(place, {0: A, 20: B, 30: A}, full=True)

@@ -119,7 +119,7 @@ def test_a_second_run_that_finds_nothing_to_do_reads_again_before_it_ends(
 ) -> None:
     """The host of the second one may have the times of the image cached."""
     with contesting(sides) as (_, later, found):
-        seen = later._seen
+        seen = later._stamp
         monkeypatch.setattr(FileMedium, "stamp", lambda medium: seen)
         with (sides[0] / "os.raw").open("r+b") as late:
             late.write(B)
@@ -128,7 +128,7 @@ def test_a_second_run_that_finds_nothing_to_do_reads_again_before_it_ends(
 
 
 def published(image: Replica) -> None:
-    image.ready()
+    image.check_publishable()
     image.publish()
 
 

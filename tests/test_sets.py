@@ -235,7 +235,7 @@ def test_a_replica_of_an_older_version_says_so_and_is_mended_by_a_run(replica: R
         ('{"version": 1, "vm": 5, "begun": null, "point": null}', "is damaged"),
         ('{"version": 1, "vm": "x", "begun": null, "point": {"roots": 1}}', "is damaged"),
         ("[" * 100_000, "is damaged"),
-        ('{"version": 3}', "is of version 3"),
+        ('{"version": 3}', "has version 3"),
     ],
     ids=["empty", "list", "number", "roots", "deep", "newer"],
 )

@@ -44,7 +44,7 @@ class MemoryStore:
     def zero(self, offset: int, length: int) -> None:
         self.data[offset : offset + length] = bytes(length)
 
-    def share(self, source: Store, offset: int, length: int) -> bool:
+    def reflink(self, source: Store, offset: int, length: int) -> bool:
         return False
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
@@ -76,7 +76,7 @@ class MemoryMedium:
     def take(self) -> None:
         """Nobody else is here."""
 
-    def refuse_foreign(self, kept: Stamp | None) -> None:
+    def refuse_foreign(self, stamp: Stamp | None) -> None:
         """Nobody else is here."""
 
     def share(self) -> None:
@@ -109,7 +109,7 @@ class MemoryMedium:
         return {"content": hash(bytes(store.data))} if store is not None else None
 
     @contextmanager
-    def held(self, part: Part = "image") -> Iterator[None]:
+    def protected(self, part: Part = "image") -> Iterator[None]:
         yield
 
     def doubt(self, stamp: Stamp) -> str:
@@ -118,10 +118,10 @@ class MemoryMedium:
     def guard(self, *, now: bool = False) -> None:
         """Nobody else is here."""
 
-    def reserve(self, extents: Iterable[tuple[int, int]]) -> None:
+    def reserve_space(self, extents: Iterable[tuple[int, int]]) -> None:
         """There always is."""
 
-    def give_back(self, extents: Iterable[tuple[int, int]]) -> None:
+    def release_space(self, extents: Iterable[tuple[int, int]]) -> None:
         """Nothing was taken."""
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
@@ -149,7 +149,7 @@ class MemoryPast:
     def __init__(self, parts: dict[str, Any]) -> None:
         self.parts = parts
 
-    def clone(self) -> bool:
+    def snapshot(self) -> bool:
         return False
 
     def open(self, part: PastPart) -> MemoryStore | None:

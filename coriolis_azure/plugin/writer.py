@@ -28,12 +28,13 @@ from ..errors import CoriolisAzureError, DestinationFailed, DisksChanged, Invali
 from ..events import Notice, Report, silent
 from ..model import Disk, Json
 from ..replica.destinations import Content, Destination
+from ..replica.documents import Saved
 from ..replica.file_store import FileStore
 from ..replica.files import FileMedium
 from ..replica.grains import Grains
 from ..replica.manifest import UNKNOWN, ZERO, Manifest
 from ..replica.medium import Document, Stamp
-from ..replica.replica import Kept, Replica
+from ..replica.replica import Replica
 from ..replica.runmark import RunMark
 from ..run.baselines import Owner
 from ..threads import Lock, every, later, ordered
@@ -446,10 +447,10 @@ class VolumeMedium(FileMedium):
         """See Medium."""
         return None if self.is_device else self._grains
 
-    def refuse_foreign(self, kept: Stamp | None) -> None:
+    def refuse_foreign(self, stamp: Stamp | None) -> None:
         """See Medium. A device was created for this purpose, so it is never refused."""
         if not self.is_device:
-            super().refuse_foreign(kept)
+            super().refuse_foreign(stamp)
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
         """See Medium."""
@@ -510,11 +511,11 @@ class FileVolume(Replica):
             self._report(Notice(f"{self._file.where}: {error.message}"))
             return None
 
-    def _load(self, *, ours: bool = True) -> Kept | None:
+    def _load(self, *, ours: bool = True) -> Saved | None:
         """The state, if it is the same in the entry and beside the volume; for a device, the one in the entry."""
         in_entry = self._in_entry()
         if self._file.is_device:
-            return None if in_entry is None else Kept(in_entry, {})
+            return None if in_entry is None else Saved(in_entry, {})
         beside = super()._load(ours=ours)
         if beside is None or beside.manifest == in_entry:
             return beside

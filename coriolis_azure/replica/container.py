@@ -1,6 +1,7 @@
-"""A prefix in a container of Blob storage: the place of a VM's replica there.
+"""A prefix in a container of Blob storage: the place of one VM's replica there.
 
-The lease on `.vm`, beside the VHDs, is its lock. A run that died keeps the next one waiting for a minute at most.
+A lease on the blob `.vm`, beside the VHDs, locks the place. After a run died, the next one waits until that lease has
+expired: up to a minute.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _DRAFT = re.compile(rf"({_NAME.pattern})\.vhd\.(?:draft|redo|index)")
 
 
 class BlobFolder:
-    """The fixed VHDs below one prefix of a container, ours alone while it is open. A destinations.Folder.
+    """The fixed VHDs under one prefix of a container, exclusively for one run. See Place.
 
-    The container is made when it is missing, unless it must be `existing`. InvalidInput when another run uses the
-    place; else the AzureError that says why it cannot be used.
+    A missing container is created, unless the place must be `existing`: then it is only read. Raises InvalidInput if
+    another run uses the place, or if there is no replica in an `existing` one; AzureError if it cannot be used.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class BlobFolder:
             raise InvalidInput(f"there is no replica at {self.url}", remedy="Replicate a VM to it first.")
         lease(self._owner, self.url, storage.clock, report)
         self._ending.callback(self._owner.release)
-        # Leased as long as the place is ours: who has lost the place cannot replace it any more.
+        # Leased until the end of the run, so that a run that has lost the place cannot replace it.
         self._record = self._container.blob(f"{self._prefix}{sets.NAME}")
         self._ending.callback(self._record.release)
         self._ending.enter_context(every(_RENEW_SECONDS, self._renew))
@@ -72,13 +73,13 @@ class BlobFolder:
             raise
 
     def disk(self, name: str) -> Replica:
-        """The VHD of the disk `name`: "os" or "data-<lun>"."""
+        """The replica of the disk `name`: "os" or "data-<lun>"."""
         self._medium(name)
         return self._replicas[name]
 
     def _medium(self, name: str) -> VhdMedium:
         if not _NAME.fullmatch(name):
-            raise InvalidInput(f"{name!r} is no name of a disk", remedy="Use os, or data-<lun>.")
+            raise InvalidInput(f"{name!r} is not the name of a disk", remedy="Use os, or data-<lun>.")
         if name not in self._mediums:
             path = f"{self._prefix}{name}.vhd"
             medium = VhdMedium(self._container, path, self._storage, self._report, self._hold)
@@ -86,7 +87,7 @@ class BlobFolder:
         return self._mediums[name]
 
     def claim(self, vm: str) -> None:
-        """Keep whose VHDs these are, and refuse another VM's: they would be overwritten."""
+        """See Folder. The VM's id is kept in the blob `.vm`."""
         found = (self._owner.text() or b"").decode("utf-8", "replace").strip()
         if found and found.lower() != vm.lower():
             raise InvalidInput(
@@ -97,35 +98,35 @@ class BlobFolder:
             self._owner.put(vm.encode())
 
     def record(self) -> bytes | None:
-        """The document that says which disks belong together. See Place."""
+        """See Place."""
         return self._record.text() or None
 
     def publish(self, record: bytes) -> None:
-        """Make what was committed the replica. See Place."""
+        """See Place."""
         publishing.publish(self, self._replicas.values(), record)
         publishing.sweep(self._drafts(), record)
 
     @property
     def points(self) -> BlobPoints:
-        """The earlier points that are kept. See Place."""
+        """See Place."""
         return BlobPoints(self._container, self._prefix, self._hold)
 
     def _hold(self) -> None:
-        """AzureError where the place is lost."""
+        """Raise AzureError if this run has lost the place."""
         self._owner.renew()
 
     def unpublished(self) -> list[str]:
-        """The disks of the replica whose images are not yet what its record says. See Place."""
+        """See Place."""
         return [replica.name for replica in publishing.unpublished(self, self._drafts())]
 
     def _drafts(self) -> list[Replica]:
-        """The disks of which there is a draft, or what may be a part of one."""
+        """The disks that have a draft, or any part of one."""
         names = (blob.name[len(self._prefix) :] for blob in self._container.blobs(self._prefix))
         found = filter(None, map(_DRAFT.fullmatch, names))
         return [self.disk(name) for name in sorted({part[1] for part in found})]
 
     def keep_record(self, text: bytes) -> None:
-        """Replace that document, while the place is ours. See Place."""
+        """See Place. Only while this run holds the place."""
         try:
             if not self._record.lease_id:
                 with contextlib.suppress(Conflict):
@@ -139,12 +140,12 @@ class BlobFolder:
             ) from error
 
     def stop(self) -> None:
-        """Whatever is under way on the VHDs ends soon."""
+        """See Folder."""
         for replica in self._replicas.values():
             replica.stop()
 
     def names(self) -> list[str]:
-        """The disks there is a VHD of."""
+        """The names of the disks that have a VHD."""
         ours = (
             found.name[len(self._prefix) :].removesuffix(".vhd")
             for found in self._container.blobs(self._prefix)
@@ -153,7 +154,7 @@ class BlobFolder:
         return sorted(name for name in ours if _NAME.fullmatch(name))
 
     def remove(self, disks: Collection[str]) -> None:
-        """Delete the VHDs of these disks with their state, and with the last VHD what this place is locked by."""
+        """Delete the earlier points, and the VHDs of `disks` with their state; after the last VHD, also the record."""
         for label in self.points.records():
             self.points.remove(label)
         for name in disks:
@@ -165,17 +166,17 @@ class BlobFolder:
             self._owner.delete()
 
     def reserve(self, disks: Collection[str]) -> None:
-        """Nothing: each VHD is leased when it is used. See Folder."""
+        """Do nothing: each VHD is leased when it is used. See Folder."""
 
     def tell_removed(self, disks: Collection[str]) -> None:
-        """Report, for each VHD of a disk that is none of `disks`, that it is no longer one of the VM's."""
+        """See Folder."""
         for name in self.names():
             if name not in disks:
-                kept = f"{self.url}/{name}.vhd"
-                self._report(Notice(f"{kept} is kept as it is: {name} is no longer a disk of the VM"))
+                url = f"{self.url}/{name}.vhd"
+                self._report(Notice(f"{url} is kept as it is: the VM no longer has the disk {name}"))
 
     def close(self) -> None:
-        """Give all leases up. Harmless when repeated."""
+        """Release all leases. May be repeated."""
         for replica in self._replicas.values():
             replica.close()
         self._mediums, self._replicas = {}, {}
@@ -190,7 +191,7 @@ class BlobFolder:
         self.close()
 
     def _renew(self) -> None:
-        """One that cannot be renewed is told by the next write."""
+        """Renew all leases. If one is lost, the next write fails."""
         for renew in (
             self._owner.renew,
             self._record.renew,
@@ -201,9 +202,9 @@ class BlobFolder:
 
 
 class BlobPoints:
-    """The earlier points below a prefix: a folder of blobs each, and snapshots of the VHDs. See Points.
+    """The earlier points of a place: for each, blobs under one prefix, and snapshots of the VHDs. See Points.
 
-    `hold` raises AzureError where the place is lost.
+    `hold`: raises AzureError if this run has lost the place.
     """
 
     def __init__(self, container: Container, prefix: str, hold: Callable[[], None]) -> None:
@@ -211,7 +212,7 @@ class BlobPoints:
         self._points = f"{prefix}{POINTS}/"
 
     def records(self) -> dict[str, bytes | None]:
-        """See Points. Snapshots that no manifest names, as a run leaves them that dies here, are points as well."""
+        """See Points. A snapshot that no manifest names counts too: a run died after it took that snapshot."""
         with self._translated("cannot be read"):
             labels = {listed.name.removeprefix(self._points).partition("/")[0] for listed in self._listed()}
             labels |= {snapshot for snapshot, _ in self._snapshots()}
@@ -242,9 +243,11 @@ class BlobPoints:
         return self._container.blobs(f"{self._points}{below}")
 
     def _snapshots(self) -> Iterator[tuple[str, Blob]]:
-        """The snapshots of VHDs that are of points: the label of each, and itself."""
+        """Yield the label of the point and the snapshot, for each snapshot of a VHD that belongs to a point."""
         for listed in self._container.blobs(self._prefix, past=True):
-            ours = "/" not in listed.name.removeprefix(self._prefix)  # else it is of a place below this one
+            ours = "/" not in listed.name.removeprefix(
+                self._prefix
+            )  # otherwise it belongs to another place, under this one
             if ours and listed.snapshot and POINT in listed.metadata:
                 yield listed.metadata[POINT], self._container.blob(listed.name, listed.snapshot)
 

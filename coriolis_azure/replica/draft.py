@@ -1,12 +1,12 @@
-"""What a run has fetched and not published: content at the offsets it has on the disk, and an index of its chunks.
+"""A draft: what a run has fetched and not published, as content at its offsets on the disk, and an index of chunks.
 
-A *partial* draft is a whole image to be. A *redo* draft lies over an image, which stays as it is: of each chunk it has
-the blocks that changed.
+A *partial* image is the draft of a whole disk. A *redo* log is a draft over an image: it holds only the blocks that
+differ, and the image stays as it is.
 
-The index has one record a chunk, at a place that its number gives: the digest that the chunk is to have, and which of
-its blocks are the draft's, as bits. No bits: the draft has nothing of the chunk. The records need no order of writing
-and no flush, since each proves itself: it counts where image and draft together have its digest. What a crash has torn,
-or a disk has lost, is fetched again.
+The index has one entry per chunk, at a place computed from the chunk's number: the digest of the chunk's new content,
+and one bit per block that says whether the draft holds it. Without any bit, the draft holds nothing of the chunk.
+Entries are written in any order and not flushed, because each proves itself: it is valid if draft and image together
+have its digest. What was torn by a crash or lost by the medium is fetched again.
 """
 
 from __future__ import annotations
@@ -20,40 +20,42 @@ from ..threads import Lock, ordered
 from .manifest import Manifest
 from .medium import Content, Readable, Store, holds, read_padded
 
-BLOCK = 4096  # bytes that one bit stands for
-_PIECE = 1 << 20  # bytes that are published at a time, or kept
-_HANDFUL = 64  # extents that a thread takes at a time, at most
-_RECORDS = 4096  # that are read at a time
+BLOCK = 4096  # bytes per bit of an entry
+_PIECE = 1 << 20  # most bytes that are copied at once
+_BATCH = 64  # most extents in one task of a thread
+_ENTRIES = 4096  # entries read at once
 Read = Callable[[int, int], Content]
 
 
 def index_size(manifest: Manifest) -> int:
-    """The bytes of the index for such a disk."""
-    return manifest.count * _record_size(manifest.chunk)
+    """The size, in bytes, of the index for a disk with this manifest."""
+    return manifest.count * _entry_size(manifest.chunk)
 
 
 class Draft:
-    """A draft of a disk in such chunks as `shape` has; `image` is below it, None for a partial one. For threads.
+    """The draft of a disk that has the size and chunks of `shape`, over `image`; None for a partial image. Thread-safe.
 
-    `known`: whether the index may have records already.
+    `existing`: whether the index may have entries already.
     """
 
     def __init__(
-        self, content: Store, index: Store, image: Readable | None, shape: Manifest, *, known: bool
+        self, content: Store, index: Store, image: Readable | None, shape: Manifest, *, existing: bool
     ) -> None:
         self.content, self._index, self._image = content, index, image
         self._chunk, self._size, self._count = shape.chunk, shape.size, shape.count
-        self._record = _record_size(shape.chunk)
+        self._entry = _entry_size(shape.chunk)
         self._full = (1 << -(-shape.chunk // BLOCK)) - 1
-        self._touched: dict[int, int] = {}  # blocks of chunks that are not settled
-        self._present = bytearray(-(-shape.count // 8))
+        self._unsettled: dict[
+            int, int
+        ] = {}  # the blocks held of each chunk that was written and not settled yet
+        self._present = bytearray(-(-shape.count // 8))  # one bit per chunk: whether the index has its entry
         self._lock = Lock()
-        if known:
-            for at, _, _ in self._records():
+        if existing:
+            for at, _, _ in self._entries():
                 self._present[at // 8] |= 1 << at % 8
 
     def cover(self, offset: int, length: int) -> None:
-        """These bytes are about to be written to `content`."""
+        """Announce a write of `length` bytes at `offset` to `content`."""
         if self._image is None:
             return
         end = offset + length
@@ -63,27 +65,27 @@ class Draft:
                 first = (max(offset, start) - start) // BLOCK
                 last = -(-(min(end, start + self._chunk) - start) // BLOCK)
                 bits = (1 << last) - (1 << first)
-                self._touched[at] = self._blocks(at) | bits
+                self._unsettled[at] = self._blocks(at) | bits
 
     def settle(self, manifest: Manifest, first: int, count: int) -> None:
-        """Of these chunks all blocks are there: they are as `manifest` says."""
-        records = bytearray()
+        """Write the entries of `count` chunks from `first` on, whose content is complete and matches `manifest`."""
+        entries = bytearray()
         for at in range(first, first + count):
             blocks = self._full if self._image is None else self._blocks(at)
-            records += manifest.digest(at) + blocks.to_bytes(self._record - DIGEST, "little")
-        self._index.write(first * self._record, records)
+            entries += manifest.digest(at) + blocks.to_bytes(self._entry - DIGEST, "little")
+        self._index.write(first * self._entry, entries)
         with self._lock:
             for at in range(first, first + count):
-                self._touched.pop(at, None)
+                self._unsettled.pop(at, None)
                 self._present[at // 8] |= 1 << at % 8
 
     @property
     def size(self) -> int:
-        """The bytes of the disk."""
+        """The size of the disk, in bytes."""
         return self._size
 
     def read(self, offset: int, length: int) -> bytes:
-        """The disk with what the draft has of it."""
+        """The content of the disk: the draft's where it holds it, else the image's."""
         with self._lock:
             plan = list(self._plan(offset, length))
         if len(plan) == 1 and plan[0][2]:
@@ -92,38 +94,44 @@ class Draft:
         return b"".join(parts)
 
     def resume(self, base: Manifest, image: Store | None) -> Manifest:
-        """`base`, which is of the image, with the chunks that the draft really has; all others leave the draft."""
+        """Compare all chunks in the draft with their entries; return `base` with the digests of those that match.
+
+        `base` describes the image. Entries that do not match are deleted.
+        """
         digests, digest = base.digests.copy(), base.digester()
         with ExitStack() as reading:
-            of_content = reading.enter_context(self.content.uncached())
-            of_image = reading.enter_context(image.uncached()) if image is not None else None
+            read_content = reading.enter_context(self.content.uncached())
+            read_image = reading.enter_context(image.uncached()) if image is not None else None
 
-            def look(record: tuple[int, bytes, int]) -> tuple[int, bytes, bool]:
-                at, expected, _ = record
+            def compare(entry: tuple[int, bytes, int]) -> tuple[int, bytes, bool]:
+                at, expected, _ = entry
                 offset, length = base.span(at)
                 parts = [
-                    self._part(start, size, of_content, of_image, drafted=drafted)
+                    self._part(start, size, read_content, read_image, drafted=drafted)
                     for start, size, drafted in self._plan(offset, length)
                 ]
                 return at, expected, digest(parts[0] if len(parts) == 1 else b"".join(parts)) == expected
 
-            with closing(ordered(look, self._records(), threads=2, ahead=6)) as results:
-                for at, expected, right in results:
-                    if right:
+            with closing(ordered(compare, self._entries(), threads=2, ahead=6)) as results:
+                for at, expected, matches in results:
+                    if matches:
                         digests.put(at, expected)
                     else:
                         self._drop(at)
         if self._image is None:
-            self._clear_unknown(base)
+            self._clear_unsettled(base)
         return replace(base, digests=digests)
 
-    def publish(self, image: Store, go_on: Callable[[], None]) -> None:
-        """Bring the image to what the draft has. It may be done again, from any point on."""
+    def apply(self, image: Store, guard: Callable[[], None]) -> None:
+        """Write what the draft holds into `image`. May be repeated, even if it was interrupted at any moment.
 
-        def put(extents: list[tuple[int, int]]) -> None:
-            go_on()
+        `guard` is called before each batch, and raises if the run must not go on.
+        """
+
+        def write(extents: list[tuple[int, int]]) -> None:
+            guard()
             for offset, length in extents:
-                if image.share(self.content, offset, length):
+                if image.reflink(self.content, offset, length):
                     continue
                 data = self.content.read(offset, length) if holds(self.content, offset, length) else b""
                 if is_zero(data):
@@ -131,12 +139,12 @@ class Draft:
                 else:
                     image.write(offset, data)
 
-        with closing(ordered(put, handfuls(self.extents()), threads=4, ahead=12)) as results:
+        with closing(ordered(write, batches(self.extents()), threads=4, ahead=12)) as results:
             for _ in results:
                 pass
 
     def first_difference(self, image: Store) -> int | None:
-        """The offset of the first piece that the image, read from its medium, does not have as the draft has it."""
+        """The offset of the first extent in which the image, read from its medium, differs from the draft, or None."""
         with image.uncached() as read:
 
             def same(offset: int, length: int) -> bool:
@@ -148,45 +156,45 @@ class Draft:
             def difference(extents: list[tuple[int, int]]) -> int | None:
                 return next((offset for offset, length in extents if not same(offset, length)), None)
 
-            with closing(ordered(difference, handfuls(self.extents()), threads=4, ahead=12)) as results:
+            with closing(ordered(difference, batches(self.extents()), threads=4, ahead=12)) as results:
                 return next((offset for offset in results if offset is not None), None)
 
     def flush(self) -> None:
-        """On return all of it survives a power loss."""
+        """Make content and index durable: on return they survive a power loss."""
         self.content.flush()
         self._index.flush()
 
     def _blocks(self, at: int) -> int:
-        """The blocks of a chunk that are the draft's. With the lock held, or by one thread."""
-        touched = self._touched.get(at)
-        if touched is not None:
-            return touched
+        """The bits of a chunk's blocks that the draft holds. Call it with the lock held, or from the only thread."""
+        unsettled = self._unsettled.get(at)
+        if unsettled is not None:
+            return unsettled
         if not self._present[at // 8] >> at % 8 & 1:
             return 0
-        record = self._index.read(at * self._record, self._record)
-        return int.from_bytes(record[DIGEST:], "little")
+        entry = self._index.read(at * self._entry, self._entry)
+        return int.from_bytes(entry[DIGEST:], "little")
 
     def _plan(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """The range in parts: offset, length, whether it is the draft's; else it is the image's."""
+        """Yield the parts of the range: offset, length, and whether the draft holds it (else the image does)."""
         if self._image is None:
             yield offset, length, True
             return
-        end, begun, before = offset + length, offset, False
+        end, pending, pending_drafted = offset + length, offset, False
         for at in range(offset // self._chunk, -(-end // self._chunk)):
             start = at * self._chunk
             for begin, last, drafted in self._runs(self._blocks(at), start):
                 low, high = max(begin, offset), min(last, end)
                 if low >= high:
                     continue
-                if low > begun and drafted != before:
-                    yield begun, low - begun, before
-                    begun = low
-                before = drafted
-        if begun < end:
-            yield begun, end - begun, before
+                if low > pending and drafted != pending_drafted:
+                    yield pending, low - pending, pending_drafted
+                    pending = low
+                pending_drafted = drafted
+        if pending < end:
+            yield pending, end - pending, pending_drafted
 
     def _runs(self, blocks: int, start: int) -> Iterator[tuple[int, int, bool]]:
-        """The runs of equal bits of a chunk at `start`: first byte, end, whether they are set."""
+        """Yield the runs of equal bits of the chunk at offset `start`: first byte, end, and whether they are set."""
         at, last = 0, self._full.bit_length()
         while at < last:
             rest = blocks >> at
@@ -197,65 +205,65 @@ class Draft:
             at = end
 
     def _part(
-        self, offset: int, length: int, of_content: Read | None, of_image: Read | None, *, drafted: bool
+        self, offset: int, length: int, read_content: Read | None, read_image: Read | None, *, drafted: bool
     ) -> Content:
-        """One part of a plan."""
+        """The content of one part that `_plan` yields."""
         if drafted or self._image is None:
-            return (of_content or self.content.read)(offset, length)
-        return read_padded(self._image, offset, length, of_image or self._image.read)
+            return (read_content or self.content.read)(offset, length)
+        return read_padded(self._image, offset, length, read_image or self._image.read)
 
     def extents(self) -> Iterator[tuple[int, int]]:
-        """What of the disk is the draft's: offset and length, in pieces."""
-        for at, _, blocks in self._records():
+        """Yield, in disk order, the offset and length of what the draft holds, in pieces."""
+        for at, _, blocks in self._entries():
             for begin, end, drafted in self._runs(blocks, at * self._chunk):
                 if drafted:
                     yield from pieces(begin, min(end, self._size))
 
-    def _records(self) -> Iterator[tuple[int, bytes, int]]:
-        """The chunks that the index speaks of: number, digest, blocks."""
-        size = self._record
-        for first in range(0, self._count, _RECORDS):
-            last = min(first + _RECORDS, self._count)
+    def _entries(self) -> Iterator[tuple[int, bytes, int]]:
+        """Yield the entries of the index: a chunk's number, its digest, and the bits of its blocks."""
+        size = self._entry
+        for first in range(0, self._count, _ENTRIES):
+            last = min(first + _ENTRIES, self._count)
             for offset, length in self._index.extents(first * size, (last - first) * size):
                 low, high = max(first, offset // size), min(last, -(-(offset + length) // size))
                 first = high
                 page = self._index.read(low * size, (high - low) * size)
                 for at in range(low, high):
-                    record = page[(at - low) * size : (at - low + 1) * size]
-                    if blocks := int.from_bytes(record[DIGEST:], "little"):
-                        yield at, record[:DIGEST], blocks
+                    entry = page[(at - low) * size : (at - low + 1) * size]
+                    if blocks := int.from_bytes(entry[DIGEST:], "little"):
+                        yield at, entry[:DIGEST], blocks
 
     def _drop(self, at: int) -> None:
-        """Take a chunk out of the index."""
-        self._index.write(at * self._record, bytes(self._record))
+        """Delete a chunk's entry."""
+        self._index.write(at * self._entry, bytes(self._entry))
         self._present[at // 8] &= ~(1 << at % 8)
 
-    def _clear_unknown(self, base: Manifest) -> None:
-        """Make zeros of what no record speaks of: a run that died may have begun to write it."""
+    def _clear_unsettled(self, base: Manifest) -> None:
+        """Zero the chunks without an entry: a run that died may have written parts of them."""
         for offset, length in list(self.content.extents(0, self._size)):
             for at in range(offset // self._chunk, -(-(offset + length) // self._chunk)):
                 if not self._present[at // 8] >> at % 8 & 1:
                     self.content.zero(*base.span(at))
 
 
-def handfuls(extents: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """The extents in lists, each of up to a piece's bytes: a task for a thread, which small ones are not."""
-    handful: list[tuple[int, int]] = []
-    room = _PIECE
+def batches(extents: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Group extents into batches of up to 1 MiB, one task for a thread each: a small extent alone is not worth one."""
+    batch: list[tuple[int, int]] = []
+    left = _PIECE
     for offset, length in extents:
-        if handful and (length > room or len(handful) == _HANDFUL):
-            yield handful
-            handful, room = [], _PIECE
-        handful.append((offset, length))
-        room -= length
-    if handful:
-        yield handful
+        if batch and (length > left or len(batch) == _BATCH):
+            yield batch
+            batch, left = [], _PIECE
+        batch.append((offset, length))
+        left -= length
+    if batch:
+        yield batch
 
 
 def pieces(begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """The bytes from `begin` to `end` in pieces: offset and length of each."""
+    """The offset and length of each piece of the range from `begin` to `end`; a piece has up to 1 MiB."""
     return ((start, min(_PIECE, end - start)) for start in range(begin, end, _PIECE))
 
 
-def _record_size(chunk: int) -> int:
+def _entry_size(chunk: int) -> int:
     return DIGEST + -(-chunk // (8 * BLOCK))

@@ -1,4 +1,4 @@
-"""A disk at an earlier point in time, in the folder of that point: a clone of the image, or an undo log."""
+"""A disk at an earlier point in time, in the folder of that point: a reflink of the image, or an undo log."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _FICLONE = 0x40049409  # linux/fs.h
 
 
 class FilePast:
-    """A disk at an earlier point in time, in the folder of that point. See Past. `path`: of what would be its image."""
+    """See Past. `image`: the image as it is now; None if there is none. `path`: of the image in the point's folder."""
 
     def __init__(self, image: FileStore | None, path: Path, disk: str) -> None:
         self._image, self._path, self._disk = image, path, disk
         self._stores: list[FileStore] = []
 
-    def clone(self) -> bool:
-        """By a reflink. See Past."""
+    def snapshot(self) -> bool:
+        """Reflink the image. See Past."""
         if self._image is None or self._image.is_device:
             return False
-        with Translated(self._path, "cannot be made", self._disk):
+        with Translated(self._path, "cannot be created", self._disk):
             statefiles.make_folder(self._path.parent)
             store = self._store(self._path, statefiles.create)
             try:
@@ -53,7 +53,7 @@ class FilePast:
     def make(self, part: PastPart, size: int) -> FileStore:
         """See Past."""
         path = self._of(part)
-        with Translated(path, "cannot be made", self._disk):
+        with Translated(path, "cannot be created", self._disk):
             statefiles.make_folder(path.parent)
             store = self._store(path, statefiles.create)
             os.ftruncate(store.fd, size)

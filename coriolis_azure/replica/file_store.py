@@ -1,4 +1,4 @@
-"""Open files and block devices as stores, and their errors as ours."""
+"""Stores in open files and block devices; translates OSError into DestinationFailed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import IO
 
 from ..errors import DestinationFailed, exhausted_remedy
 from ..threads import Local
-from . import room, statefiles
+from . import space, statefiles
 from .medium import Content, Store
 
 ZEROS = bytes(1 << 20)
-_BLOCK = 4096  # what reads past the page cache are aligned to
-_SMALL = 1 << 16  # up to here such a read is copied out of a buffer that its thread keeps
+_ALIGNMENT = 4096  # of reads past the page cache
+_SMALL = 1 << 16  # up to this size, such a read goes through a buffer that its thread reuses
 REMEDIES = {
     errno.ENOSPC: "Free space at the destination, then run again: what had arrived is kept.",
     errno.EDQUOT: "Raise the quota at the destination, then run again: what had arrived is kept.",
@@ -32,7 +32,7 @@ REMEDIES = {
 
 
 class Translated:
-    """A block in which an OSError is DestinationFailed. A class, since one is made for each read and write."""
+    """Raises an OSError of its block as DestinationFailed. A class, because one is created for each read and write."""
 
     __slots__ = ("_disk", "_offset", "_path", "_what")
 
@@ -56,19 +56,19 @@ class Translated:
 
 
 class FileStore:
-    """An open file or block device. See Store. `stopped` says whether it was given up."""
+    """An open file or block device. See Store. `stopped`: whether reads and writes must fail from now on."""
 
     def __init__(self, fd: int, path: Path, disk: str, stopped: Callable[[], bool]) -> None:
         self.fd, self.path, self._disk, self._stopped = fd, path, disk, stopped
-        with self._translated("cannot be looked at"):
+        with self._translated("cannot be examined"):
             self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
         self._holes = True
-        self.is_copied_on_write = room.is_copied_on_write(fd)
+        self.is_copied_on_write = space.is_copied_on_write(fd)
 
     @property
     def size(self) -> int:
         """See Store."""
-        with self._translated("cannot be looked at"):
+        with self._translated("cannot be examined"):
             return os.lseek(self.fd, 0, os.SEEK_END) if self.is_device else os.fstat(self.fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
@@ -96,14 +96,14 @@ class FileStore:
                 offset, view = offset + done, view[done:]
 
     def zero(self, offset: int, length: int) -> None:
-        """Make the range a hole, or zeros where there are no holes. See Store."""
+        """Make the range a hole or, if the file system has no holes, write zeros. See Store."""
         self._go_on(offset)
         with self._translated("cannot be cleared", offset):
             if self._holes:
                 try:
-                    room.punch(self.fd, offset, length)
+                    space.punch(self.fd, offset, length)
                 except OSError as error:
-                    if error.errno not in room.NOT_SUPPORTED:
+                    if error.errno not in space.NOT_SUPPORTED:
                         raise
                     self._holes = False
                 else:
@@ -111,15 +111,15 @@ class FileStore:
         for start in range(offset, offset + length, len(ZEROS)):
             self.write(start, memoryview(ZEROS)[: offset + length - start])
 
-    def share(self, source: Store, offset: int, length: int) -> bool:
-        """Where a write would take room. See Store."""
+    def reflink(self, source: Store, offset: int, length: int) -> bool:
+        """See Store."""
         if not (self.is_copied_on_write and isinstance(source, FileStore)):
             return False
         with self._translated("cannot be written", offset):
-            return room.share(self.fd, source.fd, offset, length)
+            return space.reflink(self.fd, source.fd, offset, length)
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """What the file system does not know to be empty. See Store."""
+        """Yield all that is not a hole of the file. See Store."""
         end = offset + length
         while offset < end:
             start, until = self._next_data(offset, end)
@@ -128,14 +128,14 @@ class FileStore:
             offset = until
 
     def _next_data(self, offset: int, end: int) -> tuple[int, int]:
-        """The first data at or after `offset`: its start, and its end or `end`."""
+        """The start and end of the first data from `offset` up to `end`; (end, end) if there is none."""
         if self.is_device:
             return offset, end
         try:
             start = min(os.lseek(self.fd, offset, os.SEEK_DATA), end)
             return start, end if start == end else min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
         except OSError as error:
-            # ENXIO: there is none up to the file's end.
+            # ENXIO: there is no more data in the file.
             return (end, end) if error.errno == errno.ENXIO and self.size >= end else (offset, end)
 
     def resize(self, size: int) -> None:
@@ -145,24 +145,24 @@ class FileStore:
                 os.ftruncate(self.fd, size)
 
     def flush(self) -> None:
-        """Content to the medium, and out of the cache: reading back reads the medium. See Store."""
+        """See Store. Also empties the page cache of it, so that reading back reads the medium."""
         with self._translated("cannot be flushed"):
             os.fsync(self.fd)
         self.drop_cache()
 
     def drop_cache(self) -> None:
-        """What is read from now on comes from the medium, as far as it is on it."""
+        """Drop the page cache of the file, except for pages that are not on the medium yet."""
         with contextlib.suppress(OSError):
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     @contextlib.contextmanager
     def uncached(self) -> Iterator[Callable[[int, int], Content]]:
-        """See Store. Writes that failed leave pages in the cache that look clean and are on no medium."""
+        """See Store. After a failed write, the cache holds pages that look clean but are on no medium."""
         with self._translated("cannot be flushed"):
             try:
                 os.fsync(self.fd)
             except OSError:
-                # The first error may be about a dead run's writes; the reads show what came of them.
+                # The first error may be of a dead run's writes. Reading shows what became of those.
                 os.fsync(self.fd)
         self.drop_cache()
         try:
@@ -171,25 +171,25 @@ class FileStore:
             yield self.read
             return
 
-        kept = Local()
+        reused = Local()
 
         def read(offset: int, length: int) -> Content:
             self._go_on(offset)
-            begin = offset // _BLOCK * _BLOCK
-            size = -(-(offset - begin + length) // _BLOCK) * _BLOCK
-            if size <= _SMALL and not hasattr(kept, "room"):
-                kept.room = memoryview(mmap.mmap(-1, _SMALL))
-            room = kept.room[:size] if size <= _SMALL else memoryview(mmap.mmap(-1, size))
+            begin = offset // _ALIGNMENT * _ALIGNMENT
+            size = -(-(offset - begin + length) // _ALIGNMENT) * _ALIGNMENT
+            if size <= _SMALL and not hasattr(reused, "buffer"):
+                reused.buffer = memoryview(mmap.mmap(-1, _SMALL))
+            buffer = reused.buffer[:size] if size <= _SMALL else memoryview(mmap.mmap(-1, size))
             with self._translated("cannot be read", offset):
                 try:
-                    done = os.preadv(direct, [room], begin)
+                    done = os.preadv(direct, [buffer], begin)
                 except OSError as error:
                     if error.errno != errno.EINVAL:
                         raise
                     done = 0
             if done < offset - begin + length:
                 return self.read(offset, length)
-            content = room[offset - begin :][:length]
+            content = buffer[offset - begin :][:length]
             return bytes(content) if size <= _SMALL else content
 
         try:
@@ -199,14 +199,14 @@ class FileStore:
 
     def _go_on(self, offset: int) -> None:
         if self._stopped():
-            raise DestinationFailed(f"{self.path} was given up", disk=self._disk, offset=offset)
+            raise DestinationFailed(f"work on {self.path} was stopped", disk=self._disk, offset=offset)
 
     def _translated(self, what: str, offset: int | None = None) -> Translated:
         return Translated(self.path, what, self._disk, offset)
 
 
 def open_document(path: Path, disk: str, *, ours: bool) -> IO[bytes] | None:
-    """A document of ours, to be read; None where there is none."""
+    """Open a document for reading; None if it does not exist."""
     with Translated(path, "cannot be read", disk):
         try:
             return os.fdopen(statefiles.open_existing(path, os.O_RDONLY, ours=ours), "rb")

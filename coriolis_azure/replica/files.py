@@ -1,23 +1,23 @@
-"""Raw images on this host: sparse files, one a disk, or block devices, with what is kept beside them.
+"""Raw images on this host, one sparse file or block device per disk, and the files beside them.
 
     os.raw            the image, or a link to a block device
-    os.raw.manifest   what it holds, with the size, mtime, ctime and inode the file had then, and the boot of the host
-    os.raw.partial    a whole image to be, or
-    os.raw.redo       the log of what is to change in the image
-    os.raw.index      what the one or the other has
-    os.raw.draft      what it is of
-    os.raw.grains     a hint that saves reading, see `grains`
-    points/<point>/   the disk at an earlier point in time: os.raw.manifest, and
-        os.raw            a clone of the image that shares its blocks, where the file system can do that (reflink), or
-        os.raw.undo       what it had where it was changed since, with its os.raw.index
+    os.raw.manifest   what the image holds; the file's size, mtime, ctime and inode, and the boot of the host
+    os.raw.partial    a draft as a partial image, or
+    os.raw.redo       a draft as a redo log
+    os.raw.index      the index of the draft
+    os.raw.draft      the disk that the draft is of and, once it is complete, its manifest
+    os.raw.grains     digests of grains, see `grains`
+    points/<label>/   the disk at an earlier point in time: os.raw.manifest, and
+        os.raw            a copy of the image that shares its blocks (a reflink) or, where the file system has none,
+        os.raw.undo       an undo log of what has changed since, with its os.raw.index
 
-An image is as we left it while size, mtime, ctime and inode are the same, and the host has not been started since: the
-times of a file may be lost in a crash when its content is not. Our mtime is taken after fsync; a stranger's write
-within the same tick of the file system's clock, a few milliseconds, is not seen. Nothing tells of writes to a block
-device, so it is read at each run.
+An image is trusted while its size, mtime, ctime and inode are as the last run left them and the host has not been
+booted since, because a crash can lose the times of a file but not its content. The mtime is taken after an fsync; a
+write by another program within the same tick of the file system's clock, a few milliseconds, goes unnoticed. Nothing
+records writes to a block device, so every run reads all of it.
 
-Nobody else may be at work on an image: see `exclusive`. An image without a manifest is somebody else's unless nothing
-is in it; it is refused, or, where that was asked for, adopted: read as a whole.
+No other program may use an image (see `exclusive`). An image without a manifest is refused unless it is empty, or is to
+be adopted: then all of it is read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import IO
 
 from .. import formats
 from ..errors import DestinationFailed, InvalidInput
-from . import devices, exclusive, room, statefiles
+from . import devices, exclusive, space, statefiles
 from .file_past import FilePast
 from .file_store import ZEROS, FileStore, Translated, open_document
 from .grains import Grains
@@ -39,7 +39,7 @@ from .medium import Document, Part, Stamp, holds
 from .runmark import RunMark, kernel
 
 FOREIGN_REMEDY = (
-    "Give another folder, or move it away. If it may be overwritten, run with --adopt: it is read, and what "
+    "Give another folder, or move it away. If it may be overwritten, run with --adopt: it is read, and only what "
     "differs is sent."
 )
 POINTS = "points"
@@ -47,10 +47,10 @@ _SLACK = 4096  # bytes by which a manifest may be larger than its draft
 
 
 class FileMedium:
-    """One raw image and what is beside it. See Medium.
+    """One raw image and the files beside it. See Medium.
 
-    `path` is a file, made when it is missing, or a block device of at least the disk's size, or a link to one. An
-    image that is somebody else's is refused unless `adopt`. `mark`: of the run that writes.
+    `path`: a file, which is created if it is missing; a block device, at least as large as the disk; or a link to one.
+    `adopt`: take over an image that no run of ours made. `mark`: the mark of the run that writes.
     """
 
     far = False
@@ -63,8 +63,8 @@ class FileMedium:
         self._stores: dict[Part, FileStore] = {}
         self._writes = False
         self._stopped = self._disturbed = False
-        self._prepared: int | None = None  # the manifest to be, with the room that it needs
-        self._enlarged = False  # whether the image has room that nothing is in
+        self._new_manifest: int | None = None  # the open file of the next manifest, with its space reserved
+        self._has_reserved = False  # whether space is reserved for the image
 
     def _beside(self, what: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{what}")
@@ -91,7 +91,7 @@ class FileMedium:
 
     @property
     def is_device(self) -> bool:
-        """Whether the image is a block device. Not known before it was opened."""
+        """Whether the image is a block device; False before it is opened."""
         image = self._stores.get("image")
         return image is not None and image.is_device
 
@@ -100,7 +100,7 @@ class FileMedium:
         """See Medium."""
         return self._grains
 
-    # Its parts
+    # Parts
 
     def take(self) -> None:
         """See Medium."""
@@ -112,7 +112,7 @@ class FileMedium:
                 if os.path.lexists(self.path):
                     self._stores["image"] = self._store(self._opened(), self.path)
                 else:
-                    self.path.parent.stat()  # it will be made there
+                    self.path.parent.stat()  # must exist: the image will be created in it
         except BaseException:
             self.close()
             raise
@@ -155,7 +155,7 @@ class FileMedium:
             return image
         path = self.path if part == "image" else self._beside(part)
         self.remove(part)
-        with self._translated("cannot be made", path):
+        with self._translated("cannot be created", path):
             fd = exclusive.create(path)
             store = self._stores[part] = self._store(fd, path)
             os.ftruncate(fd, size)
@@ -189,15 +189,15 @@ class FileMedium:
         if store is not None:
             os.close(store.fd)
 
-    # Whose it is
+    # Ownership
 
     def _opened(self) -> int:
-        """The image, open for this run alone."""
+        """The image, opened exclusively for this run."""
         path = self._followed()
         return exclusive.open_device(path) if path.is_block_device() else self._open_file(path)
 
     def _open_file(self, path: Path) -> int:
-        """Open the file for writing, if it is ours and nobody else uses it."""
+        """Open the file for writing. Raises InvalidInput if it is not ours, or another program uses it."""
         fd = statefiles.open_existing(path, os.O_RDONLY)
         try:
             exclusive.refuse_writers(fd, path)
@@ -205,14 +205,14 @@ class FileMedium:
             if os.fstat(fd).st_nlink > 1:
                 raise InvalidInput(
                     f"{path} has other names (hard links), whose content would change with it",
-                    remedy="Make it a file of its own: copy it, remove it, and rename the copy.",
+                    remedy="Make it an independent file: copy it, remove it, and rename the copy.",
                 )
         finally:
             os.close(fd)
         return exclusive.open_file(path)
 
     def _followed(self) -> Path:
-        """The path, or the block device that it leads to. InvalidInput for other links, and those of other users."""
+        """The path, or the block device it links to. Raises InvalidInput for any other link, or one of another user."""
         link = os.lstat(self.path)
         path = self.path.resolve() if stat.S_ISLNK(link.st_mode) else self.path
         if path != self.path and not (link.st_uid in (0, os.geteuid()) and path.is_block_device()):
@@ -224,7 +224,7 @@ class FileMedium:
             raise InvalidInput(f"{self.path} is neither a file nor a block device")
         return path
 
-    def refuse_foreign(self, kept: Stamp | None) -> None:
+    def refuse_foreign(self, stamp: Stamp | None) -> None:
         """See Medium."""
         image = self._stores.get("image")
         if image is None:
@@ -232,26 +232,24 @@ class FileMedium:
         if os.path.lexists(self._beside("manifest")):
             same = (
                 not image.is_device
-                or kept is None
-                or kept.get("device", "") == (self.stamp() or {}).get("device")
+                or stamp is None
+                or stamp.get("device", "") == (self.stamp() or {}).get("device")
             )
             if same or self._adopt:
                 return
-            what = f"{self.path} is another device than at the last run"
+            what = f"{self.path} is another device than in the last run"
         else:
             what = f"{self.path} holds data, and no run of ours has made it"
         if not self._adopt and self.is_blank():
             return
         form = formats.wrapped(*self._ends(image))
         if form:
-            raise InvalidInput(
-                f"{self.path} is a {form} image, and a raw one is meant", remedy=formats.remedy(form)
-            )
+            raise InvalidInput(f"{self.path} is a {form} image, not a raw one", remedy=formats.remedy(form))
         if not self._adopt:
             raise InvalidInput(what, remedy=self.foreign_remedy)
 
     def _ends(self, image: FileStore) -> tuple[bytes, bytes]:
-        """What formats are told by. Only a file ends where its image does."""
+        """The first and last bytes, by which a format is recognised. A device may be larger than its image: no last."""
         size = image.size
         head = image.read(0, min(size, formats.HEAD))
         if image.is_device:
@@ -272,13 +270,13 @@ class FileMedium:
         )
         return all(_is_zeros(image.read(at, length)) for at, length in pieces)
 
-    # How it is
+    # State
 
     def unseal(self) -> None:
-        """See Medium. A raw image has nothing that says so."""
+        """Do nothing: a raw image cannot be marked. See Medium."""
 
     def seal(self, seen: Stamp) -> Stamp:
-        """See Medium. Another program that has the file open may have mapped it."""
+        """See Medium. A program that has the file open may have mapped it, and change it without a trace."""
         image = self._stores["image"]
         if image.is_device:
             return seen
@@ -286,13 +284,13 @@ class FileMedium:
             return seen if alone() and not self._disturbed else seen | {"ctime_ns": 0}
 
     def stamp(self, part: Part = "image") -> Stamp | None:
-        """See Medium. Of a file: the one that the path leads to."""
+        """See Medium. For the image, that of the file at its path, whether or not it is the one that was opened."""
         store = self._stores.get(part)
         if store is not None and store.is_device:
             device = devices.identity(os.fstat(store.fd).st_rdev)
             return {"size": store.size, "mtime_ns": 0, "ctime_ns": 0, "inode": 0, "device": device}
         path = self.path if part == "image" else self._beside(part)
-        with self._translated("cannot be looked at", path):
+        with self._translated("cannot be examined", path):
             try:
                 now = os.lstat(path)
             except FileNotFoundError:
@@ -308,16 +306,16 @@ class FileMedium:
         }
 
     @contextlib.contextmanager
-    def held(self, part: Part = "image") -> Iterator[None]:
-        """See Medium. Who has it open already, and may only read, is left alone."""
+    def protected(self, part: Part = "image") -> Iterator[None]:
+        """See Medium. If a program already has the file open for reading, later ones go unnoticed."""
         store = self._stores[part]
         with exclusive.alone(store.fd) as alone:
             before = alone()
             yield
             if before and not alone():
                 raise DestinationFailed(
-                    f"{store.path} was opened for writing by somebody else while it was brought up to date",
-                    remedy="End what writes to it, then run again: that goes on with it, and reads it as a whole.",
+                    f"another program opened {store.path} for writing while it was being updated",
+                    remedy="End that program, then run again: the next run completes the update and reads all of it.",
                     disk=self.name,
                 )
             self._disturbed = not before
@@ -327,11 +325,11 @@ class FileMedium:
         now = self.stamp()
         if now != stamp:
             if now is not None and now | {"boot": stamp.get("boot", "")} == stamp:
-                return "the host was started since the last run"
+                return "the host was booted since the last run"
             return f"{self.path} was changed since the last run"
-        with self._translated("cannot be looked at"):
+        with self._translated("cannot be examined"):
             if statefiles.ctime_can_be_set(self.path.parent):
-                return "its file system does not show whether a file was changed"
+                return "the file system does not reveal every change of a file"
         return ""
 
     def guard(self, *, now: bool = False) -> None:
@@ -340,56 +338,56 @@ class FileMedium:
             self._mark.check(now=now)
         if now and not self._is_as_opened():
             raise DestinationFailed(
-                f"{self.path} was made, removed or replaced by somebody else while this run was at work",
-                remedy="Let nobody else change it while a run is at work, then run again.",
+                f"another program created, removed or replaced {self.path} during this run",
+                remedy="Make sure that no other program changes it during a run, then run again.",
                 disk=self.name,
             )
 
     def _is_as_opened(self) -> bool:
-        """Whether the path is still that of the image that is open, or there is none."""
+        """Whether the path still leads to the open image or, if there was no image, to nothing."""
         image = self._stores.get("image")
         if image is None:
             return not os.path.lexists(self.path)
         try:
-            there, ours = self.path.stat(), os.fstat(image.fd)
+            at_path, opened = self.path.stat(), os.fstat(image.fd)
         except OSError:
             return False
-        same_device = stat.S_ISBLK(there.st_mode) and there.st_rdev == ours.st_rdev
-        return same_device or os.path.samestat(there, ours)
+        same_device = stat.S_ISBLK(at_path.st_mode) and at_path.st_rdev == opened.st_rdev
+        return same_device or os.path.samestat(at_path, opened)
 
-    # Room for what is to come
+    # Space
 
-    def reserve(self, extents: Iterable[tuple[int, int]]) -> None:
-        """See Medium. Where its file system can do that, see `room`."""
+    def reserve_space(self, extents: Iterable[tuple[int, int]]) -> None:
+        """See Medium, and `space` for what each file system can ensure."""
         path = self._beside("manifest")
         with self._translated("cannot be written", path):
             draft = self._beside("draft")
             like = draft if draft.exists() else path
-            self._prepared = statefiles.prepare(path, like.stat().st_size + _SLACK)
+            self._new_manifest = statefiles.prepare(path, like.stat().st_size + _SLACK)
         image = self._stores.get("image")
         if image is None or image.is_device or image.is_copied_on_write:
             return
         log = self.open("redo")
         if log is None:
             return
-        with self._translated("would not have the room for what was fetched"):
-            self._enlarged = True
-            self._enlarged = room.take(image.fd, extents, lambda *extent: holds(log, *extent))
+        with self._translated("lacks the space for what was fetched"):
+            self._has_reserved = True  # some of it, even if this fails
+            self._has_reserved = space.reserve(image.fd, extents, lambda *extent: holds(log, *extent))
 
-    def give_back(self, extents: Iterable[tuple[int, int]]) -> None:
+    def release_space(self, extents: Iterable[tuple[int, int]]) -> None:
         """See Medium."""
-        with self._translated("cannot be left as it was"):
-            self._give_prepared_up()
-            if self._enlarged:
-                room.give_back(self._stores["image"].fd, extents)
-                self._enlarged = False
+        with self._translated("cannot release the space that was reserved for it"):
+            self._abandon_new_manifest()
+            if self._has_reserved:
+                space.release(self._stores["image"].fd, extents)
+                self._has_reserved = False
 
-    def _give_prepared_up(self) -> None:
-        fd, self._prepared = self._prepared, None
+    def _abandon_new_manifest(self) -> None:
+        fd, self._new_manifest = self._new_manifest, None
         if fd is not None:
-            statefiles.give_up(fd, self._beside("manifest"))
+            statefiles.abandon(fd, self._beside("manifest"))
 
-    # Its documents
+    # Documents
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
         """See Medium."""
@@ -399,9 +397,9 @@ class FileMedium:
         """See Medium."""
         path, fd = self._beside(document), None
         if document == "manifest":
-            fd, self._prepared = self._prepared, None
+            fd, self._new_manifest = self._new_manifest, None
         with self._translated("cannot be written", path):
-            statefiles.put(statefiles.prepare(path) if fd is None else fd, path, pieces)
+            statefiles.complete(statefiles.prepare(path) if fd is None else fd, path, pieces)
             if document == "manifest":
                 statefiles.remove(self._beside("dirty"))
 
@@ -409,7 +407,7 @@ class FileMedium:
         """See Medium."""
         path = self._beside(document)
         with self._translated("cannot be removed", path):
-            for each in (self._beside("manifest"), path):  # a run may have died over replacing one of them
+            for each in (self._beside("manifest"), path):  # a run may have died while it replaced one of them
                 statefiles.remove(each.with_name(f"{each.name}.new"))
             statefiles.remove(path)
 
@@ -426,10 +424,10 @@ class FileMedium:
     def close(self) -> None:
         """See Medium."""
         with contextlib.suppress(OSError):
-            self._give_prepared_up()
+            self._abandon_new_manifest()
         for part in list(self._stores):
             self._close(part)
-        self._writes = self._enlarged = False
+        self._writes = self._has_reserved = False
 
     def _translated(self, what: str, path: Path | None = None) -> Translated:
         return Translated(path or self.path, what, self.name)

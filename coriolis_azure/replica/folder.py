@@ -1,4 +1,4 @@
-"""A folder of raw images: the place of a VM's replica on this host."""
+"""A folder of raw images: the place of one VM's replica on this host."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ _DRAFT = re.compile(rf"({_DISK.pattern})\.raw\.(?:draft|partial|redo|index)")
 
 
 class ImageFolder:
-    """A folder of images, `os.raw` and `data-<lun>.raw`, ours alone while it is open. A destinations.Folder.
+    """The folder of the images `os.raw` and `data-<lun>.raw`, exclusively for one run. See Place.
 
-    The folder is made when it is missing, unless it must be `existing`: then nothing in it can be written, and nothing
-    is left in it. `adopt`: images that no run of ours has made are taken over. InvalidInput when it cannot be used or
-    another run uses it.
+    A missing folder is created, unless it must be `existing`: then it is only read. `adopt`: take over images that no
+    run of ours made. Raises InvalidInput if the folder cannot be used, or another run uses it.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class ImageFolder:
         except BlockingIOError as error:
             self.close()
             raise InvalidInput(
-                f"another run is using {path}", remedy="Wait for it to end, or give another folder."
+                f"another run is using {path}", remedy="Wait until it ends, or give another folder."
             ) from error
         except OSError as error:
             self.close()
@@ -60,7 +59,7 @@ class ImageFolder:
             raise
 
     def _take(self) -> None:
-        """Make the folder if need be, and keep other runs out."""
+        """Create the folder if it is missing, and keep other runs out."""
         if not self.path.is_dir():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700)
@@ -72,7 +71,7 @@ class ImageFolder:
         self._mark = mark
 
     def _share(self) -> None:
-        """Keep writers out, where that can be done by somebody who may only read."""
+        """Keep writers out, if that is possible without the right to write."""
         if not self.path.is_dir():
             if self.path.exists():
                 raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
@@ -84,21 +83,21 @@ class ImageFolder:
         _flock(self._lock_fd, fcntl.LOCK_SH)
 
     def disk(self, name: str) -> Replica:
-        """The image of the disk `name`: "os" or "data-<lun>"."""
+        """The replica of the disk `name`: "os" or "data-<lun>"."""
         if not _DISK.fullmatch(name):
-            raise InvalidInput(f"{name!r} is no name of a disk", remedy="Use os, or data-<lun>.")
+            raise InvalidInput(f"{name!r} is not the name of a disk", remedy="Use os, or data-<lun>.")
         if name not in self._replicas:
             medium = FileMedium(self.path / f"{name}.raw", adopt=self._adopt, mark=self._mark)
             self._replicas[name] = Replica(medium, self._report)
         return self._replicas[name]
 
     def reserve(self, disks: Collection[str]) -> None:
-        """Open the images that are there, for this run alone. See Folder."""
+        """Open the existing images exclusively for this run. See Folder."""
         for name in disks:
             self.disk(name).take()
 
     def claim(self, vm: str) -> None:
-        """Keep whose images these are, and refuse another VM's: they would be overwritten."""
+        """See Folder. The VM's id is kept in the file `.vm`."""
         owner = self.path / ".vm"
         try:
             found = self._owner(owner)
@@ -113,11 +112,11 @@ class ImageFolder:
         if found.lower() != vm.lower():
             raise InvalidInput(
                 f"{self.path} holds the replica of another VM: {found[:500]}",
-                remedy=f"Give each VM a folder of its own; if this is the VM's, remove {owner}.",
+                remedy=f"Give each VM a folder of its own. If this is the folder of this VM, remove {owner}.",
             )
 
     def record(self) -> bytes | None:
-        """The document that says which disks belong together. See Place."""
+        """See Place."""
         path = self.path / sets.NAME
         with Translated(path, "cannot be read", ""):
             try:
@@ -126,26 +125,26 @@ class ImageFolder:
                 return None
 
     def publish(self, record: bytes) -> None:
-        """Make what was committed the replica. See Place."""
+        """See Place."""
         publishing.publish(self, self._replicas.values(), record)
         publishing.sweep(self._drafts(), record)
 
     @property
     def points(self) -> FolderPoints:
-        """The earlier points that are kept. See Place."""
+        """See Place."""
         return FolderPoints(self.path / POINTS, self._mark)
 
     def unpublished(self) -> list[str]:
-        """The disks of the replica whose images are not yet what its record says. See Place."""
+        """See Place."""
         return [replica.name for replica in publishing.unpublished(self, self._drafts())]
 
     def _drafts(self) -> list[Replica]:
-        """The disks of which there is a draft, or what may be a part of one."""
+        """The disks that have a draft, or any part of one."""
         found = filter(None, (_DRAFT.fullmatch(path.name) for path in self.path.glob("*.raw.*")))
         return [self.disk(name) for name in sorted({part[1] for part in found})]
 
     def keep_record(self, text: bytes) -> None:
-        """Replace that document as a whole, durably. See Place."""
+        """See Place."""
         path = self.path / sets.NAME
         if self._mark is not None:
             self._mark.check(now=True)
@@ -163,23 +162,23 @@ class ImageFolder:
             return ""
 
     def stop(self) -> None:
-        """Whatever is under way on the images ends soon."""
+        """See Folder."""
         for replica in self._replicas.values():
             replica.stop()
 
     def names(self) -> list[str]:
-        """The disks there is an image of."""
+        """The names of the disks that have an image."""
         return sorted(path.stem for path in self.path.glob("*.raw") if _DISK.fullmatch(path.stem))
 
     def tell_removed(self, disks: Collection[str]) -> None:
-        """Report, for each image of a disk that is none of `disks`, that it is no longer one of the VM's."""
+        """See Folder."""
         for name in self.names():
             if name not in disks:
                 path = self.path / f"{name}.raw"
-                self._report(Notice(f"{path} is kept as it is: {name} is no longer a disk of the VM"))
+                self._report(Notice(f"{path} is kept as it is: the VM no longer has the disk {name}"))
 
     def close(self) -> None:
-        """Close the images and let other runs in. Harmless when repeated."""
+        """Close the images, and let other runs in. May be repeated."""
         for replica in self._replicas.values():
             replica.close()
         self._replicas = {}
@@ -200,16 +199,16 @@ class ImageFolder:
 
 
 class FolderPoints:
-    """The earlier points of a folder: a folder each, in one of ours. See Points.
+    """The earlier points of a place, one folder each in the folder `path`. See Points.
 
-    `mark`: of the run that writes to it; None where it is only read, and may be somebody else's.
+    `mark`: the mark of the run that writes; None if the place is only read, and may be another user's.
     """
 
     def __init__(self, path: Path, mark: RunMark | None) -> None:
         self._path, self._mark = path, mark
 
     def records(self) -> dict[str, bytes | None]:
-        """See Points. Links and files are no points, whatever they are called."""
+        """See Points. Only folders count, not links or files."""
         with self._translated("cannot be read"):
             if not os.path.lexists(self._path):
                 return {}
@@ -227,7 +226,7 @@ class FolderPoints:
     def complete(self, label: str, record: bytes) -> None:
         """See Points."""
         with self._translated("cannot be written"):
-            statefiles.make_folder(self._path / label)  # it may be that no disk had to keep anything
+            statefiles.make_folder(self._path / label)  # it is missing if no disk had to keep anything
             statefiles.replace(self._path / label / sets.NAME, [record])
 
     def remove(self, label: str) -> None:
@@ -244,10 +243,10 @@ class FolderPoints:
                 except OSError as error:
                     if error.errno not in _NOT_EMPTY:
                         raise
-                    return  # other points are there, or what somebody else has put there
+                    return  # it still holds other points, or files that are not ours
 
     def _empty(self, folder: Path) -> None:
-        """Delete its files, the record first. A link is not followed, and a folder in it is not ours."""
+        """Delete the files in a folder, the record first. Links are not followed, and folders in it are not ours."""
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with os.scandir(fd) as found:
@@ -260,13 +259,13 @@ class FolderPoints:
             os.close(fd)
 
     def _refuse_others(self) -> None:
-        """InvalidInput where the folder of the points is a link, or somebody else's."""
+        """Raise InvalidInput if the folder of the points is a link, or belongs to another user."""
         found = os.lstat(self._path)
         owner = os.lstat(self._path.parent).st_uid
         if not stat.S_ISDIR(found.st_mode) or (self._mark is not None and found.st_uid != owner):
             raise InvalidInput(
-                f"{self._path} is not a folder of ours",
-                remedy="Move it away: the earlier points of the replica are kept there.",
+                f"{self._path} is not a folder, or belongs to another user",
+                remedy="Move it away: the earlier points of the replica are kept under that name.",
             )
 
     def _translated(self, what: str) -> Translated:
@@ -274,9 +273,9 @@ class FolderPoints:
 
 
 def _unusable(path: Path, error: OSError) -> InvalidInput:
-    """Why a folder cannot be a destination."""
+    """The error that says why a folder cannot be used."""
     remedies = {
-        errno.ENOENT: "Give a folder that is there.",
+        errno.ENOENT: "Give an existing folder.",
         errno.ENOTDIR: "Give the folder that the images are in: this is a file, or one above it is.",
         errno.EEXIST: "Give a folder: a file of that name is in the way.",
         errno.EACCES: f"Give this user the right to read and write {path}, or give another folder.",
@@ -292,7 +291,7 @@ def _unusable(path: Path, error: OSError) -> InvalidInput:
 
 
 def _flock(fd: int, kind: int) -> None:
-    """BlockingIOError while another run holds the lock; harmless where the file system has none."""
+    """Lock the file. Raises BlockingIOError if another run has; does nothing if the file system has no locks."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,14 +1,15 @@
-"""What one disk of a replica is kept on: stores of bytes, and two documents beside them. Nothing here knows digests.
+"""The interface of a medium, which stores one disk of a replica: bytes, and two documents beside them.
 
-A medium is all that a new kind of destination has to bring; the rules that keep replicas right are `replica`'s. Its
-parts are
+A medium is all that a new kind of destination has to bring. It knows nothing of digests: the rules that keep a replica
+right are in `replica`. It stores these parts:
 
 * the *image*: the disk as of its last good point in time;
-* a *partial* image, or a *redo* log over the image: what a run has fetched and not published;
-* the *index* of either.
+* the content of a draft, which a run has fetched and not published yet: a *partial* image, or a *redo* log over the
+  image;
+* the *index*: which chunks the draft holds.
 
-Its documents are the *manifest*, of the image, and the *draft*, of what has been fetched. What it keeps of earlier
-points in time is a `Past` each. `testing.check_medium` runs one suite over any medium.
+The document *manifest* describes the image, the document *draft* the draft. What a medium keeps of an earlier point in
+time is a `Past`. `testing.check_medium` tests any medium.
 """
 
 from __future__ import annotations
@@ -27,85 +28,86 @@ Document = Literal["manifest", "draft"]
 
 
 class Readable(Protocol):
-    """Bytes that several threads read anywhere."""
+    """Bytes that can be read at any offset, by several threads."""
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """The number of bytes."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """These bytes, all of them. DestinationFailed where they end before."""
+        """Exactly `length` bytes from `offset` on. Raises DestinationFailed if there are fewer."""
 
 
 class Store(Readable, Protocol):
-    """Bytes that are read and written anywhere, by several threads. What goes wrong is DestinationFailed."""
+    """Bytes that can be read and written at any offset, by several threads. Failures raise DestinationFailed."""
 
     def write(self, offset: int, data: Content) -> None:
-        """Put `data` there."""
+        """Write `data` at `offset`."""
 
     def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros, without taking room for it where that is possible."""
+        """Make the range read as zeros, if possible without occupying space."""
 
-    def share(self, source: Store, offset: int, length: int) -> bool:
-        """Let the range be that of another store of this medium, where a write would take room that this does not.
+    def reflink(self, source: Store, offset: int, length: int) -> bool:
+        """Make the range share the blocks of the same range of `source`, another store of this medium.
 
-        False where it was not done.
+        Only where a write would need free space, as on btrfs. Returns False if nothing was done: then write it.
         """
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The parts of the range that may hold something else than zeros, in order: offset and length of each."""
+        """Yield, in order, the offset and length of each part of the range that may hold anything but zeros."""
 
     def resize(self, size: int) -> None:
-        """Cut it off, or make it longer; what is added reads as zeros, but on a device, which stays as it is."""
+        """Truncate or extend to `size` bytes; what is added reads as zeros. A device keeps its size."""
 
     def flush(self) -> None:
-        """On return all that was written survives a power loss."""
+        """Make everything written durable: on return it survives a power loss."""
 
     def uncached(self) -> AbstractContextManager[Callable[[int, int], Content]]:
-        """A function that reads as `read` does, from the medium itself: flushed, and past what a host has cached."""
+        """Flush, and give a function like `read` that reads from the medium itself, past the caches of this host."""
 
 
 def holds(store: Store, offset: int, length: int) -> bool:
-    """Whether the range may hold something else than zeros, as far as that shows without reading it."""
+    """Whether the range may hold anything but zeros, as far as that is known without reading it."""
     return next(store.extents(offset, length), None) is not None
 
 
 def read_padded(store: Readable, offset: int, length: int, read: Callable[[int, int], Content]) -> Content:
-    """These bytes, by `read`; zeros where the store has ended."""
+    """`length` bytes from `offset` on, by `read`; zeros beyond the end of the store."""
     there = max(0, min(length, store.size - offset))
     data = read(offset, there) if there else b""
     return data if there == length else bytes(data) + bytes(length - there)
 
 
 class Past(Protocol):
-    """One disk as it was at an earlier point in time: a clone of its image, or an undo log over what came after it.
+    """One disk at an earlier point in time: a snapshot of its image, or an undo log over the next newer point.
 
-    DestinationFailed where something goes wrong.
+    Failures are raised as DestinationFailed.
     """
 
-    def clone(self) -> bool:
-        """Keep the image as it is now without copying it; False where the medium cannot do that."""
+    def snapshot(self) -> bool:
+        """Keep the image as it is now, without copying its bytes. Returns False if the medium cannot do that."""
 
     def open(self, part: PastPart) -> Store | None:
-        """A part of it, to be read; None where it is not there."""
+        """Open a part for reading; None if it does not exist."""
 
     def make(self, part: PastPart, size: int) -> Store:
-        """A new part of that many zeros."""
+        """Create a part of `size` zeros."""
 
     def load(self) -> IO[bytes] | None:
-        """The manifest of that time; None where there is none."""
+        """The manifest of that point; None if there is none."""
 
     def save(self, pieces: Iterable[bytes]) -> None:
-        """Keep that manifest."""
+        """Save the manifest of that point."""
 
     def close(self) -> None:
-        """Let go of all parts. Harmless when repeated."""
+        """Close all parts. May be repeated."""
 
 
 class Medium(Protocol):
-    """Where one disk is kept. One thread calls it; what goes wrong is DestinationFailed or InvalidInput.
+    """The storage of one disk. Only one thread calls it. Failures are raised as DestinationFailed or InvalidInput.
 
-    What is made is made durably, and documents are replaced as a whole: whoever dies over that leaves the older one.
+    Whatever it creates is durable on return. A document is replaced atomically: after a crash, the old one or the new
+    one is there.
     """
 
     @property
@@ -114,7 +116,7 @@ class Medium(Protocol):
 
     @property
     def where(self) -> str:
-        """Path or URL of the image, for messages."""
+        """The path or URL of the image, for messages."""
 
     @property
     def far(self) -> bool:
@@ -122,99 +124,100 @@ class Medium(Protocol):
 
     @property
     def renames(self) -> bool:
-        """Whether a partial image can take the image's place at once."""
+        """Whether `promote` can replace the image by a partial image atomically."""
 
     @property
     def watched(self) -> bool:
-        """Whether a change that somebody else makes to the image shows; where it does not it is read at each run."""
+        """Whether the stamp shows that somebody else changed the image. If not, every run reads the whole image."""
 
     @property
     def contested(self) -> bool:
-        """Whether another run may still be writing here, so that nothing of what is kept may be believed."""
+        """Whether another run may still be writing here. Then nothing that is stored is trusted."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether an older version of this program has left its mark of a run that did not end well."""
+        """Whether a run that wrote in place, of an older version of this program, did not succeed."""
 
     @property
     def grains(self) -> Grains | None:
-        """Where digests of grains may be kept from run to run."""
+        """The store of grain digests that outlives runs; None if there is none."""
 
     def take(self) -> None:
-        """Open the image, if it is there, for this run alone. InvalidInput where somebody else uses it."""
+        """Open the image, if it exists, exclusively for this run. Raises InvalidInput if something else uses it."""
 
-    def refuse_foreign(self, kept: Stamp | None) -> None:
-        """InvalidInput where the image is somebody else's, or another one than that of the stamp that was kept."""
+    def refuse_foreign(self, stamp: Stamp | None) -> None:
+        """Raise InvalidInput if no run of ours made the image, or it is not the one that `stamp` is of."""
 
     def share(self) -> None:
-        """Open the image, if it is there, to be read."""
+        """Open the image, if it exists, for reading only."""
 
     def open(self, part: Part) -> Store | None:
-        """A part of it; None where it is not there."""
+        """Open a part; None if it does not exist."""
 
     def make(self, part: Part, size: int) -> Store:
-        """A new part of that many zeros, in place of what there was; a device stays as it is."""
+        """Create a part of `size` zeros, replacing any older one. A device keeps its content."""
 
     def remove(self, part: Part) -> None:
-        """Delete a part; one that is not there is no error. A power loss may bring it back: nothing relies on that."""
+        """Delete a part; a missing one is no error. It may exist again after a power loss."""
 
     def promote(self) -> None:
-        """Let the partial image take the image's place. Only where it `renames`."""
+        """Replace the image by the partial image. Only called if `renames`."""
 
     def is_blank(self) -> bool:
-        """Whether nothing is in the image, so that it may be anybody's; of a device, at its beginning and its end."""
+        """Whether the image holds only zeros, so that it may be taken over. Of a device, only both ends are read."""
 
     def unseal(self) -> None:
-        """The image is about to change: nothing may take it for a whole one."""
+        """Mark the image as incomplete, because its content is about to change."""
 
     def seal(self, seen: Stamp) -> Stamp:
-        """The image, which had the stamp `seen` when it became so, is whole; the stamp by which it is known again.
+        """Mark the image as complete; return the stamp that it must have in the next run to be trusted.
 
-        One that never fits again where somebody else has it open, and may change it without a trace.
+        `seen`: its stamp when it became complete. If another program has the image open and could change it without a
+        trace, the returned stamp never matches.
         """
 
     def stamp(self, part: Part = "image") -> Stamp | None:
-        """How a part is now, and that it is the one we opened; None where none is there.
+        """What identifies a part and changes whenever it is written, if it is `watched`; None if there is no such part.
 
-        Nobody has changed it as long as that stays the same, where it is `watched`.
+        Also None if another file has taken the place of the part that was opened, except for the image.
         """
 
-    def held(self, part: Part = "image") -> AbstractContextManager[None]:
-        """Nobody else changes this part while the block runs; DestinationFailed at its end where somebody may have."""
+    def protected(self, part: Part = "image") -> AbstractContextManager[None]:
+        """Keep others from changing the part in this block. Raises DestinationFailed at its end if one may have."""
 
     def doubt(self, stamp: Stamp) -> str:
-        """Why an image that was left with this stamp may hold something else today; "" where it cannot."""
+        """Why an image that had `stamp` after the last run may have changed since; "" if it has not."""
 
     def guard(self, *, now: bool = False) -> None:
-        """DestinationFailed when another run has taken the place, or the image is no longer what we opened.
+        """Raise DestinationFailed if another run has taken the place, or the image is not the one that was opened.
 
-        `now`: whenever it was last asked.
+        `now`: check even if the last check was a moment ago.
         """
 
-    def reserve(self, extents: Iterable[tuple[int, int]]) -> None:
-        """Take the room for writing these extents of the redo log to the image, in order, and for a manifest.
+    def reserve_space(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Reserve the space for writing these extents of the redo log to the image, and for a manifest.
 
-        DestinationFailed where there is not enough; afterwards that must not happen, as far as the medium can promise
-        it. What the image holds stays as it is; its stamp need not.
+        Raises DestinationFailed if there is not enough. Afterwards publishing must not run out of space, as far as the
+        medium can ensure that. The content of the image stays the same, but its stamp may change.
         """
 
-    def give_back(self, extents: Iterable[tuple[int, int]]) -> None:
-        """Undo that; harmless when repeated, and where nothing was reserved."""
+    def release_space(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Undo `reserve_space`. May be repeated, and called if nothing was reserved."""
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
-        """A document; None where there is none. `ours`: InvalidInput where somebody else may have written it."""
+        """Open a document for reading; None if it does not exist. `ours`: raise InvalidInput if others may write it."""
 
     def save(self, document: Document, pieces: Iterable[bytes]) -> None:
         """Replace a document."""
 
     def forget(self, document: Document) -> None:
-        """Delete a document; one that is not there is no error."""
+        """Delete a document; a missing one is no error."""
 
     def past(self, point: str) -> Past:
-        """The disk at the earlier point of this name, which makes itself room. Its place deletes it."""
+        """The disk at the earlier point with this label. The `Points` of its place delete it."""
 
     def stop(self) -> None:
-        """Reads and writes under way are the last ones; from any thread."""
+        """Make all further reads and writes fail. Any thread may call this."""
 
     def close(self) -> None:
-        """Let go of all parts. Harmless when repeated."""
+        """Close all parts. May be repeated."""

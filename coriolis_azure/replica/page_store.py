@@ -1,4 +1,4 @@
-"""Page blobs as stores, and their errors as ours."""
+"""Stores in page blobs; translates AzureError into DestinationFailed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOST = (
     "LeaseNotPresentWithLeaseOperation",
     "ConditionNotMet",
 )
-_BUFFER = 4096  # bytes of an index that are written at a time
+_BUFFER = 4096  # bytes of an index that are written at once
 _BUFFERS = 16
 _BUFFER_SECONDS = 5.0
 
@@ -55,7 +55,7 @@ class PageStore:
         self._go_on(offset)
         self._pages = None
         view = memoryview(data)
-        if len(view) % PAGE:  # the end of the disk; what follows are zeros
+        if len(view) % PAGE:  # the end of the disk, which is followed by zeros
             view = memoryview(bytes(view) + bytes(-len(view) % PAGE))
         with translated(self.blob.url, f"cannot be written at offset {offset}", self._disk, offset):
             for start in range(0, len(view), MOST):
@@ -68,13 +68,13 @@ class PageStore:
         with translated(self.blob.url, f"cannot be cleared at offset {offset}", self._disk, offset):
             self.blob.clear(offset, length + -length % PAGE)
 
-    def share(self, source: Store, offset: int, length: int) -> bool:
+    def reflink(self, source: Store, offset: int, length: int) -> bool:
         """See Store."""
         del source, offset, length
         return False
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The pages that are allocated. See Store."""
+        """Yield the allocated pages. See Store."""
         pages = self._pages
         if pages is None:
             with translated(self.blob.url, "cannot be read", self._disk):
@@ -82,7 +82,7 @@ class PageStore:
         yield from pages.within(offset, length)
 
     def resize(self, size: int) -> None:
-        """See Store. After the disk's end there are zeros, at every moment."""
+        """See Store. At every moment, only zeros follow the end of the disk."""
         with translated(self.blob.url, "cannot be resized", self._disk):
             start, end = min(self.size, size), vhd.rounded(self.size)
             start += -start % PAGE
@@ -92,20 +92,20 @@ class PageStore:
         self.size, self._pages = size, None
 
     def flush(self) -> None:
-        """Nothing to do: Azure has kept what it has answered for. See Store."""
+        """Do nothing: what Azure has confirmed is durable. See Store."""
 
     @contextlib.contextmanager
     def uncached(self) -> Iterator[Callable[[int, int], Content]]:
-        """See Store. Nothing is cached here."""
+        """See Store. Nothing is cached on this host."""
         yield self.read
 
     def _go_on(self, offset: int) -> None:
         if self._stopped():
-            raise DestinationFailed(f"{self.blob.url} was given up", disk=self._disk, offset=offset)
+            raise DestinationFailed(f"work on {self.blob.url} was stopped", disk=self._disk, offset=offset)
 
 
 class IndexStore(PageStore):
-    """An index in a page blob: of its short records many are written at a time. See Store."""
+    """The index of a draft in a page blob. Its short entries are collected and written together. See Store."""
 
     def __init__(self, blob: Blob, size: int, disk: str, stopped: Callable[[], bool], clock: Clock) -> None:
         super().__init__(blob, size, disk, stopped)
@@ -152,7 +152,7 @@ class IndexStore(PageStore):
 
 @contextlib.contextmanager
 def translated(url: str, what: str, disk: str, offset: int | None = None) -> Iterator[None]:
-    """An AzureError in the block is DestinationFailed."""
+    """Raise an AzureError of the block as DestinationFailed."""
     try:
         yield
     except AzureError as error:
@@ -165,11 +165,11 @@ def translated(url: str, what: str, disk: str, offset: int | None = None) -> Ite
 
 
 def unnamed() -> IO[bytes]:
-    """A file without a name, for a text that may be too large for memory."""
+    """A temporary file without a name, for a document that may be too large for memory."""
     try:
         return tempfile.TemporaryFile()
     except OSError as error:
         raise DestinationFailed(
-            f"a temporary file of ours cannot be used: {error}",
-            remedy="Free space there, or name another folder in TMPDIR, then run again.",
+            f"no temporary file can be created: {error}",
+            remedy="Free space in the folder for temporary files, or set TMPDIR to another one, then run again.",
         ) from error

@@ -1,11 +1,11 @@
-"""Earlier points in time of a replica: what is kept when a newer one takes its place, and how it is read again.
+"""Keeps earlier points in time of a replica when a newer one replaces them, and finds them again.
 
-Before the switch to a newer point, each disk keeps what it is about to lose: a clone of the image that shares its
-bytes, where the medium can make one (a reflink, a snapshot of a blob), else an undo log. An undo log is read over the
-disk at the next newer point, so points are given up from the oldest on.
+Before the switch to a newer point, each disk keeps the content that will be replaced: as a snapshot that shares the
+bytes of the image if the medium can take one (a reflink, a snapshot of a blob), otherwise as an undo log. An undo log
+is read over the disk at the next newer point, so the oldest points are deleted first.
 
-A point is whole once its record is there. One with the record of what still *is* the replica was made for a switch
-that never came. Labels sort in the order in which points were kept, whatever the clocks said.
+A point is complete once it has a record. If that is still the record of the current point, the point was kept for a
+switch that failed. Labels sort in the order in which points were kept, whatever the clocks said.
 """
 
 from __future__ import annotations
@@ -23,100 +23,101 @@ LABEL = re.compile(r"[0-9]{6}-[0-9A-Za-z]{1,40}")
 LATEST = "latest"
 
 
-def kept(points: Points, now: sets.Record | None) -> dict[str, sets.Record]:
-    """The records of the earlier points by their labels, oldest first; `now` is that of the replica.
+def earlier(points: Points, current: sets.Record | None) -> dict[str, sets.Record]:
+    """The records of the earlier points by label, oldest first; `current` is the record of the replica itself.
 
-    One that is damaged, or was lost when the point was kept, has no point: older points may need what it has kept.
+    A record without a point cannot be restored, because it is damaged or was already lost when it was kept. It is
+    listed because older points may be read through what it has kept.
     """
-    if now is not None and not now.keeps_points:
-        return {}  # those that are there still miss what the last switch did not keep
-    return _earlier(points.records(), now)
+    if current is not None and not current.keeps_points:
+        return {}  # any that still exist lack what the last switch replaced
+    return _complete(points.records(), current)
 
 
 def preserve(
-    points: Points, now: sets.Record | None, replicas: Iterable[Replica], keep: int | None
+    points: Points, current: sets.Record | None, replicas: Iterable[Replica], keep: int | None
 ) -> tuple[dict[str, sets.Record], int]:
-    """Keep the point that a switch is about to replace, unless none shall be kept.
+    """Keep the current point, which a switch is about to replace, unless no points are to be kept.
 
-    `keep`: how many shall be; None, where the record was lost, for as many as were asked for when those there are were
-    kept. Gives back the earlier points there are then, and that number. What runs have left that died before the
-    switch is deleted, and nothing is left of the point on an error.
+    `keep`: how many points to keep; None if the record that said so was lost: then as many as the records of the
+    earlier points say. Returns the earlier points, including this one, and that number. Deletes what was kept for
+    switches that failed; if this fails, nothing of the point remains.
     """
-    earlier, last = tidy(points, now)
-    before = [record.keep for record in earlier.values() if record.keep is not None]
-    wanted = keep if keep is not None else max(before, default=len(_whole(earlier)))
-    now = now or sets.Record("")
-    if not wanted or (now.point is None and not earlier):
-        # Where only the record of the newest point is lost, older ones need what it had.
-        return earlier, wanted
-    time = now.point.time if now.point is not None else ""
+    existing, last = tidy(points, current)
+    before = [record.keep for record in existing.values() if record.keep is not None]
+    wanted = keep if keep is not None else max(before, default=len(_restorable(existing)))
+    current = current or sets.Record("")
+    if not wanted or (current.point is None and not existing):
+        # If only the record of the current point is lost, the older ones still need its content.
+        return existing, wanted
+    time = current.point.time if current.point is not None else ""
     label = f"{last + 1:06}-{re.sub('[^0-9A-Za-z]', '', time)[:40] or 'unknown'}"
     try:
-        roots = now.point.roots if now.point is not None else {}
+        roots = current.point.roots if current.point is not None else {}
         lost = [replica.name for replica in replicas if not replica.preserve(label) and replica.name in roots]
-        # Older points may need what was kept even of one that cannot be given back.
-        record = replace(now, begun=None, point=None if lost else now.point)
+        # Older points may need what is kept even of a point that cannot be restored.
+        record = replace(current, begun=None, point=None if lost else current.point)
         points.complete(label, record.text())
     except BaseException:
         points.remove(label)
         raise
-    return {**earlier, label: record}, wanted
+    return {**existing, label: record}, wanted
 
 
-def tidy(points: Points, now: sets.Record | None) -> tuple[dict[str, sets.Record], int]:
-    """Delete points that are not whole, or made for a switch that never came.
+def tidy(points: Points, current: sets.Record | None) -> tuple[dict[str, sets.Record], int]:
+    """Delete points that are incomplete or were kept for a switch that failed.
 
-    Gives back the others, and the last number there was.
+    Returns the others, and the highest number that any label had.
     """
     records = points.records()
-    earlier = _earlier(records, now)
-    for label in records.keys() - earlier.keys():
+    complete = _complete(records, current)
+    for label in records.keys() - complete.keys():
         points.remove(label)
-    return earlier, max((int(label.partition("-")[0]) for label in records), default=0)
+    return complete, max((int(label.partition("-")[0]) for label in records), default=0)
 
 
-def prune(points: Points, earlier: dict[str, sets.Record], keep: int) -> None:
-    """Delete what is older than the `keep` newest points that can be given back."""
-    whole = _whole(earlier)
-    if keep and len(whole) <= keep:
+def prune(points: Points, existing: dict[str, sets.Record], keep: int) -> None:
+    """Delete all points that are older than the `keep` newest ones that can be restored."""
+    restorable = _restorable(existing)
+    if keep and len(restorable) <= keep:
         return
-    for label in earlier:
-        if not keep or label < whole[-keep]:
+    for label in existing:
+        if not keep or label < restorable[-keep]:
             points.remove(label)
 
 
-def since(points: Points, now: sets.Record | None, time: str) -> tuple[str, sets.Point, Sequence[str]]:
-    """The VM, the point of that time, LATEST for the newest, and the labels of the kept points from it on.
+def since(points: Points, current: sets.Record | None, time: str) -> tuple[str, sets.Point, Sequence[str]]:
+    """The VM, the point at `time` (LATEST: the current one), and the labels of the earlier points from that one on.
 
-    InvalidInput where there is none.
+    Raises InvalidInput if there is no point at `time`.
     """
-    earlier = kept(points, now)
-    if now is not None and now.point is not None and time in (LATEST, now.point.time):
-        return now.vm, now.point, ()
-    labels = list(earlier)
+    existing = earlier(points, current)
+    if current is not None and current.point is not None and time in (LATEST, current.point.time):
+        return current.vm, current.point, ()
+    labels = list(existing)
     for at in reversed(range(len(labels))):
-        record = earlier[labels[at]]
+        record = existing[labels[at]]
         if record.point is not None and record.point.time == time:
             return record.vm, record.point, labels[at:]
-    times = [record.point.time for record in (*earlier.values(), now) if record and record.point]
+    times = [record.point.time for record in (*existing.values(), current) if record and record.point]
     raise InvalidInput(
         f"there is no point in time {time!r} here" if times else "there is no replica here",
         remedy=f"Choose latest, or one of {', '.join(times)}." if times else "Replicate a VM to it first.",
     )
 
 
-def _earlier(records: dict[str, bytes | None], now: sets.Record | None) -> dict[str, sets.Record]:
-    """What those of whole points say, without the one made for a switch that never came. See `kept`."""
-    current = now.point if now is not None else None
-    whole = {label: _record(text) for label, text in sorted(records.items()) if text is not None}
+def _complete(records: dict[str, bytes | None], current: sets.Record | None) -> dict[str, sets.Record]:
+    """The records of complete points, without the one that was kept for a switch that failed. See `earlier`."""
+    point = current.point if current is not None else None
+    complete = {label: _record(text) for label, text in sorted(records.items()) if text is not None}
     return {
-        label: record for label, record in whole.items() if record.point is None or record.point != current
+        label: record for label, record in complete.items() if record.point is None or record.point != point
     }
 
 
-def _whole(earlier: dict[str, sets.Record]) -> list[str]:
-    """The labels of those that can be given back."""
-    return [label for label, record in earlier.items() if record.point is not None]
+def _restorable(existing: dict[str, sets.Record]) -> list[str]:
+    """The labels of the points that can be restored."""
+    return [label for label, record in existing.items() if record.point is not None]
 
 
 def _record(text: bytes) -> sets.Record:

@@ -1,7 +1,7 @@
-"""The switch from one point in time to the next: all disks of a replica, or none.
+"""Publishes a new point in time: switches all disks of a replica to it, or none.
 
-The record (see `sets`) is what decides. Until it is replaced the replica is what it was; from then on it is what was
-committed, and whoever opens the place brings the images there.
+The record (see `sets`) decides. Until it is replaced, the replica is at the older point; from then on, at the new one.
+If a run dies before all images are updated, the next one that opens the place completes that (`recover`).
 """
 
 from __future__ import annotations
@@ -16,60 +16,60 @@ from .replica import Replica
 
 
 def publish(place: Place, replicas: Iterable[Replica], record: bytes) -> None:
-    """Make what these have committed the replica, as `record` says, and keep the point that it was.
+    """Switch to the point in `record`, which consists of what `replicas` have committed; keep the older point.
 
-    DestinationFailed where that cannot be: before the record is replaced nothing has changed, afterwards the next run
-    goes on with it.
+    Raises DestinationFailed if that fails: either nothing has changed, or, if the record was already replaced, the
+    next run completes it.
     """
     committed = list(replicas)
     for replica in committed:
-        replica.ready()
-    now, keep = sets.usable(place), sets.Record.of(record).keep
-    earlier, keep = points.preserve(place.points, now, committed, keep)
+        replica.check_publishable()
+    current, keep = sets.usable(place), sets.Record.of(record).keep
+    earlier, keep = points.preserve(place.points, current, committed, keep)
     try:
         for replica in committed:
-            replica.reserve()
+            replica.reserve_space()
         for replica in committed:
-            replica.ready()  # all that may have taken its time
+            replica.check_publishable()  # again, because preserving a point may have taken long
         place.keep_record(record)
     except BaseException:
-        _call_off(place, committed)
+        _undo(place, committed)
         raise
-    _each(committed, Replica.publish)
+    _for_each(committed, Replica.publish)
     points.prune(place.points, earlier, keep)
 
 
 def sweep(drafts: Iterable[Replica], record: bytes) -> None:
-    """See to the drafts of disks that are none of the replica's, now that this is what `record` says."""
+    """Delete or report the drafts of disks that are not part of the replica, according to its new `record`."""
     point = sets.Record.of(record).point
     for replica in drafts:
         if point is not None and replica.name not in point.roots:
             replica.sweep(left_out=replica.name in point.left_out)
 
 
-def _each(replicas: Iterable[Replica], bring: Callable[[Replica], None]) -> None:
-    """Bring all there: one that cannot be does not keep the others. The first error is raised at the end."""
+def _for_each(replicas: Iterable[Replica], action: Callable[[Replica], None]) -> None:
+    """Do this for all disks, even if it fails for one. The first error is raised at the end."""
     errors = []
     for replica in replicas:
         try:
-            bring(replica)
+            action(replica)
         except CoriolisAzureError as error:
             errors.append(error)
     if errors:
         raise errors[0]
 
 
-def _call_off(place: Place, committed: Iterable[Replica]) -> None:
-    """The switch does not come: what was made for it would only take room. The error that says why counts."""
+def _undo(place: Place, committed: Iterable[Replica]) -> None:
+    """Free the space that was taken for a switch that failed. Errors are dropped: the one that made it fail counts."""
     for replica in committed:
         with suppress(CoriolisAzureError):
-            replica.give_back()
+            replica.release_space()
     with suppress(CoriolisAzureError):
         points.tidy(place.points, sets.usable(place))
 
 
 def unpublished(place: Place, drafts: Collection[Replica]) -> list[Replica]:
-    """Those of the drafts that are the replica by the record, and whose images are not yet."""
+    """The disks among `drafts` whose draft belongs to the current point: the record has it, the image does not yet."""
     if not drafts:
         return []
     record = sets.usable(place)
@@ -80,13 +80,13 @@ def unpublished(place: Place, drafts: Collection[Replica]) -> list[Replica]:
 
 
 def recover(place: Place, drafts: Collection[Replica]) -> None:
-    """Bring a switch to its end that a dead run has begun: the images, and what is kept of earlier points."""
+    """Complete a switch during which a run died: update the images, and drop earlier points if none are to be kept."""
 
-    def bring(replica: Replica) -> None:
+    def publish(replica: Replica) -> None:
         with replica:
             replica.recover()
 
-    _each(unpublished(place, drafts), bring)
+    _for_each(unpublished(place, drafts), publish)
     record = sets.usable(place)
     if record is not None and not record.keeps_points:
-        points.prune(place.points, points.kept(place.points, None), 0)
+        points.prune(place.points, points.earlier(place.points, None), 0)

@@ -1,91 +1,71 @@
-"""One disk of a replica: a destination that never spoils the last good point in time. The rules, for every medium.
+"""One disk of a replica: a destination that never spoils the last good point in time, on any medium.
 
-*An image is replaced by a newer one as a whole, or not at all.* A run writes a draft beside it, whole where there is
-no image yet, else a log of what changed. `commit` makes the draft durable, and once the drafts of all disks are, one
-record makes them the replica (see `sets`): `publish` brings the image to what the draft has. Whoever dies before the
-record leaves the image as it was, and the next run goes on with the draft. Whoever dies after it leaves a committed
-draft that the record names, and whoever opens the place next publishes it.
+*An image is replaced by a newer one as a whole, or not at all.* A run writes a draft beside the image: a partial image
+if there is no image yet, otherwise a redo log. `commit` makes the draft durable. Once the drafts of all disks are
+committed, one record switches the replica to them (see `publishing`), and `publish` brings the image up to date. A run
+that dies before the switch leaves the image as it was, and the next run continues with the draft. A run that dies after
+it leaves a committed draft that the record names, and the next run that opens the place publishes it (`recover`).
 
-*The manifest describes what the image holds, and is never trusted beyond that.* Content that is not proved to be as it
-says is read, from the medium: all of an image that is not as the last run left it, all of a device at each run, all
-that a dead run had in hand.
+*The manifest describes what the image holds, and is never trusted beyond that.* Content that is not proved is read
+from the medium: the whole image if it is not as the last run left it, a device in every run, and each chunk of a draft.
 
-Where nothing can be published, the image is written in place: a volume of the orchestrator's, and the first content of
-a device or a blob. Then the manifest is replaced by one that knows nothing before the first byte changes.
+Where nothing can be published, the image is written in place: the orchestrator's volumes, and the first content of a
+device or a blob. Then the manifest forgets all content before the first byte changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import IO, Any
 
-from ..errors import CoriolisAzureError, CorruptChunk, DestinationFailed, InvalidInput, exhausted_remedy
+from ..errors import CoriolisAzureError, CorruptChunk, DestinationFailed, InvalidInput
 from ..events import Notice, Report, Step, silent
 from ..model import Json
 from ..threads import Lock, ordered
-from . import undo
+from . import earlier, undo
 from .digests import Digests
+from .documents import Documents, Saved, SavedDraft
 from .draft import Draft, index_size, pieces
 from .grains import Grains
 from .manifest import UNKNOWN, ZERO, Manifest, grain_count
-from .medium import Content, Document, Medium, Past, Readable, Stamp, Store, holds, read_padded
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What the document beside an image says: the manifest, and how the image was then."""
-
-    manifest: Manifest
-    stamp: Stamp
-    baseline: Json | None = None
-
-    @property
-    def begun(self) -> bool:
-        """Whether the image was being written in place, and that did not end well."""
-        return self.manifest.digests == Digests.filled(UNKNOWN, self.manifest.count)
-
-
-class _Gone:
-    """An image that is not there: no bytes."""
-
-    size = 0
-
-    def read(self, offset: int, length: int) -> bytes:
-        """None of them."""
-        raise DestinationFailed(f"the image is gone: no {length} bytes at offset {offset}", offset=offset)
+from .medium import Content, Medium, Readable, Stamp, Store, holds, read_padded
 
 
 class Replica:
-    """One disk on a medium: a Destination. Nothing is made before it is used. `in_place`: nothing is published."""
+    """One disk on a medium. See Destination and Kept. Nothing is created before it is needed.
+
+    `in_place`: write the image in place, and publish nothing.
+    """
 
     readable = True
     checkable = False
 
     def __init__(self, medium: Medium, report: Report = silent, *, in_place: bool = False) -> None:
-        self._medium, self._report, self._only_in_place = medium, report, in_place
+        self._medium, self._report, self._always_in_place = medium, report, in_place
+        self._documents = Documents(medium, report)
         self._lock = Lock()
         self._reset()
 
     def _reset(self) -> None:
         self._in_place = False
-        self._shape: Manifest | None = None  # of the draft: chunks, size, key
-        self._base: Manifest | None = None  # what `known` has given
-        self._kept: Kept | None = None
-        # How the image was before this run read it, or as this run has made it.
-        self._seen: Stamp | None = None
-        self._doubted = False  # whether what is kept of the image was not believed
-        self._lost = False  # whether the image is no longer as it was at its last good point
+        self._base: Manifest | None = None  # as returned by `known`
+        self._saved: Saved | None = None  # as the last run left it
+        self._stamp: Stamp | None = None  # of the image, as this run found it or has changed it
+        self._doubted = False  # whether the whole image was read because it was not trusted
+        self._altered = False  # whether the image no longer holds its last good point
+        # of the draft:
         self._partial = False
-        self._target: Store | None = None  # what is written to, once something is
         self._draft: Draft | None = None
-        self._flushed: list[Stamp | None] = []  # how the files of the draft were when they were flushed
+        self._shape: Manifest | None = None  # as in its document
+        self._draft_stamps: list[Stamp | None] = []  # of its parts, since they were flushed
+        self._target: Store | None = None  # what is written to: content of the draft, or the image in place
+        # of the commit:
+        self._ask_baseline: Callable[[], Json | None] = lambda: None
+        self._baseline: Json | None = None
+        self._is_committed = False  # also if nothing has to be published
         self._committed: Manifest | None = None
-        self._agreed = False  # whether this run has said what is to be published, if it is nothing new
-        self._next_baseline: Callable[[], Json | None] = lambda: None
-        self._baseline: Json | None = None  # what goes with the image that is committed
 
     @property
     def name(self) -> str:
@@ -94,7 +74,7 @@ class Replica:
 
     @property
     def where(self) -> str:
-        """Path or URL of the image."""
+        """The path or URL of the image."""
         return self._medium.where
 
     @property
@@ -109,44 +89,46 @@ class Replica:
 
     @property
     def committed(self) -> Manifest | None:
-        """What is committed and not published; None where nothing is."""
+        """What was committed and is not published yet; None if there is nothing to publish."""
         return self._committed
 
-    # What it holds
+    # What is held
 
     def take(self) -> None:
-        """Open it for this run alone, if it is there. InvalidInput where it may not be written, and why."""
+        """Open the image, if it exists, exclusively for this run. Raises InvalidInput if it must not be written."""
         medium = self._medium
         medium.take()
         try:
-            kept = self._load() if not medium.watched else None
-            medium.refuse_foreign(kept.stamp if kept is not None else None)
+            saved = self._load() if not medium.watched else None
+            medium.refuse_foreign(saved.stamp if saved is not None else None)
         except BaseException:
             medium.close()
             raise
 
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
-        """What is held of the disk, in the image or a draft that a dead run has left. See Destination."""
+        """What is held of the disk, in the image and in the draft of a run that failed. See Destination."""
         self.take()
         self._reset()
         self._medium.guard(now=True)
-        self._seen = self._medium.stamp()
-        kept = self._kept = self._load()
-        if kept is not None and disk and kept.manifest.disk and kept.manifest.disk != disk:
-            self._report(Notice(f"{self._medium.where} held another disk of that name; it is written anew"))
+        self._stamp = self._medium.stamp()
+        saved = self._saved = self._load()
+        if saved is not None and disk and saved.manifest.disk and saved.manifest.disk != disk:
+            self._report(
+                Notice(f"{self._medium.where} holds another disk of that name; all of it is replaced")
+            )
             full = True
         image = self._image_for(size)
-        if image is not None and (image.size == 0 or (kept is None and self._medium.is_blank())):
-            image, self._lost = None, kept is not None
-        good = image is not None and not (kept is not None and kept.begun)
-        self._in_place = self._only_in_place or not (good or self._medium.renames)
+        if image is not None and (image.size == 0 or (saved is None and self._medium.is_blank())):
+            image, self._altered = None, saved is not None
+        good = image is not None and not (saved is not None and saved.interrupted)
+        self._in_place = self._always_in_place or not (good or self._medium.renames)
         self._partial = not self._in_place and self._medium.renames and (full or image is None)
         if self._partial:
-            base = self._new(disk, size, chunk)
+            base = self._base_of_partial(disk, size, chunk)
         elif full or image is None:
-            base = self._anew(disk, size, chunk)
+            base = self._base_without_content(disk, size, chunk)
         else:
-            base = self._as_found(image, kept, disk, size, chunk)
+            base = self._base_of_image(image, saved, disk, size, chunk)
         if self.grains is not None:
             if base.fresh:
                 self.grains.forget()
@@ -157,116 +139,111 @@ class Replica:
         return base
 
     def _image_for(self, size: int) -> Store | None:
-        """The image, if it is there. InvalidInput for a device that the disk does not fit on."""
+        """The image; None if it does not exist. Raises InvalidInput if it is a device that is too small."""
         image = self._medium.open("image")
         if image is not None and not self._medium.watched and image.size < size:
             raise InvalidInput(
                 f"{self._medium.where} has {image.size} bytes, the disk has {size}",
-                remedy="Give a device that is large enough.",
+                remedy="Give a device that is at least as large as the disk.",
             )
         return image
 
     def stored(self) -> Manifest:
-        """What the last good run said the image holds. Nothing is changed. InvalidInput where there is none.
-
-        UNKNOWN where a run that wrote in place has died since.
-        """
+        """See Kept."""
         self._medium.share()
-        kept, image = self._load(ours=False), self._medium.open("image")
-        if kept is None or image is None:
+        saved, image = self._load(ours=False), self._medium.open("image")
+        if saved is None or image is None:
             raise InvalidInput(
                 f"there is no usable manifest of {self._medium.where}",
                 remedy="Replicate to this destination first.",
             )
-        manifest = kept.manifest
+        manifest = saved.manifest
         if self._medium.interrupted:
             return replace(manifest, digests=Digests.filled(UNKNOWN, manifest.count))
-        if not kept.begun and (
-            image.size != manifest.size if self._medium.watched else image.size < manifest.size
-        ):
+        fits = image.size == manifest.size if self._medium.watched else image.size >= manifest.size
+        if not (fits or saved.interrupted):
             raise DestinationFailed(
-                f"{self._medium.where} has {image.size} bytes, its manifest is of {manifest.size}",
+                f"{self._medium.where} has {image.size} bytes, but its manifest describes {manifest.size}",
                 disk=self.name,
                 offset=min(image.size, manifest.size),
             )
         return manifest
 
-    def _new(self, disk: str, size: int, chunk: int) -> Manifest:
-        """The base of a partial image: zeros, under the key that a draft of the same disk has."""
-        draft, noted = self._load_draft()
-        if draft is None or noted.get("partial") is not True or (draft.chunk, draft.size) != (chunk, size):
+    def _base_of_partial(self, disk: str, size: int, chunk: int) -> Manifest:
+        """The manifest to start a partial image from: zeros, with the key of an existing draft of the same disk."""
+        draft = self._documents.draft()
+        old = draft.manifest if draft is not None and draft.partial else None
+        if old is None or (old.chunk, old.size) != (chunk, size):
             return Manifest.new(size, chunk, disk, ZERO)
-        if disk and draft.disk and draft.disk != disk:
+        if disk and old.disk and old.disk != disk:
             return Manifest.new(size, chunk, disk, ZERO)
-        return replace(draft, digests=Digests.filled(ZERO, draft.count), disk=disk, fresh=True)
+        return replace(old, digests=Digests.filled(ZERO, old.count), disk=disk, fresh=True)
 
-    def _anew(self, disk: str, size: int, chunk: int) -> Manifest:
-        """The base of what is written anew without a partial image."""
-        if not self._in_place:  # over the last good image, of which nothing is used
+    def _base_without_content(self, disk: str, size: int, chunk: int) -> Manifest:
+        """The manifest to start from if the content of the image is not used, and there is no partial image."""
+        if not self._in_place:  # a redo log of everything
             return Manifest.new(size, chunk, disk, UNKNOWN)
-        self._keep(Manifest.new(size, chunk, disk, UNKNOWN), self._seen)
+        self._save_manifest(Manifest.new(size, chunk, disk, UNKNOWN), self._stamp)
         self._medium.make("image", size)
-        self._seen = self._medium.stamp()
+        self._stamp = self._medium.stamp()
         return Manifest.new(size, chunk, disk, ZERO if self._medium.watched else UNKNOWN)
 
-    def _as_found(self, image: Store, kept: Kept | None, disk: str, size: int, chunk: int) -> Manifest:
-        """The content there is, read where it is not proved."""
-        doubt = self._doubt(kept, chunk)
+    def _base_of_image(self, image: Store, saved: Saved | None, disk: str, size: int, chunk: int) -> Manifest:
+        """The manifest of the image, which is read if that is not proved."""
+        doubt = self._doubt(saved, chunk)
         self._doubted = bool(doubt)
         if doubt:
             self._report(Notice(f"{doubt}; {self._medium.where} is read as a whole"))
-        there = image.size
-        if kept is None or kept.manifest.chunk != chunk:
-            base = Manifest.new(min(size, there), chunk, disk, UNKNOWN)
+        if saved is None or saved.manifest.chunk != chunk:
+            base = Manifest.new(min(size, image.size), chunk, disk, UNKNOWN)
         else:
-            base = kept.manifest.resized(
-                there if self._medium.watched else min(there, kept.manifest.size), UNKNOWN
-            )
+            there = image.size if self._medium.watched else min(image.size, saved.manifest.size)
+            base = saved.manifest.resized(there, UNKNOWN)
         if doubt or not self._medium.watched:
-            again = self._reread(image, base, range(base.count))
-            changed = again != base
-            self._lost = changed and kept is not None and kept.manifest.chunk == chunk
+            found = self._reread(image, base)
+            changed = found != base
+            self._altered = changed and saved is not None and saved.manifest.chunk == chunk
             if not doubt and changed:
                 where = self._medium.where
                 self._report(Notice(f"{where} was changed since the last run; what differs is sent again"))
-            base = again
+            base = found
         base = replace(base, disk=disk or base.disk, fresh=False)
         return self._resized(image, base, size)
 
     def _resized(self, image: Store, base: Manifest, size: int) -> Manifest:
-        """As a disk of that size; the image gets it when it is published, or at once where it is written in place."""
+        """The manifest with the disk's size. The image is resized when it is published, or now if written in place."""
         if self._in_place and image.size != size:
             self._refuse_changed()
-            self._begin_in_place(base)
+            self._forget_content(base)
             self._medium.unseal()
             image.resize(size)
-            self._seen = self._medium.stamp()
+            self._stamp = self._medium.stamp()
         return base.resized(size, ZERO if self._medium.watched else UNKNOWN)
 
-    def _doubt(self, kept: Kept | None, chunk: int) -> str:
-        """Why the image may not hold what is kept of it; "" where it does, or is read at each run."""
-        if kept is None:
-            return f"{self._medium.where} has no usable state beside it"
+    def _doubt(self, saved: Saved | None, chunk: int) -> str:
+        """Why the image may not match `saved`; "" if it does, or if it is read in every run anyway."""
+        if saved is None:
+            return f"{self._medium.where} has no usable manifest"
         if self._medium.contested:
             return f"another run may still have been writing to {self._medium.where}"
-        if kept.manifest.chunk != chunk:
+        if saved.manifest.chunk != chunk:
             return "the chunk size has changed"
-        if kept.begun or self._medium.interrupted:
-            return f"the last run to {self._medium.where} did not end well"
-        return self._medium.doubt(kept.stamp) if self._medium.watched else ""
+        if saved.interrupted or self._medium.interrupted:
+            return f"the last run to {self._medium.where} did not succeed"
+        return self._medium.doubt(saved.stamp) if self._medium.watched else ""
 
-    def _reread(self, image: Store, base: Manifest, indexes: Iterable[int]) -> Manifest:
-        """The manifest with these chunks as they are on the medium."""
+    def _reread(self, image: Store, base: Manifest) -> Manifest:
+        """The manifest of what the medium really holds, in the chunks of `base`."""
         digests, digest = base.digests.copy(), base.digester()
         self._report(Step("read back", self.name))
         with image.uncached() as content:
 
             def read(index: int) -> tuple[int, bytes]:
-                self._go_on()
+                self._medium.guard()
                 offset, length = base.span(index)
                 return index, digest(content(offset, length)) if holds(image, offset, length) else ZERO
 
-            with contextlib.closing(ordered(read, indexes, threads=2, ahead=6)) as results:
+            with contextlib.closing(ordered(read, range(base.count), threads=2, ahead=6)) as results:
                 for index, found in results:
                     digests.put(index, found)
         return replace(base, digests=digests)
@@ -274,10 +251,10 @@ class Replica:
     @property
     def baseline(self) -> tuple[Manifest, Json] | None:
         """See Kept."""
-        kept = self._kept
-        if kept is None or kept.baseline is None or kept.begun or self._in_place:
+        saved = self._saved
+        if saved is None or saved.baseline is None or saved.interrupted or self._in_place:
             return None
-        return kept.manifest, kept.baseline
+        return saved.manifest, saved.baseline
 
     def left(self) -> Json | None:
         """See Kept."""
@@ -286,51 +263,51 @@ class Replica:
 
     def leave(self, baseline: Callable[[], Json | None]) -> None:
         """See Kept."""
-        self._next_baseline = baseline
+        self._ask_baseline = baseline
+
+    def at(self, points: Sequence[str]) -> contextlib.AbstractContextManager[tuple[Manifest, Readable]]:
+        """See Kept."""
+        return earlier.disk_at(self._medium, self._documents, points, self.stored)
 
     # The draft
 
     def _resumed(self, base: Manifest) -> Manifest:
-        """`base` with what a draft has of this very disk; any other draft is deleted."""
-        draft, noted = self._load_draft()
+        """`base` with the content of an existing draft, if it is of this disk; any other draft is deleted."""
+        saved = self._documents.draft()
+        old = saved.manifest if saved is not None and saved.partial is self._partial else None
         fits = (
-            draft is not None
+            old is not None
             and not self._medium.contested
-            and noted.get("partial") is self._partial
-            and (draft.key, draft.chunk, draft.size) == (base.key, base.chunk, base.size)
+            and (old.key, old.chunk, old.size) == (base.key, base.chunk, base.size)
         )
         content = self._medium.open("partial" if self._partial else "redo") if fits else None
         index = self._medium.open("index") if content is not None and content.size == base.size else None
-        if draft is None or content is None or index is None or index.size != index_size(base):
+        if old is None or content is None or index is None or index.size != index_size(base):
             self._drop_draft()
             return base
         self._report(Notice(f"what the last run had fetched of {self._medium.where} is used"))
-        base = base.rehashed(draft.hash)
-        self._draft = Draft(content, index, self._below, base, known=True)
+        base = base.rehashed(old.hash)
+        self._draft = Draft(content, index, self._below, base, existing=True)
         resumed = replace(self._draft.resume(base, self._below), fresh=False)
-        self._note_draft(resumed)  # it is no committed one any more
+        self._save_draft(resumed)  # it is no longer a committed one
         self._target = content
         return resumed
 
     @property
     def _below(self) -> Store | None:
-        """The image that a draft lies over."""
+        """The image under a redo log; None for a partial image."""
         return None if self._partial else self._medium.open("image")
 
-    def _load_draft(self, *, ours: bool = True) -> tuple[Manifest | None, dict[str, Any]]:
-        found = self._read("draft", ours=ours)
-        return found if found is not None else (None, {})
-
     def _drop_draft(self) -> None:
-        """Delete the draft; its document last, which says whose the rest is."""
+        """Delete the draft, its document last, because that shows that the parts are ours."""
         for part in ("partial", "redo", "index"):
             self._medium.remove(part)
         self._medium.forget("draft")
 
     def sweep(self, *, left_out: bool) -> None:
-        """Delete the draft of a disk that the replica no longer has, or tell why it stays. Nothing is raised.
+        """Delete the draft of a disk that is no longer part of the replica, or report why it stays. Raises nothing.
 
-        `left_out`: the VM still has the disk, so that a run may go on with the draft.
+        `left_out`: the VM still has the disk, so a later run may use the draft.
         """
         what = f"what an earlier run had fetched of {self._medium.where} and not published"
         try:
@@ -338,88 +315,88 @@ class Replica:
             if document is None:
                 self._report(
                     Notice(
-                        f"{what} is left as it is: nothing says that it is ours; remove it if nobody needs it"
+                        f"{what} is left as it is, because nothing shows that it is ours; remove it if nobody needs it"
                     )
                 )
                 return
             document.close()
             if left_out:
-                self._report(Notice(f"{what} is kept for a run that does not leave {self.name} out"))
+                self._report(Notice(f"{what} is kept for a run that does not exclude {self.name}"))
                 return
             self._drop_draft()
-            self._report(Notice(f"{what} is deleted: {self.name} is no longer a disk of the VM"))
+            self._report(Notice(f"{what} is deleted: the VM no longer has the disk {self.name}"))
         except CoriolisAzureError as error:
             self._report(Notice(f"{what} stays: {error.message}"))
 
     def _begin(self) -> None:
-        """Before the first byte changes: know durably that it does, or have a draft to write to."""
+        """Before the first byte changes: create the draft or, in place, forget the content of the image durably."""
         with self._lock:
             if self._target is not None:
                 return
             base = self._base
             if base is None:
-                raise ValueError("`known` comes first")
+                raise ValueError("call `known` first")
             self._medium.guard(now=True)
             if self._in_place:
                 self._refuse_changed()
-                self._begin_in_place(base)
+                self._forget_content(base)
                 self._medium.unseal()
                 self._target = self._medium.open("image")
                 return
-            self._note_draft(base)
+            self._save_draft(base)
             content = self._medium.make("partial" if self._partial else "redo", base.size)
             index = self._medium.make("index", index_size(base))
-            self._draft = Draft(content, index, self._below, base, known=False)
+            self._draft = Draft(content, index, self._below, base, existing=False)
             self._target = content
 
-    def _note_draft(self, shape: Manifest) -> None:
-        """Keep what the draft is of; what it has of the chunks is in its index."""
+    def _save_draft(self, shape: Manifest) -> None:
+        """Save which disk the draft is of. The digests of its chunks are in its index."""
         self._shape = shape
         empty = replace(shape, digests=Digests.filled(UNKNOWN, shape.count))
-        self._medium.save("draft", empty.text({"partial": self._partial}))
+        self._documents.save_draft(SavedDraft(empty, self._partial))
 
-    def _begin_in_place(self, base: Manifest) -> None:
-        """Know nothing of the image any more."""
-        self._keep(replace(base, digests=Digests.filled(UNKNOWN, base.count)), self._seen)
+    def _forget_content(self, base: Manifest) -> None:
+        """Save a manifest of the image in which every chunk is UNKNOWN."""
+        self._save_manifest(replace(base, digests=Digests.filled(UNKNOWN, base.count)), self._stamp)
 
     # Content
 
     def intend(self, offset: int, length: int) -> None:
-        """These bytes are about to change. See Destination."""
+        """See Destination. The first call creates the draft."""
         del offset, length
         if self._target is None:
             self._begin()
 
     def write(self, offset: int, data: Content) -> None:
-        """Put `data` there. See Destination."""
-        self._go_on()
+        """See Destination."""
+        self._medium.guard()
         if self._draft is not None:
             self._draft.cover(offset, len(data))
         self._store().write(offset, data)
 
     def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros. See Destination."""
-        self._go_on()
+        """See Destination."""
+        self._medium.guard()
         if self._draft is not None:
             self._draft.cover(offset, length)
         self._store().zero(offset, length)
 
     def _store(self) -> Store:
         if self._target is None:
-            raise ValueError("`intend` comes first")
+            raise ValueError("call `intend` first")
         return self._target
 
     def settle(self, manifest: Manifest, first: int, count: int) -> None:
-        """These chunks are there as `manifest` says. See Destination."""
+        """See Destination."""
         if self._draft is None:
             return
         if self._shape is None or self._shape.hash != manifest.hash:
-            self._note_draft(manifest)
+            self._save_draft(manifest)
         self._draft.settle(manifest, first, count)
 
     def read(self, offset: int, length: int) -> bytes:
-        """What is there. See Destination."""
-        self._go_on()
+        """See Destination."""
+        self._medium.guard()
         if self._draft is not None:
             return self._draft.read(offset, length)
         image = self._medium.open("image")
@@ -428,341 +405,213 @@ class Replica:
         return bytes(read_padded(image, offset, length, image.read))
 
     def flush(self) -> None:
-        """What was written is on its medium, and read from there. See Destination."""
+        """See Destination."""
         if self._draft is not None:
             self._draft.flush()
-            self._flushed = self._flushed or self._of_draft()
+            self._draft_stamps = self._draft_stamps or self._stamps_of_draft()
         elif self._target is not None:
             self._target.flush()
 
     def check(self) -> bool | None:
-        """None: it is read back. See Destination."""
+        """None, because the content is read back instead. See Destination."""
         return None
 
     def stop(self) -> None:
-        """Reads and writes under way are the last ones; from any thread."""
+        """Make all further reads and writes fail. Any thread may call this."""
         self._medium.stop()
 
-    def _go_on(self) -> None:
-        self._medium.guard()
-
-    # Commit and publish
+    # Committing
 
     def commit(self, manifest: Manifest) -> None:
-        """Ready to be published as `manifest` says; in place, it is published. See Destination."""
+        """Make the draft durable, for `publish`; in place, seal the image. See Destination."""
         self._medium.guard(now=True)
         if self._in_place:
             self._commit_in_place(manifest)
             return
         self._refuse_changed()
-        self._agreed = True
-        self._baseline = self._next_baseline()
-        if self._target is None and self._is_kept(manifest):
+        self._is_committed = True
+        self._baseline = self._ask_baseline()
+        if self._target is None and self._is_up_to_date(manifest):
             if self._medium.contested:
                 self._check_all(self._image(), manifest)
-            if self._doubted:  # it was read, and is as it should be
-                self._keep_sealed(manifest)
+            if self._doubted:  # it was read, and matches
+                self._save_sealed(manifest)
             return
         if self._partial and self._draft is None:  # a disk of zeros
             self._begin()
         self.flush()
-        self._refuse_spoilt()  # it may have been verified since it was flushed first
-        self._medium.save(
-            "draft", manifest.text({"partial": self._partial, "committed": True, "baseline": self._baseline})
+        self._refuse_changed_draft()  # it may have been verified after the first flush
+        self._documents.save_draft(
+            SavedDraft(manifest, self._partial, committed=True, baseline=self._baseline)
         )
         self._committed = manifest
 
-    def _is_kept(self, manifest: Manifest) -> bool:
-        """Whether the image is already all that `manifest` says, its size included."""
+    def _is_up_to_date(self, manifest: Manifest) -> bool:
+        """Whether the image already holds what `manifest` describes, and has its size."""
         image = self._medium.open("image")
         fits = image is not None and (image.size == manifest.size or not self._medium.watched)
-        return fits and self._kept is not None and self._kept.manifest == manifest
+        return fits and self._saved is not None and self._saved.manifest == manifest
 
     def _commit_in_place(self, manifest: Manifest) -> None:
         if self._target is None:
             self._refuse_changed()
         image = self._medium.open("image")
         if image is None:
-            raise ValueError("`known` comes first")
+            raise ValueError("call `known` first")
         image.flush()
         if self._medium.contested:
             self._check_all(image, manifest)
-        self._seen = self._medium.stamp()
-        self._keep_sealed(manifest)
+        self._stamp = self._medium.stamp()
+        self._save_sealed(manifest)
 
     def _refuse_changed(self) -> None:
-        if self._medium.stamp() != self._seen:
+        """Raise DestinationFailed if another program has changed the image during this run."""
+        if self._medium.stamp() != self._stamp:
             raise DestinationFailed(
-                f"{self._medium.where} was changed by somebody else while this run was at work",
-                remedy="End what writes to it, then run again: it is read as a whole.",
+                f"another program changed {self._medium.where} during this run",
+                remedy="End that program, then run again: all of the image will be read.",
                 disk=self.name,
             )
 
-    def _of_draft(self) -> list[Stamp | None]:
-        """How the files of the draft are."""
+    def _stamps_of_draft(self) -> list[Stamp | None]:
         return [self._medium.stamp(part) for part in ("partial" if self._partial else "redo", "index")]
 
-    def _refuse_spoilt(self) -> None:
-        """DestinationFailed where the draft was changed since it was flushed, and so since it was verified."""
+    def _refuse_changed_draft(self) -> None:
+        """Raise DestinationFailed if another program has changed the draft since it was flushed and then verified."""
         if self._draft is None:
             return
-        found = self._of_draft()
-        if found != self._flushed or None in found:
+        found = self._stamps_of_draft()
+        if found != self._draft_stamps or None in found:
             raise DestinationFailed(
-                f"what was fetched of {self._medium.where} was changed by somebody else before it was published",
+                f"another program changed what was fetched of {self._medium.where} before it was published",
                 remedy="End what writes to the files beside the image, then run again: what differs is fetched again.",
                 disk=self.name,
             )
 
-    def ready(self) -> None:
-        """DestinationFailed where what was committed cannot be published any more. Nothing is changed."""
-        if self._agreed:
-            self._refuse_disturbed()
-            self._refuse_spoilt()
+    # Publishing
 
-    def _refuse_disturbed(self) -> None:
-        """DestinationFailed where the image is another one, or another content, than this run has seen."""
+    def check_publishable(self) -> None:
+        """Raise DestinationFailed if what was committed can no longer be published. Changes nothing."""
+        if self._is_committed:
+            self._refuse_replaced()
+            self._refuse_changed_draft()
+
+    def _refuse_replaced(self) -> None:
+        """Raise DestinationFailed if this run has lost the place, or the image is another file or was changed."""
         self._medium.guard(now=True)
         self._refuse_changed()
 
-    def reserve(self) -> None:
-        """Take the room that `publish` will need. DestinationFailed where there is not enough; no content changes."""
+    def reserve_space(self) -> None:
+        """Reserve the space that `publish` needs. Raises DestinationFailed if there is not enough."""
         if self._committed is None and not self._has_new_baseline():
             return
-        if self._committed is None or self._partial:  # what it holds is written already
-            self._medium.reserve(())
+        if self._committed is None or self._partial:  # only a manifest is written
+            self._medium.reserve_space(())
             return
-        with self._medium.held():
-            self._refuse_disturbed()
+        with self._medium.protected():
+            self._refuse_replaced()
             try:
-                self._medium.reserve(self._filling())
+                self._medium.reserve_space(self._drafted())
             finally:
-                self._seen = self._medium.stamp()
+                self._stamp = self._medium.stamp()
 
-    def give_back(self) -> None:
-        """Undo `reserve`, as nothing is going to be published: the image is known again as what it is."""
+    def release_space(self) -> None:
+        """Undo `reserve_space` after a failed switch, and save the image's new stamp so that it remains trusted."""
         if self._committed is None or self._partial:
-            self._medium.give_back(())
+            self._medium.release_space(())
             return
-        with self._medium.held():
-            self._refuse_disturbed()
-            self._medium.give_back(self._filling())
-            self._seen = self._medium.stamp()
-        kept = self._kept
-        if kept is not None and not (kept.begun or self._doubted or self._lost) and kept.stamp != self._seen:
-            self._baseline = kept.baseline
-            self._keep_sealed(kept.manifest)
+        with self._medium.protected():
+            self._refuse_replaced()
+            self._medium.release_space(self._drafted())
+            self._stamp = self._medium.stamp()
+        saved = self._saved
+        trusted = saved is not None and not (saved.interrupted or self._doubted or self._altered)
+        if saved is not None and trusted and saved.stamp != self._stamp:
+            self._baseline = saved.baseline
+            self._save_sealed(saved.manifest)
 
-    def _filling(self) -> Iterator[tuple[int, int]]:
-        """The extents of the image that `publish` writes to, in pieces, in disk order."""
+    def _drafted(self) -> Iterator[tuple[int, int]]:
+        """The extents that the draft holds, in pieces, in disk order."""
         return self._draft.extents() if self._draft is not None else iter(())
 
     def preserve(self, point: str) -> bool:
-        """Keep what the image is now, before `publish` changes it, as the disk at this point. See `points`.
+        """Keep the disk as it is now under the label `point`, before `publish` changes the image. See `points`.
 
-        False where it is not what it was at its last good point, so that this cannot be given back.
+        Returns False if the point cannot be restored, because the image no longer holds its last good content.
         """
         if self._committed is None:
             return True  # nothing changes
-        kept, image = self._kept, self._medium.open("image")
-        if self._lost or kept is None or kept.begun or image is None:
+        saved, image = self._saved, self._medium.open("image")
+        if saved is not None and saved.interrupted:
+            saved = None
+        if saved is None or image is None or self._altered:
             where = self._medium.where
             self._report(
-                Notice(f"{where} is no longer what the last run had left, so that point is not kept")
+                Notice(f"{where} is no longer what the last run had left, so that point cannot be kept")
             )
-        if kept is None or kept.begun or image is None:
+        if saved is None or image is None:
             return False
         with contextlib.closing(self._medium.past(point)) as past:
-            if not past.clone():
-                undo.keep(past, image, kept.manifest, self._changing(image), self._go_on)
-            past.save(kept.manifest.text({}))
-        return not self._lost
+            if not past.snapshot():
+                undo.keep(past, image, saved.manifest, self._changing(image), self._medium.guard)
+            past.save(saved.manifest.text({}))
+        return not self._altered
 
     def _changing(self, image: Store) -> Iterator[tuple[int, int]]:
-        """The extents of the image that `publish` changes, in pieces, in disk order."""
+        """The extents of the image that `publish` will change, in pieces, in disk order."""
         if self._partial:
             yield from pieces(0, image.size)
             return
-        if self._draft is not None:
-            yield from self._draft.extents()
+        yield from self._drafted()
         if self._committed is not None and self._committed.size < image.size and self._medium.watched:
             yield from pieces(self._committed.size, image.size)
 
-    @contextlib.contextmanager
-    def at(self, points: Sequence[str]) -> Iterator[tuple[Manifest, Readable]]:
-        """The disk as it was at the first of these points, and the manifest of that; they reach to the newest kept.
-
-        Of no points: the disk as it is. What is read has to be compared with the manifest. InvalidInput where there is
-        nothing of it.
-        """
-        manifest: Manifest | None = None
-        disk: Readable | None = None
-        logs: list[tuple[Past, Manifest]] = []
-        with contextlib.ExitStack() as opened:
-            for point in points:
-                past = opened.enter_context(contextlib.closing(self._medium.past(point)))
-                file = past.load()
-                if file is None:
-                    continue  # it was not changed before the next newer point
-                then = self._kept_at(point, file)
-                manifest = manifest or then
-                disk = past.open("image")
-                if disk is not None:
-                    break  # a clone: nothing newer is needed
-                logs.append((past, then))
-            if manifest is None:
-                manifest = self.stored()
-            if disk is None:
-                self._medium.share()
-                disk = self._medium.open("image") or _Gone()
-            for past, then in reversed(logs):
-                disk = undo.over(past, disk, then)
-            yield manifest, disk
-
-    def _kept_at(self, point: str, file: IO[bytes]) -> Manifest:
-        """The manifest of an earlier point."""
-        try:
-            with file:
-                return Manifest.read(file)[0]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InvalidInput(
-                f"the manifest of {self._medium.where} that was kept at the point {point} was cut off or damaged",
-                remedy="Choose another point: `coriolis-azure status` lists them.",
-            ) from error
-        except OSError as error:
-            raise self._unread(
-                f"the manifest of {self._medium.where} that was kept at {point}", error
-            ) from error
-
-    def _unread(self, what: str, error: OSError) -> DestinationFailed:
-        return DestinationFailed(
-            f"{what} cannot be read: {error.strerror}", remedy=exhausted_remedy(error), disk=self.name
-        )
-
     def publish(self) -> None:
-        """Bring the image to what was committed; nothing where nothing was."""
+        """Bring the image to what was committed. Does nothing if nothing was, except for a new baseline."""
         manifest = self._committed
         if manifest is None:
-            self._keep_baseline()
+            if self._saved is not None and self._has_new_baseline():
+                self._save_sealed(self._saved.manifest)
             return
-        image = self._bring(manifest)
+        image = self._update_image(manifest)
         if self._medium.contested:
             self._check_all(image, manifest)
         self._end(manifest)
 
-    def _keep_baseline(self) -> None:
-        """The image stays as it is, and has another baseline from now on."""
-        if self._kept is not None and self._has_new_baseline():
-            self._keep_sealed(self._kept.manifest)
-
     def _has_new_baseline(self) -> bool:
-        kept = self._kept
-        return self._agreed and kept is not None and self._baseline not in (None, kept.baseline)
+        saved = self._saved
+        return self._is_committed and saved is not None and self._baseline not in (None, saved.baseline)
 
-    def is_unpublished(self, root: str) -> bool:
-        """Whether there is a committed draft with this root: that of the replica, by its record."""
-        draft, noted = self._load_draft(ours=False)
-        return draft is not None and noted.get("committed") is True and draft.root() == root
+    def _update_image(self, manifest: Manifest) -> Store:
+        """Promote the partial image, or write the redo log into the image and compare what the medium then holds.
 
-    def recover(self) -> None:
-        """Publish what a run that died had committed, and what the record says is the replica.
-
-        What is damaged or gone by now is left to the next run to fetch.
+        Raises DestinationFailed if another program has changed the image or the draft.
         """
-        self._medium.take()
-        self._reset()
-        manifest, noted = self._load_draft()
-        if manifest is None:
-            return
-        if self._is_published(manifest):
-            self._drop_draft()
-            return
-        where = self._medium.where
-        self._report(Notice(f"{where}: publishing what the last run had fetched"))
-        self._partial = noted.get("partial") is True
-        self._baseline = _baseline_in(noted)
-        promoted = self._partial and self._medium.open("partial") is None
-        if self._medium.open("image") is None and (promoted or not self._partial):
-            self._report(Notice(f"{where} is gone; it is sent again as a whole"))
-            self._drop_draft()
-            return
-        if self._partial and not promoted and not self._is_whole(manifest):
-            self._report(
-                Notice(f"what the last run had fetched of {where} is damaged; what differs is sent again")
-            )
-            self._note_draft(manifest)  # so the next run takes what is right of it
-            return
-        if not promoted:
-            self.take()  # what is there is not what that run has put there
-        if not self._partial:
-            self._draft = self._logged(manifest)
-        self._seen = self._medium.stamp()
-        image = self._bring(manifest)
-        # Since that run died somebody may have changed the image, or the log of its changes may be damaged.
-        if self._medium.watched and image.size != manifest.size:
-            image.resize(manifest.size)
-            self._seen = self._medium.stamp()
-        found = self._reread(image, manifest, range(manifest.count))
-        if found != manifest:
-            self._report(
-                Notice(f"{where} is not all that the last run had fetched; what differs is sent again")
-            )
-            self._baseline = None
-        self._end(found)
-
-    def _is_published(self, manifest: Manifest) -> bool:
-        """Whether all that was left to do is to delete the draft."""
-        kept = self._load()
-        if kept is None or kept.manifest != manifest or not self._medium.watched:
-            return False
-        return self._medium.open("image") is not None and not self._doubt(kept, manifest.chunk)
-
-    def _is_whole(self, manifest: Manifest) -> bool:
-        """Whether the partial image is what it was when it was committed."""
-        partial = self._medium.open("partial")
-        if partial is None or partial.size != manifest.size:
-            return False
-        return self._reread(partial, manifest, range(manifest.count)) == manifest
-
-    def _logged(self, manifest: Manifest) -> Draft | None:
-        """The log of a committed draft, with what is right in it; None where there is none."""
-        content, index = self._medium.open("redo"), self._medium.open("index")
-        if content is None or index is None:
-            return None
-        if (content.size, index.size) != (manifest.size, index_size(manifest)):
-            return None
-        draft = Draft(content, index, self._below, manifest, known=True)
-        draft.resume(manifest, self._below)
-        self._flushed = self._of_draft()
-        return draft
-
-    def _bring(self, manifest: Manifest) -> Store:
-        """The image as it is committed, on its medium. DestinationFailed where somebody has changed it meanwhile."""
         if self._partial:
-            if self._medium.open("partial") is None:
-                self._seen = self._medium.stamp()
+            if self._medium.open("partial") is None:  # it was promoted before the last run died
+                self._stamp = self._medium.stamp()
                 return self._image()
-            with self._medium.held("partial"):
-                self._refuse_disturbed()
-                self._refuse_spoilt()
+            with self._medium.protected("partial"):
+                self._refuse_replaced()
+                self._refuse_changed_draft()
                 self._medium.promote()
-                self._seen = self._medium.stamp()
+                self._stamp = self._medium.stamp()
             return self._image()
         image = self._image()
-        with self._medium.held():
-            self._refuse_disturbed()
+        with self._medium.protected():
+            self._refuse_replaced()
             if image.size != manifest.size or self._draft is not None:
                 self._medium.unseal()
             if image.size != manifest.size:
                 image.resize(manifest.size)
             if self._draft is not None:
-                self._draft.publish(image, self._go_on)
+                self._draft.apply(image, self._medium.guard)
             image.flush()
-            self._refuse_spoilt()
-            self._seen = self._medium.stamp()
+            self._refuse_changed_draft()
+            self._stamp = self._medium.stamp()
         if self._draft is not None and (offset := self._draft.first_difference(image)) is not None:
             raise CorruptChunk(
-                f"{self.name}: offset {offset} reads back from the destination as something else",
+                f"{self.name}: at offset {offset} the image reads back differently from what was written",
                 disk=self.name,
                 offset=offset,
             )
@@ -771,71 +620,128 @@ class Replica:
     def _image(self) -> Store:
         image = self._medium.open("image")
         if image is None:
-            raise DestinationFailed(f"{self._medium.where} is gone", disk=self.name)
+            raise DestinationFailed(f"{self._medium.where} no longer exists", disk=self.name)
         return image
 
     def _end(self, manifest: Manifest) -> None:
-        """The image is published: keep its manifest, and let go of the draft."""
+        """Save the manifest of the published image, and delete the draft."""
         self._refuse_changed()
-        self._keep_sealed(manifest)
+        self._save_sealed(manifest)
         self._draft = self._target = self._committed = None
         self._drop_draft()
 
     def _check_all(self, image: Store, manifest: Manifest) -> None:
-        """CorruptChunk where the image is not as the manifest says."""
-        found = self._reread(image, manifest, range(manifest.count))
+        """Raise CorruptChunk if the image does not match the manifest."""
+        found = self._reread(image, manifest)
         for index in found.digests.differing(manifest.digests):
             offset = manifest.span(index)[0]
             text = f"{self.name}: the chunk at offset {offset} was changed by another run"
             raise CorruptChunk(text, disk=self.name, offset=offset)
 
-    # Documents
+    # Recovering
 
-    def _keep_sealed(self, manifest: Manifest) -> None:
-        """The image is whole, and what `manifest` says: keep that, with how it was when this run last saw it."""
-        sealed = self._medium.seal(self._seen or Stamp())
-        self._keep(manifest, sealed)
-        if not self._medium.renames:  # a page blob is changed as it is sealed
-            self._seen = sealed
+    def is_unpublished(self, root: str) -> bool:
+        """Whether there is a committed draft with this root, which is that of the disk in the record."""
+        draft = self._documents.draft(ours=False)
+        return draft is not None and draft.committed and draft.manifest.root() == root
 
-    def _keep(self, manifest: Manifest, stamp: Stamp | None) -> None:
-        """Make `manifest` what is kept of the image, which had that stamp."""
-        beside = {"image": stamp or Stamp(), **({"baseline": self._baseline} if self._baseline else {})}
-        self._medium.save("manifest", manifest.text(beside))
+    def recover(self) -> None:
+        """Publish the committed draft of a run that died after the switch.
 
-    def _load(self, *, ours: bool = True) -> Kept | None:
-        """What is kept of the image; None where there is nothing of use."""
-        found = self._read("manifest", ours=ours)
-        if found is None:
+        If some of it is damaged or lost by now, the next run fetches that again.
+        """
+        self._medium.take()
+        self._reset()
+        draft = self._documents.draft()
+        if draft is None:
+            return
+        manifest, where = draft.manifest, self._medium.where
+        if self._is_published(manifest):
+            self._drop_draft()
+            return
+        self._report(Notice(f"{where}: publishing what the last run had fetched"))
+        self._partial, self._baseline = draft.partial, draft.baseline
+        promoted = self._partial and self._medium.open("partial") is None
+        if self._medium.open("image") is None and (promoted or not self._partial):
+            self._report(Notice(f"{where} no longer exists; all of it is sent again"))
+            self._drop_draft()
+            return
+        if self._partial and not promoted and not self._is_whole(manifest):
+            self._report(
+                Notice(f"what the last run had fetched of {where} is damaged; what differs is sent again")
+            )
+            self._save_draft(manifest)  # the next run uses those chunks of it that are intact
+            return
+        if not promoted:
+            self.take()  # an image that this run did not make itself must be one of ours
+        if not self._partial:
+            self._draft = self._redo_log(manifest)
+        self._stamp = self._medium.stamp()
+        self._end(self._recovered(manifest))
+
+    def _recovered(self, manifest: Manifest) -> Manifest:
+        """Update the image as far as the draft allows; return the manifest of what it then holds.
+
+        Since that run died, somebody may have changed the image, or the redo log may have been damaged.
+        """
+        image = self._update_image(manifest)
+        if self._medium.watched and image.size != manifest.size:
+            image.resize(manifest.size)
+            self._stamp = self._medium.stamp()
+        found = self._reread(image, manifest)
+        if found != manifest:
+            self._report(
+                Notice(
+                    f"part of {self._medium.where} is not what the last run had fetched; what differs is sent again"
+                )
+            )
+            self._baseline = None
+        return found
+
+    def _is_published(self, manifest: Manifest) -> bool:
+        """Whether the image is published already, and only the draft was not deleted yet."""
+        saved = self._load()
+        if saved is None or saved.manifest != manifest or not self._medium.watched:
+            return False
+        return self._medium.open("image") is not None and not self._doubt(saved, manifest.chunk)
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        """Whether the partial image still matches its manifest."""
+        partial = self._medium.open("partial")
+        if partial is None or partial.size != manifest.size:
+            return False
+        return self._reread(partial, manifest) == manifest
+
+    def _redo_log(self, manifest: Manifest) -> Draft | None:
+        """The redo log of a committed draft, with only the chunks that are intact; None if there is none."""
+        content, index = self._medium.open("redo"), self._medium.open("index")
+        if content is None or index is None:
             return None
-        manifest, beside = found
-        stamp = beside.get("image")
-        if isinstance(stamp, str):  # as older versions have it in Blob storage
-            stamp = {"image": stamp}
-        if not isinstance(stamp, dict):
-            self._report(Notice(f"{self._medium.where}.manifest is damaged and not used"))
+        if (content.size, index.size) != (manifest.size, index_size(manifest)):
             return None
-        return Kept(manifest, stamp, _baseline_in(beside))
+        draft = Draft(content, index, self._below, manifest, existing=True)
+        draft.resume(manifest, self._below)
+        self._draft_stamps = self._stamps_of_draft()
+        return draft
 
-    def _read(self, document: Document, *, ours: bool = True) -> tuple[Manifest, dict[str, Any]] | None:
-        """A document, and what stands beside the manifest in it; None where there is nothing of use."""
-        file = self._medium.load(document, ours=ours)
-        if file is None:
-            return None
-        try:
-            with file:
-                return Manifest.read(file)
-        except InvalidInput as error:
-            why = f"is not used: {error.message}"
-        except (ValueError, KeyError, TypeError, RecursionError):
-            why = "was cut off or damaged, and is not used"
-        except OSError as error:
-            raise self._unread(f"{self._medium.where}.{document}", error) from error
-        self._report(Notice(f"{self._medium.where}.{document} {why}"))
-        return None
+    # The manifest
+
+    def _load(self, *, ours: bool = True) -> Saved | None:
+        """The document `manifest`; None if there is no usable one."""
+        return self._documents.manifest(ours=ours)
+
+    def _save_sealed(self, manifest: Manifest) -> None:
+        """Seal the image, which matches `manifest`, and save both with the stamp that it must have in the next run."""
+        sealed = self._medium.seal(self._stamp or Stamp())
+        self._save_manifest(manifest, sealed)
+        if not self._medium.renames:  # sealing changes a page blob
+            self._stamp = sealed
+
+    def _save_manifest(self, manifest: Manifest, stamp: Stamp | None) -> None:
+        self._documents.save_manifest(Saved(manifest, stamp or Stamp(), self._baseline))
 
     def close(self) -> None:
-        """Let go of it, with what is not published. See Destination."""
+        """See Destination. What was committed is no longer published by this object."""
         self._medium.close()
         if self.grains is not None:
             self.grains.close()
@@ -847,12 +753,6 @@ class Replica:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of it, but of what is committed only when the place is closed: all are published together."""
-        if not self._agreed:
+        """Close it, unless it was committed: then its place closes it, after all disks were published together."""
+        if not self._is_committed:
             self.close()
-
-
-def _baseline_in(beside: Json) -> Json | None:
-    """The baseline in what stands beside a manifest."""
-    baseline = beside.get("baseline")
-    return baseline if isinstance(baseline, dict) else None

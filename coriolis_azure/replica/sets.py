@@ -1,15 +1,15 @@
-"""Which disks belong together: one small document a replica, beside its images, and what it says.
+"""The record of a replica: a small document beside its images that says which disks belong together.
 
-A replica is a set of images and a point in time. Each image has a manifest, which says what that image holds and
-nothing of the others. So a run writes down, before it copies, which disks it is going to bring, and, once all of them
-are committed, what each holds: the root of its manifest. Until then the document keeps what it said of the last run
-that ended well, so that a run which failed before it changed anything takes nothing back.
+A replica is a set of images and a point in time, but the manifest of an image describes only that image. So before a
+run copies anything, it records which disks it is going to copy (`begun`). Once all of them are committed, it records
+the root of each manifest (`point`). Until then the record keeps the point of the last successful run, so a run that
+fails changes nothing.
 
     {"version": 1, "vm": ..., "begun": {"run", "time", "disks", "left_out"},
                               "point": {"run", "time", "roots", "left_out"}, "keep": ...}
 
-Times are RFC 3339, in UTC; either part may be null. `keep`: how many earlier points are to be kept, null for as many as
-there are.
+Times are in UTC, in the format of RFC 3339. `begun` and `point` may be null. `keep`: how many earlier points to keep;
+null if no run has said so, then as many as there are.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from .destinations import Place
 
 NAME = "replica.json"
-VERSION = 2  # 1 knew no drafts: what is committed and recorded, it would not have published
+VERSION = 2  # programs that know only version 1 know no drafts, so they would not complete a switch
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A run that has begun to copy, and has not ended well since; `time` is before its snapshots were taken."""
+    """A run that has begun to copy and has not succeeded. `time`: a moment before its snapshots were taken."""
 
     run: str
     time: str
@@ -41,7 +41,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Point:
-    """The last run that ended well: what each disk held then, by name."""
+    """The point in time of the last successful run. `roots`: by disk, the root of the manifest of its image."""
 
     run: str
     time: str
@@ -51,7 +51,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Record:
-    """What is written down of a replica."""
+    """The record of a replica. `vm`: its ARM id."""
 
     vm: str
     begun: Begun | None = None
@@ -60,7 +60,7 @@ class Record:
 
     @property
     def keeps_points(self) -> bool:
-        """Whether earlier points may count: a run that was to keep none has made what there was before it worthless."""
+        """Whether earlier points are valid: once a run with `keep` 0 has published, those before it are worthless."""
         return self.keep != 0 or self.begun is not None
 
     def text(self) -> bytes:
@@ -69,12 +69,12 @@ class Record:
 
     @classmethod
     def of(cls, text: bytes) -> Record:
-        """The record that `text` has written. InvalidInput where it is damaged, Unsupported where it is a newer one."""
+        """The inverse of `text`. Raises InvalidInput if it is damaged, Unsupported if it has a newer version."""
         try:
             document = json.loads(text)
             if document["version"] > VERSION:
                 raise Unsupported(
-                    f"the record of the replica is of version {document['version']}, this program knows {VERSION}",
+                    f"the record of the replica has version {document['version']}, this program knows only {VERSION}",
                     remedy="Use the newer coriolis-azure that wrote it.",
                 )
             return cls(
@@ -86,20 +86,21 @@ class Record:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidInput(
                 "the record of the replica is damaged",
-                remedy="Replicate to it again: what is there is used, and a new record written.",
+                remedy="Replicate to it again: the images are used, and a new record is written.",
             ) from error
 
 
 def read(place: Place) -> Record | None:
-    """What is written down at `place`; None where nothing is. InvalidInput where it cannot be used."""
+    """The record at `place`; None if there is none. Raises InvalidInput if it is damaged."""
     text = place.record()
     return Record.of(text) if text is not None else None
 
 
 def usable(place: Place, report: Report = silent) -> Record | None:
-    """What is written down at `place`; None where nothing is, or what is damaged. Unsupported for a newer record.
+    """The record at `place`; None if there is none, or if it is damaged, which is reported.
 
-    What cannot be read now is not damaged: whoever took it for that would replace it. That is raised.
+    Raises Unsupported if it has a newer version, and DestinationFailed if it cannot be read now: a record that is taken
+    for damaged is replaced.
     """
     text = place.record()
     try:
@@ -112,9 +113,9 @@ def usable(place: Place, report: Report = silent) -> Record | None:
 
 
 def begin(place: Place, vm: str, begun: Begun, keep: int | None = None) -> Record:
-    """Write down that a run is about to copy; durable on return. What was said of the last good run stays.
+    """Record that a run is about to copy, and return the record; durable on return. The point stays as it was.
 
-    `keep`: how many earlier points are to be kept from now on; None for as many as before.
+    `keep`: how many earlier points to keep from now on; None for as many as before.
     """
     before = usable(place)
     if before is None or before.vm.lower() != vm.lower():
@@ -125,7 +126,10 @@ def begin(place: Place, vm: str, begun: Begun, keep: int | None = None) -> Recor
 
 
 def complete(place: Place, record: Record, roots: Mapping[str, str]) -> None:
-    """Publish what the run that `begin` has recorded has committed; `roots` are those of its manifests."""
+    """Publish what a run has committed. `record`: as `begin` returned it. `roots`: by disk, the root of the manifest.
+
+    Raises ValueError if these are not the disks that the run began with, DestinationFailed like `publishing.publish`.
+    """
     begun = record.begun
     if begun is None or set(roots) != set(begun.disks):
         raise ValueError("these are not the disks that the run began with")

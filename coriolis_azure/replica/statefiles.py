@@ -1,7 +1,7 @@
-"""The files we keep beside images: never reached through a link, for their owner only, replaced as a whole.
+"""Reads and writes the files beside images: never through a link, readable only by their owner, replaced atomically.
 
-A folder of images may be one in which others can make files. A link laid there in advance must not lead our writes
-elsewhere, and a file of somebody else's must not be taken for our state.
+Other users may be able to create files in the folder of the images. A link that they put there must not redirect our
+writes, and a file of theirs must not pass for our state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InvalidInput
-from . import room
+from . import space
 
 _UNKNOWN_TO_THE_FILE_SYSTEM = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 _LONG_AGO_NS = 10**18  # in 2001, which every file system knows
@@ -23,7 +23,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def create(path: Path, flags: int = os.O_RDWR) -> int:
-    """Make the file `path`, readable for its owner only whatever the umask; FileExistsError where something is."""
+    """Create the file `path` with mode 0600, whatever the umask. Raises FileExistsError if the path exists."""
     fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with suppress(OSError):  # some file systems have no modes
         os.fchmod(fd, 0o600)
@@ -31,9 +31,9 @@ def create(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 def open_existing(path: Path, flags: int, *, ours: bool = True) -> int:
-    """Open the file `path`. InvalidInput where it is a link or no file, or, if it must be `ours`, somebody else's."""
+    """Open the file `path`. Raises InvalidInput if it is not a regular file or, with `ours`, if others may write it."""
     try:
-        # Opening a pipe would wait for its other end.
+        # O_NONBLOCK: opening a pipe would wait for its other end.
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -53,7 +53,7 @@ def open_existing(path: Path, flags: int, *, ours: bool = True) -> int:
 
 
 def open_or_create(path: Path, flags: int) -> int:
-    """Open the file `path`, which is made when it is missing. InvalidInput as from `open_existing`."""
+    """Open the file `path`, or create it. Raises InvalidInput like `open_existing`."""
     try:
         return open_existing(path, flags)
     except FileNotFoundError:
@@ -63,15 +63,15 @@ def open_or_create(path: Path, flags: int) -> int:
 
 
 def refuse_foreign(fd: int, path: Path) -> None:
-    """InvalidInput where the file belongs to another user, or may be written by others.
+    """Raise InvalidInput if the file belongs to another user, or others may write it.
 
-    A file that we make here is the measure: a file system may show another owner or mode than it was asked for.
+    Owner and mode are compared with those of a new file of ours there: some file systems show others than were set.
     """
     found = os.fstat(fd)
     if found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_WRITE:
         return
     try:
-        owner, mode = _as_made_here(path.parent)
+        owner, mode = _of_new_file(path.parent)
     except OSError:
         return
     if found.st_uid != owner:
@@ -80,22 +80,20 @@ def refuse_foreign(fd: int, path: Path) -> None:
             remedy=f"Run as that user, or make the file yours: chown {owner} {path}",
         )
     if found.st_mode & _OTHERS_WRITE & ~mode:
-        raise InvalidInput(
-            f"{path} may be written by other users", remedy=f"Take that right away: chmod go-w {path}"
-        )
+        raise InvalidInput(f"other users may write {path}", remedy=f"Revoke that right: chmod go-w {path}")
 
 
-def _as_made_here(folder: Path) -> tuple[int, int]:
-    """Owner and mode that a file of ours has in this folder."""
+def _of_new_file(folder: Path) -> tuple[int, int]:
+    """The owner and mode that a new file of ours has in this folder."""
     with _probe(folder) as fd:
-        made = os.fstat(fd)
-    return made.st_uid, made.st_mode
+        found = os.fstat(fd)
+    return found.st_uid, found.st_mode
 
 
 def ctime_can_be_set(folder: Path) -> bool:
-    """Whether whoever sets a file's mtime here sets its ctime too, and so can hide a change.
+    """Whether setting a file's mtime in this folder also sets its ctime, so that a change can be hidden.
 
-    Drivers of file systems that store no ctime (FAT, exFAT) show the mtime in its place.
+    File systems that store no ctime (FAT, exFAT) show the mtime instead.
     """
     with _probe(folder) as fd:
         os.utime(fd, ns=(_LONG_AGO_NS, _LONG_AGO_NS))
@@ -104,7 +102,7 @@ def ctime_can_be_set(folder: Path) -> bool:
 
 @contextmanager
 def _probe(folder: Path) -> Iterator[int]:
-    """A file of ours in this folder, gone at the end; without a name, so that no death leaves it, where that can be."""
+    """A temporary file in this folder, if possible without a name, so that a crash leaves nothing behind."""
     name = None
     try:
         fd = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
@@ -120,32 +118,32 @@ def _probe(folder: Path) -> Iterator[int]:
 
 
 def read(path: Path, *, ours: bool = True) -> bytes:
-    """The content of a small file. FileNotFoundError; InvalidInput as from `open_existing`."""
+    """The content of a small file. Raises FileNotFoundError, and InvalidInput like `open_existing`."""
     with open(open_existing(path, os.O_RDONLY, ours=ours), "rb") as file:
         return file.read()
 
 
 def replace(path: Path, pieces: Iterable[bytes]) -> None:
-    """Make `pieces` the content of `path`, durably. Whoever dies over it leaves all of it, or what was there."""
-    put(prepare(path), path, pieces)
+    """Replace the content of `path` by `pieces`, atomically and durably."""
+    complete(prepare(path), path, pieces)
 
 
 def prepare(path: Path, size: int = 0) -> int:
-    """Begin to `replace` the content of `path`: an open file, with room for `size` bytes where it can be had."""
+    """Begin to `replace` the content of `path`; return the new file, open, with `size` bytes reserved if possible."""
     with suppress(FileNotFoundError):
         os.unlink(_new(path))  # noqa: PTH108
     fd = create(_new(path), os.O_WRONLY)
     try:
         if size:
-            room.take(fd, [(0, size)], lambda *_: True)
+            space.reserve(fd, [(0, size)], lambda *_: True)
     except BaseException:
-        give_up(fd, path)
+        abandon(fd, path)
         raise
     return fd
 
 
-def put(fd: int, path: Path, pieces: Iterable[bytes]) -> None:
-    """End what `prepare` has begun. `fd` is closed."""
+def complete(fd: int, path: Path, pieces: Iterable[bytes]) -> None:
+    """Complete what `prepare` has begun, and close `fd`."""
     try:
         for piece in pieces:
             write(fd, piece)
@@ -156,12 +154,12 @@ def put(fd: int, path: Path, pieces: Iterable[bytes]) -> None:
     sync_folder(path.parent)
 
 
-def give_up(fd: int, path: Path) -> None:
-    """Undo what `prepare` has begun. `fd` is closed."""
+def abandon(fd: int, path: Path) -> None:
+    """Undo what `prepare` has begun, and close `fd`."""
     new = _new(path)
     try:
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.lstat(new), os.fstat(fd)):  # else it is another run's
+            if os.path.samestat(os.lstat(new), os.fstat(fd)):  # otherwise it is another run's
                 os.unlink(new)  # noqa: PTH108
     finally:
         os.close(fd)
@@ -172,7 +170,7 @@ def _new(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder, and the one that it is in, for their owner only and durably; harmless where they are there."""
+    """Create the folder and its parent with mode 0700, durably. Existing ones are no error."""
     for folder in (path.parent, path):
         with suppress(FileExistsError):
             os.mkdir(folder, 0o700)  # noqa: PTH102
@@ -180,7 +178,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path, *, durable: bool = True) -> None:
-    """Remove the file; harmless when there is none. Not `durable`: after a power loss it may be there again."""
+    """Remove the file; a missing one is no error. Unless `durable`, it may exist again after a power loss."""
     with suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
         if durable:
@@ -188,14 +186,14 @@ def remove(path: Path, *, durable: bool = True) -> None:
 
 
 def write(fd: int, data: bytes) -> None:
-    """Write all of `data` where the file stands."""
+    """Write all of `data` at the file's current position."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in the folder durable, as far as its file system knows how to."""
+    """Make the names in the folder durable, if its file system can do that."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

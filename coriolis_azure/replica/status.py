@@ -35,11 +35,11 @@ def status(place: Place) -> Status:
     record = sets.read(place)
     if record is None:
         raise InvalidInput("there is no replica at this destination", remedy="Replicate a VM to it first.")
-    earlier = points.kept(place.points, record).values()
+    earlier = points.earlier(place.points, record).values()
     return Status(
         record.vm,
         record.point.time if record.point is not None else None,
-        tuple(kept.point.time for kept in earlier if kept.point is not None),
+        tuple(each.point.time for each in earlier if each.point is not None),
         tuple(sorted(record.point.roots)) if record.point is not None else (),
         record.begun.time if record.begun is not None else None,
     )

@@ -13,7 +13,7 @@ from itertools import chain
 from ..agent import is_zero
 from ..errors import DestinationFailed
 from ..threads import ordered
-from .draft import Draft, handfuls, index_size
+from .draft import Draft, batches, index_size
 from .manifest import Manifest
 from .medium import Past, Readable, Store
 
@@ -23,27 +23,27 @@ def keep(
     image: Store,
     manifest: Manifest,
     changing: Iterable[tuple[int, int]],
-    go_on: Callable[[], None],
+    guard: Callable[[], None],
 ) -> None:
     """Log the content of `image`, which matches `manifest`, in the extents that will change. Durable on return.
 
-    `changing`: the offset and length of each extent, in disk order. `go_on` raises if the run has lost its place.
+    `changing`: the offset and length of each extent, in disk order. `guard` raises if the run must not go on.
     """
     log = Draft(
         past.make("undo", manifest.size),
         past.make("index", index_size(manifest)),
         image,
         manifest,
-        known=False,
+        existing=False,
     )
 
     def contents(extents: list[tuple[int, int]]) -> list[tuple[int, bytes]]:
-        go_on()
+        guard()
         return [(offset, image.read(offset, length)) for offset, length in extents]
 
     begun = end = 0  # the range of chunks that are logged but not settled yet
-    there = handfuls(_within(changing, min(manifest.size, image.size)))
-    with closing(ordered(contents, there, threads=4, ahead=12)) as results:
+    extents = batches(_within(changing, min(manifest.size, image.size)))
+    with closing(ordered(contents, extents, threads=4, ahead=12)) as results:
         for offset, data in chain.from_iterable(results):
             first = offset // manifest.chunk
             if begun < first:
@@ -64,7 +64,7 @@ def over(past: Past, below: Readable, manifest: Manifest) -> Readable:
         return below  # this disk was not changed
     if (content.size, index.size) != (manifest.size, index_size(manifest)):
         raise DestinationFailed("the undo log does not have the size of its disk")
-    return Draft(content, index, below, manifest, known=True)
+    return Draft(content, index, below, manifest, existing=True)
 
 
 def _within(extents: Iterable[tuple[int, int]], size: int) -> Iterable[tuple[int, int]]:

@@ -11,11 +11,11 @@ from .medium import PastPart
 from .page_store import PageStore, translated, unnamed
 
 POINT, SNAPSHOT = "coriolis_point", "coriolis_snapshot"
-SIZE = "coriolis_size"  # metadata: the bytes of the disk
+SIZE = "coriolis_size"  # metadata: the size of the disk, in bytes
 
 
 class VhdPast:
-    """A disk at an earlier point in time: a snapshot of the VHD. See Past. `manifest`: the blob of that."""
+    """A disk at an earlier point in time: a snapshot of the VHD `image`. See Past. `manifest`: its manifest's blob."""
 
     def __init__(self, image: Blob, size: int, manifest: Blob, point: str) -> None:
         self._image, self._size = image, size
@@ -23,11 +23,11 @@ class VhdPast:
         self._disk = image.name.rpartition("/")[2].removesuffix(".vhd")
         self._snapshot = ""
 
-    def clone(self) -> bool:
+    def snapshot(self) -> bool:
         """See Past."""
         with translated(self._image.url, "cannot be snapshotted", self._disk):
-            kept = self._image.take_snapshot({POINT: self._point, SIZE: str(self._size)})
-        self._snapshot = kept.snapshot
+            taken = self._image.take_snapshot({POINT: self._point, SIZE: str(self._size)})
+        self._snapshot = taken.snapshot
         return True
 
     def open(self, part: PastPart) -> PageStore | None:
@@ -46,7 +46,7 @@ class VhdPast:
         return PageStore(blob, int(size), self._disk, lambda: False)
 
     def make(self, part: PastPart, size: int) -> PageStore:
-        """See Past. Snapshots need nothing else."""
+        """Never called: a snapshot needs no other part. See Past."""
         raise NotImplementedError
 
     def load(self) -> IO[bytes] | None:

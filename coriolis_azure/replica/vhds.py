@@ -1,23 +1,22 @@
-"""Fixed VHDs in Blob storage: page blobs, one a disk, from which Azure makes managed disks, with what is kept beside.
+"""Fixed VHDs in Blob storage, one page blob per disk, and the blobs beside them. Azure can import such a VHD as a disk.
 
-    os.vhd            the image: the disk's bytes, zeros up to a whole MiB, the footer
-    os.vhd.manifest   what it holds, with the ETag that the VHD had then
-    os.vhd.redo       the log of what is to change in the image, a page blob
-    os.vhd.index      what the log has, a page blob
-    os.vhd.draft      what the log is of
-    points/<point>/   the disk at an earlier point in time: os.vhd.manifest, whose metadata names a snapshot of the VHD
+    os.vhd            the image: the bytes of the disk, zeros up to a whole MiB, the footer
+    os.vhd.manifest   what the image holds, and the ETag of the VHD
+    os.vhd.redo       a draft as a redo log, a page blob
+    os.vhd.index      the index of the draft, a page blob
+    os.vhd.draft      the disk that the draft is of and, once it is complete, its manifest
+    points/<label>/   the disk at an earlier point in time: os.vhd.manifest, whose metadata names a snapshot of the VHD
 
-The VHD's metadata says what it is at the moment, and changes together with it:
+The metadata of the VHD describes its current state, and changes with it:
 
-    coriolis_image     an id made with the blob; without it the blob is somebody else's
-    coriolis_size      the bytes of the disk
-    coriolis_state     `complete`, or `writing` while the VHD is written; then it has no footer, so nothing takes it for
-                       whole
+    coriolis_image     an id created with the blob; a blob without it is not ours
+    coriolis_size      the size of the disk, in bytes
+    coriolis_state     `complete`, or `writing` while it is written; meanwhile it has no footer, so nobody can use it
 
-* While a run has the place, every page blob is leased, and each change carries the lease. A run that was suspended
-  until its lease ran out, and another took over, can change nothing of them. Documents have no lease; they are replaced
-  only while they are as this run knows them, or while the place is ours.
-* An ETag other than the noted one is a stranger's change, which no run overwrites unasked.
+* Each page blob is leased while a run uses it, and each change carries the lease. So a run that is suspended until its
+  lease expires and another run takes over cannot change it any more. Documents have no lease. One is replaced only
+  while it has the ETag that this run knows, or while this run still holds the place.
+* If the ETag is not the recorded one, somebody else has changed the VHD. No run overwrites that unless it is told to.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ _WRITING, _COMPLETE = "writing", "complete"
 LEASE_SECONDS = 60
 POINTS = "points"
 _TAKEN = ("LeaseAlreadyPresent",)
-_OTHERWISE = (409, 412)  # the statuses of a refusal because a blob is another one than it was
+_CHANGED = (409, 412)  # the statuses of a refusal because a blob is not in the expected state
 
 
 class VhdMedium:
-    """One fixed VHD in a page blob and what is beside it. See Medium.
+    """One fixed VHD in a page blob, and the blobs beside it. See Medium.
 
-    `hold` renews the lock on the place that the VHD is in, or raises AzureError where it is lost.
+    `hold`: renews the lease that locks the place; raises AzureError if this run has lost it.
     """
 
     far = True
@@ -74,10 +73,10 @@ class VhdMedium:
 
     @property
     def interrupted(self) -> bool:
-        """See Medium. So a version that knew no drafts has left it, and one that died while it published."""
+        """See Medium. Also if a run died while it published."""
         return "image" in self._stores and not self._sealed
 
-    # Its parts
+    # Parts
 
     def take(self) -> None:
         """See Medium."""
@@ -88,7 +87,7 @@ class VhdMedium:
             found = self._blob.find()
             if found is not None:
                 self._refuse_other(found)
-                self._lease(self._blob)  # whoever lost the place while it waited must not begin
+                self._lease(self._blob)  # raises if this run lost the place while it waited
                 self._remember(self._blob.find() or found)
         self._taken = True
 
@@ -101,26 +100,27 @@ class VhdMedium:
             if found is not None:
                 self._remember(found)
 
-    def refuse_foreign(self, kept: Stamp | None) -> None:
-        """See Medium. Done before the lease is taken."""
+    def refuse_foreign(self, stamp: Stamp | None) -> None:
+        """Do nothing: `take` has checked that. See Medium."""
 
     def _refuse_other(self, found: Properties) -> None:
+        """Raise InvalidInput if the blob is not a VHD of ours."""
         if found.kind != "PageBlob" or IMAGE not in found.metadata:
-            what = "is no page blob" if found.kind != "PageBlob" else "was not made by this program"
+            what = "is not a page blob" if found.kind != "PageBlob" else "was not made by this program"
             raise InvalidInput(
-                f"{self.where} {what}, and is left as it is",
+                f"{self.where} {what}, so it is left as it is",
                 remedy="Give another prefix, or remove the blob if nobody needs it.",
             )
 
     def _remember(self, found: Properties) -> None:
         self._image = found.metadata.get(IMAGE, "")
         self._sealed = found.metadata.get(_STATE) == _COMPLETE
-        room = max(0, found.size - vhd.FOOTER)
-        said = found.metadata.get(SIZE, "")
-        size = min(int(said), room) if said.isdigit() else room
-        self._stores["image"] = PageStore(self._blob, size, self.name, self._given_up)
+        most = max(0, found.size - vhd.FOOTER)
+        recorded = found.metadata.get(SIZE, "")
+        size = min(int(recorded), most) if recorded.isdigit() else most
+        self._stores["image"] = PageStore(self._blob, size, self.name, self._is_stopped)
 
-    def _given_up(self) -> bool:
+    def _is_stopped(self) -> bool:
         return self._stopped
 
     def open(self, part: Part) -> PageStore | None:
@@ -133,34 +133,34 @@ class VhdMedium:
             if found is None:
                 return None
             self._lease(blob)
-            said = found.metadata.get(SIZE, "")
-        if not said.isdigit():
+            size = found.metadata.get(SIZE, "")
+        if not size.isdigit():
             return None
-        return self._opened(part, blob, int(said))
+        return self._opened(part, blob, int(size))
 
     def make(self, part: Part, size: int) -> PageStore:
         """See Medium."""
         if part == "image":
-            return self._made_image(size)
+            return self._create_image(size)
         self.remove(part)
-        with self._translated("cannot be made"):
+        with self._translated("cannot be created"):
             blob = self._beside(part)
             self._create_part(blob, size)
             self._lease(blob)
         return self._opened(part, blob, size)
 
     def _create_part(self, blob: Blob, size: int) -> None:
-        """Make a page blob where none is. A run that has lost the place may have made one, which is deleted."""
-        made = uuid.uuid4().hex
+        """Create a page blob. One of a run that has lost the place may be in the way: it is deleted."""
+        made_as = uuid.uuid4().hex
         for last in (False, False, True):
             try:
                 blob.create_pages(
-                    vhd.rounded(size), {IMAGE: self._image, SIZE: str(size), _MADE: made}, new=True
+                    vhd.rounded(size), {IMAGE: self._image, SIZE: str(size), _MADE: made_as}, new=True
                 )
             except AzureError as error:
-                found = blob.find() if error.status in _OTHERWISE else None
-                if found is not None and found.metadata.get(_MADE) == made:
-                    return  # the answer was lost, and the request made again
+                found = blob.find() if error.status in _CHANGED else None
+                if found is not None and found.metadata.get(_MADE) == made_as:
+                    return  # ours: the first answer was lost, and the request was repeated
                 if last or found is None:
                     raise
                 self._remove(blob)
@@ -168,7 +168,7 @@ class VhdMedium:
                 return
 
     def _lease(self, blob: Blob) -> None:
-        """Lease a blob; without the place it is not kept from the run that has that."""
+        """Lease a blob. Releases it again and raises AzureError if this run has lost the place."""
         lease(blob, blob.url, self._clock, self._report)
         try:
             self._hold()
@@ -176,38 +176,38 @@ class VhdMedium:
             blob.release()
             raise
 
-    def _made_image(self, size: int) -> PageStore:
-        """A page blob of zeros; it has no footer yet."""
+    def _create_image(self, size: int) -> PageStore:
+        """Create the VHD: zeros, without a footer yet."""
         self._image, self._sealed = uuid.uuid4().hex, False
-        with self._translated("cannot be made"):
-            made = self._create(size)
+        with self._translated("cannot be created"):
+            etag = self._create(size)
             if self._blob.lease_id:
                 self._hold()
             else:
                 self._lease(self._blob)
             found = self._blob.find()
-            if found is None or found.etag != made:
+            if found is None or found.etag != etag:
                 raise DestinationFailed(
-                    f"{self.where} was changed by somebody as it was made", disk=self.name
+                    f"somebody else changed {self.where} while it was being created", disk=self.name
                 )
         return self._opened("image", self._blob, size)
 
     def _create(self, size: int) -> str:
-        """Make the page blob; its ETag."""
+        """Create the page blob of the VHD; return its ETag."""
         new = not self._blob.lease_id
         try:
             return self._blob.create_pages(vhd.rounded(size) + vhd.FOOTER, self._metadata(size), new=new)
         except AzureError as error:
-            found = self._blob.find() if error.status in _OTHERWISE else None
+            found = self._blob.find() if error.status in _CHANGED else None
             if found is None or found.metadata.get(IMAGE) != self._image:
                 raise
-            return found.etag  # ours: the answer was lost, and the request made again
+            return found.etag  # ours: the first answer was lost, and the request was repeated
 
     def _opened(self, part: Part, blob: Blob, size: int) -> PageStore:
         if part == "index":
-            store: PageStore = IndexStore(blob, size, self.name, self._given_up, self._clock)
+            store: PageStore = IndexStore(blob, size, self.name, self._is_stopped, self._clock)
         else:
-            store = PageStore(blob, size, self.name, self._given_up)
+            store = PageStore(blob, size, self.name, self._is_stopped)
         self._stores[part] = store
         return store
 
@@ -227,15 +227,15 @@ class VhdMedium:
             blob.delete()
 
     def promote(self) -> None:
-        """See Medium. Blobs have no second name."""
+        """Never called: blobs cannot be renamed. See Medium."""
         raise NotImplementedError
 
     def is_blank(self) -> bool:
-        """See Medium. What we have made is ours."""
+        """See Medium. False, because only our own blobs are ever opened."""
         return False
 
     def delete(self) -> None:
-        """Delete the VHD and all that is beside it; what is gone is no error. InvalidInput for a blob of others."""
+        """Delete the VHD and the blobs beside it; missing ones are no error. Raises InvalidInput if it is not ours."""
         self.take()
         for part in ("redo", "index"):
             self.remove(part)
@@ -248,10 +248,10 @@ class VhdMedium:
     def _beside(self, what: str) -> Blob:
         return self._container.blob(f"{self._path}.{what}")
 
-    # How it is
+    # State
 
     def unseal(self) -> None:
-        """See Medium: it has no footer from now on."""
+        """Remove the footer. See Medium."""
         image = self._stores["image"]
         if self._sealed:
             with self._translated("cannot be prepared"):
@@ -260,7 +260,7 @@ class VhdMedium:
                 self._blob.clear(vhd.rounded(image.size), vhd.FOOTER)
 
     def seal(self, seen: Stamp) -> Stamp:
-        """See Medium: it has its footer. The lease keeps others out."""
+        """Write the footer. See Medium. The lease keeps others out."""
         image = self._stores["image"]
         if self._sealed:
             return seen
@@ -291,51 +291,51 @@ class VhdMedium:
         return {"image": self._image, "etag": found.etag if found is not None else ""}
 
     @contextlib.contextmanager
-    def held(self, part: Part = "image") -> Iterator[None]:
-        """See Medium. The lease does that."""
+    def protected(self, part: Part = "image") -> Iterator[None]:
+        """Do nothing: the lease keeps others out. See Medium."""
         del part
         yield
 
     def doubt(self, stamp: Stamp) -> str:
-        """See Medium. InvalidInput where a stranger has changed it."""
+        """See Medium. Raises InvalidInput if somebody else has changed the VHD."""
         now = self.stamp()
         if now == stamp or now is None:
             return ""
         if stamp.get("image") != self._image:
-            return f"{self.where} has another manifest's beside it"
-        if "etag" not in stamp:  # as older versions noted it, beside the manifest
+            return f"the manifest beside {self.where} is of another VHD"
+        if "etag" not in stamp:  # older versions kept it in the metadata of the manifest's blob
             with self._translated("cannot be read"):
                 found = self._beside("manifest").find()
-            noted = found.metadata.get(_ETAG) if found is not None else None
-            if noted is None:
-                return f"the last run to {self.where} died as it ended"
-            if f'"{noted}"' == now["etag"]:
+            recorded = found.metadata.get(_ETAG) if found is not None else None
+            if recorded is None:
+                return f"the last run to {self.where} died at its end"
+            if f'"{recorded}"' == now["etag"]:
                 return ""
         raise InvalidInput(
-            f"{self.where} was changed by somebody since the last run",
-            remedy="To keep the change, copy the blob or give another prefix. To let go of it, run with --full, "
-            "which writes the blob anew; in the orchestrator, delete the disks of the transfer first.",
+            f"somebody else changed {self.where} since the last run",
+            remedy="To keep the change, copy the blob or give another prefix. To discard it, run with --full, which "
+            "writes the whole blob; in the orchestrator, delete the disks of the transfer first.",
         )
 
     def guard(self, *, now: bool = False) -> None:
-        """See Medium. Between two looks the leases keep others out."""
+        """See Medium. Between checks, the leases keep others out."""
         if now:
             with self._translated("is no longer ours"):
                 self._hold()
 
-    # Room for what is to come
+    # Space
 
-    def reserve(self, extents: Iterable[tuple[int, int]]) -> None:
-        """See Medium. There always is."""
+    def reserve_space(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Do nothing: Blob storage does not run out of space. See Medium."""
 
-    def give_back(self, extents: Iterable[tuple[int, int]]) -> None:
-        """See Medium."""
+    def release_space(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Do nothing. See Medium."""
 
-    # Its documents
+    # Documents
 
     def load(self, document: Document, *, ours: bool = True) -> IO[bytes] | None:
         """See Medium."""
-        del ours  # who may write here is up to the account
+        del ours  # the storage account decides who may write
         blob = self._beside(document)
         with self._translated("cannot be read"):
             found = blob.find()
@@ -356,7 +356,7 @@ class VhdMedium:
             self._etags[document] = self._put(document, file)
 
     def _put(self, document: Document, file: IO[bytes]) -> str:
-        """Replace it; its ETag."""
+        """Replace the document; return its new ETag."""
 
         def put(blob: Blob, known: str) -> str:
             file.seek(0)
@@ -365,7 +365,10 @@ class VhdMedium:
         return self._changed(document, put)
 
     def _changed(self, document: Document, change: Callable[[Blob, str], str]) -> str:
-        """Change it while it has the ETag that we know; another one is changed only while the place is ours."""
+        """Call `change` with the document's blob and known ETag; return the new ETag.
+
+        If the document has another ETag by now, it is changed only if this run still holds the place.
+        """
         blob = self._beside(document)
         if document not in self._etags:
             found = blob.find()
@@ -375,7 +378,7 @@ class VhdMedium:
             try:
                 return change(blob, known)
             except AzureError as error:
-                if last or error.status not in _OTHERWISE:
+                if last or error.status not in _CHANGED:
                     raise
                 self._hold()
                 found = blob.find()
@@ -404,7 +407,7 @@ class VhdMedium:
         )
 
     def renew(self) -> None:
-        """Keep others out for another minute."""
+        """Renew the leases of all parts."""
         for store in list(self._stores.values()):
             store.blob.renew()
 
@@ -416,7 +419,7 @@ class VhdMedium:
         """See Medium."""
         index = self._stores.get("index")
         if index is not None:
-            with contextlib.suppress(DestinationFailed):  # what is lost of it is fetched again
+            with contextlib.suppress(DestinationFailed):  # entries that are lost are fetched again
                 index.flush()
         for store in self._stores.values():
             store.blob.release()
@@ -427,7 +430,10 @@ class VhdMedium:
 
 
 def lease(blob: Blob, place: str, clock: Clock, report: Report) -> None:
-    """Lease a blob, as soon as a run that died no longer has it; InvalidInput when one that lives does."""
+    """Lease a blob; wait up to a minute for the lease of a run that died. Raises InvalidInput if another run has it.
+
+    `place`: what the lease protects, for messages.
+    """
     until = clock.monotonic() + LEASE_SECONDS + 5
     told = False
     while True:
@@ -439,10 +445,10 @@ def lease(blob: Blob, place: str, clock: Clock, report: Report) -> None:
             if clock.monotonic() >= until:
                 raise InvalidInput(
                     f"another run is using {place}",
-                    remedy="Wait for it to end, or give another prefix. Break the lease if it is not a run of ours.",
+                    remedy="Wait until it ends, or give another prefix. If no run holds the lease, break it.",
                 ) from error
             if not told:
-                report(Waiting(f"another run of {place} to end, or its lease to run out", LEASE_SECONDS))
+                report(Waiting(f"another run of {place} to end, or its lease to expire", LEASE_SECONDS))
                 told = True
             clock.sleep(5)
         else:

@@ -1,8 +1,8 @@
-"""Room on a file system for what an image is going to hold: taken before it is needed, given back, or shared.
+"""Space on a file system for what a file is going to hold: reserved before it is needed, released, or shared.
 
-A file system that writes in place keeps the room that was taken. One that writes everything to another place (btrfs)
-has none to take; there the blocks of one file become those of another. Any other one can only be asked how much is free
-at the moment.
+A file system that writes in place keeps the space that was reserved. A copy-on-write file system (btrfs) writes
+everything to new blocks, so nothing can be reserved there; instead, one file takes over the blocks of another
+(`reflink`). On any other file system, `reserve` only checks how much space is free at the moment.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NOT_SHARED = (*NOT_SUPPORTED, errno.EXDEV, errno.ENOTTY, errno.EPERM, errno.EACCES, errno.ETXTBSY)
 
 
-def take(fd: int, extents: Iterable[tuple[int, int]], written: Callable[[int, int], bool]) -> bool:
-    """Take the room for writing these extents, given in order, some perhaps beyond the end. Whether any was taken.
+def reserve(fd: int, extents: Iterable[tuple[int, int]], written: Callable[[int, int], bool]) -> bool:
+    """Reserve the space for writing these extents, which are in order. Returns whether any was reserved.
 
-    Of what is to become zeros none is: `written` tells of an offset and a length whether it is to hold anything else.
-    What the file holds stays as it is. Blocks that it shares with another file become its own. OSError where there is
-    not enough.
+    `written(offset, length)`: whether anything but zeros will be written there; if not, nothing is reserved. Extents
+    may lie beyond the end of the file. Its content stays the same, and blocks that it shares with another file become
+    its own. Raises OSError if there is not enough space.
     """
     left = iter(extents)
     first = next((extent for extent in left if written(*extent)), None)
@@ -40,22 +40,22 @@ def take(fd: int, extents: Iterable[tuple[int, int]], written: Callable[[int, in
             if written(*extent):
                 _allocate(fd, _UNSHARE, extent)
         return True
-    taken, untaken = False, 0
+    reserved, needed = False, 0
     for hole in holes(fd, chain([first], left)):
         if not written(*hole):
             continue
         if _allocate(fd, 0, hole):
-            taken = True
+            reserved = True
         else:
-            untaken += hole[1]
-    there = os.fstatvfs(fd) if untaken else None
-    if there is not None and there.f_bavail * there.f_frsize < untaken:
+            needed += hole[1]
+    free = os.fstatvfs(fd) if needed else None
+    if free is not None and free.f_bavail * free.f_frsize < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return taken
+    return reserved
 
 
 def _allocate(fd: int, mode: int, extent: tuple[int, int]) -> bool:
-    """False where the file system cannot do that."""
+    """Allocate an extent; False if the file system cannot do that."""
     try:
         _fallocate(fd, mode | _KEEP_SIZE, *extent)
     except OSError as error:
@@ -65,16 +65,16 @@ def _allocate(fd: int, mode: int, extent: tuple[int, int]) -> bool:
     return True
 
 
-def give_back(fd: int, extents: Iterable[tuple[int, int]]) -> None:
-    """Give back the room that `take` has taken, and that was not written to. The file's size stays."""
+def release(fd: int, extents: Iterable[tuple[int, int]]) -> None:
+    """Release the space that `reserve` has reserved and that was not written to. The file keeps its size."""
     for hole in holes(fd, extents):
         punch(fd, *hole)
-    os.ftruncate(fd, os.fstat(fd).st_size)  # what lies beyond the end
+    os.ftruncate(fd, os.fstat(fd).st_size)  # releases what was reserved beyond the end
 
 
 def holes(fd: int, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The parts of the extents, given in order, that the file has no data in."""
-    begin = end = 0  # of the data that was found last
+    """Yield the parts of the extents, which are in order, in which the file has no data."""
+    begin = end = 0  # of the data found last
     for offset, length in extents:
         last = offset + length
         while offset < last:
@@ -86,12 +86,12 @@ def holes(fd: int, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, in
 
 
 def _data(fd: int, offset: int) -> tuple[int, int]:
-    """The first data at or after `offset`: its start and its end."""
+    """The start and end of the first data at or after `offset`."""
     try:
         begin = os.lseek(fd, offset, os.SEEK_DATA)
         return begin, os.lseek(fd, begin, os.SEEK_HOLE)
     except OSError as error:
-        # ENXIO: there is none. Else the file system tells of no holes.
+        # ENXIO: there is none. Any other error: the file system does not report holes.
         return (_NEVER, _NEVER) if error.errno == errno.ENXIO else (offset, _NEVER)
 
 
@@ -99,19 +99,19 @@ _NEVER = (1 << 63) - 1
 
 
 def punch(fd: int, offset: int, length: int) -> None:
-    """Make the range a hole. OSError when that cannot be."""
+    """Make the range a hole. Raises OSError if that is impossible."""
     _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
 
 
 def is_copied_on_write(fd: int) -> bool:
-    """Whether the file system writes what is overwritten to another place, which takes room at each write."""
-    found = (ctypes.c_long * 64)()
+    """Whether the file system writes to new blocks even when data is overwritten, so that each write needs space."""
+    statfs = (ctypes.c_long * 64)()
     fstatfs = _library("fstatfs")
-    return fstatfs is not None and not fstatfs(fd, found) and found[0] & 0xFFFFFFFF == _BTRFS
+    return fstatfs is not None and not fstatfs(fd, statfs) and statfs[0] & 0xFFFFFFFF == _BTRFS
 
 
-def share(fd: int, source: int, offset: int, length: int) -> bool:
-    """Let the range be that of the file `source`, in the same blocks; False where that cannot be."""
+def reflink(fd: int, source: int, offset: int, length: int) -> bool:
+    """Make the range share the blocks of the same range of the file `source`; False if that is impossible."""
     try:
         fcntl.ioctl(fd, _FICLONERANGE, struct.pack("qQQQ", source, offset, length, offset))
     except OSError as error:
@@ -132,7 +132,7 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 @functools.cache
 def _library(name: str) -> Callable[..., Any] | None:
-    """A function of the C library; None where it has none of that name."""
+    """A function of the C library; None if it does not exist."""
     try:
         function: Callable[..., Any] = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (OSError, AttributeError):

@@ -93,7 +93,7 @@ def test_a_run_without_room_for_what_it_fetched_changes_nothing(
     run(replica, OLD, size=SIZE, keep=keep, baseline={"of": "OLD"})
     before = blocks(replica)
     with monkeypatch.context() as patched:
-        filled_at(patched, replica, Replica, "reserve")
+        filled_at(patched, replica, Replica, "reserve_space")
         with pytest.raises(DestinationFailed, match="No space left") as raised:
             run(replica, NEW, size=GROWN, keep=keep, baseline={"of": "NEW"})
     assert "Free space" in raised.value.remedy
