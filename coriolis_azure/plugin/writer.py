@@ -276,7 +276,7 @@ class Volume:
         self._size = 0
         self._opened = self._stopped = self._abandoned = False
         self._based: tuple[Manifest, Json] | None = None
-        self._next_baseline: Callable[[], Json | None] = lambda: None
+        self._ask_baseline: Callable[[], Json | None] = lambda: None
 
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What the volume holds according to its entry, if that can be trusted. See Destination.
@@ -299,7 +299,7 @@ class Volume:
 
     def leave(self, baseline: Callable[[], Json | None]) -> None:
         """See Based."""
-        self._next_baseline = baseline
+        self._ask_baseline = baseline
 
     def _base(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         fill = UNKNOWN
@@ -414,7 +414,7 @@ class Volume:
     def commit(self, manifest: Manifest) -> None:
         """Record what the volume holds, and store it in the entry, no longer marked as blank. See Destination."""
         state = {**manifest.to_json(), "record": self._claim.id}
-        state = states.with_baseline(state, self._next_baseline())
+        state = states.with_baseline(state, self._ask_baseline())
         self._claim.commit(claims.state_name(state))
         self._entry[STATE] = state
         if BLANK in self._entry:
@@ -501,7 +501,7 @@ class FileVolume(Replica):
     def commit(self, manifest: Manifest) -> None:
         """Store the manifest beside the volume and in its entry. See Destination."""
         super().commit(manifest)
-        self._entry[STATE] = states.with_baseline(manifest.to_json(), self._next_baseline())
+        self._entry[STATE] = states.with_baseline(manifest.to_json(), self._ask_baseline())
 
     def _in_entry(self) -> Manifest | None:
         """The manifest in the entry."""
