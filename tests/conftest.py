@@ -24,6 +24,7 @@ from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.sandbox import PACE
 from coriolis_azure.source import Source
 from harness import keys, replicas
+from harness.clients import Clients, in_process
 from harness.command_line import served, settings  # noqa: F401 - fixtures
 from harness.constants import MIB
 
@@ -95,6 +96,13 @@ def azure(tmp_path: Path, clock: Clock) -> Iterator[Sandbox]:
     """A sandbox Azure of this test's own. On a held clock its time is Azure's own."""
     with Sandbox(tmp_path / "azure", clock=clock, pace=PACE if type(clock) is Clock else 1) as sandbox:
         yield sandbox
+
+
+@pytest.fixture
+def clients(azure: Sandbox) -> Iterator[Clients]:
+    """The official SDKs' clients on that sandbox, in this process."""
+    with in_process(azure) as clients:
+        yield clients
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,67 +26,55 @@ NETWORKS = "Microsoft.Network/virtualNetworks"
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "azure") as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def azure(sandbox: Sandbox) -> Iterator[Clients]:
-    with in_process(sandbox) as clients:
-        yield clients
-
-
-@pytest.fixture
 def raw(tmp_path: Path) -> Path:
     path = tmp_path / "disk.raw"
     path.write_bytes(os.urandom(64 << 10) + bytes(512))
     return path
 
 
-def bytes_of(sandbox: Sandbox, resource_id: str) -> bytes:
+def bytes_of(azure: Sandbox, resource_id: str) -> bytes:
     """The first mebibyte of a disk or snapshot."""
-    found = sandbox._world.state.find(resource_id)
+    found = azure._world.state.find(resource_id)
     assert found is not None
-    with sandbox._world.contents.path(found.hidden["content"]).open("rb") as file:
+    with azure._world.contents.path(found.hidden["content"]).open("rb") as file:
         return file.read(1 << 20)
 
 
-def make_vm(azure: Clients, name: str = "vm", **changes: Any) -> Any:
-    body = vm_body(azure.nic(f"{name}-nic").id, **changes)
-    return azure.compute.virtual_machines.begin_create_or_update(GROUP, name, body).result()
+def make_vm(clients: Clients, name: str = "vm", **changes: Any) -> Any:
+    body = vm_body(clients.nic(f"{name}-nic").id, **changes)
+    return clients.compute.virtual_machines.begin_create_or_update(GROUP, name, body).result()
 
 
 # ---------------------------------------------------------------- contents
 
 
-def test_a_vm_is_made_from_raw_files(sandbox: Sandbox, azure: Clients, raw: Path) -> None:
-    sandbox.add_vm("web", raw, [raw, raw], VmSpec(size="Standard_D4s_v5"))
-    vm = azure.compute.virtual_machines.get(GROUP, "web", expand="instanceView")
+def test_a_vm_is_made_from_raw_files(azure: Sandbox, clients: Clients, raw: Path) -> None:
+    azure.add_vm("web", raw, [raw, raw], VmSpec(size="Standard_D4s_v5"))
+    vm = clients.compute.virtual_machines.get(GROUP, "web", expand="instanceView")
     assert vm.os_profile.computer_name == "web"
     assert [each.lun for each in vm.storage_profile.data_disks] == [0, 1]
     assert "PowerState/running" in [each.code for each in vm.instance_view.statuses]
-    disk = azure.compute.disks.get(GROUP, vm.storage_profile.os_disk.name)
+    disk = clients.compute.disks.get(GROUP, vm.storage_profile.os_disk.name)
     assert (disk.disk_size_bytes, disk.disk_size_gb, disk.disk_state) == (66048, 1, "Attached")
     assert disk.managed_by == vm.id
     assert disk.hyper_v_generation == "V2"
-    assert sandbox.content("web", 1).read_bytes() == raw.read_bytes()
+    assert azure.content("web", 1).read_bytes() == raw.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("size", "content", "remedy"), [(0, b"", "512"), (513, b"x" * 513, "512"), (-1, None, "Correct")]
 )
 def test_only_whole_sectors_make_a_disk(
-    sandbox: Sandbox, tmp_path: Path, size: int, content: bytes | None, remedy: str
+    azure: Sandbox, tmp_path: Path, size: int, content: bytes | None, remedy: str
 ) -> None:
     file = tmp_path / "bad.raw"
     if content is not None:
         file.write_bytes(content)
-    before = sandbox.resources()
+    before = azure.resources()
     with pytest.raises(errors.InvalidInput, match=r"bad\.raw") as refusal:
-        sandbox.add_vm("web", file)
+        azure.add_vm("web", file)
     assert remedy in refusal.value.remedy
-    assert sandbox.resources() == before
+    assert azure.resources() == before
 
 
 @pytest.mark.parametrize("unmanaged", ["", "sandboxstorage"])
@@ -112,75 +99,75 @@ def test_only_whole_sectors_make_a_disk(
     ],
 )
 def test_what_azure_takes_as_no_name_makes_no_vm(
-    sandbox: Sandbox, raw: Path, tmp_path: Path, name: str, unmanaged: str
+    azure: Sandbox, raw: Path, tmp_path: Path, name: str, unmanaged: str
 ) -> None:
-    before = sandbox.resources()
+    before = azure.resources()
     with pytest.raises(errors.InvalidInput, match="cannot be the name of a VM in Azure") as refusal:
-        sandbox.add_vm(name, raw, spec=VmSpec(unmanaged=unmanaged))
+        azure.add_vm(name, raw, spec=VmSpec(unmanaged=unmanaged))
     assert (str(refusal.value) + refusal.value.remedy).isprintable()
-    assert sandbox.resources() == before
+    assert azure.resources() == before
     assert list((tmp_path / "azure" / "disks").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a", "7", "web_1.prod-A", "a_", "a" * 64])
-def test_what_azure_takes_as_a_name_is_one(sandbox: Sandbox, raw: Path, name: str) -> None:
-    assert sandbox.add_vm(name, raw).endswith(f"/{name}")
+def test_what_azure_takes_as_a_name_is_one(azure: Sandbox, raw: Path, name: str) -> None:
+    assert azure.add_vm(name, raw).endswith(f"/{name}")
 
 
-def test_too_many_disks_make_no_vm_and_leave_nothing(sandbox: Sandbox, raw: Path, tmp_path: Path) -> None:
-    before = sandbox.resources()
+def test_too_many_disks_make_no_vm_and_leave_nothing(azure: Sandbox, raw: Path, tmp_path: Path) -> None:
+    before = azure.resources()
     with pytest.raises(errors.InvalidInput, match="maximum number of data disks"):
-        sandbox.add_vm("web", raw, [raw] * 5)
-    assert sandbox.resources() == before
+        azure.add_vm("web", raw, [raw] * 5)
+    assert azure.resources() == before
     assert list((tmp_path / "azure" / "disks").iterdir()) == []
 
 
-def test_a_snapshot_is_frozen_and_a_clone_is_its_own(sandbox: Sandbox, azure: Clients, raw: Path) -> None:
-    sandbox.add_vm("web", raw)
-    disk: Any = azure.compute.disks.get(GROUP, "web-os")
+def test_a_snapshot_is_frozen_and_a_clone_is_its_own(azure: Sandbox, clients: Clients, raw: Path) -> None:
+    azure.add_vm("web", raw)
+    disk: Any = clients.compute.disks.get(GROUP, "web-os")
     first = raw.read_bytes()
-    snapshot = azure.copy("s", disk.id, snapshot=True, incremental=True)
-    clone = azure.copy("c", snapshot.id)
+    snapshot = clients.copy("s", disk.id, snapshot=True, incremental=True)
+    clone = clients.copy("c", snapshot.id)
     raw.write_bytes(os.urandom(128 << 10))
-    sandbox.write("web", "os", raw)
-    assert bytes_of(sandbox, disk.id) == raw.read_bytes()
-    assert bytes_of(sandbox, snapshot.id) == bytes_of(sandbox, clone.id) == first
+    azure.write("web", "os", raw)
+    assert bytes_of(azure, disk.id) == raw.read_bytes()
+    assert bytes_of(azure, snapshot.id) == bytes_of(azure, clone.id) == first
     assert clone.unique_id != disk.unique_id
     assert (clone.os_type, clone.hyper_v_generation) == ("Linux", "V2")
-    assert azure.compute.disks.get(GROUP, "web-os").disk_size_bytes == 128 << 10
-    azure.compute.snapshots.begin_delete(GROUP, "s").result()
-    assert bytes_of(sandbox, clone.id) == first
+    assert clients.compute.disks.get(GROUP, "web-os").disk_size_bytes == 128 << 10
+    clients.compute.snapshots.begin_delete(GROUP, "s").result()
+    assert bytes_of(azure, clone.id) == first
 
 
-def test_snapshots_of_one_disk_are_one_family(azure: Clients) -> None:
-    disk = azure.disk("d")
-    one = azure.copy("s1", disk.id, snapshot=True, incremental=True)
-    two = azure.copy("s2", disk.id, snapshot=True, incremental=True)
+def test_snapshots_of_one_disk_are_one_family(clients: Clients) -> None:
+    disk = clients.disk("d")
+    one = clients.copy("s1", disk.id, snapshot=True, incremental=True)
+    two = clients.copy("s2", disk.id, snapshot=True, incremental=True)
     assert one.incremental_snapshot_family_id == two.incremental_snapshot_family_id
     assert one.unique_id != two.unique_id
 
 
 def test_contents_go_with_their_last_owner(
-    sandbox: Sandbox, azure: Clients, raw: Path, tmp_path: Path
+    azure: Sandbox, clients: Clients, raw: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "azure" / "disks"
-    disk = azure.disk("d")
-    azure.copy("s", disk.id, snapshot=True)
-    azure.compute.disks.begin_delete(GROUP, "d").result()
+    disk = clients.disk("d")
+    clients.copy("s", disk.id, snapshot=True)
+    clients.compute.disks.begin_delete(GROUP, "d").result()
     assert len(list(folder.iterdir())) == 1
-    azure.compute.snapshots.begin_delete(GROUP, "s").result()
+    clients.compute.snapshots.begin_delete(GROUP, "s").result()
     assert list(folder.iterdir()) == []
 
 
-def test_a_copy_may_be_larger_and_is_never_smaller(sandbox: Sandbox, azure: Clients, raw: Path) -> None:
-    sandbox.add_vm("web", raw)
-    source = azure.id(DISKS, "web-os")
-    assert azure.copy("same", source, diskSizeGB=1).disk_size_bytes == 66048
-    grown = azure.copy("grown", source, diskSizeGB=2)
+def test_a_copy_may_be_larger_and_is_never_smaller(azure: Sandbox, clients: Clients, raw: Path) -> None:
+    azure.add_vm("web", raw)
+    source = clients.id(DISKS, "web-os")
+    assert clients.copy("same", source, diskSizeGB=1).disk_size_bytes == 66048
+    grown = clients.copy("grown", source, diskSizeGB=2)
     assert grown.disk_size_bytes == 2 << 30
-    assert bytes_of(sandbox, grown.id)[:66048] == raw.read_bytes()
+    assert bytes_of(azure, grown.id)[:66048] == raw.read_bytes()
     body = {"creationData": {"createOption": "Copy", "sourceResourceId": grown.id}, "diskSizeGB": 1}
-    refusal = azure.refused("PUT", azure.id(DISKS, "small"), {"location": HERE, "properties": body})
+    refusal = clients.refused("PUT", clients.id(DISKS, "small"), {"location": HERE, "properties": body})
     assert refusal[1:] == ("InvalidParameter", "Disks or snapshot cannot be resized down.")
 
 
@@ -199,38 +186,38 @@ def test_copies_keep_holes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "disk"), [("none", "os"), ("web", 7), ("web", "root")])
-def test_writing_needs_a_known_disk(sandbox: Sandbox, raw: Path, name: str, disk: str | int) -> None:
-    sandbox.add_vm("web", raw, [raw])
+def test_writing_needs_a_known_disk(azure: Sandbox, raw: Path, name: str, disk: str | int) -> None:
+    azure.add_vm("web", raw, [raw])
     with pytest.raises(errors.InvalidInput, match=str(disk) if name == "web" else name):
-        sandbox.write(name, disk, raw)
+        azure.write(name, disk, raw)
 
 
-def test_writing_does_not_shrink(sandbox: Sandbox, raw: Path) -> None:
-    sandbox.add_vm("web", raw)
+def test_writing_does_not_shrink(azure: Sandbox, raw: Path) -> None:
+    azure.add_vm("web", raw)
     content = raw.read_bytes()
     raw.write_bytes(content[:512])
     with pytest.raises(errors.InvalidInput) as refusal:
-        sandbox.write("web", "os", raw)
+        azure.write("web", "os", raw)
     assert "larg" in refusal.value.remedy
-    assert sandbox.content("web", "os").read_bytes() == content
+    assert azure.content("web", "os").read_bytes() == content
 
 
 # ---------------------------------------------------------------- refusals
 
 
-def test_a_disk_in_use_cannot_be_deleted(azure: Clients, sandbox: Sandbox, raw: Path) -> None:
-    vm = sandbox.add_vm("web", raw)
-    refusal = azure.refused("DELETE", azure.id(DISKS, "web-os"))
+def test_a_disk_in_use_cannot_be_deleted(clients: Clients, azure: Sandbox, raw: Path) -> None:
+    vm = azure.add_vm("web", raw)
+    refusal = clients.refused("DELETE", clients.id(DISKS, "web-os"))
     assert refusal == (409, "OperationNotAllowed", f"Disk web-os is attached to VM {vm}.")
 
 
-def test_what_a_network_needs_cannot_be_deleted(azure: Clients) -> None:
-    address, firewall = azure.address("ip"), azure.firewall("nsg")
-    nic = azure.nic("nic", publicIPAddress={"id": address.id})
+def test_what_a_network_needs_cannot_be_deleted(clients: Clients) -> None:
+    address, firewall = clients.address("ip"), clients.firewall("nsg")
+    nic = clients.nic("nic", publicIPAddress={"id": address.id})
     body = nic.as_dict() | {"location": HERE}
     body["properties"]["networkSecurityGroup"] = {"id": firewall.id}
-    azure.network.network_interfaces.begin_create_or_update(GROUP, "nic", body).result()
-    azure.compute.virtual_machines.begin_create_or_update(GROUP, "vm", vm_body(nic.id)).result()
+    clients.network.network_interfaces.begin_create_or_update(GROUP, "nic", body).result()
+    clients.compute.virtual_machines.begin_create_or_update(GROUP, "vm", vm_body(nic.id)).result()
     for kind, name, code in (
         (NICS, "nic", "NicInUse"),
         (ADDRESSES, "ip", "PublicIPAddressCannotBeDeleted"),
@@ -238,42 +225,44 @@ def test_what_a_network_needs_cannot_be_deleted(azure: Clients) -> None:
         (NETWORKS, "sandbox-vnet", "InUseSubnetCannotBeDeleted"),
         (NETWORKS, "sandbox-vnet/subnets/default", "InUseSubnetCannotBeDeleted"),
     ):
-        assert azure.refused("DELETE", azure.id(kind, name))[:2] == (400, code)
-    message = azure.refused("DELETE", azure.id(ADDRESSES, "ip"))[2]
+        assert clients.refused("DELETE", clients.id(kind, name))[:2] == (400, code)
+    message = clients.refused("DELETE", clients.id(ADDRESSES, "ip"))[2]
     assert f"allocated to resource {nic.id}/ipConfigurations/ipconfig1." in message
-    azure.compute.virtual_machines.begin_delete(GROUP, "vm").result()
-    azure.network.network_interfaces.begin_delete(GROUP, "nic").result()
-    azure.network.public_ip_addresses.begin_delete(GROUP, "ip").result()
-    azure.network.network_security_groups.begin_delete(GROUP, "nsg").result()
-    azure.network.subnets.begin_delete(GROUP, "sandbox-vnet", "default").result()
-    azure.network.virtual_networks.begin_delete(GROUP, "sandbox-vnet").result()
+    clients.compute.virtual_machines.begin_delete(GROUP, "vm").result()
+    clients.network.network_interfaces.begin_delete(GROUP, "nic").result()
+    clients.network.public_ip_addresses.begin_delete(GROUP, "ip").result()
+    clients.network.network_security_groups.begin_delete(GROUP, "nsg").result()
+    clients.network.subnets.begin_delete(GROUP, "sandbox-vnet", "default").result()
+    clients.network.virtual_networks.begin_delete(GROUP, "sandbox-vnet").result()
 
 
-def test_a_nic_is_in_use_until_the_vm_is_really_gone(azure: Clients) -> None:
-    make_vm(azure)
-    begun = azure.arm("DELETE", azure.id(MACHINES, "vm"))
+def test_a_nic_is_in_use_until_the_vm_is_really_gone(clients: Clients) -> None:
+    make_vm(clients)
+    begun = clients.arm("DELETE", clients.id(MACHINES, "vm"))
     assert begun.status_code == 202
-    assert azure.refused("DELETE", azure.id(NICS, "vm-nic"))[1] == "NicInUse"
-    gone = azure.refused("PUT", azure.id(MACHINES, "vm"), vm_body(azure.id(NICS, "vm-nic")))
+    assert clients.refused("DELETE", clients.id(NICS, "vm-nic"))[1] == "NicInUse"
+    gone = clients.refused("PUT", clients.id(MACHINES, "vm"), vm_body(clients.id(NICS, "vm-nic")))
     assert gone[:2] == (409, "OperationNotAllowed")
     assert "marked for deletion" in gone[2]
-    states = [azure.arm("GET", begun.headers["Azure-AsyncOperation"]).json()["status"] for _ in range(2)]
+    states = [clients.arm("GET", begun.headers["Azure-AsyncOperation"]).json()["status"] for _ in range(2)]
     assert states == ["InProgress", "Succeeded"]
-    assert azure.arm("GET", begun.headers["Location"]).status_code == 200
-    assert azure.arm("GET", azure.id(MACHINES, "vm")).status_code == 404
-    assert azure.arm("DELETE", azure.id(NICS, "vm-nic")).status_code == 202
+    assert clients.arm("GET", begun.headers["Location"]).status_code == 200
+    assert clients.arm("GET", clients.id(MACHINES, "vm")).status_code == 404
+    assert clients.arm("DELETE", clients.id(NICS, "vm-nic")).status_code == 202
 
 
-def test_deleting_what_is_absent_is_no_error(azure: Clients) -> None:
+def test_deleting_what_is_absent_is_no_error(clients: Clients) -> None:
     for kind in (DISKS, SNAPSHOTS, MACHINES, NICS, ADDRESSES, FIREWALLS, NETWORKS):
-        assert azure.arm("DELETE", azure.id(kind, "none")).status_code == 204
-    assert azure.refused("DELETE", azure.id(DISKS, "d").replace(GROUP, "none"))[1] == "ResourceGroupNotFound"
+        assert clients.arm("DELETE", clients.id(kind, "none")).status_code == 204
+    assert (
+        clients.refused("DELETE", clients.id(DISKS, "d").replace(GROUP, "none"))[1] == "ResourceGroupNotFound"
+    )
 
 
-def test_a_vm_takes_with_it_what_it_was_told_to(azure: Clients) -> None:
-    address = azure.address("ip")
-    nic = azure.nic("nic", publicIPAddress={"id": address.id, "properties": {"deleteOption": "Delete"}})
-    kept, gone = azure.disk("kept"), azure.disk("gone")
+def test_a_vm_takes_with_it_what_it_was_told_to(clients: Clients) -> None:
+    address = clients.address("ip")
+    nic = clients.nic("nic", publicIPAddress={"id": address.id, "properties": {"deleteOption": "Delete"}})
+    kept, gone = clients.disk("kept"), clients.disk("gone")
     body = vm_body(nic.id)
     inner = body["properties"]
     inner["networkProfile"]["networkInterfaces"][0]["properties"] = {"deleteOption": "Delete"}
@@ -282,22 +271,22 @@ def test_a_vm_takes_with_it_what_it_was_told_to(azure: Clients) -> None:
         {"lun": 0, "createOption": "Attach", "managedDisk": {"id": kept.id}},
         {"lun": 1, "createOption": "Attach", "managedDisk": {"id": gone.id}, "deleteOption": "Delete"},
     ]
-    azure.compute.virtual_machines.begin_create_or_update(GROUP, "vm", body).result()
-    azure.compute.virtual_machines.begin_delete(GROUP, "vm").result()
-    left = [each.name for each in azure.resource.resources.list_by_resource_group(GROUP)]
+    clients.compute.virtual_machines.begin_create_or_update(GROUP, "vm", body).result()
+    clients.compute.virtual_machines.begin_delete(GROUP, "vm").result()
+    left = [each.name for each in clients.resource.resources.list_by_resource_group(GROUP)]
     assert left == ["sandbox-vnet", "sandboxstorage", "kept"]
 
 
-def test_disks_are_attached_by_azures_rules(azure: Clients) -> None:
-    make_vm(azure)
-    disks = [azure.disk(f"d{index}") for index in range(5)]
+def test_disks_are_attached_by_azures_rules(clients: Clients) -> None:
+    make_vm(clients)
+    disks = [clients.disk(f"d{index}") for index in range(5)]
 
     def attach(*pairs: tuple[int, Any]) -> Body:
         entries = [{"lun": lun, "createOption": "Attach", "managedDisk": {"id": disk}} for lun, disk in pairs]
         return {"properties": {"storageProfile": {"dataDisks": entries}}}
 
     def refused(*pairs: tuple[int, Any], vm: str = "vm") -> tuple[int, str, str]:
-        return azure.refused("PATCH", azure.id(MACHINES, vm), attach(*pairs))
+        return clients.refused("PATCH", clients.id(MACHINES, vm), attach(*pairs))
 
     everything = [(index, disk.id) for index, disk in enumerate(disks)]
     assert refused(*everything) == (
@@ -310,39 +299,39 @@ def test_disks_are_attached_by_azures_rules(azure: Clients) -> None:
         "A disk at LUN 0 already exists.",
     )
     assert refused((64, disks[0].id))[1] == "InvalidParameter"
-    assert refused((0, azure.id(DISKS, "none"))) == (404, "NotFound", "Disk none is not found.")
-    azure.compute.virtual_machines.begin_update(GROUP, "vm", attach((0, disks[0].id))).result()
-    make_vm(azure, "other")
+    assert refused((0, clients.id(DISKS, "none"))) == (404, "NotFound", "Disk none is not found.")
+    clients.compute.virtual_machines.begin_update(GROUP, "vm", attach((0, disks[0].id))).result()
+    make_vm(clients, "other")
     assert refused((0, disks[0].id), vm="other")[:2] == (409, "ConflictingUserInput")
-    moved = azure.compute.virtual_machines.begin_update(GROUP, "vm", attach((1, disks[1].id))).result()
+    moved = clients.compute.virtual_machines.begin_update(GROUP, "vm", attach((1, disks[1].id))).result()
     assert [each.name for each in moved.storage_profile.data_disks] == ["d1"], "an omitted disk is detached"
-    assert azure.compute.disks.get(GROUP, "d0").disk_state == "Unattached"
+    assert clients.compute.disks.get(GROUP, "d0").disk_state == "Unattached"
 
 
-def test_a_detach_takes_until_its_operation_ends(azure: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detach_takes_until_its_operation_ends(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coriolis_azure.sandbox.world.PATIENCE", 600.0)  # only polls end it
-    disk = azure.disk("d")
+    disk = clients.disk("d")
     entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
-    make_vm(azure)
-    vm = azure.id(MACHINES, "vm")
+    make_vm(clients)
+    vm = clients.id(MACHINES, "vm")
     body: Body = {"properties": {"storageProfile": {"dataDisks": [entry]}}}
-    azure.compute.virtual_machines.begin_update(GROUP, "vm", body).result()
-    begun = azure.arm("POST", f"{vm}/attachDetachDataDisks", {"dataDisksToDetach": [{"diskId": disk.id}]})
+    clients.compute.virtual_machines.begin_update(GROUP, "vm", body).result()
+    begun = clients.arm("POST", f"{vm}/attachDetachDataDisks", {"dataDisksToDetach": [{"diskId": disk.id}]})
     assert begun.status_code == 200
     assert begun.json()["dataDisks"][0]["toBeDetached"] is True
     assert "Location" not in begun.headers
-    assert azure.refused("DELETE", disk.id)[1] == "OperationNotAllowed"
-    other = azure.nic("other-nic")
+    assert clients.refused("DELETE", disk.id)[1] == "OperationNotAllowed"
+    other = clients.nic("other-nic")
     stolen = vm_body(other.id)
     stolen["properties"]["storageProfile"]["dataDisks"] = [entry]
-    assert azure.refused("PUT", azure.id(MACHINES, "other"), stolen)[:2] == (
+    assert clients.refused("PUT", clients.id(MACHINES, "other"), stolen)[:2] == (
         409,
         "AttachDiskWhileBeingDetached",
     )
     for _ in range(2):
-        azure.arm("GET", begun.headers["Azure-AsyncOperation"])
-    assert azure.arm("GET", vm).json()["properties"]["storageProfile"]["dataDisks"] == []
-    assert azure.arm("DELETE", disk.id).status_code == 202
+        clients.arm("GET", begun.headers["Azure-AsyncOperation"])
+    assert clients.arm("GET", vm).json()["properties"]["storageProfile"]["dataDisks"] == []
+    assert clients.arm("DELETE", disk.id).status_code == 202
 
 
 @pytest.mark.parametrize(
@@ -354,30 +343,30 @@ def test_a_detach_takes_until_its_operation_ends(azure: Clients, monkeypatch: py
     ],
 )
 def test_disks_must_be_in_the_vms_zone(
-    azure: Clients, vm_zone: str | None, disk_zone: str | None, words: str
+    clients: Clients, vm_zone: str | None, disk_zone: str | None, words: str
 ) -> None:
     zones: dict[str, Any] = {"zones": [disk_zone]} if disk_zone else {}
-    disk = azure.disk("d", **zones)
-    body = vm_body(azure.nic("nic").id)
+    disk = clients.disk("d", **zones)
+    body = vm_body(clients.nic("nic").id)
     entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
     body["properties"]["storageProfile"]["dataDisks"] = [entry]
     if vm_zone:
         body["zones"] = [vm_zone]
-    status, code, message = azure.refused("PUT", azure.id(MACHINES, "vm"), body)
+    status, code, message = clients.refused("PUT", clients.id(MACHINES, "vm"), body)
     assert (status, code) == (400, "BadRequest")
     assert message.endswith(words)
-    left = [each["id"] for each in azure.arm("GET", f"{azure.group}/resources").json()["value"]]
+    left = [each["id"] for each in clients.arm("GET", f"{clients.group}/resources").json()["value"]]
     assert len(left) == 4, "a refused VM leaves no OS disk"
 
 
-def test_a_zone_redundant_disk_goes_to_any_zone(azure: Clients) -> None:
-    disk = azure.disk("d", sku={"name": "StandardSSD_ZRS"})
-    body = vm_body(azure.nic("nic").id)
+def test_a_zone_redundant_disk_goes_to_any_zone(clients: Clients) -> None:
+    disk = clients.disk("d", sku={"name": "StandardSSD_ZRS"})
+    body = vm_body(clients.nic("nic").id)
     entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
     body["properties"]["storageProfile"]["dataDisks"] = [entry]
     body["zones"] = ["2"]
-    vm = azure.compute.virtual_machines.begin_create_or_update(GROUP, "vm", body).result()
-    assert azure.compute.disks.get(GROUP, vm.storage_profile.os_disk.name).zones == ["2"]
+    vm = clients.compute.virtual_machines.begin_create_or_update(GROUP, "vm", body).result()
+    assert clients.compute.disks.get(GROUP, vm.storage_profile.os_disk.name).zones == ["2"]
 
 
 def changed(path: str, value: Any) -> Any:
@@ -437,49 +426,49 @@ def changed(path: str, value: Any) -> Any:
     ],
 )
 def test_a_vm_is_checked_before_anything_is_made(
-    azure: Clients, sandbox: Sandbox, change: Any, status: int, code: str, words: str
+    clients: Clients, azure: Sandbox, change: Any, status: int, code: str, words: str
 ) -> None:
-    body = vm_body(azure.nic("nic").id)
+    body = vm_body(clients.nic("nic").id)
     change(body)
-    before = sandbox.resources()
-    refusal = azure.refused("PUT", azure.id(MACHINES, "vm"), body)
+    before = azure.resources()
+    refusal = clients.refused("PUT", clients.id(MACHINES, "vm"), body)
     assert refusal[:2] == (status, code)
     assert words in refusal[2]
-    assert sandbox.resources() == before
+    assert azure.resources() == before
 
 
-def test_a_size_may_be_closed_in_a_region(azure: Clients) -> None:
-    body = vm_body(azure.nic("nic").id, hardwareProfile={"vmSize": "Standard_D2s_v3"})
+def test_a_size_may_be_closed_in_a_region(clients: Clients) -> None:
+    body = vm_body(clients.nic("nic").id, hardwareProfile={"vmSize": "Standard_D2s_v3"})
     body["location"] = "northeurope"
-    azure.resource.resource_groups.create_or_update("north", {"location": "northeurope"})
-    vm = azure.id(MACHINES, "vm")
-    assert azure.refused("PUT", vm, body)[:2] == (409, "SkuNotAvailable")
+    clients.resource.resource_groups.create_or_update("north", {"location": "northeurope"})
+    vm = clients.id(MACHINES, "vm")
+    assert clients.refused("PUT", vm, body)[:2] == (409, "SkuNotAvailable")
     body["properties"]["hardwareProfile"]["vmSize"] = "Standard_D2s_v5"
-    assert azure.refused("PUT", vm, body)[:2] == (400, "InvalidResourceReference"), "its NIC is elsewhere"
+    assert clients.refused("PUT", vm, body)[:2] == (400, "InvalidResourceReference"), "its NIC is elsewhere"
 
 
-def test_premium_disks_need_a_premium_size(azure: Clients) -> None:
-    disk = azure.disk("d", sku={"name": "Premium_LRS"})
-    body = vm_body(azure.nic("nic").id, hardwareProfile={"vmSize": "Standard_D2_v5"})
+def test_premium_disks_need_a_premium_size(clients: Clients) -> None:
+    disk = clients.disk("d", sku={"name": "Premium_LRS"})
+    body = vm_body(clients.nic("nic").id, hardwareProfile={"vmSize": "Standard_D2_v5"})
     entry = {"lun": 0, "createOption": "Attach", "managedDisk": {"id": disk.id}}
     body["properties"]["storageProfile"]["dataDisks"] = [entry]
-    refusal = azure.refused("PUT", azure.id(MACHINES, "vm"), body)
+    refusal = clients.refused("PUT", clients.id(MACHINES, "vm"), body)
     assert refusal[1] == "InvalidParameter"
     assert "does not support the storage account type Premium_LRS" in refusal[2]
 
 
-def test_sources_must_exist(azure: Clients) -> None:
+def test_sources_must_exist(clients: Clients) -> None:
     for kind in (DISKS, SNAPSHOTS):
-        creation = {"createOption": "Copy", "sourceResourceId": azure.id(DISKS, "none")}
+        creation = {"createOption": "Copy", "sourceResourceId": clients.id(DISKS, "none")}
         body = {"location": HERE, "properties": {"creationData": creation}}
-        assert azure.refused("PUT", azure.id(kind, "new"), body) == (
+        assert clients.refused("PUT", clients.id(kind, "new"), body) == (
             404,
             "NotFound",
             "Resource none is not found.",
         )
 
 
-def test_networks_are_checked(azure: Clients) -> None:
+def test_networks_are_checked(clients: Clients) -> None:
     def network(**subnet: str) -> dict[str, Any]:
         space = {"addressPrefixes": ["10.1.0.0/16"]}
         return {
@@ -487,106 +476,108 @@ def test_networks_are_checked(azure: Clients) -> None:
             "properties": {"addressSpace": space, "subnets": [{"name": "s", "properties": subnet}]},
         }
 
-    path = azure.id(NETWORKS, "v")
+    path = clients.id(NETWORKS, "v")
     assert (
-        azure.refused("PUT", path, network(addressPrefix="10.2.0.0/24"))[1] == "NetcfgSubnetRangeOutsideVnet"
+        clients.refused("PUT", path, network(addressPrefix="10.2.0.0/24"))[1]
+        == "NetcfgSubnetRangeOutsideVnet"
     )
-    assert azure.refused("PUT", path, network(addressPrefix="10.1.0.7/24"))[1] == "InvalidCIDRNotation"
+    assert clients.refused("PUT", path, network(addressPrefix="10.1.0.7/24"))[1] == "InvalidCIDRNotation"
     basic = {"location": HERE, "properties": {"publicIPAllocationMethod": "Dynamic"}}
     assert (
-        azure.refused("PUT", azure.id(ADDRESSES, "ip"), basic)[1] == "IPv4BasicSkuPublicIpCountLimitReached"
+        clients.refused("PUT", clients.id(ADDRESSES, "ip"), basic)[1]
+        == "IPv4BasicSkuPublicIpCountLimitReached"
     )
     lost = {"name": "c", "properties": {"subnet": {"id": path + "/subnets/none"}}}
     nic = {"location": HERE, "properties": {"ipConfigurations": [lost]}}
-    assert azure.refused("PUT", azure.id(NICS, "n"), nic)[:2] == (400, "InvalidResourceReference")
-    assert azure.arm("PUT", path, network(addressPrefix="10.1.0.0/24")).status_code == 201
+    assert clients.refused("PUT", clients.id(NICS, "n"), nic)[:2] == (400, "InvalidResourceReference")
+    assert clients.arm("PUT", path, network(addressPrefix="10.1.0.0/24")).status_code == 201
     second = {"properties": {"addressPrefix": "10.1.0.128/25"}}
-    assert azure.refused("PUT", f"{path}/subnets/t", second)[1] == "NetcfgSubnetRangesOverlap"
+    assert clients.refused("PUT", f"{path}/subnets/t", second)[1] == "NetcfgSubnetRangesOverlap"
 
 
-def test_locks_protect_resources_and_groups(azure: Clients) -> None:
-    disk = azure.disk("d")
-    for scope in (disk.id, azure.group):
+def test_locks_protect_resources_and_groups(clients: Clients) -> None:
+    disk = clients.disk("d")
+    for scope in (disk.id, clients.group):
         lock = f"{scope}/providers/Microsoft.Authorization/locks/keep"
-        made = azure.arm("PUT", lock, {"properties": {"level": "CanNotDelete"}})
+        made = clients.arm("PUT", lock, {"properties": {"level": "CanNotDelete"}})
         assert made.status_code == 201
-        assert azure.refused("DELETE", disk.id) == (
+        assert clients.refused("DELETE", disk.id) == (
             409,
             "ScopeLocked",
             f"The scope '{disk.id}' cannot perform delete operation because following scope(s) are locked: "
             f"'{scope}'. Please remove the lock and try again.",
         )
-        assert azure.refused("DELETE", azure.group)[1] == "ScopeLocked"
-        assert azure.arm("PATCH", disk.id, {"tags": {"a": "b"}}).status_code == 202
-        assert azure.arm("DELETE", lock).status_code == 200
-    assert azure.arm("DELETE", disk.id).status_code == 202
+        assert clients.refused("DELETE", clients.group)[1] == "ScopeLocked"
+        assert clients.arm("PATCH", disk.id, {"tags": {"a": "b"}}).status_code == 202
+        assert clients.arm("DELETE", lock).status_code == 200
+    assert clients.arm("DELETE", disk.id).status_code == 202
 
 
-def test_a_deallocated_vm_hides_sizes_and_types(azure: Clients) -> None:
-    vm = make_vm(azure)
+def test_a_deallocated_vm_hides_sizes_and_types(clients: Clients) -> None:
+    vm = make_vm(clients)
     assert vm.storage_profile.os_disk.disk_size_gb == 30
     assert vm.storage_profile.os_disk.managed_disk.storage_account_type == "Premium_LRS"
-    azure.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
-    disk = azure.compute.virtual_machines.get(GROUP, "vm").storage_profile.os_disk
+    clients.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
+    disk = clients.compute.virtual_machines.get(GROUP, "vm").storage_profile.os_disk
     assert disk.disk_size_gb is None
     assert disk.managed_disk.storage_account_type is None
-    assert azure.compute.disks.get(GROUP, disk.name).disk_state == "Reserved"
-    azure.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
+    assert clients.compute.disks.get(GROUP, disk.name).disk_state == "Reserved"
+    clients.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
 
 
-def test_what_a_put_made_is_not_ready_before_its_operation_ends(azure: Clients) -> None:
+def test_what_a_put_made_is_not_ready_before_its_operation_ends(clients: Clients) -> None:
     body = {"location": HERE, "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
-    begun = azure.arm("PUT", azure.id(DISKS, "d"), body)
+    begun = clients.arm("PUT", clients.id(DISKS, "d"), body)
     assert begun.json()["properties"]["provisioningState"] == "Updating"
     assert "uniqueId" not in begun.json()["properties"], "the answer has only what was sent"
-    done = azure.arm("GET", begun.headers["Azure-AsyncOperation"]).json()
+    done = clients.arm("GET", begun.headers["Azure-AsyncOperation"]).json()
     assert done["properties"]["output"]["properties"]["provisioningState"] == "Succeeded"
-    assert azure.arm("GET", begun.headers["Location"]).json()["name"] == "d"
+    assert clients.arm("GET", begun.headers["Location"]).json()["name"] == "d"
 
 
 def test_operations_end_without_their_client(tmp_path: Path) -> None:
-    with Sandbox(tmp_path / "azure") as sandbox, in_process(sandbox) as azure:
-        azure.disk("d")
-        azure.arm("DELETE", azure.id(DISKS, "d"))
-        assert azure.arm("GET", azure.id(DISKS, "d")).status_code == 200
-        assert azure.id(DISKS, "d") not in [each["id"] for each in sandbox.resources()]
+    with Sandbox(tmp_path / "azure") as azure, in_process(azure) as clients:
+        clients.disk("d")
+        clients.arm("DELETE", clients.id(DISKS, "d"))
+        assert clients.arm("GET", clients.id(DISKS, "d")).status_code == 200
+        assert clients.id(DISKS, "d") not in [each["id"] for each in azure.resources()]
 
 
 def test_everything_survives_a_restart(tmp_path: Path, raw: Path) -> None:
     directory = tmp_path / "azure"
-    with Sandbox(directory) as sandbox, in_process(sandbox) as azure:
-        sandbox.add_vm("web", raw)
-        azure.disk("d", tags={"a": "b"})
-        azure.arm("DELETE", azure.id(DISKS, "d"))
-        info = sandbox.connection_info()
+    with Sandbox(directory) as azure, in_process(azure) as clients:
+        azure.add_vm("web", raw)
+        clients.disk("d", tags={"a": "b"})
+        clients.arm("DELETE", clients.id(DISKS, "d"))
+        info = azure.connection_info()
         (directory / "disks" / "left-by-a-crash.raw").write_bytes(b"x")
-    with Sandbox(directory) as again, in_process(again) as azure:
+    with Sandbox(directory) as again, in_process(again) as clients:
         assert again.connection_info() == info
-        assert azure.id(DISKS, "d") not in [each["id"] for each in again.resources()]
+        assert clients.id(DISKS, "d") not in [each["id"] for each in again.resources()]
         assert again.content("web", "os").read_bytes() == raw.read_bytes()
         assert len(list((directory / "disks").iterdir())) == 1
         with pytest.raises(errors.InvalidInput, match="another sandbox"):
             Sandbox(directory)
 
 
-def test_concurrent_changes_of_many_resources(azure: Clients) -> None:
+def test_concurrent_changes_of_many_resources(clients: Clients) -> None:
     body: Body = {
         "location": HERE,
         "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1},
     }
-    pollers = [azure.compute.disks.begin_create_or_update(GROUP, f"d{index}", body) for index in range(8)]
+    pollers = [clients.compute.disks.begin_create_or_update(GROUP, f"d{index}", body) for index in range(8)]
     assert sorted(str(each.result().name) for each in pollers) == [f"d{index}" for index in range(8)]
 
 
-def test_unimitated_options_are_refused_in_clear_words(azure: Clients) -> None:
+def test_unimitated_options_are_refused_in_clear_words(clients: Clients) -> None:
     body: Body = {"location": HERE, "properties": {"creationData": {"createOption": "Upload"}}}
     with pytest.raises(HttpResponseError, match="does not imitate createOption 'Upload'"):
-        azure.compute.disks.begin_create_or_update(GROUP, "d", body).result()
+        clients.compute.disks.begin_create_or_update(GROUP, "d", body).result()
 
 
 @pytest.mark.parametrize("body", ["text", [1], {"properties": "x"}, {"location": HERE, "tags": "x"}])
-def test_a_body_of_the_wrong_shape_is_refused(azure: Clients, body: Any) -> None:
-    assert azure.refused("PUT", azure.id(DISKS, "d"), body)[:2] == (400, "InvalidRequestContent")
+def test_a_body_of_the_wrong_shape_is_refused(clients: Clients, body: Any) -> None:
+    assert clients.refused("PUT", clients.id(DISKS, "d"), body)[:2] == (400, "InvalidRequestContent")
 
 
 @pytest.mark.parametrize(
@@ -603,24 +594,24 @@ def test_a_body_of_the_wrong_shape_is_refused(azure: Clients, body: Any) -> None
     ],
 )
 def test_an_image_that_is_not_raw_is_named_and_the_remedy_makes_it_raw(
-    sandbox: Sandbox, raw: Path, kind: str, option: str, name: str
+    azure: Sandbox, raw: Path, kind: str, option: str, name: str
 ) -> None:
     program = shutil.which("qemu-img")
     if program is None:
         pytest.skip("qemu-img is not installed (Debian: qemu-utils)")
-    folder, before = raw.parent, sandbox.resources()
+    folder, before = raw.parent, azure.resources()
     options = ["-o", option] if option else []
     command = [program, "convert", "-f", "raw", "-O", kind, *options, raw.name, "image"]
     subprocess.run(command, cwd=folder, check=True)
     with pytest.raises(errors.InvalidInput, match=rf"image is a {name} image, not a raw one") as refusal:
-        sandbox.add_vm("web", folder / "image")
-    assert sandbox.resources() == before
+        azure.add_vm("web", folder / "image")
+    assert azure.resources() == before
     remedy = refusal.value.remedy.partition("to a raw image: ")[2].replace("IMAGE", "image").split()
     subprocess.run([program, *remedy[1:]], cwd=folder, check=True)
-    sandbox.add_vm("web", folder / "image.raw")
-    assert sandbox.content("web", "os").read_bytes().startswith(raw.read_bytes())
+    azure.add_vm("web", folder / "image.raw")
+    assert azure.content("web", "os").read_bytes().startswith(raw.read_bytes())
     with pytest.raises(errors.InvalidInput, match=rf"is a {name} image"):
-        sandbox.write("web", "os", folder / "image")
+        azure.write("web", "os", folder / "image")
 
 
 @pytest.mark.parametrize(
@@ -635,7 +626,7 @@ def test_an_image_that_is_not_raw_is_named_and_the_remedy_makes_it_raw(
     ],
 )
 def test_security_rules_are_refused_as_azure_refuses_them(
-    azure: Clients, prefixes: list[str], code: str | None
+    clients: Clients, prefixes: list[str], code: str | None
 ) -> None:
     rule = {"protocol": "Tcp", "access": "Allow", "direction": "Inbound", "priority": 100}
     ends = {"sourceAddressPrefixes": prefixes, "destinationAddressPrefix": "*", "destinationPortRange": "22"}
@@ -643,38 +634,38 @@ def test_security_rules_are_refused_as_azure_refuses_them(
         "location": HERE,
         "properties": {"securityRules": [{"name": "r", "properties": {**rule, **ends}}]},
     }
-    answer = azure.arm("PUT", azure.id("Microsoft.Network/networkSecurityGroups", "n"), body)
+    answer = clients.arm("PUT", clients.id("Microsoft.Network/networkSecurityGroups", "n"), body)
     assert (answer.json().get("error") or {}).get("code") == code
 
 
-def test_a_nic_is_there_at_once_and_has_an_operation_all_the_same(azure: Clients) -> None:
+def test_a_nic_is_there_at_once_and_has_an_operation_all_the_same(clients: Clients) -> None:
     """As real Azure answers, 476 times in 486: 201, Succeeded, and an operation that has ended at the first look."""
-    subnet = {"id": azure.id("Microsoft.Network/virtualNetworks", "sandbox-vnet") + "/subnets/default"}
+    subnet = {"id": clients.id("Microsoft.Network/virtualNetworks", "sandbox-vnet") + "/subnets/default"}
     configuration = {"name": "c", "properties": {"subnet": subnet}}
     body = {"location": HERE, "properties": {"ipConfigurations": [configuration]}}
     for status in (201, 200):
-        answer = azure.arm("PUT", azure.id("Microsoft.Network/networkInterfaces", "n"), body)
+        answer = clients.arm("PUT", clients.id("Microsoft.Network/networkInterfaces", "n"), body)
         assert answer.status_code == status
         assert answer.json()["properties"]["provisioningState"] == "Succeeded"
-        assert azure.arm("GET", answer.headers["Azure-AsyncOperation"]).json() == {"status": "Succeeded"}
-    gone = azure.arm("DELETE", azure.id("Microsoft.Network/networkInterfaces", "n"))
+        assert clients.arm("GET", answer.headers["Azure-AsyncOperation"]).json() == {"status": "Succeeded"}
+    gone = clients.arm("DELETE", clients.id("Microsoft.Network/networkInterfaces", "n"))
     assert gone.status_code == 202
     assert {"Azure-AsyncOperation", "Location"} <= set(gone.headers)
 
 
-def test_new_tags_of_a_vm_need_no_operation(azure: Clients) -> None:
-    vm = azure.id("Microsoft.Compute/virtualMachines", "vm")
-    azure.arm("PUT", vm, vm_body(azure.nic("n").id))
-    answer = azure.arm("PATCH", vm, {"tags": {"a": "b"}})
+def test_new_tags_of_a_vm_need_no_operation(clients: Clients) -> None:
+    vm = clients.id("Microsoft.Compute/virtualMachines", "vm")
+    clients.arm("PUT", vm, vm_body(clients.nic("n").id))
+    answer = clients.arm("PATCH", vm, {"tags": {"a": "b"}})
     assert (answer.status_code, answer.json()["tags"]) == (200, {"a": "b"})
     assert "Azure-AsyncOperation" not in answer.headers
 
 
-def test_refusals_of_the_network_provider_have_details(azure: Clients) -> None:
-    nic = azure.nic("n").id
-    azure.arm("PUT", azure.id("Microsoft.Compute/virtualMachines", "vm"), vm_body(nic))
-    refused = azure.arm("DELETE", nic).json()["error"]
+def test_refusals_of_the_network_provider_have_details(clients: Clients) -> None:
+    nic = clients.nic("n").id
+    clients.arm("PUT", clients.id("Microsoft.Compute/virtualMachines", "vm"), vm_body(nic))
+    refused = clients.arm("DELETE", nic).json()["error"]
     assert (refused["code"], refused["details"]) == ("NicInUse", [])
-    absent = azure.arm("GET", f"{nic}x")
+    absent = clients.arm("GET", f"{nic}x")
     assert "details" not in absent.json()["error"]
     assert absent.headers["x-ms-failure-cause"] == "gateway"

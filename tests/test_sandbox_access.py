@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -15,7 +14,7 @@ from azure.core.exceptions import HttpResponseError
 from coriolis_azure import vhd
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.sandbox.compute.inside import Inside
-from harness.clients import GROUP, HERE, Clients, in_process, serving
+from harness.clients import GROUP, HERE, Clients, serving
 from harness.exports import blob, grant, revoke, snapshot, vm_disk
 
 SNAPSHOTS = "Microsoft.Compute/snapshots"
@@ -23,26 +22,14 @@ READ: Any = {"access": "Read", "durationInSeconds": 3600}
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "azure") as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def azure(sandbox: Sandbox) -> Iterator[Clients]:
-    with in_process(sandbox) as clients:
-        yield clients
-
-
-@pytest.fixture
-def disk(sandbox: Sandbox, azure: Clients) -> Inside:
-    disk = vm_disk(sandbox, azure)
+def disk(azure: Sandbox, clients: Clients) -> Inside:
+    disk = vm_disk(azure, clients)
     disk.write(4096, b"a" * 4096)
     return disk
 
 
-def state(azure: Clients, name: str) -> Any:
-    return azure.compute.snapshots.get(GROUP, name).disk_state
+def state(clients: Clients, name: str) -> Any:
+    return clients.compute.snapshots.get(GROUP, name).disk_state
 
 
 def refusal(act: Any) -> tuple[int, str]:
@@ -53,59 +40,61 @@ def refusal(act: Any) -> tuple[int, str]:
     return error.status_code, str(getattr(error.error_code, "value", error.error_code))
 
 
-def test_a_grant_opens_a_snapshot_and_its_revocation_closes_it_at_once(azure: Clients, disk: Inside) -> None:
-    snapshot(azure, "s", disk.id)
-    assert state(azure, "s") == "Unattached"
-    sas = grant(azure, "s")
-    assert state(azure, "s") == "ActiveSAS"
-    with blob(azure, sas) as client:
+def test_a_grant_opens_a_snapshot_and_its_revocation_closes_it_at_once(
+    clients: Clients, disk: Inside
+) -> None:
+    snapshot(clients, "s", disk.id)
+    assert state(clients, "s") == "Unattached"
+    sas = grant(clients, "s")
+    assert state(clients, "s") == "ActiveSAS"
+    with blob(clients, sas) as client:
         assert client.download_blob(4096, 512).readall() == b"a" * 512
-        revoke(azure, "s")
-        assert state(azure, "s") == "Unattached"
+        revoke(clients, "s")
+        assert state(clients, "s") == "Unattached"
         assert refusal(client.get_blob_properties)[0] == 403
         assert refusal(lambda: client.download_blob(0, 512)) == (403, "AuthenticationFailed")
 
 
-def test_a_snapshot_of_a_family_and_a_disk_have_the_two_forms_of_sas(azure: Clients, disk: Inside) -> None:
-    first, second = (snapshot(azure, name, disk.id) and grant(azure, name) for name in ("s1", "s2"))
-    azure.copy("full", disk.id, snapshot=True)
+def test_a_snapshot_of_a_family_and_a_disk_have_the_two_forms_of_sas(clients: Clients, disk: Inside) -> None:
+    first, second = (snapshot(clients, name, disk.id) and grant(clients, name) for name in ("s1", "s2"))
+    clients.copy("full", disk.id, snapshot=True)
     incremental = (
         r"snapshot=\d{4}-\d\d-\d\dT\d\d%3A\d\d%3A\d\d\.\d{7}Z&sv=[\d-]+&sr=bs&si=[0-9a-f]{64}&sig=\S+"
     )
     assert re.fullmatch(incremental, urlsplit(first).query)
     assert urlsplit(first).path == urlsplit(second).path
     assert re.fullmatch(r"/md-\w{12}/\w{12}/abcd", urlsplit(first).path)
-    assert re.fullmatch(r"sv=[\d-]+&sr=b&si=[0-9a-f-]{36}&sig=\S+", urlsplit(grant(azure, "full")).query)
-    of_disk = azure.compute.disks.begin_grant_access(GROUP, "d", READ).result().access_sas
+    assert re.fullmatch(r"sv=[\d-]+&sr=b&si=[0-9a-f-]{36}&sig=\S+", urlsplit(grant(clients, "full")).query)
+    of_disk = clients.compute.disks.begin_grant_access(GROUP, "d", READ).result().access_sas
     assert "sr=b&" in str(of_disk)
-    assert azure.compute.disks.get(GROUP, "d").disk_state == "ActiveSAS"
+    assert clients.compute.disks.get(GROUP, "d").disk_state == "ActiveSAS"
 
 
 def test_a_grant_is_an_operation_whose_result_is_wrapped_at_one_url_and_bare_at_the_other(
-    azure: Clients, disk: Inside
+    clients: Clients, disk: Inside
 ) -> None:
-    path = f"{snapshot(azure, 's', disk.id).id}/beginGetAccess"
-    answer = azure.arm("POST", path, READ)
+    path = f"{snapshot(clients, 's', disk.id).id}/beginGetAccess"
+    answer = clients.arm("POST", path, READ)
     assert (answer.status_code, answer.content) == (202, b"")
-    wrapped = azure.arm("GET", answer.headers["Azure-AsyncOperation"]).json()
-    bare = azure.arm("GET", answer.headers["Location"]).json()
+    wrapped = clients.arm("GET", answer.headers["Azure-AsyncOperation"]).json()
+    bare = clients.arm("GET", answer.headers["Location"]).json()
     assert wrapped["properties"]["output"] == bare
     assert set(bare) == {"accessSAS"}
-    assert azure.arm("POST", path, READ).status_code == 202  # prolongs it
-    assert grant(azure, "s") == bare["accessSAS"]
-    ended = azure.arm("POST", path.replace("begin", "end"))
-    assert "properties" not in azure.arm("GET", ended.headers["Azure-AsyncOperation"]).json()
-    assert azure.arm("GET", ended.headers["Location"]).content == b""
+    assert clients.arm("POST", path, READ).status_code == 202  # prolongs it
+    assert grant(clients, "s") == bare["accessSAS"]
+    ended = clients.arm("POST", path.replace("begin", "end"))
+    assert "properties" not in clients.arm("GET", ended.headers["Azure-AsyncOperation"]).json()
+    assert clients.arm("GET", ended.headers["Location"]).content == b""
 
 
-def test_a_snapshot_with_access_granted_is_not_deleted(azure: Clients, disk: Inside) -> None:
-    path = snapshot(azure, "s", disk.id).id
-    grant(azure, "s")
-    status, code, message = azure.refused("DELETE", path)
+def test_a_snapshot_with_access_granted_is_not_deleted(clients: Clients, disk: Inside) -> None:
+    path = snapshot(clients, "s", disk.id).id
+    grant(clients, "s")
+    status, code, message = clients.refused("DELETE", path)
     assert (status, code) == (409, "OperationNotAllowed")
     assert "active shared access signature" in message
-    revoke(azure, "s")
-    assert azure.arm("DELETE", path).status_code == 202
+    revoke(clients, "s")
+    assert clients.arm("DELETE", path).status_code == 202
 
 
 @pytest.mark.parametrize(
@@ -118,53 +107,53 @@ def test_a_snapshot_with_access_granted_is_not_deleted(azure: Clients, disk: Ins
         ({"access": "Write", "durationInSeconds": 60}, "BadRequest"),
     ],
 )
-def test_a_grant_must_be_well_formed(azure: Clients, disk: Inside, body: dict[str, Any], code: str) -> None:
-    path = f"{snapshot(azure, 's', disk.id).id}/beginGetAccess"
-    assert azure.refused("POST", path, body)[:2] == (400, code)
+def test_a_grant_must_be_well_formed(clients: Clients, disk: Inside, body: dict[str, Any], code: str) -> None:
+    path = f"{snapshot(clients, 's', disk.id).id}/beginGetAccess"
+    assert clients.refused("POST", path, body)[:2] == (400, code)
 
 
-def test_five_snapshots_of_a_family_are_open_at_a_time(azure: Clients, disk: Inside) -> None:
+def test_five_snapshots_of_a_family_are_open_at_a_time(clients: Clients, disk: Inside) -> None:
     for number in range(6):
-        snapshot(azure, f"s{number}", disk.id)
+        snapshot(clients, f"s{number}", disk.id)
     for number in range(5):
-        grant(azure, f"s{number}")
-    grant(azure, "s0")  # open already
-    path = azure.id(SNAPSHOTS, "s5/beginGetAccess")
-    assert azure.refused("POST", path, READ)[:2] == (409, "OperationNotAllowed")
-    revoke(azure, "s1")
-    grant(azure, "s5")
+        grant(clients, f"s{number}")
+    grant(clients, "s0")  # open already
+    path = clients.id(SNAPSHOTS, "s5/beginGetAccess")
+    assert clients.refused("POST", path, READ)[:2] == (409, "OperationNotAllowed")
+    revoke(clients, "s1")
+    grant(clients, "s5")
 
 
-def test_a_closed_snapshot_is_opened_by_a_patch(azure: Clients, disk: Inside) -> None:
-    path = snapshot(azure, "s", disk.id, networkAccessPolicy="DenyAll").id
-    assert azure.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
+def test_a_closed_snapshot_is_opened_by_a_patch(clients: Clients, disk: Inside) -> None:
+    path = snapshot(clients, "s", disk.id, networkAccessPolicy="DenyAll").id
+    assert clients.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
     body: Any = {"tags": {"kept": "yes"}, "properties": {"networkAccessPolicy": "AllowAll"}}
-    changed = azure.compute.snapshots.begin_update(GROUP, "s", body).result()
+    changed = clients.compute.snapshots.begin_update(GROUP, "s", body).result()
     assert (changed.network_access_policy, changed.tags) == ("AllowAll", {"kept": "yes"})
-    assert grant(azure, "s")
+    assert grant(clients, "s")
 
 
-def test_access_needs_its_own_actions(sandbox: Sandbox, azure: Clients, disk: Inside) -> None:
-    path = snapshot(azure, "s", disk.id).id
+def test_access_needs_its_own_actions(azure: Sandbox, clients: Clients, disk: Inside) -> None:
+    path = snapshot(clients, "s", disk.id).id
     for verb in ("beginGetAccess", "endGetAccess"):
-        sandbox.permissions[:] = [{"actions": ["*"], "notActions": [f"{SNAPSHOTS}/{verb}/action"]}]
-        status, code, message = azure.refused("POST", f"{path}/{verb}", READ)
+        azure.permissions[:] = [{"actions": ["*"], "notActions": [f"{SNAPSHOTS}/{verb}/action"]}]
+        status, code, message = clients.refused("POST", f"{path}/{verb}", READ)
         assert (status, code) == (403, "AuthorizationFailed")
         assert f"'{SNAPSHOTS}/{verb}/action'" in message
 
 
-def test_a_disk_of_a_running_vm_is_not_exported(sandbox: Sandbox, azure: Clients, image: Any) -> None:
-    sandbox.add_vm("vm", image("os"))
-    path = sandbox.disk("vm").id
-    assert azure.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
-    azure.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
-    assert azure.arm("POST", f"{path}/beginGetAccess", READ).status_code == 202
-    assert azure.refused("POST", azure.id("Microsoft.Compute/virtualMachines", "vm/start"))[0] == 409
+def test_a_disk_of_a_running_vm_is_not_exported(azure: Sandbox, clients: Clients, image: Any) -> None:
+    azure.add_vm("vm", image("os"))
+    path = azure.disk("vm").id
+    assert clients.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
+    clients.compute.virtual_machines.begin_deallocate(GROUP, "vm").result()
+    assert clients.arm("POST", f"{path}/beginGetAccess", READ).status_code == 202
+    assert clients.refused("POST", clients.id("Microsoft.Compute/virtualMachines", "vm/start"))[0] == 409
 
 
-def test_the_blob_is_a_fixed_vhd(azure: Clients, disk: Inside) -> None:
-    snapshot(azure, "s", disk.id)
-    with blob(azure, grant(azure, "s")) as client:
+def test_the_blob_is_a_fixed_vhd(clients: Clients, disk: Inside) -> None:
+    snapshot(clients, "s", disk.id)
+    with blob(clients, grant(clients, "s")) as client:
         properties: Any = client.get_blob_properties()
         assert properties.size == disk.size + 512
         assert properties.blob_type == "PageBlob"
@@ -174,21 +163,21 @@ def test_the_blob_is_a_fixed_vhd(azure: Clients, disk: Inside) -> None:
         assert tail[:512] == bytes(512)
 
 
-def test_the_answers_to_a_reader_are_those_of_a_page_blob(azure: Clients, disk: Inside) -> None:
-    snapshot(azure, "s", disk.id)
-    sas, size = grant(azure, "s"), disk.size + 512
-    part = azure.send("GET", sas, **{"x-ms-range": "bytes=4000-4199", "x-ms-version": "2021-04-10"})
+def test_the_answers_to_a_reader_are_those_of_a_page_blob(clients: Clients, disk: Inside) -> None:
+    snapshot(clients, "s", disk.id)
+    sas, size = grant(clients, "s"), disk.size + 512
+    part = clients.send("GET", sas, **{"x-ms-range": "bytes=4000-4199", "x-ms-version": "2021-04-10"})
     assert (part.status_code, part.content) == (206, bytes(96) + b"a" * 104)
     assert part.headers["Content-Range"] == f"bytes 4000-4199/{size}"
     assert part.headers["x-ms-version"] == "2021-04-10"
-    last = azure.send("GET", sas, **{"Range": f"bytes={size - 512}-{size + 99}"})
+    last = clients.send("GET", sas, **{"Range": f"bytes={size - 512}-{size + 99}"})
     assert last.headers["Content-Range"] == f"bytes {size - 512}-{size - 1}/{size}"
-    beyond = azure.send("GET", sas, **{"x-ms-range": f"bytes={size}-{size + 511}"})
+    beyond = clients.send("GET", sas, **{"x-ms-range": f"bytes={size}-{size + 511}"})
     assert (beyond.status_code, beyond.headers["x-ms-error-code"]) == (416, "InvalidRange")
-    head = azure.send("HEAD", sas)
+    head = clients.send("HEAD", sas)
     assert (head.headers["Content-Length"], head.content) == (str(size), b"")
     assert head.headers["x-ms-incremental-copy"] == "true"
-    assert azure.send("PUT", sas).status_code == 403
+    assert clients.send("PUT", sas).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -204,12 +193,14 @@ def test_the_answers_to_a_reader_are_those_of_a_page_blob(azure: Clients, disk: 
         ("If-Unmodified-Since", "Thu, 01 Jan 2015 00:00:00 GMT", 412),
     ],
 )
-def test_conditions_are_honoured(azure: Clients, disk: Inside, header: str, value: str, status: int) -> None:
-    snapshot(azure, "s", disk.id)
-    sas = grant(azure, "s")
-    head = azure.send("HEAD", sas).headers
+def test_conditions_are_honoured(
+    clients: Clients, disk: Inside, header: str, value: str, status: int
+) -> None:
+    snapshot(clients, "s", disk.id)
+    sas = grant(clients, "s")
+    head = clients.send("HEAD", sas).headers
     given = value.format(etag=head["ETag"], modified=head["Last-Modified"])
-    answer = azure.send("GET", sas, **{"Range": "bytes=0-511", header: given})
+    answer = clients.send("GET", sas, **{"Range": "bytes=0-511", header: given})
     assert answer.status_code == status
     assert answer.headers.get("x-ms-error-code") == (None if status == 206 else "ConditionNotMet")
 
@@ -224,57 +215,57 @@ def test_conditions_are_honoured(azure: Clients, disk: Inside, header: str, valu
         lambda sas: sas.replace("abcd?", "abce?"),
     ],
 )
-def test_a_damaged_sas_is_refused(azure: Clients, disk: Inside, spoil: Any) -> None:
-    snapshot(azure, "s", disk.id)
-    answer = azure.send("GET", spoil(grant(azure, "s")))
+def test_a_damaged_sas_is_refused(clients: Clients, disk: Inside, spoil: Any) -> None:
+    snapshot(clients, "s", disk.id)
+    answer = clients.send("GET", spoil(grant(clients, "s")))
     assert (answer.status_code, answer.headers["x-ms-error-code"]) == (403, "AuthenticationFailed")
 
 
 def test_a_sas_survives_the_deletion_of_another_and_a_restart(tmp_path: Path) -> None:
     with serving(tmp_path / "azure") as info:
-        azure = Clients(info)
-        disk = azure.disk("d")
-        snapshot(azure, "s", disk.id)
-        sas = grant(azure, "s")
-        with blob(azure, sas) as client:
+        clients = Clients(info)
+        disk = clients.disk("d")
+        snapshot(clients, "s", disk.id)
+        sas = grant(clients, "s")
+        with blob(clients, sas) as client:
             assert client.download_blob(0, 512).readall() == bytes(512)
-        azure.close()
+        clients.close()
     with serving(tmp_path / "azure") as info:
-        azure = Clients(info)
-        with blob(azure, sas) as client:
+        clients = Clients(info)
+        with blob(clients, sas) as client:
             assert client.get_blob_properties().size == (1 << 30) + 512
-        azure.close()
+        clients.close()
 
 
 # ---------------------------------------------------------------- who may reach it
 
 
-def disk_access(azure: Clients) -> Any:
+def disk_access(clients: Clients) -> Any:
     body: Any = {"location": HERE}
-    return azure.compute.disk_accesses.begin_create_or_update(GROUP, "gate", body).result()
+    return clients.compute.disk_accesses.begin_create_or_update(GROUP, "gate", body).result()
 
 
 def test_entra_mode_asks_for_a_token_for_disks_and_a_data_action(
-    sandbox: Sandbox, azure: Clients, disk: Inside
+    azure: Sandbox, clients: Clients, disk: Inside
 ) -> None:
-    path = snapshot(azure, "s", disk.id, dataAccessAuthMode="AzureActiveDirectory").id
-    sas = grant(azure, "s")
-    plain = azure.send("GET", sas, Range="bytes=0-511")
+    path = snapshot(clients, "s", disk.id, dataAccessAuthMode="AzureActiveDirectory").id
+    sas = grant(clients, "s")
+    plain = clients.send("GET", sas, Range="bytes=0-511")
     assert plain.status_code == 401
     assert 'resource_id="https://disk.azure.com/"' in plain.headers["WWW-Authenticate"]
-    assert azure.info["tenant"] in plain.headers["WWW-Authenticate"]
+    assert clients.info["tenant"] in plain.headers["WWW-Authenticate"]
     for scope in ("https://disk.azure.com/.default", "https://storage.azure.com/.default"):
-        token = azure.credential.get_token(scope).token
-        assert azure.send("GET", sas, Authorization=f"Bearer {token}").status_code == 401
-    with blob(azure, sas, azure.credential) as client:  # the SDK follows the challenge
+        token = clients.credential.get_token(scope).token
+        assert clients.send("GET", sas, Authorization=f"Bearer {token}").status_code == 401
+    with blob(clients, sas, clients.credential) as client:  # the SDK follows the challenge
         assert client.download_blob(4096, 512).readall() == b"a" * 512
-    sandbox.permissions[:] = [
+    azure.permissions[:] = [
         {"actions": ["*"], "dataActions": [f"{SNAPSHOTS}/download/action"], "scope": path}
     ]
-    token = azure.credential.get_token("https://disk.azure.com//.default").token
-    assert azure.send("GET", sas, Range="bytes=0-511", Authorization=f"Bearer {token}").status_code == 206
-    sandbox.permissions[:] = [{"actions": ["*"], "dataActions": ["Microsoft.Compute/disks/download/action"]}]
-    refused = azure.send("GET", sas, Range="bytes=0-511", Authorization=f"Bearer {token}")
+    token = clients.credential.get_token("https://disk.azure.com//.default").token
+    assert clients.send("GET", sas, Range="bytes=0-511", Authorization=f"Bearer {token}").status_code == 206
+    azure.permissions[:] = [{"actions": ["*"], "dataActions": ["Microsoft.Compute/disks/download/action"]}]
+    refused = clients.send("GET", sas, Range="bytes=0-511", Authorization=f"Bearer {token}")
     assert (refused.status_code, refused.headers["x-ms-error-code"]) == (
         403,
         "AuthorizationPermissionMismatch",
@@ -282,73 +273,73 @@ def test_entra_mode_asks_for_a_token_for_disks_and_a_data_action(
 
 
 def test_a_private_snapshot_is_read_from_its_network_only(
-    sandbox: Sandbox, azure: Clients, disk: Inside
+    azure: Sandbox, clients: Clients, disk: Inside
 ) -> None:
-    gate = disk_access(azure)
-    snapshot(azure, "s", disk.id, networkAccessPolicy="AllowPrivate", diskAccessId=gate.id)
-    sas = grant(azure, "s")
-    answer = azure.send("GET", sas, Range="bytes=0-511")
+    gate = disk_access(clients)
+    snapshot(clients, "s", disk.id, networkAccessPolicy="AllowPrivate", diskAccessId=gate.id)
+    sas = grant(clients, "s")
+    answer = clients.send("GET", sas, Range="bytes=0-511")
     assert (answer.status_code, answer.headers["x-ms-error-code"]) == (403, "AuthorizationFailure")
-    sandbox.exporting.private_clients = True
-    assert azure.send("GET", sas, Range="bytes=0-511").status_code == 206
-    assert azure.refused("DELETE", gate.id)[:2] == (409, "OperationNotAllowed")
-    revoke(azure, "s")
-    azure.compute.snapshots.begin_delete(GROUP, "s").result()
-    azure.compute.disk_accesses.begin_delete(GROUP, "gate").result()
-    assert list(azure.compute.disk_accesses.list_by_resource_group(GROUP)) == []
+    azure.exporting.private_clients = True
+    assert clients.send("GET", sas, Range="bytes=0-511").status_code == 206
+    assert clients.refused("DELETE", gate.id)[:2] == (409, "OperationNotAllowed")
+    revoke(clients, "s")
+    clients.compute.snapshots.begin_delete(GROUP, "s").result()
+    clients.compute.disk_accesses.begin_delete(GROUP, "gate").result()
+    assert list(clients.compute.disk_accesses.list_by_resource_group(GROUP)) == []
 
 
 def test_a_policy_and_a_disk_access_that_contradict_each_other_are_refused(
-    azure: Clients, disk: Inside
+    clients: Clients, disk: Inside
 ) -> None:
-    gate = disk_access(azure)
-    path = snapshot(azure, "s", disk.id, networkAccessPolicy="AllowPrivate", diskAccessId=gate.id).id
+    gate = disk_access(clients)
+    path = snapshot(clients, "s", disk.id, networkAccessPolicy="AllowPrivate", diskAccessId=gate.id).id
 
     def patched(**properties: str) -> tuple[int, str]:
-        return azure.refused("PATCH", path, {"properties": properties})[:2]
+        return clients.refused("PATCH", path, {"properties": properties})[:2]
 
     assert patched(networkAccessPolicy="AllowAll") == (409, "ConflictingUserInput")
     assert patched(networkAccessPolicy="AllowPrivate", diskAccessId="") == (400, "InvalidParameter")
     assert patched(networkAccessPolicy="AllowPrivate", diskAccessId=disk.id) == (404, "NotFound")
     assert patched(networkAccessPolicy="Anything") == (400, "InvalidParameter")
     body: Any = {"properties": {"networkAccessPolicy": "DenyAll", "diskAccessId": ""}}
-    changed = azure.compute.snapshots.begin_update(GROUP, "s", body).result()
+    changed = clients.compute.snapshots.begin_update(GROUP, "s", body).result()
     assert (changed.network_access_policy, changed.disk_access_id) == ("DenyAll", None)
 
 
-def test_five_disks_are_exported_through_a_disk_access_at_a_time(azure: Clients, sandbox: Sandbox) -> None:
-    gate = disk_access(azure)
+def test_five_disks_are_exported_through_a_disk_access_at_a_time(clients: Clients, azure: Sandbox) -> None:
+    gate = disk_access(clients)
     private: Any = {"properties": {"networkAccessPolicy": "AllowPrivate", "diskAccessId": gate.id}}
     for number in range(6):
-        path = vm_disk(sandbox, azure, f"d{number}").id
-        azure.compute.disks.begin_update(GROUP, f"d{number}", private).result()
+        path = vm_disk(azure, clients, f"d{number}").id
+        clients.compute.disks.begin_update(GROUP, f"d{number}", private).result()
         if number < 5:
-            assert azure.arm("POST", f"{path}/beginGetAccess", READ).status_code == 202
-    assert azure.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
+            assert clients.arm("POST", f"{path}/beginGetAccess", READ).status_code == 202
+    assert clients.refused("POST", f"{path}/beginGetAccess", READ)[:2] == (409, "OperationNotAllowed")
 
 
-def test_a_disk_access_needs_to_be_readable(sandbox: Sandbox, azure: Clients, disk: Inside) -> None:
-    gate = disk_access(azure)
-    sandbox.permissions[:] = [{"actions": ["*"], "notActions": ["Microsoft.Compute/diskAccesses/read"]}]
+def test_a_disk_access_needs_to_be_readable(azure: Sandbox, clients: Clients, disk: Inside) -> None:
+    gate = disk_access(clients)
+    azure.permissions[:] = [{"actions": ["*"], "notActions": ["Microsoft.Compute/diskAccesses/read"]}]
     body = {"properties": {"networkAccessPolicy": "AllowPrivate", "diskAccessId": gate.id}}
-    assert azure.refused("PATCH", disk.id, body)[:2] == (403, "LinkedAuthorizationFailed")
+    assert clients.refused("PATCH", disk.id, body)[:2] == (403, "LinkedAuthorizationFailed")
 
 
 # ---------------------------------------------------------------- how many
 
 
-def test_a_disk_has_so_many_snapshots_so_fast(sandbox: Sandbox, azure: Clients, disk: Inside) -> None:
-    sandbox.exporting.snapshot_rate = 2
+def test_a_disk_has_so_many_snapshots_so_fast(azure: Sandbox, clients: Clients, disk: Inside) -> None:
+    azure.exporting.snapshot_rate = 2
     for name in ("s1", "s2"):
-        snapshot(azure, name, disk.id)
+        snapshot(clients, name, disk.id)
     creation = {"createOption": "Copy", "sourceResourceId": disk.id}
     body = {"location": HERE, "properties": {"creationData": creation, "incremental": True}}
-    path = azure.id(SNAPSHOTS, "s3")
-    assert azure.refused("PUT", path, body)[2].startswith("2 incremental snapshots of the disk were taken")
-    sandbox.exporting.snapshot_rate, sandbox.exporting.most_snapshots = 0, 2
-    assert azure.refused("PUT", path, body)[2].startswith("The disk has 2 incremental snapshots")
-    azure.compute.snapshots.begin_delete(GROUP, "s1").result()
-    assert azure.arm("PUT", path, body).status_code == 202
+    path = clients.id(SNAPSHOTS, "s3")
+    assert clients.refused("PUT", path, body)[2].startswith("2 incremental snapshots of the disk were taken")
+    azure.exporting.snapshot_rate, azure.exporting.most_snapshots = 0, 2
+    assert clients.refused("PUT", path, body)[2].startswith("The disk has 2 incremental snapshots")
+    clients.compute.snapshots.begin_delete(GROUP, "s1").result()
+    assert clients.arm("PUT", path, body).status_code == 202
 
 
 # ---------------------------------------------------------------- beside a recording of Azure
@@ -370,10 +361,10 @@ def recorded() -> list[tuple[str, dict[str, Any]]]:
     return found[start:]
 
 
-def test_a_grant_has_the_shape_that_was_recorded(azure: Clients, disk: Inside) -> None:
+def test_a_grant_has_the_shape_that_was_recorded(clients: Clients, disk: Inside) -> None:
     exchanges = recorded()
-    path = f"{snapshot(azure, 's', disk.id).id}/beginGetAccess"
-    answer = azure.arm("POST", path, READ)
+    path = f"{snapshot(clients, 's', disk.id).id}/beginGetAccess"
+    answer = clients.arm("POST", path, READ)
     _, theirs = exchanges[0]
     assert (answer.status_code, answer.text) == (theirs["status"]["code"], theirs["body"]["string"])
     for header in ("azure-asyncoperation", "location"):
@@ -384,14 +375,14 @@ def test_a_grant_has_the_shape_that_was_recorded(azure: Clients, disk: Inside) -
         re.findall(r"/(\w+);", text) for text in (theirs["headers"][remaining][0], answer.headers[remaining])
     ]
     assert names[0] == names[1]
-    ours = azure.arm("GET", answer.headers["Azure-AsyncOperation"]).json()
+    ours = clients.arm("GET", answer.headers["Azure-AsyncOperation"]).json()
     done = next(each for _, each in exchanges if '"Succeeded"' in each["body"]["string"])
     wrapped = json.loads(done["body"]["string"])
     assert set(ours) == set(wrapped)
     assert ours["properties"]["output"].keys() == wrapped["properties"]["output"].keys()
     bare = next(json.loads(each["body"]["string"]) for what, each in exchanges if what == "GET monitor")
-    assert azure.arm("GET", answer.headers["Location"]).json().keys() == bare.keys()
-    azure.copy("full", disk.id, snapshot=True)  # as in the recording
-    sas = [dict(parse_qsl(urlsplit(url).query)) for url in (bare["accessSAS"], grant(azure, "full"))]
+    assert clients.arm("GET", answer.headers["Location"]).json().keys() == bare.keys()
+    clients.copy("full", disk.id, snapshot=True)  # as in the recording
+    sas = [dict(parse_qsl(urlsplit(url).query)) for url in (bare["accessSAS"], grant(clients, "full"))]
     assert sas[0].keys() == sas[1].keys()
     assert [sas[1][name] for name in ("sv", "sr")] == [sas[0][name] for name in ("sv", "sr")]

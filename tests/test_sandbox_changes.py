@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,57 +26,49 @@ FOOTER = (GIB, GIB + 512, False)
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "azure") as sandbox:
-        yield sandbox
+def disk(azure: Sandbox, clients: Clients) -> Inside:
+    return vm_disk(azure, clients)
 
 
-@pytest.fixture
-def azure(sandbox: Sandbox) -> Iterator[Clients]:
-    with in_process(sandbox) as clients:
-        yield clients
-
-
-@pytest.fixture
-def disk(sandbox: Sandbox, azure: Clients) -> Inside:
-    return vm_disk(sandbox, azure)
-
-
-def shot(azure: Clients, disk: Inside, name: str) -> str:
+def shot(clients: Clients, disk: Inside, name: str) -> str:
     """Take a snapshot and open it."""
-    snapshot(azure, name, disk.id)
-    return grant(azure, name)
+    snapshot(clients, name, disk.id)
+    return grant(clients, name)
 
 
-def code(azure: Clients, sas: str, previous: str = "", **options: Any) -> str:
+def code(clients: Clients, sas: str, previous: str = "", **options: Any) -> str:
     """The code of a refused list."""
     with pytest.raises(HttpResponseError) as refused:
-        listed(azure, sas, previous, **options)
+        listed(clients, sas, previous, **options)
     error: Any = refused.value
     return f"{error.status_code} {getattr(error.error_code, 'value', error.error_code)}"
 
 
-def raw(azure: Clients, sas: str, previous: str = "", query: str = "", **headers: str) -> Any:
+def raw(clients: Clients, sas: str, previous: str = "", query: str = "", **headers: str) -> Any:
     more = {"x-ms-previous-snapshot-url": previous} if previous else {}
-    return azure.send("GET", f"{sas}&comp=pagelist{query}", **{"x-ms-version": VERSION, **more, **headers})
+    return clients.send("GET", f"{sas}&comp=pagelist{query}", **{"x-ms-version": VERSION, **more, **headers})
 
 
-def test_a_list_has_what_is_allocated_and_the_footer(azure: Clients, disk: Inside) -> None:
+def test_a_list_has_what_is_allocated_and_the_footer(clients: Clients, disk: Inside) -> None:
     disk.write(K, b"a" * K)
     disk.write(3 * K, b"b" * 512)
-    assert listed(azure, shot(azure, disk, "s")) == [(K, 2 * K, False), (3 * K, 3 * K + 512, False), FOOTER]
+    assert listed(clients, shot(clients, disk, "s")) == [
+        (K, 2 * K, False),
+        (3 * K, 3 * K + 512, False),
+        FOOTER,
+    ]
 
 
-def test_a_difference_mixes_written_and_cleared_ranges_in_order(azure: Clients, disk: Inside) -> None:
+def test_a_difference_mixes_written_and_cleared_ranges_in_order(clients: Clients, disk: Inside) -> None:
     disk.write(0, b"a" * 8 * K)
-    old = shot(azure, disk, "s1")
+    old = shot(clients, disk, "s1")
     disk.write(0, b"b" * K)
     disk.clear(2 * K, K)
     disk.write(5 * K, b"c" * 1024)
-    new = shot(azure, disk, "s2")
+    new = shot(clients, disk, "s2")
     told = [(0, K, False), (2 * K, 3 * K, True), (5 * K, 5 * K + 1024, False)]
-    assert listed(azure, new, old) == told
-    text = raw(azure, new, old).text
+    assert listed(clients, new, old) == told
+    text = raw(clients, new, old).text
     assert text == (
         '\ufeff<?xml version="1.0" encoding="utf-8"?><PageList>'
         "<PageRange><Start>0</Start><End>4095</End></PageRange>"
@@ -86,71 +77,71 @@ def test_a_difference_mixes_written_and_cleared_ranges_in_order(azure: Clients, 
     )
 
 
-def test_what_was_written_again_is_listed_and_nothing_else(azure: Clients, disk: Inside) -> None:
+def test_what_was_written_again_is_listed_and_nothing_else(clients: Clients, disk: Inside) -> None:
     disk.write(0, b"a" * 4 * K)
-    old = shot(azure, disk, "s1")
-    assert listed(azure, shot(azure, disk, "same"), old) == []
+    old = shot(clients, disk, "s1")
+    assert listed(clients, shot(clients, disk, "same"), old) == []
     disk.write(K, b"a" * K)
-    new = shot(azure, disk, "s2")
-    assert listed(azure, new, old) == [(K, 2 * K, False)]
-    assert listed(azure, new, new) == []
-    assert raw(azure, new, new).text.endswith("<PageList />")
+    new = shot(clients, disk, "s2")
+    assert listed(clients, new, old) == [(K, 2 * K, False)]
+    assert listed(clients, new, new) == []
+    assert raw(clients, new, new).text.endswith("<PageList />")
 
 
-def test_any_older_snapshot_serves_whichever_between_is_gone(azure: Clients, disk: Inside) -> None:
+def test_any_older_snapshot_serves_whichever_between_is_gone(clients: Clients, disk: Inside) -> None:
     disk.write(0, b"a" * K)
-    first = shot(azure, disk, "s1")
+    first = shot(clients, disk, "s1")
     disk.write(K, b"b" * K)
-    snapshot(azure, "s2", disk.id)
+    snapshot(clients, "s2", disk.id)
     disk.write(3 * K, b"c" * K)
-    azure.compute.snapshots.begin_delete(GROUP, "s2").result()
-    last = shot(azure, disk, "s3")
-    assert listed(azure, last, first) == [(K, 2 * K, False), (3 * K, 4 * K, False)]
+    clients.compute.snapshots.begin_delete(GROUP, "s2").result()
+    last = shot(clients, disk, "s3")
+    assert listed(clients, last, first) == [(K, 2 * K, False), (3 * K, 4 * K, False)]
 
 
-def test_content_replaced_as_a_whole_is_compared(sandbox: Sandbox, azure: Clients, tmp_path: Path) -> None:
+def test_content_replaced_as_a_whole_is_compared(azure: Sandbox, clients: Clients, tmp_path: Path) -> None:
     file = tmp_path / "os.raw"
     content = bytearray(random.Random(1).randbytes(MIB))
     file.write_bytes(content)
-    sandbox.add_vm("vm", file)
-    disk = sandbox.disk("vm")
-    old = shot(azure, disk, "s1")
+    azure.add_vm("vm", file)
+    disk = azure.disk("vm")
+    old = shot(clients, disk, "s1")
     content[8 * K + 5] ^= 1
     file.write_bytes(content)
-    sandbox.write("vm", "os", file)
+    azure.write("vm", "os", file)
     disk.write(0, bytes(content[:512]))  # and once more, the same
-    new = shot(azure, disk, "s2")
-    assert listed(azure, new, old) == [(0, 512, False), (8 * K, 8 * K + 512, False)]
+    new = shot(clients, disk, "s2")
+    assert listed(clients, new, old) == [(0, 512, False), (8 * K, 8 * K + 512, False)]
     disk.clear(16 * K, K)
-    assert listed(azure, shot(azure, disk, "s3"), new) == [(16 * K, 17 * K, True)]
+    assert listed(clients, shot(clients, disk, "s3"), new) == [(16 * K, 17 * K, True)]
 
 
-def test_a_disk_that_grew_lists_its_footer_and_the_new_tail(azure: Clients, disk: Inside) -> None:
-    old = shot(azure, disk, "s1")
+def test_a_disk_that_grew_lists_its_footer_and_the_new_tail(clients: Clients, disk: Inside) -> None:
+    old = shot(clients, disk, "s1")
     disk.grow(2)
     disk.write(GIB + K, b"t" * K)
     tail = (GIB + K, GIB + 2 * K, False)
-    assert listed(azure, shot(azure, disk, "s2"), old) == [tail, (2 * GIB, 2 * GIB + 512, False)]
+    assert listed(clients, shot(clients, disk, "s2"), old) == [tail, (2 * GIB, 2 * GIB + 512, False)]
 
 
-def test_lists_come_in_pages_and_windows(sandbox: Sandbox, azure: Clients, disk: Inside) -> None:
-    old = shot(azure, disk, "s1")
+def test_lists_come_in_pages_and_windows(azure: Sandbox, clients: Clients, disk: Inside) -> None:
+    old = shot(clients, disk, "s1")
     disk.write_all((2 * K * number, b"x" * K) for number in range(20))
-    new = shot(azure, disk, "s2")
+    new = shot(clients, disk, "s2")
     whole = [(2 * K * number, 2 * K * number + K, False) for number in range(20)]
-    assert listed(azure, new, old, maxresults=3) == whole
-    sandbox.storage.page_ranges(7)
-    with blob(azure, new) as client:
+    assert listed(clients, new, old, maxresults=3) == whole
+    azure.storage.page_ranges(7)
+    with blob(clients, new) as client:
         first = page(client, old, maxresults=5000)
         assert (len(ranges_of(first)), bool(first.next_marker)) == (7, True)
-    window = listed(azure, new, old, offset=512, length=5 * K, maxresults=1)
+    window = listed(clients, new, old, offset=512, length=5 * K, maxresults=1)
     assert window == [(512, K, False), (2 * K, 3 * K, False), (4 * K, 5 * K, False)]
-    assert listed(azure, new, offset=GIB - K, length=K + 512) == [FOOTER]
+    assert listed(clients, new, offset=GIB - K, length=K + 512) == [FOOTER]
 
 
-def test_the_usual_cap_is_ten_thousand_ranges(azure: Clients, disk: Inside) -> None:
+def test_the_usual_cap_is_ten_thousand_ranges(clients: Clients, disk: Inside) -> None:
     disk.write_all((2 * K * number, b"x" * 512) for number in range(10_001))
-    with blob(azure, shot(azure, disk, "s")) as client:
+    with blob(clients, shot(clients, disk, "s")) as client:
         body = page(client)
         assert (len(ranges_of(body)), bool(body.next_marker)) == (10_000, True)
         rest = page(client, marker=body.next_marker)
@@ -162,84 +153,86 @@ def test_the_usual_cap_is_ten_thousand_ranges(azure: Clients, disk: Inside) -> N
 
 def test_both_fronts_tell_the_same_list_in_chunks(tmp_path: Path) -> None:
     with serving(tmp_path / "azure") as info:
-        azure = Clients(info)
-        azure.disk("d")
-        snapshot(azure, "s", azure.id("Microsoft.Compute/disks", "d"))
-        sas = grant(azure, "s")
-        answer = raw(azure, sas)
+        clients = Clients(info)
+        clients.disk("d")
+        snapshot(clients, "s", clients.id("Microsoft.Compute/disks", "d"))
+        sas = grant(clients, "s")
+        answer = raw(clients, sas)
         assert answer.headers["Transfer-Encoding"] == "chunked"
         assert answer.headers["x-ms-blob-content-length"] == str(GIB + 512)
-        assert listed(azure, sas) == [FOOTER]
-        assert listed(azure, sas, sas) == []
-        azure.close()
+        assert listed(clients, sas) == [FOOTER]
+        assert listed(clients, sas, sas) == []
+        clients.close()
 
 
 def test_differences_outlast_a_restart(tmp_path: Path) -> None:
     for turn in range(3):
-        with Sandbox(tmp_path / "azure") as sandbox, in_process(sandbox) as azure:
+        with Sandbox(tmp_path / "azure") as azure, in_process(azure) as clients:
             if turn == 0:
-                disk = vm_disk(sandbox, azure)
+                disk = vm_disk(azure, clients)
                 disk.write(0, b"a" * K)
-                snapshot(azure, "s1", disk.id)
+                snapshot(clients, "s1", disk.id)
             if turn == 1:
-                disk = sandbox.disk(azure.id("Microsoft.Compute/disks", "d"))
+                disk = azure.disk(clients.id("Microsoft.Compute/disks", "d"))
                 disk.write(0, b"a" * K)
-                snapshot(azure, "s2", disk.id)
+                snapshot(clients, "s2", disk.id)
             if turn == 2:
-                assert listed(azure, grant(azure, "s2"), grant(azure, "s1")) == [(0, K, False)]
+                assert listed(clients, grant(clients, "s2"), grant(clients, "s1")) == [(0, K, False)]
 
 
-def test_refused_differences(sandbox: Sandbox, azure: Clients, disk: Inside) -> None:
-    first, second = (shot(azure, disk, name) for name in ("s1", "s2"))
-    other = shot(azure, vm_disk(sandbox, azure, "other"), "o")
-    azure.copy("full", disk.id, snapshot=True)
-    full = grant(azure, "full")
-    assert code(azure, first, second) == "400 PreviousSnapshotCannotBeNewer"
-    assert code(azure, second, other) == "409 PreviousSnapshotOperationNotSupported"
-    assert code(azure, second, full) == "409 PreviousSnapshotOperationNotSupported"
-    assert code(azure, full, first) == "409 PreviousSnapshotOperationNotSupported"
-    assert code(azure, second, first.replace("sig=", "sig=A")) == "403 AuthenticationFailed"
-    revoke(azure, "s1")
-    assert code(azure, second, first) == "403 AuthenticationFailed"
-    azure.compute.snapshots.begin_delete(GROUP, "s1").result()
-    assert code(azure, second, first) == "409 PreviousSnapshotNotFound"
-    assert code(azure, second, offset=GIB + 512, length=512) == "416 InvalidRange"
+def test_refused_differences(azure: Sandbox, clients: Clients, disk: Inside) -> None:
+    first, second = (shot(clients, disk, name) for name in ("s1", "s2"))
+    other = shot(clients, vm_disk(azure, clients, "other"), "o")
+    clients.copy("full", disk.id, snapshot=True)
+    full = grant(clients, "full")
+    assert code(clients, first, second) == "400 PreviousSnapshotCannotBeNewer"
+    assert code(clients, second, other) == "409 PreviousSnapshotOperationNotSupported"
+    assert code(clients, second, full) == "409 PreviousSnapshotOperationNotSupported"
+    assert code(clients, full, first) == "409 PreviousSnapshotOperationNotSupported"
+    assert code(clients, second, first.replace("sig=", "sig=A")) == "403 AuthenticationFailed"
+    revoke(clients, "s1")
+    assert code(clients, second, first) == "403 AuthenticationFailed"
+    clients.compute.snapshots.begin_delete(GROUP, "s1").result()
+    assert code(clients, second, first) == "409 PreviousSnapshotNotFound"
+    assert code(clients, second, offset=GIB + 512, length=512) == "416 InvalidRange"
     assert (
-        raw(azure, second, **{"x-ms-range": "bytes=1-512"}).headers["x-ms-error-code"] == "InvalidPageRange"
+        raw(clients, second, **{"x-ms-range": "bytes=1-512"}).headers["x-ms-error-code"] == "InvalidPageRange"
     )
     for query in ("&maxresults=0", "&maxresults=-1"):
-        assert raw(azure, second, query=query).status_code == 400
-    assert raw(azure, second, query="&marker=x").status_code == 400
-    answer = raw(azure, second, query="&prevsnapshot=https%3A%2F%2Fmd-x")
+        assert raw(clients, second, query=query).status_code == 400
+    assert raw(clients, second, query="&marker=x").status_code == 400
+    answer = raw(clients, second, query="&prevsnapshot=https%3A%2F%2Fmd-x")
     assert (answer.status_code, answer.headers["x-ms-error-code"]) == (400, "InvalidQueryParameterValue")
 
 
-def test_there_is_no_difference_across_4_tb(sandbox: Sandbox, azure: Clients) -> None:
-    disk = vm_disk(sandbox, azure, gib=4096)
-    old = shot(azure, disk, "s1")
+def test_there_is_no_difference_across_4_tb(azure: Sandbox, clients: Clients) -> None:
+    disk = vm_disk(azure, clients, gib=4096)
+    old = shot(clients, disk, "s1")
     disk.grow(4097)
-    new = shot(azure, disk, "s2")
-    assert code(azure, new, old) == "409 BlobOverwritten"
-    assert listed(azure, shot(azure, disk, "s3"), new) == []
+    new = shot(clients, disk, "s2")
+    assert code(clients, new, old) == "409 BlobOverwritten"
+    assert listed(clients, shot(clients, disk, "s3"), new) == []
 
 
-def test_old_versions_ignore_the_header_and_markers_in_silence(azure: Clients, disk: Inside) -> None:
+def test_old_versions_ignore_the_header_and_markers_in_silence(clients: Clients, disk: Inside) -> None:
     disk.write(0, b"a" * K)
     disk.write(2 * K, b"a" * K)
-    sas = shot(azure, disk, "s")
-    assert "<Start>0<" in raw(azure, sas, sas, **{"x-ms-version": "2019-02-02"}).text
-    assert raw(azure, sas, query="&maxresults=1", **{"x-ms-version": "2020-08-04"}).text.count("<Start>") == 3
+    sas = shot(clients, disk, "s")
+    assert "<Start>0<" in raw(clients, sas, sas, **{"x-ms-version": "2019-02-02"}).text
+    assert (
+        raw(clients, sas, query="&maxresults=1", **{"x-ms-version": "2020-08-04"}).text.count("<Start>") == 3
+    )
 
 
-def test_an_ordinary_account_refuses_the_header(azure: Clients, sandbox: Sandbox, disk: Inside) -> None:
-    sas = shot(azure, disk, "s")
-    token = azure.credential.get_token("https://storage.azure.com/.default").token
-    account = f"{azure.base}/sandboxstorage/vhds"
+def test_an_ordinary_account_refuses_the_header(clients: Clients, azure: Sandbox, disk: Inside) -> None:
+    sas = shot(clients, disk, "s")
+    token = clients.credential.get_token("https://storage.azure.com/.default").token
+    account = f"{clients.base}/sandboxstorage/vhds"
     for path, query in (("", "?restype=container"), ("/b", "")):
         headers = {"x-ms-blob-type": "PageBlob", "x-ms-blob-content-length": "512", "x-ms-version": VERSION}
-        answer = azure.send("PUT", account + path + query, **headers, Authorization=f"Bearer {token}")
+        answer = clients.send("PUT", account + path + query, **headers, Authorization=f"Bearer {token}")
         assert answer.status_code == 201
-    answer = azure.send(
+    answer = clients.send(
         "GET",
         f"{account}/b?comp=pagelist",
         **{"x-ms-previous-snapshot-url": sas, "x-ms-version": VERSION},
@@ -250,7 +243,7 @@ def test_an_ordinary_account_refuses_the_header(azure: Clients, sandbox: Sandbox
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_differences_agree_with_the_contents(azure: Clients, disk: Inside, seed: int) -> None:
+def test_differences_agree_with_the_contents(clients: Clients, disk: Inside, seed: int) -> None:
     """The guards that a reader may use hold, and old content plus the difference is new content."""
     rng, size = random.Random(seed), 64 * 512
     contents, allocations = [], []
@@ -262,9 +255,11 @@ def test_differences_agree_with_the_contents(azure: Clients, disk: Inside, seed:
             else:
                 disk.write(offset, rng.choice((b"\0", b"a", b"b")) * length)
         contents.append(disk.read(0, size))
-        allocations.append(pages_of(listed(azure, shot(azure, disk, f"s{number}"), length=size, offset=0)))
+        allocations.append(
+            pages_of(listed(clients, shot(clients, disk, f"s{number}"), length=size, offset=0))
+        )
     older, newer = sorted(rng.sample(range(4), 2))
-    told = listed(azure, grant(azure, f"s{newer}"), grant(azure, f"s{older}"), offset=0, length=size)
+    told = listed(clients, grant(clients, f"s{newer}"), grant(clients, f"s{older}"), offset=0, length=size)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(told))
     written = pages_of(each for each in told if not each[2])
     cleared = pages_of(each for each in told if each[2])
@@ -305,10 +300,10 @@ def test_a_part_of_a_disk_is_written_and_cleared_on_the_command_line(tmp_path: P
     (tmp_path / "os.raw").write_bytes(b"a" * MIB)
     (tmp_path / "part.raw").write_bytes(b"b" * K)
     with serving(tmp_path / "azure") as info:
-        azure = Clients(info)
+        clients = Clients(info)
         add_vm(tmp_path / "azure", "vm", tmp_path / "os.raw")
-        disk = azure.id("Microsoft.Compute/disks", "vm-os")
-        snapshot(azure, "s1", disk)
+        disk = clients.id("Microsoft.Compute/disks", "vm-os")
+        snapshot(clients, "s1", disk)
 
         def run(*arguments: object) -> Result:
             place = [tmp_path / "azure", "vm", "os"]
@@ -318,10 +313,10 @@ def test_a_part_of_a_disk_is_written_and_cleared_on_the_command_line(tmp_path: P
         assert run("clear", 5 * K, 512).exit_code == 0
         refused = run("write", tmp_path / "part.raw", "--offset", 7)
         assert isinstance(refused.exception, InvalidInput)
-        snapshot(azure, "s2", disk)
-        told = listed(azure, grant(azure, "s2"), grant(azure, "s1"))
+        snapshot(clients, "s2", disk)
+        told = listed(clients, grant(clients, "s2"), grant(clients, "s1"))
         assert told == [(2 * K, 3 * K, False), (5 * K, 5 * K + 512, True)]
-        azure.close()
+        clients.close()
 
 
 def test_neighbours_of_one_kind_are_one_range() -> None:

@@ -30,18 +30,6 @@ MACHINES = "Microsoft.Compute/virtualMachines"
 PORT = 22022
 
 
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "azure") as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def azure(sandbox: Sandbox) -> Iterator[Clients]:
-    with in_process(sandbox) as clients:
-        yield clients
-
-
 def key_pair() -> tuple[str, str]:
     """An ed25519 key as OpenSSH has it: private, public."""
     key = ed25519.Ed25519PrivateKey.generate()
@@ -59,7 +47,7 @@ def parsed(private: str) -> paramiko.PKey:
 class Worker:
     """A guest made through the API, and one SSH connection to it, pinned to the key it was given."""
 
-    def __init__(self, azure: Clients, name: str, nic: Any, address: str, **top: Any) -> None:
+    def __init__(self, clients: Clients, name: str, nic: Any, address: str, **top: Any) -> None:
         self.name, self.address = name, address
         self.private, public = key_pair()
         self.host_private, host_public = key_pair()
@@ -70,7 +58,7 @@ class Worker:
         body = guest_body(nic.id, public, "#cloud-config\n" + json.dumps(config))
         for name_, value in top.items():
             body["properties"][name_] = value
-        azure.compute.virtual_machines.begin_create_or_update(GROUP, name, body).result()
+        clients.compute.virtual_machines.begin_create_or_update(GROUP, name, body).result()
         self._client: paramiko.SSHClient | None = None
 
     def connect(self, *, user: str = "coriolis", private: str | None = None) -> paramiko.SSHClient:
@@ -119,39 +107,39 @@ def guest_body(nic_id: str, public: str, custom_data: str) -> Body:
 
 
 @contextmanager
-def worker(azure: Clients, name: str = "worker", **top: Any) -> Iterator[Worker]:
+def worker(clients: Clients, name: str = "worker", **top: Any) -> Iterator[Worker]:
     """A guest with a public address and an NSG that lets SSH in."""
-    address, firewall = azure.address(f"{name}-ip"), azure.firewall(f"{name}-nsg", str(PORT))
-    nic = azure.nic(f"{name}-nic", publicIPAddress={"id": address.id})
+    address, firewall = clients.address(f"{name}-ip"), clients.firewall(f"{name}-nsg", str(PORT))
+    nic = clients.nic(f"{name}-nic", publicIPAddress={"id": address.id})
     body = nic.as_dict()
     body["properties"]["networkSecurityGroup"] = {"id": firewall.id}
-    nic = azure.network.network_interfaces.begin_create_or_update(GROUP, f"{name}-nic", body).result()
-    made = Worker(azure, name, nic, address.ip_address, **top)
+    nic = clients.network.network_interfaces.begin_create_or_update(GROUP, f"{name}-nic", body).result()
+    made = Worker(clients, name, nic, address.ip_address, **top)
     try:
         yield made
     finally:
         made.close()
 
 
-def attach(azure: Clients, name: str, *pairs: tuple[int, str]) -> None:
+def attach(clients: Clients, name: str, *pairs: tuple[int, str]) -> None:
     body: Body = {"dataDisksToAttach": [{"diskId": disk, "lun": lun} for lun, disk in pairs]}
-    azure.compute.virtual_machines.begin_attach_detach_data_disks(GROUP, name, body).result()
+    clients.compute.virtual_machines.begin_attach_detach_data_disks(GROUP, name, body).result()
 
 
-def detach(azure: Clients, name: str, disk: str) -> None:
+def detach(clients: Clients, name: str, disk: str) -> None:
     body: Body = {"dataDisksToDetach": [{"diskId": disk}]}
-    azure.compute.virtual_machines.begin_attach_detach_data_disks(GROUP, name, body).result()
+    clients.compute.virtual_machines.begin_attach_detach_data_disks(GROUP, name, body).result()
 
 
-def raw_disks(sandbox: Sandbox, azure: Clients, tmp_path: Path, *contents: bytes) -> list[str]:
+def raw_disks(azure: Sandbox, clients: Clients, tmp_path: Path, *contents: bytes) -> list[str]:
     """Disks with these contents: clones of a source VM's."""
     files = []
     for index, content in enumerate(contents):
         files.append(tmp_path / f"{index}.raw")
         files[-1].write_bytes(content)
-    sandbox.add_vm("source", files[0], files[1:])
+    azure.add_vm("source", files[0], files[1:])
     names = ["source-os", *(f"source-data-{index}" for index in range(len(files) - 1))]
-    return [azure.copy(f"clone-{name}", azure.id("Microsoft.Compute/disks", name)).id for name in names]
+    return [clients.copy(f"clone-{name}", clients.id("Microsoft.Compute/disks", name)).id for name in names]
 
 
 def closed(address: str) -> bool:
@@ -163,42 +151,42 @@ def closed(address: str) -> bool:
         return True
 
 
-def test_a_guest_sees_its_disks_come_and_go(sandbox: Sandbox, azure: Clients, tmp_path: Path) -> None:
-    one, two = raw_disks(sandbox, azure, tmp_path, b"first disk" + bytes(502), b"other disk" + bytes(1014))
-    with worker(azure) as guest:
+def test_a_guest_sees_its_disks_come_and_go(azure: Sandbox, clients: Clients, tmp_path: Path) -> None:
+    one, two = raw_disks(azure, clients, tmp_path, b"first disk" + bytes(502), b"other disk" + bytes(1014))
+    with worker(clients) as guest:
         read = "sudo -n sh -c 'head -c 10 /dev/disk/azure/scsi1/lun{}'"
         assert guest.run(read.format(0))[0] != 0
-        attach(azure, "worker", (0, one), (5, two))
+        attach(clients, "worker", (0, one), (5, two))
         assert guest.run(read.format(0)) == (0, b"first disk", b"")
         assert guest.run(read.format(5)) == (0, b"other disk", b"")
         assert guest.run("blockdev --getsize64 /dev/disk/azure/scsi1/lun5")[1] == b"1024\n"
         assert guest.run("readlink /dev/disk/azure/scsi1/lun0")[1].startswith(b"../../../sd")
-        detach(azure, "worker", one)
+        detach(clients, "worker", one)
         assert guest.run("ls /dev/disk/azure/scsi1")[1] == b"lun5\n"
-        azure.compute.disks.begin_delete(GROUP, one.rpartition("/")[2]).result()
+        clients.compute.disks.begin_delete(GROUP, one.rpartition("/")[2]).result()
 
 
 @pytest.mark.slow
-def test_what_a_guest_writes_stays_in_its_disk(sandbox: Sandbox, azure: Clients, tmp_path: Path) -> None:
-    (clone,) = raw_disks(sandbox, azure, tmp_path, b"A" * 512)
-    twin = azure.copy("twin", clone)
-    with worker(azure) as guest:
-        attach(azure, "worker", (0, clone))
+def test_what_a_guest_writes_stays_in_its_disk(azure: Sandbox, clients: Clients, tmp_path: Path) -> None:
+    (clone,) = raw_disks(azure, clients, tmp_path, b"A" * 512)
+    twin = clients.copy("twin", clone)
+    with worker(clients) as guest:
+        attach(clients, "worker", (0, clone))
         write = "printf BBBB | dd of=/dev/disk/azure/scsi1/lun0 conv=notrunc status=none"
         assert guest.run(write) == (0, b"", b"")
-        later = azure.copy("later", clone, snapshot=True)
+        later = clients.copy("later", clone, snapshot=True)
         guest.run(write.replace("BBBB", "CCCC"))
-    assert sandbox.content("source", "os").read_bytes() == b"A" * 512
-    contents = sandbox._world.contents
+    assert azure.content("source", "os").read_bytes() == b"A" * 512
+    contents = azure._world.contents
     for resource, first in ((twin.id, b"AAAA"), (clone, b"CCCC"), (later.id, b"BBBB")):
-        found = sandbox._world.state.find(resource)
+        found = azure._world.state.find(resource)
         assert found is not None
         assert contents.path(found.hidden["content"]).read_bytes()[:4] == first
 
 
 @pytest.mark.slow
-def test_the_usual_devices_and_programs_work_inside(azure: Clients) -> None:
-    with worker(azure) as guest:
+def test_the_usual_devices_and_programs_work_inside(clients: Clients) -> None:
+    with worker(clients) as guest:
         assert guest.run("cat", b"through " * 100_000) == (0, b"through " * 100_000, b"")
         assert (
             guest.run("head -c 4 /dev/zero; head -c 9 /dev/urandom | wc -c; : > /dev/null")[1]
@@ -212,8 +200,8 @@ def test_the_usual_devices_and_programs_work_inside(azure: Clients) -> None:
         assert guest.run("sudo -n A=b python3 -c 'import os; print(os.environ[\"A\"])'")[1] == b"b\n"
 
 
-def test_only_the_admin_with_its_key_gets_in(azure: Clients) -> None:
-    with worker(azure) as guest:
+def test_only_the_admin_with_its_key_gets_in(clients: Clients) -> None:
+    with worker(clients) as guest:
         for wrong in ({"user": "root"}, {"private": key_pair()[0]}):
             with pytest.raises(paramiko.AuthenticationException):
                 guest.connect(**wrong)
@@ -225,8 +213,8 @@ def test_only_the_admin_with_its_key_gets_in(azure: Clients) -> None:
 
 
 @pytest.mark.slow
-def test_much_data_in_both_directions_at_once(azure: Clients) -> None:
-    with worker(azure) as guest:
+def test_much_data_in_both_directions_at_once(clients: Clients) -> None:
+    with worker(clients) as guest:
         transport = guest.client.get_transport()
         assert transport is not None
         channel = transport.open_session()
@@ -242,8 +230,8 @@ def test_much_data_in_both_directions_at_once(azure: Clients) -> None:
 
 
 @pytest.mark.slow
-def test_a_session_that_breaks_off_takes_its_processes_along(azure: Clients) -> None:
-    with worker(azure) as guest:
+def test_a_session_that_breaks_off_takes_its_processes_along(clients: Clients) -> None:
+    with worker(clients) as guest:
         client = guest.connect()
         _, stdout, _ = client.exec_command("echo $$; sleep 600 & sleep 600")
         shell = int(stdout.readline())
@@ -254,74 +242,74 @@ def test_a_session_that_breaks_off_takes_its_processes_along(azure: Clients) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["begin_delete", "begin_deallocate", "begin_power_off"])
-def test_a_guest_ends_with_its_vm(azure: Clients, verb: str) -> None:
-    with worker(azure) as guest:
+def test_a_guest_ends_with_its_vm(clients: Clients, verb: str) -> None:
+    with worker(clients) as guest:
         _, stdout, _ = guest.client.exec_command("echo $$; sleep 600")
         shell = int(stdout.readline())
         assert not closed(guest.address)
-        getattr(azure.compute.virtual_machines, verb)(GROUP, "worker").result()
+        getattr(clients.compute.virtual_machines, verb)(GROUP, "worker").result()
         assert closed(guest.address)
         eventually(lambda: not _exists(shell))
 
 
 @pytest.mark.slow
 def test_a_stopped_guest_starts_again_with_its_disks(
-    sandbox: Sandbox, azure: Clients, tmp_path: Path
+    azure: Sandbox, clients: Clients, tmp_path: Path
 ) -> None:
-    (clone,) = raw_disks(sandbox, azure, tmp_path, b"still here" + bytes(502))
-    with worker(azure) as guest:
-        attach(azure, "worker", (2, clone))
-        azure.compute.virtual_machines.begin_deallocate(GROUP, "worker").result()
-        azure.compute.virtual_machines.begin_start(GROUP, "worker").result()
+    (clone,) = raw_disks(azure, clients, tmp_path, b"still here" + bytes(502))
+    with worker(clients) as guest:
+        attach(clients, "worker", (2, clone))
+        clients.compute.virtual_machines.begin_deallocate(GROUP, "worker").result()
+        clients.compute.virtual_machines.begin_start(GROUP, "worker").result()
         assert guest.run("head -c 10 /dev/disk/azure/scsi1/lun2")[1] == b"still here"
 
 
 @pytest.mark.slow
-def test_two_guests_live_side_by_side(sandbox: Sandbox, azure: Clients, tmp_path: Path) -> None:
-    one, two = raw_disks(sandbox, azure, tmp_path, b"1" * 512, b"2" * 512)
-    with worker(azure, "w1") as first, worker(azure, "w2") as second:
-        attach(azure, "w1", (0, one))
-        attach(azure, "w2", (0, two))
+def test_two_guests_live_side_by_side(azure: Sandbox, clients: Clients, tmp_path: Path) -> None:
+    one, two = raw_disks(azure, clients, tmp_path, b"1" * 512, b"2" * 512)
+    with worker(clients, "w1") as first, worker(clients, "w2") as second:
+        attach(clients, "w1", (0, one))
+        attach(clients, "w2", (0, two))
         assert first.address != second.address
         assert first.run("head -c 1 /dev/disk/azure/scsi1/lun0")[1] == b"1"
         assert second.run("head -c 1 /dev/disk/azure/scsi1/lun0")[1] == b"2"
-        azure.compute.virtual_machines.begin_delete(GROUP, "w1").result()
+        clients.compute.virtual_machines.begin_delete(GROUP, "w1").result()
         assert second.run("head -c 1 /dev/disk/azure/scsi1/lun0")[1] == b"2"
 
 
 @pytest.mark.slow
-def test_an_nvme_size_has_other_names(sandbox: Sandbox, azure: Clients, tmp_path: Path) -> None:
-    (clone,) = raw_disks(sandbox, azure, tmp_path, b"n" * 512)
-    with worker(azure, hardwareProfile={"vmSize": "Standard_D2s_v6"}) as guest:
-        attach(azure, "worker", (1, clone))
+def test_an_nvme_size_has_other_names(azure: Sandbox, clients: Clients, tmp_path: Path) -> None:
+    (clone,) = raw_disks(azure, clients, tmp_path, b"n" * 512)
+    with worker(clients, hardwareProfile={"vmSize": "Standard_D2s_v6"}) as guest:
+        attach(clients, "worker", (1, clone))
         assert guest.run("head -c 1 /dev/disk/azure/data/by-lun/1")[1] == b"n"
         assert guest.run("ls /dev/disk/azure/scsi1")[0] != 0
 
 
-def test_security_groups_guard_the_port(azure: Clients) -> None:
-    with worker(azure) as guest:
+def test_security_groups_guard_the_port(clients: Clients) -> None:
+    with worker(clients) as guest:
         assert not closed(guest.address)
-        azure.firewall("worker-nsg", str(PORT), source="203.0.113.7")
+        clients.firewall("worker-nsg", str(PORT), source="203.0.113.7")
         assert closed(guest.address)
-        azure.firewall("worker-nsg", f"{PORT - 1}-{PORT + 1}", source="127.0.0.1/32")
+        clients.firewall("worker-nsg", f"{PORT - 1}-{PORT + 1}", source="127.0.0.1/32")
         assert not closed(guest.address)
-        azure.firewall("worker-nsg", "22")
+        clients.firewall("worker-nsg", "22")
         assert closed(guest.address)
 
 
-def test_a_public_address_without_a_security_group_is_closed(azure: Clients) -> None:
-    address = azure.address("ip")
-    nic = azure.nic("nic", publicIPAddress={"id": address.id})
-    Worker(azure, "worker", nic, address.ip_address)
+def test_a_public_address_without_a_security_group_is_closed(clients: Clients) -> None:
+    address = clients.address("ip")
+    nic = clients.nic("nic", publicIPAddress={"id": address.id})
+    Worker(clients, "worker", nic, address.ip_address)
     assert closed(address.ip_address)
 
 
 @pytest.mark.slow
-def test_without_a_public_address_the_private_one_answers(azure: Clients) -> None:
-    nic = azure.nic("nic")
+def test_without_a_public_address_the_private_one_answers(clients: Clients) -> None:
+    nic = clients.nic("nic")
     address = nic.ip_configurations[0].private_ip_address
     assert address.startswith("127.80.")
-    guest = Worker(azure, "worker", nic, address)
+    guest = Worker(clients, "worker", nic, address)
     assert guest.run("echo here")[1] == b"here\n"
     guest.close()
 
@@ -333,14 +321,14 @@ def test_without_a_public_address_the_private_one_answers(azure: Clients) -> Non
         ('#cloud-config\n{"ssh_keys": {"ed25519_private": "x"}}', "private key"),
     ],
 )
-def test_a_guest_that_cannot_boot_fails_the_operation(azure: Clients, custom_data: str, words: str) -> None:
-    body = guest_body(azure.nic("nic").id, key_pair()[1], custom_data)
+def test_a_guest_that_cannot_boot_fails_the_operation(clients: Clients, custom_data: str, words: str) -> None:
+    body = guest_body(clients.nic("nic").id, key_pair()[1], custom_data)
     with pytest.raises(HttpResponseError, match=words) as failure:
-        azure.compute.virtual_machines.begin_create_or_update(GROUP, "worker", body).result()
+        clients.compute.virtual_machines.begin_create_or_update(GROUP, "worker", body).result()
     assert failure.value.error is not None
     assert failure.value.error.code == "OSProvisioningClientError"
-    assert azure.compute.virtual_machines.get(GROUP, "worker").provisioning_state == "Failed"
-    azure.compute.virtual_machines.begin_delete(GROUP, "worker").result()
+    assert clients.compute.virtual_machines.get(GROUP, "worker").provisioning_state == "Failed"
+    clients.compute.virtual_machines.begin_delete(GROUP, "worker").result()
 
 
 @pytest.mark.slow
@@ -373,19 +361,19 @@ def test_a_low_port_needs_rights_and_the_error_says_so(tmp_path: Path) -> None:
     assert "above 1024 (export_worker_ssh_port)" in done.stdout
 
 
-def test_the_private_host_key_is_not_shown(sandbox: Sandbox, azure: Clients) -> None:
-    with worker(azure) as guest:
-        shown = azure.arm("GET", azure.id(MACHINES, "worker")).text
+def test_the_private_host_key_is_not_shown(azure: Sandbox, clients: Clients) -> None:
+    with worker(clients) as guest:
+        shown = clients.arm("GET", clients.id(MACHINES, "worker")).text
         assert "customData" not in shown
         assert guest.host_private.splitlines()[1] not in shown
 
 
 @pytest.mark.slow
 def test_without_namespaces_python_still_sees_the_disks(tmp_path: Path) -> None:
-    with Sandbox(tmp_path / "azure", namespaces=False) as sandbox, in_process(sandbox) as azure:
-        (clone,) = raw_disks(sandbox, azure, tmp_path, b"seen" + bytes(508))
-        with worker(azure) as guest:
-            attach(azure, "worker", (0, clone))
+    with Sandbox(tmp_path / "azure", namespaces=False) as azure, in_process(azure) as clients:
+        (clone,) = raw_disks(azure, clients, tmp_path, b"seen" + bytes(508))
+        with worker(clients) as guest:
+            attach(clients, "worker", (0, clone))
             program = (
                 "import os; p='/dev/disk/azure/scsi1/lun0'; f=os.open(p, os.O_RDONLY);"
                 "print(os.path.exists(p), os.read(f, 4), open(p,'rb').read(4), os.path.realpath(p) != p,"
@@ -427,10 +415,10 @@ def test_guests_end_when_the_sandbox_is_killed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_guests_come_back_with_the_sandbox(tmp_path: Path) -> None:
     directory = tmp_path / "azure"
-    with Sandbox(directory) as sandbox, in_process(sandbox) as azure, worker(azure) as guest:
+    with Sandbox(directory) as azure, in_process(azure) as clients, worker(clients) as guest:
         assert guest.run("true")[0] == 0
         guest.close()
-        sandbox.close()
+        azure.close()
         assert closed(guest.address)
         with Sandbox(directory):
             eventually(lambda: not closed(guest.address))

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coriolis_azure.sandbox import Sandbox
-from harness.clients import HERE, Clients, in_process, vm_body
+from harness.clients import HERE, Clients, vm_body
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "azure-recordings"
 FORCED_DELETE = "canForceDeleteVirtualMachine.json"
@@ -49,12 +47,6 @@ def first(name: str, method: str, path: str) -> tuple[int, dict[str, str], Any]:
     pytest.fail(f"no {method} {path} in {name}")
 
 
-@pytest.fixture
-def azure(tmp_path: Path) -> Iterator[Clients]:
-    with Sandbox(tmp_path / "azure") as sandbox, in_process(sandbox) as clients:
-        yield clients
-
-
 def follows(headers: Any) -> set[str]:
     """Which of the two operation headers an answer has."""
     return {name for name in ("azure-asyncoperation", "location") if name in {key.lower() for key in headers}}
@@ -68,7 +60,7 @@ def network_body() -> dict[str, Any]:
     }
 
 
-def requests_of(azure: Clients, kind: str) -> tuple[str, str, Any]:
+def requests_of(clients: Clients, kind: str) -> tuple[str, str, Any]:
     """A request like the recorded one: method, path, body."""
     disk = {"tags": {"a": "b"}, "properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
     address = {"sku": {"name": "Standard"}, "properties": {"publicIPAllocationMethod": "Static"}}
@@ -78,14 +70,16 @@ def requests_of(azure: Clients, kind: str) -> tuple[str, str, Any]:
         "disk": ("PUT", "Microsoft.Compute/disks/d", {"location": HERE, **disk}),
     }
     if kind == "vm":
-        return "PUT", azure.id("Microsoft.Compute/virtualMachines", "vm"), vm_body(azure.nic("n").id)
+        return "PUT", clients.id("Microsoft.Compute/virtualMachines", "vm"), vm_body(clients.nic("n").id)
     if kind == "vm-delete":
-        azure.arm("PUT", azure.id("Microsoft.Compute/virtualMachines", "vm"), vm_body(azure.nic("n").id))
-        return "DELETE", azure.id("Microsoft.Compute/virtualMachines", "vm") + "?forceDeletion=true", None
+        clients.arm(
+            "PUT", clients.id("Microsoft.Compute/virtualMachines", "vm"), vm_body(clients.nic("n").id)
+        )
+        return "DELETE", clients.id("Microsoft.Compute/virtualMachines", "vm") + "?forceDeletion=true", None
     if kind == "group-delete":
-        return "DELETE", azure.group, None
+        return "DELETE", clients.group, None
     method, path, body = made[kind]
-    return method, f"{azure.group}/providers/{path}", body
+    return method, f"{clients.group}/providers/{path}", body
 
 
 @pytest.mark.parametrize(
@@ -99,10 +93,10 @@ def requests_of(azure: Clients, kind: str) -> tuple[str, str, Any]:
         ("group-delete", FORCED_DELETE, r"/resourcegroups/[^/?]+\?"),
     ],
 )
-def test_operations_begin_as_azures_do(azure: Clients, kind: str, recording: str, path: str) -> None:
-    method, url, body = requests_of(azure, kind)
+def test_operations_begin_as_azures_do(clients: Clients, kind: str, recording: str, path: str) -> None:
+    method, url, body = requests_of(clients, kind)
     status, headers, document = first(recording, method, path)
-    answer = azure.arm(method, url, body)
+    answer = clients.arm(method, url, body)
     assert answer.status_code == status
     assert follows(answer.headers) == follows(headers)
     if document is None:
@@ -122,25 +116,27 @@ def test_operations_begin_as_azures_do(azure: Clients, kind: str, recording: str
         (ZONED, r"/disks/[^/?]+\?", "disk"),
     ],
 )
-def test_finished_documents_have_azures_fields(azure: Clients, recording: str, path: str, ours: str) -> None:
+def test_finished_documents_have_azures_fields(
+    clients: Clients, recording: str, path: str, ours: str
+) -> None:
     _, _, document = first(recording, "GET", path)
-    method, url, body = requests_of(azure, ours)
-    begun = azure.arm(method, url, body)
+    method, url, body = requests_of(clients, ours)
+    begun = clients.arm(method, url, body)
     for _ in range(2):
-        azure.arm("GET", begun.headers["Azure-AsyncOperation"])
-    mine = azure.arm("GET", url).json()
+        clients.arm("GET", begun.headers["Azure-AsyncOperation"])
+    mine = clients.arm("GET", url).json()
     assert set(document) - {"zones"} <= set(mine)
     assert not set(document["properties"]) - set(mine["properties"]) - LEFT_OUT
     assert mine["properties"]["provisioningState"] == document["properties"]["provisioningState"]
 
 
-def test_what_is_not_there_is_missed_in_azures_words(azure: Clients) -> None:
+def test_what_is_not_there_is_missed_in_azures_words(clients: Clients) -> None:
     recorded = next(
         json.loads(record["Response"]["Body"])
         for record in exchanges(FORCED_DELETE)
         if record["Method"] == "GET" and str(record["Response"]["StatusCode"]) == "404"
     )
-    mine = azure.arm("GET", azure.id("Microsoft.Compute/virtualMachines", "javavm")).json()
+    mine = clients.arm("GET", clients.id("Microsoft.Compute/virtualMachines", "javavm")).json()
     names = re.compile(r"under resource group '[^']+'")
     assert mine["error"]["code"] == recorded["error"]["code"]
     assert names.sub("", mine["error"]["message"]) == names.sub("", recorded["error"]["message"])

@@ -250,7 +250,7 @@ class Replica:
 
     @property
     def baseline(self) -> tuple[Manifest, Json] | None:
-        """See Kept."""
+        """See Based."""
         saved = self._saved
         if saved is None or saved.baseline is None or saved.interrupted or self._in_place:
             return None
@@ -262,7 +262,7 @@ class Replica:
         return kept.baseline if kept is not None else None
 
     def leave(self, baseline: Callable[[], Json | None]) -> None:
-        """See Kept."""
+        """See Based."""
         self._ask_baseline = baseline
 
     def at(self, points: Sequence[str]) -> contextlib.AbstractContextManager[tuple[Manifest, Readable]]:
