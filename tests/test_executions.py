@@ -386,61 +386,71 @@ def test_a_task_ends_by_itself_when_its_service_is_killed(site: Site) -> None:
     assert site.left() == site.idle
 
 
+class Deployments:
+    """The tasks of a transfer of the VM web that deploy its worker and delete it."""
+
+    def __init__(self, azure: Sandbox, connection: Any) -> None:
+        self.connection, self.environment = connection, azure.environment()
+        self.before = azure.resources()
+        self.info = self.call("get_replica_instance_info", self.environment, "web")
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the provider in this process."""
+        return getattr(AzureExportProvider(None), method)(None, self.connection, *arguments)
+
+    def task(self) -> Task:
+        """A deployment in a process of its own."""
+        return Task("deploy_replica_source_resources", self.connection, self.info, self.environment)
+
+    def deploy(self) -> Any:
+        """Deploy in a process of its own; return what the orchestrator keeps of it."""
+        with self.task() as task:
+            return task.result()["returned"]["migr_resources"]
+
+    def delete(self, deployed: Any) -> None:
+        self.call("delete_replica_source_resources", self.environment, deployed)
+
+
+@pytest.fixture
+def deployments(azure: Sandbox, image: Callable[..., Path]) -> Iterator[Deployments]:
+    azure.add_vm("web", image("os", MIB))
+    with served(azure) as connection:
+        yield Deployments(azure, connection)
+
+
 @pytest.mark.parametrize("stage", ["no security group yet", "worker"])
 def test_a_killed_deployment_goes_with_the_next_one_of_the_vm_and_a_living_one_stays(
-    azure: Sandbox, image: Callable[..., Path], stage: str
+    azure: Sandbox, deployments: Deployments, stage: str
 ) -> None:
     """Nobody is told of it. A run that is deployed, and waits for its next task, is none."""
-    azure.add_vm("web", image("os", MIB))
-    before, environment = azure.resources(), azure.environment()
-    with served(azure) as connection:
-
-        def here(method: str, *arguments: Any) -> Any:
-            return getattr(AzureExportProvider(None), method)(None, connection, *arguments)
-
-        info = here("get_replica_instance_info", environment, "web")
-        deploy = ("deploy_replica_source_resources", connection, info, environment)
-        with Task(*deploy) as waiting:
-            deployed = waiting.result()["returned"]["migr_resources"]
-        with_it = azure.resources()
-        with Task(*deploy) as killed:
-            azure.intercept = (
-                killed_at("/virtualMachines/", killed) if stage == "worker" else without_group(killed)
-            )
-            killed.result()
-        azure.intercept = None
-        assert len(azure.resources()) > len(with_it)
-        with Task(*deploy) as following:
-            next_one = following.result()["returned"]["migr_resources"]
-        here("delete_replica_source_resources", environment, next_one)
-        assert [each["id"] for each in azure.resources()] == [each["id"] for each in with_it]
-        here("delete_replica_source_resources", environment, deployed)
-    assert azure.resources() == before
+    waiting = deployments.deploy()
+    with_it = azure.resources()
+    with deployments.task() as killed:
+        azure.intercept = (
+            killed_at("/virtualMachines/", killed) if stage == "worker" else without_group(killed)
+        )
+        killed.result()
+    azure.intercept = None
+    assert len(azure.resources()) > len(with_it)
+    deployments.delete(deployments.deploy())
+    assert [each["id"] for each in azure.resources()] == [each["id"] for each in with_it]
+    deployments.delete(waiting)
+    assert azure.resources() == deployments.before
 
 
 def test_what_a_killed_clean_up_has_left_goes_with_the_next_deployment_of_the_vm(
-    azure: Sandbox, image: Callable[..., Path]
+    azure: Sandbox, deployments: Deployments
 ) -> None:
     """The orchestrator does not ask for it a second time."""
-    azure.add_vm("web", image("os", MIB))
-    before, environment = azure.resources(), azure.environment()
-    with served(azure) as connection:
-
-        def here(method: str, *arguments: Any) -> Any:
-            return getattr(AzureExportProvider(None), method)(None, connection, *arguments)
-
-        info = here("get_replica_instance_info", environment, "web")
-        deploy = ("deploy_replica_source_resources", connection, info, environment)
-        deployed = here("deploy_replica_source_resources", info, environment)["migr_resources"]
-        with Task("delete_replica_source_resources", connection, environment, deployed) as killed:
-            azure.intercept = killed_at("/virtualMachines/", killed, "DELETE")
-            killed.result()
-        azure.intercept = None
-        assert len(azure.resources()) > len(before)
-        with Task(*deploy) as following:
-            next_one = following.result()["returned"]["migr_resources"]
-        here("delete_replica_source_resources", environment, next_one)
-    assert azure.resources() == before
+    connection, environment = deployments.connection, deployments.environment
+    deployed = deployments.deploy()
+    with Task("delete_replica_source_resources", connection, environment, deployed) as killed:
+        azure.intercept = killed_at("/virtualMachines/", killed, "DELETE")
+        killed.result()
+    azure.intercept = None
+    assert len(azure.resources()) > len(deployments.before)
+    deployments.delete(deployments.deploy())
+    assert azure.resources() == deployments.before
 
 
 def killed_at(type_: str, task: Task, method: str = "PUT") -> Callable[..., Response]:

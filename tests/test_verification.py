@@ -198,7 +198,7 @@ def test_a_replica_in_blob_storage_is_verified_too(
 def test_where_there_is_no_replica_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         verify(tmp_path / "nothing")
-    assert caught.value.remedy == "Give a folder that is there."
+    assert caught.value.remedy == "Give an existing folder."
     assert not (tmp_path / "nothing").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match="no replica"):

@@ -315,7 +315,7 @@ class Replica:
             if document is None:
                 self._report(
                     Notice(
-                        f"{what} is left as it is, because nothing shows that it is ours; remove it if nobody needs it"
+                        f"{what} is left as it is: nothing shows that it is ours; remove it if nobody needs it"
                     )
                 )
                 return
