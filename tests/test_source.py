@@ -86,7 +86,9 @@ def test_grown_new_and_removed_disks_are_ordinary(
     assert (to / "os.raw").read_bytes() == grown.read_bytes()
     assert (to / "data-7.raw").read_bytes() == new.read_bytes()
     assert (to / "data-0.raw").read_bytes() == old.read_bytes()
-    assert any("the VM no longer has the disk data-0" in event.text for event in told if isinstance(event, Notice))
+    assert any(
+        "the VM no longer has the disk data-0" in event.text for event in told if isinstance(event, Notice)
+    )
 
 
 @pytest.mark.slow

@@ -257,9 +257,9 @@ class Replica:
         return saved.manifest, saved.baseline
 
     def left(self) -> Json | None:
-        """See Kept."""
-        kept = self._load()
-        return kept.baseline if kept is not None else None
+        """See Based."""
+        saved = self._load()
+        return saved.baseline if saved is not None else None
 
     def leave(self, baseline: Callable[[], Json | None]) -> None:
         """See Based."""
