@@ -105,40 +105,63 @@ def test_from_afar_a_worker_reads_until_a_list_is_proved(
     assert len(azure.resources()) == len(before) + 1
 
 
-def refused(request: Request) -> Response | None:
-    """A policy that forbids snapshots that can be exported."""
+def instead(refusal: Callable[[Request], Response | None]) -> Intercept:
+    """A service that answers some requests in this way."""
+    return lambda request, answer: refusal(request) or answer(request)
+
+
+def denied(request: Request) -> Response | None:
+    """By a policy that forbids snapshots that can be exported."""
     if request.method == "PUT" and "/snapshots/" in request.path and b"AllowAll" in request.body:
-        error = {"error": {"code": "RequestDisallowedByPolicy", "message": "Disallowed by policy."}}
-        return Response(403, {"Content-Type": "application/json"}, json.dumps(error).encode())
-    return None
-
-
-def closed(request: Request) -> Response | None:
-    """A service whose hosts for snapshots cannot be reached."""
-    if "/md-" in request.url:
-        body = b"<?xml version='1.0'?><Error><Code>AuthorizationFailure</Code><Message>no</Message></Error>"
-        headers = {"x-ms-error-code": "AuthorizationFailure", "Content-Type": "application/xml"}
-        return Response(403, headers, body)
+        return refusal(403, "RequestDisallowedByPolicy", "Disallowed by policy.")
     return None
 
 
 def full(request: Request) -> Response | None:
-    """A family of snapshots that others read already."""
+    """As others read snapshots of the family already."""
     if request.path.lower().endswith("/begingetaccess"):
-        error = {"error": {"code": "OperationNotAllowed", "message": "5 snapshots have active SAS."}}
-        return Response(409, {"Content-Type": "application/json"}, json.dumps(error).encode())
+        return refusal(409, "OperationNotAllowed", "5 snapshots have active SAS.")
     return None
 
 
+def refusal(status: int, code: str, message: str) -> Response:
+    error = {"error": {"code": code, "message": message}}
+    return Response(status, {"Content-Type": "application/json"}, json.dumps(error).encode())
+
+
+def unreachable(request: Request) -> Response | None:
+    return blocked() if "/md-" in request.url else None
+
+
 def no_lists(request: Request) -> Response | None:
-    """A service that gives no lists of pages."""
-    return closed(request) if request.query.get("comp") == "pagelist" else None
+    return blocked() if request.query.get("comp") == "pagelist" else None
+
+
+def blocked() -> Response:
+    body = b"<?xml version='1.0'?><Error><Code>AuthorizationFailure</Code><Message>no</Message></Error>"
+    return Response(403, {"x-ms-error-code": "AuthorizationFailure", "Content-Type": "application/xml"}, body)
+
+
+def modified(old: bytes, new: bytes) -> Intercept:
+    """A policy that changes snapshots as they are created."""
+
+    def intercept(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "PUT" and "/snapshots/" in request.path:
+            request = replace(request, body=request.body.replace(old, new))
+        return answer(request)
+
+    return intercept
 
 
 OBSTACLES = {
-    "a policy forbids it": (refused, "it has the network access policy DenyAll"),
-    "unreachable": (closed, "AuthorizationFailure"),
-    "others read the family": (full, "5 snapshots have active SAS"),
+    "a policy forbids it": (instead(denied), "it has the network access policy DenyAll"),
+    "a policy closes it": (modified(b"AllowAll", b"DenyAll"), "it has the network access policy DenyAll"),
+    "a policy wants sign-in": (
+        modified(b'"incremental"', b'"dataAccessAuthMode": "AzureActiveDirectory", "incremental"'),
+        "it has the data access mode AzureActiveDirectory",
+    ),
+    "unreachable": (instead(unreachable), "AuthorizationFailure"),
+    "others read the family": (instead(full), "5 snapshots have active SAS"),
 }
 
 
@@ -146,11 +169,11 @@ OBSTACLES = {
 def test_a_snapshot_that_cannot_be_read_after_all_is_read_by_a_worker(
     azure: Sandbox, connect: Connect, image: Image, told: list[Event], tmp_path: Path, obstacle: str
 ) -> None:
-    disk, before = image("os", seed=1), azure.resources()
+    disk = image("os", seed=1)
     azure.add_vm("web", disk)
     before = azure.resources()
     refuse, why = OBSTACLES[obstacle]
-    azure.intercept = in_azure("westeurope", lambda request, answer: refuse(request) or answer(request))
+    azure.intercept = in_azure("westeurope", refuse)
     (report,) = connect(environment=AUTO).replicate("web", tmp_path / "images").disks
     assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
     assert (report.mechanism, report.tier) == ("hybrid", "whole")
@@ -166,8 +189,7 @@ def test_with_hybrid_whatever_has_no_lists_is_read_as_a_whole(
     disk = image("os", seed=1)
     azure.add_vm("web", disk)
     before = azure.resources()
-    refuse, why = OBSTACLES.get(obstacle, (no_lists, "AuthorizationFailure"))
-    azure.intercept = lambda request, answer: refuse(request) or answer(request)
+    azure.intercept, why = OBSTACLES.get(obstacle, (instead(no_lists), "AuthorizationFailure"))
     source = connect(environment={"replica_export_mechanism": "hybrid"})
     (report,) = source.replicate("web", tmp_path / "images").disks
     assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
@@ -191,6 +213,60 @@ def test_only_disks_that_need_it_are_read_by_the_worker(
     assert "PremiumV2_LRS" in done.disks[1].reason
     for name, disk in zip(("os", "data-0"), disks, strict=True):
         assert (tmp_path / f"images/{name}.raw").read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.parametrize("policy", ["a policy forbids it", "a policy closes it"])
+def test_without_a_choice_a_policy_ends_the_run_and_nothing_is_left(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, policy: str
+) -> None:
+    azure.add_vm("web", image("os", seed=1))
+    before = azure.resources()
+    azure.intercept, _ = OBSTACLES[policy]
+    source = connect(environment={"replica_export_mechanism": "snapshots"})
+    with pytest.raises(errors.Denied) as caught:
+        source.replicate("web", tmp_path / "images")
+    assert "policy" in f"{caught.value.message} {caught.value.remedy}".lower()
+    assert azure.resources() == before
+
+
+@pytest.mark.parametrize(
+    "disk", [{"sku": "UltraSSD_LRS"}, {"sku": "PremiumV2_LRS"}, {"sectors": 4096}], ids=str
+)
+def test_a_disk_that_has_no_lists_is_read_as_a_whole_by_hybrid_and_refused_by_snapshots(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, disk: dict[str, Any]
+) -> None:
+    original = image("os", seed=1)
+    azure.add_vm("web", original)
+
+    def change(document: Any) -> None:
+        document["sku"]["name"] = disk.get("sku", "Premium_LRS")
+        document["properties"]["creationData"]["logicalSectorSize"] = disk.get("sectors", 512)
+
+    azure.intercept = changed("/disks/web-os", change)
+    before = azure.resources()
+    (report,) = (
+        connect(environment={"replica_export_mechanism": "hybrid"}).replicate("web", tmp_path / "a").disks
+    )
+    assert (tmp_path / "a/os.raw").read_bytes() == original.read_bytes()
+    assert (report.mechanism, report.tier) == ("hybrid", "whole")
+    assert str(next(iter(disk.values()))) in report.reason
+    with pytest.raises(errors.InvalidInput, match="cannot be read from its snapshot"):
+        connect(environment={"replica_export_mechanism": "snapshots"}).replicate("web", tmp_path / "b")
+    assert azure.resources() == before
+
+
+def test_access_that_dies_in_the_run_is_granted_again(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
+) -> None:
+    disk = image("os", seed=1)
+    azure.add_vm("web", disk)
+    before = azure.resources()
+    azure.intercept = in_azure("westeurope")
+    azure.faults.add("sas-expired", after=3)
+    (report,) = connect(environment=AUTO).replicate("web", tmp_path / "images").disks
+    assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
+    assert report.mechanism == "snapshots"
+    assert azure.resources() == before
 
 
 LACKING = [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import partial
 
 from ..azure import names
+from ..machine.cloning import OPEN
 from ..model import Json, at
-from .finding import Finding, ask, error
+from ..settings import AUTO, HYBRID, SNAPSHOTS
+from .finding import Finding, ask, error, warning
 from .subject import Subject
 
 # Azure Policy requires an API version with a resource; the properties sent here are the same in all versions.
@@ -26,6 +28,8 @@ def policy(subject: Subject) -> Iterator[Finding]:
             kinds["ip"] = "ip"
         if not subject.context.environment.export_network:
             kinds["vnet"] = "vnet"
+    if subject.context.environment.replica_export_mechanism in (HYBRID, AUTO):
+        yield from _readable(subject)
     denied: dict[str, list[str]] = {}
     fields: set[str] = set()
     for kind, role in kinds.items():
@@ -50,14 +54,31 @@ def policy(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _restrictions(subject: Subject, kind: str, role: str) -> Json:
+def _readable(subject: Subject) -> Iterator[Finding]:
+    """Ask about snapshots that can be read through URLs; without them, a worker reads whole disks."""
+    question = partial(_restrictions, subject, "snapshot", "snapshot-os", OPEN)
+    answer = yield from ask("read", question, optional=True)
+    for policy in _denying(answer) if answer is not None else ():
+        yield warning(
+            "read",
+            f"Azure Policy would deny snapshots that can be read through URLs ({policy}): a worker reads whole disks",
+        )
+
+
+def _restrictions(
+    subject: Subject, kind: str, role: str, properties: Mapping[str, str] | None = None
+) -> Json:
     run = "0" * 8
+    if kind == "snapshot" and subject.context.environment.replica_export_mechanism == SNAPSHOTS:
+        properties = OPEN
     content = {
         "type": names.TYPES[kind],
         "name": names.resource(run, role),
         "location": subject.context.environment.location,
         "tags": names.tags(run, role, "", datetime.now(timezone.utc), subject.context.environment.tags),
     }
+    if properties:
+        content["properties"] = dict(properties)
     if kind == "vm" and subject.context.environment.export_worker_encryption_at_host:
         content["properties"] = {"securityProfile": {"encryptionAtHost": True}}
     version = subject.context.azure.api_versions.get(names.TYPES[kind].lower(), _ANY_VERSION)

@@ -17,6 +17,8 @@ from ..model import Disk, Json
 from ..run.resources import Resources
 from ..threads import ordered
 
+# The access settings of a snapshot that can be read through a URL.
+OPEN = {"networkAccessPolicy": "AllowAll", "publicNetworkAccess": "Enabled"}
 Exported = Literal["yes", "perhaps", "no"]
 _INCREMENTAL_ONLY = {"UltraSSD_LRS", "PremiumV2_LRS"}
 # The assumed rate of a background copy in bytes per second; for estimates only.
@@ -117,7 +119,7 @@ def why_closed(snapshot: Json) -> str:
 def _taken(resources: Resources, disk: Disk, *, incremental: bool, readable: bool = False) -> Json:
     access = _access(resources, disk)
     if readable:
-        access |= {"networkAccessPolicy": "AllowAll", "publicNetworkAccess": "Enabled"}
+        access |= OPEN
     return resources.create(
         "snapshot",
         f"snapshot-{disk.name}",

@@ -23,7 +23,7 @@ class ThreadedAgent:
     def _serve(self) -> None:
         out = wire.Output(wire.pipe_writer(self._output))
         incoming = None
-        with suppress(EOFError, OSError):
+        with suppress(EOFError, OSError, wire.Failure):  # the host is gone
             job = main.receive(self._input)
             incoming = wire.Input(self._input, gone=lambda: None)
             name = main.chosen(job)
