@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from coriolis_azure.azure import names
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers.changed import WINDOW
+from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import DiskReport, Source
 from harness.constants import MIB
@@ -338,6 +340,45 @@ def test_a_change_that_is_not_listed_is_found_within_so_many_runs(
         replica.azure.intercept, runs = None, runs + 1
     assert 1 < runs <= WINDOW
     assert any("leaves out a change" in event.text for event in told if isinstance(event, Notice))
+
+
+def refusing_to_end_access(times: int) -> Callable[[Request, Callable[[Request], Response]], Response]:
+    """An Azure that is busy with each snapshot so many times when the access to it is ended."""
+    asked: Counter[str] = Counter()
+
+    def intercept(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.path.endswith("/endGetAccess"):
+            asked[request.path] += 1
+            if asked[request.path] <= times:
+                body = {"error": {"code": "AnotherOperationInProgress", "message": "busy"}}
+                return Response.of(409, body)
+        return answer(request)
+
+    return intercept
+
+
+@pytest.mark.parametrize(("times", "patience"), [(1, 60), (10**6, 0)])
+def test_what_can_still_be_read_is_no_baseline(
+    replica: Replica, connect: Connect, monkeypatch: pytest.MonkeyPatch, times: int, patience: int
+) -> None:
+    """If ending the access fails for good, the snapshot is not kept: a URL would outlive the run."""
+    monkeypatch.setattr(resources, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(resources, "PATIENCE_SECONDS", patience)
+    replica.run()
+    before = set(replica.baselines())
+    replica.azure.intercept = refusing_to_end_access(times)
+    report = connect(environment=KEPT).replicate("web", replica.folder)
+    new = set(replica.baselines()) - before
+    if times == 1:
+        assert len(new) == 1
+        assert replica.exposed() == []
+    else:
+        assert new == set()
+        assert {id.lower() for id in report.left_behind} == {id.lower() for id in replica.exposed()} - {
+            id.lower() for id in before
+        }
+    replica.azure.intercept = None
+    replica.run()
 
 
 class Died(BaseException):

@@ -269,6 +269,24 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> N
     assert rb"'\xe9' is not a known error code" in done.stderr
 
 
+@pytest.mark.parametrize("line", [["--help"], ["explain", "nonsense", "--json"], ["explain", "é"]])
+def test_a_reader_who_leaves_an_ascii_stream_is_no_error_either(
+    line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "coriolis_azure", *line], stdout=writer, stderr=writer)
+    os.close(writer)
+    assert done.returncode == (0 if line == ["--help"] else errors.InvalidInput.exit_code)
+
+
+def test_help_is_ascii_where_nothing_else_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = subprocess.run([sys.executable, "-m", "coriolis_azure", "--help"], capture_output=True, check=True)
+    assert done.stdout.isascii()
+
+
 # JSON
 
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from ..replica.verification import Verdict
 
 EXIT_CODES = """\b
-Exit codes: 0 done · 2 input · 3 Azure · 4 worker · 5 transfer · 6 deadline · 7 cleanup incomplete
-            (lists the ids left behind) · 8 done, but standard output could not be written ·
-            130 interrupted · 1 a bug in this program"""
+Exit codes: 0 done, 2 input, 3 Azure, 4 worker, 5 transfer, 6 deadline, 7 cleanup incomplete
+            (lists the ids left behind), 8 done, but standard output could not be written,
+            130 interrupted, 1 a bug in this program"""
 _UNTAGGED = (
     "Resources with the names of ours but without our tags are left alone. "
     "Delete them by hand, unless they belong to a run that is active."

@@ -132,8 +132,8 @@ def show_machine(machine: Machine) -> None:
     firmware = f"{machine.firmware} with secure boot" if machine.secure_boot else machine.firmware
     out().print(
         cleaned(
-            f"{machine.size}: {counted(machine.vcpus, 'vCPU')}, {machine.memory_mb} MiB · {machine.os_type} · "
-            f"{firmware} · hostname {machine.hostname or 'unknown'}"
+            f"{machine.size}: {counted(machine.vcpus, 'vCPU')}, {machine.memory_mb} MiB, {machine.os_type}, "
+            f"{firmware}, hostname {machine.hostname or 'unknown'}"
         )
     )
     disks = [

@@ -25,6 +25,8 @@ class FailSafeStream:
         self.error: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # click writes UTF-8 there, past us, if the encoding is ASCII
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:

@@ -11,6 +11,7 @@ from ..azure.context import Context
 from ..azure.exports import Export
 from ..errors import AzureError, DeadlinePassed, Denied, InvalidInput
 from ..model import Disk
+from ..run.resources import end_access
 from ..threads import ordered
 from . import cloning
 
@@ -101,8 +102,8 @@ def probed(context: Context, disk: Disk, snapshot: str) -> Iterator[Export]:
 
 
 def _end(context: Context, snapshot: str) -> None:
-    """End the access to a snapshot. If that fails, its deletion ends it."""
+    """End the access to a snapshot. If that fails, its deletion ends it: it is not kept as a baseline then."""
     try:
-        context.azure.revoke_access(snapshot)
+        end_access(context.azure, snapshot, context.clock)
     except (AzureError, DeadlinePassed) as error:
         LOG.warning("the access to %s could not be ended: %s", snapshot, error)

@@ -19,7 +19,7 @@ from ..errors import AzureError, DeadlinePassed
 from ..events import Notice
 from ..model import Json, at
 from ..threads import Lock
-from .resources import Resources
+from .resources import Resources, end_access, is_open
 
 LOG = logging.getLogger(__name__)
 _CLOSED = {"networkAccessPolicy": "DenyAll", "publicNetworkAccess": "Disabled"}
@@ -161,7 +161,7 @@ class Baselines:
         """Let a baseline no longer be read. A failure is only logged: it is deleted when the run ends well."""
         azure = self._context.azure
         try:
-            azure.revoke_access(baseline.id)
+            end_access(azure, baseline.id, self._context.clock)
             azure.patch_snapshot(baseline.id, {"properties": _CLOSED})
         except (AzureError, DeadlinePassed) as error:
             LOG.warning("the access to %s could not be ended: %s", baseline.id, error)
@@ -199,6 +199,8 @@ class Baselines:
         }
         if disk in self._owners:
             tags[names.DESTINATION_TAG] = self._owners[disk].destination
+        if is_open(context.azure.get(baseline.id)):  # ending the access has failed
+            end_access(context.azure, baseline.id, context.clock)
         context.azure.patch_snapshot(baseline.id, {"tags": tags, "properties": _CLOSED})
 
     def retire(self) -> None:

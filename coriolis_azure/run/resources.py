@@ -20,7 +20,7 @@ from ..azure.client import Azure
 from ..clock import Clock, hurried
 from ..errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, HostExhausted, NotFound
 from ..events import Report, Wait, counted, silent
-from ..model import Json, Run
+from ..model import Json, Run, at
 from ..threads import Lock, every, ordered
 from .holders import holders
 from .interrupts import Spare, shielded
@@ -254,7 +254,7 @@ class _Deletion:
             )
         try:
             LOG.info("delete %s", id)
-            if str(document["properties"].get("diskState", "")).startswith("ActiveSAS"):
+            if is_open(document):
                 self.azure.revoke_access(id)  # of a run that died: Azure deletes nothing that can be read
             self.azure.delete(id)
         except Conflict as error:
@@ -309,6 +309,17 @@ def patiently(
                 raise
             LOG.info("%s has to wait, trying again: %s", action, error)
             waiting.pause(pause)
+
+
+def is_open(document: Json) -> bool:
+    """Whether a disk or snapshot can be read through a URL."""
+    return str(at(document, "properties.diskState") or "").startswith("ActiveSAS")
+
+
+def end_access(azure: Azure, snapshot: str, clock: Clock) -> None:
+    """Make all URLs of a snapshot invalid, retrying while waiting can help."""
+    act = partial(azure.revoke_access, snapshot)
+    patiently(act, f"ending the access to {snapshot}", clock, PATIENCE_SECONDS, azure.report)
 
 
 def _may_pass(error: AzureError) -> bool:
