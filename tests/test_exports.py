@@ -13,6 +13,7 @@ import pytest
 from coriolis_azure import errors
 from coriolis_azure.azure import permissions
 from coriolis_azure.azure.sas import Sas, masked
+from coriolis_azure.events import Event, Notice
 from coriolis_azure.machine import cloning
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
@@ -185,6 +186,91 @@ def test_a_snapshot_of_a_dead_run_is_closed_before_it_is_deleted(
         source.azure.grant_read(taken["os"], 3600)
     assert source.finish(run) == []
     assert azure.resources() == before
+
+
+@pytest.mark.parametrize("strangers", [4, 5])
+def test_a_family_full_of_other_peoples_urls(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, strangers: int
+) -> None:
+    """Azure lets five snapshots of a disk be read at a time. With four taken, there is no room for the baseline."""
+    disk = image("os", seed=1)
+    azure.add_vm("web", disk)
+    source = connect(environment={**SNAPSHOTS, "keep_baseline": True})
+    for _ in range(2):
+        source.replicate("web", tmp_path / "images")
+    (os_disk,) = source.inspect("web").disks
+    group = os_disk.id.rpartition("/disks/")[0]
+    for number in range(strangers):
+        id = f"{group}/snapshots/backup-{number}"
+        creation = {"createOption": "Copy", "sourceResourceId": os_disk.id}
+        body = {"location": "westeurope", "properties": {"creationData": creation, "incremental": True}}
+        source.azure.put(id, body)
+        source.azure.grant_read(id, 3600)
+    before = azure.resources()
+    azure.disk(os_disk.id).write(0, b"changed" * 512)
+    if strangers == 5:
+        with pytest.raises(errors.AzureError, match="active shared access signature") as caught:
+            source.replicate("web", tmp_path / "images")
+        assert caught.value.remedy
+        assert azure.resources() == before
+        return
+    (report,) = source.replicate("web", tmp_path / "images").disks
+    assert (tmp_path / "images/os.raw").read_bytes() == azure.disk(os_disk.id).path.read_bytes()
+    assert report.tier == "allocated"
+    assert "active shared access signature" in report.reason
+    assert len(azure.resources()) == len(before)
+
+
+def test_a_policy_that_closes_snapshots_ends_the_run_with_nothing_left(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os", seed=1))
+    before = azure.resources()
+    azure.faults.add("network-policy", times=0)
+    with pytest.raises(errors.AzureError, match="DenyAll") as caught:
+        connect(environment=SNAPSHOTS).replicate("web", tmp_path / "images")
+    assert caught.value.remedy
+    assert azure.resources() == before
+
+
+def test_a_baseline_that_cannot_be_deleted_is_named(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, told: list[Event]
+) -> None:
+    """Somebody has locked it, or made it immutable. The replica is right, and the next run goes on."""
+    azure.add_vm("web", image("os", seed=1))
+    source = connect(environment={**SNAPSHOTS, "keep_baseline": True})
+    source.replicate("web", tmp_path / "images")
+    (locked,) = [each["id"] for each in azure.resources() if each["type"].endswith("/snapshots")]
+    azure.faults.add("lock", path=locked.rpartition("/")[2], times=0)
+    disk = azure.disk(source.inspect("web").disks[0].id)
+    for number in (1, 2):
+        disk.write(number * 4096, b"changed" * 512)
+        result = source.replicate("web", tmp_path / "images")
+        assert (tmp_path / "images/os.raw").read_bytes() == disk.path.read_bytes()
+        assert result.left_behind == ()  # it has an end date, and each run tries again
+        notices = [event.text.lower() for event in told if isinstance(event, Notice)]
+        assert sum(f"{locked.lower()} could not be deleted" in text for text in notices) == number
+    azure.faults.clear()
+    source.replicate("web", tmp_path / "images")
+    snapshots = [each["id"] for each in azure.resources() if each["type"].endswith("/snapshots")]
+    assert len(snapshots) == 1
+    assert snapshots != [locked]
+
+
+def test_an_error_page_of_a_proxy_is_no_traceback(
+    azure: Sandbox, connect: Connect, image: Image, watched: Watched, tmp_path: Path
+) -> None:
+    """XML without the words that the storage library looks for in an error."""
+    disk = image("os", seed=1)
+    azure.add_vm("web", disk)
+    page = Response(403, {"Content-Type": "application/xml"}, b"<html><body>Denied by proxy</body></html>")
+    watched.before = lambda request: page if request.query.get("comp") == "pagelist" else None
+    (report,) = connect(environment=SNAPSHOTS).replicate("web", tmp_path / "images").disks
+    assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
+    assert report.tier == "whole"
+    watched.before = lambda request: page if request.path.endswith("/abcd") else None
+    with pytest.raises(errors.Denied):
+        connect(environment=SNAPSHOTS).replicate("web", tmp_path / "others")
 
 
 def test_a_signed_url_is_shown_as_its_host() -> None:

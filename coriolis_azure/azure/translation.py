@@ -61,10 +61,22 @@ def translated(verb: str, resource: str) -> Iterator[None]:
         raise _error(verb, resource, error) from error
     except _NO_ANSWER as error:
         raise _unreachable(verb, resource, error) from error
+    except TypeError as error:  # the storage library's, about an error whose document has no message
+        if (refusal := _behind(error)) is None:
+            raise
+        raise _error(verb, resource, refusal) from error
     except SdkError as error:
         raise errors.AzureError(
             f"could not {verb} {resource}: {masked(error.message)}", resource=resource
         ) from error
+
+
+def _behind(error: BaseException) -> HttpResponseError | None:
+    """The answer of Azure that was being handled when the error was raised."""
+    cause = error.__context__
+    while cause is not None and not isinstance(cause, HttpResponseError):
+        cause = cause.__context__
+    return cause
 
 
 def _unreachable(verb: str, resource: str, error: BaseException) -> errors.CoriolisAzureError:
