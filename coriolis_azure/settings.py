@@ -149,6 +149,7 @@ class Image:
 
 # The values of replica_export_mechanism.
 WORKER, SNAPSHOTS, HYBRID, AUTO = "worker", "snapshots", "hybrid", "auto"
+DISK, CRASH, APPLICATION = "disk", "crash", "application"  # values of consistency
 _FORMER_MECHANISMS: dict[str, str] = {"azure_worker": WORKER}
 
 
@@ -176,6 +177,7 @@ class Environment:
     storage_container_name: str
     storage_use_account_key: bool
     replica_export_mechanism: str
+    consistency: str
     keep_baseline: bool
     baseline_days: int
     full_every: int
@@ -235,6 +237,7 @@ class Environment:
             storage_container_name=settings.get("storage_container_name", ""),
             storage_use_account_key=settings["storage_use_account_key"],
             replica_export_mechanism=mechanism,
+            consistency=settings["consistency"],
             keep_baseline=settings["keep_baseline"],
             baseline_days=int(settings["baseline_days"]),
             full_every=int(settings["full_every"]),

@@ -515,11 +515,11 @@ class Source:
         old = list(baselines) if every else expired(self.context, baselines)
         ids = [each.id for each in old]
         clock = self.context.clock
-        return old, [] if dry_run else delete(self.azure, ids, clock)
+        return old, [] if dry_run else delete(self.azure, ids, clock, self.storage)
 
     def disown(self, owners: Sequence[Owner]) -> list[str]:
         """Delete the baselines of volumes that are given up; return the ids of what could not be deleted."""
-        return delete(self.azure, owned(self.context, owners), self.context.clock)
+        return delete(self.azure, owned(self.context, owners), self.context.clock, self.storage)
 
     def untagged(self) -> list[str]:
         """The ids of resources with the names of ours but without our tags, which clean-up leaves alone."""

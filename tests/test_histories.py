@@ -51,10 +51,15 @@ class Destination:
         """One run, as `Source.replicate` does it, from the sweep to the deletion of what is not kept."""
         family = self.family
         settings = SimpleNamespace(
-            keep_baseline=keep, baseline_days=14, full_every=full_every, tags={}, chunk_size_kib=64
+            keep_baseline=keep,
+            baseline_days=14,
+            full_every=full_every,
+            tags={},
+            resource_group="g",
+            chunk_size_kib=self.chunk >> 10,
         )
         context: Any = SimpleNamespace(azure=family, clock=self.clock, report=silent, environment=settings)
-        run = SimpleNamespace(instance="web", group="g")
+        run = SimpleNamespace(id="run", instance="web", group="g")
         resources: Any = SimpleNamespace(run=run, outlives=lambda snapshot: None, delete=family.delete)
         baselines = Baselines(context, resources)
         family.delete([id for id, taken in family.snapshots.items() if not is_baseline(taken.document)])

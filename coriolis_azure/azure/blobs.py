@@ -8,7 +8,7 @@ Azure's errors are translated by `translation.translated`, as everywhere; the st
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -37,13 +37,13 @@ from ..events import Report, Wait, silent
 from ..model import Json, canonical_location
 from . import names
 from .client import Azure
+from .page_lists import WINDOW, Range
 from .pages import Pages
 from .patience import whole
 from .translation import translated
 
 PAGE = 512
 MOST = 4 << 20  # the most bytes that one request may write
-WINDOW = 128 << 30  # bytes per listing of pages: listing all of a large blob at once may time out in Azure
 _TYPE = "Microsoft.Storage/storageAccounts"
 _COPY_SECONDS = 24 * 3600.0
 # How Azure asks for fewer requests.
@@ -69,6 +69,7 @@ class Listed:
     snapshot: str
     version: str
     metadata: Mapping[str, str]
+    size: int = 0
 
 
 class Storage:
@@ -238,7 +239,9 @@ class Container:
         with translated("list the blobs of", self.url):
             for blob in whole(self._client.list_blobs(name_starts_with=prefix or None, include=include)):
                 version = "" if blob.is_current_version else blob.version_id
-                yield Listed(blob.name, blob.snapshot or "", version or "", blob.metadata or {})
+                yield Listed(
+                    blob.name, blob.snapshot or "", version or "", blob.metadata or {}, blob.size or 0
+                )
 
 
 class Blob:
@@ -377,6 +380,19 @@ class Blob:
         """List the allocated pages among the first `size` bytes, in as many requests as it takes."""
         with translated("list the pages of", self.url):
             return allocated(self._client, size)
+
+    def page_ranges(
+        self, offset: int, length: int, *, since: str, hook: Callable[[Any], None]
+    ) -> list[Range]:
+        """The allocated pages of a range or, with `since`, the ones that changed after that snapshot of this blob.
+
+        `hook` sees every answer.
+        """
+        with translated("list the pages of", self.url):
+            listed = self._client.list_page_ranges(
+                offset=offset, length=length, previous_snapshot=since or None, raw_response_hook=hook
+            )
+            return [(pages.start or 0, (pages.end or 0) + 1, bool(pages.cleared)) for pages in whole(listed)]
 
     # Leases
 

@@ -18,7 +18,7 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 from .. import __version__, errors
 from ..clock import Clock
 from ..events import Report, silent
-from ..model import Json, canonical_location, must
+from ..model import Json, at, canonical_location, must
 from ..settings import Connection, Image
 from . import documents, names
 from .api_versions import ApiVersions
@@ -107,6 +107,7 @@ class Azure:
             "vm": self._compute.virtual_machines,
             "disk": self._compute.disks,
             "snapshot": self._compute.snapshots,
+            "collection": self._compute.restore_point_collections,
             "nic": self._network.network_interfaces,
             "ip": self._network.public_ip_addresses,
             "nsg": self._network.network_security_groups,
@@ -148,8 +149,13 @@ class Azure:
             return _named(_documents(self._resources.resource_groups.list()))
 
     def get(self, id: str, **options: str) -> Json:
-        """The resource `id`, whose type is one of `names.TYPES`; `expand="instanceView"` adds a VM's state."""
+        """The resource `id`, whose type is one of `names.TYPES`; `expand="instanceView"` adds a VM's state.
+
+        Or a disk of a restore point.
+        """
         with translated("read", id):
+            if names.is_disk_point(id):
+                return _complete(id, _document(self._compute.disk_restore_point.get(*_place(id))))
             operations = self._kinds[names.kind_of(id)]
             return _complete(id, _document(operations.get(names.group_of(id), names.name_of(id), **options)))
 
@@ -303,6 +309,9 @@ class Azure:
         """
         operations = self._kinds[names.kind_of(id)]
         options = {"headers": {"If-Match": etag}} if etag else {}
+        if not hasattr(operations, "begin_create_or_update"):
+            with translated("create", id):
+                return _complete(id, _document(operations.create_or_update(*_place(id), body, **options)))
         begin = partial(operations.begin_create_or_update, **options)
         return _complete(id, self._completed("create", id, begin, body))
 
@@ -318,24 +327,46 @@ class Azure:
     def tag(self, id: str, tags: Mapping[str, str]) -> None:
         """Replace the tags of a resource."""
         operations, body = self._kinds[names.kind_of(id)], {"tags": dict(tags)}
-        if hasattr(operations, "update_tags"):
-            with translated("tag", id):
-                operations.update_tags(names.group_of(id), names.name_of(id), body)
-        else:
+        if hasattr(operations, "begin_update"):
             self._completed("tag", id, operations.begin_update, body)
+        else:
+            update = getattr(operations, "update_tags", None) or operations.update
+            with translated("tag", id):
+                update(*_place(id), body)
 
     def grant_read(self, snapshot: str, seconds: int) -> Sas:
-        """Let whoever has the URL read a snapshot for so long. Granting again prolongs it."""
+        """Let whoever has the URL read a snapshot, or a disk of a restore point, for so long.
+
+        Granting again prolongs it.
+        """
         wanted = {"access": "Read", "durationInSeconds": seconds}
-        granted = self._completed("export", snapshot, self._kinds["snapshot"].begin_grant_access, wanted)
+        granted = self._completed("export", snapshot, self._exporting(snapshot).begin_grant_access, wanted)
         return Sas(must(granted, "accessSAS"))
 
     def revoke_access(self, snapshot: str) -> None:
-        """Make all URLs of a snapshot invalid. Does nothing if it does not exist."""
+        """Make all URLs of a snapshot, or of a disk of a restore point, invalid. Does nothing if it does not exist."""
         try:
-            self._completed("end the export of", snapshot, self._kinds["snapshot"].begin_revoke_access)
+            self._completed("end the export of", snapshot, self._exporting(snapshot).begin_revoke_access)
         except errors.NotFound:
             return
+
+    def _exporting(self, id: str) -> Any:
+        return self._compute.disk_restore_point if names.is_disk_point(id) else self._kinds["snapshot"]
+
+    def create_point(self, id: str, body: Mapping[str, Any]) -> Json:
+        """Create the restore point `id` and wait until it is there. Azure's refusals of too many are not repeated."""
+        begin = partial(self._compute.restore_points.begin_create, retry_status=0)
+        return _complete(id, self._completed("create", id, begin, body))
+
+    def close_points(self, collection: str) -> None:
+        """Make all URLs of the restore points in a collection invalid."""
+        for point in at(self.get(collection, expand="restorePoints"), "properties.restorePoints", []):
+            with translated("list the disks of", point["id"]):
+                disks = _documents(
+                    self._compute.disk_restore_point.list_by_restore_point(*_place(point["id"]))
+                )
+            for disk in disks:
+                self.revoke_access(must(disk, "id"))
 
     def delete(self, id: str) -> None:
         """Delete `id` and wait until it is gone. Does nothing if it does not exist. A VM is not shut down first."""
@@ -394,8 +425,13 @@ class Azure:
         with translated(verb, id):
             with _malformed_answers():
                 polling = Polling(verb, id, self.report)
-                poller = begin(names.group_of(id), names.name_of(id), *body, polling=polling)
+                poller = begin(*_place(id), *body, polling=polling)
             return _document(poller.result())
+
+
+def _place(id: str) -> tuple[str, ...]:
+    """The arguments with which the SDKs name a resource, or a child of one."""
+    return (names.group_of(id), *names.path_of(id))
 
 
 def _document(model: Any) -> Json:

@@ -7,8 +7,9 @@ that changed from one to the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -16,88 +17,57 @@ from azure.storage.blob import BlobClient
 
 from .. import __version__
 from ..clock import Clock
-from ..errors import AzureError, Denied, Unreadable
+from ..errors import Denied, Unreadable
+from ..model import Json
 from ..threads import Lock
 from . import blobs, patience
 from .client import Azure
 from .pace import Pace
-from .pages import PAGE, Pages
+from .page_lists import Range, SnapshotBlob
 from .patience import whole
 from .ranges import Ranges
 from .sas import Sas
 from .translation import translated
 
 T = TypeVar("T")
-Range = tuple[int, int, bool]  # start, exclusive end, whether it was cleared
 # The grant's end is not in its URL. A URL that leaked is of use for an hour at most.
 _SECONDS = 3600
 # The newest version that a recorded exchange with these hosts has used.
 _VERSION = "2021-04-10"
-_SMALLEST_WINDOW = 1 << 30
 _MOST_READS = 32  # at a time
 
 
-class Export:
-    """The content of the snapshot of a disk of `size` bytes, which several threads read.
+class Export(SnapshotBlob):
+    """The content of the managed snapshot of a disk of `size` bytes.
 
     Whoever opens it ends the access.
     """
 
     def __init__(self, azure: Azure, snapshot: str, size: int, clock: Clock) -> None:
-        self._azure, self.snapshot, self.size, self._clock = azure, snapshot, size, clock
+        super().__init__(snapshot, size)
+        self._azure, self._clock = azure, clock
         self._lock, self._pace = Lock(), Pace(clock, _MOST_READS)
         self._access = self._granted()
 
     def fill(self, offset: int, data: memoryview) -> None:
-        """Fill `data` with what the disk holds from `offset` on."""
+        """See SnapshotBlob."""
         self._ask("read", lambda access: access.content.fill(offset, data))
 
-    def pages(self) -> Pages:
-        """The allocated pages of the disk. Raises Unreadable if the list is not complete or not Azure's."""
-        pages = Pages((start, end) for start, end, _ in self._listed(None))
-        if pages.is_empty(self.size, PAGE):
-            raise Unreadable("the list of pages ends before the footer of the disk")
-        return pages
+    def document(self) -> Json:
+        """See SnapshotBlob."""
+        return self._azure.get(self.snapshot)
 
-    def changes(self, older: Export) -> tuple[Pages, Pages]:
-        """The pages that were written and those that were cleared since `older`, a snapshot of the same family.
+    def _ranges(self, offset: int, length: int, older: SnapshotBlob | None) -> list[Range]:
+        if older is None:
+            allocated = partial(self._allocated_in, offset, length)
+            return self._ask("list the pages of", lambda access: allocated(access.lists))
+        if not isinstance(older, Export):
+            raise TypeError(f"a managed snapshot is not compared with {type(older).__name__}")
 
-        A page that was written again with equal content counts as written. Raises Unreadable for a list that Azure
-        would not give, AzureError if it does not compare these two.
-        """
-        written, cleared, both = Pages(), Pages(), Pages()
-        for start, end, is_cleared in self._listed(older):
-            both.append(start, end)  # all of them are in order
-            (cleared if is_cleared else written).append(start, end)
-        return written, cleared
-
-    def _listed(self, older: Export | None) -> Iterator[Range]:
-        """Yield the pages of the blob in windows, in order; with `older`, those that changed since."""
-        at, window, end = 0, blobs.WINDOW, self.size + PAGE
-        while at < end:
-            length = min(window, end - at)
-            try:
-                ranges = self._window(at, length, older)
-            except AzureError as error:
-                if error.code != "OperationTimedOut" or window <= _SMALLEST_WINDOW:
-                    raise
-                window //= 2
-                continue
-            yield from ranges
-            at += length
-
-    def _window(self, offset: int, length: int, older: Export | None) -> list[Range]:
-        """The pages of one window, from as many answers as it takes."""
-
-        def listed(access: _Access) -> list[Range]:
-            if older is None:
-                return self._allocated_in(offset, length, access.lists)
+        def changed(access: _Access) -> list[Range]:
             return self._changed_in(offset, length, older._current().sas.url, access.lists)
 
-        ranges = self._ask("list the pages of", listed, older)
-        if any(not offset <= start < end <= offset + length for start, end, _ in ranges):
-            raise Unreadable("the list of pages goes beyond what was asked for")
-        return ranges
+        return self._ask("list the pages of", changed, older)
 
     def _allocated_in(self, offset: int, length: int, client: BlobClient) -> list[Range]:
         listed = client.list_page_ranges(offset=offset, length=length, raw_response_hook=self._check)
@@ -111,21 +81,11 @@ class Export:
         while True:
             answer = _Answer()
             client.get_page_range_diff_for_managed_disk(previous, cls=answer, **options)
-            ranges += _ranges(answer.body)
+            ranges += _in_order(answer.body)
             if not (marker := answer.body.next_marker):
                 return ranges
             pages.turned(marker)
             options["marker"] = marker
-
-    def _check(self, response: Any) -> None:
-        """Raise Unreadable if an answer cannot be about this blob, or is by a service that may not know our request."""
-        headers = response.http_response.headers
-        if response.http_response.status_code != 200:
-            return
-        if headers.get("x-ms-blob-content-length") != str(self.size + PAGE):
-            raise Unreadable("the list of pages is of a blob of another size")
-        if headers.get("x-ms-version") != _VERSION:
-            raise Unreadable(f"the list of pages was not made by version {_VERSION} of the service")
 
     # Access
 
@@ -189,7 +149,7 @@ class _Answer:
         return body
 
 
-def _ranges(body: Any) -> list[Range]:
+def _in_order(body: Any) -> list[Range]:
     """The ranges of an answer in the order of their offsets. Azure mixes them in that order; the library does not."""
     written = [(each.start, each.end + 1, False) for each in body.page_range or ()]
     cleared = [(each.start, each.end + 1, True) for each in body.clear_range or ()]

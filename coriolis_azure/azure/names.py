@@ -31,9 +31,11 @@ VOLUME_TAG = "coriolis-volume"
 BASELINE_TAG = "coriolis-baseline"
 OURS = frozenset({RUN_TAG, POOL_TAG, VOLUME_TAG, BASELINE_TAG})
 UNTIL_TAG = "coriolis-until"  # when a baseline may be deleted by anybody's clean-up
+BY_TAG = "coriolis-by"  # on a baseline that is a snapshot of a blob, from its beginning: the run that took it
 # On a baseline of a volume: how the orchestrator describes the volume, for when its state is lost.
 DESTINATION_TAG = "coriolis-destination"
-# The content of a volume's record: the disk it is a copy of, the state it holds, and the run that may write to it.
+# The disk that a snapshot of a blob is of. The content of a volume's record: the disk it is a copy of, the
+# state it holds, and the run that may write to it.
 DISK_TAG = "coriolis-disk"
 HOLDS_TAG = "coriolis-holds"
 WRITER_TAG = "coriolis-writer"
@@ -43,6 +45,7 @@ TYPES = {
     "vm": "Microsoft.Compute/virtualMachines",
     "disk": "Microsoft.Compute/disks",
     "snapshot": "Microsoft.Compute/snapshots",
+    "collection": "Microsoft.Compute/restorePointCollections",
     "nic": "Microsoft.Network/networkInterfaces",
     "ip": "Microsoft.Network/publicIPAddresses",
     "nsg": "Microsoft.Network/networkSecurityGroups",
@@ -127,6 +130,16 @@ def resource_id(subscription: str, group: str, kind: str, name: str) -> str:
 def name_of(id: str) -> str:
     """The last part of an ARM id."""
     return id.rpartition("/")[2]
+
+
+def path_of(id: str) -> tuple[str, ...]:
+    """The names in an ARM id: that of the resource and, in the id of a child, those of its parents before it."""
+    return tuple(id.split("/")[8::2])
+
+
+def is_disk_point(id: str) -> bool:
+    """Whether this is the ARM id of a disk of a restore point."""
+    return "/diskrestorepoints/" in id.lower()
 
 
 def group_of(id: str) -> str:

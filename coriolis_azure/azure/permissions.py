@@ -17,6 +17,7 @@ from ..settings import Environment
 # Features chosen by the settings or the caller. An action without a feature is always needed.
 WORKER = "worker"
 EXPORT = "export of snapshots"
+RESTORE_POINTS = "restore points"
 PUBLIC_IP = "public IP"
 OWN_NETWORK = "own network"
 GIVEN_NETWORK = "existing network"
@@ -30,6 +31,7 @@ ACCOUNT_KEY = "storage account key"
 FEATURES = (
     WORKER,
     EXPORT,
+    RESTORE_POINTS,
     PUBLIC_IP,
     OWN_NETWORK,
     GIVEN_NETWORK,
@@ -80,6 +82,7 @@ def _of(
 
 
 _CONTAINERS = "Storage/storageAccounts/blobServices/containers"
+_POINTS = "Compute/restorePointCollections"
 _IMAGE = "Compute/locations/publishers/artifacttypes/offers/skus/versions/read"
 ACTIONS: tuple[Action, ...] = (
     *_of("connect", "find the resource group", "Resources/subscriptions/resourceGroups/read"),
@@ -125,6 +128,25 @@ ACTIONS: tuple[Action, ...] = (
         "read snapshots through a URL that Azure signs, and end that",
         *("Compute/snapshots/beginGetAccess/action", "Compute/snapshots/endGetAccess/action"),
         feature=EXPORT,
+    ),
+    *_of(
+        "snapshot",
+        "create and delete restore points of the VM",
+        *(f"{_POINTS}/read", f"{_POINTS}/write", f"{_POINTS}/delete"),
+        *(
+            f"{_POINTS}/restorePoints/read",
+            f"{_POINTS}/restorePoints/write",
+            f"{_POINTS}/restorePoints/delete",
+        ),
+        f"{_POINTS}/restorePoints/diskRestorePoints/read",
+        feature=RESTORE_POINTS,
+    ),
+    *_of(
+        "read",
+        "read or copy the disks of restore points, and end that",
+        f"{_POINTS}/restorePoints/diskRestorePoints/beginGetAccess/action",
+        f"{_POINTS}/restorePoints/diskRestorePoints/endGetAccess/action",
+        feature=RESTORE_POINTS,
     ),
     *_of(
         "clone",
@@ -295,6 +317,8 @@ ACTIONS: tuple[Action, ...] = (
 def features(environment: Environment) -> set[str]:
     """The features that the settings choose. The caller adds SHUTDOWN and POOL, the disks CUSTOMER_KEYS."""
     chosen = _of_mechanism(environment)
+    if environment.consistency != settings.DISK:
+        chosen.add(RESTORE_POINTS)
     if environment.storage_account_name:
         chosen.add(BLOB_STORAGE)
     if environment.storage_use_account_key:

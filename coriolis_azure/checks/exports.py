@@ -14,7 +14,7 @@ from .subject import Subject
 def exportable(subject: Subject) -> Iterator[Finding]:
     """Check each disk whose snapshot this process has to read; without a VM there is nothing to check."""
     modern = subject.context.azure.is_modern
-    found = [(disk, exports.obstacle(disk, modern=modern)) for disk in subject.disks]
+    found = [(disk, exports.unreadable(disk, modern=modern)) for disk in subject.disks]
     for disk, why in found:
         if why:
             yield error("read", f"{disk.name} cannot be read from its snapshot: {why}", exports.REMEDY)

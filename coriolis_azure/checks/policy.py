@@ -9,7 +9,7 @@ from functools import partial
 from ..azure import names
 from ..machine.cloning import OPEN
 from ..model import Json, at
-from ..settings import AUTO, HYBRID, SNAPSHOTS
+from ..settings import AUTO, DISK, HYBRID, SNAPSHOTS
 from .finding import Finding, ask, error, warning
 from .subject import Subject
 
@@ -22,6 +22,8 @@ def policy(subject: Subject) -> Iterator[Finding]:
     if not subject.context.azure.is_modern:
         return
     kinds = {"snapshot": "snapshot-os"}
+    if subject.context.environment.consistency != DISK:
+        kinds["collection"] = "points"
     if subject.uses_worker:
         kinds |= {"disk": "clone-os", "nsg": "nsg", "nic": "nic", "vm": "worker"}
         if subject.context.environment.export_worker_use_fip:

@@ -13,7 +13,19 @@ from ..azure.context import Context
 from ..azure.permissions import POOL, SHUTDOWN
 from ..model import Disk, Machine
 from ..settings import AUTO, SNAPSHOTS, WORKER
-from . import connection, exports, leftovers, locks, machine, network, permissions, policy, storage, worker
+from . import (
+    connection,
+    consistency,
+    exports,
+    leftovers,
+    locks,
+    machine,
+    network,
+    permissions,
+    policy,
+    storage,
+    worker,
+)
 from .finding import Checked, Finding
 from .subject import Subject
 
@@ -73,6 +85,7 @@ def _checks(subject: Subject, vm: str | None) -> Generator[Finding, None, Machin
 
 def _mechanism(subject: Subject, *, certain: bool) -> Iterator[Finding]:
     """Check what the way to read disks needs; if `certain`, only what would certainly end a run."""
+    yield from consistency.restorable(subject, certain=certain)
     mechanism = subject.context.environment.replica_export_mechanism
     if mechanism == SNAPSHOTS:
         yield from exports.exportable(subject)

@@ -44,7 +44,8 @@ _UNTAGGED = (
     "Resources with the names of ours but without our tags are left alone. "
     "Delete them by hand, unless they belong to a run that is active."
 )
-_MECHANISM = settings.schema("source_environment")["properties"]["replica_export_mechanism"]
+_SETTINGS = settings.schema("source_environment")["properties"]
+_MECHANISM, _CONSISTENCY = _SETTINGS["replica_export_mechanism"], _SETTINGS["consistency"]
 
 
 @click.group(
@@ -169,11 +170,19 @@ mechanism_option = partial(
     help="How disks are read: by a temporary worker VM, from their snapshots, or by both. As replica_export_mechanism.",
 )
 
+consistency_option = partial(
+    click.option,
+    "--consistency",
+    type=click.Choice(_CONSISTENCY["enum"]),
+    help="How the disks of a running VM are frozen: each for itself, or all in a restore point. As the setting.",
+)
+
 
 @cli.command()
 @source_options
 @click.argument("vm", required=False)
 @mechanism_option()
+@consistency_option()
 @shutdown_option
 @pool_option
 @json_option
@@ -182,6 +191,7 @@ def check(
     environment: Path,
     vm: str | None,
     mechanism: str | None,
+    consistency: str | None,
     shutdown: bool,
     pool: bool,
     as_json: bool,
@@ -192,7 +202,8 @@ def check(
     can be moved. Exit code 0 if a run should work; 2 if something would make it fail, or if the identity lacks an
     action of the role that `coriolis-azure role` prints, because then not everything can be checked.
     """
-    with opened(connection, environment, as_json=as_json, replica_export_mechanism=mechanism) as source:
+    changes = {"replica_export_mechanism": mechanism, "consistency": consistency}
+    with opened(connection, environment, as_json=as_json, **changes) as source:
         checked = source.check(vm, strict=True, shutdown=shutdown, pool=pool)
     if as_json:
         print_json(checked.to_json())
@@ -237,10 +248,12 @@ def check(
     help="For Blob storage, accessed as this identity or with the account's key (storage_use_account_key).",
 )
 @mechanism_option(default=_MECHANISM["default"], show_default=True)
+@consistency_option(default=_CONSISTENCY["default"], show_default=True)
 @json_option
 def role(
     scopes: tuple[str, ...],
     mechanism: str,
+    consistency: str,
     public_ip: bool,
     own_network: bool,
     shutdown: bool,
@@ -259,6 +272,7 @@ def role(
     features = (
         (worker, permissions.WORKER),
         (mechanism not in (settings.WORKER, "azure_worker"), permissions.EXPORT),
+        (consistency != settings.DISK, permissions.RESTORE_POINTS),
         (worker and own_network, permissions.OWN_NETWORK),
         (worker and not own_network, permissions.GIVEN_NETWORK),
         (worker and public_ip, permissions.PUBLIC_IP),
@@ -303,6 +317,7 @@ def role(
     help="Bandwidth limit for all disks together: 50MiB/s.",
 )
 @mechanism_option()
+@consistency_option()
 @json_option
 def replicate(
     connection: Path,
@@ -310,6 +325,7 @@ def replicate(
     vm: str,
     to: str,
     mechanism: str | None,
+    consistency: str | None,
     shutdown: bool,
     full: bool,
     adopt: bool,
@@ -322,7 +338,11 @@ def replicate(
     Everything that a run makes in Azure (snapshots, disks, a worker VM and its network) is deleted at its end, even if
     it fails or is interrupted.
     """
-    changes = {"bandwidth_limit": limit, "replica_export_mechanism": mechanism}
+    changes = {
+        "bandwidth_limit": limit,
+        "replica_export_mechanism": mechanism,
+        "consistency": consistency,
+    }
     with opened(connection, environment, as_json=as_json, **changes) as source:
         done = source.replicate(vm, to, shutdown=shutdown, full=full, adopt=adopt, keep=keep)
     if as_json:
@@ -374,10 +394,18 @@ def _raise_wrong(verdicts: Iterable[Verdict]) -> None:
 @click.argument("vm")
 @click.option("--to", required=True, metavar="DEST", help="As for `replicate`.")
 @mechanism_option()
+@consistency_option()
 @click.option("--full", is_flag=True, help="Read all of the disks in the last run; the outage takes longer.")
 @json_option
 def cutover(
-    connection: Path, environment: Path, vm: str, to: str, mechanism: str | None, full: bool, as_json: bool
+    connection: Path,
+    environment: Path,
+    vm: str,
+    to: str,
+    mechanism: str | None,
+    consistency: str | None,
+    full: bool,
+    as_json: bool,
 ) -> None:
     """Move a VM to DEST for good, with the shortest outage.
 
@@ -386,7 +414,8 @@ def cutover(
     """
     from ..cutover import cut_over
 
-    with opened(connection, environment, as_json=as_json, replica_export_mechanism=mechanism) as source:
+    changes = {"replica_export_mechanism": mechanism, "consistency": consistency}
+    with opened(connection, environment, as_json=as_json, **changes) as source:
         done = cut_over(source, vm, to, full=full)
     if as_json:
         print_json(done.to_json())

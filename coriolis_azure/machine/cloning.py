@@ -8,8 +8,10 @@ disks only within a zone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
+from ..azure import names
 from ..clock import Clock
 from ..errors import DeadlinePassed, Denied, OperationFailed
 from ..events import Report, Wait
@@ -48,7 +50,8 @@ def snapshot_all(
 
     def snapshot(disk: Disk) -> str:
         taken = _snapshot(resources, disk, exported(disk))
-        return _completed(resources, disk, taken, report, clock, ended)
+        read = partial(resources.read, str(taken["id"]))
+        return completed(disk, taken, read, report, clock, ended)
 
     with resources.undone_on_error():
         taken = ordered(
@@ -134,10 +137,10 @@ def _taken(resources: Resources, disk: Disk, *, incremental: bool, readable: boo
     )
 
 
-def _completed(
-    resources: Resources, disk: Disk, snapshot: Json, report: Report, clock: Clock, ended: list[bool]
+def completed(
+    disk: Disk, snapshot: Json, read: Callable[[], Json], report: Report, clock: Clock, ended: list[bool]
 ) -> str:
-    """Wait until a snapshot can be used and return its id.
+    """Wait until a snapshot, which `read` reads again, can be used; return its id.
 
     Raises OperationFailed if its background copy fails or the run has `ended`, DeadlinePassed if the copy stalls.
     Azure leaves `completionPercent` out of a snapshot that can be used at once.
@@ -161,7 +164,7 @@ def _completed(
             )
         waiting.seconds = _expected_seconds(disk, done, waiting.waited)
         waiting.pause(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, waiting.waited / 20)), done)
-        snapshot = resources.read(id)
+        snapshot = read()
     return id
 
 
@@ -186,7 +189,10 @@ def _clone(resources: Resources, disk: Disk, snapshot: str, role: str) -> str:
     body: Json = {
         "sku": {"name": clone_sku(disk)},
         "properties": {
-            "creationData": {"createOption": "Copy", "sourceResourceId": snapshot},
+            "creationData": {
+                "createOption": "Restore" if names.is_disk_point(snapshot) else "Copy",
+                "sourceResourceId": snapshot,
+            },
             **_access(resources, disk),
         },
     }

@@ -37,6 +37,11 @@ def obstacle(disk: Disk, *, modern: bool) -> str:
     return ""
 
 
+def unreadable(disk: Disk, *, modern: bool) -> str:
+    """Why this process cannot read the snapshots of a disk at all; "" if it can. A VHD blob's need no URL."""
+    return "" if disk.unmanaged else obstacle(disk, modern=modern)
+
+
 def lacking(context: Context) -> str:
     """Why the identity cannot let snapshots be read, or end that; "" if it can or Azure does not tell.
 
@@ -62,8 +67,8 @@ def obstacles(context: Context, disks: Sequence[Disk]) -> dict[str, str]:
 
 
 def refuse(disks: Sequence[Disk], *, modern: bool) -> None:
-    """Raise InvalidInput if the snapshots of a disk cannot be read through a URL."""
-    found = [(disk, obstacle(disk, modern=modern)) for disk in disks]
+    """Raise InvalidInput if this process cannot read the snapshots of a disk."""
+    found = [(disk, unreadable(disk, modern=modern)) for disk in disks]
     faults = [f"{disk.name} cannot be read from its snapshot: {why}" for disk, why in found if why]
     if faults:
         raise InvalidInput(faults, remedy=REMEDY)

@@ -2,8 +2,9 @@
 
 Since 2026 Azure has deallocated all VMs with such disks for good, and it attaches no VHD blob to any VM. There are two
 ways to read them. *Import*: a snapshot of the blob becomes a managed disk for the worker, so that unchanged data never
-leaves Azure. *Direct*: this process reads and hashes the allocated pages of the snapshot; every run transfers all of
-them, but needs neither import nor worker. Import is tried first, and the choice is reported.
+leaves Azure. *Direct*: this process reads and hashes the allocated pages of the snapshot, or those that have changed
+since an earlier one; it needs neither import nor worker. With the mechanism `snapshots` all are read directly; else
+import is tried first, and the choice is reported.
 
 The VHD footer is not part of the disk. A leased blob can be snapshotted, and the snapshot's metadata is our own.
 """
@@ -11,7 +12,7 @@ The VHD footer is not part of the disk. A leased blob can be snapshotted, and th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import vhd
@@ -33,11 +34,20 @@ def documents(storage: Storage, entries: Sequence[Json]) -> list[Json]:
     return list(ordered(lambda uri: _document(storage, uri), uris, threads=4, ahead=8))
 
 
-def freeze_all(resources: Resources, storage: Storage, disks: Sequence[Disk]) -> dict[str, Blob]:
-    """Take snapshots of the blobs of all disks concurrently and return them by disk name."""
+def freeze_all(
+    resources: Resources,
+    storage: Storage,
+    disks: Sequence[Disk],
+    tags: Callable[[Disk], Mapping[str, str]] = lambda _: {},
+) -> dict[str, Blob]:
+    """Take snapshots of the blobs of all disks concurrently and return them by disk name. `tags`: see `freeze`."""
+
+    def freeze(disk: Disk) -> Blob:
+        return resources.freeze(_blob(storage, disk.id), f"snapshot-{disk.name}", tags(disk))
+
     with resources.undone_on_error():
         taken = ordered(
-            lambda disk: resources.freeze(_blob(storage, disk.id), f"snapshot-{disk.name}"),
+            freeze,
             disks,
             threads=len(disks) or 1,
             ahead=len(disks) or 1,

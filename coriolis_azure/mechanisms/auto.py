@@ -11,17 +11,19 @@ from ..errors import AzureError, DeadlinePassed
 from ..events import Notice, Step
 from ..machine import cloning, exports
 from ..machine.choice import Choice
-from ..model import Disk, Worker
+from ..model import Disk, Machine, Worker
 from ..run.resources import Resources
 from ..settings import SNAPSHOTS, WORKER
 from ..transfer import Outcome
 from . import hybrid, snapshots
+from .freezing import freeze
 from .target import Target, listed
 
 
 def copy(
     target: Target,
     resources: Resources,
+    machine: Machine,
     disks: Sequence[Disk],
     choices: dict[str, Choice],
     worker: Callable[[Sequence[Disk]], Worker],
@@ -35,7 +37,7 @@ def copy(
     def exported(disk: Disk) -> cloning.Exported:
         return "no" if choices[disk.name].mechanism == WORKER else "perhaps"
 
-    taken = cloning.snapshot_all(resources, disks, context.report, context.clock, exported=exported)
+    taken = freeze(context, resources, machine, disks, exported=exported)
     obstacles = {name: choice.reason for name, choice in choices.items() if choice.mechanism == WORKER}
     outcomes: dict[str, Outcome] = {}
     with ExitStack() as opened:
@@ -49,7 +51,7 @@ def copy(
         readable = [disk for disk in disks if disk.name in contents]
         if readable:
             context.report(Step("copy", listed(readable)))
-            outcomes |= _by_name(readable, snapshots.read(target, readable, contents))
+            outcomes |= _by_name(readable, snapshots.read(target, readable, contents, target.baselines))
     rest = [disk for disk in disks if disk.name not in outcomes]
     if rest:
         outcomes |= _by_name(rest, hybrid.read(target, resources, worker(rest), rest, taken, obstacles))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..azure.exports import Export
+from ..azure.page_lists import SnapshotBlob
 from ..azure.pages import Pages
-from ..errors import Unreadable
+from ..errors import AzureError, Unreadable
 from ..model import Disk, Json
 from ..readers.hint import Hint
 from ..run.baselines import Baseline
@@ -41,13 +41,13 @@ def obstacle(baseline: Baseline, older: Json | None, newer: Json, disk: Disk) ->
     return ""
 
 
-def fetch(older: Export, newer: Export, allocated: Pages) -> tuple[Hint, int]:
+def fetch(older: SnapshotBlob, newer: SnapshotBlob, allocated: Pages) -> tuple[Hint, int]:
     """What has changed on a disk from one snapshot to a newer one, whose `allocated` pages are given, and how much.
 
     Raises Unreadable for a list that contradicts itself or the lists of allocated pages, AzureError if Azure gives
     none.
     """
-    if any(newer.changes(newer)):
+    if _changed_by_itself(newer):
         raise Unreadable("Azure lists changes from a snapshot to itself")
     written, cleared = newer.changes(older)
     before = older.pages()
@@ -58,6 +58,19 @@ def fetch(older: Export, newer: Export, allocated: Pages) -> tuple[Hint, int]:
     tail = [(older.size, newer.size - older.size)] if newer.size > older.size else []
     hint = Hint(newer.size, [*_within(written, newer.size), *tail], _within(cleared, newer.size))
     return hint, written.total + cleared.total
+
+
+def _changed_by_itself(snapshot: SnapshotBlob) -> bool:
+    """Whether Azure lists changes from a snapshot to itself: whoever does ignores what it is to be compared with.
+
+    Storage accounts may refuse to compare a snapshot with one that is no older, and then have understood the question.
+    """
+    try:
+        return any(snapshot.changes(snapshot))
+    except AzureError as error:
+        if error.code != "PreviousSnapshotCannotBeNewer":
+            raise
+        return False
 
 
 def _agree(fault: str, offset: int | None) -> None:

@@ -2,8 +2,8 @@
 
 All disks of a VM are snapshotted together. With `worker`, managed disks are cloned from their snapshots, and a worker
 reads the clones; VHD blobs are imported as managed disks if Azure allows it. With `hybrid`, the worker reads only what
-Azure lists as allocated or changed. With `snapshots`, this process reads the snapshots, and nothing else is created.
-With `auto`, that is chosen for each disk.
+Azure lists as allocated or changed. With `snapshots`, this process reads the snapshots, also those of VHD blobs, and
+nothing else is created. With `auto`, that is chosen for each disk.
 """
 
 from __future__ import annotations
@@ -63,17 +63,19 @@ def copy(
         exports.refuse(disks, modern=context.azure.is_modern)
     elif worker is not None and not is_blob:
         by_worker.try_agent(context, worker)
-    _refuse_changes(context, machine, disks)
+    now = _unchanged(context, machine, disks)
     context.report(Step("snapshot", listed(disks)))
     if mechanism == SNAPSHOTS:
-        return snapshots.copy(target, resources, disks)
+        if is_blob:
+            return vhds.copy_directly(target, resources, disks)
+        return snapshots.copy(target, resources, now, disks)
     if is_blob:
         return vhds.copy(target, resources, worker, disks)
     if mechanism == AUTO:
-        return _copy_as_chosen(target, resources, worker, machine, disks)
+        return _copy_as_chosen(target, resources, worker, now, disks)
     if worker is None:
         raise ValueError("managed disks need a worker")
-    return (hybrid.copy if mechanism == HYBRID else by_worker.copy)(target, resources, worker, disks)
+    return (hybrid.copy if mechanism == HYBRID else by_worker.copy)(target, resources, worker, now, disks)
 
 
 def _copy_as_chosen(
@@ -94,7 +96,7 @@ def _copy_as_chosen(
         by_worker.try_agent(context, new)
         return new
 
-    return auto.copy(target, resources, disks, choices, launched)
+    return auto.copy(target, resources, machine, disks, choices, launched)
 
 
 def _yes(disk: Disk) -> bool:
@@ -109,8 +111,8 @@ def _is_proved(folder: Folder, disk: Disk) -> bool:
     return baseline is not None and baseline.proved
 
 
-def _refuse_changes(context: Context, machine: Machine, disks: Sequence[Disk]) -> None:
-    """Raise DisksChanged if the VM no longer has these disks, or has others that would be missed."""
+def _unchanged(context: Context, machine: Machine, disks: Sequence[Disk]) -> Machine:
+    """The VM as it is now. Raises DisksChanged if it no longer has these disks, or has others that would be missed."""
     settings = context.environment
     now = inspection.read(
         context.azure,
@@ -121,3 +123,4 @@ def _refuse_changes(context: Context, machine: Machine, disks: Sequence[Disk]) -
         settings.exclude_disks,
     )
     changes.refuse(machine, disks, inspection.not_excluded(now, settings.exclude_disks))
+    return now

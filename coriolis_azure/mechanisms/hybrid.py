@@ -9,27 +9,30 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import AzureError, DeadlinePassed
 from ..machine import cloning, exports
-from ..model import Disk, Worker
+from ..model import Disk, Machine, Worker
 from ..readers.plan import Known
 from ..replica.destinations import Destination
 from ..replica.manifest import Manifest
 from ..run.resources import Resources
 from ..settings import HYBRID
 from ..transfer import Outcome
+from .freezing import freeze
 from .snapshots import ListedDisk, grains_of
 from .target import Read, Target
 from .worker import ByWorker, cloned
 
 
-def copy(target: Target, resources: Resources, worker: Worker, disks: Sequence[Disk]) -> list[Outcome]:
-    """Copy managed disks: snapshot all, clone them, and read of the clones what Azure lists."""
+def copy(
+    target: Target, resources: Resources, worker: Worker, machine: Machine, disks: Sequence[Disk]
+) -> list[Outcome]:
+    """Copy managed disks: freeze all, clone them, and read of the clones what Azure lists."""
     context = target.context
     obstacles = exports.obstacles(context, disks)
 
     def wanted(disk: Disk) -> cloning.Exported:
         return "no" if obstacles[disk.name] else "perhaps"
 
-    snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock, exported=wanted)
+    snapshots = freeze(context, resources, machine, disks, exported=wanted)
     return read(target, resources, worker, disks, snapshots, obstacles)
 
 

@@ -7,12 +7,12 @@ from functools import partial
 
 from ..azure import names
 from ..azure.context import Context
-from ..azure.exports import Export
+from ..azure.page_lists import SnapshotBlob
 from ..azure.pages import Pages
 from ..errors import AzureError, DeadlinePassed
 from ..events import Notice, Step
-from ..machine import cloning, exports
-from ..model import Disk, Json
+from ..machine import exports
+from ..model import Disk, Json, Machine
 from ..readers.changed import Changed
 from ..readers.extents import Everything, Extents
 from ..readers.flow import Flow
@@ -26,26 +26,34 @@ from ..run.resources import Resources
 from ..settings import SNAPSHOTS
 from ..transfer import Outcome
 from . import change_lists
+from .freezing import freeze
 from .target import Read, Target, listed
+
+Exporter = Callable[[Context, str, int], SnapshotBlob]
 
 _DISKS = 4  # most disks that are read at a time
 _READ_BYTES = 6 << 20  # most bytes of chunks being read, of all disks together
+_NO_LIST = "the disks of restore points are not compared with each other"
 
 
-def copy(target: Target, resources: Resources, disks: Sequence[Disk]) -> list[Outcome]:
+def copy(target: Target, resources: Resources, machine: Machine, disks: Sequence[Disk]) -> list[Outcome]:
     """Copy disks by reading their snapshots in this process."""
     context = target.context
-    snapshots = cloning.snapshot_all(
-        resources, disks, context.report, context.clock, exported=lambda _: "yes"
-    )
+    snapshots = freeze(context, resources, machine, disks, exported=lambda _: "yes")
     with exports.opened(context, disks, snapshots) as contents:
         context.report(Step("copy", listed(disks)))
-        return read(target, disks, contents)
+        return read(target, disks, contents, target.baselines)
 
 
-def read(target: Target, disks: Sequence[Disk], contents: Mapping[str, Export]) -> list[Outcome]:
+def read(
+    target: Target,
+    disks: Sequence[Disk],
+    contents: Mapping[str, SnapshotBlob],
+    baselines: Baselines | None,
+    exported: Exporter = exports.exported,
+) -> list[Outcome]:
     """Copy disks whose snapshots can be read."""
-    reading = SnapshotReading(target.context, contents, target.baselines, target.flow, exports.exported)
+    reading = SnapshotReading(target.context, contents, baselines, target.flow, exported)
     try:
         return target.copied(disks, reading.reader, concurrent=reading.concurrent)
     finally:
@@ -58,10 +66,10 @@ class SnapshotReading:
     def __init__(
         self,
         context: Context,
-        contents: Mapping[str, Export],
+        contents: Mapping[str, SnapshotBlob],
         baselines: Baselines | None,
         flow: Callable[[Disk], Flow],
-        exported: exports.Exporter,
+        exported: Exporter,
     ) -> None:
         self._context, self._contents, self._baselines, self._flow = context, contents, baselines, flow
         self._exported = exported
@@ -101,9 +109,9 @@ class ListedDisk:
     For one reader after the other: `prepare`, then `look`, then `changed` and `extents`.
     """
 
-    def __init__(self, context: Context, disk: Disk, exported: exports.Exporter) -> None:
+    def __init__(self, context: Context, disk: Disk, exported: Exporter) -> None:
         self._context, self._disk, self._exported = context, disk, exported
-        self._content: Export | None = None
+        self._content: SnapshotBlob | None = None
         self._allocated: Pages | None = None
         self._changed: Changed | None = None
         self._listed, self._reason = 0, ""
@@ -124,11 +132,12 @@ class ListedDisk:
         self._baseline, self._attested = self._found(destination)
         self._stream = baselines.begin(self._disk.name, self._baseline)
 
-    def look(self, content: Export) -> None:
+    def look(self, content: SnapshotBlob) -> None:
         """Have Azure list the allocated pages of the snapshot, which will be kept as a baseline if that is wanted."""
         self._content = content
         self._allocated = self._pages(content)
-        if self._destination is not None and self._baselines and self._context.environment.keep_baseline:
+        wanted = self._context.environment.keep_baseline and not names.is_disk_point(content.snapshot)
+        if wanted and self._destination is not None and self._baselines:
             self._destination.leave(partial(self._next, content, self._baselines))
 
     def unlisted(self, why: str) -> Known:
@@ -138,7 +147,7 @@ class ListedDisk:
         self._tell(f"all of the disk is read: {why}")
         return Known()
 
-    def _pages(self, content: Export) -> Pages | None:
+    def _pages(self, content: SnapshotBlob) -> Pages | None:
         """The allocated pages; None if Azure gives no list of them that can be believed."""
         try:
             return content.pages()
@@ -153,10 +162,7 @@ class ListedDisk:
         if left is None:
             return None, None
         manifest, document = left
-        try:
-            return Baseline.from_json(document), manifest
-        except (TypeError, ValueError):
-            return None, None
+        return Baseline.recorded(document), manifest
 
     def extents(self, size: int) -> Extents:
         """The pages that may hold something."""
@@ -168,6 +174,9 @@ class ListedDisk:
         baseline, attested = self._baseline, self._attested
         if self._content is None or self._allocated is None:
             return None
+        if names.is_disk_point(self._content.snapshot):
+            self._reason = _NO_LIST
+            return None
         if base.fresh or baseline is None or attested is None:
             self._reason = "there is no baseline"
             return None
@@ -177,7 +186,9 @@ class ListedDisk:
             self._tell(f"what has changed is not known: {self._reason}")
         return self._changed
 
-    def _compared(self, content: Export, allocated: Pages, baseline: Baseline, attested: Manifest) -> str:
+    def _compared(
+        self, content: SnapshotBlob, allocated: Pages, baseline: Baseline, attested: Manifest
+    ) -> str:
         """Fetch the list of changes; why that cannot be, else ""."""
         if self._baselines is None:
             return "there is no baseline"
@@ -199,13 +210,13 @@ class ListedDisk:
         self._changed = Changed(self._disk.name, hint, attested, proved=relied, turn=baseline.turn)
         return ""
 
-    def _described(self, content: Export) -> Json:
+    def _described(self, content: SnapshotBlob) -> Json:
         """Azure's document of the snapshot, asked for once."""
         if self._document is None:
-            self._document = self._context.azure.get(content.snapshot)
+            self._document = content.document()
         return self._document
 
-    def _next(self, content: Export, baselines: Baselines) -> Json | None:
+    def _next(self, content: SnapshotBlob, baselines: Baselines) -> Json | None:
         """The baseline that goes with what is committed; None if Azure does not describe the snapshot."""
         before, changed = self._baseline, self._changed
         if changed is not None and changed.unlisted is not None:

@@ -1,21 +1,28 @@
-"""Disks that are VHD blobs: a worker reads those that Azure imports as disks, this process reads the others."""
+"""Disks that are VHD blobs: a worker reads those that Azure imports as disks, this process reads the others, or all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
+from ..azure import names
 from ..azure.blobs import Blob
-from ..errors import OperationFailed
+from ..azure.context import Context
+from ..azure.vhd_snapshots import VhdSnapshot
+from ..errors import NotFound, OperationFailed
 from ..events import Step
 from ..machine import unmanaged
 from ..model import Disk, Worker
-from ..readers.pages import PageReader
-from ..readers.reader import Reader
-from ..replica.destinations import Destination
+from ..replica.destinations import Place
+from ..run.baselines import Baseline, Baselines
 from ..run.resources import Resources
 from ..transfer import Outcome
+from .snapshots import read
 from .target import Target, listed
 from .worker import ByWorker, try_agent
+
+# Nothing of a run that makes only snapshots of blobs can be tagged again, so it counts as alive for so long.
+_LIFE = timedelta(days=1)
 
 
 def copy(target: Target, resources: Resources, worker: Worker | None, disks: Sequence[Disk]) -> list[Outcome]:
@@ -45,15 +52,40 @@ def copy(target: Target, resources: Resources, worker: Worker | None, disks: Seq
     return [outcomes[disk.name] for disk in disks]
 
 
-def _copy_pages(target: Target, disks: Sequence[Disk], frozen: dict[str, Blob]) -> dict[str, Outcome]:
-    """Copy VHD blobs by reading their allocated pages in this process; return the outcomes by disk name."""
+def copy_directly(target: Target, resources: Resources, disks: Sequence[Disk]) -> list[Outcome]:
+    """Copy disks by reading snapshots of their VHD blobs in this process: what is allocated, or what has changed."""
+    context = target.context
+    tags = {disk.name: _tags(target, disk) for disk in disks}
+    frozen = unmanaged.freeze_all(resources, context.storage, disks, lambda disk: tags[disk.name])
+    outcomes = _copy_pages(target, disks, frozen, target.baselines)
+    return [outcomes[disk.name] for disk in disks]
+
+
+def _tags(target: Target, disk: Disk) -> dict[str, str]:
+    """The tags for the snapshot of a disk's VHD: whether it is to be the baseline of the replica."""
+    context, baselines, folder = target.context, target.baselines, target.folder
+    if context.environment.keep_baseline and baselines is not None:
+        left = folder.disk(disk.name).left() if isinstance(folder, Place) else None
+        stream = baselines.begin(disk.name, Baseline.recorded(left))
+        return {**baselines.tags(disk.name, stream), names.DISK_TAG: disk.unique_id}
+    return {names.ALIVE_TAG: names.stamp(context.azure.now(context.clock) + _LIFE)}
+
+
+def _copy_pages(
+    target: Target, disks: Sequence[Disk], frozen: dict[str, Blob], baselines: Baselines | None = None
+) -> dict[str, Outcome]:
+    """Copy VHD blobs by reading snapshots of them in this process; return the outcomes by disk name."""
     if not disks:
         return {}
-    target.context.report(Step("copy", listed(disks)))
-
-    def reader(disk: Disk, _: Destination) -> Reader:
-        blob = frozen[disk.name]
-        return PageReader(blob, target.flow(disk), blob.pages)
-
-    outcomes = target.copied(disks, reader)
+    context = target.context
+    context.report(Step("copy", listed(disks)))
+    contents = {disk.name: VhdSnapshot(frozen[disk.name], disk.size_bytes) for disk in disks}
+    outcomes = read(target, disks, contents, baselines, _snapshot)
     return {disk.name: outcome for disk, outcome in zip(disks, outcomes, strict=True)}
+
+
+def _snapshot(context: Context, id: str, size: int) -> VhdSnapshot:
+    blob = context.storage.at(id)
+    if blob is None:
+        raise NotFound(f"{id} is in no storage account that the identity can see")
+    return VhdSnapshot(blob, size)

@@ -9,7 +9,7 @@ from ..azure.context import Context
 from ..errors import AzureError, DeadlinePassed, Unreachable, WorkerGone
 from ..events import Step
 from ..machine import cloning
-from ..model import Disk, Worker
+from ..model import Disk, Machine, Worker
 from ..readers import ssh
 from ..readers.agents import AgentReader
 from ..readers.channel import Direct
@@ -21,6 +21,7 @@ from ..replica.manifest import Manifest
 from ..run.resources import Resources
 from ..transfer import Outcome
 from ..worker.attachment import Attachment
+from .freezing import freeze
 from .target import Target, listed
 
 _MIN_WINDOW = 64 << 10
@@ -127,10 +128,12 @@ def try_agent(context: Context, worker: Worker) -> None:
         connection.try_agent()
 
 
-def copy(target: Target, resources: Resources, worker: Worker, disks: Sequence[Disk]) -> list[Outcome]:
-    """Copy managed disks: snapshot all, clone them, and read the clones."""
+def copy(
+    target: Target, resources: Resources, worker: Worker, machine: Machine, disks: Sequence[Disk]
+) -> list[Outcome]:
+    """Copy managed disks: freeze all, clone them, and read the clones."""
     context = target.context
-    snapshots = cloning.snapshot_all(resources, disks, context.report, context.clock)
+    snapshots = freeze(context, resources, machine, disks)
 
     by_worker = ByWorker(target, resources, worker)
     return by_worker.copy(disks, cloned(context, resources, snapshots))

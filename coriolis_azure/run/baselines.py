@@ -6,7 +6,6 @@ it carries an end date, and the tag that names its stream instead of that of a r
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,11 +18,8 @@ from ..errors import AzureError, DeadlinePassed
 from ..events import Notice
 from ..model import Json, at
 from ..threads import Lock
-from .resources import Resources, end_access, is_open
-
-LOG = logging.getLogger(__name__)
-_CLOSED = {"networkAccessPolicy": "DenyAll", "publicNetworkAccess": "Disabled"}
-_OPEN = {"networkAccessPolicy": "AllowAll", "publicNetworkAccess": "Enabled"}
+from .resources import Resources
+from .shelves import Managed, Shelf, Vhds, vhds_of
 
 
 @dataclass(frozen=True)
@@ -136,6 +132,7 @@ class Baselines:
     ) -> None:
         self._context, self._resources = context, resources
         self._owners = owners or {}
+        self._streams: dict[str, str] = {}
         self._older: dict[str, Baseline] = {}
         self._newer: dict[str, Baseline] = {}
         self._lock = Lock()
@@ -145,26 +142,17 @@ class Baselines:
         with self._lock:
             if baseline is not None:
                 self._older[disk] = baseline
-                return baseline.stream
-        owner = self._owners.get(disk)
-        return (owner.stream if owner else "") or secrets.token_hex(8)
+            known = baseline or self._owners.get(disk)
+            stream = (known.stream if known is not None else "") or secrets.token_hex(8)
+            return self._streams.setdefault(disk, stream)
 
     def open(self, baseline: Baseline) -> Json | None:
         """Let a baseline be read, and return Azure's document of it; None if it is gone or is no baseline of ours."""
-        document = self._context.azure.find(baseline.id)
-        if document is None or names.tags_of(document).get(names.BASELINE_TAG) != baseline.stream:
-            return None
-        self._context.azure.patch_snapshot(baseline.id, {"properties": _OPEN})
-        return document
+        return self._shelf(baseline.id).open(baseline.id, baseline.stream)
 
     def close(self, baseline: Baseline) -> None:
         """Let a baseline no longer be read. A failure is only logged: it is deleted when the run ends well."""
-        azure = self._context.azure
-        try:
-            end_access(azure, baseline.id, self._context.clock)
-            azure.patch_snapshot(baseline.id, {"properties": _CLOSED})
-        except (AzureError, DeadlinePassed) as error:
-            LOG.warning("the access to %s could not be ended: %s", baseline.id, error)
+        self._shelf(baseline.id).close(baseline.id)
 
     def leave(self, disk: str, baseline: Baseline) -> None:
         """A disk's new replica is going to have this baseline, a snapshot of this run."""
@@ -177,21 +165,23 @@ class Baselines:
         One that cannot be kept is deleted with the run: then the next run reads all of that disk.
         """
         for disk, baseline in self._newer.items():
+            shelf = self._shelf(baseline.id)
+            tags = {**self._context.environment.tags, **self.tags(disk, baseline.stream)}
             try:
-                self._keep(disk, baseline)
+                shelf.keep(baseline.id, tags)
             except (AzureError, DeadlinePassed) as error:
                 self._context.report(
                     Notice(f"{disk}: its snapshot is not kept as a baseline: {error.message}")
                 )
             else:
-                self._resources.outlives(baseline.id)
+                self._resources.outlives(shelf.journaled(baseline.id, self._resources.run.id))
 
-    def _keep(self, disk: str, baseline: Baseline) -> None:
+    def tags(self, disk: str, stream: str) -> dict[str, str]:
+        """The tags of a baseline that is made now."""
         context = self._context
         now = context.azure.now(context.clock)
         tags = {
-            **context.environment.tags,
-            names.BASELINE_TAG: baseline.stream,
+            names.BASELINE_TAG: stream,
             names.INSTANCE_TAG: self._resources.run.instance[:256],
             names.ROLE_TAG: f"baseline-{disk}",
             names.MADE_TAG: names.stamp(now),
@@ -199,9 +189,7 @@ class Baselines:
         }
         if disk in self._owners:
             tags[names.DESTINATION_TAG] = self._owners[disk].destination
-        if is_open(context.azure.get(baseline.id)):  # ending the access has failed
-            end_access(context.azure, baseline.id, context.clock)
-        context.azure.patch_snapshot(baseline.id, {"tags": tags, "properties": _CLOSED})
+        return tags
 
     def retire(self) -> None:
         """Delete the baselines that the replica no longer has, and report those that could not be deleted."""
@@ -216,18 +204,36 @@ class Baselines:
     def _old(self) -> list[str]:
         """The ids of the baselines of these disks and destinations but for those that are left."""
         kept = {baseline.id.lower() for baseline in self._newer.values()}
-        streams = {each.stream for each in (*self._older.values(), *self._newer.values())}
-        if not streams and not self._owners:
-            return []
+        ours = [*self._older.values(), *self._newer.values()]
+        streams = {each.stream for each in ours}
+        ids = [*(each.id for each in ours), *(owner.disk for owner in self._owners.values())]
         return [
-            str(document["id"])
-            for document in self._context.azure.resources("snapshot", self._resources.run.group)
-            if str(document["id"]).lower() not in kept
+            document["id"]
+            for document in _like(self._context, ids)
+            if str(document["baseline"]).lower() not in kept
             and (
                 names.tags_of(document).get(names.BASELINE_TAG) in streams
                 or any(owner.owns(document) for owner in self._owners.values())
             )
         ]
+
+    def _shelf(self, id: str) -> Shelf:
+        return Managed(self._context) if _is_managed(id) else Vhds(self._context)
+
+
+def _like(context: Context, ids: Iterable[str]) -> list[Json]:
+    """All baselines on the shelves of these baselines or disks; see `Shelf.of`."""
+    managed, vhds = list[str](), list[str]()
+    for id in ids:
+        (managed if _is_managed(id) else vhds).append(id)
+    return [
+        *(Managed(context).of(managed) if managed else ()),
+        *(Vhds(context).of(vhds) if vhds else ()),
+    ]
+
+
+def _is_managed(id: str) -> bool:
+    return names.ArmId.parsed(id) is not None
 
 
 @dataclass(frozen=True)
@@ -247,12 +253,13 @@ class Listed:
 
 
 def listed(context: Context) -> list[Listed]:
-    """All baselines in the resource group, by VM and disk."""
-    documents = context.azure.resources("snapshot", context.environment.resource_group)
+    """All baselines in the resource group and of its VMs' VHD blobs, by VM and disk."""
+    vhds = vhds_of(context.azure.resources("vm", context.environment.resource_group))
+    documents = [*Managed(context).of([]), *Vhds(context).of(vhds)]
     found = [(document, names.tags_of(document)) for document in documents]
     ours = [
         Listed(
-            id=str(document["id"]),
+            id=document["id"],
             instance=tags.get(names.INSTANCE_TAG, ""),
             disk=tags.get(names.ROLE_TAG, "").removeprefix("baseline-"),
             made=tags.get(names.MADE_TAG, ""),
@@ -260,15 +267,14 @@ def listed(context: Context) -> list[Listed]:
             used_bytes=int(at(document, "properties.diskSizeBytes") or 0),
         )
         for document, tags in found
-        if names.BASELINE_TAG in tags
     ]
     return sorted(ours, key=lambda each: (each.instance, each.disk, each.made))
 
 
 def owned(context: Context, owners: Sequence[Owner]) -> list[str]:
     """The ids of the baselines of these owners."""
-    documents = context.azure.resources("snapshot", context.environment.resource_group)
-    return [str(each["id"]) for each in documents if any(owner.owns(each) for owner in owners)]
+    documents = _like(context, [owner.disk for owner in owners])
+    return [each["id"] for each in documents if any(owner.owns(each) for owner in owners)]
 
 
 def expired(context: Context, baselines: Iterable[Listed]) -> list[Listed]:

@@ -17,12 +17,14 @@ from ..azure import names
 from ..azure.blobs import Container, Storage
 from ..azure.client import Azure
 from ..azure.context import Context
+from ..azure.vhd_snapshots import tags_of
 from ..clock import Clock
-from ..errors import CoriolisAzureError, NotFound
+from ..errors import CoriolisAzureError, Denied, NotFound
 from ..events import Notice, Report, counted
-from ..model import Json, Run, at
+from ..model import Json, Run
 from ..threads import ordered
 from . import attached_disks, journal, resources
+from .shelves import vhds_of
 
 LOG = logging.getLogger(__name__)
 
@@ -187,15 +189,27 @@ def leftovers(context: Context) -> list[Leftover]:
 
 def _documents(azure: Azure, group: str) -> dict[str, list[Json]]:
     """All resources in `group` of the kinds that we create, by kind."""
-    listed = ordered(lambda kind: azure.resources(kind, group), names.TYPES, threads=4, ahead=8)
+    listed = ordered(lambda kind: _listed(azure, kind, group), names.TYPES, threads=4, ahead=8)
     return dict(zip(names.TYPES, listed, strict=True))
+
+
+def _listed(azure: Azure, kind: str, group: str) -> list[Json]:
+    """All resources of a kind in `group`. Who may not see restore points has made none."""
+    if kind == "collection" and not azure.is_modern:
+        return []
+    try:
+        return azure.resources(kind, group)
+    except Denied:
+        if kind != "collection":
+            raise
+        return []
 
 
 def _with_blobs(
     documents: Mapping[str, Sequence[Json]], storage: Storage, vhds: Iterable[str] = ()
 ) -> list[Json]:
     """All documents, and those of blobs. `vhds` are searched in addition to the VHDs of existing VMs."""
-    blobs = _blobs(storage, [*_vhds_of(documents["vm"]), *vhds])
+    blobs = _blobs(storage, [*vhds_of(documents["vm"]), *vhds])
     return [*chain.from_iterable(documents.values()), *blobs]
 
 
@@ -252,26 +266,13 @@ def _blobs(storage: Storage, vhds: Iterable[str]) -> Iterator[Json]:
         try:
             for blob in container.blobs(prefix, past=True):
                 if resources.RUN in blob.metadata:
-                    tags = {name.replace("_", "-"): value for name, value in blob.metadata.items()}
+                    tags = tags_of(blob.metadata)
                     url = container.blob(blob.name).url
                     yield {"id": names.BlobsId.of(url, tags[names.RUN_TAG]), "tags": tags}
         except NotFound:
             continue  # the container is created when it is needed
         except CoriolisAzureError as error:
             LOG.warning("cannot look for blobs of dead runs: %s", error)
-
-
-def _vhds_of(vms: Iterable[Json]) -> list[str]:
-    """The URLs of the VHDs that are disks of these VMs."""
-    return [
-        str(uri)
-        for vm in vms
-        for entry in (
-            at(vm, "properties.storageProfile.osDisk", {}),
-            *at(vm, "properties.storageProfile.dataDisks", []),
-        )
-        if (uri := at(entry, "vhd.uri"))
-    ]
 
 
 def _places(storage: Storage, vhds: Iterable[str]) -> Iterator[tuple[Container, str]]:

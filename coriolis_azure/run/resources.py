@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from ..azure import codes, names
 from ..azure.blobs import Blob, Container, Storage
 from ..azure.client import Azure
+from ..azure.vhd_snapshots import metadata_of
 from ..clock import Clock, hurried
 from ..errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, HostExhausted, NotFound
 from ..events import Report, Wait, counted, silent
@@ -37,7 +38,7 @@ _PAUSE_SECONDS = 5
 # Azure is eventually consistent: what has just been created may not be found at first.
 _STALE_SECONDS = 30
 # Blobs have no tags: their metadata hold the same values, under names in which hyphens are not allowed.
-RUN = names.RUN_TAG.replace("-", "_")
+RUN, _BY, _BASELINE = metadata_of(dict.fromkeys((names.RUN_TAG, names.BY_TAG, names.BASELINE_TAG), ""))
 
 
 class Resources:
@@ -79,6 +80,12 @@ class Resources:
         # If Azure has no capacity for a VM, another size is tried instead of waiting.
         return self._patiently(once, f"creating {id}", 0 if kind == "vm" else PATIENCE_SECONDS)
 
+    def create_point(self, collection: str, body: Mapping[str, Any]) -> Json:
+        """Create a restore point in a collection of this run, with which it is deleted; return Azure's document."""
+        id = f"{collection}/restorePoints/point"
+        act = partial(self.azure.create_point, id, body)
+        return self._patiently(act, f"creating {id}", PATIENCE_SECONDS)
+
     def read(self, id: str) -> Json:
         """The current document of a resource that was created by this run."""
         return self._patiently(lambda: self.azure.get(id), f"reading {id}", _STALE_SECONDS)
@@ -112,10 +119,17 @@ class Resources:
         """A resource of this run is not deleted with it: it no longer carries the run's tag."""
         self._journal.strike(id)
 
-    def freeze(self, blob: Blob, role: str) -> Blob:
-        """Take a snapshot of a blob."""
+    def freeze(self, blob: Blob, role: str, tags: Mapping[str, str] | None = None) -> Blob:
+        """Take a snapshot of a blob, with `tags` in addition to ours.
+
+        What they say can never be changed. So one with BASELINE_TAG belongs to no run from its beginning: until
+        `outlives` strikes it in the journal, that alone has it deleted with this run.
+        """
         self._journal.intend(names.BlobsId.of(blob.url, self.run.id))
-        return blob.take_snapshot(self._metadata(role))
+        metadata = {**self._metadata(role), **metadata_of(tags or {})}
+        if _BASELINE in metadata:
+            metadata[_BY] = metadata.pop(RUN)
+        return blob.take_snapshot(metadata)
 
     def copy_blob(self, source: Blob, container: Container, role: str) -> Blob:
         """Copy a blob to another container, inside Azure."""
@@ -126,7 +140,7 @@ class Resources:
 
     def _metadata(self, role: str) -> dict[str, str]:
         tags = names.tags(self.run.id, role, self.run.instance, self.azure.now(self._clock), {})
-        return {name.replace("-", "_"): value for name, value in tags.items()}
+        return metadata_of(tags)
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
@@ -256,11 +270,20 @@ class _Deletion:
             LOG.info("delete %s", id)
             if is_open(document):
                 self.azure.revoke_access(id)  # of a run that died: Azure deletes nothing that can be read
-            self.azure.delete(id)
+            self._delete(id)
         except Conflict as error:
             if _may_pass(error):
                 self._release(id, document)
             raise
+
+    def _delete(self, id: str) -> None:
+        try:
+            self.azure.delete(id)
+        except Conflict as error:
+            if error.code != "DiskRestorePointUsedByCustomer":
+                raise
+            self.azure.close_points(id)  # of a run that died
+            self.azure.delete(id)
 
     def _release(self, id: str, document: Json) -> None:
         """Look for holders of `id` in its document. Raises Conflict if one of them is going to stay.
@@ -348,7 +371,7 @@ def made_of(storage: Storage | None, id: names.BlobsId) -> list[Blob]:
         return [
             container.blob(listed.name, listed.snapshot, listed.version)
             for listed in container.blobs(blob.name, past=True)
-            if listed.name == blob.name and listed.metadata.get(RUN) == id.run
+            if listed.name == blob.name and id.run in (listed.metadata.get(RUN), listed.metadata.get(_BY))
         ]
     except NotFound as error:
         if error.code in {"ContainerNotFound", "BlobNotFound"}:

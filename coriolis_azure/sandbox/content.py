@@ -10,13 +10,11 @@ content that is lent may be written to by others, so nothing is recorded of it.
 
 from __future__ import annotations
 
-import base64
 import errno
 import fcntl
 import json
 import os
 import uuid
-from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -126,11 +124,7 @@ class Contents:
 
     def save_pages(self) -> None:
         """Save what is known of the pages. Whoever opens the folder next uses that up: it is true only once."""
-        document = {
-            name: {"since": pages.since, "windows": {index: _packed(w) for index, w in pages.windows.items()}}
-            for name, pages in self._pages.items()
-        }
-        self._record.write_text(json.dumps(document))
+        self._record.write_text(json.dumps({name: pages.to_json() for name, pages in self._pages.items()}))
 
     def keep_only(self, names: set[str]) -> None:
         """Delete all contents except `names`: a killed process may have left others."""
@@ -145,18 +139,7 @@ def _read_record(path: Path) -> dict[str, Pages]:
         return {}
     document = json.loads(path.read_text())
     path.unlink()
-    return {
-        name: Pages(known["since"], {int(index): _unpacked(w) for index, w in known["windows"].items()})
-        for name, known in document.items()
-    }
-
-
-def _packed(window: array[int]) -> str:
-    return base64.b64encode(window).decode()
-
-
-def _unpacked(text: str) -> array[int]:
-    return array("Q", base64.b64decode(text))
+    return {name: Pages.from_json(known) for name, known in document.items()}
 
 
 def copy_sparse(source: Path, target: Path) -> None:

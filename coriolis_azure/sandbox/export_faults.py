@@ -14,7 +14,8 @@ ABOUT: dict[str, Callable[[Request], bool]] = {
     "read": lambda request: request.method == "GET" and "comp" not in request.query,
     "list": lambda request: request.query.get("comp") == "pagelist",
     "difference": lambda request: (
-        request.query.get("comp") == "pagelist" and request.header(PREVIOUS) is not None
+        request.query.get("comp") == "pagelist"
+        and (request.header(PREVIOUS) is not None or "prevsnapshot" in request.query)
     ),
 }
 _HOST = {"path": HOSTS}

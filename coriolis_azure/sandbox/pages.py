@@ -7,9 +7,10 @@ not in the map; `since` says from which generation on the map is complete.
 
 from __future__ import annotations
 
+import base64
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PAGE = 512
 _WINDOW = 4 << 20  # spans are kept by window of the disk, so that a change touches few of them
@@ -43,6 +44,17 @@ class Pages:
     def copy(self) -> Pages:
         """A map of its own. Windows are shared, as they never change: `note` replaces them."""
         return Pages(self.since, dict(self.windows))
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Pages:
+        """The map that `to_json` saved."""
+        windows = document["windows"].items()
+        return cls(document["since"], {int(index): array("Q", base64.b64decode(w)) for index, w in windows})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        windows = {index: base64.b64encode(window).decode() for index, window in self.windows.items()}
+        return {"since": self.since, "windows": windows}
 
     def note(self, start: int, end: int, generation: int, *, cleared: bool = False) -> None:
         """Record a change of whole pages."""

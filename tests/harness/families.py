@@ -13,6 +13,7 @@ from typing import Any
 from coriolis_azure.azure.pages import PAGE, Pages
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import NotFound
+from coriolis_azure.events import Event
 
 
 class Died(BaseException):
@@ -99,6 +100,9 @@ class Family:
 
     # What the product asks of Azure
 
+    def report(self, event: Event) -> None:
+        """See Azure."""
+
     def call(self) -> None:
         """One more request."""
         if self.calls_left == 0:
@@ -167,6 +171,10 @@ class Export:
         """See Export."""
         self._family.call()
         data[:] = self._taken.content[offset : offset + len(data)]
+
+    def document(self) -> dict[str, Any]:
+        """See Export."""
+        return self._family.get(self.snapshot)
 
     def pages(self) -> Pages:
         """See Export."""

@@ -6,7 +6,10 @@ import base64
 import copy
 import re
 import secrets
+import uuid
+from datetime import datetime, timezone
 
+from coriolis_azure import vhd
 from coriolis_azure.sandbox.relations import STORAGE, same
 from coriolis_azure.sandbox.state import Resource
 from coriolis_azure.sandbox.storage.store import Account, Blob
@@ -47,6 +50,21 @@ class Inside:
         with self._world.blobs.lock:
             self._world.blobs.write(blob, offset, data)
             self._world.blobs.changed(blob)
+
+    def clear(self, blob: Blob, start: int, end: int) -> None:
+        """Clear pages of a blob as a stranger would."""
+        with self._world.blobs.lock:
+            self._world.blobs.clear(blob, start, end)
+            self._world.blobs.changed(blob)
+
+    def grow(self, blob: Blob, size: int) -> None:
+        """Make a VHD larger, as a stranger would: the footer moves to its new end."""
+        with self._world.blobs.lock:
+            store, end = self._world.blobs, blob.size - vhd.FOOTER
+            store.clear(blob, end, blob.size)
+            store.resize(blob, size + vhd.FOOTER)
+            store.write(blob, size, vhd.footer(size, uuid.uuid4(), datetime.now(timezone.utc)))
+            store.changed(blob)
 
     def page_ranges(self, most: int) -> None:
         """Set the most page ranges in one answer."""

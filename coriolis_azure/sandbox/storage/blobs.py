@@ -303,20 +303,42 @@ def _page_list(call: _Call) -> Response:
             "One of the HTTP headers specified in the request is only supported for managed disks.",
             details={"HeaderName": "x-ms-previous-snapshot-url"},
         )
-    if call.query("prevsnapshot"):
-        raise _not_imitated(call.request)
+    older = _previous(call, blob)
     span = re.fullmatch(r"bytes=(\d+)-(\d*)", call.header("x-ms-range") or call.header("Range"))
     first, last = (int(span[1]), int(span[2] or blob.size - 1)) if span else (0, blob.size - 1)
-    ranges = blob.written(first, min(last + 1, blob.size))
+    end = min(last + 1, blob.size)
+    ranges = list(blob.pages.allocated(first, end)) if older is None else blob.changed(older, first, end)
     most = min(call.world.page_ranges, int(call.query("maxresults") or 10000))
     start = int(call.query("marker") or 0)
     rows = "".join(
-        f"<PageRange><Start>{low}</Start><End>{high - 1}</End></PageRange>"
-        for low, high in ranges[start : start + most]
+        f"<{kind}><Start>{low}</Start><End>{high - 1}</End></{kind}>"
+        for low, high, cleared in ranges[start : start + most]
+        for kind in ["ClearRange" if cleared else "PageRange"]
     )
     following = str(start + most) if start + most < len(ranges) else ""
     headers = {**_stamps(blob), "x-ms-blob-content-length": str(blob.size)}
     return _xml(f"<PageList>{rows}<NextMarker>{following}</NextMarker></PageList>", headers)
+
+
+def _previous(call: _Call, blob: Blob) -> Blob | None:
+    """The older snapshot to compare with; None if everything allocated is listed."""
+    moment = call.query("prevsnapshot")
+    if not moment:
+        return None
+    if blob.snapshot and moment >= blob.snapshot:
+        raise BlobError(
+            400,
+            "PreviousSnapshotCannotBeNewer",
+            "The prevsnapshot query parameter value cannot be newer than snapshot query parameter value.",
+        )
+    older = call.existing_container().find(blob.name, moment)
+    if older is None:
+        raise BlobError(409, "PreviousSnapshotNotFound", "The previous snapshot is not found.")
+    if older.life != blob.life:
+        raise BlobError(
+            409, "BlobOverwritten", "The blob has been recreated since the previous snapshot was taken."
+        )
+    return older
 
 
 # ---------------------------------------------------------------- writing
@@ -358,7 +380,7 @@ def _copy(call: _Call, container: Container) -> Response:
     call.store.release(blob)
     call.store.contents.remove(blob.file)
     blob.file, blob.size = source.file, source.size
-    blob.ranges = [list(span) for span in source.ranges]
+    blob.pages = source.pages.copy()
     metadata = call.metadata()
     blob.metadata = dict(source.metadata) if metadata is None else metadata
     blob.copied = {

@@ -1,4 +1,4 @@
-"""Wrong answers of a disk's host. A lie is made of a right answer, so nothing else in the sandbox knows of it.
+"""Wrong answers of a disk's host or a storage account. A lie is made of a right answer: nothing else here knows of it.
 
 Each is one that a reader has to notice: a client, a proxy or an emulator that loses a header, a marker or a range has
 been seen, or could be.
@@ -25,12 +25,13 @@ _MARKER = re.compile(r"<NextMarker>.*</NextMarker>")
 _PAGE = 512
 
 
-def without(header: str) -> Lie:
-    """A host that ignores a header."""
+def without(header: str, parameter: str = "") -> Lie:
+    """A host that ignores a header, or a parameter of a query."""
 
     def answered(request: Request, answer: Next) -> Response:
         kept = {name: value for name, value in request.headers.items() if name.lower() != header}
-        return answer(replace(request, headers=kept))
+        url = re.sub(rf"&{parameter}=[^&]*", "", request.url) if parameter else request.url
+        return answer(replace(request, url=url, headers=kept))
 
     return answered
 
@@ -124,7 +125,7 @@ def _broken(request: Request, answer: Next) -> Response:
 
 
 LIES: dict[str, Lie] = {
-    "header-ignored": without(PREVIOUS),
+    "header-ignored": without(PREVIOUS, "prevsnapshot"),
     "window-ignored": without("x-ms-range"),
     "list-cut": relisted(_half, cut=True),
     "range-left-out": relisted(_one_left_out),

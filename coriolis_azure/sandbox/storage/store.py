@@ -6,7 +6,6 @@ to one JSON file, except page writes, which are saved when the sandbox closes.
 
 from __future__ import annotations
 
-import bisect
 import copy
 import itertools
 import json
@@ -18,11 +17,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from coriolis_azure.sandbox.content import Contents
+from coriolis_azure.sandbox.pages import PAGE as PAGE
+from coriolis_azure.sandbox.pages import Pages, Range, merged
 from coriolis_azure.sandbox.wire import Json
-
-PAGE = 512
 
 
 @dataclass
@@ -41,7 +41,11 @@ class Lease:
 
 @dataclass
 class Blob:
-    """A blob, a snapshot or an earlier version. `ranges`: its written pages, sorted and disjoint, end exclusive."""
+    """A blob, a snapshot or an earlier version.
+
+    `pages`: what was written and cleared. Each snapshot ends a `generation` of changes. `life`: a blob that is replaced
+    as a whole begins another, and has no differences to snapshots of the one before.
+    """
 
     name: str
     kind: str
@@ -54,7 +58,9 @@ class Blob:
     made: str = ""
     content_type: str = "application/octet-stream"
     metadata: dict[str, str] = field(default_factory=dict)
-    ranges: list[list[int]] = field(default_factory=list)
+    pages: Pages = field(default_factory=lambda: Pages(0))
+    generation: int = 1
+    life: str = ""
     copied: dict[str, str] = field(default_factory=dict)
     lease: Lease | None = None
     blocks: dict[str, str] = field(default_factory=dict)  # uncommitted blocks: id -> content
@@ -65,26 +71,23 @@ class Blob:
 
     def written(self, start: int, end: int) -> list[tuple[int, int]]:
         """The written pages within a range, as ranges."""
-        first = max(0, bisect.bisect_left(self.ranges, [start]) - 1)
-        overlapping = itertools.takewhile(lambda span: span[0] < end, self.ranges[first:])
-        return [(max(low, start), min(high, end)) for low, high in overlapping if high > start]
+        return [(low, high) for low, high, _ in self.pages.allocated(start, end)]
+
+    def changed(self, older: Blob, start: int, end: int) -> list[Range]:
+        """What was written or cleared within a range since `older`, a snapshot of this blob."""
+        spans = self.pages.spans(start, end, older.generation)
+        return list(merged(Range(low, high, cleared) for low, high, _, cleared in spans))
 
     def note(self, start: int, end: int, *, written: bool) -> None:
         """Record that pages were written or cleared."""
-        first = max(0, bisect.bisect_left(self.ranges, [start]) - 1)
-        last = bisect.bisect_right(self.ranges, [end, end])
-        result: list[list[int]] = []
-        low, high = start, end
-        for span in self.ranges[first:last]:
-            if span[1] < start or span[0] > end:
-                result.append(span)
-            elif written:
-                low, high = min(low, span[0]), max(high, span[1])
-            else:
-                result += [part for part in ([span[0], start], [end, span[1]]) if part[0] < part[1]]
-        if written:
-            result.append([low, high])
-        self.ranges[first:last] = sorted(result)
+        self.pages.note(start, end, self.generation, cleared=not written)
+
+    def same(self) -> Blob:
+        """A blob like this one, without its lease and uncommitted blocks."""
+        alike = copy.copy(self)
+        alike.pages, alike.metadata, alike.copied = self.pages.copy(), dict(self.metadata), dict(self.copied)
+        alike.lease, alike.blocks = None, {}
+        return alike
 
 
 @dataclass
@@ -153,7 +156,7 @@ class BlobStore:
     def save(self) -> None:
         """Save the present state."""
         temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps(self.accounts, default=vars))
+        temporary.write_text(json.dumps(self.accounts, default=_plain))
         temporary.replace(self._path)
 
     def _load(self, document: Json) -> None:
@@ -200,7 +203,7 @@ class BlobStore:
     def new_blob(self, container: Container, name: str, kind: str, size: int) -> Blob:
         """Make a blob of zeros, replacing any blob with this name."""
         old = container.blobs.get(name)
-        blob = Blob(name, kind, self.contents.zeros(size), size, made=http_date())
+        blob = Blob(name, kind, self.contents.zeros(size), size, made=http_date(), life=new_id())
         blob.lease = old.lease if old else None
         container.blobs[name] = blob
         self.changed(blob)
@@ -222,8 +225,9 @@ class BlobStore:
 
     def snapshot(self, container: Container, blob: Blob, metadata: dict[str, str] | None) -> Blob:
         """Take a snapshot of a blob."""
-        snapshot = copy.deepcopy(blob)
-        snapshot.snapshot, snapshot.version, snapshot.lease, snapshot.blocks = self.moment(), "", None, {}
+        snapshot = blob.same()
+        blob.generation += 1
+        snapshot.snapshot, snapshot.version = self.moment(), ""
         snapshot.metadata = dict(blob.metadata if metadata is None else metadata)
         container.snapshots.append(snapshot)
         return snapshot
@@ -232,8 +236,8 @@ class BlobStore:
         """Keep the present blob as an earlier version, if the account has versioning."""
         blob = container.blobs.get(name)
         if account.versioning and blob is not None:
-            version = copy.deepcopy(blob)
-            version.version, version.lease, version.blocks = blob.version or self.moment(), None, {}
+            version = blob.same()
+            version.version = blob.version or self.moment()
             container.versions.append(version)
 
     def remove(self, account: Account, container: Container, blob: Blob) -> None:
@@ -271,7 +275,7 @@ class BlobStore:
         """Clear pages. Only written pages have to be overwritten with zeros."""
         for low, high in blob.written(start, end):
             self.write(blob, low, bytes(high - low))
-        blob.note(start, end, written=False)
+            blob.note(low, high, written=False)
 
     def read(self, blob: Blob, offset: int, length: int) -> bytes:
         """Read bytes of a blob."""
@@ -284,7 +288,8 @@ class BlobStore:
     def resize(self, blob: Blob, size: int) -> None:
         """Truncate a page blob, or extend it with zeros."""
         os.truncate(self.own_file(blob), size)
-        blob.note(min(size, blob.size), max(size, blob.size), written=False)
+        for low, high in blob.written(size, blob.size):
+            blob.note(low, high, written=False)
         blob.size = size
 
 
@@ -299,7 +304,15 @@ def new_id() -> str:
 
 
 def _blob(raw: Json) -> Blob:
-    lease = raw.pop("lease")
+    lease, pages = raw.pop("lease"), raw.pop("pages", None)
     # The monotonic clock has restarted, so only infinite leases survive.
     endless = Lease(**lease) if lease and lease["until"] is None else None
-    return Blob(**raw, lease=endless)
+    known = Pages.from_json(pages) if pages else Pages(0)
+    for start, end in raw.pop("ranges", ()):  # as earlier versions saved them
+        known.note(start, end, 0)
+    return Blob(**raw, lease=endless, pages=known)
+
+
+def _plain(item: Any) -> Json:
+    """What is saved of an account, a container, a blob, or a part of one."""
+    return item.to_json() if isinstance(item, Pages) else vars(item)
