@@ -148,7 +148,7 @@ class Image:
 
 
 # The values of replica_export_mechanism.
-WORKER, SNAPSHOTS, HYBRID, AUTO = "worker", "snapshots", "hybrid", "auto"
+MECHANISMS = WORKER, SNAPSHOTS, HYBRID, AUTO = "worker", "snapshots", "hybrid", "auto"
 DISK, CRASH, APPLICATION = "disk", "crash", "application"  # values of consistency
 _FORMER_MECHANISMS: dict[str, str] = {"azure_worker": WORKER}
 

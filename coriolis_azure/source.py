@@ -472,15 +472,26 @@ class Source:
         return old, left_behind
 
     def check(
-        self, vm: str | None = None, *, strict: bool = False, shutdown: bool = True, pool: bool = True
+        self,
+        vm: str | None = None,
+        *,
+        strict: bool = False,
+        shutdown: bool = True,
+        pool: bool = True,
+        volumes: bool = False,
     ) -> Checked:
         """Check everything that can be known before anything is created or shut down; return all findings.
 
         Without `vm`, only the connection and the environment are checked. `strict`: see `preflight.check`. `shutdown`
-        and `pool`: whether runs may shut down the VM, and use workers of an orchestrator's pool.
+        and `pool`: whether runs may shut down the VM, and use workers of an orchestrator's pool. `volumes`: whether
+        they may write to volumes of the orchestrator.
         """
-        wanted = (shutdown, permissions.SHUTDOWN), (pool, permissions.POOL)
-        may_use = {feature for may, feature in wanted if may}
+        wanted = {
+            permissions.SHUTDOWN: shutdown,
+            permissions.POOL: pool,
+            permissions.VOLUMES: volumes,
+        }
+        may_use = {feature for feature, may in wanted.items() if may}
         return preflight.check(self.context, vm, strict=strict, may_use=may_use)
 
     def finish(self, run: Run, known: Sequence[str] = (), vhds: Sequence[str] = ()) -> list[str]:

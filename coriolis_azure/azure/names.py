@@ -20,8 +20,8 @@ ROLE_TAG = "coriolis-role"
 INSTANCE_TAG = "coriolis-instance"
 MADE_TAG = "coriolis-made"
 ALIVE_TAG = "coriolis-alive"
-# On a worker's security group while a process deploys or deletes the run, and on the network that a pool shares while
-# it is made. A process that deploys renews ALIVE_TAG often.
+# On a worker's security group while a process deploys or deletes the run (without a worker, on its snapshots while it
+# is deleted), and on the network that a pool shares while it is made. A process that deploys renews ALIVE_TAG often.
 STEP_TAG = "coriolis-step"
 DEPLOYING, DELETING = "deploying", "deleting"
 # Resources that outlive runs on purpose: the workers of a pool, the records of volumes, and baselines. They carry one

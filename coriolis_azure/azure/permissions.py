@@ -23,6 +23,7 @@ OWN_NETWORK = "own network"
 GIVEN_NETWORK = "existing network"
 SHUTDOWN = "shutdown"
 POOL = "worker pool"
+VOLUMES = "records of volumes"
 CUSTOMER_KEYS = "customer-managed keys"
 WORKER_KEY = "a disk encryption set for the worker"
 BLOB_STORAGE = "Blob storage"
@@ -37,6 +38,7 @@ FEATURES = (
     GIVEN_NETWORK,
     SHUTDOWN,
     POOL,
+    VOLUMES,
     CUSTOMER_KEYS,
     WORKER_KEY,
     BLOB_STORAGE,
@@ -203,7 +205,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     *_of(
         "worker",
-        "its firewall, and the records of volumes; linked: the NIC uses it",
+        "its firewall; linked: the NIC uses it",
         *("Network/networkSecurityGroups/write", "Network/networkSecurityGroups/delete"),
         "Network/networkSecurityGroups/join/action",
         feature=WORKER,
@@ -235,6 +237,12 @@ ACTIONS: tuple[Action, ...] = (
         "Network/virtualNetworks/subnets/join/action",
         scope=SUBNET,
         feature=GIVEN_NETWORK,
+    ),
+    *_of(
+        "copy",
+        "say which state a volume of the orchestrator holds, and which run may write to it",
+        *("Network/networkSecurityGroups/write", "Network/networkSecurityGroups/delete"),
+        feature=VOLUMES,
     ),
     *_of(
         "storage",
@@ -315,7 +323,7 @@ ACTIONS: tuple[Action, ...] = (
 
 
 def features(environment: Environment) -> set[str]:
-    """The features that the settings choose. The caller adds SHUTDOWN and POOL, the disks CUSTOMER_KEYS."""
+    """The features that the settings choose. The caller adds SHUTDOWN, POOL and VOLUMES, the disks CUSTOMER_KEYS."""
     chosen = _of_mechanism(environment)
     if environment.consistency != settings.DISK:
         chosen.add(RESTORE_POINTS)

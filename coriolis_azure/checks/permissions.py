@@ -10,7 +10,11 @@ from ..model import Json
 from .finding import Finding, ask, error, fine, warning
 from .subject import Subject
 
-_NEED = {permissions.SHUTDOWN: "runs that shut the VM down need", permissions.POOL: "a pool of workers needs"}
+_NEED = {
+    permissions.SHUTDOWN: "runs that shut the VM down need",
+    permissions.POOL: "a pool of workers needs",
+    permissions.VOLUMES: "volumes behind the orchestrator's SSH and HTTPS writers need",
+}
 
 
 def permitted(subject: Subject) -> Iterator[Finding]:

@@ -240,6 +240,11 @@ def check(
 @shutdown_option
 @pool_option
 @click.option(
+    "--orchestrator",
+    is_flag=True,
+    help="For Coriolis: with the records of volumes, which runs of our own do not need.",
+)
+@click.option(
     "--customer-keys", is_flag=True, help="For disks with customer-managed keys, including the worker's."
 )
 @click.option(
@@ -258,6 +263,7 @@ def role(
     own_network: bool,
     shutdown: bool,
     pool: bool,
+    orchestrator: bool,
     customer_keys: bool,
     storage: str | None,
     as_json: bool,
@@ -278,6 +284,7 @@ def role(
         (worker and public_ip, permissions.PUBLIC_IP),
         (shutdown, permissions.SHUTDOWN),
         (worker and pool, permissions.POOL),
+        (orchestrator, permissions.VOLUMES),
         (customer_keys, permissions.CUSTOMER_KEYS),
         (worker and customer_keys, permissions.WORKER_KEY),
         (storage is not None, permissions.BLOB_STORAGE),

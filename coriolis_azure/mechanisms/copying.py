@@ -16,7 +16,7 @@ from ..events import Notice, Step
 from ..machine import changes, exports, inspection, unmanaged
 from ..machine.choice import choose
 from ..model import Disk, Machine, Worker
-from ..replica.destinations import Folder, Kept
+from ..replica.destinations import Based, Folder
 from ..run.baselines import Baseline
 from ..run.resources import Resources
 from ..settings import AUTO, HYBRID, SNAPSHOTS
@@ -107,7 +107,7 @@ def _yes(disk: Disk) -> bool:
 def _is_proved(folder: Folder, disk: Disk) -> bool:
     """Whether the replica of a disk has a baseline whose lists of changes can be relied on."""
     destination = folder.disk(disk.name)
-    baseline = Baseline.recorded(destination.left()) if isinstance(destination, Kept) else None
+    baseline = Baseline.recorded(destination.left()) if isinstance(destination, Based) else None
     return baseline is not None and baseline.proved
 
 

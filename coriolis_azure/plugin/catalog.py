@@ -19,6 +19,7 @@ from ..events import amount
 from ..machine import inspection
 from ..machine.listing import machines
 from ..model import Json, Machine, at, canonical_location
+from ..settings import MECHANISMS, WORKER
 from ..threads import ordered
 from ..worker import images, sizes
 
@@ -114,6 +115,8 @@ def options(
     listings: dict[str, Callable[[], list[Any]]] = {
         "location": azure.locations,
         "resource_group": lambda: sorted(document["name"] for document in azure.groups()),
+        # An Azure Stack Hub has no signed URLs for snapshots.
+        "replica_export_mechanism": lambda: list(MECHANISMS if azure.is_modern else [WORKER]),
     }
     if location:
         listings["export_worker_size"] = lambda: sizes.sizes(azure, canonical_location(location))

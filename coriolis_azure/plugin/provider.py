@@ -209,7 +209,7 @@ class AzureExportProvider(
         from .export_info import export_info
 
         with self._source(connection_info, source_environment) as source:
-            checked = source.check(instance_name)
+            checked = source.check(instance_name, volumes=True)
         for finding in checked.findings:
             if finding.severity == "warning":
                 self._report(Notice(finding.text_with_remedy))

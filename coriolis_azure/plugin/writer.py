@@ -114,8 +114,7 @@ class Volumes:
                 self._by_name[disk.name] = entry
         # As the entries are now: a run changes them.
         self._owners = {name: owner(entry) for name, entry in self._by_name.items()}
-        self._opened: list[FileVolume | Volume] = []
-        self._files: dict[str, FileVolume] = {}
+        self._opened: dict[str, FileVolume | Volume] = {}
         self._vhds: BlobFolder | None = None
 
     def _matched(self, disks: Sequence[Disk]) -> Iterator[tuple[Disk, dict[str, Any]]]:
@@ -158,14 +157,15 @@ class Volumes:
             vhd = self._vhds.disk(name)
             entry[VHD] = vhd.where
             return vhd
-        volume: FileVolume | Volume
+        if name not in self._opened:
+            self._opened[name] = self._volume(name, entry)
+        return self._opened[name]
+
+    def _volume(self, name: str, entry: dict[str, Any]) -> FileVolume | Volume:
         if self._backend is None:
-            volume = self._files.setdefault(name, FileVolume(entry, self._report))
-        else:
-            device = self._backend.device(name, entry[_DEVICE])
-            volume = Volume(entry, name, device, self._claims[name], self._report)
-        self._opened.append(volume)
-        return volume
+            return FileVolume(entry, self._report)
+        device = self._backend.device(name, entry[_DEVICE])
+        return Volume(entry, name, device, self._claims[name], self._report)
 
     def reserve(self, disks: Collection[str]) -> None:
         """Open the volumes that are files or devices of this host for this run exclusively. See Folder."""
@@ -182,7 +182,7 @@ class Volumes:
         """Make everything in progress on the volumes end soon."""
         for claim in self._claims.values():
             claim.stop()
-        for volume in (*self._opened, *([self._vhds] if self._vhds is not None else [])):
+        for volume in (*self._opened.values(), *([self._vhds] if self._vhds is not None else [])):
             volume.stop()
 
     def tell_removed(self, disks: Collection[str]) -> None:
@@ -199,7 +199,7 @@ class Volumes:
 
     def close(self) -> None:
         """Close all volumes, then release the claims on them."""
-        for volume in self._opened:
+        for volume in self._opened.values():
             volume.close()
         for claim in self._claims.values():
             claim.release()
@@ -242,7 +242,7 @@ class Volumes:
         held = [claim.renew() for claim in self._claims.values()]
         if not all(held):
             self.stop()
-            for volume in self._opened:
+            for volume in list(self._opened.values()):
                 if isinstance(volume, Volume):
                     volume.abandon()
 
@@ -296,6 +296,10 @@ class Volume:
     def baseline(self) -> tuple[Manifest, Json] | None:
         """See Based."""
         return self._based
+
+    def left(self) -> Json | None:
+        """See Based."""
+        return states.baseline_in(self._entry.get(STATE))
 
     def leave(self, baseline: Callable[[], Json | None]) -> None:
         """See Based."""
@@ -493,6 +497,10 @@ class FileVolume(Replica):
         """See Based. What the volume holds is known by then; the entry tells what the baseline held."""
         in_entry = self._in_entry()
         return based(in_entry, self._entry[STATE], self._file.name, self._report) if in_entry else None
+
+    def left(self) -> Json | None:
+        """See Based."""
+        return states.baseline_in(self._entry.get(STATE))
 
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What the volume holds. Nothing is known without a state in its entry. See Destination."""

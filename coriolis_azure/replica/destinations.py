@@ -128,6 +128,9 @@ class Based(Destination, Protocol):
         Valid once `known` was called.
         """
 
+    def left(self) -> Json | None:
+        """The baseline that is recorded here, before `known` says whether it is of use; None for none."""
+
     def leave(self, baseline: Callable[[], Json | None]) -> None:
         """Ask for the baseline that goes with what `commit` commits, and keep it with that."""
 
@@ -135,9 +138,6 @@ class Based(Destination, Protocol):
 @runtime_checkable
 class Kept(Based, Protocol):
     """A disk whose manifest is stored with it."""
-
-    def left(self) -> Json | None:
-        """The baseline that is recorded here, before `known` says whether it is of use; None for none."""
 
     def stored(self) -> Manifest:
         """The manifest of the last successful run; afterwards `read` may be called. Changes nothing.

@@ -65,7 +65,7 @@ def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str]
     leftovers = _by_run(_with_blobs(documents, storage, vhds))
     listed = [id for leftover in leftovers if leftover.run == run.id for id in leftover.ids]
     tried = {id.lower() for id in remaining}
-    _mark_deleting(azure, [document for document in documents["nsg"] if document["id"] in listed], clock)
+    _mark_deleting(azure, _witnesses(documents, listed), clock)
     attached_disks.free(azure, listed, clock)
     rest = [id for id in listed if id.lower() not in tried]
     remaining += resources.delete(azure, rest, clock, storage, before=remaining)
@@ -73,16 +73,21 @@ def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str]
     return remaining + [id for id in _stripped(azure, run, documents) if id.lower() not in reported]
 
 
-def _mark_deleting(azure: Azure, groups: Iterable[Json], clock: Clock) -> None:
-    """Say on a run's security groups that it is being deleted, so that somebody goes on where a killed process died."""
-    for group in groups:
+def _witnesses(documents: Mapping[str, Sequence[Json]], listed: Sequence[str]) -> list[Json]:
+    """What tells the state of a run: its security groups or, if no worker was made for it, its snapshots."""
+    of_run = [[each for each in documents[kind] if each["id"] in listed] for kind in ("nsg", "snapshot")]
+    return next(filter(None, of_run), [])
+
+
+def _mark_deleting(azure: Azure, witnesses: Iterable[Json], clock: Clock) -> None:
+    """Say on these resources that their run is being deleted, so that somebody goes on where a killed process died."""
+    for document in witnesses:
         alive = names.stamp(azure.now(clock))
+        step = {names.ALIVE_TAG: alive, names.STEP_TAG: names.DELETING}
         try:
-            azure.tag(
-                group["id"], names.retagged(group, {names.ALIVE_TAG: alive, names.STEP_TAG: names.DELETING})
-            )
+            azure.tag(document["id"], names.retagged(document, step))
         except CoriolisAzureError as error:  # it is only needed if this process dies
-            LOG.warning("could not mark %s as being deleted: %s", group["id"], error)
+            LOG.warning("could not mark %s as being deleted: %s", document["id"], error)
 
 
 def _stripped(azure: Azure, run: Run, documents: Mapping[str, Sequence[Json]]) -> list[str]:
@@ -147,7 +152,8 @@ def _tell(report: Report, swept: Iterable[Leftover], remaining: Sequence[str]) -
 
 def unfinished(azure: Azure, group: str, instance: str) -> dict[str, datetime | None]:
     """The unfinished runs of a VM, with their last signs of life."""
-    documents = [document for kind in ("vnet", "ip", "nsg") for document in azure.resources(kind, group)]
+    kinds = ("vnet", "ip", "nsg", "snapshot")
+    documents = [document for kind in kinds for document in azure.resources(kind, group)]
     return {
         leftover.run: leftover.alive
         for leftover in _by_run(documents)
@@ -308,7 +314,8 @@ def _leftover(run: str, documents: list[Json]) -> Leftover:
 def _is_unfinished(documents: Sequence[Json]) -> bool:
     """Whether a run's security group says that it is being deployed or deleted, or does not exist yet or any more.
 
-    The address and the network are made along with it. The network that a pool shares says it itself.
+    Without a worker, its snapshots say that it is being deleted. The address and the network are made along with it.
+    The network that a pool shares says it itself.
     """
     if any(names.STEP_TAG in names.tags_of(document) for document in documents):
         return True
