@@ -161,7 +161,7 @@ def test_a_vm_that_is_off_needs_none(
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "shared": ({"properties": {"maxShares": 2}}, "can be shared"),
-    "closed": ({"properties": {"networkAccessPolicy": "DenyAll"}}, "network access policy is DenyAll"),
+    "closed": ({"properties": {"networkAccessPolicy": "DenyAll"}}, "network access policy DenyAll"),
 }
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from coriolis_azure.events import Event, Notice
+from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.readers.changed import WINDOW
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import DiskReport, Source
+from harness.battles import served
 from harness.constants import MIB
 
 Image = Callable[..., Path]
@@ -186,6 +190,62 @@ def test_a_blob_that_was_put_in_its_place_is_another_disk(
     report = replica.run()
     assert (report.tier, report.full) == ("allocated", True)
     assert len(replica.snapshots()) == 1
+
+
+def test_an_account_that_cannot_be_read_hides_only_its_own_baselines(
+    replica: Replica, connect: Connect, image: Image
+) -> None:
+    replica.run()
+    replica.azure.add_vm("old-2", image("other"), spec=VmSpec(unmanaged="closedaccount"))
+    resource = replica.azure.storage.resource("closedaccount")
+    resource.properties["networkAcls"] = {"defaultAction": "Deny", "ipRules": []}
+    assert [each.instance for each in connect().baselines()] == ["old-1"]
+
+
+@pytest.mark.slow
+def test_the_plugin_reads_what_changed_and_deletes_baselines_with_a_transfer(
+    replica: Replica, tmp_path: Path
+) -> None:
+    azure, volume = replica.azure, tmp_path / "volume"
+    volume.write_bytes(b"")
+    target = {"backend": "file_backup_writer", "connection_details": {"ip": "127.0.0.1", "port": 22}}
+    environment = {**azure.environment(), **KEPT}
+    told: list[str] = []
+
+    def tell(message: str, **options: Any) -> dict[str, int]:
+        del options
+        told.append(message)
+        return {"index": 0}
+
+    handler: Any = SimpleNamespace(
+        add_progress_update=tell,
+        update_progress_update=lambda *_, **__: None,
+        get_progress_update_identifier=lambda update: update["index"],
+    )
+    with served(azure) as connection:
+
+        def call(method: str, *arguments: Any) -> Any:
+            told.clear()
+            provider = AzureExportProvider(handler)
+            return json.loads(json.dumps(getattr(provider, method)(None, connection, *arguments)))
+
+        info = call("get_replica_instance_info", environment, "old-1")
+        (disk,) = info["devices"]["disks"]
+        entries = [{"disk_id": disk["id"], "volume_dev": str(volume), "zeroed": True}]
+        for execution in range(4):
+            replica.write(10 + execution, seed=execution)
+            deployed = call("deploy_replica_source_resources", info, environment)
+            resources, reached = deployed["migr_resources"], deployed["connection_info"]
+            arguments = (environment, "old-1", resources, reached, target, entries, True)
+            entries = call("replicate_disks", *arguments)
+            assert any("lists no change there" in line for line in told) == (execution > 1), told
+            call("delete_replica_source_resources", environment, resources)
+            assert volume.read_bytes() == replica.content
+            assert [each.metadata["coriolis_baseline"] for each in replica.snapshots()] == [
+                entries[0]["replica_state"]["baseline"]["stream"]
+            ]
+        call("delete_replica_source_snapshots", environment, entries)
+        assert replica.snapshots() == []
 
 
 LIES = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from ..machine import restore_points
-from ..model import Disk, at
+from ..machine import cloning, restore_points
+from ..model import Disk
 from ..settings import APPLICATION, DISK, SNAPSHOTS
 from .finding import Finding, ask, error, fine, warning
 from .subject import Subject
@@ -42,11 +42,8 @@ def restorable(subject: Subject, *, certain: bool) -> Iterator[Finding]:
 def _open(subject: Subject, disk: Disk) -> Iterator[Finding]:
     """A disk of a restore point has the network access policy of its disk, which decides whether it can be read."""
     document = yield from ask("read", partial(subject.context.azure.get, disk.id))
-    policy = at(document or {}, "properties.networkAccessPolicy", "AllowAll")
-    if policy != "AllowAll":
-        text = (
-            f"the restore point of {disk.name} cannot be read: the disk's network access policy is {policy}"
-        )
+    if document is not None and (why := cloning.why_closed(document)):
+        text = f"the restore point of {disk.name} cannot be read: {why}, as its disk has"
         yield error("read", text, restore_points.CLOSED_REMEDY)
 
 

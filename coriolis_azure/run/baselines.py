@@ -6,6 +6,7 @@ it carries an end date, and the tag that names its stream instead of that of a r
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,12 +15,14 @@ from typing import Protocol, runtime_checkable
 
 from ..azure import names
 from ..azure.context import Context
-from ..errors import AzureError, DeadlinePassed
+from ..errors import AzureError, CoriolisAzureError, DeadlinePassed
 from ..events import Notice
 from ..model import Json, at
 from ..threads import Lock
 from .resources import Resources
 from .shelves import Managed, Shelf, Vhds, vhds_of
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ class Listed:
 def listed(context: Context) -> list[Listed]:
     """All baselines in the resource group and of its VMs' VHD blobs, by VM and disk."""
     vhds = vhds_of(context.azure.resources("vm", context.environment.resource_group))
-    documents = [*Managed(context).of([]), *Vhds(context).of(vhds)]
+    documents = [*Managed(context).of([]), *(each for vhd in vhds for each in _of_vhd(context, vhd))]
     found = [(document, names.tags_of(document)) for document in documents]
     ours = [
         Listed(
@@ -269,6 +272,15 @@ def listed(context: Context) -> list[Listed]:
         for document, tags in found
     ]
     return sorted(ours, key=lambda each: (each.instance, each.disk, each.made))
+
+
+def _of_vhd(context: Context, vhd: str) -> list[Json]:
+    """The baselines of a VHD. If its account cannot be read, nobody can tell; other VMs must not suffer from that."""
+    try:
+        return Vhds(context).of([vhd])
+    except CoriolisAzureError as error:
+        LOG.warning("cannot look for baselines of %s: %s", vhd, error)
+        return []
 
 
 def owned(context: Context, owners: Sequence[Owner]) -> list[str]:
