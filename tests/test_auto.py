@@ -72,6 +72,7 @@ def test_next_to_the_disks_no_worker_is_made(
 ) -> None:
     disk = image("os", seed=1)
     azure.add_vm("web", disk)
+    azure.quotas["cores"] = (10, 10)  # nor could one be made
     azure.intercept = in_azure("westeurope", watched := Watched())
     (report,) = connect(environment=AUTO).replicate("web", tmp_path / "images").disks
     assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..clock import Clock
 from ..events import Report, silent
 from ..model import Json, at, canonical_location, must
 from ..settings import Connection, Image
-from . import documents, names
+from . import documents, host, names
 from .api_versions import ApiVersions
 from .patience import Pages, Polling, Retries, whole
 from .profiles import BLOB_VERSIONS, PROFILES
@@ -121,6 +121,11 @@ class Azure:
     def is_modern(self) -> bool:
         """Whether this Azure accepts newer API versions, as far as its answers so far have shown."""
         return self._versions.newest("microsoft.compute/virtualmachines", _MODERN_SINCE) >= _MODERN_SINCE
+
+    @cached_property
+    def host_location(self) -> str:
+        """The Azure location of this host; "" if it is elsewhere."""
+        return host.location(self.transport)
 
     def close(self) -> None:
         """Close the connections."""

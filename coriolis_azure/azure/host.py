@@ -6,18 +6,18 @@ from azure.core.exceptions import AzureError as SdkError
 from azure.core.rest import HttpRequest
 
 from ..model import canonical_location
-from .client import Azure
+from .transport import SharedTransport
 
 ADDRESS = "169.254.169.254"
 _LOCATION = f"http://{ADDRESS}/metadata/instance/compute/location?api-version=2021-02-01&format=text"
 _SECONDS = 1.0
 
 
-def location(azure: Azure) -> str:
+def location(transport: SharedTransport) -> str:
     """The Azure location of this host; "" if it is elsewhere."""
     request = HttpRequest("GET", _LOCATION, headers={"Metadata": "true"})
     try:
-        response = azure.transport.send(
+        response = transport.send(
             request,
             connection_timeout=_SECONDS,
             read_timeout=_SECONDS,

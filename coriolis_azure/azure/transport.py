@@ -24,6 +24,7 @@ _API_VERSION = re.compile(
     r"/resourceGroups/.*/providers/(?P<type>[\w.]+/\w+)(?=[/?]).*[?&]api-version=(?P<version>[\w-]+)",
     re.IGNORECASE,
 )
+_LINK_LOCAL = "169.254."  # what is there is different for every host
 # Connections kept open per host: many threads write blobs.
 _CONNECTIONS = 64
 
@@ -85,8 +86,10 @@ class Proxy:
     exceptions: tuple[str, ...] = ()
 
     def serves(self, host: str) -> bool:
-        """Whether `host` is reached through the proxy: it is neither an exception nor a subdomain of one."""
-        return not any(host == name or host.endswith(f".{name}") for name in self.exceptions)
+        """Whether `host` is reached through the proxy: no exception, no subdomain of one, not link-local."""
+        return not host.startswith(_LINK_LOCAL) and not any(
+            host == name or host.endswith(f".{name}") for name in self.exceptions
+        )
 
 
 class _Trusting(HTTPAdapter):

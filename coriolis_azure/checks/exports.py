@@ -40,3 +40,8 @@ def chosen(subject: Subject) -> Iterator[Finding]:
     for name, choice in choose(subject.context, subject.disks, lambda _: False).items():
         by = "from its snapshot" if choice.mechanism == SNAPSHOTS else "by a worker"
         yield fine("read", f"{name} is read {by}: {choice.reason}")
+
+
+def need_worker(subject: Subject) -> bool:
+    """Whether a disk cannot do without a worker."""
+    return any(choice.needs_worker for choice in choose(subject.context, subject.disks).values())

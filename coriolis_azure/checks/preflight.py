@@ -92,6 +92,8 @@ def _mechanism(subject: Subject, *, certain: bool) -> Iterator[Finding]:
         if certain:  # otherwise the check of all permissions has told
             yield from exports.permitted(subject)
         return
+    if certain and mechanism == AUTO and not exports.need_worker(subject):
+        return
     if not certain and mechanism != WORKER:
         yield from (exports.chosen if mechanism == AUTO else exports.listed)(subject)
     size = yield from worker.size(subject)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..azure import host
 from ..azure.context import Context
 from ..model import Disk
 from ..settings import AUTO, HYBRID, SNAPSHOTS, WORKER
@@ -37,7 +36,7 @@ def choose(
     if mechanism != AUTO:
         return {disk.name: Choice(mechanism) for disk in disks}
     obstacles, here = exports.obstacles(context, disks), context.environment.location
-    is_near = not all(obstacles.values()) and host.location(context.azure) == here
+    is_near = not all(obstacles.values()) and context.azure.host_location == here
 
     def chosen(disk: Disk) -> Choice:
         if why := obstacles[disk.name]:
