@@ -14,7 +14,7 @@ from coriolis_azure import errors
 from coriolis_azure.azure import host, permissions
 from coriolis_azure.checks.finding import Checked
 from coriolis_azure.events import Event, Notice
-from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.constants import MIB
 
@@ -80,6 +80,20 @@ def test_next_to_the_disks_no_worker_is_made(
     assert (report.mechanism, report.tier) == ("snapshots", "allocated")
     assert report.reason == "this host is in westeurope, too; there is no baseline"
     assert any("os: mechanism snapshots" in event.text for event in told if isinstance(event, Notice))
+
+
+def test_vhd_blobs_are_read_from_here(azure: Sandbox, connect: Connect, image: Image, tmp_path: Path) -> None:
+    azure.add_vm("old", disk := image("os", seed=1), spec=VmSpec(unmanaged="oldstorage"))
+    before = azure.resources()
+    azure.intercept = watched = Watched()
+    source = connect(environment=AUTO)
+    assert "os is read from its snapshot: its VHD can be read" in texts(source.check("old"))
+    (report,) = source.replicate("old", tmp_path / "images").disks
+    assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
+    assert (report.mechanism, report.tier) == ("snapshots", "allocated")
+    assert report.reason.startswith("its VHD can be read")
+    assert watched.created == set()
+    assert azure.resources() == before
 
 
 @pytest.mark.parametrize("place", ["elsewhere", "in northeurope"])

@@ -24,7 +24,7 @@ def exportable(subject: Subject) -> Iterator[Finding]:
 
 def permitted(subject: Subject) -> Iterator[Finding]:
     """Check that the identity can let snapshots be read and end that. A snapshot that is not closed stays in Azure."""
-    if why := exports.lacking(subject.context):
+    if any(not disk.unmanaged for disk in subject.disks) and (why := exports.lacking(subject.context)):
         yield error("read", why, f"Give the identity these permissions. {exports.REMEDY}")
 
 

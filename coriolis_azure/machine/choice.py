@@ -39,6 +39,8 @@ def choose(
     is_near = not all(obstacles.values()) and context.azure.host_location == here
 
     def chosen(disk: Disk) -> Choice:
+        if disk.unmanaged:
+            return Choice(SNAPSHOTS, "its VHD can be read without making anything but a snapshot")
         if why := obstacles[disk.name]:
             return Choice(WORKER, why)
         if is_near:

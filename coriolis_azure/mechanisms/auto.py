@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 from ..azure.exports import Export
 from ..errors import AzureError, DeadlinePassed
@@ -55,10 +54,6 @@ def copy(
     rest = [disk for disk in disks if disk.name not in outcomes]
     if rest:
         outcomes |= _by_name(rest, hybrid.read(target, resources, worker(rest), rest, taken, obstacles))
-    for name, choice in choices.items():
-        if (read := target.read[name]).reason != choice.reason:
-            reasons = [choice.reason, read.reason] if read.reason else [choice.reason]
-            target.read[name] = replace(read, reason="; ".join(reasons))
     return [outcomes[disk.name] for disk in disks]
 
 

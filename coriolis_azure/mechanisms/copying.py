@@ -9,6 +9,7 @@ nothing else is created. With `auto`, that is chosen for each disk.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from ..azure.context import Context
@@ -65,14 +66,14 @@ def copy(
         by_worker.try_agent(context, worker)
     now = _unchanged(context, machine, disks)
     context.report(Step("snapshot", listed(disks)))
+    if mechanism == AUTO:
+        return _copy_as_chosen(target, resources, worker, now, disks)
     if mechanism == SNAPSHOTS:
         if is_blob:
             return vhds.copy_directly(target, resources, disks)
         return snapshots.copy(target, resources, now, disks)
     if is_blob:
         return vhds.copy(target, resources, worker, disks)
-    if mechanism == AUTO:
-        return _copy_as_chosen(target, resources, worker, now, disks)
     if worker is None:
         raise ValueError("managed disks need a worker")
     return (hybrid.copy if mechanism == HYBRID else by_worker.copy)(target, resources, worker, now, disks)
@@ -81,7 +82,7 @@ def copy(
 def _copy_as_chosen(
     target: Target, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
 ) -> list[Outcome]:
-    """Copy managed disks with `auto`."""
+    """Copy disks with `auto`, and note why each was read as it was."""
     context = target.context
     # Without a worker, which only the disks need that cannot do without, all others are read from here.
     choices = choose(context, disks, partial(_is_proved, target.folder) if worker else _yes)
@@ -96,7 +97,15 @@ def _copy_as_chosen(
         by_worker.try_agent(context, new)
         return new
 
-    return auto.copy(target, resources, machine, disks, choices, launched)
+    if any(disk.unmanaged for disk in disks):
+        outcomes = vhds.copy_directly(target, resources, disks)
+    else:
+        outcomes = auto.copy(target, resources, machine, disks, choices, launched)
+    for name, choice in choices.items():
+        if (read := target.read[name]).reason != choice.reason:
+            reasons = [choice.reason, read.reason] if read.reason else [choice.reason]
+            target.read[name] = replace(read, reason="; ".join(reasons))
+    return outcomes
 
 
 def _yes(disk: Disk) -> bool:
