@@ -22,6 +22,7 @@ from coriolis_azure.source import Source
 from harness.battles import served
 from harness.constants import GROUP, MIB
 from harness.plugin_errors import raised
+from harness.processes import completed
 
 ROOT = Path(__file__).parent.parent
 Image = Callable[..., Path]
@@ -596,6 +597,39 @@ def test_the_command_checks_with_an_exit_code(azure: Sandbox, image: Image, tmp_
     assert ["no VM nobody" in each["text"] for each in told["findings"] if each["severity"] == "error"] == [
         True
     ]
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        *(
+            "",
+            "x",
+            "/",
+            "/subscriptions/",
+            "/subscriptions/a/resourceGroups/",
+            "/subscriptions/a/providers/x/y/z",
+        ),
+        "/subscriptions/a/resourceGroups/b/providers/Microsoft.Compute/disks/d",
+    ],
+)
+def test_a_scope_that_a_role_cannot_have_is_refused(scope: str) -> None:
+    done = completed(["role", "--scope", "/subscriptions/one", "--scope", scope])
+    assert done.returncode == errors.InvalidInput.exit_code
+    assert done.stdout == ""
+    assert "what to do: Write /subscriptions/ID" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "/subscriptions/00000000-0000-0000-0000-000000000000",
+        "/subscriptions/a/resourcegroups/My_Group(1).x",
+        "/providers/Microsoft.Management/managementGroups/all",
+    ],
+)
+def test_a_scope_that_azure_takes_is_printed_as_it_is(scope: str) -> None:
+    assert json.loads(completed(["role", "--scope", scope]).stdout)["AssignableScopes"] == [scope]
 
 
 def test_the_command_prints_a_role_that_az_takes() -> None:

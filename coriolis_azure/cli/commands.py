@@ -15,7 +15,7 @@ from .. import __version__, settings
 from ..azure import codes, names, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
 from ..events import amount
-from .options import Group, at_places, json_option, opened, rate, source_options
+from .options import Group, assignable, at_places, json_option, opened, rate, source_options
 from .output import (
     VERIFIED,
     Table,
@@ -231,6 +231,7 @@ def check(
     "scopes",
     multiple=True,
     metavar="ID",
+    callback=assignable,
     help="ARM id of a subscription or resource group where the role may be assigned. May be repeated.",
 )
 @click.option(

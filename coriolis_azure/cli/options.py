@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,13 @@ class Group(click.Group):
         self.params.append(_verbose_option())
 
 
+# Where Azure lets a custom role be assigned: not at a single resource.
+_SCOPE = re.compile(
+    r"/subscriptions/[\w-]+(/resourceGroups/[\w().-]*[\w()-])?|/providers/Microsoft\.Management/managementGroups/[\w().-]+",
+    re.IGNORECASE,
+)
+
+
 def rate(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """Validate an option that is a rate; a click callback."""
     del context
@@ -70,6 +78,19 @@ def rate(context: click.Context, option: click.Parameter, value: str | None) -> 
         except InvalidInput as error:
             raise InvalidInput(f"{option.opts[0]}: {error.message}", remedy=error.remedy) from error
     return value
+
+
+def assignable(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Validate an option that says where a role may be assigned; a click callback."""
+    del context
+    for value in values:
+        if not _SCOPE.fullmatch(value):
+            raise InvalidInput(
+                f"{option.opts[0]}: a role cannot be assignable at {value!r}",
+                remedy="Write /subscriptions/ID, /subscriptions/ID/resourceGroups/NAME or "
+                "/providers/Microsoft.Management/managementGroups/NAME.",
+            )
+    return values
 
 
 def json_option(command: F) -> F:
