@@ -18,7 +18,14 @@ from harness.constants import MIB
 Image = Callable[..., Path]
 
 
-@pytest.mark.parametrize("mechanism", [pytest.param("worker", marks=pytest.mark.slow), "snapshots"])
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        pytest.param("worker", marks=pytest.mark.slow),
+        pytest.param("hybrid", marks=pytest.mark.slow),
+        "snapshots",
+    ],
+)
 def test_the_last_run_copies_little_and_what_the_vm_wrote_until_the_end_is_there(
     azure: Sandbox,
     connect: Callable[..., Source],

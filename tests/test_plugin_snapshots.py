@@ -76,6 +76,38 @@ def test_the_third_execution_reads_only_what_changed(place: Place) -> None:
 
 
 @slow
+@pytest.mark.parametrize(("mechanism", "has_worker"), [("hybrid", True), ("auto", False)])
+def test_the_other_mechanisms_read_only_what_changed_too(
+    place: Place, mechanism: str, has_worker: bool
+) -> None:
+    transfer = Transfer(place, replica_export_mechanism=mechanism)
+    resources, _ = transfer.begin()
+    assert ("worker" in resources) == has_worker
+    transfer.end(resources)
+    for execution in range(4):
+        told = transfer.execute()
+        assert place.left() == transfer.baselines()
+        assert (NOT_READ in copied(told, "os")) == (execution > 1), told
+        place.write(0, 12 + execution, execution)
+    transfer.give_up()
+    assert place.left() == []
+
+
+@slow
+def test_a_worker_that_auto_turns_out_to_need_is_made_and_deleted(place: Place) -> None:
+    def closing(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "PUT" and "/snapshots/" in request.path:
+            request = replace(request, body=request.body.replace(b"AllowAll", b"DenyAll"))
+        return answer(request)
+
+    place.azure.intercept = closing
+    transfer = Transfer(place, replica_export_mechanism="auto")
+    told = transfer.execute()
+    assert any("by a worker after all" in line for line in told), told
+    assert place.left() == []
+
+
+@slow
 def test_nothing_is_created_but_snapshots(place: Place) -> None:
     created: set[str] = set()
 
