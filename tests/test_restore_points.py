@@ -18,6 +18,7 @@ from coriolis_azure.azure import names, permissions
 from coriolis_azure.cli.commands import cli
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.machine import restore_points
+from coriolis_azure.run import cleanup
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
@@ -238,6 +239,29 @@ def test_a_restore_point_that_a_dead_run_was_reading_is_closed_and_deleted(
     assert [names.kind_of(id) for id in leftover.ids] == ["collection"]
     assert source.finish(run) == []
     assert azure.resources() == before
+
+
+def test_a_run_whose_deletion_died_is_known_by_its_restore_points(
+    azure: Sandbox, connect: Connect, disks: tuple[Path, Path]
+) -> None:
+    source = connect(environment=CRASH)
+    machine = source.inspect("web")
+    run = source.new_run(machine)
+    with Journal(run, None) as journal:
+        restore_points.take(source.context, source.resources(run, journal), machine, machine.disks)
+    assert cleanup.unfinished(source.azure, run.group, "web") == {}
+
+    def die(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "DELETE":
+            raise Died
+        return answer(request)
+
+    azure.intercept = die
+    with pytest.raises(Died):
+        source.finish(run)
+    azure.intercept = None
+    assert list(cleanup.unfinished(source.azure, run.group, "web")) == [run.id]
+    assert source.finish(run) == []
 
 
 @pytest.mark.slow

@@ -74,8 +74,9 @@ def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str]
 
 
 def _witnesses(documents: Mapping[str, Sequence[Json]], listed: Sequence[str]) -> list[Json]:
-    """What tells the state of a run: its security groups or, if no worker was made for it, its snapshots."""
-    of_run = [[each for each in documents[kind] if each["id"] in listed] for kind in ("nsg", "snapshot")]
+    """What tells the state of a run: its security groups or, if no worker was made for it, what it reads."""
+    kinds = ("nsg", "snapshot", "collection")
+    of_run = [[each for each in documents[kind] if each["id"] in listed] for kind in kinds]
     return next(filter(None, of_run), [])
 
 
@@ -152,8 +153,8 @@ def _tell(report: Report, swept: Iterable[Leftover], remaining: Sequence[str]) -
 
 def unfinished(azure: Azure, group: str, instance: str) -> dict[str, datetime | None]:
     """The unfinished runs of a VM, with their last signs of life."""
-    kinds = ("vnet", "ip", "nsg", "snapshot")
-    documents = [document for kind in kinds for document in azure.resources(kind, group)]
+    kinds = ("vnet", "ip", "nsg", "snapshot", "collection")
+    documents = [document for kind in kinds for document in _listed(azure, kind, group)]
     return {
         leftover.run: leftover.alive
         for leftover in _by_run(documents)
@@ -314,8 +315,8 @@ def _leftover(run: str, documents: list[Json]) -> Leftover:
 def _is_unfinished(documents: Sequence[Json]) -> bool:
     """Whether a run's security group says that it is being deployed or deleted, or does not exist yet or any more.
 
-    Without a worker, its snapshots say that it is being deleted. The address and the network are made along with it.
-    The network that a pool shares says it itself.
+    Without a worker, its snapshots or restore points say that it is being deleted. The address and the network are made
+    along with it. The network that a pool shares says it itself.
     """
     if any(names.STEP_TAG in names.tags_of(document) for document in documents):
         return True
