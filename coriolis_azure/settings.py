@@ -330,6 +330,13 @@ def checked(name: str, raw: Any) -> Json:
     return {**defaults, **raw}
 
 
+def document(name: str, raw: Any) -> Json:
+    """`raw`. Raises InvalidInput if it is not a JSON object."""
+    if not isinstance(raw, dict):
+        raise InvalidInput(f"{name}: must be of type object, not {_type(raw)}")
+    return raw
+
+
 def _check_is_text(name: str, raw: Any) -> None:
     """Raise InvalidInput if a name or value contains what no text has: control characters or half a character."""
     for where, text in _texts(name, raw):

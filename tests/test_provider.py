@@ -312,6 +312,24 @@ def test_a_connection_is_validated(azure: Sandbox) -> None:
         AzureExportProvider(None).validate_connection(None, {})
 
 
+@pytest.mark.parametrize("settings", [None, True, 5, "text", [{}]])
+def test_settings_that_are_no_objects_are_refused(settings: Any) -> None:
+    """Whatever the orchestrator's client sent in their place."""
+    provider, good = AzureExportProvider(None), {"subscription_id": "s"}
+    refused = [
+        lambda: provider.validate_connection(None, settings),
+        lambda: provider.validate_replica_export_input(None, settings, "web", {}),
+        lambda: provider.validate_replica_export_input(None, good, "web", settings),
+        lambda: provider.validate_minion_pool_environment_options(None, good, settings),
+        lambda: provider.check_update_source_environment_params(None, good, "web", [], settings, {}),
+        lambda: provider.check_update_source_environment_params(None, good, "web", [], {}, settings),
+    ]
+    for act in refused:
+        kinds = raised(InvalidInput), raised(InvalidInput, connection=True)
+        with pytest.raises(kinds, match="must be of type object, not"):
+            act()
+
+
 def test_the_class_has_the_orchestrators_shape() -> None:
     assert AzureExportProvider.platform == "azure"
     assert AzureExportProvider(None).get_os_morphing_tools("linux", {}) == []

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from .. import settings
 from ..errors import InvalidInput
 from ..model import Json
 
@@ -69,8 +70,14 @@ def environment_defaults() -> Json:
     return {name: value for option, name in _ENVIRONMENT.items() if (value := _value(option))}
 
 
+def filled_environment(source_environment: Json) -> Json:
+    """The source environment with the configured defaults for what it leaves out."""
+    return {**environment_defaults(), **settings.document("source_environment", source_environment)}
+
+
 def filled_connection(connection_info: Json) -> Json:
     """The connection with the configured API versions, except those that it sets itself."""
+    settings.document("connection_info", connection_info)
     versions = {provider: value for option, provider in _VERSIONS.items() if (value := _value(option))}
     custom = connection_info.get("custom_cloud_properties", {})
     if not versions or not isinstance(custom, dict):

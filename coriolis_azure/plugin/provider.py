@@ -185,8 +185,9 @@ class AzureExportProvider(
         from . import catalog
 
         defaults = configuration.environment_defaults()
+        chosen = configuration.filled_environment(env or {})
         with _azure(connection_info) as azure:
-            return catalog.options(azure, {**defaults, **(env or {})}, option_names or (), defaults)
+            return catalog.options(azure, chosen, option_names or (), defaults)
 
     @_translated
     def export_instance_inventory(self, ctxt: Any, connection_info: Json, source_environment: Json) -> str:
@@ -348,9 +349,10 @@ class AzureExportProvider(
         from . import states, writer
 
         group = settings.Connection.from_json(connection_info).default_resource_group
-        defaults = configuration.environment_defaults()
-        old = settings.Environment.from_json({**defaults, **old_params}, group)
-        new = settings.Environment.from_json({**defaults, **old_params, **new_params}, group)
+        old_environment = configuration.filled_environment(old_params)
+        changes = settings.document("source_environment", new_params)
+        old = settings.Environment.from_json(old_environment, group)
+        new = settings.Environment.from_json({**old_environment, **changes}, group)
         for name in ("location", "resource_group"):
             before, after = getattr(old, name), getattr(new, name)
             if before.lower() != after.lower():
@@ -579,7 +581,7 @@ def _filled(connection_info: Json, environment: Json) -> tuple[Json, Json]:
     """The connection and the environment, with configured defaults for what they leave out."""
     return (
         configuration.filled_connection(connection_info),
-        {**configuration.environment_defaults(), **environment},
+        configuration.filled_environment(environment),
     )
 
 
@@ -591,7 +593,7 @@ def _optional(schema: Json) -> Json:
 
 def _chosen(connection_info: Json, environment: Json | None) -> Json:
     """The settings chosen so far or configured; the resource group defaults to the connection's."""
-    merged = {**configuration.environment_defaults(), **(environment or {})}
+    merged = configuration.filled_environment(environment or {})
     chosen = {name: value for name, value in merged.items() if value}
     group = connection_info.get("default_resource_group")
     return {"resource_group": group, **chosen} if group else chosen
