@@ -316,7 +316,7 @@ def test_a_connection_is_validated(azure: Sandbox) -> None:
 def test_settings_that_are_no_objects_are_refused(settings: Any) -> None:
     """Whatever the orchestrator's client sent in their place."""
     provider, good = AzureExportProvider(None), {"subscription_id": "s"}
-    refused = [
+    refused: list[Callable[[], object]] = [
         lambda: provider.validate_connection(None, settings),
         lambda: provider.validate_replica_export_input(None, settings, "web", {}),
         lambda: provider.validate_replica_export_input(None, good, "web", settings),
