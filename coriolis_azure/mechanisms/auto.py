@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
+from ..azure.context import Context
 from ..azure.exports import Export
 from ..errors import AzureError, DeadlinePassed
 from ..events import Notice, Step
@@ -31,7 +32,7 @@ def copy(
 
     `worker` gives the worker, which it launches for these disks if the run has none yet.
     """
-    context, direct = target.context, [disk for disk in disks if choices[disk.name].mechanism == SNAPSHOTS]
+    context = target.context
 
     def exported(disk: Disk) -> cloning.Exported:
         return "no" if choices[disk.name].mechanism == WORKER else "perhaps"
@@ -39,22 +40,30 @@ def copy(
     taken = freeze(context, resources, machine, disks, exported=exported)
     obstacles = {name: choice.reason for name, choice in choices.items() if choice.mechanism == WORKER}
     outcomes: dict[str, Outcome] = {}
+    direct = [disk for disk in disks if choices[disk.name].mechanism == SNAPSHOTS]
+    with _readable(context, direct, taken, obstacles) as contents:
+        if near := [disk for disk in direct if disk.name in contents]:
+            context.report(Step("copy", listed(near)))
+            outcomes |= _by_name(near, snapshots.read(target, near, contents, target.baselines))
+    if rest := [disk for disk in disks if disk.name not in outcomes]:
+        outcomes |= _by_name(rest, hybrid.read(target, resources, worker(rest), rest, taken, obstacles))
+    return [outcomes[disk.name] for disk in disks]
+
+
+@contextmanager
+def _readable(
+    context: Context, disks: Sequence[Disk], taken: Mapping[str, str], obstacles: dict[str, str]
+) -> Iterator[dict[str, Export]]:
+    """The content of those snapshots that can be read, by disk name. Why others cannot is added to `obstacles`."""
+    contents: dict[str, Export] = {}
     with ExitStack() as opened:
-        contents: dict[str, Export] = {}
-        for disk in direct:
+        for disk in disks:
             try:
                 contents[disk.name] = opened.enter_context(exports.probed(context, disk, taken[disk.name]))
             except (AzureError, DeadlinePassed) as error:
                 obstacles[disk.name] = error.message
                 context.report(Notice(f"{disk.name} is read by a worker after all: {error.message}"))
-        readable = [disk for disk in disks if disk.name in contents]
-        if readable:
-            context.report(Step("copy", listed(readable)))
-            outcomes |= _by_name(readable, snapshots.read(target, readable, contents, target.baselines))
-    rest = [disk for disk in disks if disk.name not in outcomes]
-    if rest:
-        outcomes |= _by_name(rest, hybrid.read(target, resources, worker(rest), rest, taken, obstacles))
-    return [outcomes[disk.name] for disk in disks]
+        yield contents
 
 
 def _by_name(disks: Sequence[Disk], outcomes: Sequence[Outcome]) -> dict[str, Outcome]:

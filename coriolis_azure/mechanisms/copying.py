@@ -89,23 +89,27 @@ def _copy_as_chosen(
     for name, choice in choices.items():
         context.report(Notice(f"{name}: mechanism {choice.mechanism}: {choice.reason}"))
 
-    def launched(needing: Sequence[Disk]) -> Worker:
-        if worker is not None:
-            return worker
-        needs = sizes.needs(machine, needing)
-        new = launch.launch(resources, needs, context.environment, context.report)
-        by_worker.try_agent(context, new)
-        return new
-
     if any(disk.unmanaged for disk in disks):
         outcomes = vhds.copy_directly(target, resources, disks)
     else:
+        launched = partial(_launched, context, resources, worker, machine)
         outcomes = auto.copy(target, resources, machine, disks, choices, launched)
     for name, choice in choices.items():
         if (read := target.read[name]).reason != choice.reason:
             reasons = [choice.reason, read.reason] if read.reason else [choice.reason]
             target.read[name] = replace(read, reason="; ".join(reasons))
     return outcomes
+
+
+def _launched(
+    context: Context, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
+) -> Worker:
+    """The worker of a run, launched for `disks` if there is none yet."""
+    if worker is not None:
+        return worker
+    new = launch.launch(resources, sizes.needs(machine, disks), context.environment, context.report)
+    by_worker.try_agent(context, new)
+    return new
 
 
 def _yes(disk: Disk) -> bool:

@@ -122,6 +122,9 @@ class AgentReader:
 
     def _count(self, dialogue: Dialogue, item: Chunk | Question, chunks: Iterable[int]) -> None:
         """Count what was read for these chunks of an item, and compare it with what is known of the disk."""
+        if self._known.is_nothing:
+            self.read_bytes += sum(self._base.span(index)[1] for index in chunks)
+            return
         for index in chunks:
             self.read_bytes += dialogue.read_of(index)
             digest = UNKNOWN  # whatever it is, it is not that of the base

@@ -198,8 +198,8 @@ class Dialogue:
     def _wanted(self, chunks: range) -> Iterator[bytes]:
         """The messages that name chunks to read."""
         base, start = self._base, chunks.start
-        for index in chunks:
-            if self._job.leaf and (part := self.plan.part(index)) is not None:
+        for index in chunks if self._job.leaf and self.plan.has_parts else ():
+            if (part := self.plan.part(index)) is not None:
                 if start < index:
                     yield _message(wire.BASE, start, base.digests.span(start, index))
                 self._partly[index] = sum(

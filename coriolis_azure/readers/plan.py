@@ -41,6 +41,11 @@ class Known:
     changed: Changed | None = None
     grains: Callable[[int, int], list[bytes]] | None = None
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether all of the disk has to be read."""
+        return self.extents is _EVERYTHING and self.changed is None
+
 
 class Plan:
     """What to read of a disk, of which the destination holds `base`. For threads."""
@@ -51,6 +56,10 @@ class Plan:
 
     def runs(self, first: int, longest: int) -> Iterator[Run]:
         """All chunks from `first` on in disk order; at most `longest` chunks to be read are one run."""
+        if self._known.is_nothing:
+            for start in range(first, self._base.count, longest):
+                yield Run("read", range(start, min(start + longest, self._base.count)))
+            return
         fates = groupby(range(first, self._base.count), self._fate)
         for (fate, relied), indexes in fates:
             while run := list(islice(indexes, longest if fate == "read" else _LONGEST)):
@@ -63,6 +72,11 @@ class Plan:
             return ("same" if self._base.digest(index) == ZERO else "zeros"), False
         unread = changed.unread(self._base, index) if changed is not None else ""
         return (unread, True) if unread else ("read", False)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether of some chunks only a part has to be read."""
+        return self._known.changed is not None and self._known.grains is not None
 
     def touched(self, index: int) -> list[int] | None:
         """The grains of a chunk that may have changed; None if all of it has to be read."""
