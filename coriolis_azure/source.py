@@ -10,11 +10,10 @@ processes: `prepare`, `deallocate`, `copy`, `finish`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,14 +28,8 @@ from .azure.transport import Transport
 from .checks import preflight
 from .checks.finding import Checked
 from .clock import Clock, Scope, scope
-from .errors import (
-    Cancelled,
-    CleanupIncomplete,
-    CoriolisAzureError,
-    InvalidInput,
-    exhausted,
-)
-from .events import Copied, Notice, Report, Step, Waiting, located, silent, unfailing
+from .errors import Cancelled, CoriolisAzureError, InvalidInput
+from .events import Copied, Notice, Report, Step, located, silent, unfailing
 from .machine import inspection, listing
 from .mechanisms import copying
 from .mechanisms.target import Read, Target
@@ -46,21 +39,13 @@ from .replica.container import BlobFolder
 from .replica.destinations import Folder
 from .replica.status import Status
 from .restoring import Restored
-from .run import attached_disks, cleanup
+from .run import attached_disks, cleanup, lifetime, stalled
 from .run.baselines import Baselines, Listed, Owned, Owner, expired, listed, owned
 from .run.cleanup import DEAD_AFTER
-from .run.interrupts import shielded
 from .run.journal import Journal, default_folder
 from .run.records import Kept, Records
 from .run.resources import Resources, delete
 from .settings import Connection, Environment
-from .threads import every
-
-LOG = logging.getLogger(__name__)
-
-_LIFE_SECONDS = 15 * 60.0
-# During a deployment, a run gives a sign of life every 30 seconds.
-STALLED_SECONDS = 100.0
 
 
 @dataclass(frozen=True)
@@ -335,31 +320,13 @@ class Source:
         self.sweep(DEAD_AFTER)
         self.retire(self.baselines())
         preflight.refuse(self.context, machine, disks)
-        stalled, looked = self._unfinished(machine), self.context.clock.monotonic()
+        watch = stalled.Watch(self.context, machine.name)
         run = self.new_run(machine)
         resources = self.resources(run, Journal(run))
         with resources.undone_on_error(), resources.deploying():
             worker = copying.launch_worker(self.context, resources, machine, disks)
-            if stalled:
-                self._end_stalled(run, machine, stalled, looked)
+            self.delete_leftovers(run, watch.stalled())
         return run, worker
-
-    def _unfinished(self, machine: Machine) -> dict[str, datetime | None]:
-        return cleanup.unfinished(self.azure, self.environment.resource_group, machine.name)
-
-    def _end_stalled(
-        self, run: Run, machine: Machine, stalled: dict[str, datetime | None], looked: float
-    ) -> None:
-        """Delete what is left of unfinished runs for `machine` without a sign of life since the moment `looked`.
-
-        `stalled`: the last sign of life of each, at that moment.
-        """
-        rest = looked + STALLED_SECONDS - self.context.clock.monotonic()
-        if rest > 0:
-            self.context.report(Waiting(f"a sign of life of an unfinished run for {machine.name}", rest))
-            self.context.clock.sleep(rest)
-        now = self._unfinished(machine)
-        self.delete_leftovers(run, [other for other, sign in stalled.items() if now.get(other) == sign])
 
     def copy(
         self,
@@ -383,7 +350,7 @@ class Source:
         resources = self.resources(run, journal)
         owners = folder.owners() if isinstance(folder, Owned) else {}
         target = Target(self.context, folder, Baselines(self.context, resources, owners))
-        with resources.spare, resources.undone_on_error(), every(_LIFE_SECONDS, resources.show_life):
+        with resources.undone_on_error(), lifetime.alive(resources):
             outcomes = _copied_and(publish, target, resources, worker, machine, disks)
         for id in resources.delete(journal.ids):
             self.context.report(
@@ -500,7 +467,6 @@ class Source:
         `known`: ids of its resources, in addition to those that Azure lists. `vhds`: the URLs of disks that are VHDs,
         in case their VM no longer exists.
         """
-        self.context.report(Step("clean up", run.id))
         return cleanup.finish(self.context, run, known, vhds)
 
     def sweep(
@@ -583,57 +549,16 @@ class Source:
 
     @contextmanager
     def _run(self, machine: Machine) -> Iterator[tuple[Resources, list[str]]]:
-        """A run with a journal. When the block ends, everything of it is deleted; the list has what could not be.
-
-        An error in the block is never replaced by one of the clean-up; it gets `left_behind`.
-        """
+        """A run with a journal, and the list of what could not be deleted at its end. See `lifetime.temporary`."""
         run = self.new_run(machine)
-        left_behind: list[str] = []
         with Journal(run, self.journals) as journal:
             resources = self.resources(run, journal)
-            try:
-                with resources.spare, every(_LIFE_SECONDS, resources.show_life):
-                    yield resources, left_behind
-            except BaseException as raised:
-                error = raised if isinstance(raised, CoriolisAzureError) else exhausted(raised) or raised
-                left_behind += self._ended(resources, journal)
-                if isinstance(error, CoriolisAzureError) and left_behind:
-                    error.left_behind = left_behind
-                elif isinstance(error, KeyboardInterrupt) and left_behind:
-                    raise CleanupIncomplete(
-                        f"interrupted; not deleted: {', '.join(left_behind)}", left_behind=left_behind
-                    ) from error
-                if error is not raised:
-                    raise error from raised
-                raise
-            left_behind += self._ended(resources, journal)
-
-    def _ended(self, resources: Resources, journal: Journal) -> list[str]:
-        """Delete everything of a run; return the ids that are or may be left behind. Raises nothing: see `_run`."""
-        resources.spare.give()
-        try:
-            with shielded(lambda text: self.context.report(Notice(text))):
-                left_behind = self.finish(resources.run, journal.ids)
-            if not left_behind:
-                journal.done()
-        except BaseException as error:  # it must not replace the outcome of the run itself
-            LOG.log(_level(error), "clean-up was not completed", exc_info=error)
-            self.context.report(Notice(f"clean-up was not completed: {str(error) or 'interrupted'}"))
-            left_behind = list(journal.ids)
-        if left_behind:
-            self.context.report(
-                Notice(f"not deleted; run `coriolis-azure cleanup`: {', '.join(left_behind)}")
-            )
-        return left_behind
+            with lifetime.temporary(self.context, resources, journal) as left_behind:
+                yield resources, left_behind
 
     def _tell_caveats(self, machine: Machine) -> None:
         for caveat in machine.caveats:
             self.context.report(Notice(caveat))
-
-
-def _level(error: BaseException) -> int:
-    """The log level for an error of the clean-up: a bug of this program is shown to everyone, with its traceback."""
-    return logging.DEBUG if isinstance(error, CoriolisAzureError | KeyboardInterrupt) else logging.ERROR
 
 
 def _copied_and(

@@ -20,7 +20,7 @@ from ..azure.context import Context
 from ..azure.vhd_snapshots import tags_of
 from ..clock import Clock
 from ..errors import CoriolisAzureError, Denied, NotFound
-from ..events import Notice, Report, counted
+from ..events import Notice, Report, Step, counted
 from ..model import Json, Run
 from ..threads import ordered
 from . import attached_disks, journal, resources
@@ -59,6 +59,7 @@ def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str]
     could not be deleted. Idempotent. If the listing fails, the known ids are deleted first, then its AzureError is
     raised.
     """
+    context.report(Step("clean up", run.id))
     azure, clock, storage = context.azure, context.clock, context.storage
     remaining = resources.delete(azure, known, clock, storage)
     documents = _documents(azure, run.group)

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from coriolis_azure import source
 from coriolis_azure.plugin import claims
 from coriolis_azure.plugin.provider import AzureExportProvider
-from coriolis_azure.run import resources
+from coriolis_azure.run import resources, stalled
 from harness.constants import MIB
 from harness.processes import Forked
 from harness.waiting import eventually
@@ -29,7 +28,7 @@ TIMES = (
     (claims, "LEASE_SECONDS", 2.0),
     (claims, "FENCE_SECONDS", 3.0),
     (resources, "DEPLOY_BEAT_SECONDS", 1.0),
-    (source, "STALLED_SECONDS", 4.0),
+    (stalled, "STALLED_SECONDS", 4.0),
 )
 
 
