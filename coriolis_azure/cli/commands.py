@@ -9,29 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.text import Text
 
 from .. import __version__, settings
-from ..azure import codes, names, permissions
+from ..azure import codes, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
-from ..events import amount
 from .options import Group, assignable, at_places, json_option, opened, rate, source_options
-from .output import (
-    VERIFIED,
-    Table,
+from .output import err, out, print_json, raise_left_behind, say, show
+from .progress import watching
+from .tables import (
+    Cleaned,
+    codes_table,
     cutover_table,
-    err,
-    out,
-    print_json,
-    raise_left_behind,
+    demo_checks_table,
+    findings_table,
     replication_table,
     resources_table,
-    say,
-    show,
+    restored_table,
     show_machine,
+    status_table,
     verdict_table,
+    vms_table,
 )
-from .progress import watching
 
 if TYPE_CHECKING:
     from ..replica.verification import Verdict
@@ -86,13 +84,7 @@ def explain(code: str | None, as_json: bool) -> None:
         if as_json:
             print_json([known.to_json() for known in codes.CODES])
             return
-        Table(
-            ("code", "class", "exit", "meaning"),
-            [
-                (known.name, known.kind.__name__, str(known.kind.exit_code), known.meaning)
-                for known in codes.CODES
-            ],
-        ).show()
+        codes_table(codes.CODES).show()
         return
     known = codes.find(code)
     if known is None:
@@ -125,13 +117,7 @@ def list_vms(connection: Path, environment: Path, as_json: bool) -> None:
     if not vms:
         out().print("There are no VMs in this resource group and location.")
         return
-    Table(
-        ("name", "size", "OS", "disks", "zones"),
-        [
-            (vm["name"], vm["size"], vm["os_type"], str(vm["disks"]), ", ".join(vm["zones"]) or "-")
-            for vm in vms
-        ],
-    ).show()
+    vms_table(vms).show()
 
 
 @cli.command()
@@ -208,19 +194,7 @@ def check(
     if as_json:
         print_json(checked.to_json())
     else:
-        colours = {"fine": "green", "warning": "yellow", "error": "red"}
-        Table(
-            ("step", "", "result", "what to do"),
-            [
-                (
-                    finding.step,
-                    Text(finding.severity, colours[finding.severity]),
-                    finding.text,
-                    finding.remedy or "-",
-                )
-                for finding in checked.findings
-            ],
-        ).show()
+        findings_table(checked.findings).show()
     if not checked.ok:
         raise click.exceptions.Exit(InvalidInput.exit_code)
 
@@ -458,12 +432,7 @@ def status(connection: Path | None, environment: Path | None, dest: str, as_json
     if as_json:
         print_json(found.to_json())
     else:
-        times = [(time, "kept", "-") for time in found.points]
-        if found.point is not None:
-            times.append((found.point, "the replica", ", ".join(found.disks)))
-        if found.unfinished is not None:
-            times.append((found.unfinished, "run without success", "-"))
-        Table(("point in time", "", "disks"), times, f"{found.vm}").show()
+        status_table(found).show()
 
 
 @cli.command()
@@ -493,11 +462,7 @@ def restore(
     if as_json:
         print_json(done.to_json())
     else:
-        records = [
-            (disk.name, amount(disk.size_bytes), amount(disk.sent_bytes), VERIFIED[disk.verified])
-            for disk in done.disks
-        ]
-        Table(("disk", "size", "restored", "verified"), records, f"As of {done.point}").show()
+        restored_table(done).show()
 
 
 @cli.command()
@@ -544,44 +509,18 @@ def cleanup(
     with opened(connection, environment, as_json=as_json) as source:
         leftovers, left_behind = source.sweep(age, dry_run=dry_run)
         volumes = source.records().all()
-        old, undeleted = source.forget(volumes, silent, dry_run=dry_run)
-        kept = source.baselines()
-        retired, unretired = source.retire(kept, every=baselines, dry_run=dry_run)
+        forgotten, unforgotten = source.forget(volumes, silent, dry_run=dry_run)
+        listed = source.baselines()
+        retired, unretired = source.retire(listed, every=baselines, dry_run=dry_run)
         untagged = source.untagged()
-    left_behind += undeleted + unretired
+    left_behind += unforgotten + unretired
+    done = Cleaned(dry_run, leftovers, volumes, forgotten, listed, retired, left_behind, untagged)
     if as_json:
-        document = {
-            "dry_run": dry_run,
-            "runs": [leftover.to_json() for leftover in leftovers],
-            "volumes": [{**volume.to_json(), "old": volume in old} for volume in volumes],
-            "baselines": [{**each.to_json(), "old": each in retired} for each in kept],
-            "left_behind": left_behind,
-            "untagged": untagged,
-        }
-        print_json(document)
-    elif not leftovers and not volumes and not kept and not untagged:
+        print_json(done.to_json())
+    elif done.found_nothing:
         out().print("Nothing to clean up.")
     else:
-        records = []
-        without_tags = {id.lower() for id in untagged}
-        for leftover in leftovers:
-            for id in leftover.ids:
-                if id.lower() in without_tags:
-                    continue
-                fate = "would be deleted" if dry_run else "LEFT BEHIND" if id in left_behind else "deleted"
-                alive = names.stamp(leftover.alive) if leftover.alive else "unknown"
-                records.append((leftover.run, leftover.instance, alive, fate, id))
-        for volume in volumes:
-            fate = "would be deleted" if dry_run else "LEFT BEHIND" if volume.id in left_behind else "deleted"
-            alive = names.stamp(volume.alive) if volume.alive else "unknown"
-            records.append(("-", volume.instance, alive, fate if volume in old else "kept", volume.id))
-        for each in kept:
-            fate = "would be deleted" if dry_run else "LEFT BEHIND" if each.id in left_behind else "deleted"
-            until = f"until {each.until or 'it is deleted'}"
-            records.append(("-", each.instance, each.made, fate if each in retired else until, each.id))
-        for id in untagged:
-            records.append(("-", "", "unknown", "NO TAGS", id))
-        Table(("run", "VM", "last sign of life", "", "resource"), records).show()
+        done.table().show()
         if untagged:
             show(err(), _UNTAGGED, "! ", "yellow")
     raise_left_behind(left_behind)
@@ -609,9 +548,6 @@ def demo(keep: Path | None, as_json: bool) -> None:
         for title, replicated in (("First run", outcome.first), ("Second run", outcome.second)):
             replication_table(title, replicated).show()
         resources_table(outcome.resources_before, outcome.resources_after).show()
-        results = {True: Text("passed", "green"), False: Text("FAILED", "red")}
-        Table(
-            ("check", "result"), [(check, results[held]) for check, held in outcome.checks.items()], "Checks"
-        ).show()
+        demo_checks_table(outcome.checks).show()
     if not outcome.held:
         raise click.exceptions.Exit(1)

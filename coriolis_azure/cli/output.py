@@ -22,10 +22,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ..errors import CleanupIncomplete, cleaned
-from ..events import amount, counted
-from ..model import Machine
 
-VERIFIED = {True: "yes", None: "not verified", False: "NO"}
 _PROSE = {"meaning", "reason", "result", "what to do"}  # columns wrapped between words
 _PROSE_WIDTH = 24  # the least readable width
 _GAP = 2
@@ -120,86 +117,6 @@ class Table:
 
 def _text(cell: Cell) -> Text:
     return cell if isinstance(cell, Text) else Text(cleaned(cell))
-
-
-def show_machine(machine: Machine) -> None:
-    out().print(
-        Text.assemble(
-            (cleaned(machine.name), "bold"),
-            cleaned(f" in {machine.group}, {machine.location}, {machine.power_state}"),
-        )
-    )
-    firmware = f"{machine.firmware} with secure boot" if machine.secure_boot else machine.firmware
-    out().print(
-        cleaned(
-            f"{machine.size}: {counted(machine.vcpus, 'vCPU')}, {machine.memory_mb} MiB, {machine.os_type}, "
-            f"{firmware}, hostname {machine.hostname or 'unknown'}"
-        )
-    )
-    disks = [
-        (
-            disk.name,
-            "-" if disk.lun is None else str(disk.lun),
-            amount(disk.size_bytes),
-            disk.sku,
-            disk.caching,
-            disk.id.rpartition("/")[2],
-        )
-        for disk in machine.disks
-    ]
-    Table(("disk", "LUN", "size", "SKU", "caching", "name"), disks, "Disks").show()
-    nics = [
-        (
-            nic.name,
-            nic.mac or "-",
-            nic.network,
-            ", ".join(nic.private_addresses) or "-",
-            nic.public_address or "-",
-        )
-        for nic in machine.nics
-    ]
-    Table(("NIC", "MAC", "network", "private", "public"), nics, "NICs").show()
-    for caveat in machine.caveats:
-        show(out(), f"! {cleaned(caveat)}")
-
-
-def replication_table(title: str, done: Any) -> Table:
-    columns = ["disk", "size", "read", "sent", "zero", "same", "run", "verified", "mechanism", "reason"]
-    records = []
-    for disk in done.disks:
-        sizes = (disk.size_bytes, disk.read_bytes, disk.sent_bytes, disk.zero_bytes, disk.skipped_bytes)
-        run = "full" if disk.full else "changes"
-        how = f"{disk.mechanism}: {disk.tier}"
-        records.append((disk.name, *map(amount, sizes), run, VERIFIED[disk.verified], how, disk.reason))
-    if not any(disk.reason for disk in done.disks):  # by the worker, as always
-        columns, records = columns[:-2], [record[:-2] for record in records]
-    return Table(columns, records, f"{title}: as of {done.point}, {done.seconds:.1f} s")
-
-
-def cutover_table(done: Any) -> Table:
-    records = []
-    for title, run in zip(("while it ran", "again", "after the shutdown"), done.runs, strict=True):
-        read, sent = (sum(getattr(disk, name) for disk in run.disks) for name in ("read_bytes", "sent_bytes"))
-        records.append((title, run.point, amount(read), amount(sent), f"{run.seconds:.1f} s"))
-    return Table(("run", "as of", "read", "sent", "took"), records, f"{done.vm}: cut over")
-
-
-def verdict_table(verdicts: Any) -> Table:
-    records = []
-    for verdict in verdicts:
-        size = "-" if verdict.size_bytes is None else amount(verdict.size_bytes)
-        records.append((verdict.name, size, VERIFIED[verdict.verified], verdict.reason or "-"))
-    return Table(("disk", "size", "verified", "reason"), records)
-
-
-def resources_table(before: list[Any], after: list[Any]) -> Table:
-    types = {resource["id"]: resource["type"] for resource in (*before, *after)}
-    listings = [{resource["id"] for resource in resources} for resources in (before, after)]
-    records = [
-        (f"{kind}/{id.rpartition('/')[2]}", *("exists" if id in listing else "-" for listing in listings))
-        for id, kind in sorted(types.items())
-    ]
-    return Table(("Azure resource", "before", "after"), records, "Resources in Azure")
 
 
 def raise_left_behind(ids: Any) -> None:
