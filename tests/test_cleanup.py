@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -19,6 +21,7 @@ from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from harness.late_answers import NSG, Later
+from harness.processes import PROCESSES
 
 
 @pytest.fixture
@@ -219,6 +222,33 @@ def test_with_rewritten_tags_only_an_age_of_zero_deletes(source: Source, run: Ru
     assert len(cleanup.leftovers(source.context)) == 2
     assert source.sweep(timedelta(0))[1] == []
     assert cleanup.leftovers(source.context) == []
+
+
+def read_as_nobody(folder: str) -> tuple[list[str], set[str], list[str]]:
+    """What a user who may not read all journals learns from them: unheld and living runs, unfinished ids."""
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    path = Path(folder)
+    unheld = [run.id for run, _, _ in journal.unheld(path)]
+    return unheld, journal.living(path), journal.unfinished(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+@pytest.mark.parametrize("closed", ["journal", "folder", "folder above"])
+def test_journals_of_somebody_else_are_left_alone(run: Run, closed: str) -> None:
+    """As after a run with sudo: its journal belongs to root, in the folder of a user."""
+    with TemporaryDirectory() as home:
+        Path(home).chmod(0o711)
+        folder = Path(home) / "state" / "journals"
+        with Journal(run, folder) as kept:
+            kept.intend("/subscriptions/x")
+        os.mkfifo(folder / "pipe.journal")
+        folder.parent.chmod(0o700 if closed == "folder above" else 0o755)
+        folder.chmod(0o700 if closed == "folder" else 0o755)
+        with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
+            assert pool.submit(read_as_nobody, str(folder)).result(60) == ([], set(), [])
+        assert journal.unfinished(folder) == ["/subscriptions/x"]
 
 
 def test_a_run_whose_journal_is_held_lives_whatever_its_age(source: Source, run: Run, tmp_path: Path) -> None:

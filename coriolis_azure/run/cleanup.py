@@ -112,11 +112,10 @@ def sweep(
     """
     azure, clock, storage = context.azure, context.clock, context.storage
     group = context.environment.resource_group
-    has_journals = folder is not None and folder.is_dir()
-    living = journal.living(folder) if folder and has_journals else set()
+    living = journal.living(folder) if folder else set()
     unheld = [
         (run.id, path, is_dead)
-        for run, path, is_dead in (journal.unheld(folder) if folder and has_journals else ())
+        for run, path, is_dead in (journal.unheld(folder) if folder else ())
         if run.subscription == azure.subscription and run.group.lower() == group.lower()
     ]
     dead = {run: path for run, path, is_dead in unheld if is_dead}
@@ -138,7 +137,7 @@ def sweep(
         if run not in incomplete:
             path.unlink(missing_ok=True)
     reported = {id.lower() for id in remaining}
-    journaled = {id.lower() for id in journal.unfinished(folder)} if folder and has_journals else set()
+    journaled = {id.lower() for id in journal.unfinished(folder)} if folder else set()
     remaining += [id for id in _untagged(documents) if id.lower() in journaled - reported]
     _tell(context.report, swept, remaining)
     return swept, remaining

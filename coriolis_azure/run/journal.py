@@ -152,8 +152,11 @@ def unheld(folder: Path) -> Iterator[tuple[Run, Path, bool]]:
 
 def _set_aside(path: Path) -> None:
     aside = path.with_suffix(".unreadable")
-    with suppress(FileNotFoundError):  # another sweep was faster
+    try:
         path.rename(aside)
+    except OSError as error:  # another sweep was faster, or the folder belongs to somebody else
+        LOG.info("the journal %s cannot be set aside: %s", path, error.strerror)
+        return
     LOG.warning("the journal %s cannot be read; it is kept as %s", path, aside)
 
 
@@ -195,15 +198,27 @@ def _read(line: dict[str, str]) -> str:
 def _journals(folder: Path) -> Iterator[tuple[Path, TextIO, bool | None]]:
     """Yield the journals, each with its lines and whether it is locked; None if that is unknown.
 
-    A shared lock is used to find out: over NFS, an exclusive one needs write access.
+    A shared lock is used to find out: over NFS, an exclusive one needs write access. What cannot be opened, such as
+    the journal of another user, is left alone: the age of its run decides.
     """
-    for path in sorted(folder.glob("*.journal")):
+    for path in _files(folder):
         try:
-            lines = path.open(encoding="utf-8")
+            lines = path.open(encoding="utf-8", errors="replace")
         except FileNotFoundError:  # its run has just ended
+            continue
+        except OSError as error:
+            LOG.warning("the journal %s cannot be read: %s", path, error.strerror)
             continue
         with lines:
             yield path, lines, _held(lines)
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.glob("*.journal") if path.is_file())
+    except OSError as error:
+        LOG.warning("the journals in %s cannot be read: %s", folder, error.strerror)
+        return []
 
 
 def _held(lines: TextIO) -> bool | None:
