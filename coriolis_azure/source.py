@@ -45,7 +45,7 @@ from .run.cleanup import DEAD_AFTER
 from .run.journal import Journal, default_folder
 from .run.records import Kept, Records
 from .run.resources import Resources, delete
-from .settings import Connection, Environment
+from .settings import SNAPSHOTS, Connection, Environment
 
 
 @dataclass(frozen=True)
@@ -344,6 +344,8 @@ class Source:
         DisksChanged if the VM has other disks by now.
         """
         folder.reserve([disk.name for disk in disks])
+        if self.environment.replica_export_mechanism == SNAPSHOTS:
+            worker = None  # a pool has one, whether it is needed or not
         if worker and attached_disks.emptied(self.azure, worker.vm, self.context.report, self.context.clock):
             self.azure.start(worker.vm)
         journal = Journal(run)

@@ -57,6 +57,11 @@ def proved(place: Place, **settings: Any) -> Transfer:
     return transfer
 
 
+def source_of(place: Place) -> Source:
+    """For a look at Azure."""
+    return Source(place.connection, place.azure.environment(), transport=place.azure.transport())
+
+
 @slow
 @ON_ALL
 def test_the_third_execution_reads_only_what_changed(place: Place) -> None:
@@ -135,9 +140,8 @@ def test_what_travels_is_small_and_has_no_secrets(place: Place, caplog: pytest.L
     lines = transfer.execute() + transfer.execute()
     state = transfer.entries[0]["replica_state"]
     assert len(json.dumps(state["baseline"])) < 1024
-    (document,) = (
-        each for each in place.azure.resources() if each["id"].lower() == state["baseline"]["id"].lower()
-    )
+    with source_of(place) as source:
+        document = source.azure.get(state["baseline"]["id"])
     assert state["baseline"]["unique_id"] == document["properties"]["uniqueId"]
     assert state["baseline"]["disk"] == document["properties"]["creationData"]["sourceUniqueId"]
     assert state["baseline"]["proved"] is True
@@ -288,7 +292,7 @@ def test_baselines_are_deleted_with_the_transfers_disks_whatever_is_known_of_the
     transfer.execute()
     with_one = transfer.baselines()[0]
     snapshots = {each["id"].lower(): each["id"] for each in place.azure.resources()}
-    with Source(place.connection, place.azure.environment(), transport=place.azure.transport()) as source:
+    with source_of(place) as source:
         source.azure.delete(snapshots[with_one])  # by hand
     transfer.give_up()
     transfer.give_up()
@@ -318,9 +322,7 @@ def test_a_deployment_deletes_baselines_whose_end_date_has_passed(place: Place) 
     for document in place.azure.resources():
         if names.BASELINE_TAG in (document.get("tags") or {}):
             tags = {**document["tags"], names.UNTIL_TAG: "2020-01-01T00:00:00Z"}
-            with Source(
-                place.connection, place.azure.environment(), transport=place.azure.transport()
-            ) as source:
+            with source_of(place) as source:
                 source.azure.tag(document["id"], tags)
     other = Transfer(place, "other", keep_baseline=False)
     other.end(other.begin()[0])
@@ -348,6 +350,21 @@ def test_a_transfer_changes_between_worker_and_snapshots(place: Place) -> None:
     assert NOT_READ in copied(transfer.execute(), "os")
     transfer.update(keep_baseline=False)
     transfer.execute()
+    assert place.left() == []
+
+
+@slow
+@pytest.mark.parametrize("mechanism", ["hybrid", "auto"])
+def test_the_other_mechanisms_read_what_changed_as_well(place: Place, mechanism: str) -> None:
+    transfer = proved(place, replica_export_mechanism=mechanism)
+    place.write(0, 5)
+    told = transfer.execute()
+    assert NOT_READ in copied(told, "os"), told
+    assert place.left() == transfer.baselines() != []
+    transfer.update(replica_export_mechanism="snapshots")
+    place.write(0, 6)
+    assert NOT_READ in copied(transfer.execute(), "os")
+    transfer.give_up()
     assert place.left() == []
 
 
@@ -432,7 +449,7 @@ def test_volumes_in_blob_storage_have_baselines_as_well(place: Place) -> None:
     transfer.execute()
     place.write(0, 5)
     told = transfer.execute()
-    assert NOT_READ in copied(told, "os")
+    assert NOT_READ in copied(told, "os"), told
     assert "64 KiB sent" in copied(told, "os")
     assert len(place.left()) == 2
     transfer.give_up()
