@@ -74,13 +74,22 @@ def test_a_run_reads_a_restore_point_and_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("consistency", ["crash", "application"])
+@pytest.mark.parametrize(
+    ("mechanism", "consistency"),
+    [("worker", "crash"), ("worker", "application"), ("hybrid", "crash"), ("auto", "crash")],
+)
 def test_a_worker_reads_copies_of_a_restore_point(
-    azure: Sandbox, connect: Connect, disks: tuple[Path, Path], tmp_path: Path, consistency: str
+    azure: Sandbox,
+    connect: Connect,
+    disks: tuple[Path, Path],
+    tmp_path: Path,
+    mechanism: str,
+    consistency: str,
 ) -> None:
     before = azure.resources()
     azure.requests.clear()
-    connect(environment={"consistency": consistency}).replicate("web", tmp_path / "images")
+    settings = {"replica_export_mechanism": mechanism, "consistency": consistency, "keep_baseline": True}
+    connect(environment=settings).replicate("web", tmp_path / "images")
     assert "snapshots" not in created(azure)
     assert right(tmp_path / "images", disks)
     assert azure.resources() == before
