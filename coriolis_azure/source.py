@@ -43,7 +43,7 @@ from .run import attached_disks, cleanup, lifetime, stalled
 from .run.baselines import Baselines, Listed, Owned, Owner, expired, listed, owned
 from .run.cleanup import DEAD_AFTER
 from .run.journal import Journal, default_folder
-from .run.records import Kept, Records
+from .run.records import Records, VolumeRecord
 from .run.resources import Resources, delete
 from .settings import SNAPSHOTS, Connection, Environment
 
@@ -427,8 +427,8 @@ class Source:
         return Records(self.azure, run or nobody, self.environment.tags, self.context.clock)
 
     def forget(
-        self, volumes: Iterable[Kept], older_than: timedelta | None, *, dry_run: bool = False
-    ) -> tuple[list[Kept], list[str]]:
+        self, volumes: Iterable[VolumeRecord], older_than: timedelta | None, *, dry_run: bool = False
+    ) -> tuple[list[VolumeRecord], list[str]]:
         """Delete the records that no run has used for `older_than`; None deletes none.
 
         Returns those records, and the ids of the ones that could not be deleted. `dry_run`: delete nothing.
@@ -437,7 +437,9 @@ class Source:
             return [], []
         before = self.azure.now(self.context.clock) - older_than
         old = [volume for volume in volumes if volume.alive is not None and volume.alive <= before]
-        left_behind = [] if dry_run else [id for kept in old for id in self.records().delete(kept.record.id)]
+        left_behind = (
+            [] if dry_run else [id for volume in old for id in self.records().delete(volume.record.id)]
+        )
         return old, left_behind
 
     def check(

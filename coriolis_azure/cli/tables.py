@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the commands import most of these only when they are used
     from ..restoring import Restored
     from ..run.baselines import Listed
     from ..run.cleanup import Leftover
-    from ..run.records import Kept
+    from ..run.records import VolumeRecord
 
 _VERIFIED = {True: "yes", None: "not verified", False: "NO"}
 _COLOURS = {"fine": "green", "warning": "yellow", "error": "red"}
@@ -163,8 +163,8 @@ class Cleaned:
 
     dry_run: bool
     leftovers: Sequence[Leftover]
-    volumes: Sequence[Kept]
-    forgotten: Sequence[Kept]
+    volumes: Sequence[VolumeRecord]
+    forgotten: Sequence[VolumeRecord]
     baselines: Sequence[Listed]
     retired: Sequence[Listed]
     left_behind: Sequence[str]

@@ -37,5 +37,5 @@ def in_flight(destination: Destination, chunk: int, concurrent: int, most: int =
     threads = max(1, min(most, _AHEAD_BYTES // chunk) // concurrent)
     if destination.far:
         threads = max(threads, min(_FAR_THREADS, _FAR_BYTES // chunk) // concurrent)
-    room = max(_AHEAD_BYTES // concurrent, threads * min(chunk, 1 << 20))
-    return threads, max(3, min(threads + 2, room // chunk))
+    most_bytes = max(_AHEAD_BYTES // concurrent, threads * min(chunk, 1 << 20))
+    return threads, max(3, min(threads + 2, most_bytes // chunk))

@@ -136,8 +136,8 @@ class Based(Destination, Protocol):
 
 
 @runtime_checkable
-class Kept(Based, Protocol):
-    """A disk whose manifest is stored with it."""
+class Persistent(Based, Protocol):
+    """A disk that outlives runs: its manifest is stored with it."""
 
     def stored(self) -> Manifest:
         """The manifest of the last successful run; afterwards `read` may be called. Changes nothing.
@@ -170,7 +170,7 @@ class Points(Protocol):
 class Place(Folder, Protocol):
     """A folder that outlives runs."""
 
-    def disk(self, name: str) -> Kept:
+    def disk(self, name: str) -> Persistent:
         """See Folder."""
 
     def record(self) -> bytes | None:

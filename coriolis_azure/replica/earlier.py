@@ -26,7 +26,7 @@ class _Missing:
 def disk_at(
     medium: Medium, documents: Documents, points: Sequence[str], stored: Callable[[], Manifest]
 ) -> Iterator[tuple[Manifest, Readable]]:
-    """The manifest and the content of a disk at an earlier point. See Kept.at.
+    """The manifest and the content of a disk at an earlier point. See Persistent.at.
 
     `points`: the label of that point, and those of all newer ones. `stored`: the manifest of the disk as it is now.
     """

@@ -34,7 +34,7 @@ from .medium import Content, Medium, Readable, Stamp, Store, holds, read_padded
 
 
 class Replica:
-    """One disk on a medium. See Destination and Kept. Nothing is created before it is needed.
+    """One disk on a medium. See Destination and Persistent. Nothing is created before it is needed.
 
     `in_place`: write the image in place, and publish nothing.
     """
@@ -149,7 +149,7 @@ class Replica:
         return image
 
     def stored(self) -> Manifest:
-        """See Kept."""
+        """See Persistent."""
         self._medium.share()
         saved, image = self._load(ours=False), self._medium.open("image")
         if saved is None or image is None:
@@ -266,7 +266,7 @@ class Replica:
         self._ask_baseline = baseline
 
     def at(self, points: Sequence[str]) -> contextlib.AbstractContextManager[tuple[Manifest, Readable]]:
-        """See Kept."""
+        """See Persistent."""
         return earlier.disk_at(self._medium, self._documents, points, self.stored)
 
     # The draft

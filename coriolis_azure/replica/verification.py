@@ -10,7 +10,7 @@ from ..errors import DestinationFailed, InvalidInput
 from ..events import Progress, Report, Step
 from ..model import Json
 from . import comparison, sets
-from .destinations import Kept, Place
+from .destinations import Persistent, Place
 from .manifest import UNKNOWN, Manifest
 
 _SET = "replica"
@@ -107,18 +107,18 @@ def _beside(verdict: Verdict) -> Verdict:
     return replace(verdict, reason="; ".join(filter(None, (_BESIDE, verdict.reason))))
 
 
-def _verdict(name: str, kept: Kept, report: Report, clock: Clock) -> Verdict:
+def _verdict(name: str, disk: Persistent, report: Report, clock: Clock) -> Verdict:
     report(Step("verify", name))
-    with kept:
+    with disk:
         try:
-            manifest = kept.stored()
+            manifest = disk.stored()
         except InvalidInput as error:
             return Verdict(name, None, reason=error.message)
         except DestinationFailed as error:
             return Verdict(name, verified=False, bad_offset=error.offset, reason=error.message)
         found = Verdict(name, verified=True, size_bytes=manifest.size, root=manifest.root())
         unknown = sum(manifest.span(i)[1] for i in range(manifest.count) if manifest.digest(i) == UNKNOWN)
-        bad, reason = _first_bad(kept, manifest, name, report, clock)
+        bad, reason = _first_bad(disk, manifest, name, report, clock)
     if reason:
         return replace(found, verified=False, bad_offset=bad, unknown_bytes=unknown, reason=reason)
     if unknown:
@@ -128,7 +128,7 @@ def _verdict(name: str, kept: Kept, report: Report, clock: Clock) -> Verdict:
 
 
 def _first_bad(
-    kept: Kept, manifest: Manifest, name: str, report: Report, clock: Clock
+    disk: Persistent, manifest: Manifest, name: str, report: Report, clock: Clock
 ) -> tuple[int | None, str]:
     """The offset of the first chunk that does not match the manifest, and the reason; (None, "") if all match."""
     progress = Progress(name, manifest.size, report, clock)
@@ -140,7 +140,7 @@ def _first_bad(
                 yield index
 
     try:
-        for index in comparison.differing(kept, manifest, known()):
+        for index in comparison.differing(disk, manifest, known()):
             offset = manifest.span(index)[0]
             return offset, f"the chunk at offset {offset} is not what was replicated"
     except DestinationFailed as error:

@@ -435,7 +435,7 @@ def lease(blob: Blob, place: str, clock: Clock, report: Report) -> None:
     `place`: what the lease protects, for messages.
     """
     until = clock.monotonic() + LEASE_SECONDS + 5
-    told = False
+    reported = False
     while True:
         try:
             blob.lease(LEASE_SECONDS)
@@ -447,9 +447,9 @@ def lease(blob: Blob, place: str, clock: Clock, report: Report) -> None:
                     f"another run is using {place}",
                     remedy="Wait until it ends, or give another prefix. If no run holds the lease, break it.",
                 ) from error
-            if not told:
+            if not reported:
                 report(Waiting(f"another run of {place} to end, or its lease to expire", LEASE_SECONDS))
-                told = True
+                reported = True
             clock.sleep(5)
         else:
             return

@@ -19,7 +19,7 @@ from .resources import delete, patiently
 
 
 @dataclass(frozen=True)
-class Kept:
+class VolumeRecord:
     """A record as `cleanup` lists it: its resource, the VM, and when a run last used the volume."""
 
     id: str
@@ -47,12 +47,14 @@ class Records:
 
     def of_disk(self, disk: str) -> list[Record]:
         """The records of all volumes that are copies of `disk`."""
-        return [kept.record for kept in self.all() if kept.record.disk == disk]
+        return [each.record for each in self.all() if each.record.disk == disk]
 
-    def all(self) -> list[Kept]:
+    def all(self) -> list[VolumeRecord]:
         """Every record in the group."""
         return [
-            _kept(document) for document in self._azure.resources("nsg", self._run.group) if _is(document)
+            _volume_record(document)
+            for document in self._azure.resources("nsg", self._run.group)
+            if _is(document)
         ]
 
     def update(self, id: str, change: Callable[[Record | None], Record]) -> Record:
@@ -104,10 +106,12 @@ def _record(document: Json) -> Record:
     return Record(*(_tag(document, name) for name in fields))
 
 
-def _kept(document: Json) -> Kept:
+def _volume_record(document: Json) -> VolumeRecord:
     record = _record(document)
     signs = [names.moment(_tag(document, name)) for name in (names.ALIVE_TAG, names.MADE_TAG)]
-    return Kept(document["id"], _tag(document, names.INSTANCE_TAG), next(filter(None, signs), None), record)
+    return VolumeRecord(
+        document["id"], _tag(document, names.INSTANCE_TAG), next(filter(None, signs), None), record
+    )
 
 
 def _tag(document: Json, name: str) -> str:

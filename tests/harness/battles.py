@@ -25,7 +25,7 @@ from typing import Any
 from coriolis_azure.azure import names
 from coriolis_azure.clock import Clock
 from coriolis_azure.replica import manifest as manifests
-from coriolis_azure.replica.destinations import Kept
+from coriolis_azure.replica.destinations import Persistent
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.run import cleanup
 from coriolis_azure.sandbox import Request, Response, Sandbox
@@ -539,7 +539,7 @@ def ahead(images: dict[str, Path]) -> list[str]:
     return found
 
 
-def honest(image: Kept) -> bool:
+def honest(image: Persistent) -> bool:
     """Whether an image holds all that its manifest says of it."""
     from coriolis_azure import errors
     from coriolis_azure.replica import comparison
