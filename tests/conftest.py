@@ -70,7 +70,8 @@ def _logging() -> Iterator[None]:
     untouched = settings_of(logging.Logger("untouched"))
     for logger in loggers():
         level, handlers, filters, logger.propagate, logger.disabled = before.get(logger, untouched)
-        logger.setLevel(level)
+        if logger.level != level:
+            logger.setLevel(level)  # which empties the caches of all loggers
         logger.handlers[:], logger.filters[:] = handlers, filters
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,17 @@ def test_list_and_inspect_for_people_and_for_machines(settings: list[str]) -> No
     info = json.loads(run("inspect", *settings, "web", "--json").stdout)
     assert info["num_cpu"] == 2
     assert [disk["size_bytes"] for disk in info["devices"]["disks"]] == [3 * MIB, 2 * MIB + 512]
+
+
+def test_a_list_of_vms_does_not_wait_for_the_sdk_of_networks(settings: list[str]) -> None:
+    """Importing it takes as long as importing all the other SDKs."""
+    code = (
+        "import sys; from coriolis_azure.cli import main; main(); print('azure.mgmt.network' in sys.modules)"
+    )
+    line = [sys.executable, "-c", code, "list", *settings]
+    listed = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert any("web" in row for row in listed)
+    assert listed[-1] == "False"
 
 
 def test_the_settings_may_come_from_the_environment(served: Path) -> None:

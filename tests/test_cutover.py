@@ -58,9 +58,10 @@ def test_the_last_run_copies_little_and_what_the_vm_wrote_until_the_end_is_there
 
 
 def test_a_first_run_that_fails_leaves_the_vm_running(
-    azure: Sandbox, source: Source, image: Image, tmp_path: Path
+    azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path
 ) -> None:
     azure.add_vm("web", image("os", seed=1))
+    source = connect(environment={"replica_export_mechanism": "snapshots"})
 
     def fail(request: Request, answer: Callable[[Request], Response]) -> Response:
         if request.method == "PUT" and "/snapshots/" in request.path:

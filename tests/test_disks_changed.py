@@ -140,6 +140,7 @@ def test_the_replica_stays_as_it_was_and_the_next_run_takes_the_other_disk(
     assert data.read_bytes() == disks[2].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_disk_that_grew_is_told_by_its_sizes(
     azure: Sandbox, source: Source, disks: list[Path], image: Image, tmp_path: Path
 ) -> None:
@@ -175,6 +176,7 @@ def test_disks_that_are_left_out_may_come_and_go(
     assert [disk.name for disk in report.disks] == ["os"]
 
 
+@pytest.mark.slow
 def test_a_vhd_that_was_swapped_is_seen_too(
     azure: Sandbox, source: Source, image: Image, tmp_path: Path
 ) -> None:

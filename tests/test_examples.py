@@ -104,6 +104,7 @@ def test_the_example_of_the_environment(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "westeurope 1024\n"
 
 
+@pytest.mark.slow
 def test_the_example_of_checking_a_medium(tmp_path: Path) -> None:
     scope: dict[str, Any] = {}
     exec(in_docstring(testing.check_medium), scope)

@@ -17,6 +17,7 @@ from coriolis_azure.replica.replica import Replica
 from harness.block_devices import command, loop, mounted
 from harness.dying import FOR_GOOD, dying_child
 from harness.image_runs import Told
+from harness.lanes import slow
 from test_publishing import CHUNK, Content, holds, run, there, verified
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -114,7 +115,7 @@ def test_a_run_without_room_for_what_it_fetched_changes_nothing(
     assert verified(replica)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["changes", "full"])
+@pytest.mark.parametrize("full", [False, slow(True)], ids=["changes", "full"])
 @pytest.mark.parametrize("keep", [None, 2])
 def test_no_room_after_the_switch_hinders_nothing(
     replica: Path, monkeypatch: pytest.MonkeyPatch, keep: int | None, full: bool

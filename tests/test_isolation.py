@@ -44,8 +44,8 @@ def warnings_are_logged() -> bool:
 @pytest.mark.usefixtures("_as_before")
 def test_how_a_test_sets_loggers_does_not_reach_the_next_one() -> None:
     logging.getLogger("coriolis_azure.made.in.a.test").propagate = False
-    configuration.quiet()
     logs.start(2, as_json=True)
+    configuration.quiet()
     assert logging.root.level == logging.DEBUG
     assert logging.getLogger("azure").level == logging.WARNING
     assert warnings_are_logged()

@@ -55,6 +55,7 @@ def retagged(
     return intercept
 
 
+@pytest.mark.slow
 def test_names_of_tags_have_no_case(azure: Sandbox, source: Source, image: Image, tmp_path: Path) -> None:
     azure.add_vm("web", image("os"))
     before = azure.resources()

@@ -26,7 +26,8 @@ from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.replica import Replica
 from harness.dying import FOR_GOOD, dying_child
 from harness.image_runs import Told, bring
-from harness.spoiling import LOSSES, lose
+from harness.lanes import slow
+from harness.spoiling import lose
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -344,7 +345,7 @@ def test_a_stranger_who_acts_while_a_run_publishes_is_noticed(
 
 
 @pytest.mark.parametrize("act", [stamped, replaced])
-@pytest.mark.parametrize("moment", ["flush", "commit", "preserve", "keep_record"])
+@pytest.mark.parametrize("moment", [slow("flush"), "commit", slow("preserve"), "keep_record"])
 @pytest.mark.parametrize(
     ("part", "full"), [("redo", False), ("index", False), ("partial", True), ("index", True)]
 )
@@ -434,8 +435,8 @@ def test_what_was_read_once_and_found_right_is_not_read_at_each_run(tmp_path: Pa
 
 
 @pytest.mark.parametrize("part", ["os.raw", "os.raw.partial", "os.raw.redo", "os.raw.index", "os.raw.draft"])
-@pytest.mark.parametrize("how", LOSSES)
-@pytest.mark.parametrize("kind", ["first", "changes", "full"])
+@pytest.mark.parametrize("how", ["gone", slow("short"), "damaged"])
+@pytest.mark.parametrize("kind", ["first", "changes", slow("full")])
 def test_what_is_lost_of_a_switch_that_was_not_finished_is_fetched_again(
     tmp_path: Path, part: str, how: str, kind: str
 ) -> None:

@@ -19,6 +19,7 @@ from coriolis_azure.readers.conversation import Job
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO
 from coriolis_azure.sandbox import Sandbox
 from harness.copies import by_agent
+from harness.lanes import slow
 from harness.pipes import AGENT
 from harness.replica_runs import CHUNK, LAST, SIZE, A, B, Place, expected, run
 from harness.replicas import AzuriteOnly, BlobPlace, DevicePlace, FilePlace, SandboxPlace
@@ -82,10 +83,10 @@ def test_another_disk_of_the_same_name_begins_anew(place: Place) -> None:
     ("first", "then"),
     [
         (SIZE, SIZE + (1 << 20)),
-        (SIZE, 2 << 20),
-        (5 * CHUNK, 5 * CHUNK + 512),
+        slow(SIZE, 2 << 20),
+        slow(5 * CHUNK, 5 * CHUNK + 512),
         (5 * CHUNK + 512, CHUNK),
-        (1 << 20, (1 << 20) + 512),
+        slow(1 << 20, (1 << 20) + 512),
     ],
 )
 def test_a_disk_may_grow_and_shrink(place: Place, first: int, then: int) -> None:

@@ -353,7 +353,7 @@ def test_a_worker_that_reboots_gets_new_clones_and_the_copy_goes_on(
     def restart() -> None:
         (vm,) = (vm for vm in somebody.list_vms() if vm["name"].startswith("coriolis-"))
         clone = azure.content(vm["name"], 0)
-        somebody.azure._kinds["vm"].begin_restart(names.group_of(vm["id"]), vm["name"])
+        somebody.azure._operations("vm").begin_restart(names.group_of(vm["id"]), vm["name"])
         with clone.open("r+b") as file:
             for offset in (0, 2 * MIB, 11 * MIB):
                 file.seek(offset)
@@ -450,7 +450,7 @@ def test_a_worker_that_reboots_again_and_again_is_given_up(
     def restart() -> None:
         relay.at(MIB, restart)
         (vm,) = (vm for vm in somebody.list_vms() if vm["name"].startswith("coriolis-"))
-        somebody.azure._kinds["vm"].begin_restart(names.group_of(vm["id"]), vm["name"])
+        somebody.azure._operations("vm").begin_restart(names.group_of(vm["id"]), vm["name"])
 
     relay.at(2 * MIB, restart)
     with pytest.raises(errors.WorkerRestarted, match="4 times"):

@@ -139,6 +139,7 @@ def test_lists_come_in_pages_and_windows(azure: Sandbox, clients: Clients, disk:
     assert listed(clients, new, offset=GIB - K, length=K + 512) == [FOOTER]
 
 
+@pytest.mark.slow
 def test_the_usual_cap_is_ten_thousand_ranges(clients: Clients, disk: Inside) -> None:
     disk.write_all((2 * K * number, b"x" * 512) for number in range(10_001))
     with blob(clients, shot(clients, disk, "s")) as client:

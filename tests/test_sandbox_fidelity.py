@@ -66,6 +66,7 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> list[Said]:
     return said
 
 
+@pytest.mark.slow
 @needs_openapi
 def test_every_answer_of_a_run_is_as_the_official_documents_say(traffic: list[Said]) -> None:
     checked: dict[str, int] = {}

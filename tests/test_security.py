@@ -186,6 +186,7 @@ def test_no_secret_is_in_what_the_orchestrator_logs_and_shows_of_a_transfer_and_
     assert sorted(set(spy.found)) == []
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_the_error_of_a_run_that_fails(
     azure: Sandbox, source: Source, spy: Spy, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from coriolis_azure.replica.verification import Verdict
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from harness.constants import MIB
+from harness.lanes import slow
 from harness.processes import completed
 
 BLOB = "blob://sandboxstorage/images/web"
@@ -85,7 +86,7 @@ class Replica:
             self.path(name).unlink()
 
 
-@pytest.fixture(params=["folder", "blob"])
+@pytest.fixture(params=["folder", slow("blob")])
 def replica(request: pytest.FixtureRequest, azure: Sandbox, source: Source, tmp_path: Path) -> Replica:
     return Replica(azure, source, BLOB if request.param == "blob" else str(tmp_path / "web"), tmp_path)
 

@@ -419,8 +419,9 @@ def test_another_vms_replica_is_not_overwritten(
 
 @pytest.mark.parametrize("why", ["no run of ours has made it", "in use", "is a qcow2 image"])
 def test_an_image_that_may_not_be_written_is_refused_before_anything_is_made(
-    azure: Sandbox, source: Source, image: Image, tmp_path: Path, why: str
+    azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path, why: str
 ) -> None:
+    source = connect(environment={"replica_export_mechanism": "snapshots"})
     disk, to = image("os", seed=1), tmp_path / "images"
     azure.add_vm("web", disk)
     to.mkdir()

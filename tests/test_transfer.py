@@ -48,6 +48,7 @@ from harness.clocks import Held
 from harness.constants import DEADLINE
 from harness.copies import CHUNK, LEAF, Lying, by_agent, change, job, replicate
 from harness.images import Image
+from harness.lanes import slow
 from harness.pipes import AGENT, Pipes
 
 if sys.version_info >= (3, 14):
@@ -367,7 +368,7 @@ class Failing(Image):
         super().flush()
 
 
-@pytest.mark.parametrize("step", ["expect", "write", "zero", "read", "flush"])
+@pytest.mark.parametrize("step", [slow("expect"), "write", slow("zero"), "read", "flush"])
 def test_a_failing_destination_ends_the_run_at_once_with_its_own_error(
     tmp_path: Path, path: Path, step: str
 ) -> None:
@@ -523,7 +524,8 @@ def test_of_a_chunk_that_changed_only_the_grains_that_differ_are_read(wide: Path
 
 
 @pytest.mark.parametrize(
-    "spoilt", ["absent", "empty", "short", "noise", "stale", "of another key", "unreadable"]
+    "spoilt",
+    ["absent", slow("empty"), "short", slow("noise"), "stale", slow("of another key"), "unreadable"],
 )
 def test_records_that_are_not_of_the_content_cost_reads_and_nothing_else(
     wide: Path, path: Path, spoilt: str
@@ -681,6 +683,7 @@ def test_the_recorded_stream_is_good(recorded: Recorded, path: Path, direct: boo
     assert path.read_bytes() == after
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_stream_is_never_taken_for_a_good_one(

@@ -85,6 +85,7 @@ def test_it_is_described_like_any_other(source: Source, vm: tuple[Path, Path]) -
     assert source.inspect("old-1").disks == machine.disks
 
 
+@pytest.mark.slow
 def test_it_is_imported_and_read_by_the_worker(
     azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
@@ -347,6 +348,7 @@ def test_what_is_in_an_account_that_cannot_be_seen_is_told_and_not_forgotten(
     assert not kept.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [deleted, vhd_detached])
 def test_the_orchestrators_clean_up_finds_snapshots_of_disks_that_the_vm_has_no_more(
     azure: Sandbox, vm: tuple[Path, Path], what: Callable[[Source], None]

@@ -133,6 +133,7 @@ def test_what_a_dead_run_of_an_earlier_build_was_writing_is_not_verified(images:
     assert command(images).returncode == 2
 
 
+@pytest.mark.slow
 def test_a_switch_that_was_not_finished_is_brought_to_its_end_or_told(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

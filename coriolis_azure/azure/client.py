@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from azure.core.polling import LROPoller
 from azure.core.rest import HttpRequest
 from azure.mgmt.compute import ComputeManagementClient
-from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.resource.resources import ResourceManagementClient
 
 from .. import __version__, errors
@@ -28,6 +27,9 @@ from .sas import Sas
 from .sign_in import Credential, credential_for, profile_for
 from .translation import translated
 from .transport import SharedTransport, Transport, https
+
+if TYPE_CHECKING:
+    from azure.mgmt.network import NetworkManagementClient
 
 # The API versions of the requests that the SDKs in use have no operation for.
 _SUBSCRIPTIONS_VERSION = "2022-12-01"
@@ -56,6 +58,17 @@ _RESTRICTIONS = {
             }
         ]
     },
+}
+# The SDK client of each kind of resource, and its operations there.
+_OPERATIONS = {
+    "vm": ("_compute", "virtual_machines"),
+    "disk": ("_compute", "disks"),
+    "snapshot": ("_compute", "snapshots"),
+    "collection": ("_compute", "restore_point_collections"),
+    "nic": ("_network", "network_interfaces"),
+    "ip": ("_network", "public_ip_addresses"),
+    "nsg": ("_network", "network_security_groups"),
+    "vnet": ("_network", "virtual_networks"),
 }
 # Since this version, deleting a VM can delete its disks, and disks have a network access policy.
 _MODERN_SINCE = "2021-12-01"
@@ -101,21 +114,22 @@ class Azure:
         )
         options["per_call_policies"] = [self._versions]
         self._compute = ComputeManagementClient(self.credential, self.subscription, **options)
-        self._network = NetworkManagementClient(self.credential, self.subscription, **options)
         self._resources = ResourceManagementClient(self.credential, self.subscription, **options)
-        self._kinds: dict[str, Any] = {
-            "vm": self._compute.virtual_machines,
-            "disk": self._compute.disks,
-            "snapshot": self._compute.snapshots,
-            "collection": self._compute.restore_point_collections,
-            "nic": self._network.network_interfaces,
-            "ip": self._network.public_ip_addresses,
-            "nsg": self._network.network_security_groups,
-            "vnet": self._network.virtual_networks,
-        }
+        self._options = options
         self._skus: dict[str, list[Json]] = {}
         self.api_versions = self.transport.api_versions
         self.blob_version = BLOB_VERSIONS.get(connection.api_profile, "")
+
+    @cached_property
+    def _network(self) -> NetworkManagementClient:
+        """Made at its first use: importing it takes as long as importing all the other SDKs."""
+        from azure.mgmt.network import NetworkManagementClient
+
+        return NetworkManagementClient(self.credential, self.subscription, **self._options)
+
+    def _operations(self, kind: str) -> Any:
+        client, operations = _OPERATIONS[kind]
+        return getattr(getattr(self, client), operations)
 
     @property
     def is_modern(self) -> bool:
@@ -161,7 +175,7 @@ class Azure:
         with translated("read", id):
             if names.is_disk_point(id):
                 return _complete(id, _document(self._compute.disk_restore_point.get(*_place(id))))
-            operations = self._kinds[names.kind_of(id)]
+            operations = self._operations(names.kind_of(id))
             return _complete(id, _document(operations.get(names.group_of(id), names.name_of(id), **options)))
 
     def find(self, id: str) -> Json | None:
@@ -175,14 +189,14 @@ class Azure:
 
     def resources(self, kind: str, group: str) -> list[Json]:
         """All resources of one kind in a resource group."""
-        operations = self._kinds[kind]
+        operations = self._operations(kind)
         list_ = operations.list_by_resource_group if kind in {"disk", "snapshot"} else operations.list
         with translated(f"list {names.TYPES[kind]} in", group):
             return _resources(list_(group))
 
     def everywhere(self, kind: str) -> list[Json]:
         """All resources of one kind in the subscription."""
-        operations = self._kinds[kind]
+        operations = self._operations(kind)
         list_ = operations.list if kind in {"disk", "snapshot"} else operations.list_all
         with translated(f"list {names.TYPES[kind]} in", self.subscription):
             return _resources(list_())
@@ -312,7 +326,7 @@ class Azure:
 
         With an `etag`, only if the resource still has it; otherwise raises Conflict with status 412.
         """
-        operations = self._kinds[names.kind_of(id)]
+        operations = self._operations(names.kind_of(id))
         options = {"headers": {"If-Match": etag}} if etag else {}
         if not hasattr(operations, "begin_create_or_update"):
             with translated("create", id):
@@ -323,15 +337,15 @@ class Azure:
     def patch_vm(self, id: str, body: Mapping[str, Any], etag: str = "") -> Json:
         """Update parts of a VM. A list in `body` replaces the whole list. `etag`: see `put`."""
         options = {"headers": {"If-Match": etag}} if etag else {}
-        return self._completed("update", id, partial(self._kinds["vm"].begin_update, **options), body)
+        return self._completed("update", id, partial(self._operations("vm").begin_update, **options), body)
 
     def patch_snapshot(self, id: str, body: Mapping[str, Any]) -> None:
         """Update parts of a snapshot; `tags` in `body` replace all of its tags."""
-        self._completed("update", id, self._kinds["snapshot"].begin_update, body)
+        self._completed("update", id, self._operations("snapshot").begin_update, body)
 
     def tag(self, id: str, tags: Mapping[str, str]) -> None:
         """Replace the tags of a resource."""
-        operations, body = self._kinds[names.kind_of(id)], {"tags": dict(tags)}
+        operations, body = self._operations(names.kind_of(id)), {"tags": dict(tags)}
         if hasattr(operations, "begin_update"):
             self._completed("tag", id, operations.begin_update, body)
         else:
@@ -356,7 +370,7 @@ class Azure:
             return
 
     def _exporting(self, id: str) -> Any:
-        return self._compute.disk_restore_point if names.is_disk_point(id) else self._kinds["snapshot"]
+        return self._compute.disk_restore_point if names.is_disk_point(id) else self._operations("snapshot")
 
     def create_point(self, id: str, body: Mapping[str, Any]) -> Json:
         """Create the restore point `id` and wait until it is there. Azure's refusals of too many are not repeated."""
@@ -375,7 +389,7 @@ class Azure:
 
     def delete(self, id: str) -> None:
         """Delete `id` and wait until it is gone. Does nothing if it does not exist. A VM is not shut down first."""
-        operations, kind = self._kinds[names.kind_of(id)], names.kind_of(id)
+        operations, kind = self._operations(names.kind_of(id)), names.kind_of(id)
         options = {"force_deletion": True} if kind == "vm" else {}
         try:
             self._completed("delete", id, partial(operations.begin_delete, **options))
@@ -384,15 +398,15 @@ class Azure:
 
     def deallocate(self, id: str) -> None:
         """Shut a VM down, release its host, and wait until this is done."""
-        self._completed("deallocate", id, self._kinds["vm"].begin_deallocate)
+        self._completed("deallocate", id, self._operations("vm").begin_deallocate)
 
     def power_off(self, id: str) -> None:
         """Power a VM off without shutting it down, and wait until it is off; it keeps its host and addresses."""
-        self._completed("power off", id, partial(self._kinds["vm"].begin_power_off, skip_shutdown=True))
+        self._completed("power off", id, partial(self._operations("vm").begin_power_off, skip_shutdown=True))
 
     def start(self, id: str) -> None:
         """Start a VM that is deallocated or powered off, and wait until it runs."""
-        self._completed("start", id, self._kinds["vm"].begin_start)
+        self._completed("start", id, self._operations("vm").begin_start)
 
     def sizes(self, location: str) -> list[Json]:
         """The VM sizes of `location`, with capabilities and restrictions. Cached, as the answer has several MiB."""

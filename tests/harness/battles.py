@@ -209,7 +209,7 @@ class Site:
 
     def power(self, state: str) -> None:
         """The owner has the VM running, deallocated, or stopped from within."""
-        vm, kinds = self.owner.inspect("web"), self.owner.azure._kinds["vm"]
+        vm, kinds = self.owner.inspect("web"), self.owner.azure._operations("vm")
         if vm.power_state != state:
             verb = {"running": "start", "deallocated": "deallocate", "stopped": "power_off"}[state]
             getattr(kinds, f"begin_{verb}")(names.group_of(vm.id), vm.name).result()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.constants import MIB
+from harness.constants import DEADLINE, MIB
 from harness.processes import completed
 
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
@@ -49,7 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         yield directory
         server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
+        assert server.wait(timeout=DEADLINE) == 0
 
 
 @pytest.fixture

@@ -277,7 +277,7 @@ def aside(act: Callable[[], object]) -> None:
 def restart(site: Site) -> None:
     """Somebody reboots the worker."""
     for vm in workers(site):
-        site.owner.azure._kinds["vm"].begin_restart(names.group_of(vm), names.name_of(vm))
+        site.owner.azure._operations("vm").begin_restart(names.group_of(vm), names.name_of(vm))
 
 
 def delete_worker(site: Site) -> None:
