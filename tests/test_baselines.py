@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -340,7 +341,7 @@ def refusing_to_end_access(times: int) -> Callable[[Request, Callable[[Request],
 
 @pytest.mark.parametrize(("times", "patience"), [(1, 60), (10**6, 0)])
 def test_what_can_still_be_read_is_no_baseline(
-    replica: Replica, connect: Connect, monkeypatch: pytest.MonkeyPatch, times: int, patience: int
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, times: int, patience: int
 ) -> None:
     """If ending the access fails for good, the snapshot is not kept: a URL would outlive the run."""
     monkeypatch.setattr(resources, "_PAUSE_SECONDS", 0.01)
@@ -348,7 +349,7 @@ def test_what_can_still_be_read_is_no_baseline(
     replica.run()
     before = set(replica.baselines())
     replica.azure.intercept = refusing_to_end_access(times)
-    report = connect(environment=KEPT).replicate("web", replica.folder)
+    report = replica.source().replicate("web", replica.folder)
     new = set(replica.baselines()) - before
     if times == 1:
         assert len(new) == 1
@@ -360,6 +361,53 @@ def test_what_can_still_be_read_is_no_baseline(
         }
     replica.azure.intercept = None
     replica.run()
+
+
+@pytest.mark.parametrize("method", ["PATCH", "POST"])
+def test_a_clean_up_closes_the_baseline_that_a_dead_run_was_reading(replica: Replica, method: str) -> None:
+    replica.run()
+    old = replica.baselines()[0].lower()
+    killed = False
+
+    def dying_while_it_is_open(request: Request, answer: Callable[[Request], Response]) -> Response:
+        nonlocal killed
+        if killed:
+            raise Died
+        response = answer(request)
+        killed = request.method == method and request.path.lower().startswith(old)
+        if killed:
+            raise Died
+        return response
+
+    replica.azure.intercept = dying_while_it_is_open
+    with pytest.raises(Died):
+        replica.source().replicate("web", replica.folder)
+    replica.azure.intercept = None
+    assert old in {id.lower() for id in replica.exposed()}
+    replica.source().sweep(timedelta(hours=2), dry_run=True)
+    assert old in {id.lower() for id in replica.exposed()}
+    replica.source().sweep(timedelta(hours=2))
+    assert replica.exposed() == []
+    assert [id.lower() for id in replica.baselines()] == [old]
+    replica.run()
+
+
+def test_a_clean_up_leaves_the_baseline_open_that_a_living_run_reads(replica: Replica) -> None:
+    replica.run()
+    seen: list[int] = []
+
+    def sweeping(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if request.path.endswith("/beginGetAccess") and not seen:
+            seen.append(0)
+            seen[0] = len(replica.exposed())
+            replica.source().sweep(timedelta(hours=2))
+            assert len(replica.exposed()) == seen[0]
+        return response
+
+    replica.azure.intercept = sweeping
+    replica.run()
+    assert seen[0] > 0
 
 
 class Died(BaseException):
@@ -403,6 +451,9 @@ def test_whatever_a_run_dies_of_the_next_one_is_right_and_leaves_one_baseline(
             break  # it needs fewer requests
         finally:
             replica.azure.intercept = None
+        if chunks.random() < 0.5:
+            replica.source().sweep(timedelta(hours=2))
+            assert replica.exposed() == []
         if chunks.random() < 0.5:
             replica.write(chunks.randrange(SIZE // 65536), seed=-at)
         replica.run()

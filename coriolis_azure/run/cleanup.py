@@ -24,7 +24,7 @@ from ..events import Notice, Report, Step, counted
 from ..model import Json, Run
 from ..threads import ordered
 from . import attached_disks, journal, resources
-from .shelves import vhds_of
+from .shelves import Managed, left_open, vhds_of
 
 LOG = logging.getLogger(__name__)
 
@@ -107,8 +107,8 @@ def sweep(
     A run is dead if its last sign of life is older than `older_than` (ten minutes if it is unfinished), or if its
     journal in `folder` belongs to a process that is gone. A run whose journal is locked is alive, whatever its age. If
     somebody has rewritten the tags that tell the age, only an `older_than` of zero deletes the run. Resources that have
-    lost their tags are kept, and reported if a journal lists them whose process is not known to be alive. With
-    `dry_run`, nothing is deleted.
+    lost their tags are kept, and reported if a journal lists them whose process is not known to be alive. Baselines
+    that a dead run was reading are closed. With `dry_run`, nothing is deleted or closed.
     """
     azure, clock, storage = context.azure, context.clock, context.storage
     group = context.environment.resource_group
@@ -132,6 +132,9 @@ def sweep(
         return swept, []
     attached_disks.free(azure, [id for leftover in swept for id in leftover.ids], clock)
     remaining = resources.delete(azure, [id for leftover in swept for id in leftover.ids], clock, storage)
+    alive = {leftover.instance for leftover in listed if leftover not in swept}
+    for id in left_open(documents["snapshot"], alive):
+        Managed(context).close(id)
     incomplete = {leftover.run for leftover in swept if set(leftover.ids) & set(remaining)}
     for run, path in dead.items():
         if run not in incomplete:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from .. import vhd
@@ -80,6 +80,21 @@ class Managed:
         return [
             {**each, "baseline": each["id"]} for each in found if names.BASELINE_TAG in names.tags_of(each)
         ]
+
+
+def left_open(snapshots: Iterable[Json], alive: Collection[str]) -> list[str]:
+    """The ids of the baselines that can be read although no run is alive that reads them: it died.
+
+    `snapshots`: Azure's documents; `alive`: the instances of the runs that are.
+    """
+    tagged = [(each, names.tags_of(each)) for each in snapshots]
+    return [
+        str(each["id"])
+        for each, tags in tagged
+        if names.BASELINE_TAG in tags
+        and tags.get(names.INSTANCE_TAG, "") not in alive
+        and (is_open(each) or at(each, "properties.networkAccessPolicy") == _OPEN["networkAccessPolicy"])
+    ]
 
 
 class Vhds:
