@@ -509,7 +509,7 @@ class FileVolume(Replica):
     def commit(self, manifest: Manifest) -> None:
         """Store the manifest beside the volume and in its entry. See Destination."""
         super().commit(manifest)
-        self._entry[STATE] = states.with_baseline(manifest.to_json(), self._ask_baseline())
+        self._entry[STATE] = states.with_baseline(manifest.to_json(), self._baseline)
 
     def _in_entry(self) -> Manifest | None:
         """The manifest in the entry."""

@@ -462,6 +462,7 @@ class Replica:
         if self._medium.contested:
             self._check_all(image, manifest)
         self._stamp = self._medium.stamp()
+        self._baseline = self._ask_baseline()
         self._save_sealed(manifest)
 
     def _refuse_changed(self) -> None:
