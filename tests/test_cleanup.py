@@ -166,6 +166,7 @@ def test_patience_ends(azure: Sandbox, source: Source, run: Run) -> None:
     assert resources.PATIENCE_SECONDS - 10 < clock.monotonic() <= resources.PATIENCE_SECONDS
 
 
+@pytest.mark.slow
 def test_minutes_of_throttling_are_told_by_id_and_finished_by_the_next_sweep(
     azure: Sandbox, source: Source, run: Run
 ) -> None:

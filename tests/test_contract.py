@@ -197,6 +197,7 @@ def test_a_name_that_machines_of_two_groups_have_is_refused_with_both() -> None:
     assert listing.called(vms, "db-b") is vms[3]
 
 
+@pytest.mark.slow
 def test_networks_storage_and_inventory(
     azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any], image: Callable[..., Path]
 ) -> None:
@@ -222,6 +223,7 @@ def test_networks_storage_and_inventory(
     assert rows[1]["Disks"].startswith("os ")
 
 
+@pytest.mark.slow
 def test_options_are_read_from_azure_and_narrowed_by_what_is_chosen(
     azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any]
 ) -> None:

@@ -68,6 +68,7 @@ def test_an_example_of_the_api_replicates(
     assert (tmp_path / "replicas/web-1/os.raw").stat().st_size == report.disks[0].size_bytes
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_the_api(names: dict[str, Any]) -> None:
     first, second = in_page("docs/python.md")
     scope = dict(names)

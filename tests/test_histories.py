@@ -242,6 +242,7 @@ def test_whatever_happened_an_image_is_the_disk_after_each_good_run(seed: int, t
     assert len({each.document["tags"][names.BASELINE_TAG] for each in ours}) == len(ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["snapshots", "hybrid"])
 def test_every_part_of_the_disk_is_read_within_so_many_runs(tmp_path: Path, mechanism: str) -> None:
     family = Family(2 * WINDOW * GRAIN)

@@ -127,6 +127,7 @@ def test_a_listing_without_end_is_an_error(
     assert len(asked) == (21 if new else 2)
 
 
+@pytest.mark.slow
 def test_an_operation_without_end_ends_after_its_time_and_is_told(
     azure: Sandbox, source: Source, nsg: str, clock: Held, told: list[Event]
 ) -> None:

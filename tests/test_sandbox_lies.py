@@ -189,6 +189,7 @@ def test_a_policy_rewrites_what_a_snapshot_allows(azure: Sandbox, clients: Clien
     assert snapshot(clients, "open", disk.id).network_access_policy == "AllowAll"
 
 
+@pytest.mark.slow
 def test_a_lost_answer_of_a_host(azure: Sandbox, clients: Clients, pair: tuple[str, str]) -> None:
     azure.faults.add("lost-answer", path="/md-")
     with pytest.raises(Exception, match="lost the answer"):
@@ -199,6 +200,7 @@ def test_a_lost_answer_of_a_host(azure: Sandbox, clients: Clients, pair: tuple[s
     assert (answer.status_code, answer.headers["x-ms-error-code"]) == (409, "BlobOverwritten")
 
 
+@pytest.mark.slow
 def test_every_fault_of_exports_is_ordered_on_the_command_line(tmp_path: Path) -> None:
     def run(*arguments: object) -> str:
         done = CliRunner().invoke(sandbox_commands, ["fault", *map(str, arguments)])

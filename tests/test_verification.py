@@ -122,6 +122,7 @@ def test_a_run_that_died_takes_nothing_from_the_last_good_one(images: Path) -> N
     assert command(images).returncode == 0
 
 
+@pytest.mark.slow
 def test_what_a_dead_run_of_an_earlier_build_was_writing_is_not_verified(images: Path) -> None:
     """It wrote the image itself, and left a list of where."""
     (images / "os.raw.dirty").write_text("dirty regions of 67108864 bytes\n000000000000\n")

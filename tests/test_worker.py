@@ -276,6 +276,7 @@ def test_another_host_key_is_refused_before_anything_is_sent(
         ssh.connect(reader, Held(pace=100), silent)
 
 
+@pytest.mark.slow
 def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(
     azure: Sandbox, source: Source, image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
