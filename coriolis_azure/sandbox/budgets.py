@@ -70,6 +70,13 @@ _OF_DISKS = {
     ("disks", "DELETE"): _counters("DeleteDisks", 3000, 24000),
     ("snapshots", "DELETE"): _counters("DeleteDisks", 3000, 24000),
 }
+# Of a collection of restore points, and of all in it.
+_OF_POINTS = {
+    "GET": _counters("LowCostGetRestorePoint", 500, 2500),
+    "PUT": _counters("CreateRestorePoints", 120, 600),
+    "DELETE": _counters("DeleteRestorePoints", 350, 1000),
+    "operation": _counters("GetOperation", 15000, 30000),
+}
 _LISTS_OF_DISKS = _counters("HighCostGet", 240, 1920)
 _DISK_OPERATION = _counters("GetOperation", 50000, 400000)
 
@@ -78,6 +85,8 @@ _PATH = re.compile(
     r"(?P<kind>virtualMachines|disks|snapshots)(/(?P<name>[^/]+)(/(?P<action>\w+))?)?/?",
     re.IGNORECASE,
 )
+
+_POINTS = re.compile(r".*/providers/Microsoft\.Compute/restorePointCollections/[^/]+(/.*)?", re.IGNORECASE)
 
 
 class Budgets:
@@ -183,6 +192,11 @@ def retry_after(seconds: float) -> dict[str, str]:
 
 def _applicable(request: Request, target: str) -> Iterator[tuple[str, Policy]]:
     """The buckets that a request takes tokens from, each with the id of its VM, or "" for the subscription's."""
+    if _POINTS.fullmatch(target or request.path):
+        of_disk = target and "/diskrestorepoints/" in target.lower()
+        own = _DISK_OPERATION if of_disk else _OF_POINTS.get("operation" if target else request.method, ())
+        yield from (("", policy) for policy in own)
+        return
     match = _PATH.fullmatch(target or request.path)
     if match is None or not (match["name"] or request.method == "GET"):
         return

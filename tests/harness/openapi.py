@@ -14,6 +14,7 @@ from harness.real_azure import OPENAPI, Json
 # Documents of the kinds that the sandbox imitates.
 FILES = (
     *("virtualMachine.json", "virtualMachineImage.json", "disk.json", "snapshot.json", "skus.json"),
+    *("restorePoint.json", "diskRestorePoint.json"),
     *("networkInterface.json", "networkSecurityGroup.json", "publicIpAddress.json", "virtualNetwork.json"),
 )
 _TYPES: dict[str, type | tuple[type, ...]] = {
