@@ -194,8 +194,8 @@ def _applicable(request: Request, target: str) -> Iterator[tuple[str, Policy]]:
     """The buckets that a request takes tokens from, each with the id of its VM, or "" for the subscription's."""
     if _POINTS.fullmatch(target or request.path):
         of_disk = target and "/diskrestorepoints/" in target.lower()
-        own = _DISK_OPERATION if of_disk else _OF_POINTS.get("operation" if target else request.method, ())
-        yield from (("", policy) for policy in own)
+        of_all = _DISK_OPERATION if of_disk else _OF_POINTS.get("operation" if target else request.method, ())
+        yield from (("", policy) for policy in of_all)
         return
     match = _PATH.fullmatch(target or request.path)
     if match is None or not (match["name"] or request.method == "GET"):
@@ -209,7 +209,7 @@ def _applicable(request: Request, target: str) -> Iterator[tuple[str, Policy]]:
         shared = _VMS
     else:
         operation = "operation" if target else _ACTIONS.get(action) or _VERBS.get(request.method, "update")
-        own, of_all = _OF_A_VM[operation]
+        own, of_subscription = _OF_A_VM[operation]
         yield (target or request.path).lower().rstrip("/").removesuffix(f"/{action}"), own
-        shared = (of_all,)
+        shared = (of_subscription,)
     yield from (("", policy) for policy in shared)
