@@ -236,9 +236,10 @@ def test_options_are_read_from_azure_and_narrowed_by_what_is_chosen(
     environments: list[Any] = [{}, None]
     for nothing in environments:
         first = told(nothing, {})
-        assert set(first) == {"location", "resource_group"}
+        assert set(first) == {"location", "resource_group", "replica_export_mechanism"}
         assert "westeurope" in first["location"]
         assert first["resource_group"] == [GROUP]
+        assert first["replica_export_mechanism"] == ["worker", "snapshots", "hybrid", "auto"]
     rest = told({"location": "westeurope", "resource_group": GROUP})
     assert rest["export_worker_size"][0] == "Standard_D2s_v5"
     assert "Standard_D2s_v6" not in rest["export_worker_size"]
