@@ -11,6 +11,8 @@ import pytest
 
 from coriolis_azure.sandbox.server import local
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "docs/ask_azure.py"
 
 
@@ -33,7 +35,6 @@ def test_nothing_is_made_unless_asked(served: Path) -> None:
     assert local.resources(served) == before
 
 
-@pytest.mark.slow
 def test_every_question_gets_an_answer_and_nothing_stays(served: Path, tmp_path: Path) -> None:
     before, answers = local.resources(served), tmp_path / "answers.json"
     told = ask(served, "--yes", "--json", answers, "--pause", 0.5)
@@ -54,7 +55,6 @@ def test_every_question_gets_an_answer_and_nothing_stays(served: Path, tmp_path:
     assert str(local.resources(served)[0]["id"]).split("/")[2] not in written  # the subscription
 
 
-@pytest.mark.slow
 def test_what_was_made_is_deleted_whatever_happens(served: Path) -> None:
     """Azure refuses everything about one kind of question: the others go on."""
     before = local.resources(served)

@@ -163,6 +163,7 @@ def test_single_versions_can_be_set_over_those_of_a_profile(
     assert versions == {"2018-11-02"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trusts", ["the system's authorities", "another cloud's authority"])
 def test_a_cloud_that_nobody_vouches_for_hears_nothing(azure: Sandbox, tmp_path: Path, trusts: str) -> None:
     """Neither a secret nor a question: the certificate is refused before."""

@@ -145,6 +145,7 @@ def test_the_schemas_have_what_the_web_ui_dereferences(provider: AzureExportProv
         assert "oneOf" not in schema
 
 
+@pytest.mark.slow
 def test_instances_are_paged_in_a_stable_order(
     azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any], image: Callable[..., Path]
 ) -> None:
@@ -171,6 +172,7 @@ def test_instances_are_paged_in_a_stable_order(
     assert len(provider.get_instances(None, connection, {}, instance_name_pattern="web-*")) == 5
 
 
+@pytest.mark.slow
 def test_one_instance_by_name_and_by_id(
     azure: Sandbox, provider: AzureExportProvider, connection: dict[str, Any], image: Callable[..., Path]
 ) -> None:

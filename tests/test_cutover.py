@@ -18,6 +18,7 @@ from harness.constants import MIB
 Image = Callable[..., Path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mechanism",
     [

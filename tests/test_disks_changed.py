@@ -189,6 +189,7 @@ def test_a_vhd_that_was_swapped_is_seen_too(
     assert azure.storage.account("oldstorage").containers["vhds"].snapshots == []
 
 
+@pytest.mark.slow
 def test_a_step_of_its_own_looks_again_before_it_copies(
     azure: Sandbox, source: Source, disks: list[Path], tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from coriolis_azure import AzureExportProvider, Replicated, Source, errors, even
 from coriolis_azure.settings import Environment, read_json
 from harness.command_line import run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -68,7 +70,6 @@ def test_an_example_of_the_api_replicates(
     assert (tmp_path / "replicas/web-1/os.raw").stat().st_size == report.disks[0].size_bytes
 
 
-@pytest.mark.slow
 def test_the_examples_of_the_page_on_the_api(names: dict[str, Any]) -> None:
     first, second = in_page("docs/python.md")
     scope = dict(names)
@@ -105,7 +106,6 @@ def test_the_example_of_the_environment(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "westeurope 1024\n"
 
 
-@pytest.mark.slow
 def test_the_example_of_checking_a_medium(tmp_path: Path) -> None:
     scope: dict[str, Any] = {}
     exec(in_docstring(testing.check_medium), scope)

@@ -142,6 +142,7 @@ def test_a_run_that_fails_ends_the_access_to_its_snapshots(
     assert sum(path.endswith("/endgetaccess") for _, path in watched.requests) == 2
 
 
+@pytest.mark.slow
 def test_the_small_role_is_enough_for_the_whole_job(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_snapshot_of_a_dead_run_is_closed_before_it_is_deleted(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strangers", [4, 5])
 def test_a_family_full_of_other_peoples_urls(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, strangers: int
@@ -233,6 +235,7 @@ def test_a_policy_that_closes_snapshots_ends_the_run_with_nothing_left(
     assert azure.resources() == before
 
 
+@pytest.mark.slow
 def test_a_baseline_that_cannot_be_deleted_is_named(
     azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, told: list[Event]
 ) -> None:
@@ -257,6 +260,7 @@ def test_a_baseline_that_cannot_be_deleted_is_named(
     assert snapshots != [locked]
 
 
+@pytest.mark.slow
 def test_an_error_page_of_a_proxy_is_no_traceback(
     azure: Sandbox, connect: Connect, image: Image, watched: Watched, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def blocks(path: Path) -> list[int]:
     return [(path / f"{name}.raw").stat().st_blocks for name in OLD]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [None, 2])
 def test_a_run_without_room_for_what_it_fetched_changes_nothing(
     replica: Path, monkeypatch: pytest.MonkeyPatch, keep: int | None
@@ -115,6 +116,7 @@ def test_a_run_without_room_for_what_it_fetched_changes_nothing(
     assert verified(replica)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, slow(True)], ids=["changes", "full"])
 @pytest.mark.parametrize("keep", [None, 2])
 def test_no_room_after_the_switch_hinders_nothing(

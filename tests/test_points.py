@@ -406,6 +406,7 @@ def test_points_of_a_place_below_are_not_touched(tmp_path: Path) -> None:
         assert restored(InStorage(below), time_of(0), tmp_path / "0").holds(RUNS[0])
 
 
+@pytest.mark.slow
 def test_the_draft_of_a_disk_that_leaves_storage_is_deleted(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "azure") as sandbox:
         place, told = InStorage(SandboxPlace(sandbox)), Told()

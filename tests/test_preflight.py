@@ -135,6 +135,7 @@ def test_locks_are_errors(azure: Sandbox, connect: Connect, level: str, words: s
     assert words in texts(source.check(), "error")
 
 
+@pytest.mark.slow
 def test_locks_on_others_things_are_none_of_ours(azure: Sandbox, connect: Connect, image: Image) -> None:
     azure.add_vm("web", image("os"))
     azure.add_vm("other", image("os"))
@@ -564,6 +565,7 @@ class Listener:
         self.lines.append(message)
 
 
+@pytest.mark.slow
 def test_the_plugin_tells_warnings_and_raises_all_errors(azure: Sandbox, image: Image) -> None:
     azure.add_vm("web", image("os"))
     listener = Listener()

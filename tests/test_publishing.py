@@ -434,6 +434,7 @@ def test_what_was_read_once_and_found_right_is_not_read_at_each_run(tmp_path: Pa
         assert verified(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["os.raw", "os.raw.partial", "os.raw.redo", "os.raw.index", "os.raw.draft"])
 @pytest.mark.parametrize("how", ["gone", slow("short"), "damaged"])
 @pytest.mark.parametrize("kind", ["first", "changes", slow("full")])

@@ -276,6 +276,7 @@ def test_a_replica_that_differs_is_right_after_a_full_run(
 # The network
 
 
+@pytest.mark.slow
 def test_a_subnet_that_the_remedy_lists_and_the_ways_to_write_it(
     azure: Sandbox, connect: Connect, image: Image
 ) -> None:

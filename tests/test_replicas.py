@@ -148,6 +148,7 @@ def test_without_a_manifest_the_content_itself_is_read(place: Place) -> None:
     assert place.content(SIZE) == expected({0: A, 9: A})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     {

@@ -143,6 +143,7 @@ def test_a_restore_point_that_is_less_than_was_asked_for_is_told(
     assert "FileSystemConsistent, not ApplicationConsistent" in notices(told)
 
 
+@pytest.mark.slow
 def test_one_too_many_in_an_hour_ends_at_once_with_a_remedy_that_works(
     azure: Sandbox, connect: Connect, disks: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_one_too_many_in_an_hour_ends_at_once_with_a_remedy_that_works(
     connect(environment={**CRASH, "consistency": "disk"}).replicate("web", tmp_path / "images")
 
 
+@pytest.mark.slow
 def test_a_vm_that_is_off_needs_none(
     azure: Sandbox, connect: Connect, disks: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:
@@ -175,6 +177,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_azure_does_not_support_is_refused_before_anything_is_created(
     azure: Sandbox, connect: Connect, disks: tuple[Path, Path], tmp_path: Path, kind: str
@@ -203,6 +206,7 @@ def test_premium_ssd_v2_needs_application_mode(azure: Sandbox, connect: Connect,
     assert any("installs the extension" in each.text for each in findings)
 
 
+@pytest.mark.slow
 def test_the_role_is_enough_and_check_names_what_is_missing(
     azure: Sandbox, connect: Connect, disks: tuple[Path, Path], tmp_path: Path
 ) -> None:

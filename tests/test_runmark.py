@@ -82,6 +82,7 @@ def test_the_first_of_two_runs_ends_before_it_commits(sides: tuple[Path, Path]) 
     assert holds(one / "os.raw", {})
 
 
+@pytest.mark.slow
 def test_what_the_first_run_writes_too_late_is_found_before_the_second_commits(
     sides: tuple[Path, Path],
 ) -> None:
@@ -114,6 +115,7 @@ def contesting(sides: tuple[Path, Path]) -> Iterator[tuple[Replica, Replica, Man
             yield image, later, later.known("id", SIZE, CHUNK, full=False)
 
 
+@pytest.mark.slow
 def test_a_second_run_that_finds_nothing_to_do_reads_again_before_it_ends(
     sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def published(image: Replica) -> None:
     image.publish()
 
 
+@pytest.mark.slow
 def test_what_the_first_run_publishes_too_late_stops_the_second(sides: tuple[Path, Path]) -> None:
     """The first one's image is the second's too: what it writes shows before the second one switches."""
     with contesting(sides) as (image, later, found):
@@ -173,6 +176,7 @@ def test_after_a_run_that_was_killed_the_mark_costs_nothing(tmp_path: Path) -> N
     assert not (folder / ".run").exists()
 
 
+@pytest.mark.slow
 def test_volumes_of_the_file_writer_are_marked_too(sides: tuple[Path, Path]) -> None:
     one, other = sides
     (one / "volume").touch()
@@ -199,6 +203,7 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fcntl, "fcntl", lock)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_locks")
 def test_without_locks_a_mark_is_never_taken_for_that_of_a_dead_run(tmp_path: Path) -> None:
     """Two runs of one host: file, mount and kernel are the same, and no lock has held the second one out."""
@@ -212,6 +217,7 @@ def test_without_locks_a_mark_is_never_taken_for_that_of_a_dead_run(tmp_path: Pa
                 image.write(SIZE - 512, bytes(512))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_locks")
 def test_without_locks_a_mark_beside_a_volume_is_not_either(tmp_path: Path) -> None:
     (tmp_path / "volume").touch()

@@ -161,6 +161,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[Blob]:
         yield made(request.getfixturevalue("source").storage)
 
 
+@pytest.mark.slow
 def test_snapshots_lists_and_metadata_are_as_azurites(either: Blob) -> None:
     """Azurite knows no differences: it ignores the parameter, which is a lie that the product has to notice."""
     either.write(0, b"a" * K)

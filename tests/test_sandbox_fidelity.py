@@ -23,6 +23,8 @@ from harness.real_azure import (
     written,
 )
 
+pytestmark = pytest.mark.slow
+
 # Disks are read through signed URLs, from a restore point.
 DIRECT = {"replica_export_mechanism": "snapshots", "consistency": "crash"}
 Said = tuple[str, str, int, Any, Mapping[str, str]]
@@ -75,7 +77,6 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> list[Said]:
     return said
 
 
-@pytest.mark.slow
 @needs_openapi
 def test_every_answer_of_a_run_is_as_the_official_documents_say(traffic: list[Said]) -> None:
     checked: dict[str, int] = {}

@@ -147,6 +147,7 @@ def test_a_sas_dies_in_the_run_and_is_granted_anew(
     assert told(clients, (pair[0], again)) == WRITTEN
 
 
+@pytest.mark.slow
 def test_a_body_breaks_off_and_a_read_is_slow(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "azure") as azure, in_process(azure) as clients:
         snapshot(clients, "s", vm_disk(azure, clients).id)

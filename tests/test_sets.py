@@ -95,6 +95,7 @@ def image_of(replica: Replica, name: str) -> str:
     return f"{name}.vhd" if replica.to == BLOB else f"{name}.raw"
 
 
+@pytest.mark.slow
 def test_a_whole_replica_says_when_it_is_of_and_of_what(replica: Replica) -> None:
     done = replica.source.replicate("web", replica.to)
     assert [verdict.verified for verdict in replica.verdicts().values()] == [True] * 4

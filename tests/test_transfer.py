@@ -210,6 +210,7 @@ def test_a_destination_that_cannot_be_read_gets_chunks_and_is_not_called_verifie
     assert outcomes[1].sent_bytes == CHUNK
 
 
+@pytest.mark.slow
 def test_more_chunks_change_than_may_be_asked_for_at_a_time(tmp_path: Path, path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(os.urandom(100 * CHUNK))
@@ -368,6 +369,7 @@ class Failing(Image):
         super().flush()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [slow("expect"), "write", slow("zero"), "read", "flush"])
 def test_a_failing_destination_ends_the_run_at_once_with_its_own_error(
     tmp_path: Path, path: Path, step: str
@@ -510,6 +512,7 @@ def wide(tmp_path: Path) -> Path:
     return disk
 
 
+@pytest.mark.slow
 def test_of_a_chunk_that_changed_only_the_grains_that_differ_are_read(wide: Path, path: Path) -> None:
     compare(wide, path)
     record = wire.DIGEST * WIDE // GRAIN
@@ -523,6 +526,7 @@ def test_of_a_chunk_that_changed_only_the_grains_that_differ_are_read(wide: Path
         assert path.read_bytes() == wide.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoilt",
     ["absent", slow("empty"), "short", slow("noise"), "stale", slow("of another key"), "unreadable"],
@@ -711,6 +715,7 @@ def test_a_damaged_stream_is_never_taken_for_a_good_one(
         assert (tmp_path / "os.raw").read_bytes() == after
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_messages_in_another_order_are_never_taken_for_a_good_run(

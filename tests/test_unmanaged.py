@@ -110,6 +110,7 @@ def test_it_is_imported_and_read_by_the_worker(
     assert [disk.full for disk in again.disks] == [True, False]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_imported_is_read_directly_without_a_worker(
     azure: Sandbox, source: Source, vm: tuple[Path, Path], told: list[Event], tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def rot(path: Path, chunks: list[int]) -> None:
             file.write(b"rot")
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_offset_and_code_5(images: Path) -> None:
     rot(images / "os.raw", [3])
     done = command(images)
@@ -114,6 +115,7 @@ def test_an_image_of_another_size_is_not_as_it_was(images: Path, size: int) -> N
     assert (verdict.verified, verdict.bad_offset) == (False, min(size, SIZE))
 
 
+@pytest.mark.slow
 def test_a_run_that_died_takes_nothing_from_the_last_good_one(images: Path) -> None:
     with Image(images / "os.raw") as image:
         base = image.known("id", SIZE, CHUNK, full=False)

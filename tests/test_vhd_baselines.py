@@ -104,6 +104,7 @@ def noticed(told: list[Event], text: str) -> bool:
     return any(text in event.text for event in told if isinstance(event, Notice))
 
 
+@pytest.mark.slow
 def test_runs_make_nothing_but_a_snapshot_and_read_what_is_allocated(replica: Replica) -> None:
     replica.azure.requests.clear()
     first = replica.run(keep_baseline=False)
@@ -130,6 +131,7 @@ def test_the_second_run_proves_the_list_and_the_third_reads_what_changed(replica
     assert len(replica.snapshots()) == 1
 
 
+@pytest.mark.slow
 def test_a_baseline_says_what_it_is_and_is_listed_and_deleted_by_clean_up(
     replica: Replica, connect: Connect
 ) -> None:
@@ -150,6 +152,7 @@ def test_a_baseline_says_what_it_is_and_is_listed_and_deleted_by_clean_up(
     assert len(replica.snapshots()) == 1
 
 
+@pytest.mark.slow
 def test_two_destinations_have_a_baseline_each_and_without_the_setting_it_is_deleted(
     replica: Replica, tmp_path: Path
 ) -> None:
@@ -165,6 +168,7 @@ def test_two_destinations_have_a_baseline_each_and_without_the_setting_it_is_del
     assert rest not in replica.snapshots()
 
 
+@pytest.mark.slow
 def test_cleared_pages_become_zeros_and_a_vhd_that_has_grown_is_read_where_it_grew(replica: Replica) -> None:
     replica.run()
     replica.run()
@@ -179,6 +183,7 @@ def test_cleared_pages_become_zeros_and_a_vhd_that_has_grown_is_read_where_it_gr
     assert grown.tier == "changed"
 
 
+@pytest.mark.slow
 def test_a_blob_that_was_put_in_its_place_is_another_disk(
     replica: Replica, tmp_path: Path, image: Image
 ) -> None:
@@ -192,6 +197,7 @@ def test_a_blob_that_was_put_in_its_place_is_another_disk(
     assert len(replica.snapshots()) == 1
 
 
+@pytest.mark.slow
 def test_an_account_that_cannot_be_read_hides_only_its_own_baselines(
     replica: Replica, connect: Connect, image: Image
 ) -> None:

@@ -184,6 +184,7 @@ def test_a_size_without_encryption_at_host_is_none_where_that_is_demanded(source
     assert sizes._usable({**sku, "capabilities": told}, "westeurope", demanding) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("disks", "rate", "size"),
     [
@@ -259,6 +260,7 @@ def test_an_image_with_terms_of_its_own_is_replaced(
     assert any("has terms to accept" in event.text for event in told if isinstance(event, Notice))
 
 
+@pytest.mark.slow
 def test_another_host_key_is_refused_before_anything_is_sent(
     azure: Sandbox, source: Source, image: Callable[..., Path]
 ) -> None:
