@@ -19,6 +19,7 @@ from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import DiskReport, Source
 from harness.constants import MIB
+from harness.deaths import Died, dying
 
 pytestmark = pytest.mark.slow  # several runs each; test_histories.py is the fast lane's
 
@@ -408,24 +409,6 @@ def test_a_clean_up_leaves_the_baseline_open_that_a_living_run_reads(replica: Re
     replica.azure.intercept = sweeping
     replica.run()
     assert seen[0] > 0
-
-
-class Died(BaseException):
-    """The process ended: nothing it does has an effect any more."""
-
-
-def dying(at: int) -> Callable[[Request, Callable[[Request], Response]], Response]:
-    """A network that is gone from this request on."""
-    seen = 0
-
-    def intercept(request: Request, answer: Callable[[Request], Response]) -> Response:
-        nonlocal seen
-        seen += 1
-        if seen >= at:
-            raise Died
-        return answer(request)
-
-    return intercept
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import DIGEST
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.deaths import Died
 from harness.replica_runs import CHUNK, LAST, SIZE, A, B, expected, run
 from harness.replicas import SandboxPlace
 
@@ -324,10 +325,6 @@ def test_the_replica_of_another_vm_is_not_written_over(place: SandboxPlace) -> N
 
 
 # Dying anywhere
-
-
-class Died(BaseException):
-    """The process is gone."""
 
 
 @pytest.mark.parametrize(

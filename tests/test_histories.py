@@ -32,7 +32,8 @@ from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import GRAIN
 from coriolis_azure.replica.replica import Replica
 from coriolis_azure.run.baselines import Baselines
-from harness.families import Died, Family
+from harness.deaths import Died
+from harness.families import Family
 from harness.threaded_agent import ThreadedAgent
 
 HISTORIES = int(os.environ.get("HISTORIES", "24"))  # a long run: HISTORIES=2000

@@ -23,15 +23,12 @@ from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.constants import MIB
+from harness.deaths import Died, dying
 
 Image = Callable[..., Path]
 Connect = Callable[..., Source]
 CRASH = {"replica_export_mechanism": "snapshots", "consistency": "crash"}
 COLLECTIONS = "Microsoft.Compute/restorePointCollections"
-
-
-class Died(BaseException):
-    """The process ended: nothing it does has an effect any more."""
 
 
 @pytest.fixture
@@ -292,20 +289,6 @@ def test_baselines_and_restore_points_do_not_go_together(
     assert (tmp_path / "images/os.raw").read_bytes() == azure.disk("web").path.read_bytes()
     assert azure.resources() == before  # the baselines are of the replica that was
     assert any("no baseline is kept" in each.text for each in source.check("web").findings)
-
-
-def dying(at: int) -> Callable[[Request, Callable[[Request], Response]], Response]:
-    """A network that is gone from this request on."""
-    seen = 0
-
-    def intercept(request: Request, answer: Callable[[Request], Response]) -> Response:
-        nonlocal seen
-        seen += 1
-        if seen >= at:
-            raise Died
-        return answer(request)
-
-    return intercept
 
 
 @pytest.mark.slow

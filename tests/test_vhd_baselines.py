@@ -17,10 +17,11 @@ import pytest
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.readers.changed import WINDOW
-from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
+from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.source import DiskReport, Source
 from harness.battles import served
 from harness.constants import MIB
+from harness.deaths import Died, dying
 
 Image = Callable[..., Path]
 Connect = Callable[..., Source]
@@ -29,10 +30,6 @@ KEPT = {"replica_export_mechanism": "snapshots", "keep_baseline": True, "chunk_s
 SIZE = 8 * MIB
 CHUNK = 64 << 10
 HISTORIES = int(os.environ.get("VHD_HISTORIES", "3"))  # a long run: VHD_HISTORIES=300
-
-
-class Died(BaseException):
-    """The process ended: nothing it does has an effect any more."""
 
 
 class Replica:
@@ -79,20 +76,6 @@ class Replica:
         finally:
             self.azure.intercept = None
         return False
-
-
-def dying(at: int) -> Callable[[Request, Callable[[Request], Response]], Response]:
-    """A network that is gone from this request on."""
-    seen = 0
-
-    def intercept(request: Request, answer: Callable[[Request], Response]) -> Response:
-        nonlocal seen
-        seen += 1
-        if seen >= at:
-            raise Died
-        return answer(request)
-
-    return intercept
 
 
 @pytest.fixture

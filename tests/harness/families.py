@@ -14,10 +14,7 @@ from coriolis_azure.azure.pages import PAGE, Pages
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import NotFound
 from coriolis_azure.events import Event
-
-
-class Died(BaseException):
-    """The process ended: nothing it does has an effect any more."""
+from harness.deaths import Died
 
 
 @dataclass
