@@ -575,11 +575,9 @@ def _copied_and(
 ) -> list[transfer.Outcome]:
     """Copy the disks and `publish` what arrived; keep their snapshots as baselines, and delete the older ones."""
     outcomes = copying.copy(target, resources, worker, machine, disks)
-    if target.baselines is not None:
-        target.baselines.keep()  # before anything names them: what nothing names is deleted by the next run
+    target.baselines.keep()  # before anything names them: what nothing names is deleted by the next run
     publish(outcomes)
-    if target.baselines is not None:
-        target.baselines.retire()
+    target.baselines.retire()
     return outcomes
 
 

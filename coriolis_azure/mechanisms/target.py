@@ -42,13 +42,10 @@ class Read:
 class Target:
     """The destination and settings for all disks of a run, which share the bandwidth limit.
 
-    With `full`, every chunk is sent, whatever the folder already holds. `baselines`: those of the run, if it may have
-    any.
+    With `full`, every chunk is sent, whatever the folder already holds. `baselines`: those of the run.
     """
 
-    def __init__(
-        self, context: Context, folder: Folder, baselines: Baselines | None = None, *, full: bool = False
-    ) -> None:
+    def __init__(self, context: Context, folder: Folder, baselines: Baselines, *, full: bool = False) -> None:
         limit = context.environment.bandwidth_limit
         self.context, self.folder, self._full = context, folder, full
         self.baselines = baselines
@@ -115,7 +112,7 @@ class Target:
 
     def _begin(self, disk: Disk, destination: Destination) -> None:
         """Note the baseline of a disk's replica, which is deleted once the run has replaced it."""
-        if self.baselines is not None and isinstance(destination, Based):
+        if isinstance(destination, Based):
             _, document = destination.baseline or (None, None)
             if (baseline := Baseline.recorded(document)) is not None:
                 self.baselines.begin(disk.name, baseline)

@@ -64,7 +64,7 @@ def copy_directly(target: Target, resources: Resources, disks: Sequence[Disk]) -
 def _tags(target: Target, disk: Disk) -> dict[str, str]:
     """The tags for the snapshot of a disk's VHD: whether it is to be the baseline of the replica."""
     context, baselines, folder = target.context, target.baselines, target.folder
-    if context.environment.keep_baseline and baselines is not None:
+    if context.environment.keep_baseline:
         left = folder.disk(disk.name).left() if isinstance(folder, Place) else None
         stream = baselines.begin(disk.name, Baseline.recorded(left))
         return {**baselines.tags(disk.name, stream), names.DISK_TAG: disk.unique_id}
