@@ -94,8 +94,8 @@ def filled_and_changed(count: int) -> tuple[Digests, bytes]:
 
 @pytest.mark.slow
 def test_the_memory_they_take_does_not_grow_with_the_disk() -> None:
-    most = []
-    for pages in (40, 160):
+    most, sizes = [], (40, 160)
+    for pages in sizes:
         tracemalloc.start()
         try:
             digests = Digests.filled(UNKNOWN, pages * PAGE)
@@ -109,7 +109,8 @@ def test_the_memory_they_take_does_not_grow_with_the_disk() -> None:
         finally:
             tracemalloc.stop()
     assert most[1] < 4 << 20
-    assert most[1] < 1.1 * most[0]
+    # Threads that earlier tests left in this process allocate too; digests in memory would grow by all that was added.
+    assert most[1] - most[0] < (sizes[1] - sizes[0]) * PAGE * DIGEST / 4
 
 
 def test_their_file_has_no_name_and_is_gone_with_them(
