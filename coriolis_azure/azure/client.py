@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from azure.core.polling import LROPoller
 from azure.core.rest import HttpRequest
@@ -19,7 +20,7 @@ from ..clock import Clock
 from ..events import Report, silent
 from ..model import Json, at, canonical_location, must
 from ..settings import Connection, Image
-from . import documents, host, names
+from . import documents, forms, host, names
 from .api_versions import ApiVersions
 from .patience import Pages, Polling, Retries, whole
 from .profiles import BLOB_VERSIONS, PROFILES
@@ -37,28 +38,9 @@ _PERMISSIONS_VERSION = "2022-04-01"
 _LOCKS_VERSION = "2020-05-01"
 _POLICY_VERSION = "2024-10-01"
 _STORAGE_VERSION = "2023-05-01"
+_NETWORK_VERSION = "2024-01-01"
 # For asking a cloud which versions it offers: old enough for every cloud.
 _PROVIDERS_VERSION = "2019-10-01"
-# The shapes of their answers, as far as they are read.
-_SUBSCRIPTION = {"state": str}
-_PERMISSION = {"actions": [str], "notActions": [str]}
-_LOCK = {"id": str, "name": str, "properties": {"level": str}}
-_ACCOUNT = {"id": str, "name": str, "location": str, "properties": {"primaryEndpoints": {"blob": str}}}
-_CONTAINER = {"name": str}
-_PROVIDER_TYPES = {"resourceTypes": [{"resourceType": str, "apiVersions": [str]}]}
-_KEYS = {"keys": [{"value": str}]}
-_RESTRICTIONS = {
-    "fieldRestrictions": [{"field": str, "restrictions": [{"result": str}]}],
-    "contentEvaluationResult": {
-        "policyEvaluations": [
-            {
-                "evaluationResult": str,
-                "effectDetails": {"policyEffect": str},
-                "policyInfo": {"policyAssignmentId": str},
-            }
-        ]
-    },
-}
 # The SDK client of each kind of resource, and its operations there.
 _OPERATIONS = {
     "vm": ("_compute", "virtual_machines"),
@@ -122,7 +104,7 @@ class Azure:
 
     @cached_property
     def _network(self) -> NetworkManagementClient:
-        """Made at its first use: importing it takes as long as importing all the other SDKs."""
+        """Made where something is made or deleted: see `forms`."""
         from azure.mgmt.network import NetworkManagementClient
 
         return NetworkManagementClient(self.credential, self.subscription, **self._options)
@@ -175,7 +157,12 @@ class Azure:
         with translated("read", id):
             if names.is_disk_point(id):
                 return _complete(id, _document(self._compute.disk_restore_point.get(*_place(id))))
-            operations = self._operations(names.kind_of(id))
+            kind = names.kind_of(id)
+            if kind in forms.NETWORK:
+                path = names.resource_id(self.subscription, names.group_of(id), kind, names.name_of(id))
+                request = HttpRequest("GET", f"{quote(path)}?api-version={_NETWORK_VERSION}")
+                return _complete(id, self._send("read", id, request, forms.NETWORK[kind]))
+            operations = self._operations(kind)
             return _complete(id, _document(operations.get(names.group_of(id), names.name_of(id), **options)))
 
     def find(self, id: str) -> Json | None:
@@ -189,17 +176,21 @@ class Azure:
 
     def resources(self, kind: str, group: str) -> list[Json]:
         """All resources of one kind in a resource group."""
+        if kind in forms.NETWORK:
+            return self._networks(kind, f"/resourceGroups/{group}", group)
         operations = self._operations(kind)
         list_ = operations.list_by_resource_group if kind in {"disk", "snapshot"} else operations.list
         with translated(f"list {names.TYPES[kind]} in", group):
-            return _resources(list_(group))
+            return _located(_documents(list_(group)))
 
     def everywhere(self, kind: str) -> list[Json]:
         """All resources of one kind in the subscription."""
+        if kind in forms.NETWORK:
+            return self._networks(kind, "", self.subscription)
         operations = self._operations(kind)
         list_ = operations.list if kind in {"disk", "snapshot"} else operations.list_all
         with translated(f"list {names.TYPES[kind]} in", self.subscription):
-            return _resources(list_())
+            return _located(_documents(list_()))
 
     def locations(self) -> list[str]:
         """The locations in which this subscription can have VMs."""
@@ -213,7 +204,7 @@ class Azure:
     def offered_versions(self, namespace: str) -> dict[str, list[str]]:
         """The API versions that a resource provider offers, by lower-case type (`microsoft.compute/disks`)."""
         path = f"/subscriptions/{self.subscription}/providers/{namespace}"
-        provider = self._read("the provider", path, _PROVIDERS_VERSION, _PROVIDER_TYPES)
+        provider = self._read("the provider", path, _PROVIDERS_VERSION, forms.PROVIDER_TYPES)
         return {
             f"{namespace}/{entry['resourceType']}".lower(): entry.get("apiVersions", [])
             for entry in provider.get("resourceTypes", [])
@@ -223,13 +214,13 @@ class Azure:
     def subscription_state(self) -> str:
         """Enabled, Warned, PastDue, Disabled, ...; in some of these states nothing can be created."""
         path = f"/subscriptions/{self.subscription}"
-        subscription = self._read("the subscription", path, _SUBSCRIPTIONS_VERSION, _SUBSCRIPTION)
+        subscription = self._read("the subscription", path, _SUBSCRIPTIONS_VERSION, forms.SUBSCRIPTION)
         return str(subscription.get("state", "unknown"))
 
     def permissions(self, scope: str) -> list[Json]:
         """The identity's permissions at `scope`, an ARM id: actions and notActions of each of its roles."""
         path = f"{scope}/providers/Microsoft.Authorization/permissions"
-        return self._listed("the permissions at", path, _PERMISSIONS_VERSION, _PERMISSION)
+        return self._listed("read the permissions at", scope, path, _PERMISSIONS_VERSION, forms.PERMISSION)
 
     def policy_restrictions(self, group: str, content: Mapping[str, Any], version: str) -> Json:
         """What Azure Policy would say to creating `content`, a possibly partial resource, in `group`.
@@ -243,12 +234,12 @@ class Azure:
             f"{path}/providers/Microsoft.PolicyInsights/checkPolicyRestrictions?api-version={_POLICY_VERSION}",
             json=body,
         )
-        return self._send("ask Azure Policy about", path, request, _RESTRICTIONS)
+        return self._send("ask Azure Policy about", path, request, forms.RESTRICTIONS)
 
     def locks(self, scope: str) -> list[Json]:
         """The management locks at `scope`, an ARM id, and below."""
         path = f"{scope}/providers/Microsoft.Authorization/locks"
-        listed = self._listed("the locks of", path, _LOCKS_VERSION, _LOCK)
+        listed = self._listed("read the locks of", scope, path, _LOCKS_VERSION, forms.LOCK)
         return [lock for lock in listed if "id" in lock]
 
     def compute_usages(self, location: str) -> list[Json]:
@@ -258,8 +249,8 @@ class Azure:
 
     def network_usages(self, location: str) -> list[Json]:
         """Addresses, NICs and networks used in `location` against the quota: name, currentValue, limit."""
-        with translated("read the network quota of", location):
-            return _documents(self._network.usages.list(location))
+        path = f"/subscriptions/{self.subscription}/providers/Microsoft.Network/locations/{location}/usages"
+        return self._listed("read the network quota of", location, path, _NETWORK_VERSION, forms.USAGE)
 
     def encryption_set(self, id: str) -> Json:
         """The disk encryption set `id`."""
@@ -270,17 +261,19 @@ class Azure:
     def storage_accounts(self) -> list[Json]:
         """All storage accounts of the subscription, with their `primaryEndpoints`."""
         path = f"/subscriptions/{self.subscription}/providers/Microsoft.Storage/storageAccounts"
-        listed = self._listed("the storage accounts of", path, _STORAGE_VERSION, _ACCOUNT)
+        listed = self._listed(
+            "read the storage accounts of", self.subscription, path, _STORAGE_VERSION, forms.ACCOUNT
+        )
         return [account for account in listed if "id" in account]
 
     def storage_account(self, id: str) -> Json:
         """The storage account `id`, with its `primaryEndpoints`."""
-        return {**self._read("the storage account", id, _STORAGE_VERSION, _ACCOUNT), "id": id}
+        return {**self._read("the storage account", id, _STORAGE_VERSION, forms.ACCOUNT), "id": id}
 
     def containers(self, id: str) -> list[Json]:
         """The blob containers of the storage account `id`."""
         path = f"{id}/blobServices/default/containers"
-        listed = self._listed("the containers of", path, _STORAGE_VERSION, _CONTAINER)
+        listed = self._listed("read the containers of", id, path, _STORAGE_VERSION, forms.CONTAINER)
         return [container for container in listed if "name" in container]
 
     def storage_key(self, id: str) -> str:
@@ -289,7 +282,7 @@ class Azure:
             url = f"{id}/listKeys?api-version={_STORAGE_VERSION}"
             response = self._resources.send_request(HttpRequest("POST", url))
             response.raise_for_status()
-            keys = documents.fitting(response.json(), _KEYS).get("keys", [])
+            keys = documents.understood(response.json(), forms.KEYS).get("keys", [])
             value = next((key["value"] for key in keys if "value" in key), "")
             if not value:
                 raise errors.Unreadable("the answer holds no key")
@@ -303,21 +296,26 @@ class Azure:
         with translated(verb, resource):
             response = self._resources.send_request(request)
             response.raise_for_status()
-            document: Json = documents.fitting(response.json(), form)
+            document: Json = documents.understood(response.json(), form)
             return document
 
-    def _listed(self, noun: str, path: str, version: str, form: Json) -> list[Json]:
-        """All entries of a listing that the SDKs in use have no operation for."""
-        scope = path.partition("/providers/Microsoft.Authorization")[0]
+    def _networks(self, kind: str, scope: str, place: str) -> list[Json]:
+        """All resources of a kind of networks below `scope` in the subscription, of which `place` is the name."""
+        path = f"/subscriptions/{self.subscription}{scope}/providers/{names.TYPES[kind]}"
+        verb = f"list {names.TYPES[kind]} in"
+        listed = self._listed(verb, place, path, _NETWORK_VERSION, forms.NETWORK[kind])
+        with translated(verb, place):
+            return _located(listed)
+
+    def _listed(self, verb: str, resource: str, path: str, version: str, form: Json) -> list[Json]:
+        """All entries of a listing, page by page, without the SDKs' operations."""
         entries: list[Json] = []
-        pages, url = Pages(), f"{path}?api-version={version}"
+        pages, url = Pages(), f"{quote(path)}?api-version={version}"
         while url:
-            page = self._send(
-                f"read {noun}", scope, HttpRequest("GET", url), {"value": [form], "nextLink": str}
-            )
+            page = self._send(verb, resource, HttpRequest("GET", url), {"value": [form], "nextLink": str})
             entries += page.get("value", [])
             url = page.get("nextLink", "")
-            with translated("list", noun):
+            with translated(verb, resource):
                 pages.turned(url)
         return entries
 
@@ -459,7 +457,8 @@ def _document(model: Any) -> Json:
         return {}
     if not hasattr(model, "as_dict"):
         raise errors.Unreadable("the answer is not a document")
-    return documents.understood(model.as_dict(), type(model))
+    document: Json = documents.understood(model.as_dict(), type(model))
+    return document
 
 
 def _documents(listed: Iterable[Any]) -> list[Json]:
@@ -474,11 +473,11 @@ def _complete(id: str, document: Json) -> Json:
     return {"id": id, "name": names.name_of(id), "properties": {}, **document}
 
 
-def _resources(listed: Iterable[Any]) -> list[Json]:
-    """All resources of a listing. Raises Unreadable if one lacks its id or location."""
+def _located(listed: list[Json]) -> list[Json]:
+    """Resources of a listing. Raises Unreadable if one lacks its id or location."""
     return [
         _complete(must(document, "id"), {**document, "location": must(document, "location")})
-        for document in _documents(listed)
+        for document in listed
     ]
 
 

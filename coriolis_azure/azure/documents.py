@@ -1,8 +1,8 @@
 """Validates Azure's documents: afterwards each property is either absent or of the documented form.
 
-The models of the official SDKs define the form. Names are matched case-insensitively, as Azure does; properties that
-a model does not know are kept as they are, since Azure adds properties all the time. A value of any other form is
-rejected with its path: ignoring it could mean losing a disk.
+The models of the official SDKs define the form, or `forms` where no model is loaded. Names are matched
+case-insensitively, as Azure does; properties that a form does not name are kept as they are, since Azure adds
+properties all the time. A value of any other form is rejected with its path: ignoring it could mean losing a disk.
 """
 
 from __future__ import annotations
@@ -21,42 +21,29 @@ from ..model import Json
 _ANYTHING = (Any, object)
 
 
-def understood(raw: Any, model: type) -> Json:
-    """`raw` without nulls, with names spelled as in an SDK's `model`. Raises Unreadable if the forms differ."""
-    document: Json = _formed(raw, model, "")
-    return document
+def understood(raw: Any, form: Any) -> Any:
+    """`raw` without nulls, with names spelled as in `form`. Raises Unreadable if it has another form.
 
-
-def fitting(raw: Any, form: Any, where: str = "") -> Any:
-    """`raw`, for which no model exists, without nulls in the fields of `form`. Raises Unreadable if the two differ.
-
-    A form is a type, a list of one form, or a dictionary of forms by name; fields that it does not name may be
-    anything.
+    A form is an SDK's model, a type, a list of one form, or a dictionary of forms by name. Properties that it does not
+    name may be anything.
     """
-    if isinstance(form, list):
-        return [fitting(item, form[0], f"{where}[{n}]") for n, item in enumerate(_a(list, raw, where))]
-    if isinstance(form, dict):
-        fields = {
-            name: item for name, item in _a(dict, raw, where).items() if item is not None or name not in form
-        }
-        checked = {
-            name: fitting(fields[name], form[name], f"{where}.{name}".lstrip("."))
-            for name in form
-            if name in fields
-        }
-        return {**fields, **checked}
-    return _a(form, raw, where)
+    return _formed(raw, form, "")
 
 
 def _formed(value: Any, promised: Any, where: str) -> Any:
     """`value`, checked against the promised form."""
+    if isinstance(promised, dict):
+        forms = {name.lower(): (name, form) for name, form in promised.items()}
+        return _object(_a(dict, value, where), forms, where)
+    if isinstance(promised, list):
+        return _each(value, promised[0], where)
     if promised in _ANYTHING:
         return value
     origin, parts = get_origin(promised), get_args(promised)
     if origin in (Union, UnionType):
         return _one_of(value, [part for part in parts if part is not NoneType], where)
     if origin in (list, tuple, set):
-        return [_formed(item, parts[0], f"{where}[{n}]") for n, item in enumerate(_a(list, value, where))]
+        return _each(value, parts[0], where)
     if origin in (dict, Mapping):
         return {
             key: _formed(item, parts[1], f"{where}.{key}")
@@ -66,6 +53,10 @@ def _formed(value: Any, promised: Any, where: str) -> Any:
     if fields := _fields(promised):
         return _object(_a(dict, value, where), fields, where)
     return _plain(value, promised, where)
+
+
+def _each(value: Any, promised: Any, where: str) -> list[Any]:
+    return [_formed(item, promised, f"{where}[{n}]") for n, item in enumerate(_a(list, value, where))]
 
 
 def _object(value: Json, fields: Mapping[str, tuple[str, Any]], where: str) -> Json:

@@ -18,7 +18,7 @@ from azure.identity import (
 
 from ..model import Json
 from ..settings import Connection
-from .documents import fitting
+from .documents import understood
 from .profiles import CLOUDS, Profile
 from .transport import Transport
 
@@ -57,7 +57,7 @@ def profile_for(connection: Connection, transport: Transport) -> Profile:
 
 def _authentication(metadata: Any, manager: str) -> Json:
     """How to sign in to the cloud of `manager`: its metadata are a document, or a list with one for each cloud."""
-    clouds = fitting(metadata if isinstance(metadata, list) else [metadata], [_METADATA])
+    clouds = understood(metadata if isinstance(metadata, list) else [metadata], [_METADATA])
     own = [cloud for cloud in clouds if cloud.get("resourceManager", "").rstrip("/") == manager]
     found: Json = [*own, *clouds, {}][0]
     authentication: Json = found.get("authentication", {})
