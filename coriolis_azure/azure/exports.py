@@ -43,8 +43,10 @@ class Export(SnapshotBlob):
     Whoever opens it ends the access.
     """
 
-    def __init__(self, azure: Azure, snapshot: str, size: int, clock: Clock) -> None:
-        super().__init__(snapshot, size)
+    def __init__(
+        self, azure: Azure, snapshot: str, size: int, clock: Clock, document: Json | None = None
+    ) -> None:
+        super().__init__(snapshot, size, document)
         self._azure, self._clock = azure, clock
         self._lock, self._pace = Lock(), Pace(clock, _MOST_READS)
         self._access = self._granted()
@@ -53,8 +55,7 @@ class Export(SnapshotBlob):
         """See SnapshotBlob."""
         self._ask("read", lambda access: access.content.fill(offset, data))
 
-    def document(self) -> Json:
-        """See SnapshotBlob."""
+    def _described(self) -> Json:
         return self._azure.get(self.snapshot)
 
     def _ranges(self, offset: int, length: int, older: SnapshotBlob | None) -> list[Range]:

@@ -18,19 +18,26 @@ _SMALLEST_WINDOW = 1 << 30
 class SnapshotBlob(ABC):
     """The snapshot of a disk of `size` bytes as a page blob: the disk and, in its last page, the footer of a fixed VHD.
 
-    `snapshot` is its id. Several threads read it.
+    `snapshot` is its id, `document` what Azure says of it, if that is known already. Several threads read it.
     """
 
-    def __init__(self, snapshot: str, size: int) -> None:
+    def __init__(self, snapshot: str, size: int, document: Json | None = None) -> None:
         self.snapshot, self.size = snapshot, size
+        self._document = document
 
     @abstractmethod
     def fill(self, offset: int, data: memoryview) -> None:
         """Fill `data` with what the disk holds from `offset` on."""
 
-    @abstractmethod
     def document(self) -> Json:
-        """What Azure says of the snapshot, in the form of a managed one."""
+        """What Azure says of the snapshot, in the form of a managed one; asked for once."""
+        if self._document is None:
+            self._document = self._described()
+        return self._document
+
+    @abstractmethod
+    def _described(self) -> Json:
+        """What Azure says of the snapshot. Raises NotFound if it is gone."""
 
     @abstractmethod
     def _ranges(self, offset: int, length: int, older: SnapshotBlob | None) -> list[Range]:

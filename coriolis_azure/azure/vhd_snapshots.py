@@ -26,8 +26,7 @@ class VhdSnapshot(SnapshotBlob):
         """See SnapshotBlob."""
         self._blob.fill(offset, data)
 
-    def document(self) -> Json:
-        """See SnapshotBlob. Raises NotFound if the snapshot is gone."""
+    def _described(self) -> Json:
         properties = self._blob.find()
         if properties is None:
             raise NotFound(f"{self.snapshot} does not exist")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from ..azure import names, permissions
 from ..azure.context import Context
 from ..azure.exports import Export
 from ..errors import AzureError, DeadlinePassed, Denied, InvalidInput
-from ..model import Disk
+from ..model import Disk, Json
 from ..run.resources import end_access
 from ..threads import ordered
 from . import cloning
 
 LOG = logging.getLogger(__name__)
-Exporter = Callable[[Context, str, int], Export]
+Exporter = Callable[..., Export]  # see `exported`
 _PROBE = 512  # bytes
 REMEDY = "Leave the disk out (exclude_disks), or set replica_export_mechanism to auto or worker."
 
@@ -74,9 +75,9 @@ def refuse(disks: Sequence[Disk], *, modern: bool) -> None:
         raise InvalidInput(faults, remedy=REMEDY)
 
 
-def exported(context: Context, snapshot: str, size: int) -> Export:
-    """The content of the snapshot of a disk of `size` bytes."""
-    return Export(context.azure, snapshot, size, context.clock)
+def exported(context: Context, snapshot: str, size: int, document: Json | None = None) -> Export:
+    """The content of the snapshot of a disk of `size` bytes; `document`: Azure's of it, if that was read already."""
+    return Export(context.azure, snapshot, size, context.clock, document)
 
 
 @contextmanager
@@ -99,9 +100,10 @@ def opened(
 @contextmanager
 def probed(context: Context, disk: Disk, snapshot: str) -> Iterator[Export]:
     """The content of a snapshot, once something of it was read. Raises an AzureError if it cannot be read."""
-    if why := cloning.why_closed(context.azure.get(snapshot)):
+    document = context.azure.get(snapshot)
+    if why := cloning.why_closed(document):
         raise Denied(f"{names.name_of(snapshot)} cannot be read through a URL: {why}")
-    with opened(context, [disk], {disk.name: snapshot}) as contents:
+    with opened(context, [disk], {disk.name: snapshot}, partial(exported, document=document)) as contents:
         contents[disk.name].fill(0, memoryview(bytearray(_PROBE)))
         yield contents[disk.name]
 

@@ -6,6 +6,7 @@ Through signed URLs this process reads nothing but these lists. A disk of which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from ..errors import AzureError, DeadlinePassed
 from ..machine import cloning, exports
@@ -84,10 +85,13 @@ class Lists:
     def _listed(self, state: ListedDisk, disk: Disk, destination: Destination, base: Manifest) -> Known:
         """Have Azure make its lists; the access to the snapshot ends before the agent reads anything."""
         context, snapshot = self._target.context, self._snapshots[disk.name]
-        why_not = self._obstacles.get(disk.name) or cloning.why_closed(context.azure.get(snapshot))
-        if why_not:
-            return state.unlisted(why_not)
-        with exports.opened(context, [disk], self._snapshots, self._exported) as contents:
+        if obstacle := self._obstacles.get(disk.name):
+            return state.unlisted(obstacle)
+        document = context.azure.get(snapshot)
+        if closed := cloning.why_closed(document):
+            return state.unlisted(closed)
+        export = partial(self._exported, document=document)
+        with exports.opened(context, [disk], self._snapshots, export) as contents:
             state.look(contents[disk.name])
             changed = state.changed(base)
             return Known(state.extents(base.size), changed, grains_of(destination))

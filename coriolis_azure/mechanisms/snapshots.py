@@ -115,7 +115,6 @@ class ListedDisk:
         self._allocated: Pages | None = None
         self._changed: Changed | None = None
         self._listed, self._reason = 0, ""
-        self._document: Json | None = None  # Azure's, of the snapshot
         self._baseline: Baseline | None = None  # of the replica that is there
         self._attested: Manifest | None = None  # what was committed with it
         self._baselines: Baselines | None = None
@@ -195,7 +194,7 @@ class ListedDisk:
         older = None
         try:
             older = self._baselines.open(baseline)
-            newer = self._described(content)
+            newer = content.document()
             if why := change_lists.obstacle(baseline, older, newer, self._disk):
                 return why
             since = self._exported(self._context, baseline.id, baseline.size)
@@ -210,12 +209,6 @@ class ListedDisk:
         self._changed = Changed(self._disk.name, hint, attested, proved=relied, turn=baseline.turn)
         return ""
 
-    def _described(self, content: SnapshotBlob) -> Json:
-        """Azure's document of the snapshot, asked for once."""
-        if self._document is None:
-            self._document = content.document()
-        return self._document
-
     def _next(self, content: SnapshotBlob, baselines: Baselines) -> Json | None:
         """The baseline that goes with what is committed; None if Azure does not describe the snapshot."""
         before, changed = self._baseline, self._changed
@@ -225,7 +218,7 @@ class ListedDisk:
                 f"offset {changed.unlisted}; lists have to be proved anew"
             )
         try:
-            snapshot = self._described(content)
+            snapshot = content.document()
         except (AzureError, DeadlinePassed) as error:
             self._tell(f"it is not kept as a baseline: {error.message}")
             return None

@@ -147,9 +147,9 @@ class Family:
             self.snapshots.pop(id.lower(), None)
         return []
 
-    def exported(self, context: object, id: str, size: int) -> Export:
+    def exported(self, context: object, id: str, size: int, document: object = None) -> Export:
         """See mechanisms.snapshots."""
-        del context
+        del context, document
         self.call()
         taken = self.snapshots.get(id.lower())
         if taken is None:
