@@ -16,7 +16,7 @@ class ThreadedAgent:
     def __init__(self, lasts: int = -1) -> None:
         self._input, self._to = os.pipe()
         self._from, self._output = os.pipe()
-        self._lasts, self._closed = lasts, False
+        self._lasts, self._closed, self._writing = lasts, False, threading.Lock()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -51,16 +51,21 @@ class ThreadedAgent:
     def write(self, data: bytes, /) -> None:
         """See Stream."""
         view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._to, view) :]
-        except OSError as error:
-            raise StreamEnded("the agent has ended") from error
+        while view:
+            with self._writing:  # once closed, the number of the pipe may be another agent's
+                if self._closed:
+                    raise StreamEnded("the connection was closed")
+                try:
+                    view = view[os.write(self._to, view) :]
+                except OSError as error:
+                    raise StreamEnded("the agent has ended") from error
 
     def close(self) -> None:
         """See Stream."""
-        if not self._closed:
+        with self._writing:
+            if self._closed:
+                return
             self._closed = True
             os.close(self._to)
-            os.close(self._from)
-            self._thread.join()
+        os.close(self._from)
+        self._thread.join()
