@@ -13,6 +13,7 @@ from coriolis_azure import errors
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Report, Waiting
 from coriolis_azure.machine import cloning
+from coriolis_azure.model import Json
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
@@ -41,7 +42,7 @@ def filled(azure: Sandbox, percent: Callable[[], float]) -> None:
     azure.intercept = look
 
 
-def snapshots(source: Source, report: Report, clock: Clock) -> dict[str, str]:
+def snapshots(source: Source, report: Report, clock: Clock) -> dict[str, Json]:
     machine = source.inspect("web")
     run = source.new_run(machine)
     return cloning.snapshot_all(source.resources(run, Journal(run)), machine.disks[1:], report, clock)

@@ -184,7 +184,7 @@ def test_a_snapshot_of_a_dead_run_is_closed_before_it_is_deleted(
         taken = cloning.snapshot_all(
             resources, machine.disks, source.context.report, source.context.clock, exported=lambda _: "yes"
         )
-        source.azure.grant_read(taken["os"], 3600)
+        source.azure.grant_read(taken["os"]["id"], 3600)
     assert source.finish(run) == []
     assert azure.resources() == before
 

@@ -91,11 +91,11 @@ class Destination:
         snapshot = family.shot()
         disk: Any = SimpleNamespace(name="os", unique_id=family.unique_id, size_bytes=family.size)
         if mechanism == "snapshots":
-            export: Any = family.exported(context, snapshot, family.size)
+            export: Any = family.exported(context, family.get(snapshot), family.size)
             direct = SnapshotReading(context, {"os": export}, baselines, self.flow, family.exported)  # type: ignore[arg-type]
             return lambda replica: direct.reader(disk, replica), direct.read
         target: Any = SimpleNamespace(context=context, baselines=baselines)
-        lists = Lists(target, {"os": snapshot}, {"os": ""}, family.exported)  # type: ignore[arg-type]
+        lists = Lists(target, {"os": family.get(snapshot)}, {"os": ""}, family.exported)  # type: ignore[arg-type]
         clone = self.path.with_name(f"{self.path.name}-clone")
         clone.write_bytes(family.snapshots[snapshot.lower()].content)
         job = Job((str(clone),), family.size, wait=0)

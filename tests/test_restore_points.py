@@ -243,8 +243,8 @@ def test_a_restore_point_that_a_dead_run_was_reading_is_closed_and_deleted(
     run = source.new_run(machine)
     with Journal(run, None) as journal:
         taken = restore_points.take(source.context, source.resources(run, journal), machine, machine.disks)
-        for id in taken.values():
-            source.azure.grant_read(id, 3600)
+        for document in taken.values():
+            source.azure.grant_read(document["id"], 3600)
     (leftover,) = source.sweep(timedelta(0), dry_run=True)[0]
     assert [names.kind_of(id) for id in leftover.ids] == ["collection"]
     assert source.finish(run) == []

@@ -37,7 +37,7 @@ from ..events import Report, Wait, silent
 from ..model import Json, canonical_location
 from . import names
 from .client import Azure
-from .page_lists import WINDOW, Range
+from .page_lists import WINDOW
 from .pages import Pages
 from .patience import whole
 from .translation import translated
@@ -381,18 +381,21 @@ class Blob:
         with translated("list the pages of", self.url):
             return allocated(self._client, size)
 
-    def page_ranges(
+    def listed(
         self, offset: int, length: int, *, since: str, hook: Callable[[Any], None]
-    ) -> list[Range]:
-        """The allocated pages of a range or, with `since`, the ones that changed after that snapshot of this blob.
+    ) -> tuple[Pages, Pages]:
+        """The pages of a range that hold something, and those that were cleared.
 
-        `hook` sees every answer.
+        `since`: a snapshot of this blob; only what changed after it is listed. `hook` sees every answer.
         """
+        written, cleared = Pages(), Pages()
         with translated("list the pages of", self.url):
             listed = self._client.list_page_ranges(
                 offset=offset, length=length, previous_snapshot=since or None, raw_response_hook=hook
             )
-            return [(pages.start or 0, (pages.end or 0) + 1, bool(pages.cleared)) for pages in whole(listed)]
+            for each in whole(listed):
+                (cleared if each.cleared else written).append(each.start or 0, (each.end or 0) + 1)
+        return written, cleared
 
     # Leases
 

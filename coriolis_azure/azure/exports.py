@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, TypeVar
 
 from azure.storage.blob import BlobClient
 
 from .. import __version__
 from ..clock import Clock
-from ..errors import Denied, Unreadable
+from ..errors import Denied
 from ..model import Json
 from ..threads import Lock
 from . import blobs, patience
 from .client import Azure
 from .pace import Pace
-from .page_lists import Range, SnapshotBlob
+from .page_lists import SnapshotBlob
+from .pages import Pages
 from .patience import whole
 from .ranges import Ranges
 from .sas import Sas
@@ -38,15 +38,14 @@ _MOST_READS = 32  # at a time
 
 
 class Export(SnapshotBlob):
-    """The content of the managed snapshot of a disk of `size` bytes.
+    """The content of the managed snapshot of a disk of `size` bytes, given by Azure's document of it.
 
     Whoever opens it ends the access.
     """
 
-    def __init__(
-        self, azure: Azure, snapshot: str, size: int, clock: Clock, document: Json | None = None
-    ) -> None:
-        super().__init__(snapshot, size, document)
+    def __init__(self, azure: Azure, document: Json, size: int, clock: Clock) -> None:
+        super().__init__(document["id"], size)
+        self._document = document
         self._azure, self._clock = azure, clock
         self._lock, self._pace = Lock(), Pace(clock, _MOST_READS)
         self._access = self._granted()
@@ -55,37 +54,40 @@ class Export(SnapshotBlob):
         """See SnapshotBlob."""
         self._ask("read", lambda access: access.content.fill(offset, data))
 
-    def _described(self) -> Json:
-        return self._azure.get(self.snapshot)
+    def document(self) -> Json:
+        """See SnapshotBlob."""
+        return self._document
 
-    def _ranges(self, offset: int, length: int, older: SnapshotBlob | None) -> list[Range]:
+    def _listed(self, offset: int, length: int, older: SnapshotBlob | None) -> tuple[Pages, Pages]:
         if older is None:
             allocated = partial(self._allocated_in, offset, length)
-            return self._ask("list the pages of", lambda access: allocated(access.lists))
+            return self._ask("list the pages of", lambda access: (allocated(access.lists), Pages()))
         if not isinstance(older, Export):
             raise TypeError(f"a managed snapshot is not compared with {type(older).__name__}")
 
-        def changed(access: _Access) -> list[Range]:
+        def changed(access: _Access) -> tuple[Pages, Pages]:
             return self._changed_in(offset, length, older._current().sas.url, access.lists)
 
         return self._ask("list the pages of", changed, older)
 
-    def _allocated_in(self, offset: int, length: int, client: BlobClient) -> list[Range]:
+    def _allocated_in(self, offset: int, length: int, client: BlobClient) -> Pages:
         listed = client.list_page_ranges(offset=offset, length=length, raw_response_hook=self._check)
-        return [(pages.start or 0, (pages.end or 0) + 1, False) for pages in whole(listed)]
+        return Pages((pages.start or 0, (pages.end or 0) + 1) for pages in whole(listed))
 
-    def _changed_in(self, offset: int, length: int, previous: str, client: BlobClient) -> list[Range]:
+    def _changed_in(self, offset: int, length: int, previous: str, client: BlobClient) -> tuple[Pages, Pages]:
         """The library's method gives back the first answer as the whole, so the markers are followed here."""
-        ranges: list[Range] = []
+        written, cleared = Pages(), Pages()
         options: dict[str, Any] = {"offset": offset, "length": length, "raw_response_hook": self._check}
-        pages = patience.Pages()
+        answers = patience.Pages()
         while True:
             answer = _Answer()
             client.get_page_range_diff_for_managed_disk(previous, cls=answer, **options)
-            ranges += _in_order(answer.body)
+            for pages, listed in ((written, answer.body.page_range), (cleared, answer.body.clear_range)):
+                for each in listed or ():
+                    pages.append(each.start, each.end + 1)
             if not (marker := answer.body.next_marker):
-                return ranges
-            pages.turned(marker)
+                return written, cleared
+            answers.turned(marker)
             options["marker"] = marker
 
     # Access
@@ -148,13 +150,3 @@ class _Answer:
         del response, headers
         self.body = body
         return body
-
-
-def _in_order(body: Any) -> list[Range]:
-    """The ranges of an answer in the order of their offsets. Azure mixes them in that order; the library does not."""
-    written = [(each.start, each.end + 1, False) for each in body.page_range or ()]
-    cleared = [(each.start, each.end + 1, True) for each in body.clear_range or ()]
-    for ranges in (written, cleared):
-        if any(later[0] < earlier[1] for earlier, later in pairwise(ranges)):
-            raise Unreadable("the list of pages is not in order")
-    return sorted(written + cleared)

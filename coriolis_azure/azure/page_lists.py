@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from heapq import merge
 from typing import Any
 
 from ..errors import AzureError, Unreadable
 from ..model import Json
 from .pages import PAGE, Pages
 
-Range = tuple[int, int, bool]  # start, exclusive end, whether it was cleared
 WINDOW = 128 << 30  # bytes per listing: listing all of a large blob at once may time out in Azure
 _SMALLEST_WINDOW = 1 << 30
 
@@ -18,40 +18,42 @@ _SMALLEST_WINDOW = 1 << 30
 class SnapshotBlob(ABC):
     """The snapshot of a disk of `size` bytes as a page blob: the disk and, in its last page, the footer of a fixed VHD.
 
-    `snapshot` is its id, `document` what Azure says of it, if that is known already. Several threads read it.
+    `snapshot` is its id. Several threads read it.
     """
 
-    def __init__(self, snapshot: str, size: int, document: Json | None = None) -> None:
+    def __init__(self, snapshot: str, size: int) -> None:
         self.snapshot, self.size = snapshot, size
-        self._document = document
 
     @abstractmethod
     def fill(self, offset: int, data: memoryview) -> None:
         """Fill `data` with what the disk holds from `offset` on."""
 
+    @abstractmethod
     def document(self) -> Json:
-        """What Azure says of the snapshot, in the form of a managed one; asked for once."""
-        if self._document is None:
-            self._document = self._described()
-        return self._document
+        """What Azure says of the snapshot, in the form of a managed one."""
 
     @abstractmethod
-    def _described(self) -> Json:
-        """What Azure says of the snapshot. Raises NotFound if it is gone."""
-
-    @abstractmethod
-    def _ranges(self, offset: int, length: int, older: SnapshotBlob | None) -> list[Range]:
+    def _listed(self, offset: int, length: int, older: SnapshotBlob | None) -> tuple[Pages, Pages]:
         """The pages of one window, from as many answers as it takes, each of which has passed `_check`.
 
-        With `older`, those that changed since.
+        Those that hold something, and those that were cleared; with `older`, of those that changed since.
         """
 
     def pages(self) -> Pages:
         """The allocated pages of the disk. Raises Unreadable if the list is not complete or not Azure's."""
-        pages = Pages((start, end) for start, end, _ in self._listed(None))
-        if pages.is_empty(self.size, PAGE):
-            raise Unreadable("the list of pages ends before the footer of the disk")
+        pages = Pages()
+        for _, _, window in self.windows():
+            for start, length in window:
+                pages.append(start, start + length)
         return pages
+
+    def windows(self) -> Iterator[tuple[int, int, Pages]]:
+        """Yield the allocated pages window by window, with offset and length of each. Raises what `pages` raises."""
+        offset, window = 0, Pages()
+        for offset, length, window, _ in self._windows(None):
+            yield offset, length, window
+        if window.is_empty(self.size, PAGE):
+            raise Unreadable("the list of pages ends before the footer of the disk")
 
     def changes(self, older: SnapshotBlob) -> tuple[Pages, Pages]:
         """The pages that were written and those that were cleared since `older`, a snapshot of the same blob.
@@ -60,26 +62,32 @@ class SnapshotBlob(ABC):
         would not give, AzureError if it does not compare these two.
         """
         written, cleared, both = Pages(), Pages(), Pages()
-        for start, end, is_cleared in self._listed(older):
-            both.append(start, end)  # all of them are in order
-            (cleared if is_cleared else written).append(start, end)
+        for _, _, *window in self._windows(older):
+            for start, length in merge(*window):
+                both.append(start, start + length)  # no page is in both lists
+            for pages, listed in zip((written, cleared), window, strict=True):
+                for start, length in listed:
+                    pages.append(start, start + length)
         return written, cleared
 
-    def _listed(self, older: SnapshotBlob | None) -> Iterator[Range]:
+    def _windows(self, older: SnapshotBlob | None) -> Iterator[tuple[int, int, Pages, Pages]]:
         """Yield the pages of the blob in windows, in order; with `older`, those that changed since."""
         at, window, end = 0, WINDOW, self.size + PAGE
         while at < end:
             length = min(window, end - at)
             try:
-                ranges = self._ranges(at, length, older)
+                listed = self._listed(at, length, older)
             except AzureError as error:
                 if error.code != "OperationTimedOut" or window <= _SMALLEST_WINDOW:
                     raise
                 window //= 2
                 continue
-            if any(not at <= start < stop <= at + length for start, stop, _ in ranges):
+            if any(
+                not at <= first <= last <= at + length
+                for first, last in map(Pages.span, filter(None, listed))
+            ):
                 raise Unreadable("the list of pages goes beyond what was asked for")
-            yield from ranges
+            yield at, length, *listed
             at += length
 
     def _check(self, response: Any) -> None:

@@ -12,7 +12,8 @@ from ..errors import NotFound
 from ..model import Json
 from . import names
 from .blobs import Blob, Properties
-from .page_lists import Range, SnapshotBlob
+from .page_lists import SnapshotBlob
+from .pages import Pages
 
 
 class VhdSnapshot(SnapshotBlob):
@@ -26,17 +27,18 @@ class VhdSnapshot(SnapshotBlob):
         """See SnapshotBlob."""
         self._blob.fill(offset, data)
 
-    def _described(self) -> Json:
+    def document(self) -> Json:
+        """See SnapshotBlob. Raises NotFound if the snapshot is gone."""
         properties = self._blob.find()
         if properties is None:
             raise NotFound(f"{self.snapshot} does not exist")
         return document(self._blob, properties)
 
-    def _ranges(self, offset: int, length: int, older: SnapshotBlob | None) -> list[Range]:
+    def _listed(self, offset: int, length: int, older: SnapshotBlob | None) -> tuple[Pages, Pages]:
         if older is not None and not isinstance(older, VhdSnapshot):
             raise TypeError(f"a snapshot of a VHD is not compared with {type(older).__name__}")
         since = older._blob.snapshot if older is not None else ""
-        return self._blob.page_ranges(offset, length, since=since, hook=self._check)
+        return self._blob.listed(offset, length, since=since, hook=self._check)
 
 
 def document(snapshot: Blob, properties: Properties) -> Json:

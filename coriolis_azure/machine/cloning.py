@@ -39,8 +39,8 @@ def snapshot_all(
     clock: Clock,
     *,
     exported: Callable[[Disk], Exported] = lambda _: "no",
-) -> dict[str, str]:
-    """Take snapshots of all disks concurrently and return their ids by disk name.
+) -> dict[str, Json]:
+    """Take snapshots of all disks concurrently and return Azure's documents of them by disk name.
 
     `exported`: whether the snapshot of a disk is going to be read through a URL; "perhaps", if Azure permits that. Such
     snapshots are incremental, because Azure lists the pages only of those. If one fails, the others are deleted and the
@@ -48,7 +48,7 @@ def snapshot_all(
     """
     ended: list[bool] = []
 
-    def snapshot(disk: Disk) -> str:
+    def snapshot(disk: Disk) -> Json:
         taken = _snapshot(resources, disk, exported(disk))
         read = partial(resources.read, str(taken["id"]))
         return completed(disk, taken, read, report, clock, ended)
@@ -65,7 +65,7 @@ def snapshot_all(
 
 
 def clone_all(
-    resources: Resources, disks: Iterable[Disk], snapshots: Mapping[str, str], before: int = 0
+    resources: Resources, disks: Iterable[Disk], snapshots: Mapping[str, Json], before: int = 0
 ) -> list[str]:
     """Create a new disk from the snapshot of each disk; return the clones' ids in the order of `disks`.
 
@@ -74,7 +74,7 @@ def clone_all(
     suffix = f"-{before + 1}" if before else ""
 
     def clone(disk: Disk) -> str:
-        return _clone(resources, disk, snapshots[disk.name], f"clone-{disk.name}{suffix}")
+        return _clone(resources, disk, snapshots[disk.name]["id"], f"clone-{disk.name}{suffix}")
 
     with resources.undone_on_error():
         return list(ordered(clone, disks, threads=8, ahead=16))
@@ -139,8 +139,8 @@ def _taken(resources: Resources, disk: Disk, *, incremental: bool, readable: boo
 
 def completed(
     disk: Disk, snapshot: Json, read: Callable[[], Json], report: Report, clock: Clock, ended: list[bool]
-) -> str:
-    """Wait until a snapshot, which `read` reads again, can be used; return its id.
+) -> Json:
+    """Wait until a snapshot, which `read` reads again, can be used; return its document.
 
     Raises OperationFailed if its background copy fails or the run has `ended`, DeadlinePassed if the copy stalls.
     Azure leaves `completionPercent` out of a snapshot that can be used at once.
@@ -165,7 +165,7 @@ def completed(
         waiting.seconds = _expected_seconds(disk, done, waiting.waited)
         waiting.pause(min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, waiting.waited / 20)), done)
         snapshot = read()
-    return id
+    return snapshot
 
 
 def _expected_seconds(disk: Disk, percent: float, waited: float) -> float:

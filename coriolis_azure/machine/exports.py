@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 from ..azure import names, permissions
 from ..azure.context import Context
@@ -17,7 +16,7 @@ from ..threads import ordered
 from . import cloning
 
 LOG = logging.getLogger(__name__)
-Exporter = Callable[..., Export]  # see `exported`
+Exporter = Callable[[Context, Json, int], Export]
 _PROBE = 512  # bytes
 REMEDY = "Leave the disk out (exclude_disks), or set replica_export_mechanism to auto or worker."
 
@@ -75,14 +74,14 @@ def refuse(disks: Sequence[Disk], *, modern: bool) -> None:
         raise InvalidInput(faults, remedy=REMEDY)
 
 
-def exported(context: Context, snapshot: str, size: int, document: Json | None = None) -> Export:
-    """The content of the snapshot of a disk of `size` bytes; `document`: Azure's of it, if that was read already."""
-    return Export(context.azure, snapshot, size, context.clock, document)
+def exported(context: Context, snapshot: Json, size: int) -> Export:
+    """The content of the snapshot of a disk of `size` bytes, given by Azure's document of it."""
+    return Export(context.azure, snapshot, size, context.clock)
 
 
 @contextmanager
 def opened(
-    context: Context, disks: Sequence[Disk], snapshots: Mapping[str, str], export: Exporter = exported
+    context: Context, disks: Sequence[Disk], snapshots: Mapping[str, Json], export: Exporter = exported
 ) -> Iterator[dict[str, Export]]:
     """The content of the snapshots of disks, by disk name; the access ends with the block."""
 
@@ -94,16 +93,15 @@ def opened(
         yield {disk.name: export for disk, export in zip(disks, exports, strict=True)}
     finally:
         for disk in disks:
-            _end(context, snapshots[disk.name])
+            _end(context, snapshots[disk.name]["id"])
 
 
 @contextmanager
-def probed(context: Context, disk: Disk, snapshot: str) -> Iterator[Export]:
+def probed(context: Context, disk: Disk, snapshot: Json) -> Iterator[Export]:
     """The content of a snapshot, once something of it was read. Raises an AzureError if it cannot be read."""
-    document = context.azure.get(snapshot)
-    if why := cloning.why_closed(document):
-        raise Denied(f"{names.name_of(snapshot)} cannot be read through a URL: {why}")
-    with opened(context, [disk], {disk.name: snapshot}, partial(exported, document=document)) as contents:
+    if why := cloning.why_closed(snapshot):
+        raise Denied(f"{names.name_of(snapshot['id'])} cannot be read through a URL: {why}")
+    with opened(context, [disk], {disk.name: snapshot}) as contents:
         contents[disk.name].fill(0, memoryview(bytearray(_PROBE)))
         yield contents[disk.name]
 

@@ -42,8 +42,8 @@ def take(
     disks: Sequence[Disk],
     *,
     exported: Callable[[Disk], Exported] = lambda _: "no",
-) -> dict[str, str]:
-    """Take a restore point of `disks` and return the ids of its disks by disk name.
+) -> dict[str, Json]:
+    """Take a restore point of `disks` and return Azure's documents of its disks by disk name.
 
     `exported`: see `cloning.snapshot_all`. If anything fails, nothing is left.
     """
@@ -56,7 +56,7 @@ def take(
         by_source = _by_source(point)
         ended: list[bool] = []
 
-        def usable(disk: Disk) -> str:
+        def usable(disk: Disk) -> Json:
             id = by_source.get(disk.id.lower())
             if id is None:
                 raise Unreadable(f"the restore point of {machine.name} lacks {disk.name}")
@@ -71,7 +71,7 @@ def take(
             return completed(disk, document, read, context.report, context.clock, ended)
 
         found = ordered(usable, disks, threads=8, ahead=16, abort=lambda: ended.append(True))
-        return {disk.name: id for disk, id in zip(disks, found, strict=True)}
+        return {disk.name: document for disk, document in zip(disks, found, strict=True)}
 
 
 def _point(

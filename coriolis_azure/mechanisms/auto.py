@@ -11,7 +11,7 @@ from ..errors import AzureError, DeadlinePassed
 from ..events import Notice, Step
 from ..machine import cloning, exports
 from ..machine.choice import Choice
-from ..model import Disk, Machine, Worker
+from ..model import Disk, Json, Machine, Worker
 from ..run.resources import Resources
 from ..settings import SNAPSHOTS, WORKER
 from ..transfer import Outcome
@@ -52,7 +52,7 @@ def copy(
 
 @contextmanager
 def _readable(
-    context: Context, disks: Sequence[Disk], taken: Mapping[str, str], obstacles: dict[str, str]
+    context: Context, disks: Sequence[Disk], taken: Mapping[str, Json], obstacles: dict[str, str]
 ) -> Iterator[dict[str, Export]]:
     """The content of those snapshots that can be read, by disk name. Why others cannot is added to `obstacles`."""
     contents: dict[str, Export] = {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
+
 from ..azure.page_lists import SnapshotBlob
-from ..azure.pages import Pages
+from ..azure.pages import PAGE, Pages
 from ..errors import AzureError, Unreadable
 from ..model import Disk, Json
 from ..readers.hint import Hint
@@ -50,13 +53,18 @@ def fetch(older: SnapshotBlob, newer: SnapshotBlob, allocated: Pages) -> tuple[H
     if _changed_by_itself(newer):
         raise Unreadable("Azure lists changes from a snapshot to itself")
     written, cleared = newer.changes(older)
-    before = older.pages()
     _agree("a page was written that is not allocated", written.outside(allocated))
     _agree("a page was cleared that is allocated", cleared.meets(allocated))
-    _agree("a page is allocated that was neither allocated nor written", _missing(allocated, before, written))
-    _agree("a page is no longer allocated that was not cleared", _missing(before, allocated, cleared))
+    end = 0
+    for offset, length, before in older.windows():
+        now, end = allocated.within(offset, length), offset + length
+        _agree("a page is allocated that was neither allocated nor written", _missing(now, before, written))
+        _agree("a page is no longer allocated that was not cleared", _missing(before, allocated, cleared))
+    new = allocated.within(end, max(0, newer.size + PAGE - end))
+    _agree("a page is allocated that was neither allocated nor written", _missing(new, Pages(), written))
     tail = [(older.size, newer.size - older.size)] if newer.size > older.size else []
-    hint = Hint(newer.size, [*_within(written, newer.size), *tail], _within(cleared, newer.size))
+    # What is behind the disk is the footer of the blob.
+    hint = Hint(newer.size, chain(written.within(0, newer.size), tail), cleared.within(0, newer.size))
     return hint, written.total + cleared.total
 
 
@@ -78,7 +86,7 @@ def _agree(fault: str, offset: int | None) -> None:
         raise Unreadable(f"the lists of pages contradict each other at offset {offset}: {fault}")
 
 
-def _missing(pages: Pages, first: Pages, second: Pages) -> int | None:
+def _missing(pages: Iterable[tuple[int, int]], first: Pages, second: Pages) -> int | None:
     """The offset of the first of `pages` that neither of two others lists; None if there is none."""
     for start, length in pages:
         covered = sorted([*first.within(start, length), *second.within(start, length)])
@@ -90,8 +98,3 @@ def _missing(pages: Pages, first: Pages, second: Pages) -> int | None:
         if end < start + length:
             return end
     return None
-
-
-def _within(pages: Pages, size: int) -> list[tuple[int, int]]:
-    """The listed parts of the disk: what is behind it is the footer of the blob."""
-    return list(pages.within(0, size))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ..azure.context import Context
 from ..events import Notice
 from ..machine import cloning, restore_points
-from ..model import Disk, Machine
+from ..model import Disk, Json, Machine
 from ..run.resources import Resources
 from ..settings import DISK
 
@@ -19,10 +19,10 @@ def freeze(
     disks: Sequence[Disk],
     *,
     exported: Callable[[Disk], cloning.Exported] = lambda _: "no",
-) -> dict[str, str]:
-    """Freeze managed disks of a VM; return the ids of snapshots, or of disks of a restore point, by disk name.
+) -> dict[str, Json]:
+    """Freeze managed disks of a VM; return Azure's documents of the snapshots, or of the disks of a restore point.
 
-    `machine`: as it is now. `exported`: see `cloning.snapshot_all`.
+    They are by disk name. `machine`: as it is now. `exported`: see `cloning.snapshot_all`.
     """
     asked, report = context.environment.consistency, context.report
     is_off = machine.power_state == "deallocated"

@@ -6,11 +6,10 @@ Through signed URLs this process reads nothing but these lists. A disk of which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from ..errors import AzureError, DeadlinePassed
 from ..machine import cloning, exports
-from ..model import Disk, Machine, Worker
+from ..model import Disk, Json, Machine, Worker
 from ..readers.plan import Known
 from ..replica.destinations import Destination
 from ..replica.manifest import Manifest
@@ -42,7 +41,7 @@ def read(
     resources: Resources,
     worker: Worker,
     disks: Sequence[Disk],
-    snapshots: Mapping[str, str],
+    snapshots: Mapping[str, Json],
     obstacles: Mapping[str, str],
 ) -> list[Outcome]:
     """Clone disks from their snapshots, and read what Azure lists. `obstacles`: why it gives no lists of some disks."""
@@ -60,7 +59,7 @@ class Lists:
     def __init__(
         self,
         target: Target,
-        snapshots: Mapping[str, str],
+        snapshots: Mapping[str, Json],
         obstacles: Mapping[str, str],
         exported: exports.Exporter,
     ) -> None:
@@ -85,13 +84,9 @@ class Lists:
     def _listed(self, state: ListedDisk, disk: Disk, destination: Destination, base: Manifest) -> Known:
         """Have Azure make its lists; the access to the snapshot ends before the agent reads anything."""
         context, snapshot = self._target.context, self._snapshots[disk.name]
-        if obstacle := self._obstacles.get(disk.name):
-            return state.unlisted(obstacle)
-        document = context.azure.get(snapshot)
-        if closed := cloning.why_closed(document):
-            return state.unlisted(closed)
-        export = partial(self._exported, document=document)
-        with exports.opened(context, [disk], self._snapshots, export) as contents:
+        if why_not := self._obstacles.get(disk.name) or cloning.why_closed(snapshot):
+            return state.unlisted(why_not)
+        with exports.opened(context, [disk], self._snapshots, self._exported) as contents:
             state.look(contents[disk.name])
             changed = state.changed(base)
             return Known(state.extents(base.size), changed, grains_of(destination))

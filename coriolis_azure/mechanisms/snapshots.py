@@ -29,7 +29,7 @@ from . import change_lists
 from .freezing import freeze
 from .target import Read, Target, listed
 
-Exporter = Callable[[Context, str, int], SnapshotBlob]
+Exporter = Callable[[Context, Json, int], SnapshotBlob]
 
 _DISKS = 4  # most disks that are read at a time
 _READ_BYTES = 6 << 20  # most bytes of chunks being read, of all disks together
@@ -195,9 +195,10 @@ class ListedDisk:
         try:
             older = self._baselines.open(baseline)
             newer = content.document()
-            if why := change_lists.obstacle(baseline, older, newer, self._disk):
+            why = change_lists.obstacle(baseline, older, newer, self._disk)
+            if why or older is None:
                 return why
-            since = self._exported(self._context, baseline.id, baseline.size)
+            since = self._exported(self._context, older, baseline.size)
             hint, self._listed = change_lists.fetch(since, content, allocated)
         except (AzureError, DeadlinePassed) as error:
             return error.message

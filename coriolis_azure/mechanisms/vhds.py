@@ -12,7 +12,7 @@ from ..azure.vhd_snapshots import VhdSnapshot
 from ..errors import NotFound, OperationFailed
 from ..events import Step
 from ..machine import unmanaged
-from ..model import Disk, Worker
+from ..model import Disk, Json, Worker
 from ..replica.destinations import Place
 from ..run.baselines import Baseline, Baselines
 from ..run.resources import Resources
@@ -84,8 +84,8 @@ def _copy_pages(
     return {disk.name: outcome for disk, outcome in zip(disks, outcomes, strict=True)}
 
 
-def _snapshot(context: Context, id: str, size: int) -> VhdSnapshot:
-    blob = context.storage.at(id)
+def _snapshot(context: Context, document: Json, size: int) -> VhdSnapshot:
+    blob = context.storage.at(document["id"])
     if blob is None:
-        raise NotFound(f"{id} is in no storage account that the identity can see")
+        raise NotFound(f"{document['id']} is in no storage account that the identity can see")
     return VhdSnapshot(blob, size)

@@ -9,7 +9,7 @@ from ..azure.context import Context
 from ..errors import AzureError, DeadlinePassed, Unreachable, WorkerGone
 from ..events import Step
 from ..machine import cloning
-from ..model import Disk, Machine, Worker
+from ..model import Disk, Json, Machine, Worker
 from ..readers import ssh
 from ..readers.agents import AgentReader
 from ..readers.channel import Direct
@@ -140,7 +140,7 @@ def copy(
 
 
 def cloned(
-    context: Context, resources: Resources, snapshots: Mapping[str, str]
+    context: Context, resources: Resources, snapshots: Mapping[str, Json]
 ) -> Callable[[Sequence[Disk], int], list[str]]:
     """What clones the disks of a wave from their snapshots."""
 

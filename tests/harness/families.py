@@ -6,6 +6,7 @@ It can die at a call, and forget a snapshot. Pages have 512 bytes; what was writ
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -147,10 +148,11 @@ class Family:
             self.snapshots.pop(id.lower(), None)
         return []
 
-    def exported(self, context: object, id: str, size: int, document: object = None) -> Export:
+    def exported(self, context: object, document: dict[str, Any], size: int) -> Export:
         """See mechanisms.snapshots."""
-        del context, document
+        del context
         self.call()
+        id = document["id"]
         taken = self.snapshots.get(id.lower())
         if taken is None:
             raise NotFound(f"{id} was not found")
@@ -177,6 +179,10 @@ class Export:
         """See Export."""
         self._family.call()
         return ranges({*self._taken.allocated, self.size // PAGE})
+
+    def windows(self) -> Iterator[tuple[int, int, Pages]]:
+        """See Export."""
+        yield 0, self.size + PAGE, self.pages()
 
     def changes(self, older: Export) -> tuple[Pages, Pages]:
         """See Export. All that was touched in between, also what is as before."""
