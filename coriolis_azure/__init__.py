@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .replica.status import Status
     from .restoring import Restored, RestoredDisk
     from .source import DiskReport, Replicated, Source
+    from .timeline import RunReport
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Replicated",
     "Restored",
     "RestoredDisk",
+    "RunReport",
     "Source",
     "Status",
     "__version__",
@@ -54,6 +56,7 @@ _HOMES = {
     "Replicated": "source",
     "Restored": "restoring",
     "RestoredDisk": "restoring",
+    "RunReport": "timeline",
     "Source": "source",
     "Status": "replica.status",
 }

@@ -163,6 +163,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{max(1, round(seconds / 60))} min"
 
 
+def aged(seconds: float) -> str:
+    """An age for people, in one unit: 45 s, 12 min, 5 h, 3 days."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"
+
+
 def span(seconds: float) -> str:
     """A time span as a clock shows it: 0:05, 12:00, 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
@@ -250,12 +258,12 @@ class Progress:
     """Reports the progress of a disk, a few times a second at most."""
 
     def __init__(self, disk: str, total: int, report: Report, clock: Clock) -> None:
-        self.disk, self._total, self.report, self._clock = disk, total, report, clock
+        self.disk, self._total, self.report, self.clock = disk, total, report, clock
         self._next = clock.monotonic()
 
     def show(self, done: int, sent: int, bottleneck: str = "") -> None:
         """Report progress if it is due: `done` bytes are compared, `sent` of them sent; `bottleneck` as in Copied."""
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if now >= self._next and done < self._total:
             self._next = now + 1 / _REPORTS_PER_SECOND
             self.report(Copied(self.disk, done, self._total, sent, bottleneck))

@@ -10,6 +10,7 @@ processes: `prepare`, `deallocate`, `copy`, `finish`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,12 +30,12 @@ from .checks import preflight
 from .checks.finding import Checked
 from .clock import Clock, Scope, scope
 from .errors import Cancelled, CoriolisAzureError, InvalidInput
-from .events import Copied, Notice, Report, Step, located, silent, unfailing
+from .events import Copied, Event, Notice, Report, Step, located, silent, unfailing
 from .machine import inspection, listing
 from .mechanisms import copying
 from .mechanisms.target import Read, Target
 from .model import Disk, Json, Machine, Run, Worker
-from .replica import destinations, places, sets, status, verification
+from .replica import destinations, history, places, sets, status, verification
 from .replica.container import BlobFolder
 from .replica.destinations import Folder
 from .replica.status import Status
@@ -46,6 +47,9 @@ from .run.journal import Journal, default_folder
 from .run.records import Records, VolumeRecord
 from .run.resources import Resources, delete
 from .settings import SNAPSHOTS, Connection, Environment
+from .timeline import Recorder, RunReport
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ class Replicated:
         return asdict(self)
 
 
+def _ignore(report: RunReport) -> None:
+    del report
+
+
 class Source:
     """One Azure subscription and one source environment. A context manager.
 
@@ -128,6 +136,9 @@ class Source:
     `journals` is the folder with the journals of this host's runs, by which the next run notices at once that a run has
     died. None, for callers that do not stay until a run is finished, writes no journal.
 
+    `on_report` is called at the end of each `replicate` with what that run did, even if it failed. What it raises is
+    logged.
+
     All calls may raise the AzureErrors of `errors`. Any thread, or a signal handler, may `cancel` calls in progress.
     """
 
@@ -144,11 +155,13 @@ class Source:
         connection = Connection.from_json(connection_info)
         environment = Environment.from_json(source_environment, connection.default_resource_group)
         clock = clock or Clock()
-        report = located(unfailing(report), clock)
+        self._recorders: set[Recorder] = set()  # copied and changed as `_works` is
+        report = located(self._recorded(unfailing(report)), clock)
         self.azure = Azure(connection, transport=transport, report=report, clock=clock, credential=credential)
         self.context = Context.of(self.azure, environment, clock, report)
         self.environment, self.storage = environment, self.context.storage
         self.journals: Path | None = default_folder()
+        self.on_report: Callable[[RunReport], None] = _ignore
         # Without a lock, so that a signal handler may `cancel`: each operation on a set is atomic, copying it too.
         self._works: set[Scope] = set()
         if connection.allow_untrusted:
@@ -157,6 +170,33 @@ class Source:
                     "allow_untrusted: certificates are not verified, so anybody may receive the credentials"
                 )
             )
+
+    def _recorded(self, sink: Report) -> Report:
+        """A sink that passes events to the recorders of the runs in progress, too."""
+
+        def report(event: Event) -> None:
+            for recorder in list(self._recorders):
+                recorder(event)
+            sink(event)
+
+        return report
+
+    @contextmanager
+    def _recording(self, vm: str) -> Iterator[Recorder]:
+        """Record the run of the block, and pass its report on."""
+        recorder = Recorder(vm, self.context.clock)
+        self._recorders.add(recorder)
+        try:
+            yield recorder
+        except BaseException as error:
+            recorder.failed(error)
+            raise
+        finally:
+            self._recorders.discard(recorder)
+            try:
+                self.on_report(recorder.report())
+            except Exception:
+                LOG.exception("the report of a run was not taken")
 
     def close(self) -> None:
         """Close the connections to Azure."""
@@ -242,9 +282,9 @@ class Source:
         (DisksChanged if the VM's disks changed), WorkerError, TransferError, DeadlinePassed or Cancelled. After an
         error, the replica is what it was before.
         """
-        now = self.context.clock.monotonic
+        now, short = self.context.clock.monotonic, vm.rpartition("/")[2]
         began, started, down = now(), names.stamp(self.context.clock.now()), None
-        with self._work(vm.rpartition("/")[2]):
+        with self._recording(short) as recorder, self._work(short):
             machine = self.inspect(vm)
             disks = self.chosen(machine)
             self._tell_caveats(machine)
@@ -254,27 +294,34 @@ class Source:
                 folder.reserve([disk.name for disk in disks])
                 folder.claim(machine.id)
                 folder.tell_removed([disk.name for disk in machine.disks])
-                with self._run(machine) as (resources, left_behind):
-                    worker = copying.launch_worker(self.context, resources, machine, disks, folder)
-                    if shutdown:
-                        down = now()
-                        self.deallocate(machine)
-                    baselines = Baselines(self.context, resources)
-                    target = Target(self.context, folder, baselines, full=full)
-                    copying_began = now()
-                    point, outcomes = self._copied(target, resources, worker, machine, disks, keep)
-                    complete = now()
-        return Replicated(
-            vm=machine.name,
-            mechanism=self.environment.replica_export_mechanism,
-            disks=_reports(disks, outcomes, target),
-            started=started,
-            point=point,
-            seconds=round(now() - began, 3),
-            copy_seconds=round(complete - copying_began, 3),
-            outage_seconds=round(complete - down, 3) if down is not None else None,
-            left_behind=tuple(left_behind),
-        )
+                with history.kept(folder, recorder, self.context.report) as keeper:
+                    with self._run(machine) as (resources, left_behind):
+                        worker = copying.launch_worker(self.context, resources, machine, disks, folder)
+                        if shutdown:
+                            down = now()
+                            self.deallocate(machine)
+                        baselines = Baselines(self.context, resources)
+                        target = Target(self.context, folder, baselines, full=full)
+                        copying_began = now()
+                        point, outcomes = self._copied(target, resources, worker, machine, disks, keep)
+                        complete = now()
+                    for disk, outcome in zip(disks, outcomes, strict=True):
+                        recorder.disk_ended(disk.name, outcome.ended)
+                    done = Replicated(
+                        vm=machine.name,
+                        mechanism=self.environment.replica_export_mechanism,
+                        disks=_reports(disks, outcomes, target),
+                        started=started,
+                        point=point,
+                        seconds=round(now() - began, 3),
+                        copy_seconds=round(complete - copying_began, 3),
+                        outage_seconds=round(complete - down, 3) if down is not None else None,
+                        left_behind=tuple(left_behind),
+                    )
+                    maps = {disk.name: outcome.map for disk, outcome in zip(disks, outcomes, strict=True)}
+                    recorder.succeeded(done.to_json())
+                    keeper.maps = maps
+        return done
 
     def _opened(self, to: str | Path | Folder, *, adopt: bool) -> Folder:
         if isinstance(to, str | Path):
@@ -511,11 +558,8 @@ class Source:
 
         The images are not changed. Raises InvalidInput if there is no replica at `at`.
         """
-        with (
-            self._work(),
-            places.open(str(at), self.context.report, self.storage, existing=True) as place,
-        ):
-            return verification.verify(place, self.context.report, self.context.clock)
+        with self._work():
+            return verification.verify_at(str(at), self.context.report, self.storage, self.context.clock)
 
     def status(self, at: str | Path) -> Status:
         """The replica at the destination `at`: its VM, disks, point in time, and the earlier points that are kept.

@@ -9,13 +9,15 @@ Memory is bounded by the bytes in flight, whatever the size of the disk.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, groupby
 
 from .errors import CoriolisAzureError, CorruptChunk
 from .events import Progress, Step
 from .readers.reader import Answer, Chunk, Data, Piece, Question, Reader, Same, Zeros, corrupt
+from .replica.change_map import ChangeMap, Kind, Tally
 from .replica.comparison import THREADS, differing, in_flight
 from .replica.destinations import Destination
 from .replica.manifest import DIGEST, GRAIN, UNKNOWN, ZERO, Manifest, grain_count
@@ -28,7 +30,8 @@ class Outcome:
 
     `read_bytes`: disk bytes that had to be read to know this. `sent_bytes`: disk bytes passed to the destination,
     before compression. `verified`: True if what was written was read back and is correct, None if it was not read back.
-    `full`: nothing was known of the destination before.
+    `full`: nothing was known of the destination before. `map`: what was found where. `ended`: when it was committed, by
+    the monotonic clock of the progress.
     """
 
     manifest: Manifest
@@ -38,6 +41,8 @@ class Outcome:
     skipped_bytes: int
     verified: bool | None
     full: bool
+    map: ChangeMap
+    ended: float
 
 
 def copy(
@@ -65,7 +70,10 @@ def at_once(chunk: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What a thread has done: `count` chunks from `index` on now have this digest; None: that of the base."""
+    """What a thread has done: `count` chunks from `index` on now have this digest; None: that of the base.
+
+    `kinds`: the chunks that are settled, for the map of the disk.
+    """
 
     index: int
     count: int
@@ -73,6 +81,7 @@ class _Done:
     sent: int = 0
     zero: int = 0
     skipped: int = 0
+    kinds: Sequence[tuple[Kind, int, int]] = ()
 
 
 class _Copy:
@@ -92,6 +101,7 @@ class _Copy:
         # Without a lock: each chunk is in the hands of one thread at a time, and a dict's operations are atomic.
         self._asked: dict[int, list[bytes]] = {}
         self._sent = self._zero = self._skipped = 0
+        self._tally = Tally(base.size, base.chunk)
         self._failure: Exception | None = None
 
     def run(self, *, verify: bool) -> Outcome:
@@ -112,8 +122,17 @@ class _Copy:
         self._destination.flush()
         verified = self._verified(manifest) if verify else None
         self._destination.commit(manifest)
-        read = self._reader.read_bytes
-        return Outcome(manifest, read, self._sent, self._zero, self._skipped, verified, self._full)
+        return Outcome(
+            manifest=manifest,
+            read_bytes=self._reader.read_bytes,
+            sent_bytes=self._sent,
+            zero_bytes=self._zero,
+            skipped_bytes=self._skipped,
+            verified=verified,
+            full=self._full,
+            map=self._tally.map(),
+            ended=self._progress.clock.monotonic(),
+        )
 
     def _settle(self) -> None:
         """Apply what the reader yields, and record it in order."""
@@ -138,6 +157,8 @@ class _Copy:
             self._destination.settle(self._base, done.index, done.count)
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
+        for kind, first, count in done.kinds:
+            self._tally.add(kind, first, count)
         settled = self._sent + self._zero + self._skipped
         self._progress.show(settled, self._sent, self._reader.bottleneck())
 
@@ -181,7 +202,8 @@ class _Copy:
         """Count unchanged chunks; in a full run these are zeros that the destination already holds."""
         base = self._base
         zero = skipped = 0
-        for index in range(run.index, run.index + run.count):
+        chunks = range(run.index, run.index + run.count)
+        for index in chunks:
             digest, length = base.digest(index), base.span(index)[1]
             if digest == UNKNOWN:
                 raise self._corrupt(index, "is reported as unchanged, but nothing is known about it")
@@ -189,7 +211,9 @@ class _Copy:
                 zero += length
             else:
                 skipped += length
-        return _Done(run.index, run.count, zero=zero, skipped=skipped)
+        kind: Kind = "same" if run.how == "read" else run.how
+        kinds = _grouped(("zero" if base.digest(index) == ZERO else kind, index) for index in chunks)
+        return _Done(run.index, run.count, zero=zero, skipped=skipped, kinds=list(kinds))
 
     def _zeros(self, run: Zeros) -> _Done:
         base, last = self._base, run.index + run.count - 1
@@ -197,7 +221,8 @@ class _Copy:
         length = sum(base.span(last)) - offset
         self._destination.intend(offset, length)
         self._destination.zero(offset, length)
-        return _Done(run.index, run.count, ZERO, zero=length)
+        kinds: list[tuple[Kind, int, int]] = [("changed", run.index, run.count)]
+        return _Done(run.index, run.count, ZERO, zero=length, kinds=kinds)
 
     def _answer(self, question: Question) -> _Done:
         """Compare the grains of chunks with the destination's; answer with its leaves for those that differ."""
@@ -247,7 +272,8 @@ class _Copy:
             for start, size in _gaps(pieces, length):
                 self._destination.zero(offset + start, size)
         sent = self._finish(chunk, grains, pieces)
-        return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=length - sent)
+        kinds: list[tuple[Kind, int, int]] = [("changed", chunk.index, 1)]
+        return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=length - sent, kinds=kinds)
 
     def _patch(self, chunk: Data) -> _Done:
         """Patch a chunk: write the leaves that changed over the destination's content."""
@@ -267,7 +293,9 @@ class _Copy:
         self._put(offset, pieces)
         sent = self._finish(chunk, grains, pieces)
         zero = sum(size for _, size, data in pieces if not data)
-        return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=zero, skipped=length - sent - zero)
+        kinds: list[tuple[Kind, int, int]] = [("changed", chunk.index, 1)]
+        skipped = length - sent - zero
+        return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=zero, skipped=skipped, kinds=kinds)
 
     def _put(self, offset: int, pieces: list[Piece]) -> None:
         for start, size, data in pieces:
@@ -305,6 +333,13 @@ def _by_grain(pieces: list[Piece]) -> dict[int, list[tuple[int, memoryview | byt
             laid.setdefault(number, []).append((within, part))
             at += length
     return laid
+
+
+def _grouped(chunks: Iterable[tuple[Kind, int]]) -> Iterator[tuple[Kind, int, int]]:
+    """Neighbouring chunks of one kind, together: kind, first chunk, count."""
+    for kind, group in groupby(chunks, key=lambda chunk: chunk[0]):
+        indexes = [index for _, index in group]
+        yield kind, indexes[0], len(indexes)
 
 
 def _gaps(pieces: list[Piece], length: int) -> list[tuple[int, int]]:

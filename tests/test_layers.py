@@ -18,7 +18,7 @@ import pytest
 NAME = "coriolis_azure"
 PACKAGE = Path(__file__).parent.parent / NAME
 
-GROUND = {"errors", "clock", "tls", "threads", "model", "events", "settings", "formats", "vhd"}
+GROUND = {"errors", "clock", "tls", "threads", "model", "events", "settings", "formats", "vhd", "timeline"}
 STEPS = {"azure", "run", "replica", "readers", "machine", "worker"}
 CORE = {*GROUND, "agent", *STEPS, "checks", "transfer", "restoring", "mechanisms", "source", "cutover"}
 

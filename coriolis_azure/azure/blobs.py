@@ -70,6 +70,7 @@ class Listed:
     version: str
     metadata: Mapping[str, str]
     size: int = 0
+    leased: bool = False
 
 
 class Storage:
@@ -240,7 +241,12 @@ class Container:
             for blob in whole(self._client.list_blobs(name_starts_with=prefix or None, include=include)):
                 version = "" if blob.is_current_version else blob.version_id
                 yield Listed(
-                    blob.name, blob.snapshot or "", version or "", blob.metadata or {}, blob.size or 0
+                    blob.name,
+                    blob.snapshot or "",
+                    version or "",
+                    blob.metadata or {},
+                    blob.size or 0,
+                    blob.lease.state == "leased",
                 )
 
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+from ..clock import moment as moment  # also that of a tag
 from ..errors import Unreadable
 
 RUN_TAG = "coriolis-run"
@@ -206,15 +207,6 @@ def retagged(document: Mapping[str, Any], tags: Mapping[str, str], without: str 
 def stamp(moment: datetime) -> str:
     """A moment in the format of our tags."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def moment(stamp: str) -> datetime | None:
-    """The moment in a tag; None if somebody has written something else into it."""
-    try:
-        parsed = datetime.fromisoformat(stamp.replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return parsed if parsed.tzinfo else None
 
 
 def _type_in(id: str) -> str:

@@ -13,6 +13,7 @@ import click
 from .. import __version__, settings
 from ..azure import codes, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
+from . import files
 from .options import Group, assignable, at_places, json_option, opened, rate, source_options
 from .output import err, out, print_json, raise_left_behind, say, show
 from .progress import watching
@@ -22,6 +23,7 @@ from .tables import (
     cutover_table,
     demo_checks_table,
     findings_table,
+    replicas_table,
     replication_table,
     resources_table,
     restored_table,
@@ -38,6 +40,7 @@ EXIT_CODES = """\b
 Exit codes: 0 done, 2 input, 3 Azure, 4 worker, 5 transfer, 6 deadline, 7 cleanup incomplete
             (lists the ids left behind), 8 done, but standard output could not be written,
             130 interrupted, 1 a bug in this program"""
+FILE = click.Path(path_type=Path)
 _UNTAGGED = (
     "Resources with the names of ours but without our tags are left alone. "
     "Delete them by hand, unless they belong to a run that is active."
@@ -345,13 +348,10 @@ def verify(connection: Path | None, environment: Path | None, dest: str, as_json
     code 0 if everything is as the last run left it, 5 if something is not, 2 if some disk could not be checked, which
     is shown as "not verified". The settings are needed only for a destination in Azure, blob://...
     """
-    from ..replica import places, verification
+    from ..replica import verification
 
-    with (
-        at_places(connection, environment, dest, as_json=as_json) as (report, clock, storage),
-        places.open(dest, report, storage, existing=True) as place,
-    ):
-        verdicts = verification.verify(place, report, clock)
+    with at_places(connection, environment, dest, as_json=as_json) as (report, clock, storage):
+        verdicts = verification.verify_at(dest, report, storage, clock)
     if as_json:
         print_json([verdict.to_json() for verdict in verdicts])
     else:
@@ -415,24 +415,47 @@ def cutover(
 @cli.command()
 @partial(source_options, required=False)
 @click.argument("dest", metavar="DEST")
+@click.option(
+    "--prometheus",
+    type=FILE,
+    metavar="FILE",
+    help="Write metrics, for the textfile collector of node_exporter: a name that ends with .prom.",
+)
 @json_option
-def status(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
-    """Show whose replica a destination holds, as of when, and the earlier points that `restore` can bring back.
+def status(
+    connection: Path | None,
+    environment: Path | None,
+    dest: str,
+    prometheus: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the replica at DEST, or all replicas below it (DEST/VM): how old, how large, and what to do next.
 
-    The settings are needed only for a destination in Azure, blob://...
+    Of one replica, also the earlier points that `restore` can bring back. The settings are needed only for a
+    destination in Azure, blob://... Exit code 2 if a replica cannot be read; the others are shown.
     """
-    from ..replica import places
-    from ..replica.status import status
+    from ..replica.survey import survey
 
-    with (
-        at_places(connection, environment, dest, as_json=as_json) as (report, _, storage),
-        places.open(dest, report, storage, existing=True) as place,
-    ):
-        found = status(place)
+    if prometheus is not None:
+        files.refuse_unwritable(prometheus)
+    with at_places(connection, environment, dest, as_json=as_json) as (report, clock, storage):
+        found, many = survey(dest, report, storage)
+    now = clock.now()
+    if prometheus is not None:
+        from . import prometheus as metrics
+
+        files.write(prometheus, metrics.text(found, now))
+    unreadable = [one for one in found if one.error]
     if as_json:
-        print_json(found.to_json())
+        documents = [{**({"name": one.name} if many else {}), **one.to_json(now)} for one in found]
+        print_json({"replicas": documents} if many else documents[0])
     else:
-        status_table(found).show()
+        if not many and not unreadable:
+            status_table(found[0]).show()
+        replicas_table(found, now).show()
+    if unreadable:
+        names = ", ".join(one.name or one.place for one in unreadable)
+        raise InvalidInput(f"cannot be read: {names}: {unreadable[0].error}", remedy=unreadable[0].remedy)
 
 
 @cli.command()

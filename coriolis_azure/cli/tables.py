@@ -14,14 +14,14 @@ from rich.text import Text
 
 from ..azure import names
 from ..errors import cleaned
-from ..events import amount, counted
+from ..events import aged, amount, counted
 from .output import Table, out, show
 
 if TYPE_CHECKING:  # the commands import most of these only when they are used
     from ..azure.codes import Code
     from ..checks.finding import Finding
     from ..model import Json, Machine
-    from ..replica.status import Status
+    from ..replica.survey import Surveyed
     from ..restoring import Restored
     from ..run.baselines import Listed
     from ..run.cleanup import Leftover
@@ -136,13 +136,43 @@ def resources_table(before: list[Any], after: list[Any]) -> Table:
     return Table(("Azure resource", "before", "after"), records, "Resources in Azure")
 
 
-def status_table(found: Status) -> Table:
+def status_table(found: Surveyed) -> Table:
     times = [(time, "kept", "-") for time in found.points]
     if found.point is not None:
         times.append((found.point, "the replica", ", ".join(found.disks)))
     if found.unfinished is not None:
         times.append((found.unfinished, "run without success", "-"))
     return Table(("point in time", "", "disks"), times, found.vm)
+
+
+_STATES = {
+    "good": Text("good", "green"),
+    "running": Text("run in progress", "cyan"),
+    "unfinished": Text("unfinished run", "yellow"),
+    "incomplete": Text("no replica yet", "yellow"),
+    "damaged": Text("damaged", "red"),
+}
+
+
+def replicas_table(found: Iterable[Surveyed], now: datetime) -> Table:
+    records: list[tuple[Text | str, ...]] = []
+    for one in found:
+        age = one.age(now)
+        records.append(
+            (
+                one.name or one.vm_name,
+                _STATES[one.state],
+                one.point or "-",
+                "-" if age is None else aged(age),
+                "-" if one.size_bytes is None else amount(one.size_bytes),
+                "-" if one.stored_bytes is None else amount(one.stored_bytes),
+                str(len(one.points)),
+                one.verified.time if one.verified else "-",
+                f"{one.error}. {one.remedy}" if one.error else one.advice() or "-",
+            )
+        )
+    columns = ("replica", "state", "point in time", "age", "size", "stored", "kept", "verified", "what to do")
+    return Table(columns, records)
 
 
 def restored_table(done: Restored) -> Table:

@@ -107,7 +107,7 @@ class AgentReader:
         if settled and not isinstance(item, Same):
             offset = base.span(settled[0])[0]
             raise corrupt(self._flow.disk, offset, "had different content after the connection was lost")
-        self._count(dialogue, item, range(max(chunks.start, self._next), chunks.stop))
+        checked = self._count(dialogue, item, range(max(chunks.start, self._next), chunks.stop))
         if isinstance(item, Question):
             self._asked.update(chunks)
         else:
@@ -115,16 +115,22 @@ class AgentReader:
         if isinstance(item, Zeros | Data):
             base.digests.put(item.index, (ZERO if isinstance(item, Zeros) else item.digest) * len(chunks))
         self._next = max(self._next, chunks.stop)
-        if not settled:
+        if not settled and not (checked and isinstance(item, Same)):
             yield item
-        else:
-            yield from (Same(index, 1) for index in chunks if index not in settled)
+            return
+        for index in chunks:
+            if index not in settled:
+                yield Same(index, 1, "checked" if index in checked else "read")
 
-    def _count(self, dialogue: Dialogue, item: Chunk | Question, chunks: Iterable[int]) -> None:
-        """Count what was read for these chunks of an item, and compare it with what is known of the disk."""
+    def _count(self, dialogue: Dialogue, item: Chunk | Question, chunks: Iterable[int]) -> set[int]:
+        """Count what was read for these chunks of an item, and compare it with what is known of the disk.
+
+        Returns those that a list of changes says have not changed.
+        """
+        checked = set[int]()
         if self._known.is_nothing:
             self.read_bytes += sum(self._base.span(index)[1] for index in chunks)
-            return
+            return checked
         for index in chunks:
             self.read_bytes += dialogue.read_of(index)
             digest = UNKNOWN  # whatever it is, it is not that of the base
@@ -132,7 +138,9 @@ class AgentReader:
                 digest = self._base.digest(index)
             elif not isinstance(item, Question):
                 digest = ZERO if isinstance(item, Zeros) else item.digest
-            dialogue.plan.compare(index, digest)
+            if dialogue.plan.compare(index, digest):
+                checked.add(index)
+        return checked
 
     def _is_settled(self, index: int) -> bool:
         return index < self._next and index not in self._asked

@@ -51,17 +51,20 @@ class Changed:
         numbers = range(grain_count(length))
         return [number for number in numbers if self._hint.touched(offset + number * GRAIN, GRAIN)]
 
-    def compare(self, base: Manifest, index: int, digest: bytes) -> None:
-        """Check a chunk that was read. Raises ChangeListWrong if it changed and the list is relied on."""
+    def compare(self, base: Manifest, index: int, digest: bytes) -> bool:
+        """Check a chunk that was read; whether the list says that it has not changed.
+
+        Raises ChangeListWrong if it has, and the list is relied on.
+        """
         if not self._is_attested(base, index):
-            return
+            return False
         offset, length = base.span(index)
         if self._hint.touched(offset, length):
-            return
+            return False
         with self._lock:
             self.checked_bytes += length
             if digest == base.digest(index):
-                return
+                return True
             self.unlisted = offset if self.unlisted is None else min(offset, self.unlisted)
         if self._proved:
             raise ChangeListWrong(
@@ -69,6 +72,7 @@ class Changed:
                 disk=self._disk,
                 offset=offset,
             )
+        return True
 
     def _is_attested(self, base: Manifest, index: int) -> bool:
         """Whether the destination's digest of a chunk is the one that was committed with the baseline."""

@@ -167,7 +167,7 @@ class PageReader:
         """Compare a chunk's content `data`, which lies in `room`, with what the destination holds."""
         grains = self._digester.grains(data)
         digest = self._digester.of(grains)
-        self._plan.compare(index, digest)
+        checked = self._plan.compare(index, digest)
         done = partial(self._rooms.give_back, room)
         if digest not in (ZERO, self._base.digest(index)):
             pieces = [
@@ -175,7 +175,9 @@ class PageReader:
             ]
             return Data(index, digest, whole=True, pieces=lambda: pieces, done=done)
         done()
-        return Zeros(index, 1) if digest != self._base.digest(index) else Same(index, 1)
+        if digest != self._base.digest(index):
+            return Zeros(index, 1)
+        return Same(index, 1, "checked" if checked else "read")
 
 
 def _joined(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

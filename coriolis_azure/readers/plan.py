@@ -27,7 +27,10 @@ class Run:
 
     def as_chunks(self) -> Same | Zeros:
         """What is reported of chunks that are not read."""
-        return (Zeros if self.fate == "zeros" else Same)(self.chunks.start, len(self.chunks))
+        first, count = self.chunks.start, len(self.chunks)
+        if self.fate == "zeros":
+            return Zeros(first, count)
+        return Same(first, count, "relied" if self.relied else "read")
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,10 @@ class Plan:
         if run.relied and self._known.changed is not None:
             self._known.changed.relied_bytes += sum(self._base.span(index)[1] for index in run.chunks)
 
-    def compare(self, index: int, digest: bytes) -> None:
-        """Check a chunk that was read as a whole. Raises ChangeListWrong if a list that is relied on leaves it out."""
-        if self._known.changed is not None:
-            self._known.changed.compare(self._base, index, digest)
+    def compare(self, index: int, digest: bytes) -> bool:
+        """Check a chunk that was read as a whole; whether a list of changes said that it has not changed.
+
+        Raises ChangeListWrong if it has, and the list is relied on.
+        """
+        changed = self._known.changed
+        return changed is not None and changed.compare(self._base, index, digest)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ..errors import CorruptChunk
 from ..replica.manifest import Manifest
@@ -20,10 +20,15 @@ Answer = tuple[
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """A run of chunks that the destination already holds."""
+    """A run of chunks that the destination already holds.
+
+    `how`: how that is known. "read": they were read, or are known to be zeros. "relied": Azure says that they have not
+    changed since the baseline. "checked": Azure says so, and they were read all the same.
+    """
 
     index: int
     count: int
+    how: Literal["read", "relied", "checked"] = "read"
 
 
 @dataclass(frozen=True, slots=True)

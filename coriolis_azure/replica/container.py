@@ -15,7 +15,7 @@ from ..azure.blobs import Blob, Container, Listed, Storage
 from ..errors import AzureError, Conflict, CoriolisAzureError, DestinationFailed, InvalidInput
 from ..events import Notice, Report
 from ..threads import every
-from . import publishing, sets
+from . import history, publishing, sets
 from .page_store import translated
 from .points import LABEL
 from .replica import Replica
@@ -64,6 +64,7 @@ class BlobFolder:
         # Leased until the end of the run, so that a run that has lost the place cannot replace it.
         self._record = self._container.blob(f"{self._prefix}{sets.NAME}")
         self._ending.callback(self._record.release)
+        self._history = self._container.blob(f"{self._prefix}{history.NAME}")
         self._ending.enter_context(every(_RENEW_SECONDS, self._renew))
         try:
             if not existing:
@@ -139,6 +140,15 @@ class BlobFolder:
                 f"{self._record.url} cannot be written: {error}", remedy=error.remedy
             ) from error
 
+    def history(self) -> bytes | None:
+        """See Chronicle."""
+        return self._history.text()
+
+    def keep_history(self, text: bytes) -> None:
+        """See Chronicle."""
+        self._hold()
+        self._history.put(text)
+
     def stop(self) -> None:
         """See Folder."""
         for replica in self._replicas.values():
@@ -162,6 +172,7 @@ class BlobFolder:
             medium.delete()
             medium.close()
         if not self.names():
+            self._history.delete()
             self._record.delete()
             self._owner.delete()
 

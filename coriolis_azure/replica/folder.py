@@ -13,7 +13,7 @@ from types import TracebackType
 
 from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
 from ..events import Notice, Report, silent
-from . import publishing, sets, statefiles
+from . import history, publishing, sets, statefiles
 from .file_store import REMEDIES, Translated
 from .files import POINTS, FileMedium
 from .points import LABEL
@@ -53,7 +53,7 @@ class ImageFolder:
             ) from error
         except OSError as error:
             self.close()
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
         except BaseException:
             self.close()
             raise
@@ -154,6 +154,23 @@ class ImageFolder:
             raise DestinationFailed(
                 f"{path} cannot be written: {error.strerror}", remedy=REMEDIES.get(error.errno or 0)
             ) from error
+
+    def history(self) -> bytes | None:
+        """See Chronicle."""
+        path = self.path / history.NAME
+        with Translated(path, "cannot be read", ""):
+            try:
+                return statefiles.read(path, ours=self._mark is not None, limit=history.LIMIT + 1)
+            except FileNotFoundError:
+                return None
+
+    def keep_history(self, text: bytes) -> None:
+        """See Chronicle."""
+        path = self.path / history.NAME
+        if self._mark is not None:
+            self._mark.check(now=True)
+        with Translated(path, "cannot be written", ""):
+            statefiles.replace(path, [text])
 
     def _owner(self, path: Path) -> str:
         try:
@@ -272,7 +289,7 @@ class FolderPoints:
         return Translated(self._path, what, "")
 
 
-def _unusable(path: Path, error: OSError) -> InvalidInput:
+def unusable(path: Path, error: OSError) -> InvalidInput:
     """The error that says why a folder cannot be used."""
     remedies = {
         errno.ENOENT: "Give an existing folder.",

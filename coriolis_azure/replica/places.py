@@ -56,30 +56,38 @@ def open(
 def _opened(
     url: str, report: Report, storage: Storage | None, *, existing: bool = False, adopt: bool = False
 ) -> Place:
-    scheme = _SCHEME.match(url)
-    if scheme is None:
-        if not url:
-            raise InvalidInput("the destination is empty", remedy="Give the path of a folder.")
-        if _ELSEWHERE.match(url):
-            raise InvalidInput(
-                f"{url} is not a folder of this host",
-                remedy="Mount the place and give its path, or give a URL that begins with "
-                f"{' or '.join(_SCHEMES)}. For a folder of this name, write ./{url}",
-            )
-        return ImageFolder(Path(url), report, existing=existing, adopt=adopt)
-    if is_in_azure(url):
-        if adopt:
-            raise InvalidInput(
-                "a VHD in Blob storage that no run has made cannot be adopted",
-                remedy="Give another prefix, or the path of a folder.",
-            )
-        return _in_storage(url, report, storage, existing=existing)
-    if scheme[1].lower() != "file":
+    if not is_in_azure(url):
+        return ImageFolder(folder(url), report, existing=existing, adopt=adopt)
+    if adopt:
         raise InvalidInput(
-            f"{scheme[0]} is not a kind of destination",
-            remedy=f"Give the path of a folder, or a URL that begins with {', '.join(_SCHEMES)}.",
+            "a VHD in Blob storage that no run has made cannot be adopted",
+            remedy="Give another prefix, or the path of a folder.",
         )
-    return ImageFolder(_local(url), report, existing=existing, adopt=adopt)
+    account, container, prefix = in_storage(url)
+    from .container import BlobFolder  # only if needed: the SDK takes time and memory
+
+    return BlobFolder(required(storage, url), account, container, prefix, report, existing=existing)
+
+
+def folder(url: str) -> Path:
+    """The folder of this host that `url` names: a path, or a file:// URL. Raises InvalidInput if it names none."""
+    scheme = _SCHEME.match(url)
+    if scheme is not None:
+        if scheme[1].lower() != "file":
+            raise InvalidInput(
+                f"{scheme[0]} is not a kind of destination",
+                remedy=f"Give the path of a folder, or a URL that begins with {', '.join(_SCHEMES)}.",
+            )
+        return _local(url)
+    if not url:
+        raise InvalidInput("the destination is empty", remedy="Give the path of a folder.")
+    if _ELSEWHERE.match(url):
+        raise InvalidInput(
+            f"{url} is not a folder of this host",
+            remedy="Mount the place and give its path, or give a URL that begins with "
+            f"{' or '.join(_SCHEMES)}. For a folder of this name, write ./{url}",
+        )
+    return Path(url)
 
 
 def _local(url: str) -> Path:
@@ -93,11 +101,17 @@ def _local(url: str) -> Path:
     return Path("/", name)
 
 
-def _in_storage(url: str, report: Report, storage: Storage | None, *, existing: bool) -> Place:
+def required(storage: Storage | None, url: str) -> Storage:
+    """The storage that `url` needs. Raises InvalidInput if there is none."""
     if storage is None:
         raise InvalidInput(
             f"{url} is in Azure", remedy="Give the connection and the source environment (-c, -e) too."
         )
+    return storage
+
+
+def in_storage(url: str) -> tuple[str, str, str]:
+    """The account, the container and the prefix in a blob:// URL. Raises InvalidInput if one of them is not valid."""
     remedy = "Write it as blob://account/container/prefix."
     account, _, rest = url.partition("://")[2].partition("/")
     container, _, prefix = unquote(rest).partition("/")
@@ -118,6 +132,4 @@ def _in_storage(url: str, report: Report, storage: Storage | None, *, existing: 
             f"{url}: {prefix!r} is not a valid prefix of blob names",
             remedy=f"{remedy} No part of the prefix may be empty, end with a dot, or hold a backslash.",
         )
-    from .container import BlobFolder  # only if needed: the SDK takes time and memory
-
-    return BlobFolder(storage, account, container, prefix, report, existing=existing)
+    return account, container, prefix

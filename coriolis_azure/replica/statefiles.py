@@ -117,10 +117,10 @@ def _probe(folder: Path) -> Iterator[int]:
             os.unlink(name)  # noqa: PTH108
 
 
-def read(path: Path, *, ours: bool = True) -> bytes:
-    """The content of a small file. Raises FileNotFoundError, and InvalidInput like `open_existing`."""
+def read(path: Path, *, ours: bool = True, limit: int = -1) -> bytes:
+    """The content of a small file, at most `limit` bytes. Raises FileNotFoundError, InvalidInput as `open_existing`."""
     with open(open_existing(path, os.O_RDONLY, ours=ours), "rb") as file:
-        return file.read()
+        return file.read(limit)
 
 
 def replace(path: Path, pieces: Iterable[bytes]) -> None:

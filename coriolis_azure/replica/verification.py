@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
-from ..clock import Clock
-from ..errors import DestinationFailed, InvalidInput
+from ..clock import Clock, rfc3339
+from ..errors import CoriolisAzureError, DestinationFailed, InvalidInput
 from ..events import Progress, Report, Step
 from ..model import Json
-from . import comparison, sets
+from . import comparison, history, places, sets
 from .destinations import Persistent, Place
 from .manifest import UNKNOWN, Manifest
+
+if TYPE_CHECKING:
+    from ..azure.blobs import Storage
 
 _SET = "replica"
 _MISSING = "its image is missing"
@@ -59,6 +64,20 @@ def verify(place: Place, report: Report, clock: Clock) -> list[Verdict]:
     if record is None:
         return [*found, Verdict(_SET, None, reason=damage or _UNRECORDED, of_set=True)]
     return _as_set(record, found, place.unpublished())
+
+
+def verify_at(url: str, report: Report, storage: Storage | None, clock: Clock) -> list[Verdict]:
+    """`verify` what is at `url`; if all of it is right, record when that was, where there is a history of runs."""
+    with places.open(url, report, storage, existing=True) as place:
+        found = verify(place, report, clock)
+        record = sets.usable(place) if all(verdict.verified for verdict in found) else None
+        recorded = record is not None and bool(history.read(place).runs)
+    if recorded and record is not None and record.point is not None:
+        with suppress(CoriolisAzureError), places.open(url, report, storage) as writable:
+            now = sets.usable(writable)
+            if now is not None and now.point == record.point:
+                history.verified(writable, record.point.time, rfc3339(clock.now()), report)
+    return found
 
 
 def _as_set(record: sets.Record, found: list[Verdict], unpublished: list[str]) -> list[Verdict]:
