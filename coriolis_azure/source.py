@@ -342,7 +342,11 @@ class Source:
             self.context.report(Copied(disk.name, 0, disk.size_bytes, 0))
         begun = self.begun(resources.run, machine, [disk.name for disk in disks])
         place = target.folder if isinstance(target.folder, destinations.Place) else None
-        record = sets.begin(place, machine.id, begun, keep) if place is not None else None
+        record = None
+        if place is not None:
+            keeps = self.environment.keep_baseline
+            record = sets.begin(place, machine.id, begun, keep, keep_baseline=keeps)
+            target.baselines.own(_owners(record, disks))
 
         def publish(outcomes: Sequence[transfer.Outcome]) -> None:
             if place is not None and record is not None:
@@ -607,6 +611,13 @@ class Source:
     def _tell_caveats(self, machine: Machine) -> None:
         for caveat in machine.caveats:
             self.context.report(Notice(caveat))
+
+
+def _owners(record: sets.Record, disks: Sequence[Disk]) -> dict[str, Owner]:
+    """Whose baselines those of a replica's disks are, by disk name; none if no run has kept any."""
+    if not record.stream:
+        return {}
+    return {disk.name: Owner(disk.id, f"{record.stream}-{disk.name}") for disk in disks}
 
 
 def _copied_and(

@@ -15,6 +15,7 @@ import pytest
 from coriolis_azure.azure import names
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers.changed import WINDOW
+from coriolis_azure.replica import sets
 from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import DiskReport, Source
@@ -441,3 +442,29 @@ def test_whatever_a_run_dies_of_the_next_one_is_right_and_leaves_one_baseline(
             replica.write(chunks.randrange(SIZE // 65536), seed=-at)
         replica.run()
     assert at > 40
+
+
+@pytest.mark.parametrize("before", ["nothing", "a replica without a baseline"])
+def test_a_first_baseline_that_no_image_names_yet_goes_with_the_next_run(
+    replica: Replica, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before != "nothing":
+        replica.run(keep_baseline=False)
+    record_point = sets.complete
+
+    def die(*arguments: object) -> None:
+        del arguments
+        replica.azure.intercept = dying(0)
+        raise Died
+
+    for _ in range(2):
+        monkeypatch.setattr(sets, "complete", die)
+        with pytest.raises(Died):
+            replica.source().replicate("web", replica.folder)
+        replica.azure.intercept = None
+    assert len(replica.baselines()) == 2
+    monkeypatch.setattr(sets, "complete", record_point)
+    replica.run()
+    assert len(replica.baselines()) == 1
+    replica.run(keep_baseline=False)
+    assert replica.baselines() == []

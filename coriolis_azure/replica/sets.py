@@ -6,15 +6,17 @@ the root of each manifest (`point`). Until then the record keeps the point of th
 fails changes nothing.
 
     {"version": 1, "vm": ..., "begun": {"run", "time", "disks", "left_out"},
-                              "point": {"run", "time", "roots", "left_out"}, "keep": ...}
+                              "point": {"run", "time", "roots", "left_out"}, "keep": ..., "stream": ...}
 
 Times are in UTC, in the format of RFC 3339. `begun` and `point` may be null. `keep`: how many earlier points to keep;
-null if no run has said so, then as many as there are.
+null if no run has said so, then as many as there are. `stream`: a random name by which the baselines of the replica's
+disks are found, even if no manifest names them yet; "" if no run has kept any.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -57,6 +59,7 @@ class Record:
     begun: Begun | None = None
     point: Point | None = None
     keep: int | None = None
+    stream: str = ""
 
     @property
     def keeps_points(self) -> bool:
@@ -82,6 +85,7 @@ class Record:
                 _begun(document["begun"]),
                 _point(document["point"]),
                 _number(document.get("keep")),
+                _text(document.get("stream", "")),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidInput(
@@ -112,15 +116,19 @@ def usable(place: Place, report: Report = silent) -> Record | None:
         return None
 
 
-def begin(place: Place, vm: str, begun: Begun, keep: int | None = None) -> Record:
+def begin(
+    place: Place, vm: str, begun: Begun, keep: int | None = None, *, keep_baseline: bool = False
+) -> Record:
     """Record that a run is about to copy, and return the record; durable on return. The point stays as it was.
 
-    `keep`: how many earlier points to keep from now on; None for as many as before.
+    `keep`: how many earlier points to keep from now on; None for as many as before. `keep_baseline`: whether the run is
+    going to keep baselines.
     """
     before = usable(place)
     if before is None or before.vm.lower() != vm.lower():
         before = Record(vm)
-    record = Record(vm, begun, before.point, before.keep if keep is None else keep)
+    stream = before.stream or (secrets.token_hex(8) if keep_baseline else "")
+    record = Record(vm, begun, before.point, before.keep if keep is None else keep, stream)
     place.keep_record(record.text())
     return record
 

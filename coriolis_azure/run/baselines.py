@@ -95,16 +95,17 @@ _FIELDS = dict.fromkeys(("stream", "id", "unique_id", "made", "family", "disk"),
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose baselines they are, if that is not known from a replica: the volume of a disk, as its entry tells.
+    """Whose baselines they are, if no manifest tells: a disk of a replica, or the volume of a disk.
 
-    `disk`: the disk's ARM id. `stream`: that of the state in the entry, "" without one. `destination`: a digest of how
-    the orchestrator describes the volume. Without a stream, baselines of the disk that were made for the same words are
-    its own: an execution has left them whose result was lost.
+    `disk`: the disk's ARM id. `stream`: that of the replica's record or of the state in the volume's entry, "" without
+    one. `destination`: a digest of how the orchestrator describes the volume, "" for a replica. Without a stream,
+    baselines of the disk that were made for the same words are its own: an execution has left them whose result was
+    lost.
     """
 
     disk: str
     stream: str
-    destination: str
+    destination: str = ""
 
     def owns(self, snapshot: Json) -> bool:
         """Whether a snapshot, by Azure's document of it, is one of its baselines."""
@@ -134,11 +135,15 @@ class Baselines:
         self, context: Context, resources: Resources, owners: Mapping[str, Owner] | None = None
     ) -> None:
         self._context, self._resources = context, resources
-        self._owners = owners or {}
+        self._owners = dict(owners or {})
         self._streams: dict[str, str] = {}
         self._older: dict[str, Baseline] = {}
         self._newer: dict[str, Baseline] = {}
         self._lock = Lock()
+
+    def own(self, owners: Mapping[str, Owner]) -> None:
+        """Before anything is begun: also the baselines of these owners are those of the run's disks."""
+        self._owners |= owners
 
     def begin(self, disk: str, baseline: Baseline | None) -> str:
         """A disk's replica has this baseline, or none; return the name of its stream."""
@@ -190,8 +195,8 @@ class Baselines:
             names.MADE_TAG: names.stamp(now),
             names.UNTIL_TAG: names.stamp(now + timedelta(days=context.environment.baseline_days)),
         }
-        if disk in self._owners:
-            tags[names.DESTINATION_TAG] = self._owners[disk].destination
+        if disk in self._owners and (destination := self._owners[disk].destination):
+            tags[names.DESTINATION_TAG] = destination
         return tags
 
     def retire(self) -> None:
