@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
+    from .fleet import Fleet, FleetResult, FleetVm, VmResult
     from .model import Disk, Machine, Nic
     from .plugin.provider import AzureExportProvider
     from .replica.destinations import Destination, Folder, Place
@@ -27,6 +28,9 @@ __all__ = [
     "Destination",
     "Disk",
     "DiskReport",
+    "Fleet",
+    "FleetResult",
+    "FleetVm",
     "Folder",
     "Machine",
     "Manifest",
@@ -38,6 +42,7 @@ __all__ = [
     "RunReport",
     "Source",
     "Status",
+    "VmResult",
     "__version__",
     "errors",
     "events",
@@ -48,6 +53,9 @@ _HOMES = {
     "Destination": "replica.destinations",
     "Disk": "model",
     "DiskReport": "source",
+    "Fleet": "fleet",
+    "FleetResult": "fleet",
+    "FleetVm": "fleet",
     "Folder": "replica.destinations",
     "Machine": "model",
     "Manifest": "replica.manifest",
@@ -59,6 +67,7 @@ _HOMES = {
     "RunReport": "timeline",
     "Source": "source",
     "Status": "replica.status",
+    "VmResult": "fleet",
 }
 
 

@@ -31,6 +31,8 @@ from .errors import cleaned
 
 LOG = logging.getLogger(__name__)
 
+# Steps of a `Fleet`: the run of a VM begins, and is done or has failed.
+BEGIN, DONE, FAILED = "begin", "done", "failed"
 _TELL_SECONDS = 10.0
 _REPORTS_PER_SECOND = 5
 

@@ -382,6 +382,13 @@ def read_json(file: Path) -> Any:
         raise InvalidInput(f"{file} is not a readable JSON file: it is nested too deeply") from error
 
 
+def changed(document: Any, changes: Mapping[str, str | None]) -> Any:
+    """Settings with those of `changes` that are not None; a document that is no object is returned as it is."""
+    if not isinstance(document, dict):
+        return document
+    return {**document, **{name: value for name, value in changes.items() if value is not None}}
+
+
 def exposed(file: Path, connection_info: Any) -> list[str]:
     """Warnings about the files with a connection's secrets that every user of this host can read."""
     secrets = (

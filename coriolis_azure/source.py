@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
 from . import restoring, transfer
@@ -33,8 +33,9 @@ from .errors import Cancelled, CoriolisAzureError, InvalidInput
 from .events import Copied, Event, Notice, Report, Step, located, silent, unfailing
 from .machine import inspection, listing
 from .mechanisms import copying
-from .mechanisms.target import Read, Target
+from .mechanisms.target import Launch, Read, Target
 from .model import Disk, Json, Machine, Run, Worker
+from .readers.rate_limiter import RateLimiter
 from .replica import destinations, history, places, sets, status, verification
 from .replica.container import BlobFolder
 from .replica.destinations import Folder
@@ -109,6 +110,31 @@ class Replicated:
 
 def _ignore(report: RunReport) -> None:
     del report
+
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+
+class Options(TypedDict, total=False):
+    """What `Source.replicate` and `Fleet.replicate` can be asked for; see there."""
+
+    shutdown: bool
+    full: bool
+    adopt: bool
+    keep: int | None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the runs of a fleet in one source environment share, and need not do each for itself.
+
+    `launch` gives a run its worker (None: it boots its own), and `limiter` limits the bandwidth of all. What dead runs
+    have left is deleted by the fleet, once.
+    """
+
+    launch: Launch | None = None
+    limiter: RateLimiter | None = None
 
 
 class Source:
@@ -282,13 +308,22 @@ class Source:
         (DisksChanged if the VM's disks changed), WorkerError, TransferError, DeadlinePassed or Cancelled. After an
         error, the replica is what it was before.
         """
+        return self.replicate_sharing(None, vm, to, shutdown=shutdown, full=full, adopt=adopt, keep=keep)
+
+    def replicate_sharing(
+        self, shared: Shared | None, vm: str, to: str | Path | Folder, **options: Unpack[Options]
+    ) -> Replicated:
+        """As `replicate`, as one of several runs that share something; None shares nothing. For `Fleet`."""
+        shutdown, full = options.get("shutdown", False), options.get("full", False)
+        adopt, keep = options.get("adopt", False), options.get("keep")
         now, short = self.context.clock.monotonic, vm.rpartition("/")[2]
         began, started, down = now(), names.stamp(self.context.clock.now()), None
         with self._recording(short) as recorder, self._work(short):
             machine = self.inspect(vm)
             disks = self.chosen(machine)
             self._tell_caveats(machine)
-            self.sweep(DEAD_AFTER)  # first, because leftovers of dead runs count towards quotas
+            if shared is None:
+                self.sweep(DEAD_AFTER)  # first, because leftovers of dead runs count towards quotas
             preflight.refuse(self.context, machine, disks)
             with self._opened(to, adopt=adopt) as folder:
                 folder.reserve([disk.name for disk in disks])
@@ -296,12 +331,18 @@ class Source:
                 folder.tell_removed([disk.name for disk in machine.disks])
                 with history.kept(folder, recorder, self.context.report) as keeper:
                     with self._run(machine) as (resources, left_behind):
-                        worker = copying.launch_worker(self.context, resources, machine, disks, folder)
+                        launch = shared.launch if shared is not None else None
+                        worker = copying.launch_worker(
+                            self.context, resources, machine, disks, folder, launch
+                        )
                         if shutdown:
                             down = now()
                             self.deallocate(machine)
                         baselines = Baselines(self.context, resources)
-                        target = Target(self.context, folder, baselines, full=full)
+                        limiter = shared.limiter if shared is not None else None
+                        target = Target(
+                            self.context, folder, baselines, full=full, limiter=limiter, launch=launch
+                        )
                         copying_began = now()
                         point, outcomes = self._copied(target, resources, worker, machine, disks, keep)
                         complete = now()

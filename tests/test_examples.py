@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from coriolis_azure import AzureExportProvider, Replicated, Source, errors, events, testing
+from coriolis_azure import (
+    AzureExportProvider,
+    Fleet,
+    FleetResult,
+    Replicated,
+    Source,
+    errors,
+    events,
+    testing,
+)
 from coriolis_azure.settings import Environment, read_json
 from harness.command_line import run
 
@@ -68,6 +77,19 @@ def test_an_example_of_the_api_replicates(
     assert isinstance(report, Replicated)
     assert (report.vm, report.left_behind) == ("web-1", ())
     assert (tmp_path / "replicas/web-1/os.raw").stat().st_size == report.disks[0].size_bytes
+
+
+@pytest.mark.parametrize("of_a_fleet", [lambda: in_docstring(Fleet), lambda: in_page("docs/fleet.md")[0]])
+def test_an_example_of_a_fleet_replicates(
+    of_a_fleet: Callable[[], str], names: dict[str, Any], tmp_path: Path
+) -> None:
+    names["source_environment"] = {**names["source_environment"], "replica_export_mechanism": "snapshots"}
+    scope = dict(names)
+    exec(of_a_fleet(), scope)
+    result = scope["result"]
+    assert isinstance(result, FleetResult)
+    assert (result.failed, result.left_behind) == ((), ())
+    assert (tmp_path / "replicas/web-1/os.raw").exists()
 
 
 def test_the_examples_of_the_page_on_the_api(names: dict[str, Any]) -> None:

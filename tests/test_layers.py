@@ -20,7 +20,18 @@ PACKAGE = Path(__file__).parent.parent / NAME
 
 GROUND = {"errors", "clock", "tls", "threads", "model", "events", "settings", "formats", "vhd", "timeline"}
 STEPS = {"azure", "run", "replica", "readers", "machine", "worker"}
-CORE = {*GROUND, "agent", *STEPS, "checks", "transfer", "restoring", "mechanisms", "source", "cutover"}
+CORE = {
+    *GROUND,
+    "agent",
+    *STEPS,
+    "checks",
+    "transfer",
+    "restoring",
+    "mechanisms",
+    "source",
+    "fleet",
+    "cutover",
+}
 
 # What each room may import besides itself and the version: rooms, or single modules of them.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,12 +48,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "restoring": {*GROUND, "readers", "replica", "transfer"},
     "mechanisms": {*GROUND, *STEPS, "transfer"},
     "source": {*GROUND, *STEPS, "checks", "mechanisms", "restoring", "transfer"},
+    "fleet": {*GROUND, "azure", "machine", "readers", "replica", "run", "worker", "source"},
     "cutover": {*GROUND, "replica", "source"},
     "plugin": CORE,
     "testing": {"replica"},
     "cli": {*CORE, "plugin", "sandbox"},
     "__main__": {"cli"},
-    "__init__": {"source", "plugin", "replica", "restoring", *GROUND},
+    "__init__": {"source", "fleet", "plugin", "replica", "restoring", *GROUND},
     "sandbox": {*GROUND, "azure.documents"},
 }
 

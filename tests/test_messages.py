@@ -15,7 +15,7 @@ import pytest
 
 from coriolis_azure import settings
 from coriolis_azure.azure import codes
-from coriolis_azure.cli.commands import cli
+from coriolis_azure.cli.entry import cli
 from coriolis_azure.events import counted
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from .. import __version__, settings
 from ..azure import codes, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
 from . import files
-from .options import Group, assignable, at_places, json_option, opened, rate, source_options
+from .options import Group, assignable, at_places, json_option, opened, source_options
 from .output import err, out, print_json, raise_left_behind, say, show
 from .progress import watching
 from .tables import (
@@ -271,70 +271,6 @@ def role(
     )
     chosen = {feature for wanted, feature in features if wanted}
     print_json(permissions.role(chosen, scopes or ("/subscriptions/00000000-0000-0000-0000-000000000000",)))
-
-
-@cli.command()
-@source_options
-@click.argument("vm")
-@click.option(
-    "--to",
-    required=True,
-    metavar="DEST",
-    help="A folder or file:// URL, for a sparse raw image per disk; or blob://account/container/prefix, for VHDs.",
-)
-@click.option("--shutdown", is_flag=True, help="Deallocate the VM before copying its disks. It stays off.")
-@click.option("--full", is_flag=True, help="Send everything, whatever the destination already holds.")
-@click.option(
-    "--adopt",
-    is_flag=True,
-    help="Take over images at DEST that no run has made. By default they are refused.",
-)
-@click.option(
-    "--keep",
-    type=click.IntRange(0, 999),
-    metavar="N",
-    help="Keep N earlier points in time at DEST for `restore`, in later runs too. [default: as before; at first 0]",
-)
-@click.option(
-    "--limit",
-    metavar="RATE",
-    callback=rate,
-    help="Bandwidth limit for all disks together: 50MiB/s.",
-)
-@mechanism_option()
-@consistency_option()
-@json_option
-def replicate(
-    connection: Path,
-    environment: Path,
-    vm: str,
-    to: str,
-    mechanism: str | None,
-    consistency: str | None,
-    shutdown: bool,
-    full: bool,
-    adopt: bool,
-    keep: int | None,
-    limit: str | None,
-    as_json: bool,
-) -> None:
-    """Copy all disks of a VM to DEST. Run it again to send only what has changed since.
-
-    Everything that a run makes in Azure (snapshots, disks, a worker VM and its network) is deleted at its end, even if
-    it fails or is interrupted.
-    """
-    changes = {
-        "bandwidth_limit": limit,
-        "replica_export_mechanism": mechanism,
-        "consistency": consistency,
-    }
-    with opened(connection, environment, as_json=as_json, **changes) as source:
-        done = source.replicate(vm, to, shutdown=shutdown, full=full, adopt=adopt, keep=keep)
-    if as_json:
-        print_json(done.to_json())
-    else:
-        replication_table(done.vm, done).show()
-    raise_left_behind(done.left_behind)
 
 
 @cli.command()

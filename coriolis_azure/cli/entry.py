@@ -20,8 +20,8 @@ from ..errors import (
     cleaned,
     exhausted,
 )
-from . import sandbox  # noqa: F401 - its commands belong to the group
-from .commands import cli
+from . import fleet, sandbox  # noqa: F401 - their commands belong to the group
+from .commands import cli as cli  # with the commands of all modules
 from .options import json_is_asked_for
 from .output import err, show
 from .streams import ended_streams, ready_streams

@@ -102,26 +102,42 @@ def json_option(command: F) -> F:
 
 def source_options(command: F, *, required: bool = True) -> F:
     """Add -c and -e."""
-    file = click.Path(exists=True, dir_okay=False, path_type=Path)
-    connection = click.option(
+    return _connection(required=required)(_environment(required=required)(command))
+
+
+def several_sources_options(command: F) -> F:
+    """Add -c and -e, of which the latter may be repeated."""
+    return _connection(required=True)(_environment(required=True, multiple=True)(command))
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _connection(*, required: bool) -> Callable[[F], F]:
+    return click.option(
         "-c",
         "--connection",
-        type=file,
+        type=_FILE,
         required=required,
         envvar="CORIOLIS_AZURE_CONNECTION",
         show_envvar=True,
         help="JSON file: which Azure to use, and as whom to sign in. Keep it private.",
     )
-    environment = click.option(
+
+
+def _environment(*, required: bool, multiple: bool = False) -> Callable[[F], F]:
+    more = " May be repeated, for VMs in several places." if multiple else ""
+    return click.option(
         "-e",
         "--environment",
-        type=file,
+        "environments" if multiple else "environment",
+        type=_FILE,
         required=required,
+        multiple=multiple,
         envvar="CORIOLIS_AZURE_ENVIRONMENT",
         show_envvar=True,
-        help="JSON file: where the VMs are, and how to make the worker.",
+        help=f"JSON file: where the VMs are, and how to make the worker.{more}",
     )
-    return connection(environment(command))
 
 
 @contextlib.contextmanager
@@ -144,10 +160,8 @@ def opened(connection: Path, environment: Path, *, as_json: bool, **changes: str
     """A Source from the two files, with its progress shown; `changes` but None replace settings of the environment."""
     from ..source import Source  # the SDKs take a second to import: not for --help
 
-    connection_info, source_environment = settings.read_json(connection), settings.read_json(environment)
-    if isinstance(source_environment, dict):
-        given = {setting: value for setting, value in changes.items() if value is not None}
-        source_environment = {**source_environment, **given}
+    connection_info = settings.read_json(connection)
+    source_environment = settings.changed(settings.read_json(environment), changes)
     with watching(as_json=as_json) as report:
         for warning in settings.exposed(connection, connection_info):
             report(Notice(warning))

@@ -21,6 +21,7 @@ from ..clock import Clock
 from ..errors import cleaned
 from ..events import Copied, Event, Notice, Report, Step, Waiting, amount, json_lines, line, logged, span
 from ..threads import Lock, every
+from . import several_vms
 from .logs import steps_are_logged
 from .output import err, show
 
@@ -32,13 +33,19 @@ _TOTAL = "total"
 
 
 @contextmanager
-def watching(*, as_json: bool) -> Iterator[Report]:
-    """A sink for events: JSON lines, a live display on a terminal, or occasional lines elsewhere."""
+def watching(*, as_json: bool, many: bool = False) -> Iterator[Report]:
+    """A sink for events: JSON lines, a live display on a terminal, or occasional lines elsewhere.
+
+    `many`: of several VMs, each is shown as a whole.
+    """
     if as_json:
         yield json_lines(sys.stderr)
     elif steps_are_logged():
         lines = Lines(Clock())
         yield lambda event: lines.report(event) if isinstance(event, Copied) else logged(event)
+    elif many:
+        with several_vms.watching(lively=_is_lively()) as report:
+            yield report
     elif _is_lively():
         screen = Screen(Clock(), err())
         with screen.live:

@@ -20,6 +20,7 @@ from .output import Table, out, show
 if TYPE_CHECKING:  # the commands import most of these only when they are used
     from ..azure.codes import Code
     from ..checks.finding import Finding
+    from ..fleet import VmResult
     from ..model import Json, Machine
     from ..replica.survey import Surveyed
     from ..restoring import Restored
@@ -108,6 +109,22 @@ def replication_table(title: str, done: Any) -> Table:
     if not any(disk.reason for disk in done.disks):  # by the worker, as always
         columns, records = columns[:-2], [record[:-2] for record in records]
     return Table(columns, records, f"{title}: as of {done.point}, {done.seconds:.1f} s")
+
+
+def fleet_table(results: Iterable[VmResult]) -> Table:
+    """One row for each VM, with all of its outcome."""
+    records = []
+    for each in results:
+        done = each.replicated
+        sent = amount(sum(disk.sent_bytes for disk in done.disks)) if done is not None else "-"
+        left = counted(len(each.left_behind), "resource") + " left in Azure" if each.left_behind else ""
+        if each.error is not None:
+            outcome, remedy = Text(cleaned(each.error.message), "red"), each.error.remedy
+        else:
+            outcome, remedy = Text(left or "done", "yellow" if left else "green"), "-"
+        remedy = "Run `coriolis-azure cleanup`." if left and each.error is None else remedy
+        records.append((each.vm, outcome, sent, f"{each.seconds:.1f}", remedy))
+    return Table(("VM", "result", "sent", "seconds", "what to do"), records)
 
 
 def cutover_table(done: Any) -> Table:

@@ -22,10 +22,11 @@ from ..run.baselines import Baseline
 from ..run.resources import Resources
 from ..settings import AUTO, HYBRID, SNAPSHOTS
 from ..transfer import Outcome
-from ..worker import launch, sizes
+from ..worker import launch as launching
+from ..worker import sizes
 from . import auto, hybrid, snapshots, vhds
 from . import worker as by_worker
-from .target import Target, listed
+from .target import Launch, Target, listed
 
 
 def launch_worker(
@@ -34,10 +35,12 @@ def launch_worker(
     machine: Machine,
     disks: Sequence[Disk],
     folder: Folder | None = None,
+    launch: Launch | None = None,
 ) -> Worker | None:
     """Launch a worker for `disks`; return None if it would have nothing to read.
 
-    `folder`: where the disks are going to be copied to, if that is known.
+    `folder`: where the disks are going to be copied to, if that is known. `launch` gives the worker; None for one of
+    the run's own.
     """
     location = context.environment.location
     choices = choose(context, disks, partial(_is_proved, folder) if folder else _yes)
@@ -48,7 +51,16 @@ def launch_worker(
         # A security group costs nothing, and its tags show that the run is alive.
         resources.create("nsg", "nsg", {"properties": {}})
         return None
-    return launch.launch(resources, sizes.needs(machine, needing), context.environment, context.report)
+    return (launch or own(context))(resources, machine, needing)
+
+
+def own(context: Context) -> Launch:
+    """What boots a worker of the run's own."""
+
+    def launch(resources: Resources, machine: Machine, disks: Sequence[Disk]) -> Worker:
+        return launching.launch(resources, sizes.needs(machine, disks), context.environment, context.report)
+
+    return launch
 
 
 def copy(
@@ -92,7 +104,7 @@ def _copy_as_chosen(
     if any(disk.unmanaged for disk in disks):
         outcomes = vhds.copy_directly(target, resources, disks)
     else:
-        launched = partial(_launched, context, resources, worker, machine)
+        launched = partial(_launched, target, resources, worker, machine)
         outcomes = auto.copy(target, resources, machine, disks, choices, launched)
     for name, choice in choices.items():
         if (read := target.read[name]).reason != choice.reason:
@@ -102,13 +114,13 @@ def _copy_as_chosen(
 
 
 def _launched(
-    context: Context, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
+    target: Target, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
 ) -> Worker:
     """The worker of a run, launched for `disks` if there is none yet."""
     if worker is not None:
         return worker
-    new = launch.launch(resources, sizes.needs(machine, disks), context.environment, context.report)
-    by_worker.try_agent(context, new)
+    new = (target.launch or own(target.context))(resources, machine, disks)
+    by_worker.try_agent(target.context, new)
     return new
 
 

@@ -10,15 +10,19 @@ from ..azure.context import Context
 from ..clock import Scope, scope
 from ..errors import ChangeListWrong
 from ..events import Notice, Progress
-from ..model import Disk
+from ..model import Disk, Machine, Worker
 from ..readers.flow import Flow
 from ..readers.rate_limiter import RateLimiter
 from ..readers.reader import Reader
 from ..replica.destinations import Based, Destination, Folder
 from ..run.baselines import Baseline, Baselines
+from ..run.resources import Resources
 from ..settings import WORKER
 from ..threads import ordered
 from ..transfer import Outcome
+
+# What gives a run the worker that is to read these disks of its machine.
+Launch = Callable[[Resources, Machine, Sequence[Disk]], Worker]
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,27 @@ class Read:
 class Target:
     """The destination and settings for all disks of a run, which share the bandwidth limit.
 
-    With `full`, every chunk is sent, whatever the folder already holds. `baselines`: those of the run.
+    With `full`, every chunk is sent, whatever the folder already holds. `baselines`: those of the run. `limiter` and
+    `launch`: those that it shares with other runs, if any.
     """
 
-    def __init__(self, context: Context, folder: Folder, baselines: Baselines, *, full: bool = False) -> None:
+    def __init__(
+        self,
+        context: Context,
+        folder: Folder,
+        baselines: Baselines,
+        *,
+        full: bool = False,
+        limiter: RateLimiter | None = None,
+        launch: Launch | None = None,
+    ) -> None:
         limit = context.environment.bandwidth_limit
         self.context, self.folder, self._full = context, folder, full
-        self.baselines = baselines
+        self.baselines, self.launch = baselines, launch
         self.read: dict[
             str, Read
         ] = {}  # by disk name; of disks that are not read from snapshots nothing is said
-        self._limiter = RateLimiter(limit, context.clock) if limit else None
+        self._limiter = limiter or (RateLimiter(limit, context.clock) if limit else None)
 
     def concurrent(self, disks: int) -> int:
         """How many of `disks` disks are copied concurrently."""

@@ -20,6 +20,7 @@ from .points import LABEL
 from .replica import Replica
 from .runmark import RunMark
 
+OWNER = ".vm"  # the file with the id of the VM
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 _DISK = re.compile(r"os|data-[0-9]{1,3}")
 _DRAFT = re.compile(rf"({_DISK.pattern})\.raw\.(?:draft|partial|redo|index)")
@@ -65,7 +66,7 @@ class ImageFolder:
             self.path.mkdir(mode=0o700)
             self.path.chmod(0o700)
         self._lock_fd = statefiles.open_or_create(self.path / ".lock", os.O_RDWR)
-        _flock(self._lock_fd, fcntl.LOCK_EX)
+        flock(self._lock_fd, fcntl.LOCK_EX)
         mark = RunMark(self.path / ".run", self._lock_fd)
         mark.take()
         self._mark = mark
@@ -80,7 +81,7 @@ class ImageFolder:
             self._lock_fd = statefiles.open_existing(self.path / ".lock", os.O_RDONLY, ours=False)
         except (FileNotFoundError, PermissionError):
             return
-        _flock(self._lock_fd, fcntl.LOCK_SH)
+        flock(self._lock_fd, fcntl.LOCK_SH)
 
     def disk(self, name: str) -> Replica:
         """The replica of the disk `name`: "os" or "data-<lun>"."""
@@ -98,7 +99,7 @@ class ImageFolder:
 
     def claim(self, vm: str) -> None:
         """See Folder. The VM's id is kept in the file `.vm`."""
-        owner = self.path / ".vm"
+        owner = self.path / OWNER
         try:
             found = self._owner(owner)
             if not found:
@@ -307,7 +308,7 @@ def unusable(path: Path, error: OSError) -> InvalidInput:
     )
 
 
-def _flock(fd: int, kind: int) -> None:
+def flock(fd: int, kind: int) -> None:
     """Lock the file. Raises BlockingIOError if another run has; does nothing if the file system has no locks."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
