@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.source import Source
 from harness.battles import served
 from harness.conductor import TIMES, Task
 from harness.snapshot_transfers import Place, Transfer
@@ -63,6 +64,11 @@ class Strike:
         self.task.signal(self._number)
 
 
+def connect(place: Place) -> Source:
+    """What sees what is in Azure."""
+    return Source(place.connection, place.azure.environment())
+
+
 def struck(place: Place, method: str, arguments: tuple[Any, ...], strike: Strike) -> dict[str, Any]:
     """What becomes of a task that is struck."""
     with Task(method, place.connection, *arguments) as task:
@@ -110,6 +116,39 @@ def test_a_copying_that_is_killed_at_any_request(place: Place, first: bool) -> N
         assert place.left() == transfer.baselines(), (at, after)
         if first:
             transfer.give_up()
+
+
+def test_a_baseline_that_a_killed_copying_was_reading_is_closed_by_the_orchestrators_clean_up(
+    place: Place,
+) -> None:
+    transfer = Transfer(place)
+    transfer.execute()
+    old = transfer.baselines()
+
+    class Opened(Strike):
+        """Once a baseline can be read."""
+
+        def _intercept(self, request: Request, answer: Callable[[Request], Response]) -> Response:
+            response = answer(request)
+            is_read = request.method == "POST" and request.path.lower().startswith(tuple(old))
+            if is_read and self.task is not None and not self.count:
+                self.count += 1
+                self._hit()
+            return response
+
+    def exposed() -> list[str]:
+        with connect(place) as source:
+            snapshots = source.azure.resources("snapshot", source.environment.resource_group)
+        closed = {"networkAccessPolicy": "DenyAll", "diskState": "Unattached"}
+        return [each["id"] for each in snapshots if not closed.items() <= each["properties"].items()]
+
+    resources, reached = transfer.begin()
+    struck(place, "replicate_disks", transfer.copying(resources, reached), Opened(place))
+    assert {id.lower() for id in exposed()} & set(old)
+    transfer.end(resources)
+    assert exposed() == []
+    assert place.left() == old
+    transfer.execute()
 
 
 def test_a_cancelled_copying_undoes_itself(place: Place) -> None:

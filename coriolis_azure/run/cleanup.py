@@ -7,7 +7,7 @@ knows what exists now; the subscription-wide index lags behind by minutes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
@@ -55,9 +55,9 @@ class Leftover:
 def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str] = ()) -> list[str]:
     """Delete everything of `run`: its `known` ids, and what Azure lists with its tag.
 
-    `vhds` are the URLs of its VM's VHDs: the VM may be gone while snapshots of them still exist. Returns the ids that
-    could not be deleted. Idempotent. If the listing fails, the known ids are deleted first, then its AzureError is
-    raised.
+    The baselines that it was reading when it died are closed. `vhds` are the URLs of its VM's VHDs: the VM may be gone
+    while snapshots of them still exist. Returns the ids that could not be deleted. Idempotent. If the listing fails,
+    the known ids are deleted first, then its AzureError is raised.
     """
     context.report(Step("clean up", run.id))
     azure, clock, storage = context.azure, context.clock, context.storage
@@ -70,8 +70,20 @@ def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str]
     attached_disks.free(azure, listed, clock)
     rest = [id for id in listed if id.lower() not in tried]
     remaining += resources.delete(azure, rest, clock, storage, before=remaining)
+    others = {leftover.instance for leftover in leftovers if leftover.run != run.id}
+    _close(context, [each for each in documents["snapshot"] if _is_about(each, run.instance)], others)
     reported = {id.lower() for id in remaining}
     return remaining + [id for id in _stripped(azure, run, documents) if id.lower() not in reported]
+
+
+def _is_about(document: Json, instance: str) -> bool:
+    return names.tags_of(document).get(names.INSTANCE_TAG) == instance[:256]
+
+
+def _close(context: Context, snapshots: Iterable[Json], alive: Collection[str]) -> None:
+    """Close the baselines that a run was reading when it died; `alive`: the VMs of runs that may be reading theirs."""
+    for id in left_open(snapshots, alive):
+        Managed(context).close(id)
 
 
 def _witnesses(documents: Mapping[str, Sequence[Json]], listed: Sequence[str]) -> list[Json]:
@@ -133,8 +145,7 @@ def sweep(
     attached_disks.free(azure, [id for leftover in swept for id in leftover.ids], clock)
     remaining = resources.delete(azure, [id for leftover in swept for id in leftover.ids], clock, storage)
     alive = {leftover.instance for leftover in listed if leftover not in swept}
-    for id in left_open(documents["snapshot"], alive):
-        Managed(context).close(id)
+    _close(context, documents["snapshot"], alive)
     incomplete = {leftover.run for leftover in swept if set(leftover.ids) & set(remaining)}
     for run, path in dead.items():
         if run not in incomplete:
