@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from peak import peak_kib
+
 from coriolis_azure import transfer
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, Progress
@@ -70,13 +72,11 @@ def main(task: dict[str, Any]) -> None:
     began = time.perf_counter()
     outcomes = list(ordered(copy, enumerate(task["disks"]), threads=at_once, ahead=2 * at_once))
     seconds = time.perf_counter() - began
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     print(
         json.dumps(
             {
                 "seconds": seconds,
-                "host_kib": peak,
+                "host_kib": peak_kib(),
                 "sent": sum(o.sent_bytes for o in outcomes),
                 "notices": notices,
             }

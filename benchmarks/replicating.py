@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from peak import peak_kib
+
 from coriolis_azure import Source
 
 MIB = 1 << 20
@@ -28,13 +30,11 @@ def main(task: dict[str, Any]) -> None:
     with Source(connection, {**environment, **task["environment"]}) as source:
         disks = source.replicate("web", Path(task["to"])).disks
     seconds = time.perf_counter() - begun
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     print(
         json.dumps(
             {
                 "seconds": seconds,
-                "host_mib": peak >> 10,
+                "host_mib": peak_kib() >> 10,
                 "read_mib": sum(disk.read_bytes for disk in disks) / MIB,
                 "sent_mib": sum(disk.sent_bytes for disk in disks) / MIB,
                 "relied_mib": sum(disk.relied_bytes for disk in disks) / MIB,

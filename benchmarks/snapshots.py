@@ -234,11 +234,15 @@ def fourth(folder: Path) -> None:
 
 
 def listed(folder: Path) -> None:
-    """The lists of 1 TiB with millions of ranges."""
-    with sandbox(folder, long=True) as (azure, run):
+    """The lists of 1 TiB with millions of ranges. Nothing is read of the disk: that takes hours."""
+    with sandbox(folder, long=True) as (azure, _):
         local.add_vm(azure, "web", disk(folder / "disk.raw", 1 << 40, 0))
-        for turn in ("first", "second", "third"):
-            show(f"1 TiB, {RANGES:,} ranges, {turn} run", run(keep_baseline=True))
+        command = [sys.executable, str(Path(__file__).with_name("listing.py")), str(azure)]
+        found = json.loads(subprocess.check_output(command))
+        print(
+            f"1 TiB, lists of {found['ranges']:,} ranges twice, and of {found['changed_mib']:.0f} MiB of changes: "
+            f"{found['seconds']:.0f} s, host {found['host_mib']} MiB"
+        )
 
 
 SCENES = {"rate": rate, "unchanged": unchanged, "fourth": fourth, "ranges": listed}

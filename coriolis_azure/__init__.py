@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
+    from .checks.plan import DiskPlan, Plan, Range
+    from .checks.prices import Prices
     from .fleet import Fleet, FleetResult, FleetVm, VmResult
     from .model import Disk, Machine, Nic
     from .plugin.provider import AzureExportProvider
@@ -27,6 +29,7 @@ __all__ = [
     "AzureExportProvider",
     "Destination",
     "Disk",
+    "DiskPlan",
     "DiskReport",
     "Fleet",
     "FleetResult",
@@ -36,6 +39,9 @@ __all__ = [
     "Manifest",
     "Nic",
     "Place",
+    "Plan",
+    "Prices",
+    "Range",
     "Replicated",
     "Restored",
     "RestoredDisk",
@@ -52,6 +58,7 @@ _HOMES = {
     "AzureExportProvider": "plugin.provider",
     "Destination": "replica.destinations",
     "Disk": "model",
+    "DiskPlan": "checks.plan",
     "DiskReport": "source",
     "Fleet": "fleet",
     "FleetResult": "fleet",
@@ -61,6 +68,9 @@ _HOMES = {
     "Manifest": "replica.manifest",
     "Nic": "model",
     "Place": "replica.destinations",
+    "Plan": "checks.plan",
+    "Prices": "checks.prices",
+    "Range": "checks.plan",
     "Replicated": "source",
     "Restored": "restoring",
     "RestoredDisk": "restoring",

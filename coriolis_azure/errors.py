@@ -105,6 +105,12 @@ class InvalidInput(CoriolisAzureError):
     remedy = "Correct the named setting or argument and run the command again; nothing was created."
 
 
+class NoReplica(InvalidInput):
+    """There is no replica at the destination."""
+
+    remedy = "Replicate a VM to it first."
+
+
 class HostExhausted(InvalidInput):
     """This host has run out of a resource: file descriptors, threads, memory, space."""
 

@@ -26,17 +26,20 @@ from .azure.client import Azure
 from .azure.context import Context
 from .azure.sign_in import Credential
 from .azure.transport import Transport
+from .checks import plan as reckoning
 from .checks import preflight
 from .checks.finding import Checked
+from .checks.plan import Held, Plan
+from .checks.prices import Prices
 from .clock import Clock, Scope, scope
-from .errors import Cancelled, CoriolisAzureError, InvalidInput
+from .errors import Cancelled, CoriolisAzureError, InvalidInput, NoReplica
 from .events import Copied, Event, Notice, Report, Step, located, silent, unfailing
 from .machine import inspection, listing
 from .mechanisms import copying
 from .mechanisms.target import Launch, Read, Target
 from .model import Disk, Json, Machine, Run, Worker
 from .readers.rate_limiter import RateLimiter
-from .replica import destinations, history, places, sets, status, verification
+from .replica import contents, destinations, history, places, sets, status, verification
 from .replica.container import BlobFolder
 from .replica.destinations import Folder
 from .replica.status import Status
@@ -557,6 +560,33 @@ class Source:
         may_use = {feature for feature, may in wanted.items() if may}
         return preflight.check(self.context, vm, strict=strict, may_use=may_use)
 
+    def plan(
+        self, vm: str, to: str | Path | None = None, *, prices: Prices | None = None, line: int = 0
+    ) -> Plan:
+        """What a run of `vm` would make, read and move, how long it may take, and what it may cost.
+
+        Nothing is made. `to`: the destination, whose replica tells what a later run has to move; it need not exist yet.
+        `prices`: those to reckon with, instead of the package's. `line`: bytes per second to the destination; 0 if
+        unknown. `check` tells whether the run is permitted. Raises what `inspect` raises, InvalidInput if the
+        destination holds the replica of another VM, or if no worker can be launched that a disk needs.
+        """
+        machine = self.inspect(vm)
+        disks = self.chosen(machine)
+        held = self._held(to, machine, disks) if to is not None else {}
+        return reckoning.plan(self.context, machine, disks, prices or Prices.read(), held, line)
+
+    def _held(self, to: str | Path, machine: Machine, disks: Sequence[Disk]) -> dict[str, Held]:
+        try:
+            with places.open(str(to), self.context.report, self.storage, existing=True) as place:
+                data = contents.data_bytes(place, machine.id)
+                return {
+                    disk.name: Held(data[disk.name], copying.is_proved(place, disk))
+                    for disk in disks
+                    if disk.name in data
+                }
+        except NoReplica:
+            return {}
+
     def finish(self, run: Run, known: Sequence[str] = (), vhds: Sequence[str] = ()) -> list[str]:
         """Delete everything of `run`; return the ids of what could not be deleted.
 
@@ -601,7 +631,7 @@ class Source:
     def verify(self, at: str | Path) -> list[verification.Verdict]:
         """Read every disk at the destination `at` and compare it with its manifest; return a verdict for each.
 
-        The images are not changed. Raises InvalidInput if there is no replica at `at`.
+        The images are not changed. Raises NoReplica if there is none at `at`.
         """
         with self._work():
             return verification.verify_at(str(at), self.context.report, self.storage, self.context.clock)
@@ -609,7 +639,7 @@ class Source:
     def status(self, at: str | Path) -> Status:
         """The replica at the destination `at`: its VM, disks, point in time, and the earlier points that are kept.
 
-        Raises InvalidInput if there is no replica at `at`.
+        Raises NoReplica if there is none at `at`.
         """
         with places.open(str(at), self.context.report, self.storage, existing=True) as place:
             return status.status(place)

@@ -1,8 +1,8 @@
 """The command line. The only place that prints: data on stdout, progress and messages on stderr.
 
-`commands` and `sandbox` have one function per command, whose docstring is its help. `options` has what commands share,
-`output` prints documents and tables, `progress` shows a running command, `entry` turns errors into messages and exit
-codes.
+`commands`, `planning` and `sandbox` have one function per command, whose docstring is its help. `options` has what
+commands share, `output` prints documents and tables, `progress` shows a running command, `entry` turns errors into
+messages and exit codes.
 """
 
 from __future__ import annotations

@@ -69,12 +69,12 @@ def cli() -> None:
 
 
 @cli.command("schema")
-@click.argument("name", type=click.Choice(["connection", "source-environment"]))
+@click.argument("name", type=click.Choice(["connection", "source-environment", "prices"]))
 @json_option
 def schema(name: str, as_json: bool) -> None:
-    """Print the JSON schema of a settings file, with a description of every property."""
+    """Print the JSON schema of a file: of the settings, or of prices for `plan`. It describes every property."""
     del as_json  # always JSON
-    files = {"connection": "connection_info", "source-environment": "source_environment"}
+    files = {"connection": "connection_info", "source-environment": "source_environment", "prices": "prices"}
     print_json(settings.schema(files[name]))
 
 

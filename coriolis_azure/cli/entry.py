@@ -20,7 +20,7 @@ from ..errors import (
     cleaned,
     exhausted,
 )
-from . import fleet, sandbox  # noqa: F401 - their commands belong to the group
+from . import fleet, planning, sandbox  # noqa: F401 - their commands belong to the group
 from .commands import cli as cli  # with the commands of all modules
 from .options import json_is_asked_for
 from .output import err, show

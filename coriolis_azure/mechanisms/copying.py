@@ -43,7 +43,7 @@ def launch_worker(
     the run's own.
     """
     location = context.environment.location
-    choices = choose(context, disks, partial(_is_proved, folder) if folder else _yes)
+    choices = choose(context, disks, partial(is_proved, folder) if folder else _yes)
     needing = [disk for disk in disks if choices[disk.name].needs_worker]
     if not needing:
         return None
@@ -97,7 +97,7 @@ def _copy_as_chosen(
     """Copy disks with `auto`, and note why each was read as it was."""
     context = target.context
     # Without a worker, which only the disks need that cannot do without, all others are read from here.
-    choices = choose(context, disks, partial(_is_proved, target.folder) if worker else _yes)
+    choices = choose(context, disks, partial(is_proved, target.folder) if worker else _yes)
     for name, choice in choices.items():
         context.report(Notice(f"{name}: mechanism {choice.mechanism}: {choice.reason}"))
 
@@ -129,7 +129,7 @@ def _yes(disk: Disk) -> bool:
     return True
 
 
-def _is_proved(folder: Folder, disk: Disk) -> bool:
+def is_proved(folder: Folder, disk: Disk) -> bool:
     """Whether the replica of a disk has a baseline whose lists of changes can be relied on."""
     destination = folder.disk(disk.name)
     baseline = Baseline.recorded(destination.left()) if isinstance(destination, Based) else None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 
 from ..azure.blobs import Blob, Container, Listed, Storage
-from ..errors import AzureError, Conflict, CoriolisAzureError, DestinationFailed, InvalidInput
+from ..errors import AzureError, Conflict, CoriolisAzureError, DestinationFailed, InvalidInput, NoReplica
 from ..events import Notice, Report
 from ..threads import every
 from . import history, publishing, sets
@@ -58,7 +58,7 @@ class BlobFolder:
             with contextlib.suppress(Conflict):
                 self._owner.put(b"", new=True)
         elif self._owner.find() is None:
-            raise InvalidInput(f"there is no replica at {self.url}", remedy="Replicate a VM to it first.")
+            raise NoReplica(f"there is no replica at {self.url}")
         lease(self._owner, self.url, storage.clock, report)
         self._ending.callback(self._owner.release)
         # Leased until the end of the run, so that a run that has lost the place cannot replace it.

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
+from ..errors import DestinationFailed, InvalidInput, NoReplica, exhausted_remedy
 from ..events import Notice, Report, silent
 from . import history, publishing, sets, statefiles
 from .file_store import REMEDIES, Translated
@@ -302,7 +302,8 @@ def unusable(path: Path, error: OSError) -> InvalidInput:
         errno.ENOSPC: "Free space at the destination, or give another folder.",
         errno.EDQUOT: "Raise the quota at the destination, or give another folder.",
     }
-    return InvalidInput(
+    kind = NoReplica if error.errno == errno.ENOENT else InvalidInput
+    return kind(
         f"{path} cannot be used as a destination: {error.strerror}",
         remedy=remedies.get(error.errno or 0, "Give another folder."),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ..errors import InvalidInput
+from ..errors import NoReplica
 from ..model import Json
 from . import points, sets
 from .destinations import Place
@@ -31,10 +31,10 @@ class Status:
 
 
 def status(place: Place) -> Status:
-    """The status of `place`. Raises InvalidInput if it holds no replica."""
+    """The status of `place`. Raises NoReplica if it holds none."""
     record = sets.read(place)
     if record is None:
-        raise InvalidInput("there is no replica at this destination", remedy="Replicate a VM to it first.")
+        raise NoReplica("there is no replica at this destination")
     earlier = points.earlier(place.points, record).values()
     return Status(
         record.vm,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..clock import Clock, rfc3339
-from ..errors import CoriolisAzureError, DestinationFailed, InvalidInput
+from ..errors import CoriolisAzureError, DestinationFailed, InvalidInput, NoReplica
 from ..events import Progress, Report, Step
 from ..model import Json
 from . import comparison, history, places, sets
@@ -52,14 +52,14 @@ class Verdict:
 
 
 def verify(place: Place, report: Report, clock: Clock) -> list[Verdict]:
-    """Read every disk at `place`, and check that they belong together. Raises InvalidInput if there is no replica."""
+    """Read every disk at `place`, and check that they belong together. Raises NoReplica if there is none."""
     names = place.names()
     try:
         record, damage = sets.read(place), ""
     except InvalidInput as error:
         record, damage = None, f"{error.message}. {error.remedy}"
     if not names and record is None:
-        raise InvalidInput("there is no replica at this destination", remedy="Replicate a VM to it first.")
+        raise NoReplica("there is no replica at this destination")
     found = [_verdict(name, place.disk(name), report, clock) for name in names]
     if record is None:
         return [*found, Verdict(_SET, None, reason=damage or _UNRECORDED, of_set=True)]
