@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server import local
@@ -84,8 +85,10 @@ def ranges(request: Request, answer: Next) -> Response:
     response = answer(replace(request, url=re.sub(r"&marker=[^&]*", "", request.url)))
     step = (1 << 40) // RANGES // 512 * 512
     older = request.header("x-ms-previous-snapshot-url")
-    if older is not None and older.split("?")[1].split("&")[0] in request.url:  # a snapshot against itself
-        return response
+    if older is not None and parse_qs(urlsplit(older).query).get("snapshot") == [
+        request.query.get("snapshot")
+    ]:
+        return response  # a snapshot against itself
     every = 10 if older is not None else 1
     first = max(-(-int(start) // step), int(request.query.get("marker") or 0))
     numbers = [number for number in range(first, int(end) // step + 1) if number % every == 0]
