@@ -54,11 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"replica"},
     "cli": {*CORE, "plugin", "sandbox"},
     "__main__": {"cli"},
-<<<<<<< HEAD
-    "__init__": {"source", "fleet", "plugin", "replica", "restoring", *GROUND},
-=======
-    "__init__": {"source", "plugin", "replica", "restoring", "checks", *GROUND},
->>>>>>> 5b6e209 (Plan runs: what they make, read, move, take and cost)
+    "__init__": {"source", "fleet", "plugin", "replica", "restoring", "checks", *GROUND},
     "sandbox": {*GROUND, "azure.documents"},
 }
 

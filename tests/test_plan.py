@@ -191,8 +191,10 @@ def test_the_command_shows_each_vm_all_together_and_what_failed(
     assert one["estimate"] is True
     assert one["currency"] == "EUR"
     assert one["cost"]["least"] <= one["cost"]["most"]
-    partly = run("plan", *settings, "nobody", "web", "--json", check=3)
-    assert [vm["vm"] for vm in json.loads(partly.stdout)["vms"]] == ["web", "nobody"]
-    assert "no VM nobody" in partly.stderr
-    for arguments in ((), ("web", "--all")):
-        assert "plan needs VMs" in run("plan", *settings, *arguments, check=2).stderr
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "web").write_text("a file, and no folder")
+    partly = run("plan", *settings, "--all", "--to", tmp_path / "to", "--json", check=2)
+    assert [vm["vm"] for vm in json.loads(partly.stdout)["vms"]] == ["db", "web"]
+    assert "web cannot be used as a destination" in partly.stderr
+    assert "which VMs are meant" in run("plan", *settings, check=2).stderr
+    assert "no VM nobody" in run("plan", *settings, "nobody", check=3).stderr

@@ -1,11 +1,11 @@
-"""The command that replicates VMs: one, or many at once."""
+"""The command that replicates VMs, one or many at once; and which VMs a command is about."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +17,8 @@ from .options import json_option, rate, several_sources_options
 from .output import print_json, raise_left_behind
 from .progress import watching
 from .tables import fleet_table, replication_table
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from ..fleet import Fleet, FleetResult, VmResult
@@ -40,21 +42,49 @@ def _tags(context: click.Context, option: click.Parameter, values: tuple[str, ..
     return tags
 
 
+def chosen_vms(command: F) -> F:
+    """Add what says which VMs: VM..., --all, --tag and --exclude; see `chosen`."""
+    options = (
+        click.argument("vms", metavar="[VM]...", nargs=-1),
+        click.option(
+            "--all", "every", is_flag=True, help="All VMs of the environments' groups and locations."
+        ),
+        click.option(
+            "--tag",
+            "tags",
+            multiple=True,
+            metavar="KEY=VALUE",
+            callback=_tags,
+            help="All VMs with this tag. May be repeated: VMs with all of them.",
+        ),
+        click.option(
+            "--exclude",
+            multiple=True,
+            metavar="VM",
+            help="But not this one: a name or an ARM id. May be repeated.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def refuse_unclear(
+    vms: Sequence[str], *, every: bool, tags: Mapping[str, str], exclude: Sequence[str]
+) -> None:
+    """Raise InvalidInput if the options of `chosen_vms` do not say, in one way, which VMs are meant."""
+    if bool(vms) + every + bool(tags) != 1:
+        raise InvalidInput(
+            "it is not said, or said in several ways, which VMs are meant",
+            remedy="Name VMs, or give --all, or --tag.",
+        )
+    if len(vms) == 1 and exclude:
+        raise InvalidInput("--exclude leaves nothing of one VM", remedy="Leave --exclude out.")
+
+
 @cli.command()
 @several_sources_options
-@click.argument("vms", metavar="[VM]...", nargs=-1)
-@click.option("--all", "every", is_flag=True, help="All VMs of the environments' groups and locations.")
-@click.option(
-    "--tag",
-    "tags",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=_tags,
-    help="All VMs with this tag. May be repeated: VMs with all of them.",
-)
-@click.option(
-    "--exclude", multiple=True, metavar="VM", help="But not this one: a name or an ARM id. May be repeated."
-)
+@chosen_vms
 @click.option(
     "--to",
     required=True,
@@ -121,20 +151,14 @@ def replicate(
     Everything that a run makes in Azure (snapshots, disks, a worker VM and its network) is deleted at its end, even if
     it fails or is interrupted.
     """
-    if bool(vms) + every + bool(tags) != 1:
-        raise InvalidInput(
-            "it is not said, or said in several ways, which VMs to replicate",
-            remedy="Name VMs, or give --all, or --tag.",
-        )
-    if len(vms) == 1 and exclude:
-        raise InvalidInput("--exclude leaves nothing of one VM", remedy="Leave --exclude out.")
+    refuse_unclear(vms, every=every, tags=tags, exclude=exclude)
     changes = {
         "bandwidth_limit": limit,
         "replica_export_mechanism": mechanism,
         "consistency": consistency,
     }
     alone = len(vms) == 1
-    with _opened(connection, environments, as_json=as_json, many=not alone, changes=changes) as fleet:
+    with opened_fleet(connection, environments, as_json=as_json, many=not alone, changes=changes) as fleet:
         if alone:
             done = fleet.replicate_alone(vms[0], to, retries=retries, **options)
         else:
@@ -178,7 +202,7 @@ def _conclude(result: FleetResult, *, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _opened(
+def opened_fleet(
     connection: Path,
     environments: Sequence[Path],
     *,

@@ -11,10 +11,11 @@ import click
 from rich.text import Text
 
 from .. import settings
-from ..errors import CoriolisAzureError, InvalidInput, cleaned
+from ..errors import CoriolisAzureError, cleaned
 from ..events import amount, counted, duration
 from .commands import cli
-from .options import json_option, opened, rate, source_options
+from .fleet import chosen_vms, opened_fleet, refuse_unclear
+from .options import json_option, rate, several_sources_options
 from .output import Table, out, print_json
 
 if TYPE_CHECKING:
@@ -24,9 +25,8 @@ _MECHANISMS = settings.schema("source_environment")["properties"]["replica_expor
 
 
 @cli.command()
-@source_options
-@click.argument("vms", metavar="[VM]...", nargs=-1)
-@click.option("--all", "all_", is_flag=True, help="All VMs of the resource group in the location.")
+@several_sources_options
+@chosen_vms
 @click.option(
     "--to",
     metavar="DEST",
@@ -48,9 +48,11 @@ _MECHANISMS = settings.schema("source_environment")["properties"]["replica_expor
 @json_option
 def plan(
     connection: Path,
-    environment: Path,
+    environments: tuple[Path, ...],
     vms: tuple[str, ...],
-    all_: bool,
+    every: bool,
+    tags: dict[str, str],
+    exclude: tuple[str, ...],
     to: str | None,
     mechanism: str | None,
     line: str | None,
@@ -65,20 +67,21 @@ def plan(
     """
     from ..checks.prices import Prices
 
-    if all_ == bool(vms):
-        raise InvalidInput("plan needs VMs", remedy="Name VMs, or give --all, but not both.")
-    table = Prices.read(prices)
-    with opened(connection, environment, as_json=as_json, replica_export_mechanism=mechanism) as source:
-        names = [str(vm["name"]) for vm in source.list_vms()] if all_ else list(vms)
-        bytes_per_second = settings.rate(line) if line else 0
+    refuse_unclear(vms, every=every, tags=tags, exclude=exclude)
+    table, bytes_per_second = Prices.read(prices), settings.rate(line) if line else 0
+    changes = {"replica_export_mechanism": mechanism}
+    with opened_fleet(connection, environments, as_json=as_json, many=False, changes=changes) as fleet:
+        chosen = fleet.select(vms, tags=tags, exclude=exclude)
         plans: list[Plan] = []
         failures: dict[str, CoriolisAzureError] = {}
-        for name in names:
-            at = f"{to.rstrip('/')}/{name.rpartition('/')[2]}" if to and (all_ or len(names) > 1) else to
+        for vm in chosen:
+            at = f"{to.rstrip('/')}/{vm.name}" if to and len(vms) != 1 else to
             try:
-                plans.append(source.plan(name, at, prices=table, line=bytes_per_second))
+                plans.append(
+                    fleet.sources[vm.environment].plan(vm.id, at, prices=table, line=bytes_per_second)
+                )
             except CoriolisAzureError as error:
-                failures[name] = error
+                failures[vm.name] = error
     if as_json:
         failed = [{"vm": name, "error": error.to_json()} for name, error in failures.items()]
         print_json({"vms": [*(each.to_json() for each in plans), *failed]})
