@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from .errors import (
     AzureError,
     Cancelled,
     CloudUnreachable,
+    ConnectionLost,
     CoriolisAzureError,
     CorruptChunk,
     DeadlinePassed,
@@ -41,6 +43,8 @@ from .errors import (
     Throttled,
     WaitEnded,
     WorkerError,
+    WorkerGone,
+    WorkerRestarted,
     exhausted,
 )
 from .events import (
@@ -61,10 +65,11 @@ from .machine import inspection, listing
 from .model import Json, at, canonical_location
 from .readers.rate_limiter import RateLimiter
 from .replica import several
-from .run import interrupts, resources
+from .run import cleanup, interrupts, resources
 from .run.cleanup import DEAD_AFTER
 from .source import Options, Replicated, Shared, Source
 from .threads import Lock, ordered
+from .worker.shared import Workers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -78,6 +83,11 @@ _VMS_PER_CORE = 4
 _MIB_PER_VM = 64
 # The pause before a VM is tried again doubles from the first to the last of these, in seconds.
 _PAUSE, _LONGEST_PAUSE = 30.0, 600.0
+# A VM that has lost the worker that it shared gets so many others, besides all retries.
+_WORKERS = 2
+_LOST = (WorkerGone, WorkerRestarted, HostKeyChanged, ConnectionLost)
+# How long what Azure answers the same for all VMs (quotas, locks, permissions) is not asked again.
+_SAME_SECONDS = 300.0
 _PASSING = (CloudUnreachable, DisksChanged, OperationFailed, Throttled)
 _REPEATABLE = (WorkerError, StreamEnded, CorruptChunk, IncompleteReplica, DeadlinePassed)
 
@@ -185,6 +195,8 @@ class Fleet:
             )
             for environment in source_environments
         ]
+        for source in self.sources:
+            source.azure.answers.seconds = _SAME_SECONDS
 
     def close(self) -> None:
         """Close the connections to Azure."""
@@ -319,26 +331,36 @@ class Fleet:
             with several.held(str(to)) as place, work.entered(), self._ended_together(work):
                 threads = min(len(vms), max(1, parallel or default_parallel()))
                 tries = [_Try(vm, self.sources[vm.environment], place(vm.name), options) for vm in vms]
+                for source in self.sources:
+                    source.azure.answers.forget()
                 self._report(Step("replicate", f"{counted(len(vms), 'VM')}, {threads} at a time"))
                 self._sweep(vms)
-                shared = self._shared()
+                shared = _Together(self.sources, vms, threads, self._clock)
 
                 def one(each: _Try) -> None:
-                    results.add(self._result(each, shared[each.vm.environment], retries, work))
+                    try:
+                        results.add(self._result(each, shared, retries, work))
+                    finally:
+                        shared.ended(each.vm)
 
                 try:
                     list(ordered(one, tries, threads=threads, ahead=len(tries)))
                 except WaitEnded:
                     if not work.cancelled:
                         raise
+                finally:
+                    left_behind = shared.close()
                 for each in tries:
                     if each.vm.id not in results.by_id:
                         results.add(each.result(0, 0.0, error=Cancelled("it was cancelled before it began")))
         finally:
             self._works.discard(work)
         ended = [results.by_id[vm.id] for vm in vms]
-        left_behind = [id for each in ended for id in each.left_behind]
-        return FleetResult(tuple(ended), round(self._clock.monotonic() - began, 3), tuple(left_behind))
+        azure = self.sources[0].azure
+        for result in ended:  # what was deleted in the end, after all, is not left behind
+            left_behind += [id for id in result.left_behind if resources.may_exist(azure, id)]
+        seconds = round(self._clock.monotonic() - began, 3)
+        return FleetResult(tuple(ended), seconds, tuple(dict.fromkeys(left_behind)))
 
     def _ended_together(self, work: Scope) -> AbstractContextManager[None]:
         return interrupts.ended_together(work.cancel, lambda text: self._report(Notice(text)))
@@ -349,13 +371,6 @@ class Fleet:
         by_group = {self.sources[index].environment.resource_group.lower(): index for index in sorted(used)}
         for index in by_group.values():
             self.sources[index].sweep(DEAD_AFTER)
-
-    def _shared(self) -> list[Shared]:
-        """What the runs of each environment share: the bandwidth limit is that of all, the lowest of the settings."""
-        limits = [source.environment.bandwidth_limit for source in self.sources]
-        lowest = min(filter(None, limits), default=0)
-        limiter = RateLimiter(lowest, self._clock) if lowest else None
-        return [Shared(limiter=limiter) for _ in self.sources]
 
     def replicate_alone(
         self, vm: str, to: str | Path, *, retries: int = 0, **options: Unpack[Options]
@@ -370,12 +385,12 @@ class Fleet:
             return outcome
         raise outcome
 
-    def _result(self, each: _Try, shared: Shared, retries: int, work: Scope) -> VmResult:
+    def _result(self, each: _Try, shared: _Together, retries: int, work: Scope) -> VmResult:
         """Replicate one VM, several times if need be; never raises an Exception."""
         began = self._clock.monotonic()
         with Scope(scope(), vm=each.vm.name).entered():
             self._report(Step(BEGIN, f"{each.vm.name} to {each.to}"))
-            tries, outcome = self._tried(lambda: each.replicate(shared), each.source, retries)
+            tries, outcome = self._tried(lambda: shared.replicate(each), each.source, retries, _WORKERS)
             seconds = self._clock.monotonic() - began
             if isinstance(outcome, Replicated):
                 self._report(Step(DONE, f"{each.vm.name}: {_summary(outcome)}"))
@@ -385,15 +400,22 @@ class Fleet:
             return each.result(tries, seconds, error=error)
 
     def _tried(
-        self, act: Callable[[], Replicated], source: Source, retries: int
+        self, act: Callable[[], Replicated], source: Source, retries: int, workers: int = 0
     ) -> tuple[int, Replicated | Exception]:
-        """Call `act` until it returns, or raises what does not pass; return how often, and what came of it."""
+        """Call `act` until it returns, or raises what does not pass; return how often, and what came of it.
+
+        `workers`: how many further workers it gets if the one that it shares with others is lost.
+        """
         tries = 0
         while True:
             tries += 1
             try:
                 return tries, act()
             except Exception as error:  # noqa: BLE001 - even a bug of one VM's run must not stop the others
+                if isinstance(error, _LOST) and workers:
+                    workers, tries = workers - 1, tries - 1
+                    self._report(Notice(f"{error}; trying again with another worker"))
+                    continue
                 if tries > retries or not may_pass(error) or not self._paused(source, error, tries):
                     return tries, error
 
@@ -427,9 +449,6 @@ class _Try:
     to: str
     options: Options
 
-    def replicate(self, shared: Shared) -> Replicated:
-        return self.source.replicate_sharing(shared, self.vm.id, self.to, **self.options)
-
     def result(
         self,
         tries: int,
@@ -439,6 +458,64 @@ class _Try:
         error: CoriolisAzureError | None = None,
     ) -> VmResult:
         return VmResult(self.vm.name, self.vm.id, self.to, tries, round(seconds, 3), replicated, error)
+
+
+class _Together:
+    """What the runs of a fleet share: workers, by environment and zone, and the bandwidth limit."""
+
+    def __init__(self, sources: Sequence[Source], vms: Sequence[FleetVm], threads: int, clock: Clock) -> None:
+        self._sources = sources
+        limits = [source.environment.bandwidth_limit for source in sources]
+        lowest = min(filter(None, limits), default=0)
+        self._limiter = RateLimiter(lowest, clock) if lowest else None
+        self._left = Counter((vm.environment, vm.zone) for vm in vms)
+        self._lock = Lock()
+        expected: list[dict[str, tuple[int, int]]] = [{} for _ in sources]
+        for environment, zone in self._left:
+            disks = [vm.disks for vm in vms if (vm.environment, vm.zone) == (environment, zone)]
+            most = sorted(disks, reverse=True)[:threads]
+            expected[environment][zone] = (len(most), sum(most))
+        self._workers = [
+            Workers(source.context, source.journals, expected[index]) for index, source in enumerate(sources)
+        ]
+        self._runs: list[list[str]] = [[] for _ in sources]
+
+    def replicate(self, each: _Try) -> Replicated:
+        """Replicate a VM, with a shared worker if it needs one."""
+        index = each.vm.environment
+        with self._workers[index].borrowed() as launch:
+            shared = Shared(launch, self._limiter, self._runs[index])
+            return each.source.replicate_sharing(shared, each.vm.id, each.to, **each.options)
+
+    def ended(self, vm: FleetVm) -> None:
+        """A VM has its result; delete the workers that no other VM can need."""
+        place = vm.environment, vm.zone
+        with self._lock:
+            self._left[place] -= 1
+            is_last = not self._left[place]
+        if is_last:
+            self._workers[vm.environment].close(vm.zone)
+
+    def close(self) -> list[str]:
+        """Delete all workers, and what is left of any run; return the ids of what could not be deleted."""
+        left_behind = [id for workers in self._workers for id in workers.close()]
+        for source, runs in zip(self._sources, self._runs, strict=True):
+            if runs:
+                left_behind += _finished(source, runs)
+        return left_behind
+
+
+def _finished(source: Source, runs: Collection[str]) -> list[str]:
+    """Delete what Azure lists of these runs; return the ids of what could not be deleted. Raises no Exception."""
+    context = source.context
+    try:
+        with interrupts.shielded(lambda text: context.report(Notice(text))):
+            return cleanup.finish_several(context, source.environment.resource_group, runs)
+    except Exception as error:
+        level = logging.INFO if isinstance(error, CoriolisAzureError) else logging.ERROR
+        LOG.log(level, "what the runs have left could not be looked for", exc_info=error)
+        context.report(Notice(f"run `coriolis-azure cleanup`: {error}"))
+        return []
 
 
 class _Results:

@@ -175,7 +175,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Worker:
-    """Everything that another process needs to reach a running worker and attach disks to it."""
+    """Everything that another process needs to reach a running worker and attach disks to it.
+
+    `rate`: its read throughput in bytes per second, 0 if that is unknown. `shared`: clones of other runs are attached
+    to it, too, so it is not stopped for this one.
+    """
 
     vm: str
     address: str
@@ -184,3 +188,5 @@ class Worker:
     host_key: str
     slots: int
     private_key: str = field(repr=False)
+    rate: float = 0.0
+    shared: bool = False

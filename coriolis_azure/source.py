@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -132,12 +132,13 @@ class Options(TypedDict, total=False):
 class Shared:
     """What the runs of a fleet in one source environment share, and need not do each for itself.
 
-    `launch` gives a run its worker (None: it boots its own), and `limiter` limits the bandwidth of all. What dead runs
-    have left is deleted by the fleet, once.
+    `launch` gives a run its worker, and `limiter` limits the bandwidth of all. `runs` collects the ids of the runs: the
+    fleet asks Azure once what it lists of all of them, as it deletes, once, what dead runs have left.
     """
 
-    launch: Launch | None = None
+    launch: Launch
     limiter: RateLimiter | None = None
+    runs: list[str] = field(default_factory=list)
 
 
 class Source:
@@ -327,13 +328,13 @@ class Source:
             self._tell_caveats(machine)
             if shared is None:
                 self.sweep(DEAD_AFTER)  # first, because leftovers of dead runs count towards quotas
-            preflight.refuse(self.context, machine, disks)
+            preflight.refuse(self.context, machine, disks, shares_worker=shared is not None)
             with self._opened(to, adopt=adopt) as folder:
                 folder.reserve([disk.name for disk in disks])
                 folder.claim(machine.id)
                 folder.tell_removed([disk.name for disk in machine.disks])
                 with history.kept(folder, recorder, self.context.report) as keeper:
-                    with self._run(machine) as (resources, left_behind):
+                    with self._run(machine, shared) as (resources, left_behind):
                         launch = shared.launch if shared is not None else None
                         worker = copying.launch_worker(
                             self.context, resources, machine, disks, folder, launch
@@ -671,12 +672,15 @@ class Source:
         return Resources(self.azure, run, journal, self.environment.tags, self.context.clock, self.storage)
 
     @contextmanager
-    def _run(self, machine: Machine) -> Iterator[tuple[Resources, list[str]]]:
+    def _run(self, machine: Machine, shared: Shared | None) -> Iterator[tuple[Resources, list[str]]]:
         """A run with a journal, and the list of what could not be deleted at its end. See `lifetime.temporary`."""
         run = self.new_run(machine)
+        if shared is not None:
+            shared.runs.append(run.id)
         with Journal(run, self.journals) as journal:
             resources = self.resources(run, journal)
-            with lifetime.temporary(self.context, resources, journal) as left_behind:
+            alone = shared is None
+            with lifetime.temporary(self.context, resources, journal, listed=alone) as left_behind:
                 yield resources, left_behind
 
     def _tell_caveats(self, machine: Machine) -> None:

@@ -311,3 +311,66 @@ def test_cancelling_ends_all_leaves_nothing_and_begins_no_other(
 
 def test_the_default_suits_the_host() -> None:
     assert 1 <= default_parallel() <= 16
+
+
+# shared workers
+
+WORKER = {"replica_export_mechanism": "worker"}
+
+
+def booted(azure: Sandbox) -> int:
+    """How many VMs were created."""
+    return len({path for method, path in azure.requests if method == "PUT" and "/virtualMachines/" in path})
+
+
+@pytest.mark.slow
+class TestSharedWorkers:
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    def test_one_worker_reads_the_disks_of_all(
+        self, azure: Sandbox, fleets: Connect, vms: Callable[..., list[Path]], tmp_path: Path
+    ) -> None:
+        images = vms("a", "b", "c", "d")
+        before, made, fleet = azure.resources(), booted(azure), fleets(WORKER)
+        done = fleet.replicate(fleet.select(), tmp_path / "dest", parallel=3)
+        assert [each.error for each in done.vms] == [None] * 4
+        for name, path in zip("abcd", images, strict=True):
+            assert (tmp_path / "dest" / name / "os.raw").read_bytes() == path.read_bytes()
+        assert booted(azure) == made + 1
+        assert azure.resources() == before
+        assert not list((tmp_path / "state").rglob("*.journal"))
+
+    @pytest.mark.parametrize("lost", ["deleted", "restarted"])
+    def test_whoever_uses_a_worker_that_is_lost_gets_another(
+        self,
+        azure: Sandbox,
+        source: Source,
+        fleets: Connect,
+        vms: Callable[..., list[Path]],
+        tmp_path: Path,
+        lost: str,
+    ) -> None:
+        images, before, ended = vms("a", "b", "c"), azure.resources(), list[str]()
+
+        def lose(request: Request, answer: Callable[[Request], Response]) -> Response:
+            if request.method == "PATCH" and "/virtualMachines/" in request.path and not ended:
+                ended.append(request.path)
+                if lost == "deleted":
+                    source.azure.delete(request.path)
+                else:
+                    source.azure.power_off(request.path)
+                    source.azure.start(request.path)
+            return answer(request)
+
+        azure.intercept = lose
+        fleet = fleets(WORKER)
+        done = fleet.replicate(fleet.select(), tmp_path / "dest", parallel=2)
+        azure.intercept = None
+        assert [each.error for each in done.vms] == [None] * 3
+        for name, path in zip("abc", images, strict=True):
+            assert (tmp_path / "dest" / name / "os.raw").read_bytes() == path.read_bytes()
+        assert booted(azure) == 2
+        assert done.left_behind == ()
+        assert azure.resources() == before

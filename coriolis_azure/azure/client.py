@@ -21,6 +21,7 @@ from ..events import Report, silent
 from ..model import Json, at, canonical_location, must
 from ..settings import Connection, Image
 from . import documents, forms, host, names
+from .answers import Answers, same_for_all
 from .api_versions import ApiVersions
 from .patience import Pages, Polling, Retries, whole
 from .profiles import BLOB_VERSIONS, PROFILES
@@ -98,6 +99,7 @@ class Azure:
         self._compute = ComputeManagementClient(self.credential, self.subscription, **options)
         self._resources = ResourceManagementClient(self.credential, self.subscription, **options)
         self._options = options
+        self.answers = Answers(clock or Clock())
         self._skus: dict[str, list[Json]] = {}
         self.api_versions = self.transport.api_versions
         self.blob_version = BLOB_VERSIONS.get(connection.api_profile, "")
@@ -139,6 +141,7 @@ class Azure:
         with translated("read the subscription", self.subscription):
             _documents(islice(whole(self._resources.resource_groups.list(top=1)), 1))
 
+    @same_for_all
     def group(self, name: str) -> Json:
         """The resource group `name`."""
         with translated("read the resource group", name):
@@ -192,6 +195,7 @@ class Azure:
         with translated(f"list {names.TYPES[kind]} in", self.subscription):
             return _located(_documents(list_()))
 
+    @same_for_all
     def locations(self) -> list[str]:
         """The locations in which this subscription can have VMs."""
         with translated("read the provider", "Microsoft.Compute"):
@@ -211,12 +215,14 @@ class Azure:
             if "resourceType" in entry
         }
 
+    @same_for_all
     def subscription_state(self) -> str:
         """Enabled, Warned, PastDue, Disabled, ...; in some of these states nothing can be created."""
         path = f"/subscriptions/{self.subscription}"
         subscription = self._read("the subscription", path, _SUBSCRIPTIONS_VERSION, forms.SUBSCRIPTION)
         return str(subscription.get("state", "unknown"))
 
+    @same_for_all
     def permissions(self, scope: str) -> list[Json]:
         """The identity's permissions at `scope`, an ARM id: actions and notActions of each of its roles."""
         path = f"{scope}/providers/Microsoft.Authorization/permissions"
@@ -236,28 +242,33 @@ class Azure:
         )
         return self._send("ask Azure Policy about", path, request, forms.RESTRICTIONS)
 
+    @same_for_all
     def locks(self, scope: str) -> list[Json]:
         """The management locks at `scope`, an ARM id, and below."""
         path = f"{scope}/providers/Microsoft.Authorization/locks"
         listed = self._listed("read the locks of", scope, path, _LOCKS_VERSION, forms.LOCK)
         return [lock for lock in listed if "id" in lock]
 
+    @same_for_all
     def compute_usages(self, location: str) -> list[Json]:
         """Cores and VMs used in `location` against the quota: name, currentValue, limit."""
         with translated("read the compute quota of", location):
             return _documents(self._compute.usage.list(location))
 
+    @same_for_all
     def network_usages(self, location: str) -> list[Json]:
         """Addresses, NICs and networks used in `location` against the quota: name, currentValue, limit."""
         path = f"/subscriptions/{self.subscription}/providers/Microsoft.Network/locations/{location}/usages"
         return self._listed("read the network quota of", location, path, _NETWORK_VERSION, forms.USAGE)
 
+    @same_for_all
     def encryption_set(self, id: str) -> Json:
         """The disk encryption set `id`."""
         sets = self._compute.disk_encryption_sets
         with translated("read", id):
             return _document(sets.get(names.group_of(id), names.name_of(id)))
 
+    @same_for_all
     def storage_accounts(self) -> list[Json]:
         """All storage accounts of the subscription, with their `primaryEndpoints`."""
         path = f"/subscriptions/{self.subscription}/providers/Microsoft.Storage/storageAccounts"
@@ -266,6 +277,7 @@ class Azure:
         )
         return [account for account in listed if "id" in account]
 
+    @same_for_all
     def storage_account(self, id: str) -> Json:
         """The storage account `id`, with its `primaryEndpoints`."""
         return {**self._read("the storage account", id, _STORAGE_VERSION, forms.ACCOUNT), "id": id}
@@ -406,6 +418,7 @@ class Azure:
         """Start a VM that is deallocated or powered off, and wait until it runs."""
         self._completed("start", id, self._operations("vm").begin_start)
 
+    @same_for_all
     def sizes(self, location: str) -> list[Json]:
         """The VM sizes of `location`, with capabilities and restrictions. Cached, as the answer has several MiB."""
         if location not in self._skus:
@@ -416,11 +429,13 @@ class Azure:
                 ]
         return self._skus[location]
 
+    @same_for_all
     def retired_sizes(self, location: str) -> list[Json]:
         """The VM sizes of the older listing, which still includes some that are no longer sold."""
         with translated("list the VM sizes of", location):
             return _documents(self._compute.virtual_machine_sizes.list(location))
 
+    @same_for_all
     def image(self, location: str, image: Image) -> Json | None:
         """The marketplace's document for `image` in `location`; None if it is not offered.
 

@@ -19,6 +19,7 @@ from ..errors import Unreadable
 RUN_TAG = "coriolis-run"
 ROLE_TAG = "coriolis-role"
 INSTANCE_TAG = "coriolis-instance"
+SEVERAL = "several VMs"  # the value on a worker that runs of several VMs share: no VM can have this name
 MADE_TAG = "coriolis-made"
 ALIVE_TAG = "coriolis-alive"
 # On a worker's security group while a process deploys or deletes the run (without a worker, on its snapshots while it

@@ -54,13 +54,18 @@ def check(
             return Checked(tuple(dict.fromkeys(findings)), end.value)
 
 
-def refuse(context: Context, machine: Machine, disks: tuple[Disk, ...]) -> None:
+def refuse(
+    context: Context, machine: Machine, disks: tuple[Disk, ...], *, shares_worker: bool = False
+) -> None:
     """Raise InvalidInput if a run of `machine` would certainly fail after it has created something.
+
+    `shares_worker`: nothing is checked of a worker, because it may be there already.
 
     What inspection and the launch of a worker reject in time is not checked again. Permissions and policies are left
     to `check`: a role may be assigned on a single resource, and Azure Policy is asked about incomplete resources.
     """
-    Checked(tuple(dict.fromkeys(_certain(Subject(context, machine, disks))))).require()
+    subject = Subject(context, machine, disks)
+    Checked(tuple(dict.fromkeys(_certain(subject, shares_worker=shares_worker)))).require()
 
 
 def _checks(subject: Subject, vm: str | None) -> Generator[Finding, None, Machine | None]:
@@ -83,7 +88,7 @@ def _checks(subject: Subject, vm: str | None) -> Generator[Finding, None, Machin
     return subject.machine
 
 
-def _mechanism(subject: Subject, *, certain: bool) -> Iterator[Finding]:
+def _mechanism(subject: Subject, *, certain: bool, shares_worker: bool = False) -> Iterator[Finding]:
     """Check what the way to read disks needs; if `certain`, only what would certainly end a run."""
     yield from consistency.restorable(subject, certain=certain)
     mechanism = subject.context.environment.replica_export_mechanism
@@ -92,7 +97,7 @@ def _mechanism(subject: Subject, *, certain: bool) -> Iterator[Finding]:
         if certain:  # otherwise the check of all permissions has told
             yield from exports.permitted(subject)
         return
-    if certain and mechanism == AUTO and not exports.need_worker(subject):
+    if shares_worker or (certain and mechanism == AUTO and not exports.need_worker(subject)):
         return
     if not certain and mechanism != WORKER:
         yield from (exports.chosen if mechanism == AUTO else exports.listed)(subject)
@@ -106,8 +111,8 @@ def _mechanism(subject: Subject, *, certain: bool) -> Iterator[Finding]:
     yield from network.quota(subject)
 
 
-def _certain(subject: Subject) -> Iterator[Finding]:
+def _certain(subject: Subject, *, shares_worker: bool) -> Iterator[Finding]:
     """Run the checks whose errors would certainly end a run."""
     yield from connection.subscription(subject)
     yield from locks.locks(subject)
-    yield from _mechanism(subject, certain=True)
+    yield from _mechanism(subject, certain=True, shares_worker=shares_worker)

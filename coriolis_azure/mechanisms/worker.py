@@ -18,7 +18,7 @@ from ..readers.plan import Known
 from ..readers.reader import Reader
 from ..replica.destinations import Destination
 from ..replica.manifest import Manifest
-from ..run.resources import Resources
+from ..run.resources import Resources, may_exist
 from ..transfer import Outcome
 from ..worker.attachment import Attachment
 from .freezing import freeze
@@ -91,7 +91,7 @@ class ByWorker:
             disk.size_bytes,
             compress=settings.enable_transfer_compression,
             leaf=settings.leaf_size_kib << 10,
-            slot=slot,
+            slot=attachment.luns[slot],  # runs that share a worker share its ports, too
         )
 
     def _start(self, attachment: Attachment, disk: Disk, line: ssh.Line) -> Callable[[], Stream]:
@@ -124,7 +124,11 @@ class ByWorker:
 
 def try_agent(context: Context, worker: Worker) -> None:
     """Fail before any snapshot is taken if the agent cannot run on the worker."""
-    with ssh.connect(worker, context.clock, context.report) as connection:
+
+    def is_gone() -> bool:
+        return worker.shared and not may_exist(context.azure, worker.vm)
+
+    with ssh.connect(worker, context.clock, context.report, given_up=is_gone) as connection:
         connection.try_agent()
 
 

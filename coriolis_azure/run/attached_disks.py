@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from ..azure import names
 from ..azure.client import Azure
@@ -12,16 +14,15 @@ from ..clock import Clock
 from ..errors import AzureError, DeadlinePassed
 from ..events import Notice, Report, counted
 from ..model import Json, Worker, at
+from ..threads import Lock
 from .resources import patiently
 
 LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def attached(
-    azure: Azure, worker: Worker, clones: Sequence[str], clock: Clock
-) -> Iterator[list[tuple[str, ...]]]:
-    """Attach the clones to the worker for the duration of the block; yield each clone's possible device names.
+def attached(azure: Azure, worker: Worker, clones: Sequence[str], clock: Clock) -> Iterator[list[int]]:
+    """Attach the clones to the worker for the duration of the block; yield each clone's LUN.
 
     All are attached in one request: Azure allows about twelve changes to a VM in a row. Clones of another run are left
     alone: an execution that the orchestrator has given up may still be reading them from a pool's worker.
@@ -36,7 +37,7 @@ def attached(
 
     try:
         change(azure, worker.vm, added, clock)
-        yield [_devices(lun) for lun in luns]
+        yield list(luns)
     except BaseException:
         try:
             detach(azure, worker.vm, clones, clock)
@@ -75,7 +76,11 @@ def without(held: Sequence[Json], disks: Collection[str]) -> list[Json]:
 
 
 def free(azure: Azure, ids: Iterable[str], clock: Clock) -> None:
-    """Detach the disks among `ids`, which are about to be deleted, from any pool workers that hold them."""
+    """Detach the disks among `ids`, which are about to be deleted, from workers of several runs that hold them.
+
+    A worker that is about to be deleted, too, keeps them.
+    """
+    ids = list(ids)
     holders: dict[str, list[str]] = {}
     for id in ids:
         if not isinstance(id, names.BlobsId) and names.kind_of(id) == "disk":
@@ -84,7 +89,10 @@ def free(azure: Azure, ids: Iterable[str], clock: Clock) -> None:
     holders.pop("", None)
     for vm, disks in holders.items():
         document = azure.find(vm)
-        if document is not None and names.POOL_TAG in names.tags_of(document):
+        if document is None or vm.lower() in (id.lower() for id in ids):
+            continue
+        tags = names.tags_of(document)
+        if names.POOL_TAG in tags or tags.get(names.INSTANCE_TAG) == names.SEVERAL:
             detach(azure, vm, disks, clock)
 
 
@@ -98,13 +106,83 @@ def _attached(azure: Azure, lun: int, clone: str) -> Json:
     }
 
 
-def change(azure: Azure, vm: str, change: Callable[[list[Json]], list[Json]], clock: Clock) -> None:
-    """Apply `change` to the list of a VM's data disks. Waits while another operation blocks the update."""
+# What turns a VM's data disks into what they are to be.
+Change = Callable[[list[Json]], list[Json]]
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A change that a thread asks for, and what became of it. `alone`: it failed together with others."""
+
+    change: Change
+    alone: bool = False
+    done: bool = False
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class _Queue:
+    """The changes of one VM's disks that wait, and the turn of the thread that makes them."""
+
+    turn: Lock = field(default_factory=Lock)
+    waiting: list[_Asked] = field(default_factory=list)
+
+
+_queues: WeakValueDictionary[str, _Queue] = WeakValueDictionary()
+_guard = Lock()
+
+
+def change(azure: Azure, vm: str, change: Change, clock: Clock) -> None:
+    """Apply `change` to the list of a VM's data disks. Waits while another operation blocks the update.
+
+    Changes of one VM that threads ask for meanwhile go into the next request together: Azure allows a VM few of them.
+    If that fails, each is made alone, so that none fails because of another.
+    """
+    asked = _Asked(change)
+    with _guard:
+        queue = _queues.setdefault(vm.lower(), _Queue())
+        queue.waiting.append(asked)
+    while not asked.done:
+        with queue.turn:
+            if not asked.done:
+                _take_turn(azure, vm, queue, asked, clock)
+    if asked.error is not None:
+        raise asked.error
+
+
+def _take_turn(azure: Azure, vm: str, queue: _Queue, asked: _Asked, clock: Clock) -> None:
+    """Make a change, and those that wait beside it."""
+    with _guard:
+        batch = [asked] if asked.alone else [each for each in queue.waiting if not each.alone]
+        queue.waiting = [each for each in queue.waiting if each not in batch]
+    try:
+        _changed(azure, vm, [each.change for each in batch], clock)
+    except Exception as error:  # noqa: BLE001 - raised in the thread that asked for the change
+        if batch == [asked]:
+            asked.done, asked.error = True, error
+            return
+        for each in batch:
+            each.alone = True
+        with _guard:
+            queue.waiting += batch
+    except BaseException:  # an interrupt of this thread is none of the others
+        with _guard:
+            queue.waiting += [each for each in batch if each is not asked]
+        raise
+    else:
+        for each in batch:
+            each.done = True
+
+
+def _changed(azure: Azure, vm: str, changes: Sequence[Change], clock: Clock) -> None:
+    """Apply changes to a VM's data disks in one request."""
 
     def once() -> None:
         document = azure.get(vm)
         held: list[Json] = at(document, "properties.storageProfile.dataDisks", [])
-        entries = change(held)
+        entries = held
+        for each in changes:
+            entries = each(entries)
         if entries != held:
             body = {"properties": {"storageProfile": {"dataDisks": entries}}}
             azure.patch_vm(vm, body, document.get("etag", ""))
@@ -117,6 +195,6 @@ def deleted_along(azure: Azure) -> Json:
     return {"deleteOption": "Delete"} if azure.is_modern else {}
 
 
-def _devices(lun: int) -> tuple[str, ...]:
+def devices(lun: int) -> tuple[str, ...]:
     """The udev names of the disk at `lun`, on older and on newer images."""
     return (f"/dev/disk/azure/scsi1/lun{lun}", f"/dev/disk/azure/data/by-lun/{lun}")

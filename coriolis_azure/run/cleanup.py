@@ -86,6 +86,21 @@ def _close(context: Context, snapshots: Iterable[Json], alive: Collection[str]) 
         Managed(context).close(id)
 
 
+def finish_several(context: Context, group: str, runs: Collection[str]) -> list[str]:
+    """Delete what Azure still lists of runs that have ended, given by their ids; return what could not be deleted.
+
+    One listing serves all of them. What has a name of one of the runs, but has lost our tags, is reported, too.
+    """
+    azure, clock, storage = context.azure, context.clock, context.storage
+    documents = _documents(azure, group)
+    of_runs = [each for each in _by_run(_with_blobs(documents, storage)) if each.run in runs]
+    listed = [id for leftover in of_runs for id in leftover.ids]
+    attached_disks.free(azure, listed, clock)
+    remaining = resources.delete(azure, listed, clock, storage)
+    untagged = [id for id in _untagged(documents) if names.run_of(names.name_of(id)) in runs]
+    return remaining + [id for id in untagged if id not in remaining and azure.find(id) is not None]
+
+
 def _witnesses(documents: Mapping[str, Sequence[Json]], listed: Sequence[str]) -> list[Json]:
     """What tells the state of a run: its security groups or, if no worker was made for it, what it reads."""
     kinds = ("nsg", "snapshot", "collection")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ..azure.context import Context
 from ..errors import CleanupIncomplete, CoriolisAzureError, exhausted
-from ..events import Notice
+from ..events import Notice, Step
 from ..threads import every
 from . import cleanup
 from .interrupts import shielded
@@ -28,10 +28,13 @@ def alive(resources: Resources) -> Iterator[None]:
 
 
 @contextmanager
-def temporary(context: Context, resources: Resources, journal: Journal) -> Iterator[list[str]]:
+def temporary(
+    context: Context, resources: Resources, journal: Journal, *, listed: bool = True
+) -> Iterator[list[str]]:
     """Delete everything of the run when the block ends. Then the list holds the ids of what could not be deleted.
 
-    An error in the block is never replaced by one of the clean-up; it gets `left_behind`.
+    Unless it is `listed`, only what the journal names is deleted: the caller is going to `finish_several`. An error in
+    the block is never replaced by one of the clean-up; it gets `left_behind`.
     """
     left_behind: list[str] = []
     try:
@@ -39,7 +42,7 @@ def temporary(context: Context, resources: Resources, journal: Journal) -> Itera
             yield left_behind
     except BaseException as raised:
         error = raised if isinstance(raised, CoriolisAzureError) else exhausted(raised) or raised
-        left_behind += _cleaned_up(context, resources, journal)
+        left_behind += _cleaned_up(context, resources, journal, listed=listed)
         if isinstance(error, CoriolisAzureError) and left_behind:
             error.left_behind = left_behind
         elif isinstance(error, KeyboardInterrupt) and left_behind:
@@ -49,15 +52,19 @@ def temporary(context: Context, resources: Resources, journal: Journal) -> Itera
         if error is not raised:
             raise error from raised
         raise
-    left_behind += _cleaned_up(context, resources, journal)
+    left_behind += _cleaned_up(context, resources, journal, listed=listed)
 
 
-def _cleaned_up(context: Context, resources: Resources, journal: Journal) -> list[str]:
+def _cleaned_up(context: Context, resources: Resources, journal: Journal, *, listed: bool) -> list[str]:
     """Delete everything of a run; return the ids that are or may be left behind. Raises nothing: see `temporary`."""
     resources.spare.give()
     try:
         with shielded(lambda text: context.report(Notice(text))):
-            left_behind = cleanup.finish(context, resources.run, journal.ids)
+            if listed:
+                left_behind = cleanup.finish(context, resources.run, journal.ids)
+            else:
+                context.report(Step("clean up", resources.run.id))
+                left_behind = resources.delete(journal.ids)
         if not left_behind:
             journal.done()
     except BaseException as error:  # it must not replace the outcome of the run itself

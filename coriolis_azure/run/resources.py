@@ -334,6 +334,16 @@ def patiently(
             waiting.pause(pause)
 
 
+def may_exist(azure: Azure, id: str) -> bool:
+    """Whether a resource exists, as far as Azure tells; what is in Blob storage may."""
+    if isinstance(id, names.BlobsId):
+        return True
+    try:
+        return azure.find(id) is not None
+    except (AzureError, DeadlinePassed):
+        return True
+
+
 def is_open(document: Json) -> bool:
     """Whether a disk or snapshot can be read through a URL."""
     return str(at(document, "properties.diskState") or "").startswith("ActiveSAS")

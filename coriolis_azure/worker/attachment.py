@@ -3,7 +3,8 @@
 A worker that boots while clones are attached may mistake one of them for its own disk: it finds its root file system by
 a label or UUID that a clone may have too, and writes to it before any of our udev rules apply. So every connection
 checks the boot id. After a reboot, none of the clones can be trusted: the worker is stopped, the clones are recreated
-from their snapshots, and they are attached once it is running again.
+from their snapshots, and they are attached once it is running again. A worker that several runs share is left alone:
+those runs get another one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..errors import HostKeyChanged, Unreachable, WorkerRestarted
 from ..events import Notice, Report, Step, counted
 from ..model import Worker
 from ..readers import ssh
-from ..run import attached_disks
+from ..run import attached_disks, resources
 from ..threads import Lock
 
 RESTARTS = 3  # tolerated while one wave of clones is read
@@ -48,6 +49,7 @@ class Attachment:
         self._boot, self._restarts, self._stopped = "", 0, False
         self._failure: Exception | None = None
         self.clones: list[str] = []
+        self.luns: list[int] = []
         self.devices: list[tuple[str, ...]] = []
 
     def __enter__(self) -> Attachment:
@@ -81,12 +83,18 @@ class Attachment:
 
     def _attach(self) -> None:
         with ssh.connect(
-            self._reader, self._clock, self._report, ssh.READY_SECONDS, lambda: self._stopped
+            self._reader, self._clock, self._report, ssh.READY_SECONDS, self._is_useless
         ) as connection:
             boot = connection.boot_id()
         attached = attached_disks.attached(self._azure, self._reader, self.clones, self._clock)
-        self.devices = self._attached.enter_context(attached)
+        self.luns = self._attached.enter_context(attached)
+        self.devices = [attached_disks.devices(lun) for lun in self.luns]
         self._boot = boot
+
+    def _is_useless(self) -> bool:
+        """Whether there is nothing to wait for: the transfer is cancelled, or a worker that was up is gone."""
+        shared = self._reader.shared
+        return self._stopped or (shared and not resources.may_exist(self._azure, self._reader.vm))
 
     def _renew(self, boot: str) -> None:
         """Replace the clones attached during `boot`, unless another thread has done so."""
@@ -103,6 +111,10 @@ class Attachment:
 
     def _replace(self) -> None:
         vm = name_of(self._reader.vm)
+        if (
+            self._reader.shared
+        ):  # clones of other runs are attached to it: each of them is to get another worker
+            raise WorkerRestarted(f"the worker {vm} has rebooted while its disks were read")
         self._restarts += 1
         if self._restarts > RESTARTS:
             raise WorkerRestarted(

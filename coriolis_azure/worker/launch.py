@@ -67,6 +67,7 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
             host_key=host_public,
             slots=size.slots,
             private_key=private_key,
+            rate=size.rate,
         )
 
 

@@ -137,7 +137,7 @@ def copied(
 ) -> transfer.Outcome:
     """Copy what is at the clone's LUN, as the product does it."""
     size = clone.path.stat().st_size
-    job = Job(attached_disks._devices(clone.lun), size, wait=300)
+    job = Job(attached_disks.devices(clone.lun), size, wait=300)
 
     def agent(line: ssh.Line) -> ssh.AgentStream:
         line.connect()
