@@ -334,6 +334,30 @@ def logged_and_shown(properties: dict[str, Any], reached: dict[str, Any]) -> str
     return json.dumps([logged(result), shown(properties, reached)])
 
 
+_RUN = dict.fromkeys(("id", "subscription", "group", "location", "zone", "instance", "pool"), "x")
+_ENVIRONMENT = {"location": "westeurope", "resource_group": "g"}
+
+
+@pytest.mark.parametrize(
+    ("method", "before", "after"),
+    [
+        ("delete_replica_source_resources", (_ENVIRONMENT,), ()),
+        ("replicate_disks", (_ENVIRONMENT, "web"), ({}, {}, [], True)),
+        ("delete_minion", (), ()),
+        ("tear_down_pool_shared_resources", (_ENVIRONMENT,), ()),
+    ],
+)
+@pytest.mark.parametrize(
+    "run", [None, {}, "r", {**_RUN, "id": 7}, {**_RUN, "newer": ""}, {**_RUN, "id": ""}, {"id": "r"}]
+)
+def test_what_another_version_has_returned_is_refused_with_a_remedy(
+    provider: AzureExportProvider, method: str, before: tuple[Any, ...], after: tuple[Any, ...], run: Any
+) -> None:
+    resources = {"run": run, "environment": _ENVIRONMENT}
+    with pytest.raises(errors.InvalidInput, match="coriolis-azure cleanup"):
+        getattr(provider, method)(None, {"subscription_id": "s"}, *before, resources, *after)
+
+
 @pytest.mark.slow
 def test_a_pool_of_warm_workers(
     azure: Sandbox,

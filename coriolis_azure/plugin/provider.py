@@ -251,10 +251,9 @@ class AzureExportProvider(
         self, ctxt: Any, connection_info: Json, source_environment: Json, migr_resources_dict: Json
     ) -> None:
         """Delete everything of the run, whichever step made it. CleanupIncomplete names what could not be deleted."""
+        run = _run(migr_resources_dict)
         with self._source(connection_info, source_environment) as source:
-            left_behind = source.finish(
-                Run.from_json(migr_resources_dict["run"]), vhds=migr_resources_dict.get("vhds") or ()
-            )
+            left_behind = source.finish(run, vhds=migr_resources_dict.get("vhds") or ())
         if left_behind:
             raise CleanupIncomplete(f"could not delete: {', '.join(left_behind)}", left_behind=left_behind)
 
@@ -280,7 +279,7 @@ class AzureExportProvider(
         from . import writer
         from .claims import Claimant
 
-        run = Run.from_json(source_resources["run"])
+        run = _run(source_resources)
         worker = _worker(source_resources, source_conn_info) if source_resources.get("worker") else None
         with self._source(connection_info, source_environment) as source:
             machine = source.inspect(instance_name)
@@ -420,8 +419,9 @@ class AzureExportProvider(
         """Delete the network that the workers of a pool shared, and anything else that is left of the pool."""
         if not pool_shared_resources:
             return
+        run = _run(pool_shared_resources)
         with self._pool(connection_info, environment_options) as pool:
-            pool.remove_shared(Run.from_json(pool_shared_resources["run"]))
+            pool.remove_shared(run)
 
     @_translated
     @_ended_with_service
@@ -455,8 +455,9 @@ class AzureExportProvider(
         """Delete a worker of a pool."""
         if not minion_properties:
             return
+        run = _run(minion_properties)
         with self._pool(connection_info, minion_properties["environment"]) as pool:
-            pool.remove(Run.from_json(minion_properties["run"]))
+            pool.remove(run)
 
     @_translated
     def start_minion(self, ctxt: Any, connection_info: Json, minion_properties: Json) -> None:
@@ -635,6 +636,21 @@ def _figures(disk: DiskReport) -> str:
     if disk.relied_bytes:
         parts.append(f"{amount(disk.relied_bytes)} not read: Azure lists no change there")
     return ", ".join(parts)
+
+
+def _run(resources: Json) -> Run:
+    """The run in what a task has returned. Raises InvalidInput if this version would not have returned it."""
+    try:
+        run = Run.from_json(resources["run"])
+    except (TypeError, KeyError):
+        run = None
+    if run is None or not run.id or not all(isinstance(value, str) for value in run.to_json().values()):
+        raise InvalidInput(
+            "what an earlier task has returned is damaged, or another version of the plugin has returned it",
+            remedy="Install one version on all worker hosts and execute the transfer again. What the earlier task has "
+            "made is deleted after two hours by the next execution, or by `coriolis-azure cleanup`.",
+        )
+    return run
 
 
 def _worker_resources(run: Run, worker: Worker) -> Json:
