@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -115,6 +116,19 @@ def test_a_damaged_history_takes_nothing_from_the_rest(tmp_path: Path, damage: b
     (tmp_path / "web" / history.NAME).write_bytes(damage)
     one = found(tmp_path)["web"]
     assert (one.state, one.history) == ("good", History())
+
+
+def test_folders_deeper_than_calls_can_be_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(replica(tmp_path / "web"))
+    for _ in range(sys.getrecursionlimit()):
+        os.mkdir("d")  # noqa: PTH102
+        os.chdir("d")
+    assert found(tmp_path / "web")[""].state == "good"
+    for _ in range(sys.getrecursionlimit()):  # pytest cannot remove them either
+        os.chdir("..")
+        os.rmdir("d")  # noqa: PTH106
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "a file"])

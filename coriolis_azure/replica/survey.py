@@ -268,13 +268,15 @@ def _size(entry: os.DirEntry[str]) -> int | None:
 
 def _stored(entries: Iterable[os.DirEntry[str]]) -> Iterator[int]:
     """What these files take up, and those in these folders. What is gone by now takes up nothing."""
-    for entry in entries:
+    waiting = list(entries)  # a stranger's folders may be deeper than calls can be
+    while waiting:
+        entry = waiting.pop()
         with contextlib.suppress(OSError):
             found = entry.stat(follow_symlinks=False)
             yield found.st_blocks * 512
             if stat.S_ISDIR(found.st_mode):
                 with os.scandir(entry.path) as listed:
-                    yield from _stored(list(listed))
+                    waiting += listed
 
 
 def _owner(path: Path) -> str:
