@@ -333,7 +333,7 @@ class Source:
                 folder.reserve([disk.name for disk in disks])
                 folder.claim(machine.id)
                 folder.tell_removed([disk.name for disk in machine.disks])
-                with history.kept(folder, recorder, self.context.report) as keeper:
+                with history.kept(folder, recorder, self.context.report):
                     with self._run(machine, shared) as (resources, left_behind):
                         launch = shared.launch if shared is not None else None
                         worker = copying.launch_worker(
@@ -364,8 +364,7 @@ class Source:
                         left_behind=tuple(left_behind),
                     )
                     maps = {disk.name: outcome.map for disk, outcome in zip(disks, outcomes, strict=True)}
-                    recorder.succeeded(done.to_json())
-                    keeper.maps = maps
+                    recorder.succeeded(done.to_json(), maps)
         return done
 
     def _opened(self, to: str | Path | Folder, *, adopt: bool) -> Folder:

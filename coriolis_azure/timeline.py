@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
+from .change_map import ChangeMap
 from .clock import Clock, rfc3339, scope
 from .errors import Cancelled, CoriolisAzureError, WaitEnded
 from .events import Copied, Event, Notice, Step, Waiting
@@ -96,7 +97,7 @@ class RunReport:
     """What one run did. `vm`: the name of the VM. `started` and `point`: RFC 3339, in UTC.
 
     `error` and `remedy`: why it failed, and what to do, else "". `left_behind`: the ids of temporary resources that
-    could not be deleted.
+    could not be deleted. `maps`: by disk, what was found where; empty if the run failed, and not in the JSON form.
     """
 
     vm: str
@@ -112,6 +113,7 @@ class RunReport:
     rates: Rates = Rates()
     notices: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
+    maps: Mapping[str, ChangeMap] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def sent_bytes(self) -> int:
@@ -120,7 +122,9 @@ class RunReport:
 
     def to_json(self) -> Json:
         """Plain JSON values."""
-        return asdict(self)
+        document = asdict(replace(self, maps={}))
+        del document["maps"]
+        return document
 
     @classmethod
     def from_json(cls, document: Any) -> RunReport:
@@ -208,8 +212,8 @@ class Recorder:
                 for step in self._taken
             ]
 
-    def succeeded(self, result: Json) -> None:
-        """Note the result: the JSON form of `Replicated`."""
+    def succeeded(self, result: Json, maps: Mapping[str, ChangeMap]) -> None:
+        """Note the result: the JSON form of `Replicated`, and the map of each disk."""
         disks = tuple(
             DiskFigures(
                 **{
@@ -226,6 +230,7 @@ class Recorder:
             point=result["point"],
             disks=disks,
             left_behind=tuple(result["left_behind"][:_LEFT]),
+            maps=maps,
         )
 
     def failed(self, error: BaseException) -> None:
@@ -336,7 +341,7 @@ def _joined(intervals: Iterable[tuple[int, int, Counter[str]]]) -> tuple[int, in
     return sum(done), sum(sent), sum(letters, Counter())
 
 
-_FIGURES = {field.name for field in fields(DiskFigures)}
+_FIGURES = {each.name for each in fields(DiskFigures)}
 
 
 def _step(document: Mapping[str, Any]) -> StepTaken:

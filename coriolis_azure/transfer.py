@@ -14,10 +14,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
+from .change_map import ChangeMap, Kind, Tally
 from .errors import CoriolisAzureError, CorruptChunk
 from .events import Progress, Step
 from .readers.reader import Answer, Chunk, Data, Piece, Question, Reader, Same, Zeros, corrupt
-from .replica.change_map import ChangeMap, Kind, Tally
 from .replica.comparison import THREADS, differing, in_flight
 from .replica.destinations import Destination
 from .replica.manifest import DIGEST, GRAIN, UNKNOWN, ZERO, Manifest, grain_count

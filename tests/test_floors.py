@@ -16,6 +16,7 @@ FIXED = {
     "certifi": "2024.7.4",
     "cryptography": "48.0.1",
     "idna": "3.15",
+    "jinja2": "3.1.6",
     "paramiko": "5.0",
     "pyjwt": "2.13",
     "pynacl": "1.6.2",

@@ -18,7 +18,19 @@ import pytest
 NAME = "coriolis_azure"
 PACKAGE = Path(__file__).parent.parent / NAME
 
-GROUND = {"errors", "clock", "tls", "threads", "model", "events", "settings", "formats", "vhd", "timeline"}
+GROUND = {
+    "errors",
+    "clock",
+    "tls",
+    "threads",
+    "model",
+    "events",
+    "settings",
+    "formats",
+    "vhd",
+    "timeline",
+    "change_map",
+}
 STEPS = {"azure", "run", "replica", "readers", "machine", "worker"}
 CORE = {
     *GROUND,
@@ -67,6 +79,7 @@ OWNERS = {
     "oslo_config": {"plugin"},
     "click": {"cli"},
     "rich": {"cli"},
+    "jinja2": {"cli"},
     "jsonschema": {"settings"},
     "signal": {"run.interrupts", "replica.exclusive", "cli", "sandbox"},
     "socket": {"readers", "agent", "plugin", "sandbox"},

@@ -51,7 +51,7 @@ def replica(folder: Path, vm: str = "web", **options: int) -> Path:
             disk.commit(changed)
         sets.complete(place, record, {"os": changed.root()})
         run = RunReport(vm, POINT, 60.0, "done", point=POINT)
-        place.keep_history(History().after(run, {}).text())  # type: ignore[attr-defined]
+        place.keep_history(History().after(run).text())  # type: ignore[attr-defined]
     return folder
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from coriolis_azure import errors
+from coriolis_azure.change_map import ALL, CELLS, KINDS, ChangeMap, Tally
 from coriolis_azure.events import Copied, Notice, Step, Waiting
 from coriolis_azure.replica import history, places
-from coriolis_azure.replica.change_map import ALL, CELLS, KINDS, ChangeMap, Tally
 from coriolis_azure.replica.history import History, Verified
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
@@ -97,10 +98,10 @@ def test_a_history_keeps_the_last_runs_and_the_map_of_the_last_good_one() -> Non
     run = recorded()
     tally = Tally(MIB, MIB)
     tally.add("zero", 0, 1)
-    good = History().after(run, {"os": tally.map()})
+    good = History().after(replace(run, maps={"os": tally.map()}))
     for number in range(9):
         failed = RunReport("web", "2026-01-01T00:00:00Z", number, "failed")
-        good = good.after(failed, {})
+        good = good.after(failed)
     assert [each.seconds for each in good.runs] == [4, 5, 6, 7, 8]
     assert set(good.maps) == {"os"}
     assert History.of(good.text()) == good
@@ -123,7 +124,7 @@ DAMAGES: list[Callable[[bytes], bytes]] = [
 def test_a_damaged_history_counts_as_none(damage: Callable[[bytes], bytes]) -> None:
     tally = Tally(MIB, MIB)
     tally.add("zero", 0, 1)
-    text = History().after(recorded(), {"os": tally.map()}).text()
+    text = History().after(replace(recorded(), maps={"os": tally.map()})).text()
     assert damage(text) != text
     assert History.of(damage(text)) == History()
 

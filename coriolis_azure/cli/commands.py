@@ -351,6 +351,7 @@ def cutover(
 @cli.command()
 @partial(source_options, required=False)
 @click.argument("dest", metavar="DEST")
+@click.option("--html", type=FILE, metavar="FILE", help="Write a page about the replicas, for a browser.")
 @click.option(
     "--prometheus",
     type=FILE,
@@ -362,6 +363,7 @@ def status(
     connection: Path | None,
     environment: Path | None,
     dest: str,
+    html: Path | None,
     prometheus: Path | None,
     as_json: bool,
 ) -> None:
@@ -372,8 +374,8 @@ def status(
     """
     from ..replica.survey import survey
 
-    if prometheus is not None:
-        files.refuse_unwritable(prometheus)
+    for file in filter(None, (html, prometheus)):
+        files.refuse_unwritable(file)
     with at_places(connection, environment, dest, as_json=as_json) as (report, clock, storage):
         found, many = survey(dest, report, storage)
     now = clock.now()
@@ -381,6 +383,10 @@ def status(
         from . import prometheus as metrics
 
         files.write(prometheus, metrics.text(found, now))
+    if html is not None:
+        from . import pages
+
+        files.write(html, pages.of_replicas(found, now))
     unreadable = [one for one in found if one.error]
     if as_json:
         documents = [{**({"name": one.name} if many else {}), **one.to_json(now)} for one in found]

@@ -12,10 +12,11 @@ import click
 from .. import settings
 from ..errors import InvalidInput
 from ..events import Notice
-from .commands import cli, consistency_option, mechanism_option
+from .commands import FILE, cli, consistency_option, mechanism_option
 from .options import json_option, rate, several_sources_options
 from .output import print_json, raise_left_behind
 from .progress import watching
+from .reporting import reporting
 from .tables import fleet_table, replication_table
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,6 +127,13 @@ def refuse_unclear(
 )
 @mechanism_option()
 @consistency_option()
+@click.option(
+    "--report",
+    "report_file",
+    type=FILE,
+    metavar="FILE",
+    help="Write a page about the runs, for a browser, even if they fail: steps, rates, maps of the disks.",
+)
 @json_option
 def replicate(
     connection: Path,
@@ -140,6 +148,7 @@ def replicate(
     mechanism: str | None,
     consistency: str | None,
     limit: str | None,
+    report_file: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -158,7 +167,12 @@ def replicate(
         "consistency": consistency,
     }
     alone = len(vms) == 1
-    with opened_fleet(connection, environments, as_json=as_json, many=not alone, changes=changes) as fleet:
+    with (
+        reporting(report_file) as take,
+        opened_fleet(connection, environments, as_json=as_json, many=not alone, changes=changes) as fleet,
+    ):
+        for source in fleet.sources:
+            source.on_report = take
         if alone:
             done = fleet.replicate_alone(vms[0], to, retries=retries, **options)
         else:

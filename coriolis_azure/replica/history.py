@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
+from ..change_map import ChangeMap
 from ..errors import CoriolisAzureError
 from ..events import Notice, Report
 from ..timeline import Recorder, RunReport
-from .change_map import ChangeMap
 
 NAME = "history.json"
 VERSION = 1
@@ -61,12 +61,12 @@ class History:
         """The last run; None if none is recorded."""
         return self.runs[-1] if self.runs else None
 
-    def after(self, run: RunReport, maps: Mapping[str, ChangeMap]) -> History:
-        """The history with one more run. `maps`: empty if it failed; then those of the last good one stay."""
+    def after(self, run: RunReport) -> History:
+        """The history with one more run. If it failed, the maps of the last good one stay."""
         runs = (*self.runs, run)[-_RUNS:]
         if run.outcome != "done":
             return replace(self, runs=runs)
-        return replace(self, runs=runs, mapped=run.point, maps=dict(list(maps.items())[:_DISKS]))
+        return replace(self, runs=runs, mapped=run.point, maps=dict(list(run.maps.items())[:_DISKS]))
 
     def text(self) -> bytes:
         """The document, within the limit."""
@@ -113,24 +113,16 @@ def read(place: object) -> History:
         return History()
 
 
-class Keeper:
-    """Adds the run in progress to the history of its place. `maps`: set once all disks are published."""
-
-    def __init__(self) -> None:
-        self.maps: Mapping[str, ChangeMap] = {}
-
-
 @contextmanager
-def kept(place: object, recorder: Recorder, report: Report) -> Iterator[Keeper]:
+def kept(place: object, recorder: Recorder, report: Report) -> Iterator[None]:
     """Add the run of the block to the history of `place`, however the block ends. Raises nothing of its own."""
-    keeper = Keeper()
     try:
-        yield keeper
+        yield
     except BaseException as error:
         recorder.failed(error)
         raise
     finally:
-        _save(place, read(place).after(recorder.report(), keeper.maps), report)
+        _save(place, read(place).after(recorder.report()), report)
 
 
 def verified(place: object, point: str, time: str, report: Report) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..model import Json
+from .model import Json
 
 CELLS = 256
 Kind = Literal["zero", "same", "relied", "checked", "changed"]
