@@ -133,12 +133,14 @@ class RunReport:
             raise ValueError(f"{document['outcome']!r} is not an outcome")
         steps = document["steps"][:_STEPS]
         return cls(
-            **{
-                name: _text(document[name])
-                for name in ("vm", "started", "error", "remedy", "mechanism", "point")
-            },
+            vm=_text(document["vm"]),
+            started=_text(document["started"]),
             seconds=_number(document["seconds"]),
             outcome=cast("Outcome", document["outcome"]),
+            error=_text(document["error"]),
+            remedy=_text(document["remedy"]),
+            mechanism=_text(document["mechanism"]),
+            point=_text(document["point"]),
             steps=tuple(_step(each) for each in steps),
             disks=tuple(_disk(each) for each in document["disks"][:_DISKS]),
             rates=_rates(document["rates"]),

@@ -19,7 +19,7 @@ from coriolis_azure.run import journal
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.source import Source
 from harness.command_line import COMMAND, run
-from harness.constants import MIB
+from harness.constants import DEADLINE, MIB
 from harness.late_answers import NSG
 from harness.processes import Forked, command
 
@@ -30,7 +30,9 @@ def test_replicate_twice_with_json_on_stdout_and_events_on_stderr(
     served: Path, settings: list[str], tmp_path: Path
 ) -> None:
     before = run("sandbox", "resources", served).stdout
-    first = run("replicate", *settings, "web", "--to", tmp_path / "images", "--json")
+    page = tmp_path / "run.html"
+    first = run("replicate", *settings, "web", "--to", tmp_path / "images", "--json", "--report", page)
+    assert all(f"<h2>{part}</h2>" in page.read_text() for part in ("Timeline", "Disks", "Change maps"))
     told = json.loads(first.stdout)
     assert told["vm"] == "web"
     assert told["mechanism"] == "worker"
@@ -100,6 +102,32 @@ def test_a_point_that_was_kept_is_listed_and_given_back(
     assert [(disk.name, disk.verified) for disk in again.disks] == [("data-0", True), ("os", True)]
 
 
+def test_of_two_schedules_of_one_replica_the_second_ends_and_nothing_is_lost(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    """Two real processes: the first is stopped while it holds the replica, the second comes in the meantime."""
+    images, before = tmp_path / "images", run("sandbox", "resources", served).stdout
+    line = ["replicate", *settings, "web", "--to", str(images)]
+    with Forked(command, [*line, "--json"]) as first:
+        while not (images / ".run").exists():
+            assert first.returncode is None, first.communicate(DEADLINE)
+        first.send_signal(signal.SIGSTOP)
+        try:
+            second = run(*line, check=errors.InvalidInput.exit_code)
+            seen = json.loads(run("status", images, "--json").stdout)
+        finally:
+            first.send_signal(signal.SIGCONT)
+        assert f"another run is using {images}" in second.stderr
+        assert "what to do: Wait until it ends" in second.stderr
+        assert (seen["running"], seen["state"]) == (True, "running")
+        out, said = first.communicate(DEADLINE)
+        assert first.wait(DEADLINE) == 0, said
+    assert all(disk["verified"] for disk in json.loads(out)["disks"])
+    assert (images / "os.raw").read_bytes() == (served.parent / "os.raw").read_bytes()
+    assert json.loads(run("status", images, "--json").stdout)["state"] == "good"
+    assert run("sandbox", "resources", served).stdout == before
+
+
 def test_a_vm_that_azure_could_not_have_is_not_added(served: Path) -> None:
     before = run("sandbox", "resources", served).stdout
     line = ("sandbox", "add-vm", served, "[red]\nv\u202e[/red]", "--os-disk", served.parent / "os.raw")
@@ -148,7 +176,10 @@ def test_an_unknown_vm_is_an_azure_error_that_names_those_there_are(
     assert "no VM nobody" in failed.stderr
     assert "web" in failed.stderr
     assert failed.stdout == ""
-    machine = run("replicate", *settings, "nobody", "--to", tmp_path / "x", "--json", check=3)
+    page = tmp_path / "run.html"
+    line = ("replicate", *settings, "nobody", "--to", tmp_path / "x", "--json", "--report", page)
+    machine = run(*line, check=3)
+    assert "no VM nobody" in page.read_text()
     error = json.loads(machine.stderr.splitlines()[-1])
     assert error["event"] == "error"
     assert error["exit_code"] == 3

@@ -200,7 +200,9 @@ def test_what_the_command_is_asked_for_is_written_whole_or_not_at_all(tmp_path: 
     (tmp_path / "all/bad").mkdir()
     (tmp_path / "all/bad/replica.json").write_text("{")
     metrics = tmp_path / "metrics.prom"
-    done = completed(["status", str(tmp_path / "all"), "--json", "--prometheus", str(metrics)])
+    page = tmp_path / "page.html"
+    line = ["status", str(tmp_path / "all"), "--json", "--prometheus", str(metrics), "--html", str(page)]
+    done = completed(line)
     assert done.returncode == 2
     assert "bad" in done.stderr
     listed = json.loads(done.stdout)["replicas"]
@@ -210,6 +212,7 @@ def test_what_the_command_is_asked_for_is_written_whole_or_not_at_all(tmp_path: 
     ]
     assert metrics.read_text().count("\ncoriolis_azure_replica_readable{") == 2
     assert metrics.stat().st_mode & 0o444 == 0o444
+    assert "2 replicas" in page.read_text()
     people = completed(["status", str(tmp_path / "all")])
     assert [line.split()[0] for line in people.stdout.splitlines()[2:]] == ["bad", "web"]
     one = completed(["status", str(tmp_path / "all/web"), "--json"])

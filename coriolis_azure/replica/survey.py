@@ -185,7 +185,7 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
     with os.scandir(folder) as listed:
         entries = list(listed)
     names = {entry.name for entry in entries}
-    if names & {sets.NAME, _OWNER} or any(map(_DISK.fullmatch, names)):
+    if names & {sets.NAME, _OWNER, _MARK} or any(map(_DISK.fullmatch, names)):
         yield folder
     elif depth:
         for entry in entries:
