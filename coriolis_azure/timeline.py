@@ -25,7 +25,7 @@ BOTTLENECKS = {"-": "", "s": "source", "d": "destination", "l": "limit"}
 
 _STEPS, _WAITS, _NOTICES, _LEFT, _DISKS = 120, 4, 40, 100, 80  # the most that a report holds
 _TEXT = 400  # characters of a text
-_INTERVALS = 120
+_INTERVALS = 60
 _REPEATED_SECONDS = 10.0  # a wait is reported this often, so it ended this long after its last report at most
 _LETTERS = {name: letter for letter, name in BOTTLENECKS.items()}
 
@@ -364,7 +364,7 @@ def _disk(document: Mapping[str, Any]) -> DiskFigures:
 
 
 def _rates(document: Mapping[str, Any]) -> Rates:
-    done, sent = (tuple(map(_count, document[name])) for name in ("done", "sent"))
+    done, sent = (_counts(document[name]) for name in ("done", "sent"))
     letters = _text(document["bottlenecks"])
     if not len(done) == len(sent) == len(letters) <= _INTERVALS or not set(letters) <= set(BOTTLENECKS):
         raise ValueError("rates")
@@ -387,7 +387,8 @@ def _number(found: Any) -> float:
     return float(found)
 
 
-def _count(found: Any) -> int:
-    if type(found) is not int or not 0 <= found < 1 << 64:
+def _counts(found: Any) -> tuple[int, ...]:
+    counts = tuple(found[: _INTERVALS + 1])
+    if counts and (set(map(type, counts)) != {int} or min(counts) < 0 or max(counts) >= 1 << 64):
         raise TypeError
-    return found
+    return counts

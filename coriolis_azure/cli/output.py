@@ -26,7 +26,6 @@ from ..errors import CleanupIncomplete, cleaned
 _PROSE = {"meaning", "reason", "result", "what to do"}  # columns wrapped between words
 _PROSE_WIDTH = 24  # the least readable width
 _GAP = 2
-_ENDLESS = 1 << 20
 
 Cell = str | Text
 
@@ -66,10 +65,12 @@ class Table:
         """Print the table in the form that fits stdout."""
         rows = [[_text(cell) for cell in record] for record in self.records]
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
-        if on_terminal and self._least_width(rows) > out().width:
+        if not on_terminal:
+            self._show_lines(rows)
+        elif self._least_width(rows) > out().width:
             self._show_blocks(rows)
         else:
-            self._show_grid(rows, out().width if on_terminal else _ENDLESS)
+            self._show_grid(rows, out().width)
 
     def _show_grid(self, rows: Iterable[Sequence[Text]], width: int) -> None:
         grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -83,6 +84,19 @@ class Table:
         lines = [line.rstrip() for line in capture.get().splitlines()]
         self._show_title()
         click.echo("\n".join(lines).strip("\n"))
+
+    def _show_lines(self, rows: Sequence[Sequence[Text]]) -> None:
+        """As `_show_grid` without a limit, where nothing has to be wrapped or styled: in a pipe it is a lot quicker."""
+        texts = [list(self.columns), *([cell.plain for cell in row] for row in rows)]
+        widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
+        gap = " " * _GAP
+        lines = [
+            gap.join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+            for row in texts
+        ]
+        lines.insert(1, "─" * (sum(widths) + _GAP * (len(widths) - 1)))
+        self._show_title()
+        click.echo("\n".join(f" {line}".rstrip() for line in lines).strip("\n"))
 
     def _show_blocks(self, rows: Iterable[Sequence[Text]]) -> None:
         self._show_title()

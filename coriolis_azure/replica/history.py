@@ -84,8 +84,8 @@ class History:
         return (replace(self, runs=self.runs[1:]) if self.runs else History()).text()
 
     @classmethod
-    def of(cls, text: bytes | None) -> History:
-        """The inverse of `text`; an empty history if there is no document, or a damaged one."""
+    def of(cls, text: bytes | None, *, runs: int = _RUNS) -> History:
+        """The inverse of `text`, with the last `runs`; an empty history if there is no document, or a damaged one."""
         if text is None or len(text) > LIMIT:
             return cls()
         try:
@@ -94,7 +94,7 @@ class History:
                 return cls()
             maps = list(document["maps"].items())[:_DISKS]
             return cls(
-                tuple(RunReport.from_json(run) for run in document["runs"][-_RUNS:]),
+                tuple(RunReport.from_json(run) for run in document["runs"][-runs:]),
                 str(document["mapped"]),
                 {str(name): ChangeMap.from_json(each) for name, each in maps},
                 _verified(document["verified"]),

@@ -222,7 +222,8 @@ def _read_folder(path: Path, here: Surveyed) -> Surveyed:
     kept = History()
     if history.NAME in entries:
         with contextlib.suppress(CoriolisAzureError, OSError):
-            kept = History.of(statefiles.read(path / history.NAME, ours=False, limit=history.LIMIT + 1))
+            text = statefiles.read(path / history.NAME, ours=False, limit=history.LIMIT + 1)
+            kept = History.of(text, runs=1)
     running = _is_running(path) if _MARK in entries else False
     drafts = {found[1] for found in filter(None, map(_DRAFT.fullmatch, entries))}
     return _of(here, record, FolderPoints(path / POINTS, None), _Seen(sizes, drafts, kept, running))
@@ -242,7 +243,7 @@ def _of(here: Surveyed, record: sets.Record, kept_points: Points, seen: _Seen) -
     """The replica with this record."""
     sizes, kept = seen.sizes, seen.kept
     disks = tuple(sorted(record.point.roots)) if record.point is not None else ()
-    last = {disk.name: disk.size_bytes for run in kept.runs if run.outcome == "done" for disk in run.disks}
+    last = {name: each.size for name, each in kept.maps.items()}
     known = [sizes[disk] if sizes.get(disk) is not None else last.get(disk) for disk in disks]
     earlier = points.earlier(kept_points, record).values()
     return replace(
@@ -336,7 +337,7 @@ def _at_prefix(container: Container, place: str, name: str, blobs: Mapping[str, 
             if record_text
             else sets.Record((text(_OWNER) or b"").decode(errors="replace"))
         )
-        kept = History.of(text(history.NAME)) if history.NAME in names else History()
+        kept = History.of(text(history.NAME), runs=1) if history.NAME in names else History()
         drafts = {found[1] for found in filter(None, map(_DRAFT.fullmatch, names))}
         owner = blobs.get(below + _OWNER)
         kept_points = BlobPoints(container, below, lambda: None)

@@ -52,8 +52,8 @@ def a_report(vm: str = "web-1", *, hours: float = 2.0, seed: int = 1, failed: bo
         StepTaken("verify", "data-0", "data-0", 690.0, 729.0),
         StepTaken("clean up", f"{seed:08x}", "", 731.0, 792.0, (("the deletion of the worker", 44.0),)),
     )
-    letters = "s" * 55 + "d" * 12 + "s" * 20 + "l" * 14 + "-" * 15
-    done = [int(rng.uniform(0.6, 1.0) * 1.6 * GIB) for _ in letters]
+    letters = "s" * 28 + "d" * 6 + "s" * 10 + "l" * 7 + "-" * 7
+    done = [int(rng.uniform(0.6, 1.0) * 3.2 * GIB) for _ in letters]
     sent = [int(each * rng.choice((0.01, 0.02, 0.05, 0.4))) for each in done]
     maps = {name: a_map(size, seed + at) for at, (name, size) in enumerate(sizes.items())}
     disks = tuple(
@@ -73,7 +73,7 @@ def a_report(vm: str = "web-1", *, hours: float = 2.0, seed: int = 1, failed: bo
         point=rfc3339(NOW - timedelta(hours=hours, seconds=-75)),
         steps=steps,
         disks=disks,
-        rates=Rates(149.0, 5.0, tuple(done), tuple(sent), letters),
+        rates=Rates(149.0, 10.0, tuple(done), tuple(sent), letters),
         notices=("the size Standard_D2s_v5 has no capacity here; Standard_D4s_v5 is used instead",),
         maps=maps,
     )
