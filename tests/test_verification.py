@@ -15,7 +15,7 @@ import pytest
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput, NotFound
 from coriolis_azure.events import silent
-from coriolis_azure.replica import places, sets, verification
+from coriolis_azure.replica import places, sets, survey, verification
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.verification import Verdict
 from coriolis_azure.sandbox import Sandbox
@@ -164,6 +164,12 @@ def test_a_switch_that_was_not_finished_is_brought_to_its_end_or_told(
         assert found.verified is False
         assert "died while it published data-0, os" in found.reason
         assert command(folder).returncode == 5
+        (told,), _ = survey.survey(str(folder), silent)
+        assert (told.state, told.drafts) == ("unfinished", ("data-0", "os"))
+        assert "completes what a run had begun to publish" in told.advice()
+    (told,), many = survey.survey(str(images.parent), silent)  # completes it, as whoever opens the place does
+    assert many
+    assert (told.name, told.state, told.drafts) == ("images", "good", ())
     assert command(images).returncode == 0
     assert (images / "os.raw").read_bytes()[CHUNK : 2 * CHUNK] == B
 
