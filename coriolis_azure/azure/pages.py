@@ -6,11 +6,13 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from heapq import merge
 
 from ..errors import Unreadable
 
 PAGE = 512
 _BLOCK = 16  # ranges
+_NO_MORE = (1 << 63, 1)  # a range behind every blob
 _LONG = 0xFFFF  # stands before a number that needs eight bytes
 
 
@@ -102,21 +104,27 @@ class Pages:
         """Whether no part of a range is listed."""
         return next(self.within(offset, length), None) is None
 
-    def outside(self, other: Pages) -> int | None:
-        """The offset of the first page that `other` does not list; None if it lists all of these."""
-        for start, length in self:
-            at = start
-            for offset, size in other.within(start, length):
-                if offset > at:
-                    return at
-                at = offset + size
-            if at < start + length:
-                return at
-        return None
-
     def meets(self, other: Pages) -> int | None:
         """The offset of the first page that `other` lists too; None if there is none."""
         for start, length in self:
             for offset, _ in other.within(start, length):
                 return offset
         return None
+
+
+def uncovered(pages: Iterable[tuple[int, int]], *covers: Iterable[tuple[int, int]]) -> int | None:
+    """The offset of the first page that none of `covers` lists; None if they list all. All are in order.
+
+    Each is gone through once: millions of ranges are a matter of seconds.
+    """
+    listed = merge(*covers)
+    offset, size = next(listed, _NO_MORE)
+    for start, length in pages:
+        at = start
+        while at < start + length:
+            while offset + size <= at:
+                offset, size = next(listed, _NO_MORE)
+            if offset > at:
+                return at
+            at = offset + size
+    return None

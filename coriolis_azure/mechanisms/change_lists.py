@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
 
 from ..azure.page_lists import SnapshotBlob
-from ..azure.pages import PAGE, Pages
+from ..azure.pages import PAGE, Pages, uncovered
 from ..errors import AzureError, Unreadable
 from ..model import Disk, Json
 from ..readers.hint import Hint
@@ -53,15 +52,17 @@ def fetch(older: SnapshotBlob, newer: SnapshotBlob, allocated: Pages) -> tuple[H
     if _changed_by_itself(newer):
         raise Unreadable("Azure lists changes from a snapshot to itself")
     written, cleared = newer.changes(older)
-    _agree("a page was written that is not allocated", written.outside(allocated))
+    _agree("a page was written that is not allocated", uncovered(written, allocated))
     _agree("a page was cleared that is allocated", cleared.meets(allocated))
     end = 0
     for offset, length, before in older.windows():
-        now, end = allocated.within(offset, length), offset + length
-        _agree("a page is allocated that was neither allocated nor written", _missing(now, before, written))
-        _agree("a page is no longer allocated that was not cleared", _missing(before, allocated, cleared))
-    new = allocated.within(end, max(0, newer.size + PAGE - end))
-    _agree("a page is allocated that was neither allocated nor written", _missing(new, Pages(), written))
+        now, then, gone = (pages.within(offset, length) for pages in (allocated, written, cleared))
+        _agree("a page is allocated that was neither allocated nor written", uncovered(now, before, then))
+        still = allocated.within(offset, length)
+        _agree("a page is no longer allocated that was not cleared", uncovered(before, still, gone))
+        end = offset + length
+    new, then = (pages.within(end, max(0, newer.size + PAGE - end)) for pages in (allocated, written))
+    _agree("a page is allocated that was neither allocated nor written", uncovered(new, then))
     tail = [(older.size, newer.size - older.size)] if newer.size > older.size else []
     # What is behind the disk is the footer of the blob.
     hint = Hint(newer.size, chain(written.within(0, newer.size), tail), cleared.within(0, newer.size))
@@ -84,17 +85,3 @@ def _changed_by_itself(snapshot: SnapshotBlob) -> bool:
 def _agree(fault: str, offset: int | None) -> None:
     if offset is not None:
         raise Unreadable(f"the lists of pages contradict each other at offset {offset}: {fault}")
-
-
-def _missing(pages: Iterable[tuple[int, int]], first: Pages, second: Pages) -> int | None:
-    """The offset of the first of `pages` that neither of two others lists; None if there is none."""
-    for start, length in pages:
-        covered = sorted([*first.within(start, length), *second.within(start, length)])
-        end = start
-        for offset, size in covered:
-            if offset > end:
-                return end
-            end = max(end, offset + size)
-        if end < start + length:
-            return end
-    return None
