@@ -358,6 +358,22 @@ def test_what_another_version_has_returned_is_refused_with_a_remedy(
         getattr(provider, method)(None, {"subscription_id": "s"}, *before, resources, *after)
 
 
+@pytest.mark.parametrize(
+    ("method", "before", "after"),
+    [
+        ("replicate_disks", (_ENVIRONMENT, "web", {"run": _RUN}, {}, {}), (True,)),
+        ("delete_replica_source_snapshots", (_ENVIRONMENT,), ()),
+        ("check_update_source_environment_params", ("web",), (_ENVIRONMENT, {})),
+    ],
+)
+@pytest.mark.parametrize("volumes", [None, {}, ["v"], [{}], [{"disk_id": 7}], [{"disk_id": None}]])
+def test_volumes_that_are_none_are_refused_before_anything_is_asked_of_azure(
+    provider: AzureExportProvider, method: str, before: tuple[Any, ...], after: tuple[Any, ...], volumes: Any
+) -> None:
+    with pytest.raises(errors.InvalidInput, match="volumes_info is not a list of volumes"):
+        getattr(provider, method)(None, {"subscription_id": "s"}, *before, volumes, *after)
+
+
 @pytest.mark.slow
 def test_a_pool_of_warm_workers(
     azure: Sandbox,

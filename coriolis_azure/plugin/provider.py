@@ -280,6 +280,7 @@ class AzureExportProvider(
         from .claims import Claimant
 
         run = _run(source_resources)
+        _check_volumes(volumes_info)
         worker = _worker(source_resources, source_conn_info) if source_resources.get("worker") else None
         with self._source(connection_info, source_environment) as source:
             machine = source.inspect(instance_name)
@@ -315,6 +316,7 @@ class AzureExportProvider(
         """
         from . import states, writer
 
+        _check_volumes(volumes_info)
         vhds = [volume[states.VHD] for volume in volumes_info if volume.get(states.VHD)]
         if vhds:
             with self._source(connection_info, source_environment) as source:
@@ -347,6 +349,7 @@ class AzureExportProvider(
         """
         from . import states, writer
 
+        _check_volumes(volumes_info)
         group = settings.Connection.from_json(connection_info).default_resource_group
         old_environment = configuration.filled_environment(old_params)
         changes = settings.document("source_environment", new_params)
@@ -651,6 +654,18 @@ def _run(resources: Json) -> Run:
             "made is deleted after two hours by the next execution, or by `coriolis-azure cleanup`.",
         )
     return run
+
+
+def _check_volumes(volumes_info: Any) -> None:
+    """Raise InvalidInput unless these are volumes, each with the id of its disk."""
+    if isinstance(volumes_info, list) and all(
+        isinstance(volume, dict) and isinstance(volume.get("disk_id"), str) for volume in volumes_info
+    ):
+        return
+    raise InvalidInput(
+        "volumes_info is not a list of volumes, each with the id of its disk",
+        remedy="The destination's plugin or the orchestrator's database is at fault: create a new transfer.",
+    )
 
 
 def _worker_resources(run: Run, worker: Worker) -> Json:
