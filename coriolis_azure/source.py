@@ -329,8 +329,10 @@ class Source:
             if shared is None:
                 self.sweep(DEAD_AFTER)  # first, because leftovers of dead runs count towards quotas
             preflight.refuse(self.context, machine, disks, shares_worker=shared is not None)
-            with self._opened(to, adopt=adopt) as folder:
+            with self._opened(to, machine.name, adopt=adopt) as folder:
                 folder.reserve([disk.name for disk in disks])
+                if isinstance(folder, destinations.Measured):
+                    folder.refuse_small({disk.name: disk.size_bytes for disk in disks})
                 folder.claim(machine.id)
                 folder.tell_removed([disk.name for disk in machine.disks])
                 with history.kept(folder, recorder, self.context.report):
@@ -367,9 +369,9 @@ class Source:
                     recorder.succeeded(done.to_json(), maps)
         return done
 
-    def _opened(self, to: str | Path | Folder, *, adopt: bool) -> Folder:
+    def _opened(self, to: str | Path | Folder, vm: str, *, adopt: bool) -> Folder:
         if isinstance(to, str | Path):
-            return places.open(str(to), self.context.report, self.storage, adopt=adopt)
+            return places.open(str(to), self.context.report, self.storage, adopt=adopt, vm=vm)
         return to
 
     def _copied(

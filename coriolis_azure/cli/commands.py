@@ -14,7 +14,7 @@ from .. import __version__, settings
 from ..azure import codes, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
 from . import files
-from .options import Group, assignable, at_places, json_option, opened, source_options
+from .options import Group, assignable, at_places, json_option, opened, source_options, state_option
 from .output import err, out, print_json, raise_left_behind, say, show
 from .progress import watching
 from .tables import (
@@ -276,6 +276,7 @@ def role(
 @cli.command()
 @partial(source_options, required=False)
 @click.argument("dest", metavar="DEST")
+@state_option("dest")
 @json_option
 def verify(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
     """Read a destination again and compare it with what the last run left there.
@@ -311,6 +312,7 @@ def _raise_wrong(verdicts: Iterable[Verdict]) -> None:
 @source_options
 @click.argument("vm")
 @click.option("--to", required=True, metavar="DEST", help="As for `replicate`.")
+@state_option("to")
 @mechanism_option()
 @consistency_option()
 @click.option("--full", is_flag=True, help="Read all of the disks in the last run; the outage takes longer.")
@@ -351,6 +353,7 @@ def cutover(
 @cli.command()
 @partial(source_options, required=False)
 @click.argument("dest", metavar="DEST")
+@state_option("dest")
 @click.option("--html", type=FILE, metavar="FILE", help="Write a page about the replicas, for a browser.")
 @click.option(
     "--prometheus",
@@ -403,10 +406,16 @@ def status(
 @cli.command()
 @partial(source_options, required=False)
 @click.argument("dest", metavar="DEST")
+@state_option("dest")
 @click.option(
     "--point", required=True, metavar="TIME", help="The point's time, as `status` prints it, or latest."
 )
-@click.option("--to", required=True, metavar="DIR", help="A new or empty folder, or blob://...")
+@click.option(
+    "--to",
+    required=True,
+    metavar="DIR",
+    help="A new or empty folder, blob://..., or nbd://... with state=DIR.",
+)
 @json_option
 def restore(
     connection: Path | None, environment: Path | None, dest: str, point: str, to: str, as_json: bool

@@ -13,7 +13,7 @@ from .. import settings
 from ..errors import InvalidInput
 from ..events import Notice
 from .commands import FILE, cli, consistency_option, mechanism_option
-from .options import json_option, rate, several_sources_options
+from .options import json_option, rate, several_sources_options, state_option
 from .output import print_json, raise_left_behind
 from .progress import watching
 from .reporting import reporting
@@ -90,8 +90,10 @@ def refuse_unclear(
     "--to",
     required=True,
     metavar="DEST",
-    help="A folder or file:// URL, for a sparse raw image per disk; or blob://account/container/prefix, for VHDs.",
+    help="A folder or file:// URL, for a sparse raw image per disk; blob://account/container/prefix, for VHDs; "
+    "nbd://host:port/name or nbd+unix:///name?socket=PATH, with --state, for an export per disk.",
 )
+@state_option("to")
 @click.option(
     "--parallel",
     type=click.IntRange(1, 256),

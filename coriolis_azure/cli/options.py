@@ -6,8 +6,9 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -98,6 +99,28 @@ def json_option(command: F) -> F:
     return click.option(
         "--json", "as_json", is_flag=True, help="One JSON document on stdout; events as JSON lines on stderr."
     )(command)
+
+
+def state_option(destination: str) -> Callable[[F], F]:
+    """Add --state, which becomes part of the URL in the parameter `destination`."""
+
+    def add(command: F) -> F:
+        @wraps(command)
+        def stated(*args: Any, state: Path | None, **options: Any) -> Any:
+            if state is not None:
+                from ..replica.nbd_url import with_state
+
+                options[destination] = with_state(options[destination] or "", state)
+            return command(*args, **options)
+
+        return click.option(
+            "--state",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="For nbd://: the folder of this host for digests and what is being fetched. Always the same.",
+        )(cast(F, stated))
+
+    return add
 
 
 def source_options(command: F, *, required: bool = True) -> F:

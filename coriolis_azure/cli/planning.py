@@ -15,7 +15,7 @@ from ..errors import CoriolisAzureError, cleaned
 from ..events import amount, counted, duration
 from .commands import cli
 from .fleet import chosen_vms, opened_fleet, refuse_unclear
-from .options import json_option, rate, several_sources_options
+from .options import json_option, rate, several_sources_options, state_option
 from .output import Table, out, print_json
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ _MECHANISMS = settings.schema("source_environment")["properties"]["replica_expor
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A JSON file of prices, instead of ours; `coriolis-azure schema prices` says what is in it.",
 )
+@state_option("to")
 @json_option
 def plan(
     connection: Path,
@@ -66,6 +67,7 @@ def plan(
     0, or that of the first VM that cannot be planned.
     """
     from ..checks.prices import Prices
+    from ..replica import places
 
     refuse_unclear(vms, every=every, tags=tags, exclude=exclude)
     table, bytes_per_second = Prices.read(prices), settings.rate(line) if line else 0
@@ -75,8 +77,8 @@ def plan(
         plans: list[Plan] = []
         failures: dict[str, CoriolisAzureError] = {}
         for vm in chosen:
-            at = f"{to.rstrip('/')}/{vm.name}" if to and len(vms) != 1 else to
             try:
+                at = places.below(to, vm.name) if to and len(vms) != 1 else to
                 plans.append(
                     fleet.sources[vm.environment].plan(vm.id, at, prices=table, line=bytes_per_second)
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -115,6 +115,16 @@ class Folder(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class Measured(Folder, Protocol):
+    """A place whose disks may be of a fixed size."""
+
+    def refuse_small(self, sizes: Mapping[str, int]) -> None:
+        """Raise InvalidInput if one of the disks, by its name, does not fit. Called after `reserve`."""
+
+    def __enter__(self) -> Measured: ...
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -16,11 +16,13 @@ from ..events import Notice, Report, silent
 from . import history, publishing, sets, statefiles
 from .file_store import REMEDIES, Translated
 from .files import POINTS, FileMedium
+from .medium import Medium
 from .points import LABEL
 from .replica import Replica
 from .runmark import RunMark
 
 OWNER = ".vm"  # the file with the id of the VM
+EXPORTS = ".nbd"  # the file that says that the images are exports of an NBD server, with the name of the VM
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 _DISK = re.compile(r"os|data-[0-9]{1,3}")
 _DRAFT = re.compile(rf"({_DISK.pattern})\.raw\.(?:draft|partial|redo|index)")
@@ -65,6 +67,7 @@ class ImageFolder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700)
             self.path.chmod(0o700)
+        self._refuse_other_kind()
         self._lock_fd = statefiles.open_or_create(self.path / ".lock", os.O_RDWR)
         flock(self._lock_fd, fcntl.LOCK_EX)
         mark = RunMark(self.path / ".run", self._lock_fd)
@@ -77,25 +80,41 @@ class ImageFolder:
             if self.path.exists():
                 raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
             raise FileNotFoundError(errno.ENOENT, "there is no such folder")
+        self._refuse_other_kind()
         try:
             self._lock_fd = statefiles.open_existing(self.path / ".lock", os.O_RDONLY, ours=False)
         except (FileNotFoundError, PermissionError):
             return
         flock(self._lock_fd, fcntl.LOCK_SH)
 
+    def _refuse_other_kind(self) -> None:
+        """Raise InvalidInput if the folder holds the state of a replica whose images are elsewhere."""
+        if os.path.lexists(self.path / EXPORTS):
+            raise InvalidInput(
+                f"{self.path} holds the state of a replica on an NBD server",
+                remedy=f"Give the server's URL with --state {self.path}, or another folder.",
+            )
+
     def disk(self, name: str) -> Replica:
         """The replica of the disk `name`: "os" or "data-<lun>"."""
         if not _DISK.fullmatch(name):
             raise InvalidInput(f"{name!r} is not the name of a disk", remedy="Use os, or data-<lun>.")
         if name not in self._replicas:
-            medium = FileMedium(self.path / f"{name}.raw", adopt=self._adopt, mark=self._mark)
-            self._replicas[name] = Replica(medium, self._report)
+            self._replicas[name] = Replica(self._medium(name), self._report)
         return self._replicas[name]
+
+    def _medium(self, name: str) -> Medium:
+        return FileMedium(self.path / f"{name}.raw", adopt=self._adopt, mark=self._mark)
 
     def reserve(self, disks: Collection[str]) -> None:
         """Open the existing images exclusively for this run. See Folder."""
         for name in disks:
             self.disk(name).take()
+
+    def refuse_small(self, sizes: Mapping[str, int]) -> None:
+        """See Measured."""
+        for name, size in sizes.items():
+            self.disk(name).refuse_small(size)
 
     def claim(self, vm: str) -> None:
         """See Folder. The VM's id is kept in the file `.vm`."""
@@ -186,14 +205,14 @@ class ImageFolder:
 
     def names(self) -> list[str]:
         """The names of the disks that have an image."""
-        return sorted(path.stem for path in self.path.glob("*.raw") if _DISK.fullmatch(path.stem))
+        return disk_names(self.path, ".raw")
 
     def tell_removed(self, disks: Collection[str]) -> None:
         """See Folder."""
         for name in self.names():
             if name not in disks:
-                path = self.path / f"{name}.raw"
-                self._report(Notice(f"{path} is kept as it is: the VM no longer has the disk {name}"))
+                where = self.disk(name).where
+                self._report(Notice(f"{where} is kept as it is: the VM no longer has the disk {name}"))
 
     def close(self) -> None:
         """Close the images, and let other runs in. May be repeated."""
@@ -214,6 +233,12 @@ class ImageFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def disk_names(path: Path, ending: str) -> list[str]:
+    """The names of the disks that have a file with this ending in the folder."""
+    found = (file.name.removesuffix(ending) for file in path.glob(f"*{ending}"))
+    return sorted(filter(_DISK.fullmatch, found))
 
 
 class FolderPoints:

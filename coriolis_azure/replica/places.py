@@ -7,18 +7,20 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from ..errors import CoriolisAzureError, InvalidInput
 from ..events import Report
+from . import nbd_url
 from .folder import ImageFolder
+from .nbd_folder import NbdFolder
 
 if TYPE_CHECKING:
     from ..azure.blobs import Storage
 from .destinations import Place
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SCHEMES = ("file://", "blob://")
+_SCHEMES = ("file://", "blob://", "nbd://")
 _ELSEWHERE = re.compile(r"[^/]+:")  # what rsync, scp and others would read as a host, a drive or a service
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
@@ -32,17 +34,23 @@ def is_in_azure(url: str) -> bool:
 
 
 def open(
-    url: str, report: Report, storage: Storage | None = None, *, existing: bool = False, adopt: bool = False
+    url: str,
+    report: Report,
+    storage: Storage | None = None,
+    *,
+    existing: bool = False,
+    adopt: bool = False,
+    vm: str = "",
 ) -> Place:
-    """Open the place that `url` names: the path or file:// URL of a folder, or blob://account/container/prefix.
+    """Open the place that `url` names: the path or file:// URL of a folder, blob://account/container/prefix, or nbd://.
 
     `storage` gives access to Blob storage. A missing folder or container is created, unless the place must be
     `existing`: then nothing is changed there, except that a switch which a dead run has begun is completed. `adopt`:
-    take over images in a folder that no run has made.
+    take over images that no run has made. `vm`: the name of the VM, which may be part of the names of exports.
 
     Raises InvalidInput if `url` names no such place, or one that cannot be used or is in use by another run.
     """
-    place = _opened(url, report, storage, existing=existing, adopt=adopt)
+    place = _opened(url, report, storage, existing=existing, adopt=adopt, vm=vm)
     if not existing or not place.unpublished():
         return place
     place.close()
@@ -54,8 +62,16 @@ def open(
 
 
 def _opened(
-    url: str, report: Report, storage: Storage | None, *, existing: bool = False, adopt: bool = False
+    url: str,
+    report: Report,
+    storage: Storage | None,
+    *,
+    existing: bool = False,
+    adopt: bool = False,
+    vm: str = "",
 ) -> Place:
+    if nbd_url.is_nbd(url):
+        return NbdFolder(nbd_url.Exports.of(url), report, existing=existing, adopt=adopt, vm=vm)
     if not is_in_azure(url):
         return ImageFolder(folder(url), report, existing=existing, adopt=adopt)
     if adopt:
@@ -70,7 +86,12 @@ def _opened(
 
 
 def folder(url: str) -> Path:
-    """The folder of this host that `url` names: a path, or a file:// URL. Raises InvalidInput if it names none."""
+    """The folder of this host that `url` names: a path, or a file:// URL; for exports, that of their state.
+
+    Raises InvalidInput if it names none.
+    """
+    if nbd_url.is_nbd(url):
+        return nbd_url.Exports.of(url).state
     scheme = _SCHEME.match(url)
     if scheme is not None:
         if scheme[1].lower() != "file":
@@ -99,6 +120,13 @@ def _local(url: str) -> Path:
             f"{url} does not name a folder of this host", remedy="Write it as file:///path/of/folder."
         )
     return Path("/", name)
+
+
+def below(url: str, vm: str) -> str:
+    """The place of this VM at a destination of several. Raises InvalidInput if they would share one."""
+    if nbd_url.is_nbd(url):
+        return nbd_url.Exports.of(url).below(vm).url
+    return f"{url.rstrip('/')}/{quote(vm) if is_in_azure(url) else vm}"
 
 
 def required(storage: Storage | None, url: str) -> Storage:

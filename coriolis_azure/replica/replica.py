@@ -105,6 +105,10 @@ class Replica:
             medium.close()
             raise
 
+    def refuse_small(self, size: int) -> None:
+        """Raise InvalidInput if the image is of a fixed size that is less than this. Call `take` first."""
+        self._image_for(size)
+
     def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
         """What is held of the disk, in the image and in the draft of a run that failed. See Destination."""
         self.take()
@@ -144,7 +148,7 @@ class Replica:
         if image is not None and not self._medium.watched and image.size < size:
             raise InvalidInput(
                 f"{self._medium.where} has {image.size} bytes, the disk has {size}",
-                remedy="Give a device that is at least as large as the disk.",
+                remedy="Give a device or an export that is at least as large as the disk.",
             )
         return image
 

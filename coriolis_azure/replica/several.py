@@ -1,4 +1,4 @@
-"""The destination of several VMs: a folder, or a prefix in a container, with a place for each VM."""
+"""The destination of several VMs: a folder, a prefix in a container, or an NBD server, with a place for each VM."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from ..errors import InvalidInput
-from . import places, statefiles
+from . import nbd_url, places, statefiles
 from .folder import OWNER, flock, unusable
 
 
@@ -23,8 +22,10 @@ def held(url: str) -> Iterator[Callable[[str], str]]:
     or is itself the place of one VM.
     """
     if places.is_in_azure(url):
-        yield lambda name: f"{url.rstrip('/')}/{quote(name)}"
+        yield lambda name: places.below(url, name)
         return
+    if nbd_url.is_nbd(url):
+        places.below(url, "vm")  # refused before anything is made
     path = places.folder(url)
     try:
         fd = _locked(path)
@@ -35,7 +36,10 @@ def held(url: str) -> Iterator[Callable[[str], str]]:
     except OSError as error:
         raise unusable(path, error) from error
     try:
-        yield lambda name: str(path / _existing(path, name))
+        if nbd_url.is_nbd(url):
+            yield lambda name: places.below(url, _existing(path, name))
+        else:
+            yield lambda name: str(path / _existing(path, name))
     finally:
         os.close(fd)
 

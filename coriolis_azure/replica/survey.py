@@ -24,7 +24,7 @@ from ..model import Json
 from . import history, places, points, sets, statefiles
 from .destinations import Points
 from .files import POINTS
-from .folder import FolderPoints, unusable
+from .folder import EXPORTS, FolderPoints, disk_names, unusable
 from .history import History, Verified
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def survey(url: str, report: Report, storage: Storage | None = None) -> tuple[li
     many = [one.name for one in found] != [""]
     for at, one in enumerate(found):
         if one.unpublished:
-            below = f"{url.rstrip('/')}/{one.name}" if one.name else url
+            below = places.below(url, one.name) if one.name else url
             with contextlib.suppress(CoriolisAzureError):  # a read-only place
                 places.open(below, report, storage, existing=True).close()
                 found[at] = next((new for new in _found(url, storage, one.name) if new.name == one.name), one)
@@ -209,6 +209,8 @@ def _read_folder(path: Path, here: Surveyed) -> Surveyed:
     with os.scandir(path) as listed:
         entries = {entry.name: entry for entry in listed}
     sizes = {found[1]: _size(entries[found[0]]) for found in filter(None, map(_DISK.fullmatch, entries))}
+    if EXPORTS in entries:  # the images are elsewhere
+        sizes = dict.fromkeys(disk_names(path, ".raw.manifest"))
     here = replace(here, stored_bytes=sum(_stored(entries.values())))
     if sets.NAME in entries:
         record = sets.Record.of(statefiles.read(path / sets.NAME, ours=False, limit=history.LIMIT))
