@@ -75,6 +75,7 @@ OWNERS = {
     "azure": {"azure", "sandbox"},
     "paramiko": {"readers.ssh", "readers.keys", "readers.paramiko_internals", "sandbox"},
     "requests": {"azure", "sandbox"},
+    "nbd": {"replica.nbd_store"},
     "coriolis": {"plugin"},
     "oslo_config": {"plugin"},
     "click": {"cli"},

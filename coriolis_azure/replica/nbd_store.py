@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import select
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -306,7 +307,10 @@ class NbdStore:
         end = offset + length
         while offset < end:
             until, data = self._mapped(offset, end)
-            for start, size in data:
+            for at in range(max(0, bisect(data, (offset, self.size)) - 1), len(data)):
+                start, size = data[at]
+                if start >= end:
+                    break
                 low, high = max(start, offset), min(start + size, end)
                 if low < high:
                     yield low, high - low
