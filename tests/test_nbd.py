@@ -216,8 +216,8 @@ def test_a_vm_goes_into_qcow2_images_and_later_only_what_changed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["first", "later"])
-def test_a_server_that_dies_ends_the_run_and_a_later_one_goes_on(
+@pytest.mark.parametrize("run", ["first", "later", "publishing"])
+def test_a_server_that_fails_ends_the_run_and_a_later_one_goes_on(
     azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path, sockets: Path, run: str
 ) -> None:
     disk, backing = image("os", 3 * MIB, seed=1), tmp_path / "backing"
@@ -225,17 +225,21 @@ def test_a_server_that_dies_ends_the_run_and_a_later_one_goes_on(
     backing.write_bytes(bytes(3 * MIB))
     source, before = connect(environment=DIRECT), azure.resources()
     to = f"nbd+unix:///web?socket={sockets}/s&state={tmp_path}/state"
-    command = nbdkit("file", backing)
-    if run == "later":
+    failing = tmp_path / "failing"
+    errors = ["error-pwrite=EIO", "error-pwrite-rate=100%", f"error-pwrite-file={failing}"]
+    command = nbdkit("--filter=error", "file", backing, *errors)
+    if run != "first":
         with serving(*command, at=sockets / "s"):
             source.replicate("web", to)
-        disk.write_bytes(bytes(MIB) + disk.read_bytes()[MIB:])
+        disk.write_bytes(random.Random(4).randbytes(MIB) + disk.read_bytes()[MIB:])
         azure.write("web", "os", disk)
     with serving(*command, at=sockets / "s") as server:
 
         def killing(event: Event) -> None:
-            if isinstance(event, Copied):
+            if isinstance(event, Copied) and run != "publishing":
                 server.kill()
+            elif isinstance(event, Copied):
+                failing.touch()
 
         dying = Source(
             azure.connection_info(),
@@ -245,8 +249,9 @@ def test_a_server_that_dies_ends_the_run_and_a_later_one_goes_on(
         )
         with dying, pytest.raises(TransferError) as raised:
             dying.replicate("web", to)
-    assert "start the server again" in raised.value.remedy
+    assert ("the server's log" if run == "publishing" else "start the server again") in raised.value.remedy
     assert azure.resources() == before
+    failing.unlink(missing_ok=True)
     with serving(*command, at=sockets / "s"):
         source.replicate("web", to)
         assert [verdict.verified for verdict in source.verify(to)] == [True]
@@ -288,6 +293,20 @@ def test_a_file_with_an_image_in_it_is_not_overwritten(tmp_path: Path, state: Pa
         medium = NbdMedium(Exports.of(server.url(state)).disk("os"), "os", state, adopt=True)
         with pytest.raises(InvalidInput, match="qcow2"):
             Replica(medium).take()
+
+
+def test_a_server_that_tells_exports_apart_serves_several_disks(tmp_path: Path, state: Path) -> None:
+    exports = tmp_path / "exports"
+    exports.mkdir()
+    for name in ("web-1-os", "web-1-data-0"):
+        (exports / name).write_bytes(bytes(MIB))
+    with (
+        serving(*nbdkit("file", f"dir={exports}")) as server,
+        places.open(server.url(state), silent) as place,
+    ):
+        place.reserve(["os", "data-0"])
+        with pytest.raises(InvalidInput, match="does not list that export"):
+            place.reserve(["os", "data-1"])
 
 
 def test_another_export_than_last_time_is_refused_unless_it_is_empty(tmp_path: Path, state: Path) -> None:
@@ -374,6 +393,21 @@ def test_the_state_is_part_of_the_url_once() -> None:
     for url in ("/srv/replicas", "nbd://h/x?state=s"):
         with pytest.raises(InvalidInput, match="state"):
             with_state(url, "s")
+
+
+@pytest.mark.parametrize("command", ["replicate", "cutover", "plan", "verify", "status", "restore"])
+def test_every_command_with_a_destination_takes_the_state(tmp_path: Path, command: str) -> None:
+    """Which is refused for a destination that has no use for it."""
+    settings = tmp_path / "settings.json"
+    settings.write_text("{}")
+    source = ["-c", str(settings), "-e", str(settings)]
+    words = {
+        **{key: [*source, "web", "--to", "/x"] for key in ["replicate", "cutover", "plan"]},
+        **{key: ["/x"] for key in ["verify", "status"]},
+        "restore": ["/x", "--point", "latest", "--to", "/y"],
+    }
+    with pytest.raises(InvalidInput, match="/x has no use for --state"):
+        CliRunner().invoke(cli, [command, *words[command], "--state", "s"], catch_exceptions=False)
 
 
 def test_several_vms_have_exports_and_states_of_their_own(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from coriolis_azure.replica.manifest import UNKNOWN, ZERO
 from coriolis_azure.sandbox import Sandbox
 from harness.copies import by_agent
 from harness.lanes import slow
+from harness.nbd_servers import nbdkit, serving
 from harness.pipes import AGENT
 from harness.replica_runs import CHUNK, LAST, SIZE, A, B, Place, expected, run
-from harness.replicas import AzuriteOnly, BlobPlace, DevicePlace, FilePlace, SandboxPlace
+from harness.replicas import AzuriteOnly, BlobPlace, DevicePlace, FilePlace, NbdPlace, SandboxPlace
 
 # Azurite ends with a connection of ours open; the socket is closed when it is collected.
 pytestmark = [
@@ -30,18 +31,27 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["file", "device", "blob", pytest.param("azurite", marks=pytest.mark.slow)])
+@pytest.fixture(params=["file", "device", "blob", slow("nbd"), slow("azurite")])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "file":
         yield FilePlace(tmp_path)
     elif request.param == "device":
         yield DevicePlace(tmp_path, SIZE + (2 << 20))
+    elif request.param == "nbd":
+        yield request.getfixturevalue("nbd_place")
     elif request.param == "blob":
         with Sandbox(tmp_path / "azure") as sandbox:
             yield SandboxPlace(sandbox)
     else:
         azurite: AzuriteOnly = request.getfixturevalue("azurite")
         yield azurite.place(f"r/{request.node.name}")
+
+
+@pytest.fixture
+def nbd_place(tmp_path: Path) -> Iterator[NbdPlace]:
+    (tmp_path / "backing").touch()
+    with serving(*nbdkit("file", tmp_path / "backing")) as server:
+        yield NbdPlace(tmp_path, SIZE + (2 << 20), server.url)
 
 
 class Told(list[str]):

@@ -117,8 +117,11 @@ class NbdMedium:
         image = self._image
         if image is None or (stamp is not None and stamp.get("device") == self.export.identity):
             return
-        if self._adopt and stamp is not None:
-            return
+        known = self.load("manifest")
+        if known is not None:
+            known.close()
+            if stamp is None or self._adopt:  # its manifest is damaged
+                return
         if not self._adopt and self.is_blank():
             return
         form = formats.wrapped(image.read(0, min(image.size, formats.HEAD)), b"")

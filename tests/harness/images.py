@@ -9,6 +9,7 @@ from coriolis_azure.events import Report, silent
 from coriolis_azure.replica.file_store import FileStore
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import Manifest
+from coriolis_azure.replica.medium import Medium
 from coriolis_azure.replica.replica import Replica
 from coriolis_azure.replica.runmark import RunMark
 
@@ -20,10 +21,16 @@ class Image(Replica):
     """A raw image that is a replica by itself."""
 
     def __init__(
-        self, path: Path, report: Report = silent, *, adopt: bool = False, mark: RunMark | None = None
+        self,
+        path: Path,
+        report: Report = silent,
+        medium: Medium | None = None,
+        *,
+        adopt: bool = False,
+        mark: RunMark | None = None,
     ) -> None:
         self.path, self.medium = path, FileMedium(path, adopt=adopt, mark=mark)
-        super().__init__(self.medium, report)
+        super().__init__(medium or self.medium, report)
 
     def commit(self, manifest: Manifest) -> None:
         """Commit and publish."""

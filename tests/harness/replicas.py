@@ -29,6 +29,8 @@ from coriolis_azure.events import Report, silent
 from coriolis_azure.replica import places, sets
 from coriolis_azure.replica.container import BlobFolder
 from coriolis_azure.replica.destinations import Destination
+from coriolis_azure.replica.nbd_medium import NbdMedium
+from coriolis_azure.replica.nbd_url import Exports
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.settings import Connection
 from harness.clocks import Held
@@ -92,6 +94,30 @@ class DevicePlace(FilePlace):
     def content(self, size: int) -> bytes:
         """The bytes of the disk; the device may be larger."""
         return self.path.read_bytes()[:size]
+
+
+class NbdPlace(DevicePlace):
+    """An export of an NBD server, of the file `backing` in the folder. `url`: its URL, by the folder of the state."""
+
+    def __init__(self, folder: Path, size: int, url: Callable[[Path], str]) -> None:
+        super().__init__(folder, size)
+        self.backing, state = folder / "backing", folder / "state"
+        self.path.replace(self.backing)
+        state.mkdir()
+        self.path, self._export = state / "os.raw", Exports.of(url(state)).disk("os")
+
+    def _image(self, report: Report, adopt: bool) -> Image:
+        return Image(self.path, report, NbdMedium(self._export, "os", self.path.parent, adopt=adopt))
+
+    def content(self, size: int) -> bytes:
+        """The bytes of the disk; the export may be larger."""
+        return self.backing.read_bytes()[:size]
+
+    def scribble(self, offset: int, data: bytes) -> None:
+        """What a stranger does to it."""
+        with self.backing.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
 
 
 class BlobPlace:
