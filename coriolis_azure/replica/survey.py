@@ -156,8 +156,8 @@ def survey(url: str, report: Report, storage: Storage | None = None) -> tuple[li
     many = [one.name for one in found] != [""]
     for at, one in enumerate(found):
         if one.unpublished:
-            below = places.below(url, one.name) if one.name else url
             with contextlib.suppress(CoriolisAzureError):  # a read-only place
+                below = places.below(url, one.name) if one.name else url
                 places.open(below, report, storage, existing=True).close()
                 found[at] = next((new for new in _found(url, storage, one.name) if new.name == one.name), one)
     return sorted(found, key=lambda one: one.name), many
