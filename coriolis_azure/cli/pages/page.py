@@ -74,6 +74,7 @@ def _environment() -> Environment:
         "amount": amount,
         "aged": aged,
         "span": span,
+        "took": _took,
         "utc": _utc,
         "since": _since,
         "percent": graphics.percent,
@@ -106,6 +107,11 @@ def _utc(time: str | datetime | None) -> str:
     if found is None:
         return str(time or "-")
     return found.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _took(seconds: float) -> str:
+    """A time span; of a short one, tenths of seconds matter."""
+    return span(seconds) if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def _since(now: datetime, time: str) -> str:
