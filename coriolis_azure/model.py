@@ -66,6 +66,18 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Image:
+    """Where other programs find the image of a disk: an absolute path, or the name of a file that is downloaded first.
+
+    `format` is QEMU's name for it: `raw`, or `vpc` for a VHD. `is_device`: whether it is a block device.
+    """
+
+    path: str
+    format: str = "raw"
+    is_device: bool = False
+
+
+@dataclass(frozen=True)
 class Nic:
     """A network interface of a VM. `network` is `vnet/subnet`; `mac` is in Azure's format, "" before the first boot."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-from . import transfer
+from . import handoff, transfer
 from .clock import Clock
 from .errors import CorruptChunk, DestinationFailed, IncompleteReplica, InvalidInput
 from .events import Progress, Report, Step
@@ -72,7 +72,9 @@ def restore(
                     f"the destination already holds images: {', '.join(there)}",
                     remedy="Give a new or empty one.",
                 )
-            return _copy(point, vm, disks, to, report, clock)
+            restored = _copy(point, vm, disks, to, report, clock)
+            handoff.pass_on(place, to, point.time, tuple(disks), report)
+            return restored
 
 
 def _copy(

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
-from . import restoring, transfer
+from . import handoff, restoring, transfer
 from .azure import names, permissions
 from .azure.client import Azure
 from .azure.context import Context
@@ -398,6 +398,7 @@ class Source:
             if place is not None and record is not None:
                 roots = [outcome.manifest.root() for outcome in outcomes]
                 sets.complete(place, record, dict(zip(begun.disks, roots, strict=True)))
+                handoff.write(place, machine, begun.time, begun.disks, self.context.report)
 
         return begun.time, _copied_and(publish, target, resources, worker, machine, disks)
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from coriolis_azure.errors import InvalidInput, Unreadable, Unsupported
-from coriolis_azure.machine import inspection, suitability
+from coriolis_azure.machine import export_info, inspection, suitability
 from coriolis_azure.machine.inspection import chosen
-from coriolis_azure.plugin import export_info
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 

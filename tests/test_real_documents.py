@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from coriolis_azure import errors
 from coriolis_azure.azure import names
 from coriolis_azure.checks.preflight import check
-from coriolis_azure.machine import inspection
+from coriolis_azure.machine import export_info, inspection
 from coriolis_azure.model import Machine, canonical_location
-from coriolis_azure.plugin import export_info
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 from harness import real_azure

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from coriolis_azure import errors
+from coriolis_azure.machine import export_info
 from coriolis_azure.model import Machine
-from coriolis_azure.plugin import export_info
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.constants import MIB

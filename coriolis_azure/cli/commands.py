@@ -132,7 +132,7 @@ def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None
 
     VM is a name in the resource group, or an ARM id.
     """
-    from ..plugin.export_info import export_info
+    from ..machine.export_info import export_info
 
     with opened(connection, environment, as_json=as_json) as source:
         machine = source.inspect(vm)

@@ -148,8 +148,7 @@ class AzureExportProvider(
         self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
     ) -> Json:
         """One machine as vm_export_info; `instance_name` is a name or an ARM id."""
-        from ..machine import inspection, listing
-        from . import export_info
+        from ..machine import export_info, inspection, listing
 
         with _azure(connection_info) as azure:
             vms = listing.machines(azure, _chosen(connection_info, source_environment))
@@ -207,7 +206,7 @@ class AzureExportProvider(
 
         InvalidInput lists everything that would make a run fail; warnings are reported.
         """
-        from .export_info import export_info
+        from ..machine.export_info import export_info
 
         with self._source(connection_info, source_environment) as source:
             checked = source.check(instance_name, volumes=True)
@@ -221,7 +220,7 @@ class AzureExportProvider(
         self, ctxt: Any, connection_info: Json, source_environment: Json, instance_name: str
     ) -> Json:
         """The machine as vm_export_info."""
-        from .export_info import export_info
+        from ..machine.export_info import export_info
 
         with self._source(connection_info, source_environment) as source:
             return export_info(source.inspect(instance_name))

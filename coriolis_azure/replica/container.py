@@ -14,8 +14,9 @@ from types import TracebackType
 from ..azure.blobs import Blob, Container, Listed, Storage
 from ..errors import AzureError, Conflict, CoriolisAzureError, DestinationFailed, InvalidInput, NoReplica
 from ..events import Notice, Report
+from ..model import Image
 from ..threads import every
-from . import history, publishing, sets
+from . import handed_off, history, publishing, sets
 from .page_store import translated
 from .points import LABEL
 from .replica import Replica
@@ -64,7 +65,6 @@ class BlobFolder:
         # Leased until the end of the run, so that a run that has lost the place cannot replace it.
         self._record = self._container.blob(f"{self._prefix}{sets.NAME}")
         self._ending.callback(self._record.release)
-        self._history = self._container.blob(f"{self._prefix}{history.NAME}")
         self._ending.enter_context(every(_RENEW_SECONDS, self._renew))
         try:
             if not existing:
@@ -142,12 +142,29 @@ class BlobFolder:
 
     def history(self) -> bytes | None:
         """See Chronicle."""
-        return self._history.text()
+        return self.document(history.NAME)
 
     def keep_history(self, text: bytes) -> None:
         """See Chronicle."""
+        self.keep_document(history.NAME, text)
+
+    @property
+    def where(self) -> str:
+        """See HandedOff."""
+        return self.url
+
+    def image(self, disk: str) -> Image:
+        """See HandedOff."""
+        return Image(f"{disk}.vhd", "vpc")
+
+    def document(self, name: str) -> bytes | None:
+        """See HandedOff."""
+        return self._container.blob(f"{self._prefix}{name}").text()
+
+    def keep_document(self, name: str, text: bytes) -> None:
+        """See HandedOff."""
         self._hold()
-        self._history.put(text)
+        self._container.blob(f"{self._prefix}{name}").put(text)
 
     def stop(self) -> None:
         """See Folder."""
@@ -172,7 +189,8 @@ class BlobFolder:
             medium.delete()
             medium.close()
         if not self.names():
-            self._history.delete()
+            for name in (history.NAME, *handed_off.NAMES):
+                self._container.blob(f"{self._prefix}{name}").delete()
             self._record.delete()
             self._owner.delete()
 

@@ -13,6 +13,7 @@ from types import TracebackType
 
 from ..errors import DestinationFailed, InvalidInput, NoReplica, exhausted_remedy
 from ..events import Notice, Report, silent
+from ..model import Image
 from . import history, publishing, sets, statefiles
 from .file_store import REMEDIES, Translated
 from .files import POINTS, FileMedium
@@ -177,16 +178,37 @@ class ImageFolder:
 
     def history(self) -> bytes | None:
         """See Chronicle."""
-        path = self.path / history.NAME
+        return self.document(history.NAME)
+
+    def keep_history(self, text: bytes) -> None:
+        """See Chronicle."""
+        self.keep_document(history.NAME, text)
+
+    @property
+    def where(self) -> str:
+        """See HandedOff."""
+        return str(self.path.absolute())
+
+    def image(self, disk: str) -> Image | None:
+        """See HandedOff. A device is given by the name that the user's link has for it."""
+        path = self.path.absolute() / f"{disk}.raw"
+        is_device = path.is_block_device()
+        while is_device and path.is_symlink() and path.parts[1] != "dev" and path.readlink().is_absolute():
+            path = path.readlink()
+        return Image(str(path), is_device=is_device)
+
+    def document(self, name: str) -> bytes | None:
+        """See HandedOff."""
+        path = self.path / name
         with Translated(path, "cannot be read", ""):
             try:
                 return statefiles.read(path, ours=self._mark is not None, limit=history.LIMIT + 1)
             except FileNotFoundError:
                 return None
 
-    def keep_history(self, text: bytes) -> None:
-        """See Chronicle."""
-        path = self.path / history.NAME
+    def keep_document(self, name: str, text: bytes) -> None:
+        """See HandedOff."""
+        path = self.path / name
         if self._mark is not None:
             self._mark.check(now=True)
         with Translated(path, "cannot be written", ""):

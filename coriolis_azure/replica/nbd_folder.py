@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from ..errors import InvalidInput, NoReplica
 from ..events import Notice, Report, silent
+from ..model import Image
 from . import statefiles
 from .folder import EXPORTS, ImageFolder, disk_names
 from .nbd_medium import NbdMedium
@@ -49,6 +50,11 @@ class NbdFolder(ImageFolder):
                     "use nbds://, or a tunnel"
                 )
             )
+
+    def image(self, disk: str) -> Image | None:
+        """None: see HandedOff."""
+        del disk
+        return None
 
     @staticmethod
     def _read_name(exports: Exports) -> str:

@@ -408,7 +408,7 @@ class Plugin:
 
     def _volumes(self) -> Any:
         """What the destination's plugin does: a blank volume for every new disk, none for one that is gone."""
-        from coriolis_azure.plugin.export_info import export_info
+        from coriolis_azure.machine.export_info import export_info
 
         info = export_info(self.site.owner.inspect("web"))
         known = {entry["disk_id"].lower(): entry for entry in self.entries}

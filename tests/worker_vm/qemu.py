@@ -37,7 +37,7 @@ _MEMORY_MIB = 1024
 # Without what makes translated code slow: pages by five levels, and the kernel's way to clear one byte by byte.
 # Without cmpxchg16b too, on which each allocation in the kernel would rest: under QEMU 7.2 a kernel 6.12 died of a
 # double fault right behind it, with an address in its flags.
-_CPU = "max,la57=off,erms=off,fsrm=off,cx16=off"
+CPU = "max,la57=off,erms=off,fsrm=off,cx16=off"
 _KERNEL = "root=LABEL=cloudimg-rootfs ro console=ttyS0 net.ifnames=0 panic=-1 mitigations=off"
 
 
@@ -113,7 +113,7 @@ class Machine:
         forwards += [(self.data_port + slot, self.data_port + slot) for slot in range(DATA_PORTS)]
         hosts = ",".join(f"hostfwd=tcp:127.0.0.1:{port}-{_GUEST_ADDRESS}:{to}" for port, to in forwards)
         command = [
-            *("qemu-system-x86_64", "-M", "q35", "-accel", accelerator(), "-cpu", _CPU),
+            *("qemu-system-x86_64", "-M", "q35", "-accel", accelerator(), "-cpu", CPU),
             *("-smp", "2", "-m", str(_MEMORY_MIB), "-nodefaults", "-display", "none"),
             *("-action", "reboot=shutdown"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..machine.inspection import os_family
 from ..model import Disk, Json, Machine, Nic
+from .inspection import os_family
 
 
 def export_info(machine: Machine) -> Json:
@@ -58,6 +58,7 @@ def _exported_disk(disk: Disk) -> Json:
         "storage_backend_identifier": disk.sku,
         "caching": disk.caching,
         "shareable": disk.shareable,
+        "sector_bytes": disk.sector_bytes,
         "zones": list(disk.zones),
     }
     return exported if disk.lun is None else {**exported, "lun": disk.lun}
