@@ -32,6 +32,7 @@ from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server.https import Server
 
 MIB = 1 << 20
+NETWORK_QUOTAS = ("PublicIPAddresses", "StandardSkuPublicIpAddresses", "NetworkInterfaces")
 
 
 def serve(folder: Path, images: list[Path], delay: float, pace: float, pipe: Pipe) -> None:
@@ -49,6 +50,8 @@ def serve(folder: Path, images: list[Path], delay: float, pace: float, pipe: Pip
         return response
 
     with Sandbox(folder, pace=pace) as sandbox:
+        for quota in ("cores", "virtualMachines", "standardDSv5Family", *NETWORK_QUOTAS):
+            sandbox.quotas[quota] = (0, 10_000)
         for image in images:
             sandbox.add_vm(image.stem, image)
         server = Server(answer, folder, 0)
@@ -123,7 +126,9 @@ def main() -> None:
         ours, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
         azure = folder / "azure"
-        server = context.Process(target=serve, args=(azure, images, given.delay, given.pace, theirs))
+        server = context.Process(
+            target=serve, args=(azure, images, given.delay, given.pace, theirs), daemon=True
+        )
         server.start()
         ours.recv()
 
@@ -132,10 +137,12 @@ def main() -> None:
             ours.recv()
             task |= {"azure": str(azure), "to": str(folder / to), "mechanism": given.mechanism}
             done = subprocess.run(
-                [sys.executable, __file__, json.dumps(task)], check=True, capture_output=True, text=True
+                [sys.executable, __file__, json.dumps(task)], check=True, stdout=subprocess.PIPE, text=True
             )
             ours.send(True)
-            return {**json.loads(done.stdout), **ours.recv()}
+            result = {**json.loads(done.stdout), **ours.recv()}
+            print(to, json.dumps(result), file=sys.stderr, flush=True)
+            return result
 
         together = run("together", parallel=given.parallel)
         wrong = [

@@ -308,14 +308,16 @@ class Fleet:
         *,
         parallel: int | None = None,
         retries: int = 0,
+        own_workers: bool = False,
         done: Callable[[VmResult], None] = lambda _: None,
         **options: Unpack[Options],
     ) -> FleetResult:
         """Replicate `vms` of `select` to the folder or URL `to`, each to a place of its own below it, by its name.
 
         `parallel`: how many at a time; None for `default_parallel`. `retries`: how often a VM is tried again after an
-        error that may pass; what had arrived is kept. `done` is called with the result of each VM as soon as it is
-        known, in one thread at a time. `options`: shutdown, full, adopt and keep, as in `Source.replicate`.
+        error that may pass; what had arrived is kept. `own_workers`: boot a worker for each VM that needs one, for VMs
+        that must not trust each other, instead of sharing them. `done` is called with the result of each VM as soon as
+        it is known, in one thread at a time. `options`: shutdown, full, adopt and keep, as in `Source.replicate`.
 
         Raises InvalidInput, before anything is created, if two VMs would have the same place, or if another run is
         using `to`. What goes wrong with a VM is in its result. Ctrl-C ends all VMs, as `cancel` does; then
@@ -335,7 +337,7 @@ class Fleet:
                     source.azure.answers.forget()
                 self._report(Step("replicate", f"{counted(len(vms), 'VM')}, {threads} at a time"))
                 self._sweep(vms)
-                shared = _Together(self.sources, vms, threads, self._clock)
+                shared = _Together(self.sources, vms, threads, self._clock, own_workers=own_workers)
 
                 def one(each: _Try) -> None:
                     try:
@@ -463,7 +465,16 @@ class _Try:
 class _Together:
     """What the runs of a fleet share: workers, by environment and zone, and the bandwidth limit."""
 
-    def __init__(self, sources: Sequence[Source], vms: Sequence[FleetVm], threads: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        vms: Sequence[FleetVm],
+        threads: int,
+        clock: Clock,
+        *,
+        own_workers: bool,
+    ) -> None:
+        self._own_workers = own_workers
         self._sources = sources
         limits = [source.environment.bandwidth_limit for source in sources]
         lowest = min(filter(None, limits), default=0)
@@ -484,7 +495,7 @@ class _Together:
         """Replicate a VM, with a shared worker if it needs one."""
         index = each.vm.environment
         with self._workers[index].borrowed() as launch:
-            shared = Shared(launch, self._limiter, self._runs[index])
+            shared = Shared(None if self._own_workers else launch, self._limiter, self._runs[index])
             return each.source.replicate_sharing(shared, each.vm.id, each.to, **each.options)
 
     def ended(self, vm: FleetVm) -> None:

@@ -132,11 +132,12 @@ class Options(TypedDict, total=False):
 class Shared:
     """What the runs of a fleet in one source environment share, and need not do each for itself.
 
-    `launch` gives a run its worker, and `limiter` limits the bandwidth of all. `runs` collects the ids of the runs: the
-    fleet asks Azure once what it lists of all of them, as it deletes, once, what dead runs have left.
+    `launch` gives a run its worker (None: it boots its own), and `limiter` limits the bandwidth of all. `runs` collects
+    the ids of the runs: the fleet asks Azure once what it lists of all of them, as it deletes, once, what dead runs
+    have left.
     """
 
-    launch: Launch
+    launch: Launch | None = None
     limiter: RateLimiter | None = None
     runs: list[str] = field(default_factory=list)
 
@@ -328,7 +329,8 @@ class Source:
             self._tell_caveats(machine)
             if shared is None:
                 self.sweep(DEAD_AFTER)  # first, because leftovers of dead runs count towards quotas
-            preflight.refuse(self.context, machine, disks, shares_worker=shared is not None)
+            shares_worker = shared is not None and shared.launch is not None
+            preflight.refuse(self.context, machine, disks, shares_worker=shares_worker)
             with self._opened(to, machine.name, adopt=adopt) as folder:
                 folder.reserve([disk.name for disk in disks])
                 if isinstance(folder, destinations.Measured):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,12 +14,15 @@ from coriolis_azure import Fleet, FleetVm, VmResult, errors
 from coriolis_azure.clock import Clock
 from coriolis_azure.events import Event, Notice, Step
 from coriolis_azure.fleet import default_parallel, may_pass
+from coriolis_azure.run import attached_disks
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from coriolis_azure.threads import ordered
 from harness.block_devices import mounted
 from harness.clients import HERE, Body, Clients, vm_body
 from harness.clocks import Held
 from harness.constants import DEADLINE
+from harness.waiting import eventually
 
 Image = Callable[..., Path]
 Connect = Callable[..., Fleet]
@@ -323,22 +327,78 @@ def booted(azure: Sandbox) -> int:
     return len({path for method, path in azure.requests if method == "PUT" and "/virtualMachines/" in path})
 
 
+def test_changes_of_one_vm_go_together_and_none_fails_because_of_another(
+    azure: Sandbox, source: Source, clients: Clients, image: Image, clock: Clock
+) -> None:
+    vm = azure.add_vm("worker", image("worker", 96 << 10))
+    good = [clients.disk(name).id for name in ("one", "two", "three")]
+    wrong = good[0].replace("/one", "/none")
+    asked: list[int] = []
+
+    def attach(disk: str) -> str:
+        def added(held: list[Any]) -> list[Any]:
+            entry = {"createOption": "Attach", "managedDisk": {"id": disk}}
+            return [*held, {**entry, "lun": len(held)}]
+
+        try:
+            attached_disks.change(source.azure, vm, added, clock)
+        except errors.NotFound:
+            return "refused"
+        return "attached"
+
+    def others_wait(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "PATCH":
+            if not asked:
+                begun.set()
+                queue = attached_disks._queues[vm.lower()]
+                eventually(lambda: len(queue.waiting) == 3)
+            disks = json.loads(request.body)["properties"]["storageProfile"]["dataDisks"]
+            asked.append(len(disks))
+        return answer(request)
+
+    begun = threading.Event()
+    azure.intercept = others_wait
+
+    def later(disk: str) -> str:
+        if disk != good[0]:
+            assert begun.wait(DEADLINE)
+        return attach(disk)
+
+    ends = list(ordered(later, [*good, wrong], threads=4, ahead=4))
+    assert ends == ["attached", "attached", "attached", "refused"]
+    assert asked[:2] == [
+        1,
+        4,
+    ]  # the first alone; then the three that waited, in vain, for one of them is wrong
+    assert len(asked) == 5
+    attached = source.azure.get(vm)["properties"]["storageProfile"]["dataDisks"]
+    assert {entry["managedDisk"]["id"].lower() for entry in attached} == {id.lower() for id in good}
+
+
 @pytest.mark.slow
 class TestSharedWorkers:
     @pytest.fixture
     def clock(self) -> Clock:
         return Clock()
 
-    def test_one_worker_reads_the_disks_of_all(
-        self, azure: Sandbox, fleets: Connect, vms: Callable[..., list[Path]], tmp_path: Path
+    @pytest.mark.parametrize(("names", "own", "workers"), [("abcd", False, 1), ("ab", True, 2)])
+    def test_one_worker_reads_the_disks_of_all_unless_each_is_to_have_its_own(
+        self,
+        azure: Sandbox,
+        fleets: Connect,
+        vms: Callable[..., list[Path]],
+        tmp_path: Path,
+        names: str,
+        own: bool,
+        workers: int,
     ) -> None:
-        images = vms("a", "b", "c", "d")
+        images = vms(*names)
         before, made, fleet = azure.resources(), booted(azure), fleets(WORKER)
-        done = fleet.replicate(fleet.select(), tmp_path / "dest", parallel=3)
-        assert [each.error for each in done.vms] == [None] * 4
-        for name, path in zip("abcd", images, strict=True):
+        done = fleet.replicate(fleet.select(), tmp_path / "dest", parallel=3, own_workers=own)
+        assert [each.error for each in done.vms] == [None] * len(names)
+        for name, path in zip(names, images, strict=True):
             assert (tmp_path / "dest" / name / "os.raw").read_bytes() == path.read_bytes()
-        assert booted(azure) == made + 1
+        assert booted(azure) == made + workers
         assert azure.resources() == before
         assert not list((tmp_path / "state").rglob("*.journal"))
 

@@ -132,3 +132,21 @@ def test_a_screen_has_a_line_for_each_vm_in_progress(width: int) -> None:
     assert "copy: 1 MiB of 4 MiB" in lines[0]
     assert "0 done, 2 VMs in progress" in lines[2]
     assert max(map(len, lines)) <= width
+
+
+@pytest.mark.slow
+def test_what_a_killed_fleet_leaves_is_gone_after_the_next_clean_up(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    before = run("sandbox", "resources", served).stdout
+    command = [*COMMAND, "replicate", *settings, "--all", "--to", str(tmp_path / "dest"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if '"name": "copy"' in line:
+                break
+        process.kill()
+        process.communicate(timeout=DEADLINE)
+    assert run("sandbox", "resources", served).stdout != before
+    run("cleanup", *settings)
+    assert run("sandbox", "resources", served).stdout == before

@@ -108,6 +108,11 @@ def refuse_unclear(
     show_default=True,
     help="How often to try a VM again after an error that may pass. What had arrived is kept.",
 )
+@click.option(
+    "--own-workers",
+    is_flag=True,
+    help="Boot a worker for each VM that needs one, instead of sharing them: for VMs that must not trust each other.",
+)
 @click.option("--shutdown", is_flag=True, help="Deallocate each VM before copying its disks. It stays off.")
 @click.option("--full", is_flag=True, help="Send everything, whatever the destination already holds.")
 @click.option(
@@ -147,6 +152,7 @@ def replicate(
     to: str,
     parallel: int | None,
     retries: int,
+    own_workers: bool,
     mechanism: str | None,
     consistency: str | None,
     limit: str | None,
@@ -182,7 +188,13 @@ def replicate(
             results: list[VmResult] = []
             try:
                 result = fleet.replicate(
-                    chosen, to, parallel=parallel, retries=retries, done=results.append, **options
+                    chosen,
+                    to,
+                    parallel=parallel,
+                    retries=retries,
+                    own_workers=own_workers,
+                    done=results.append,
+                    **options,
                 )
             except KeyboardInterrupt:
                 in_order = {vm.id: number for number, vm in enumerate(chosen)}
