@@ -22,6 +22,7 @@ from harness.command_line import COMMAND, run
 from harness.constants import DEADLINE, MIB
 from harness.late_answers import NSG
 from harness.processes import Forked, command
+from harness.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -109,8 +110,7 @@ def test_of_two_schedules_of_one_replica_the_second_ends_and_nothing_is_lost(
     images, before = tmp_path / "images", run("sandbox", "resources", served).stdout
     line = ["replicate", *settings, "web", "--to", str(images)]
     with Forked(command, [*line, "--json"]) as first:
-        while not (images / ".run").exists():
-            assert first.returncode is None, first.communicate(DEADLINE)
+        eventually((images / ".run").exists)
         first.send_signal(signal.SIGSTOP)
         try:
             second = run(*line, check=errors.InvalidInput.exit_code)
