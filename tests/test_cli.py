@@ -221,7 +221,7 @@ def test_a_group_without_a_command_shows_its_help(group: list[str]) -> None:
 
 
 def test_a_missing_argument_is_told_in_one_line_with_its_choices() -> None:
-    assert "Choose from: connection, source-environment\n" in run("schema", check=2).stderr
+    assert "Choose from: connection, source-environment, prices\n" in run("schema", check=2).stderr
 
 
 def test_bad_durations_and_disks_are_explained(served: Path, settings: list[str]) -> None:
