@@ -354,7 +354,7 @@ def test_what_another_version_has_returned_is_refused_with_a_remedy(
     provider: AzureExportProvider, method: str, before: tuple[Any, ...], after: tuple[Any, ...], run: Any
 ) -> None:
     resources = {"run": run, "environment": _ENVIRONMENT}
-    with pytest.raises(errors.InvalidInput, match="coriolis-azure cleanup"):
+    with pytest.raises(raised(errors.InvalidInput), match="coriolis-azure cleanup"):
         getattr(provider, method)(None, {"subscription_id": "s"}, *before, resources, *after)
 
 
@@ -370,7 +370,7 @@ def test_what_another_version_has_returned_is_refused_with_a_remedy(
 def test_volumes_that_are_none_are_refused_before_anything_is_asked_of_azure(
     provider: AzureExportProvider, method: str, before: tuple[Any, ...], after: tuple[Any, ...], volumes: Any
 ) -> None:
-    with pytest.raises(errors.InvalidInput, match="volumes_info is not a list of volumes"):
+    with pytest.raises(raised(errors.InvalidInput), match="volumes_info is not a list of volumes"):
         getattr(provider, method)(None, {"subscription_id": "s"}, *before, volumes, *after)
 
 
