@@ -120,4 +120,4 @@ def copied_or_killed(transfer: Transfer, host: Host, killed_on: Host) -> None:
     with transfer.copying(host, bandwidth_limit="16KiB/s") as task:
         eventually(lambda: volume.stat().st_mtime_ns != blank or task.returncode is not None)
         task.kill()
-        assert task.wait(60) == -signal.SIGKILL
+        assert task.wait(600) == -signal.SIGKILL

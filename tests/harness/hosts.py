@@ -84,7 +84,7 @@ class Transfer:
 
     def _returned(self, task: Forked) -> Any:
         with task:
-            out, errors = task.communicate(timeout=120)
+            out, errors = task.communicate(timeout=600)
         assert task.returncode == 0, f"{self.vm}: {errors}"
         return json.loads(out)
 
