@@ -14,7 +14,7 @@ from coriolis_azure import errors
 from coriolis_azure.azure import permissions
 from coriolis_azure.azure.sas import Sas, masked
 from coriolis_azure.events import Event, Notice
-from coriolis_azure.machine import cloning
+from coriolis_azure.machine import cloning, exports
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
@@ -295,3 +295,30 @@ def test_no_signature_is_in_a_log_or_file_of_a_run_over_https(
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".raw"]
     for text in (done.stdout.encode(), done.stderr.encode(), *files):
         assert not re.search(rb"sig=(?!\.\.\.)", text, re.IGNORECASE)
+
+
+def test_a_list_that_times_out_is_asked_for_in_smaller_windows_and_not_again(
+    azure: Sandbox, connect: Connect, image: Image
+) -> None:
+    azure.add_vm("web", image("os", seed=1))
+    source = connect(environment=SNAPSHOTS)
+    context, machine = source.context, source.inspect("web")
+    run = source.new_run(machine)
+    with Journal(run, None) as journal:
+        taken = cloning.snapshot_all(
+            source.resources(run, journal),
+            machine.disks,
+            context.report,
+            context.clock,
+            exported=lambda _: "yes",
+        )
+        azure.faults.add("list-timeout", about="list", times=0)
+        asked = len(azure.requests)
+        with (
+            exports.opened(context, machine.disks, taken) as contents,
+            pytest.raises(errors.AzureError, match="OperationTimedOut"),
+        ):
+            contents["os"].pages()
+    lists = [path for _, path, *_ in list(azure.requests)[asked:] if path.startswith("/md-")]
+    assert len(lists) == 8  # from 128 GiB down to 1 GiB
+    assert source.finish(run) == []

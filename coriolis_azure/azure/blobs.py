@@ -159,7 +159,7 @@ class Account:
             endpoint,
             credential=AzureNamedKeyCredential(self.name, self._key) if by_key else azure.credential,
             transport=azure.transport,
-            retry_policy=retries(),
+            retry_policy=Retries(),
             max_single_get_size=MOST,
             max_single_put_size=MOST,
             max_block_size=MOST,
@@ -464,12 +464,24 @@ def allocated(client: BlobClient, size: int) -> Pages:
     )
 
 
-def retries() -> ExponentialRetry:
-    """The retries of requests to Blob storage.
+class Retries(ExponentialRetry):
+    """The retries of requests to Blob storage; but answers with the error code `final` are not asked for again.
 
     The library's default first backoff is 15 seconds: too long for a multi-threaded transfer.
     """
-    return ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1)
+
+    def __init__(self, final: str = "") -> None:
+        super().__init__(initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1)
+        self._final = final
+
+    def increment(
+        self, settings: dict[str, Any], request: Any, response: Any = None, error: Any = None
+    ) -> bool:
+        """Whether to ask once more."""
+        code = response.headers.get("x-ms-error-code") if response is not None else None
+        if self._final and code == self._final:
+            return False
+        return super().increment(settings, request, response, error)
 
 
 def _if_etag(etag: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..threads import Lock
 from . import blobs, patience
 from .client import Azure
 from .pace import Pace
-from .page_lists import SnapshotBlob
+from .page_lists import TIMED_OUT, SnapshotBlob
 from .pages import Pages
 from .patience import whole
 from .ranges import Ranges
@@ -124,7 +124,7 @@ class Export(SnapshotBlob):
         lists = BlobClient.from_blob_url(
             sas.url,
             transport=azure.transport,
-            retry_policy=blobs.retries(),
+            retry_policy=blobs.Retries(final=TIMED_OUT),  # a smaller window is asked for instead
             user_agent=f"coriolis-azure/{__version__}",
             api_version=_VERSION,
         )

@@ -12,6 +12,7 @@ from ..model import Json
 from .pages import PAGE, Pages
 
 WINDOW = 128 << 30  # bytes per listing: listing all of a large blob at once may time out in Azure
+TIMED_OUT = "OperationTimedOut"  # a window was too large for Azure
 _SMALLEST_WINDOW = 1 << 30
 
 
@@ -78,7 +79,7 @@ class SnapshotBlob(ABC):
             try:
                 listed = self._listed(at, length, older)
             except AzureError as error:
-                if error.code != "OperationTimedOut" or window <= _SMALLEST_WINDOW:
+                if error.code != TIMED_OUT or window <= _SMALLEST_WINDOW:
                     raise
                 window //= 2
                 continue

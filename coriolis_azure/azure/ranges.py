@@ -27,7 +27,7 @@ class Ranges:
     def __init__(self, transport: Any, sas: Sas, version: str, pace: Pace) -> None:
         self._sas, self._version, self._pace = sas, version, pace
         agent = UserAgentPolicy(f"coriolis-azure/{__version__}")
-        self._pipeline: Pipeline[Any, Any] = Pipeline(transport, [agent, blobs.retries()])
+        self._pipeline: Pipeline[Any, Any] = Pipeline(transport, [agent, blobs.Retries()])
 
     def fill(self, offset: int, data: memoryview) -> None:
         """Fill `data` with what the blob holds from `offset` on. Raises the exceptions of Azure's SDKs."""
