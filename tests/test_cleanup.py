@@ -124,7 +124,7 @@ def test_a_journal_that_cannot_be_read_is_named_and_its_run_is_found_by_its_tags
     [
         (400, "NicInUse", True),
         (409, "OperationNotAllowed", True),
-        (503, "ServiceUnavailable", True),
+        pytest.param(503, "ServiceUnavailable", True, marks=pytest.mark.slow),  # the SDK waits, too
         (409, "ScopeLocked", False),
         (403, "No", False),
     ],

@@ -77,6 +77,7 @@ def test_the_first_page_that_no_list_has_is_found(wanted: set[int], one: set[int
     assert uncovered(ranges(wanted), ranges(one), ranges(other)) == expected
 
 
+@pytest.mark.slow
 def test_many_take_little_memory() -> None:
     """One page in each 389 KiB, as on a disk that is very fragmented: five bytes for each."""
     count = 100_000

@@ -89,6 +89,7 @@ def test_a_run_makes_reads_and_moves_what_was_planned(
     assert planned.monthly == Range(0, 0)
 
 
+@pytest.mark.slow
 def test_what_the_destination_holds_is_reckoned_with(
     azure: Sandbox, connect: Connect, vm: str, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_price_file_with_a_typo_is_refused_by_name(
         Prices.read(price_file(tmp_path, **changes))
 
 
+@pytest.mark.slow
 def test_the_replica_of_another_vm_is_refused(
     azure: Sandbox, connect: Connect, vm: str, image: Image, tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def test_a_run_leaves_its_history_and_none_that_is_damaged_stops_it(
     source.replicate("web", to)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_in_the_history(
     azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path
 ) -> None:

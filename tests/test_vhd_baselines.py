@@ -98,6 +98,7 @@ def test_runs_make_nothing_but_a_snapshot_and_read_what_is_allocated(replica: Re
     assert all(f"/{ACCOUNT}/vhds/" in path for path in made)
 
 
+@pytest.mark.slow
 def test_the_second_run_proves_the_list_and_the_third_reads_what_changed(replica: Replica) -> None:
     assert replica.run().tier == "allocated"
     (first,) = replica.snapshots()
