@@ -49,8 +49,8 @@ def test_all_vms_go_to_folders_of_their_own_and_the_first_failure_gives_the_exit
     alone = run("replicate", *settings, *DIRECT, "web", "--to", dest / "web", "--retries", 1, "--json")
     assert json.loads(alone.stdout)["vm"] == "web"
 
-    # Ctrl-C ends all VMs, and the table tells of each.
-    command = [*COMMAND, *map(str, everything), "--json"]
+    # Ctrl-C ends all VMs, and the table tells of each. The limit keeps the copying from being over before that.
+    command = [*COMMAND, *map(str, everything), "--json", "--full", "--limit", "16KiB/s"]
     before = run("sandbox", "resources", served).stdout
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
