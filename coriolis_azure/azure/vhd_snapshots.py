@@ -22,17 +22,20 @@ class VhdSnapshot(SnapshotBlob):
     def __init__(self, blob: Blob, size: int) -> None:
         super().__init__(blob.url, size)
         self._blob = blob
+        self._document: Json | None = None
 
     def fill(self, offset: int, data: memoryview) -> None:
         """See SnapshotBlob."""
         self._blob.fill(offset, data)
 
     def document(self) -> Json:
-        """See SnapshotBlob. Raises NotFound if the snapshot is gone."""
-        properties = self._blob.find()
-        if properties is None:
-            raise NotFound(f"{self.snapshot} does not exist")
-        return document(self._blob, properties)
+        """See SnapshotBlob. Asked for once; raises NotFound if the snapshot is gone."""
+        if self._document is None:
+            properties = self._blob.find()
+            if properties is None:
+                raise NotFound(f"{self.snapshot} does not exist")
+            self._document = document(self._blob, properties)
+        return self._document
 
     def _listed(self, offset: int, length: int, older: SnapshotBlob | None) -> tuple[Pages, Pages]:
         if older is not None and not isinstance(older, VhdSnapshot):

@@ -175,15 +175,14 @@ class _Job:
     def _read(self, disk: Disk, chosen: Choice) -> Range:
         """The bytes of a disk that a run reads."""
         size, held = disk.size_bytes, self._held.get(disk.name)
+        proved = held is not None and held.proved
         if disk.unmanaged and chosen.mechanism == SNAPSHOTS:
             blob = self._context.storage.at(disk.id)
             listed = blob.pages(size).total if blob is not None else size
-            return Range(listed if held is None or not held.proved else 0, listed)
+            return Range(0 if proved else listed, listed)
         if chosen.mechanism == WORKER or disk.unmanaged:
             return Range(size, size)
-        least = held.data_bytes if held is not None else 0
-        if held is not None and held.proved:
-            least = 0
+        least = held.data_bytes if held is not None and not proved else 0
         return Range(min(least, size), size)
 
     def reading(self) -> Range:

@@ -13,15 +13,13 @@ from rich.text import Text
 from .. import settings
 from ..errors import CoriolisAzureError, cleaned
 from ..events import amount, counted, duration
-from .commands import cli
+from .commands import cli, mechanism_option
 from .fleet import chosen_vms, opened_fleet, refuse_unclear
 from .options import json_option, rate, several_sources_options, state_option
 from .output import Table, out, print_json
 
 if TYPE_CHECKING:
     from ..checks.plan import Plan, Range
-
-_MECHANISMS = settings.schema("source_environment")["properties"]["replica_export_mechanism"]["enum"]
 
 
 @cli.command()
@@ -32,11 +30,7 @@ _MECHANISMS = settings.schema("source_environment")["properties"]["replica_expor
     metavar="DEST",
     help="The destination, whose replicas tell what a later run has to move. Of several VMs: DEST/VM.",
 )
-@click.option(
-    "--mechanism",
-    type=click.Choice(_MECHANISMS),
-    help="How disks are read, as replica_export_mechanism.",
-)
+@mechanism_option()
 @click.option(
     "--line", metavar="RATE", callback=rate, help="What the line to the destination carries, such as 50MiB/s."
 )
