@@ -8,7 +8,6 @@ import random
 import resource
 import tempfile
 import threading
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from coriolis_azure.errors import DestinationFailed
 from coriolis_azure.replica import digests as room
 from coriolis_azure.replica.digests import PAGE, Digests
 from coriolis_azure.replica.manifest import DIGEST, UNKNOWN, ZERO
+from harness import memory
 
 SOME, OTHER = b"d" * DIGEST, b"e" * DIGEST
 EDITS = st.lists(
@@ -94,23 +94,19 @@ def filled_and_changed(count: int) -> tuple[Digests, bytes]:
 
 @pytest.mark.slow
 def test_the_memory_they_take_does_not_grow_with_the_disk() -> None:
-    most, sizes = [], (40, 160)
-    for pages in sizes:
-        tracemalloc.start()
-        try:
-            digests = Digests.filled(UNKNOWN, pages * PAGE)
-            for index in range(0, pages * PAGE, 64):
-                digests.put(index, os.urandom(DIGEST * 64))
-            other = digests.copy()
-            for index in range(0, pages * PAGE, 64):
-                other.put(index, SOME * 64)
-            assert digests.span(0, 64) != other.span(0, 64) == SOME * 64
-            most.append(tracemalloc.get_traced_memory()[1])
-        finally:
-            tracemalloc.stop()
-    assert most[1] < 4 << 20
-    # Threads that earlier tests left in this process allocate too; digests in memory would grow by all that was added.
-    assert most[1] - most[0] < (sizes[1] - sizes[0]) * PAGE * DIGEST / 4
+    small, large = memory.peak(put_and_copied, 40), memory.peak(put_and_copied, 160)
+    assert large < 4 << 20
+    assert large < 1.1 * small
+
+
+def put_and_copied(pages: int) -> None:
+    digests = Digests.filled(UNKNOWN, pages * PAGE)
+    for index in range(0, pages * PAGE, 64):
+        digests.put(index, os.urandom(DIGEST * 64))
+    other = digests.copy()
+    for index in range(0, pages * PAGE, 64):
+        other.put(index, SOME * 64)
+    assert digests.span(0, 64) != other.span(0, 64) == SOME * 64
 
 
 def test_their_file_has_no_name_and_is_gone_with_them(
