@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .replica.manifest import Manifest
     from .replica.status import Status
     from .restoring import Restored, RestoredDisk
-    from .source import DiskReport, Replicated, Source
+    from .results import DiskReport, Replicated
+    from .source import Source
     from .timeline import RunReport
 
 __version__ = "0.1.0"
@@ -59,7 +60,7 @@ _HOMES = {
     "Destination": "replica.destinations",
     "Disk": "model",
     "DiskPlan": "checks.plan",
-    "DiskReport": "source",
+    "DiskReport": "results",
     "Fleet": "fleet",
     "FleetResult": "fleet",
     "FleetVm": "fleet",
@@ -71,7 +72,7 @@ _HOMES = {
     "Plan": "checks.plan",
     "Prices": "checks.prices",
     "Range": "checks.plan",
-    "Replicated": "source",
+    "Replicated": "results",
     "Restored": "restoring",
     "RestoredDisk": "restoring",
     "RunReport": "timeline",

@@ -8,7 +8,8 @@ from pathlib import Path
 from .events import Notice
 from .model import Json
 from .replica.verification import Verdict
-from .source import Replicated, Source
+from .results import Replicated
+from .source import Source
 
 # How long Azure usually takes to shut a VM down and release its host.
 DEALLOCATION_SECONDS = 60.0

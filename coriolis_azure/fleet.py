@@ -65,9 +65,10 @@ from .machine import inspection, listing
 from .model import Json, at, canonical_location
 from .readers.rate_limiter import RateLimiter
 from .replica import several
+from .results import Replicated
 from .run import cleanup, interrupts, resources
 from .run.cleanup import DEAD_AFTER
-from .source import Options, Replicated, Shared, Source
+from .source import Options, Shared, Source
 from .threads import Lock, ordered
 from .worker.shared import Workers
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import unquote
 
-from . import handoff, restoring, transfer
+from . import handoff, restoring, results, transfer
 from .azure import names, permissions
 from .azure.client import Azure
 from .azure.context import Context
@@ -36,7 +36,7 @@ from .errors import Cancelled, CoriolisAzureError, InvalidInput, NoReplica
 from .events import Copied, Event, Notice, Report, Step, located, silent, unfailing
 from .machine import inspection, listing
 from .mechanisms import copying
-from .mechanisms.target import Launch, Read, Target
+from .mechanisms.target import Launch, Target
 from .model import Disk, Json, Machine, Run, Worker
 from .readers.rate_limiter import RateLimiter
 from .replica import contents, destinations, history, places, sets, status, verification
@@ -44,6 +44,7 @@ from .replica.container import BlobFolder
 from .replica.destinations import Folder
 from .replica.status import Status
 from .restoring import Restored
+from .results import DiskReport, Replicated
 from .run import attached_disks, cleanup, lifetime, stalled
 from .run.baselines import Baselines, Listed, Owned, Owner, expired, listed, owned
 from .run.cleanup import DEAD_AFTER
@@ -54,61 +55,6 @@ from .settings import SNAPSHOTS, Connection, Environment
 from .timeline import Recorder, RunReport
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DiskReport:
-    """The result of one disk.
-
-    All sizes are bytes of the disk: each byte was sent, found to be zero, or skipped because it had not changed.
-    `read_bytes`: those that had to be read to know this. `full`: whether nothing was known of the destination's
-    content. `verified`: whether the destination was read back; None if it cannot be. `root`: the digest over all
-    digests, which `replica.json` records; it proves nothing of bytes that were relied on. `mechanism` and what follows:
-    see `mechanisms.target.Read`.
-    """
-
-    name: str
-    id: str
-    size_bytes: int
-    read_bytes: int
-    sent_bytes: int
-    zero_bytes: int
-    skipped_bytes: int
-    full: bool
-    verified: bool | None
-    root: str
-    mechanism: str
-    tier: str
-    reason: str
-    listed_bytes: int
-    relied_bytes: int
-    checked_bytes: int
-
-
-@dataclass(frozen=True)
-class Replicated:
-    """The result of a replication.
-
-    `started` and `point` are times in UTC, in the format of RFC 3339. The replica contains everything that the VM had
-    written before `point`: the snapshots were taken right after it. `seconds` is the duration of the run,
-    `copy_seconds` that from `point` until the replica was complete, `outage_seconds` that from the shutdown of the VM
-    until then; None if the run did not shut it down. `left_behind` are the ids of temporary resources that could not be
-    deleted.
-    """
-
-    vm: str
-    mechanism: str
-    disks: tuple[DiskReport, ...]
-    started: str
-    point: str
-    seconds: float
-    copy_seconds: float
-    outage_seconds: float | None
-    left_behind: tuple[str, ...]
-
-    def to_json(self) -> Json:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def _ignore(report: RunReport) -> None:
@@ -359,7 +305,7 @@ class Source:
                     done = Replicated(
                         vm=machine.name,
                         mechanism=self.environment.replica_export_mechanism,
-                        disks=_reports(disks, outcomes, target),
+                        disks=results.of_disks(disks, outcomes, target.read),
                         started=started,
                         point=point,
                         seconds=round(now() - began, 3),
@@ -458,7 +404,7 @@ class Source:
             self.context.report(
                 Notice(f"could not delete {id}; it is deleted with the run's other resources")
             )
-        return _reports(disks, outcomes, target)
+        return results.of_disks(disks, outcomes, target.read)
 
     def delete_leftovers(self, run: Run, dead: Iterable[str], vhds: Sequence[str] = ()) -> None:
         """Delete what the `dead` runs, given by their ids, have left of their work for the VM of `run`.
@@ -713,31 +659,3 @@ def _copied_and(
     publish(outcomes)
     target.baselines.retire()
     return outcomes
-
-
-def _reports(
-    disks: Sequence[Disk], outcomes: Sequence[transfer.Outcome], target: Target
-) -> tuple[DiskReport, ...]:
-    pairs = zip(disks, outcomes, strict=True)
-    return tuple(_reported(disk, outcome, target.read.get(disk.name, Read())) for disk, outcome in pairs)
-
-
-def _reported(disk: Disk, outcome: transfer.Outcome, read: Read) -> DiskReport:
-    return DiskReport(
-        name=disk.name,
-        id=disk.id,
-        size_bytes=disk.size_bytes,
-        read_bytes=outcome.read_bytes,
-        sent_bytes=outcome.sent_bytes,
-        zero_bytes=outcome.zero_bytes,
-        skipped_bytes=outcome.skipped_bytes,
-        full=outcome.full,
-        verified=outcome.verified,
-        root=outcome.manifest.root(),
-        mechanism=read.mechanism,
-        tier=read.tier,
-        reason=read.reason,
-        listed_bytes=read.listed_bytes,
-        relied_bytes=read.relied_bytes,
-        checked_bytes=read.checked_bytes,
-    )

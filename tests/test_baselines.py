@@ -16,9 +16,10 @@ from coriolis_azure.azure import names
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers.changed import WINDOW
 from coriolis_azure.replica import sets
+from coriolis_azure.results import DiskReport
 from coriolis_azure.run import resources
 from coriolis_azure.sandbox import Request, Response, Sandbox
-from coriolis_azure.source import DiskReport, Source
+from coriolis_azure.source import Source
 from harness.constants import MIB
 from harness.deaths import Died, dying
 

@@ -17,8 +17,9 @@ import pytest
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.readers.changed import WINDOW
+from coriolis_azure.results import DiskReport
 from coriolis_azure.sandbox import Sandbox, VmSpec
-from coriolis_azure.source import DiskReport, Source
+from coriolis_azure.source import Source
 from harness.battles import served
 from harness.constants import MIB
 from harness.deaths import Died, dying

@@ -19,8 +19,9 @@ from .. import sandbox
 from ..errors import CoriolisAzureError
 from ..events import Notice, Report, Step, amount
 from ..model import Json
+from ..results import Replicated
 from ..settings import read_json
-from ..source import Replicated, Source
+from ..source import Source
 
 _MIB = 1 << 20
 VM = "web-1"

@@ -28,7 +28,8 @@ from . import base, configuration
 if TYPE_CHECKING:
     from ..azure.client import Azure
     from ..azure.transport import Transport
-    from ..source import DiskReport, Source
+    from ..results import DiskReport
+    from ..source import Source
     from ..transfer import Outcome
     from ..worker.pool import Pool
     from .writer import Volumes
