@@ -11,8 +11,8 @@ import pytest
 
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.results import DiskReport
-from coriolis_azure.source import Source
 from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.source import Source
 from harness.constants import MIB
 
 pytestmark = pytest.mark.slow  # four runs each
