@@ -17,14 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import jsonschema
-from jsonschema.exceptions import ValidationError
 
 from .errors import InvalidInput
 from .model import Json, at, canonical_location
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 # An installed package contains the schemas; in a checkout they are beside it.
 _HERE = Path(__file__).parent
@@ -321,8 +321,10 @@ def schema(name: str) -> Json:
 def checked(name: str, raw: Any) -> Json:
     """`raw` with the schema's defaults filled in. Raises InvalidInput with one line for every fault."""
     _check_is_text(name, raw)
+    from jsonschema import Draft7Validator  # takes a while to import: not for --help
+
     rules = schema(name)
-    validator = jsonschema.Draft7Validator(rules)
+    validator = Draft7Validator(rules)
     faults = sorted({_line(name, fault) for fault in validator.iter_errors(raw)})
     if faults:
         raise InvalidInput(faults)

@@ -146,6 +146,15 @@ def test_list_and_inspect_for_people_and_for_machines(settings: list[str]) -> No
     assert [disk["size_bytes"] for disk in info["devices"]["disks"]] == [3 * MIB, 2 * MIB + 512]
 
 
+@pytest.mark.parametrize("line", [["--help"], ["replicate", "--help"], ["explain"]], ids=" ".join)
+def test_words_need_no_library_that_takes_long_to_import(line: list[str]) -> None:
+    code = "import sys; from coriolis_azure.cli import main; main(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "click" in imported
+    assert not imported & {"azure.core", "rich.console", "jsonschema", "paramiko", "jinja2", "cryptography"}
+
+
 def test_a_list_of_vms_does_not_wait_for_the_sdk_of_networks(settings: list[str]) -> None:
     """Importing it takes as long as importing all the other SDKs."""
     code = (

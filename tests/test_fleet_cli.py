@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from coriolis_azure.cli.entry import cli
-from coriolis_azure.cli.several_vms import Lines, Screen
+from coriolis_azure.cli.screens import ManyVms
+from coriolis_azure.cli.several_vms import Lines
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import BEGIN, DONE, FAILED, Copied, Event, Notice, Step
 from harness.clocks import Held
@@ -122,7 +123,7 @@ def test_lines_tell_of_each_vm_that_ends_and_of_all_from_time_to_time(
 @pytest.mark.parametrize("width", [40, 120])
 def test_a_screen_has_a_line_for_each_vm_in_progress(width: int) -> None:
     console = Console(file=StringIO(), width=width, force_terminal=True)
-    screen = Screen(Held(), console)
+    screen = ManyVms(Held(), console)
     for event in STORY[:6]:
         screen.report(event)
     with console.capture() as shown:

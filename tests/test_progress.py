@@ -14,7 +14,9 @@ import pytest
 from rich.console import Console
 
 from coriolis_azure.azure import patience
-from coriolis_azure.cli.progress import Lines, Screen, watching
+from coriolis_azure.cli.one_vm import Lines
+from coriolis_azure.cli.progress import watching
+from coriolis_azure.cli.screens import OneVm
 from coriolis_azure.events import Copied, Event, Notice, Step, Wait, Waiting, amount, json_lines, line, span
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
@@ -80,7 +82,7 @@ def test_several_disks_have_a_total_with_rate_and_time_left(capsys: pytest.Captu
 def test_a_live_display_fits_its_terminal(width: int) -> None:
     clock = Held()
     console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
-    screen = Screen(clock, console)
+    screen = OneVm(clock, console)
     for name in ("os", "data-0"):
         screen.report(Copied(name, 0, 200 * MIB, 0))
     for name in ("os", "data-0"):

@@ -12,31 +12,41 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import TextWrapper
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
 
 from ..errors import CleanupIncomplete, cleaned
+
+if TYPE_CHECKING:  # rich takes a while to import: not for --help
+    from rich.console import Console
 
 _PROSE = {"meaning", "reason", "result", "what to do"}  # columns wrapped between words
 _PROSE_WIDTH = 24  # the least readable width
 _GAP = 2
 
-Cell = str | Text
+
+class Styled(NamedTuple):
+    """A cell of a table in a style of rich."""
+
+    text: str
+    style: str
+
+
+Cell = str | Styled
 
 
 def out(width: int | None = None) -> Console:
     """The console on stdout, which prints text literally."""
+    from rich.console import Console
+
     return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is None)
 
 
 def err() -> Console:
     """The console on stderr, which prints text literally."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
@@ -48,6 +58,8 @@ def show(console: Console, prose: str, lead: str = "", style: str = "") -> None:
             console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
         lines = [wrapped for line in lines for wrapped in wrap.wrap(line)]
+    from rich.text import Text
+
     text = Text("\n".join(lines))
     text.stylize(style, 0, len(lead))
     console.print(text)
@@ -63,7 +75,7 @@ class Table:
 
     def show(self) -> None:
         """Print the table in the form that fits stdout."""
-        rows = [[_text(cell) for cell in record] for record in self.records]
+        rows = [[_cell(cell) for cell in record] for record in self.records]
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
         if not on_terminal:
             self._show_lines(rows)
@@ -72,12 +84,16 @@ class Table:
         else:
             self._show_grid(rows, out().width)
 
-    def _show_grid(self, rows: Iterable[Sequence[Text]], width: int) -> None:
+    def _show_grid(self, rows: Iterable[Sequence[Styled]], width: int) -> None:
+        from rich import box
+        from rich.table import Table as Grid
+        from rich.text import Text
+
         grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for column in self.columns:
             grid.add_column(column, no_wrap=column not in _PROSE, overflow="fold")
         for row in rows:
-            grid.add_row(*row)
+            grid.add_row(*(Text(*cell) for cell in row))
         console = out(width)
         with console.capture() as capture:
             console.print(grid)
@@ -85,9 +101,11 @@ class Table:
         self._show_title()
         click.echo("\n".join(lines).strip("\n"))
 
-    def _show_lines(self, rows: Sequence[Sequence[Text]]) -> None:
+    def _show_lines(self, rows: Sequence[Sequence[Styled]]) -> None:
         """As `_show_grid` without a limit, where nothing has to be wrapped or styled: in a pipe it is a lot quicker."""
-        texts = [list(self.columns), *([cell.plain for cell in row] for row in rows)]
+        from rich.cells import cell_len
+
+        texts = [list(self.columns), *([cell.text for cell in row] for row in rows)]
         widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
         gap = " " * _GAP
         lines = [
@@ -95,31 +113,37 @@ class Table:
             for row in texts
         ]
         lines.insert(1, "─" * (sum(widths) + _GAP * (len(widths) - 1)))
-        self._show_title()
+        if self.title:
+            click.echo(f"\n{cleaned(self.title)}")
         click.echo("\n".join(f" {line}".rstrip() for line in lines).strip("\n"))
 
-    def _show_blocks(self, rows: Iterable[Sequence[Text]]) -> None:
+    def _show_blocks(self, rows: Iterable[Sequence[Styled]]) -> None:
+        from rich.cells import cell_len
+        from rich.text import Text
+
         self._show_title()
         margin = max(map(cell_len, self.columns)) + _GAP
         for number, row in enumerate(rows):
             if number:
                 out().print()
             for column, cell in zip(self.columns, row, strict=True):
-                if cell.plain:
+                if cell.text:
                     out().print(Text.assemble((column.ljust(margin), "bold"), cell))
 
     def _show_title(self) -> None:
         if self.title:
             out().print()
-            out().print(Text(cleaned(self.title), "italic"))
+            out().print(cleaned(self.title), style="italic")
 
-    def _least_width(self, rows: Sequence[Sequence[Text]]) -> int:
+    def _least_width(self, rows: Sequence[Sequence[Styled]]) -> int:
         """The least width of a terminal for the table; prose may be wrapped, but only between words."""
+        from rich.cells import cell_len
+
         widths = []
         for index, column in enumerate(self.columns):
             lengths = [cell_len(column)]
             for row in rows:
-                cell = row[index].plain
+                cell = row[index].text
                 if column in _PROSE:
                     words = max(map(cell_len, cell.split()), default=0)
                     lengths += [words, min(cell_len(cell), _PROSE_WIDTH)]
@@ -129,8 +153,9 @@ class Table:
         return sum(widths) + _GAP * (len(widths) + 1)
 
 
-def _text(cell: Cell) -> Text:
-    return cell if isinstance(cell, Text) else Text(cleaned(cell))
+def _cell(cell: Cell) -> Styled:
+    text, style = cell if isinstance(cell, Styled) else (cell, "")
+    return Styled(cleaned(text), style)
 
 
 def raise_left_behind(ids: Any) -> None:

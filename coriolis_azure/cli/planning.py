@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.text import Text
 
 from .. import settings
 from ..errors import CoriolisAzureError, cleaned
@@ -16,7 +15,7 @@ from ..events import amount, counted, duration
 from .commands import cli, mechanism_option
 from .fleet import chosen_vms, opened_fleet, refuse_unclear
 from .options import json_option, rate, several_sources_options, state_option
-from .output import Table, out, print_json
+from .output import Table, out, print_json, show
 
 if TYPE_CHECKING:
     from ..checks.plan import Plan, Range
@@ -92,7 +91,7 @@ def plan(
 
 def _show(each: Plan) -> None:
     head = f" ({'a first run' if each.first else 'a later run'}; estimates)"
-    out().print(Text.assemble((cleaned(each.vm), "bold"), head))
+    show(out(), head, cleaned(each.vm), "bold")
     disks = [
         (
             disk.name,

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from ..azure import names
 from ..errors import cleaned
 from ..events import aged, amount, counted
-from .output import Table, out, show
+from .output import Cell, Styled, Table, out, show
 
 if TYPE_CHECKING:  # the commands import most of these only when they are used
     from ..azure.codes import Code
@@ -48,7 +46,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
     records = [
         (
             finding.step,
-            Text(finding.severity, _COLOURS[finding.severity]),
+            Styled(finding.severity, _COLOURS[finding.severity]),
             finding.text,
             finding.remedy or "-",
         )
@@ -58,12 +56,8 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 
 def show_machine(machine: Machine) -> None:
-    out().print(
-        Text.assemble(
-            (cleaned(machine.name), "bold"),
-            cleaned(f" in {machine.group}, {machine.location}, {machine.power_state}"),
-        )
-    )
+    where = cleaned(f" in {machine.group}, {machine.location}, {machine.power_state}")
+    show(out(), where, cleaned(machine.name), "bold")
     firmware = f"{machine.firmware} with secure boot" if machine.secure_boot else machine.firmware
     out().print(
         cleaned(
@@ -119,9 +113,9 @@ def fleet_table(results: Iterable[VmResult]) -> Table:
         sent = amount(sum(disk.sent_bytes for disk in done.disks)) if done is not None else "-"
         left = counted(len(each.left_behind), "resource") + " left in Azure" if each.left_behind else ""
         if each.error is not None:
-            outcome, remedy = Text(cleaned(each.error.message), "red"), each.error.remedy
+            outcome, remedy = Styled(each.error.message, "red"), each.error.remedy
         else:
-            outcome, remedy = Text(left or "done", "yellow" if left else "green"), "-"
+            outcome, remedy = Styled(left or "done", "yellow" if left else "green"), "-"
         remedy = "Run `coriolis-azure cleanup`." if left and each.error is None else remedy
         records.append((each.vm, outcome, sent, f"{each.seconds:.1f}", remedy))
     return Table(("VM", "result", "sent", "seconds", "what to do"), records)
@@ -163,16 +157,16 @@ def status_table(found: Surveyed) -> Table:
 
 
 _STATES = {
-    "good": Text("good", "green"),
-    "running": Text("run in progress", "cyan"),
-    "unfinished": Text("unfinished run", "yellow"),
-    "incomplete": Text("no replica yet", "yellow"),
-    "damaged": Text("damaged", "red"),
+    "good": Styled("good", "green"),
+    "running": Styled("run in progress", "cyan"),
+    "unfinished": Styled("unfinished run", "yellow"),
+    "incomplete": Styled("no replica yet", "yellow"),
+    "damaged": Styled("damaged", "red"),
 }
 
 
 def replicas_table(found: Iterable[Surveyed], now: datetime) -> Table:
-    records: list[tuple[Text | str, ...]] = []
+    records: list[tuple[Cell, ...]] = []
     for one in found:
         age = one.age(now)
         records.append(
@@ -261,5 +255,5 @@ def _stamp(alive: datetime | None) -> str:
 
 
 def demo_checks_table(checks: Mapping[str, bool]) -> Table:
-    results = {True: Text("passed", "green"), False: Text("FAILED", "red")}
+    results = {True: Styled("passed", "green"), False: Styled("FAILED", "red")}
     return Table(("check", "result"), [(check, results[held]) for check, held in checks.items()], "Checks")
