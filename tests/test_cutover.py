@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from coriolis_azure.cutover import cut_over
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
+from harness.command_line import run
 from harness.constants import MIB
 
 Image = Callable[..., Path]
@@ -75,3 +78,17 @@ def test_a_first_run_that_fails_leaves_the_vm_running(
         cut_over(source, "web", tmp_path / "images")
     azure.intercept = None
     assert source.inspect("web").power_state == "running"
+
+
+@pytest.mark.slow
+def test_the_command_says_how_long_the_outage_was_and_writes_a_page_about_its_three_runs(
+    served: Path, settings: list[str], tmp_path: Path
+) -> None:
+    page, dest = tmp_path / "cutover.html", tmp_path / "images"
+    line = ("cutover", *settings, "web", "--to", dest, "--mechanism", "snapshots", "--report", page)
+    done = json.loads(run(*line, "--json").stdout)
+    assert (dest / "os.raw").read_bytes() == (served.parent / "os.raw").read_bytes()
+    assert done["outage_seconds"] > 0
+    began = re.findall("<h2 id=.*>web <small>began (.*) UTC</small></h2>", page.read_text())
+    assert len(began) == 3
+    assert began == sorted(began)

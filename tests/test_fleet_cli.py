@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from io import StringIO
@@ -32,7 +33,9 @@ def test_all_vms_go_to_folders_of_their_own_and_the_first_failure_gives_the_exit
     run("sandbox", "add-vm", served, "db", "--os-disk", disk)
     dest = tmp_path / "dest"
     everything = ["replicate", *settings, *DIRECT, "--all", "--to", dest]
-    done = json.loads(run(*everything, "--json", "--parallel", 2).stdout)
+    page = tmp_path / "all.html"
+    done = json.loads(run(*everything, "--json", "--parallel", 2, "--report", page).stdout)
+    assert sorted(re.findall('<h2 id="r[0-9]+">(\\S+) <small>began', page.read_text())) == ["db", "web"]
     assert [vm["vm"] for vm in done["vms"]] == ["db", "web"]
     assert {disk["name"] for disk in done["vms"][1]["disks"]} == {"os", "data-0"}
     assert done["left_behind"] == []

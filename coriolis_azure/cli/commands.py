@@ -14,9 +14,20 @@ from .. import __version__, settings
 from ..azure import codes, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
 from . import files
-from .options import Group, assignable, at_places, json_option, opened, source_options, state_option
+from .options import (
+    FILE,
+    Group,
+    assignable,
+    at_places,
+    json_option,
+    opened,
+    report_option,
+    source_options,
+    state_option,
+)
 from .output import err, out, print_json, raise_left_behind, say, show
 from .progress import watching
+from .reporting import reporting
 from .tables import (
     Cleaned,
     codes_table,
@@ -40,7 +51,6 @@ EXIT_CODES = """\b
 Exit codes: 0 done, 2 input, 3 Azure, 4 worker, 5 transfer, 6 deadline, 7 cleanup incomplete
             (lists the ids left behind), 8 done, but standard output could not be written,
             130 interrupted, 1 a bug in this program"""
-FILE = click.Path(path_type=Path)
 _UNTAGGED = (
     "Resources with the names of ours but without our tags are left alone. "
     "Delete them by hand, unless they belong to a run that is active."
@@ -316,6 +326,7 @@ def _raise_wrong(verdicts: Iterable[Verdict]) -> None:
 @mechanism_option()
 @consistency_option()
 @click.option("--full", is_flag=True, help="Read all of the disks in the last run; the outage takes longer.")
+@report_option
 @json_option
 def cutover(
     connection: Path,
@@ -325,6 +336,7 @@ def cutover(
     mechanism: str | None,
     consistency: str | None,
     full: bool,
+    report_file: Path | None,
     as_json: bool,
 ) -> None:
     """Move a VM to DEST for good, with the shortest outage.
@@ -335,7 +347,11 @@ def cutover(
     from ..cutover import cut_over
 
     changes = {"replica_export_mechanism": mechanism, "consistency": consistency}
-    with opened(connection, environment, as_json=as_json, **changes) as source:
+    with (
+        reporting(report_file) as take,
+        opened(connection, environment, as_json=as_json, **changes) as source,
+    ):
+        source.on_report = take
         done = cut_over(source, vm, to, full=full)
     if as_json:
         print_json(done.to_json())

@@ -12,8 +12,8 @@ import click
 from .. import settings
 from ..errors import InvalidInput
 from ..events import Notice
-from .commands import FILE, cli, consistency_option, mechanism_option
-from .options import json_option, rate, several_sources_options, state_option
+from .commands import cli, consistency_option, mechanism_option
+from .options import json_option, rate, report_option, several_sources_options, state_option
 from .output import print_json, raise_left_behind
 from .progress import watching
 from .reporting import reporting
@@ -134,13 +134,7 @@ def refuse_unclear(
 )
 @mechanism_option()
 @consistency_option()
-@click.option(
-    "--report",
-    "report_file",
-    type=FILE,
-    metavar="FILE",
-    help="Write a page about the runs, for a browser, even if they fail: steps, rates, maps of the disks.",
-)
+@report_option
 @json_option
 def replicate(
     connection: Path,

@@ -128,19 +128,31 @@ def source_options(command: F, *, required: bool = True) -> F:
     return _connection(required=required)(_environment(required=required)(command))
 
 
+def report_option(command: F) -> F:
+    """Add --report; see `reporting`."""
+    return click.option(
+        "--report",
+        "report_file",
+        type=FILE,
+        metavar="FILE",
+        help="Write a page about the runs, for a browser, even if they fail: steps, rates, maps of the disks.",
+    )(command)
+
+
 def several_sources_options(command: F) -> F:
     """Add -c and -e, of which the latter may be repeated."""
     return _connection(required=True)(_environment(required=True, multiple=True)(command))
 
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_READ = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = click.Path(path_type=Path)
 
 
 def _connection(*, required: bool) -> Callable[[F], F]:
     return click.option(
         "-c",
         "--connection",
-        type=_FILE,
+        type=_READ,
         required=required,
         envvar="CORIOLIS_AZURE_CONNECTION",
         show_envvar=True,
@@ -154,7 +166,7 @@ def _environment(*, required: bool, multiple: bool = False) -> Callable[[F], F]:
         "-e",
         "--environment",
         "environments" if multiple else "environment",
-        type=_FILE,
+        type=_READ,
         required=required,
         multiple=multiple,
         envvar="CORIOLIS_AZURE_ENVIRONMENT",
