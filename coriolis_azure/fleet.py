@@ -342,7 +342,8 @@ class Fleet:
 
                 def one(each: _Try) -> None:
                     try:
-                        results.add(self._result(each, shared, retries, work))
+                        if not work.cancelled:  # before `ordered` notices
+                            results.add(self._result(each, shared, retries, work))
                     finally:
                         shared.ended(each.vm)
 

@@ -12,7 +12,7 @@ import pytest
 
 from coriolis_azure import Fleet, FleetVm, VmResult, errors
 from coriolis_azure.clock import Clock
-from coriolis_azure.events import Event, Notice, Step
+from coriolis_azure.events import BEGIN, Event, Notice, Step
 from coriolis_azure.fleet import default_parallel, may_pass
 from coriolis_azure.run import attached_disks
 from coriolis_azure.sandbox import Request, Response, Sandbox
@@ -287,6 +287,17 @@ def test_a_bug_in_the_run_of_one_vm_does_not_stop_the_others(
     done = fleet.replicate(fleet.select(), tmp_path / "dest")
     assert [each.error and each.error.message for each in done.vms] == ["KeyError: 'properties'", None]
     assert "KeyError" in caplog.text
+
+
+def test_what_has_not_begun_when_all_is_cancelled_never_begins(
+    fleets: Connect, vms: Callable[..., list[Path]], told: list[Event], tmp_path: Path
+) -> None:
+    vms("a", "b")
+    fleet = fleets()
+    done = fleet.replicate(fleet.select(), tmp_path / "dest", parallel=1, done=lambda result: fleet.cancel())
+    assert [each.tries for each in done.vms] == [1, 0]
+    assert isinstance(done.vms[1].error, errors.Cancelled)
+    assert [event.vm for event in told if isinstance(event, Step) and event.name == BEGIN] == ["a"]
 
 
 def test_cancelling_ends_all_leaves_nothing_and_begins_no_other(
