@@ -6,6 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -281,6 +282,43 @@ def test_a_signed_url_is_shown_as_its_host() -> None:
     sas = Sas("https://md-1.z1.blob.storage.azure.net/c/abcd?sv=2018-03-28&sr=b&si=x&sig=S3cret%2B")
     assert "S3cret" not in f"{sas} {sas!r} {[sas]}"
     assert masked(f"url: {sas.url} (caused by)").endswith("&sig=... (caused by)")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://sandbox.invalid",
+        "https://example.net",
+        "https://example.net\\@sandbox.invalid",
+        "https:/",
+        "https://[",
+    ],
+)
+def test_a_signed_url_of_another_place_is_used_for_nothing(
+    azure: Sandbox, connect: Connect, image: Image, tmp_path: Path, place: str
+) -> None:
+    """Neither in clear text, nor at a host that is not the cloud's, nor where it is no URL at all."""
+    strange: list[str] = []
+
+    def lie(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if not request.url.startswith("https://sandbox.invalid/"):
+            strange.append(request.url)
+        told = answer(request)
+        return replace(
+            told,
+            body=told.body.replace(
+                b"https://sandbox.invalid/md-", place.replace("\\", "\\\\").encode() + b"/md-"
+            ),
+        )
+
+    azure.add_vm("web", image("os", seed=1))
+    before = azure.resources()
+    azure.intercept = lie
+    with pytest.raises(errors.Unreadable, match="signed URL") as told:
+        connect(environment=SNAPSHOTS).replicate("web", tmp_path / "images")
+    assert strange == []
+    assert "sig=" not in f"{told.value} {told.value.remedy}"
+    assert azure.resources() == before
 
 
 @pytest.mark.slow

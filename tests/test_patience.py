@@ -11,6 +11,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+import requests
+from hypothesis import given
+from hypothesis import strategies as st
+from urllib3.util import parse_url
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names, patience, profiles
@@ -289,12 +293,19 @@ def test_what_is_from_the_future_is_deleted_by_an_age_of_zero(azure: Sandbox, so
 
 
 @pytest.mark.parametrize(
+    "evil",
+    [
+        "https://management.example.net/subscriptions/x",
+        # A backslash ends the host for the library that connects, and for browsers, but not for urllib.parse.
+        "https://management.example.net\\@sandbox.invalid/subscriptions/x",
+    ],
+)
+@pytest.mark.parametrize(
     "where", ["nextLink", "own next page", "Azure-AsyncOperation", "Location", "account"]
 )
 def test_no_token_goes_to_a_host_that_an_answer_names(
-    azure: Sandbox, source: Source, nsg: str, where: str
+    azure: Sandbox, source: Source, nsg: str, where: str, evil: str
 ) -> None:
-    evil = "https://management.example.net/subscriptions/x"
     asked: list[str] = []
 
     def lie(request: Request, answer: Answer) -> Response:
@@ -305,7 +316,7 @@ def test_no_token_goes_to_a_host_that_an_answer_names(
         if request.method == "DELETE" and where in {"Azure-AsyncOperation", "Location"}:
             return Response(202, {where: evil})
         if where == "account" and request.path.endswith("/storageAccounts/a"):
-            blob = {"primaryEndpoints": {"blob": "https://management.example.net/"}}
+            blob = {"primaryEndpoints": {"blob": evil.removesuffix("subscriptions/x")}}
             return Response.of(200, {"id": request.path, "location": "westeurope", "properties": blob})
         return answer(request)
 
@@ -317,11 +328,49 @@ def test_no_token_goes_to_a_host_that_an_answer_names(
         "Location": lambda: source.azure.delete(nsg),
         "account": lambda: source.storage.account("a").container("c").exists(),
     }
-    with pytest.raises(
-        errors.Unreadable, match=r"https://management\.example\.net does not belong to this cloud"
-    ):
+    with pytest.raises(errors.Unreadable, match=r"management\.example\.net.* does not belong to this cloud"):
         act[where]()
     assert asked == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_nothing_follows_a_redirect_out_of_the_cloud(
+    azure: Sandbox, source: Source, nsg: str, method: str, status: int
+) -> None:
+    """A request's body may hold the worker's keys, and what a stranger answers is not Azure's word."""
+    strange: list[str] = []
+
+    def redirect(request: Request, answer: Answer) -> Response:
+        if request.url.startswith("https://example.net"):
+            strange.append(request.method)
+        if request.method == method and request.path.startswith("/subscriptions/"):
+            return Response(status, {"Location": "https://example.net/x"})
+        return answer(request)
+
+    azure.intercept = redirect
+    act: dict[str, Callable[[], object]] = {
+        "GET": source.list_vms,
+        "PUT": lambda: source.azure.put(nsg, {**NSG, "location": "westeurope"}),
+        "DELETE": lambda: source.azure.delete(nsg),
+    }
+    with pytest.raises(errors.AzureError):
+        act[method]()
+    assert strange == []
+
+
+def test_a_redirect_within_the_cloud_is_followed(azure: Sandbox, source: Source, nsg: str) -> None:
+    asked: list[str] = []
+
+    def redirect(request: Request, answer: Answer) -> Response:
+        asked.append(request.url)
+        if request.path == nsg and "moved" not in request.query:
+            return Response(307, {"Location": f"{request.url}&moved=1"})
+        return answer(request)
+
+    azure.intercept = redirect
+    assert source.azure.get(nsg)["id"] == nsg
+    assert asked[-1].endswith("moved=1")
 
 
 @pytest.mark.parametrize(
@@ -337,10 +386,50 @@ def test_no_token_goes_to_a_host_that_an_answer_names(
         ("https://blob.core.windows.net.evil.net/x", False),
         ("https://management.azure.com@evil.net/x", False),
         ("https://account.queue.core.windows.net/c", False),
+        ("https://MANAGEMENT.azure.com:443/x", True),
+        ("https://management.azure.com", True),
+        ("https://management.azure.com?x", True),
+        ("https://evil.net\\@management.azure.com/x", False),
+        ("https://evil.net\\.management.azure.com/x", False),
+        ("https://evil.net\t.management.azure.com/x", False),
+        ("https://evil.net／.management.azure.com/x", False),  # noqa: RUF001 - splitting it raises ValueError
+        ("https://user:word@management.azure.com/x", False),
+        ("https://management.azure.com:8443/x", False),
+        ("https://management.azure.com:x/x", False),
+        ("https://management.azure.com./x", False),
+        ("https://[", False),
+        ("//management.azure.com/x", False),
     ],
 )
 def test_the_hosts_of_the_public_cloud(url: str, owned: bool) -> None:
     assert profiles.CLOUDS["AzureCloud"].owns(url) == owned
+
+
+def test_another_port_of_the_manager_is_another_service() -> None:
+    for host in ("127.0.0.1", "[::1]"):
+        cloud = profiles.Profile("https://login.local", f"https://{host}:8443", "", ("", ""))
+        ports = [f"https://{host}{port}/x" for port in (":8443", ":9000", "")]
+        assert [cloud.owns(url) for url in ports] == [True, False, False]
+
+
+_ODD = "@:/\\?#.;%[]\t\n\0 。／＠：４443xX"  # noqa: RUF001
+
+
+@given(
+    st.lists(
+        st.sampled_from(["https://", "evil.net", "management.azure.com", "a.blob.core.windows.net", *_ODD]),
+        max_size=7,
+    )
+)
+def test_whoever_is_ours_is_connected_to(pieces: list[str]) -> None:
+    """The check and the library that connects find the same host in a URL."""
+    url = "https://" + "".join(pieces)
+    if not profiles.CLOUDS["AzureCloud"].owns(url):
+        return
+    host = parse_url(str(requests.Request("GET", url).prepare().url)).host or ""
+    assert host == "management.azure.com" or host.endswith(
+        (".management.azure.com", ".blob.core.windows.net")
+    )
 
 
 # Waiting, and trying again

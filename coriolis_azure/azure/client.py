@@ -28,7 +28,7 @@ from .profiles import BLOB_VERSIONS, PROFILES
 from .sas import Sas
 from .sign_in import Credential, credential_for, profile_for
 from .translation import translated
-from .transport import SharedTransport, Transport, https
+from .transport import SharedTransport, Transport, https, origin
 
 if TYPE_CHECKING:
     from azure.mgmt.network import NetworkManagementClient
@@ -80,7 +80,7 @@ class Azure:
         self.transport = SharedTransport(transport or https(connection), clock or Clock())
         retries = partial(Retries, report)
         with translated("sign in to", connection.cloud_profile):
-            profile = profile_for(connection, self.transport)
+            self._profile = profile = profile_for(connection, self.transport)
             self.credential = credential or credential_for(
                 connection, profile.authority, self.transport, retries
             )
@@ -370,7 +370,13 @@ class Azure:
         """
         wanted = {"access": "Read", "durationInSeconds": seconds}
         granted = self._completed("export", snapshot, self._exporting(snapshot).begin_grant_access, wanted)
-        return Sas(must(granted, "accessSAS"))
+        url = str(must(granted, "accessSAS"))
+        if not self._profile.signs(url):
+            raise errors.Unreadable(
+                f"could not export {snapshot}: the signed URL leads to {origin(url)}, which does not belong to this "
+                "cloud: nothing is sent there"
+            )
+        return Sas(url)
 
     def revoke_access(self, snapshot: str) -> None:
         """Make all URLs of a snapshot, or of a disk of a restore point, invalid. Does nothing if it does not exist."""

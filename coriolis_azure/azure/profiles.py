@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+
+# What every reader of URLs takes for this host and port. They disagree about userinfo, backslashes and whitespace.
+_PLACE = re.compile(
+    r"https://(?P<host>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?=[/?#]|\Z)",
+    re.ASCII | re.IGNORECASE,
+)
+_HTTPS = 443
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A cloud: its sign-in authority, resource manager, token audience and Blob storage domains."""
+    """A cloud: its sign-in authority, resource manager, token audience and Blob storage domains.
+
+    `signed`: further domains, in which it lets snapshots be read.
+    """
 
     authority: str
     manager: str
     audience: str
     storage: tuple[str, ...]
+    signed: tuple[str, ...] = ()
 
     def owns(self, url: str) -> bool:
         """Whether a token may be sent to `url`: only over HTTPS, to the resource manager or Blob storage."""
-        parts = urlsplit(url)
-        host, manager = parts.hostname or "", urlsplit(self.manager).hostname or ""
-        domains = [f".{name}" for name in (manager, *self.storage) if name]
-        return parts.scheme == "https" and (host == manager or host.endswith(tuple(domains)))
+        return self._has(url, self.storage)
+
+    def signs(self, url: str) -> bool:
+        """Whether `url` may be one that this cloud has signed, so that it may be sent there."""
+        return self._has(url, (*self.storage, *self.signed))
+
+    def _has(self, url: str, within: tuple[str, ...]) -> bool:
+        (host, port), (manager, own_port) = _place(url), _place(self.manager)
+        domains = tuple(f".{name.lower()}" for name in (manager, *within) if name)
+        if not host or not (host == manager or host.endswith(domains)):
+            return False
+        return port == own_port or (port == _HTTPS and host != manager)
+
+
+def _place(url: str) -> tuple[str, int]:
+    """The host, in lower case, and the port of a URL; no host if it has not the plain form."""
+    found = _PLACE.match(url)
+    return (found["host"].lower(), int(found["port"] or _HTTPS)) if found else ("", 0)
 
 
 CLOUDS = {
@@ -35,12 +60,14 @@ CLOUDS = {
         "https://management.chinacloudapi.cn",
         "https://management.core.chinacloudapi.cn/",
         ("blob.core.chinacloudapi.cn",),
+        ("chinacloudapi.cn", "azure.cn"),
     ),
     "AzureUSGovernment": Profile(
         "https://login.microsoftonline.us",
         "https://management.usgovcloudapi.net",
         "https://management.core.usgovcloudapi.net/",
         ("blob.core.usgovcloudapi.net",),
+        ("usgovcloudapi.net", "azure.us"),  # which hosts of these is not documented
     ),
 }
 

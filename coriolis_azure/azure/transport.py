@@ -24,6 +24,7 @@ _API_VERSION = re.compile(
     r"/resourceGroups/.*/providers/(?P<type>[\w.]+/\w+)(?=[/?]).*[?&]api-version=(?P<version>[\w-]+)",
     re.IGNORECASE,
 )
+_REDIRECTS = range(300, 309)
 _LINK_LOCAL = "169.254."  # what is there is different for every host
 # Connections kept open per host: many threads write blobs.
 _CONNECTIONS = 64
@@ -33,7 +34,8 @@ class SharedTransport(Transport):
     """A transport shared by all clients: closing a client leaves it open for the others.
 
     Credentials are sent only to hosts of the cloud's profile, whatever host an answer refers to (for a next page, an
-    operation, a storage account).
+    operation, a storage account). A redirect to another host is an error: the SDKs would send it what a request holds
+    besides them, and believe its answer.
     """
 
     def __init__(self, transport: Transport, clock: Clock) -> None:
@@ -47,16 +49,27 @@ class SharedTransport(Transport):
         match = _API_VERSION.search(request.url)
         if match:
             self.api_versions[match["type"].lower()] = match["version"]
-        if "Authorization" in request.headers and not (self.profile and self.profile.owns(request.url)):
-            parts = urlsplit(request.url)
+        if "Authorization" in request.headers and not self._owns(request.url):
             raise errors.Unreadable(
-                f"{parts.scheme}://{parts.hostname} does not belong to this cloud: credentials are not sent there"
+                f"{origin(request.url)} does not belong to this cloud: credentials are not sent there"
             )
         response = self._transport.send(request, **options)
+        self._refuse_redirect(request.url, response)
         date = _date(response.headers.get("Date"))
         if date is not None:
             self.skew = date - self._clock.now()
         return response
+
+    def _owns(self, url: str) -> bool:
+        return self.profile is not None and self.profile.owns(url)
+
+    def _refuse_redirect(self, url: str, response: Any) -> None:
+        """Raise Unreadable if the answer sends us to a host outside the cloud."""
+        to = response.headers.get("Location", "") if response.status_code in _REDIRECTS else ""
+        if _has_host(to) and not self._owns(to):
+            raise errors.Unreadable(
+                f"{origin(url)} redirects to {origin(to)}, which does not belong to this cloud: it is not followed"
+            )
 
     def sleep(self, duration: float) -> None:
         self._transport.sleep(duration)
@@ -151,6 +164,19 @@ class _Https(RequestsTransport):  # type: ignore[misc]  # its module is untyped
     def sleep(self, duration: float) -> None:
         """Wait before a retry, or between two polls of an operation."""
         wait(duration)
+
+
+def _has_host(location: str) -> bool:
+    """Whether a Location names a host; otherwise it is a path on the same one."""
+    try:
+        return bool(urlsplit(location).netloc)
+    except ValueError:
+        return True
+
+
+def origin(url: str) -> str:
+    """A URL up to its path, for a message."""
+    return re.split("[?#]", "/".join(url.split("/", 3)[:3]))[0][:200]
 
 
 def _date(header: str | None) -> datetime | None:
