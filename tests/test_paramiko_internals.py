@@ -88,6 +88,12 @@ def test_keys_are_replaced_after_as_many_bytes_as_the_packetizer_is_told() -> No
         assert paramiko_internals.usual_window(transport) > 1 << 20
 
 
+def test_packets_and_greetings_are_read_by_what_is_bounded() -> None:
+    used = {node.attr for function, node in attributes(paramiko.packet) if function == "read_message"}
+    assert "read_all" in used
+    assert "_read_timeout" in {node.attr for name, node in attributes(paramiko.packet) if name == "readline"}
+
+
 def test_a_status_is_waited_for_by_an_event_that_the_status_sets(channel: Any) -> None:
     assert paramiko_internals.wait_for_status(channel, 0) is False
     message = paramiko.Message()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 from paramiko.buffered_pipe import PipeTimeout
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from paramiko.ssh_exception import SSHException
 
 from coriolis_azure import errors
@@ -293,6 +299,73 @@ def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(
     ):
         stream.read(1)
     assert source.finish(run) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "match"),
+    [
+        (b"SSH-2.0-x\r\n" + (0x0FFFFFFC).to_bytes(4, "big"), "announced a packet of"),
+        (b"", "began with a text of more than"),
+    ],
+    ids=["a packet", "a greeting"],
+)
+def test_who_answers_with_too_much_is_hung_up_on(first: bytes, match: str) -> None:
+    """Whoever is at the worker's address can do that: it is before the host key is compared."""
+
+    def send() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.sendall(first)
+            while True:
+                sent.append(connection.send(b"A" * 65536))
+
+    sent: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = threading.Thread(target=send)
+        sender.start()
+        worker = Worker("vm", "127.0.0.1", server.getsockname()[1], "u", keys.host_key()[1], 1, "")
+        with pytest.raises(errors.Unreachable, match=match):
+            ssh.connect(worker, Clock(), silent, -1)
+        sender.join()
+    assert sum(sent) < 32 << 20  # what the sockets' buffers take
+
+
+class Dripping(paramiko.ServerInterface):
+    """Lets everybody in, and answers a byte at a time, for ever."""
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        def drip() -> None:
+            with suppress(OSError):
+                while True:
+                    channel.sendall(b"a")
+                    channel.status_event.wait(0.1)
+
+        threading.Thread(target=drip).start()
+        return True
+
+
+def test_a_worker_that_answers_for_ever_is_not_listened_to_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "_BOOT_ID_SECONDS", 0.5)
+    private, public = keys.host_key()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = Worker("vm", "127.0.0.1", listener.getsockname()[1], "u", public, 1, keys.client_key()[0])
+
+        def serve() -> None:
+            server = paramiko.Transport(listener.accept()[0])
+            server.add_server_key(paramiko.Ed25519Key.from_private_key(io.StringIO(private)))
+            server.start_server(server=Dripping())
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with ssh.connect(worker, Clock(), silent, 0) as connection, pytest.raises(errors.ConnectionLost):
+            connection.boot_id()
+        serving.join()
 
 
 def test_what_comes_for_a_channel_is_taken_in_order_and_in_pieces_no_larger_than_asked_for() -> None:

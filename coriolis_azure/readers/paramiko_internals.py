@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
+from typing import Any
 
 import paramiko
 from paramiko.buffered_pipe import PipeTimeout
@@ -16,12 +17,40 @@ from paramiko.ssh_exception import SSHException
 from ..threads import Condition
 
 TAKEN = 256 << 10  # most bytes taken from a channel at a time: larger than any packet
+_LONGEST_PACKET = 256 << 10  # what OpenSSH accepts
+_LONGEST_GREETING = 64 << 10  # bytes before the first packet: lines of text, the last one names the version
 
 
 def receive_into_blocks(channel: paramiko.Channel, window: int) -> None:
     """Make a channel that was just opened with this window hold its input in Arrived."""
     channel.in_buffer = Arrived(window)  # type: ignore[assignment]
     channel.in_stderr_buffer = Arrived(window)  # type: ignore[assignment]
+
+
+def refuse_what_is_too_large(transport: paramiko.Transport) -> None:
+    """Make the connection fail if the other side announces a packet, or begins with a text, that nobody can mean.
+
+    Both are read before its host key is known, and paramiko would keep up to 4 GiB of them.
+    """
+    packetizer: Any = transport.packetizer
+    read_all, read_some = packetizer.read_all, packetizer._read_timeout
+    greeting = 0
+
+    def bounded(size: int, **options: bool) -> bytes:
+        if size > _LONGEST_PACKET:
+            raise SSHException(f"the server announced a packet of {size} bytes")
+        return bytes(read_all(size, **options))
+
+    def counted(timeout: float) -> bytes:
+        nonlocal greeting
+        part = bytes(read_some(timeout))
+        greeting += len(part)
+        if greeting > _LONGEST_GREETING:
+            raise SSHException(f"the server began with a text of more than {_LONGEST_GREETING} bytes")
+        return part
+
+    packetizer.read_all = bounded
+    packetizer._read_timeout = counted
 
 
 def agree_on_new_keys_after(transport: paramiko.Transport, amount: int) -> None:

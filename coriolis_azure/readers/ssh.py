@@ -40,6 +40,7 @@ from .paramiko_internals import (
     TAKEN,
     agree_on_new_keys_after,
     receive_into_blocks,
+    refuse_what_is_too_large,
     usual_window,
     wait_for_status,
 )
@@ -77,6 +78,7 @@ exec(compile(code, "agent", "exec"))
 _BROKEN = (SSHException, OSError, EOFError)  # what paramiko raises on a lost connection
 _STDERR_BYTES = 4096
 _BOOT_ID_BYTES = 64  # a boot id has 36, then a newline
+_BOOT_ID_SECONDS = 60.0
 _BY_SIGNAL = 128  # a shell reports a signal as this plus its number
 _PACKET_BYTES = 32768  # what every server accepts in one packet
 
@@ -118,7 +120,10 @@ class Connection:
     def boot_id(self) -> str:
         """The id of the worker's current boot. AgentFailed if the command fails, ConnectionLost as its name says."""
         output = b""
-        with self._run("cat /proc/sys/kernel/random/boot_id") as stream:
+        with (
+            self._run("cat /proc/sys/kernel/random/boot_id") as stream,
+            within(_BOOT_ID_SECONDS, stream.close),
+        ):
             while not output.endswith(b"\n") and len(output) < _BOOT_ID_BYTES:
                 output += stream.read(_BOOT_ID_BYTES)
         return output.decode(errors="replace").strip()
@@ -506,6 +511,7 @@ def _opened(address: str, port: int, where: str) -> paramiko.Transport:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_SECONDS)
             transport = paramiko.Transport(plain)
             agree_on_new_keys_after(transport, _REKEY_BYTES)
+            refuse_what_is_too_large(transport)
             undo.pop_all()
     except (OSError, SSHException) as error:
         raise exhausted(error) or Unreachable(f"{where} does not answer: {error}") from error
