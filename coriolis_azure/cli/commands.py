@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
@@ -25,7 +26,7 @@ from .options import (
     source_options,
     state_option,
 )
-from .output import err, out, print_json, raise_left_behind, say, show
+from .output import print_json, raise_left_behind, say, show
 from .progress import watching
 from .reporting import reporting
 from .tables import (
@@ -128,7 +129,7 @@ def list_vms(connection: Path, environment: Path, as_json: bool) -> None:
         print_json(vms)
         return
     if not vms:
-        out().print("There are no VMs in this resource group and location.")
+        click.echo("There are no VMs in this resource group and location.")
         return
     vms_table(vms).show()
 
@@ -358,7 +359,7 @@ def cutover(
     else:
         cutover_table(done).show()
         verdict_table(done.verdicts).show()
-        out().print(
+        click.echo(
             f"Outage: {done.outage_seconds:.0f} seconds, expected were {done.predicted_seconds:.0f}. "
             f"{done.vm} is off."
         )
@@ -508,11 +509,11 @@ def cleanup(
     if as_json:
         print_json(done.to_json())
     elif done.found_nothing:
-        out().print("Nothing to clean up.")
+        click.echo("Nothing to clean up.")
     else:
         done.table().show()
         if untagged:
-            show(err(), _UNTAGGED, "! ", "yellow")
+            show(sys.stderr, _UNTAGGED, "! ", "yellow")
     raise_left_behind(left_behind)
 
 

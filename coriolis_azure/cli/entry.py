@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import traceback
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from ..errors import (
 from . import fleet, planning, sandbox  # noqa: F401 - their commands belong to the group
 from .commands import cli as cli  # with the commands of all modules
 from .options import json_is_asked_for
-from .output import err, show
+from .output import show
 from .streams import ended_streams, ready_streams
 
 INTERRUPTED = 130
@@ -98,14 +99,14 @@ def _show_error(error: CoriolisAzureError) -> int:
     if json_is_asked_for():
         _show_json(error.to_json())
         return error.exit_code
-    show(err(), error.message, "error: ", "bold red")
-    show(err(), error.remedy, "what to do: ", "bold")
+    show(sys.stderr, error.message, "error: ", "bold red")
+    show(sys.stderr, error.remedy, "what to do: ", "bold")
     left = error.left_behind
     if left and not isinstance(error, CleanupIncomplete):
         text = f"temporary resources that could not be deleted: {len(left)}. Run `coriolis-azure cleanup`."
-        show(err(), text, "left in Azure: ", "bold")
+        show(sys.stderr, text, "left in Azure: ", "bold")
     if isinstance(error, AzureError) and error.reference:
-        show(err(), error.reference, "Azure's answer: ", "dim")
+        show(sys.stderr, error.reference, "Azure's answer: ", "dim")
     return error.exit_code
 
 
@@ -113,7 +114,7 @@ def _show_interrupted() -> None:
     if json_is_asked_for():
         _show_json({"error": "Interrupted", "message": "interrupted", "exit_code": INTERRUPTED})
     else:
-        err().print("interrupted")
+        click.echo("interrupted", err=True)
 
 
 def _show_bug(error: Exception) -> int:
@@ -123,7 +124,7 @@ def _show_bug(error: Exception) -> int:
         _show_json({**bug.to_json(), "traceback": lines})
         return bug.exit_code
     for line in lines:
-        err().print(line)
+        click.echo(line, err=True)
     return _show_error(bug)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import TextWrapper
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import click
 
@@ -50,17 +50,24 @@ def err() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def show(console: Console, prose: str, lead: str = "", style: str = "") -> None:
+def show(file: TextIO, prose: str, lead: str = "", style: str = "") -> None:
     """Print prose after a `lead` in `style`. On a terminal it is wrapped between words, never within one."""
-    lines = (lead + prose).splitlines()
-    if console.file.isatty():
-        wrap = TextWrapper(
-            console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
-        lines = [wrapped for line in lines for wrapped in wrap.wrap(line)]
+    try:
+        console = (err if file is sys.stderr else out)() if file.isatty() else None
+    except OSError:  # a host without a free descriptor imports nothing any more
+        console = None
+    if console is None:
+        click.echo(lead + prose, file=file)
+    else:
+        show_on(console, prose, lead, style)
+
+
+def show_on(console: Console, prose: str, lead: str = "", style: str = "") -> None:
+    """`show` on the console of a terminal."""
     from rich.text import Text
 
-    text = Text("\n".join(lines))
+    wrap = TextWrapper(console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    text = Text("\n".join(wrapped for line in (lead + prose).splitlines() for wrapped in wrap.wrap(line)))
     text.stylize(style, 0, len(lead))
     console.print(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..events import amount, counted, duration
 from .commands import cli, mechanism_option
 from .fleet import chosen_vms, opened_fleet, refuse_unclear
 from .options import json_option, rate, several_sources_options, state_option
-from .output import Table, out, print_json, show
+from .output import Table, print_json, show
 
 if TYPE_CHECKING:
     from ..checks.plan import Plan, Range
@@ -91,7 +92,7 @@ def plan(
 
 def _show(each: Plan) -> None:
     head = f" ({'a first run' if each.first else 'a later run'}; estimates)"
-    show(out(), head, cleaned(each.vm), "bold")
+    show(sys.stdout, head, cleaned(each.vm), "bold")
     disks = [
         (
             disk.name,
@@ -118,8 +119,8 @@ def _show(each: Plan) -> None:
     facts.append(("prices", f"estimate by prices of {each.prices}"))
     Table(("what", "estimate"), facts).show()
     for line in each.assumed:
-        out().print(cleaned(line))
-    out().print()
+        click.echo(cleaned(line))
+    click.echo()
 
 
 def _show_all(plans: Sequence[Plan]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..clock import Clock
 from ..errors import InvalidInput
 from ..timeline import RunReport
 from . import files
-from .output import err, show
+from .output import show
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def reporting(path: Path | None) -> Iterator[Callable[[RunReport], None]]:
         try:
             _write(path, reports)
         except InvalidInput as error:
-            show(err(), f"{error.message}. {error.remedy}", "the report is not written: ", "yellow")
+            show(sys.stderr, f"{error.message}. {error.remedy}", "the report is not written: ", "yellow")
         raise
     _write(path, reports)
 

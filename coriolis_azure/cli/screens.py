@@ -19,7 +19,7 @@ from ..errors import cleaned
 from ..events import Copied, Waiting, amount, span
 from . import several_vms
 from .one_vm import BOTTLENECKS, TOTAL, Watcher, done_line
-from .output import show
+from .output import show_on
 
 _NAME_WIDTH = 32
 
@@ -60,7 +60,7 @@ class OneVm(Watcher):
 
     def _print(self, *lines: str) -> None:
         for text in filter(None, lines):
-            show(self.live.console, text)
+            show_on(self.live.console, text)
 
     def _rendered(self) -> RenderableType:
         self._status.update(text=Text(self._state.status()))
@@ -108,7 +108,7 @@ class ManyVms(several_vms.Watcher):
         self.live = Live(get_renderable=self._rendered, console=console, transient=True)
 
     def _print(self, text: str) -> None:
-        show(self.live.console, text)
+        show_on(self.live.console, text)
 
     def _rendered(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))

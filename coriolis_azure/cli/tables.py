@@ -5,15 +5,18 @@ Values from outside are cleaned when they are shown, see `output`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from ..azure import names
 from ..errors import cleaned
 from ..events import aged, amount, counted
-from .output import Cell, Styled, Table, out, show
+from .output import Cell, Styled, Table, show
 
 if TYPE_CHECKING:  # the commands import most of these only when they are used
     from ..azure.codes import Code
@@ -57,9 +60,9 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 def show_machine(machine: Machine) -> None:
     where = cleaned(f" in {machine.group}, {machine.location}, {machine.power_state}")
-    show(out(), where, cleaned(machine.name), "bold")
+    show(sys.stdout, where, cleaned(machine.name), "bold")
     firmware = f"{machine.firmware} with secure boot" if machine.secure_boot else machine.firmware
-    out().print(
+    click.echo(
         cleaned(
             f"{machine.size}: {counted(machine.vcpus, 'vCPU')}, {machine.memory_mb} MiB, {machine.os_type}, "
             f"{firmware}, hostname {machine.hostname or 'unknown'}"
@@ -89,7 +92,7 @@ def show_machine(machine: Machine) -> None:
     ]
     Table(("NIC", "MAC", "network", "private", "public"), nics, "NICs").show()
     for caveat in machine.caveats:
-        show(out(), f"! {cleaned(caveat)}")
+        show(sys.stdout, f"! {cleaned(caveat)}")
 
 
 def replication_table(title: str, done: Any) -> Table:
