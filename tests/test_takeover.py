@@ -20,6 +20,7 @@ from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.azure.client import Azure
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import CoriolisAzureError, DestinationFailed
+from coriolis_azure.replica import vhds
 from coriolis_azure.replica.replica import Replica
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.settings import Connection
@@ -153,9 +154,12 @@ def test_a_host_that_wakes_while_the_other_one_commits_changes_nothing(azure: Sa
 
 # With a process that is really suspended, here and in Azurite
 
+SHORTEST_LEASE = 15  # seconds, which Azure grants; the test waits until it has expired
+
 
 def host(place_of: Callable[..., BlobPlace], settings: tuple[Any, ...], stop: tuple[str, str]) -> None:
     """A process: host 1, which suspends itself right before a step of its commit: a method, and how the blob ends."""
+    vhds.LEASE_SECONDS = SHORTEST_LEASE
     place, committing = place_of(*settings), False
 
     def stopping(name: str) -> Callable[..., Any]:
@@ -214,6 +218,7 @@ def test_a_suspended_host_that_wakes_changes_nothing_and_ends_with_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It wakes when host 2 has ended, or between host 2's manifest and the metadata that names it."""
+    monkeypatch.setattr(vhds, "LEASE_SECONDS", SHORTEST_LEASE)
     place = far[0](*far[1])
     run(place, FIRST)
     with Forked(host, *far, stop) as first:
