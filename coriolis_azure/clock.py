@@ -50,6 +50,10 @@ class Scope:
         """Whether long waits end."""
         return self._hurried or self.cancelled or (self._around is not None and self._around.hurried)
 
+    def is_within(self, other: Scope) -> bool:
+        """Whether this is `other`, or a part of its work."""
+        return self is other or (self._around is not None and self._around.is_within(other))
+
     @contextmanager
     def entered(self) -> Iterator[Scope]:
         """Make the waits of the block, in this thread, belong to this scope."""

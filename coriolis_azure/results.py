@@ -45,9 +45,9 @@ class Replicated:
 
     `started` and `point` are times in UTC, in the format of RFC 3339. The replica contains everything that the VM had
     written before `point`: the snapshots were taken right after it. `seconds` is the duration of the run,
-    `copy_seconds` that from `point` until the replica was complete, `outage_seconds` that from the shutdown of the VM
-    until then; None if the run did not shut it down. `left_behind` are the ids of temporary resources that could not be
-    deleted.
+    `copy_seconds` that from `point` until the replica was complete, less the wait for a worker that was still booting,
+    `outage_seconds` that from the shutdown of the VM until then; None if the run did not shut it down. `left_behind`
+    are the ids of temporary resources that could not be deleted.
     """
 
     vm: str

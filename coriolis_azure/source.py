@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -36,9 +37,10 @@ from .errors import Cancelled, CoriolisAzureError, InvalidInput, NoReplica
 from .events import Copied, Event, Notice, Report, Step, located, silent, unfailing
 from .machine import inspection, listing
 from .mechanisms import copying
-from .mechanisms.target import Launch, Target
+from .mechanisms.copying import Boot
+from .mechanisms.target import Shared as Shared
+from .mechanisms.target import Target
 from .model import Disk, Json, Machine, Run, Worker
-from .readers.rate_limiter import RateLimiter
 from .replica import contents, destinations, history, places, sets, status, verification
 from .replica.container import BlobFolder
 from .replica.destinations import Folder
@@ -72,20 +74,6 @@ class Options(TypedDict, total=False):
     full: bool
     adopt: bool
     keep: int | None
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the runs of a fleet in one source environment share, and need not do each for itself.
-
-    `launch` gives a run its worker (None: it boots its own), and `limiter` limits the bandwidth of all. `runs` collects
-    the ids of the runs: the fleet asks Azure once what it lists of all of them, as it deletes, once, what dead runs
-    have left.
-    """
-
-    launch: Launch | None = None
-    limiter: RateLimiter | None = None
-    runs: list[str] = field(default_factory=list)
 
 
 class Source:
@@ -286,19 +274,24 @@ class Source:
                 with history.kept(folder, recorder, self.context.report):
                     with self._run(machine, shared) as (resources, left_behind):
                         launch = shared.launch if shared is not None else None
-                        worker = copying.launch_worker(
-                            self.context, resources, machine, disks, folder, launch
+                        boot: Boot = partial(
+                            copying.launch_worker, self.context, resources, machine, disks, folder, launch
                         )
-                        if shutdown:
+                        if shutdown:  # only once everything else is there, for a short outage
+                            boot = partial(_given, boot())
                             down = now()
                             self.deallocate(machine)
                         baselines = Baselines(self.context, resources)
-                        limiter = shared.limiter if shared is not None else None
                         target = Target(
-                            self.context, folder, baselines, full=full, limiter=limiter, launch=launch
+                            self.context,
+                            folder,
+                            baselines,
+                            full=full,
+                            shared=shared,
+                            deletes_worker=launch is None,
                         )
                         copying_began = now()
-                        point, outcomes = self._copied(target, resources, worker, machine, disks, keep)
+                        point, outcomes = self._copied(target, resources, boot, machine, disks, keep)
                         complete = now()
                     for disk, outcome in zip(disks, outcomes, strict=True):
                         recorder.disk_ended(disk.name, outcome.ended)
@@ -309,7 +302,7 @@ class Source:
                         started=started,
                         point=point,
                         seconds=round(now() - began, 3),
-                        copy_seconds=round(complete - copying_began, 3),
+                        copy_seconds=round(complete - copying_began - target.idle_seconds, 3),
                         outage_seconds=round(complete - down, 3) if down is not None else None,
                         left_behind=tuple(left_behind),
                     )
@@ -326,7 +319,7 @@ class Source:
         self,
         target: Target,
         resources: Resources,
-        worker: Worker | None,
+        boot: Boot,
         machine: Machine,
         disks: Sequence[Disk],
         keep: int | None,
@@ -348,7 +341,7 @@ class Source:
                 sets.complete(place, record, dict(zip(begun.disks, roots, strict=True)))
                 handoff.write(place, machine, begun.time, begun.disks, self.context.report)
 
-        return begun.time, _copied_and(publish, target, resources, worker, machine, disks)
+        return begun.time, _copied_and(publish, target, resources, boot, machine, disks)
 
     def begun(self, run: Run, machine: Machine, disks: Sequence[str]) -> sets.Begun:
         """What a run records before it copies these disks."""
@@ -399,7 +392,7 @@ class Source:
         owners = folder.owners() if isinstance(folder, Owned) else {}
         target = Target(self.context, folder, Baselines(self.context, resources, owners))
         with resources.undone_on_error(), lifetime.alive(resources):
-            outcomes = _copied_and(publish, target, resources, worker, machine, disks)
+            outcomes = _copied_and(publish, target, resources, partial(_given, worker), machine, disks)
         for id in resources.delete(journal.ids):
             self.context.report(
                 Notice(f"could not delete {id}; it is deleted with the run's other resources")
@@ -645,16 +638,20 @@ def _owners(record: sets.Record, disks: Sequence[Disk]) -> dict[str, Owner]:
     return {disk.name: Owner(disk.id, f"{record.stream}-{disk.name}") for disk in disks}
 
 
+def _given(worker: Worker | None) -> Worker | None:
+    return worker
+
+
 def _copied_and(
     publish: Callable[[Sequence[transfer.Outcome]], None],
     target: Target,
     resources: Resources,
-    worker: Worker | None,
+    boot: Boot,
     machine: Machine,
     disks: Sequence[Disk],
 ) -> list[transfer.Outcome]:
     """Copy the disks and `publish` what arrived; keep their snapshots as baselines, and delete the older ones."""
-    outcomes = copying.copy(target, resources, worker, machine, disks)
+    outcomes = copying.copy(target, resources, boot, machine, disks)
     target.baselines.keep()  # before anything names them: what nothing names is deleted by the next run
     publish(outcomes)
     target.baselines.retire()

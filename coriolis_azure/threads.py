@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
@@ -104,6 +105,30 @@ def ordered(
         raise
     finally:
         pool.shutdown()
+        # An interrupt in the middle of `submit` leaves a thread that runs and that the pool does not know.
+        futures.wait(task.future for task in pending if not task.future.cancelled())
+
+
+def side_by_side(*acts: Callable[[], Any]) -> list[Any]:
+    """Run these at the same time; return their results. The first error that happens is raised once all have ended.
+
+    It hurries the others: their long waits end, but operations in Azure are still waited for, so that they can be
+    undone.
+    """
+    errors: list[Exception] = []
+
+    def noted(act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except Exception as error:  # noqa: BLE001 - the first one is raised below
+            errors.append(error)
+            if (work := clock.scope()) is not None:
+                work.hurry()
+
+    results = list(ordered(noted, acts, threads=len(acts), ahead=len(acts)))
+    if errors:
+        raise errors[0]
+    return results
 
 
 def _submitted(pool: ThreadPoolExecutor, task: _Task[Any]) -> bool:

@@ -1,16 +1,15 @@
-"""A VM whose disks are changed while the worker boots: the run ends before it copies the wrong ones."""
+"""A VM whose disks are changed after a run has read it: the run ends before it makes anything of the wrong ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from coriolis_azure.errors import DisksChanged, NotFound
-from coriolis_azure.events import Event, Step
+from coriolis_azure.model import Json
 from coriolis_azure.replica import places
 from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.source import Source
@@ -84,16 +83,16 @@ def restarted(source: Source) -> None:
     source.azure.start(source.inspect("web").id)
 
 
-def while_booting(source: Source, change: Change) -> None:
-    """The change happens once, when the next worker is about to boot."""
-    report, left = source.context.report, [change]
+def after_the_checks(source: Source, change: Change) -> None:
+    """The change happens once, when the next run has read the VM and checks the quotas."""
+    asked, left = source.azure.compute_usages, [change]
 
-    def tell(event: Event) -> None:
-        report(event)
-        if isinstance(event, Step) and event.name == "boot worker" and left:
+    def usages(location: str) -> list[Json]:
+        if left:
             left.pop()(source)
+        return asked(location)
 
-    source.context = replace(source.context, report=tell)
+    setattr(source.azure, "compute_usages", usages)  # noqa: B010 - a method
 
 
 CHANGES: dict[Change, tuple[str, list[str]]] = {
@@ -114,7 +113,7 @@ def test_the_run_ends_before_anything_is_made_of_a_disk(
     azure: Sandbox, source: Source, disks: list[Path], tmp_path: Path, change: Change
 ) -> None:
     mine = {resource["id"] for resource in azure.resources()}
-    while_booting(source, change)
+    after_the_checks(source, change)
     words, names = CHANGES[change]
     azure.requests.clear()
     with pytest.raises(DisksChanged) as error:
@@ -132,7 +131,7 @@ def test_the_replica_stays_as_it_was_and_the_next_run_takes_the_other_disk(
     """As the remedy says."""
     data, to = tmp_path / "images/data-0.raw", tmp_path / "images"
     source.replicate("web", to)
-    while_booting(source, swapped)
+    after_the_checks(source, swapped)
     with pytest.raises(DisksChanged):
         source.replicate("web", to)
     assert data.read_bytes() == disks[1].read_bytes()
@@ -144,7 +143,7 @@ def test_the_replica_stays_as_it_was_and_the_next_run_takes_the_other_disk(
 def test_a_disk_that_grew_is_told_by_its_sizes(
     azure: Sandbox, source: Source, disks: list[Path], image: Image, tmp_path: Path
 ) -> None:
-    while_booting(source, partial(resized, azure=azure, image=image))
+    after_the_checks(source, partial(resized, azure=azure, image=image))
     with pytest.raises(DisksChanged, match=r"data-0 .* now has 2097152 bytes; it had 1048576"):
         source.replicate("web", tmp_path / "images")
 
@@ -153,7 +152,7 @@ def test_a_disk_that_grew_is_told_by_its_sizes(
 def test_a_vm_that_was_deleted_is_named(
     azure: Sandbox, source: Source, disks: list[Path], tmp_path: Path
 ) -> None:
-    while_booting(source, deleted)
+    after_the_checks(source, deleted)
     with pytest.raises(NotFound, match="no VM web"):
         source.replicate("web", tmp_path / "images")
     assert not [resource for resource in azure.resources() if "coriolis" in resource["id"]]
@@ -161,7 +160,7 @@ def test_a_vm_that_was_deleted_is_named(
 
 @pytest.mark.slow
 def test_a_restart_of_the_vm_changes_nothing(source: Source, disks: list[Path], tmp_path: Path) -> None:
-    while_booting(source, restarted)
+    after_the_checks(source, restarted)
     report = source.replicate("web", tmp_path / "images")
     assert [disk.verified for disk in report.disks] == [True, True]
 
@@ -171,7 +170,7 @@ def test_disks_that_are_left_out_may_come_and_go(
     connect: Callable[..., Source], disks: list[Path], tmp_path: Path
 ) -> None:
     source = connect({"exclude_disks": ["web-data-0"]})
-    while_booting(source, detached)
+    after_the_checks(source, detached)
     report = source.replicate("web", tmp_path / "images")
     assert [disk.name for disk in report.disks] == ["os"]
 
@@ -183,7 +182,7 @@ def test_a_vhd_that_was_swapped_is_seen_too(
     azure.add_vm("old", image("os", MIB), [image("data", MIB, 1)], VmSpec(unmanaged="oldstorage"))
     for blob in azure.storage.account("oldstorage").containers["vhds"].blobs.values():
         blob.made = "Thu, 01 Jan 2026 00:00:00 GMT"  # Azure tells it in whole seconds
-    while_booting(source, lambda source: azure.write("old", 0, image("new", MIB, 2)))
+    after_the_checks(source, lambda source: azure.write("old", 0, image("new", MIB, 2)))
     with pytest.raises(DisksChanged, match="created again"):
         source.replicate("old", tmp_path / "images")
     assert azure.storage.account("oldstorage").containers["vhds"].snapshots == []

@@ -35,6 +35,9 @@ def clock() -> Later:
     return Later()
 
 
+TWO_SLOTS = {"export_worker_size": "Standard_B1s"}  # data disks of a worker
+
+
 @pytest.fixture
 def replicate(azure: Sandbox, source: Source, image: Image, tmp_path: Path) -> Callable[[], None]:
     """Replicate a VM of two disks, see that every byte has arrived and that nothing is left, whatever goes wrong."""
@@ -75,7 +78,7 @@ def nsg(source: Source, name: str = "n") -> str:
         ],
         [
             ("lost-answer", {"method": "PUT", "path": "/snapshots/"}),
-            ("lost-answer", {"method": "DELETE", "path": "/disks/"}),
+            ("lost-answer", {"method": "DELETE", "path": "/networkInterfaces/"}),
             ("lost-request", {"method": "PUT", "path": "/networkInterfaces/"}),
             ("slow-operation", {"method": "PUT", "times": 8}),
             ("slow-operation", {"method": "DELETE", "times": 6}),
@@ -93,12 +96,12 @@ def test_a_run_gets_over_what_passes(
 
 
 def test_conflicts_with_others_are_waited_out_within_the_stated_time(
-    azure: Sandbox, source: Source, image: Image, tmp_path: Path
+    azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path
 ) -> None:
     """What lasts 180 seconds by Azure's word is over at the 37th time that we ask; we would ask for 240."""
     os_disk = image("os")
-    azure.add_vm("web", os_disk)
-    before = azure.resources()
+    azure.add_vm("web", os_disk, [image("d1", MIB), image("d2", MIB)])
+    before, source = azure.resources(), connect(environment=TWO_SLOTS)
     for method, kind, status, code, times in (
         ("PATCH", "virtualMachines", 409, "AttachDiskWhileBeingDetached", 3),
         ("PATCH", "virtualMachines", 409, "OperationPreempted", 3),
@@ -132,8 +135,8 @@ def test_conflicts_with_others_are_waited_out_within_the_stated_time(
         (
             "virtualMachines",
             [
-                *("virtualMachines", "disks", "networkInterfaces", "publicIPAddresses"),
-                *("networkSecurityGroups", "virtualNetworks"),
+                *("virtualMachines", "networkInterfaces", "disks", "disks"),
+                *("networkSecurityGroups", "publicIPAddresses", "virtualNetworks"),
             ],
         ),
     ],
@@ -290,13 +293,17 @@ def test_throttling_is_told_as_azure_tells_it(azure: Sandbox, source: Source) ->
 
 
 def test_all_disks_of_a_wave_are_attached_and_detached_in_one_request_each(
-    azure: Sandbox, source: Source, image: Image, tmp_path: Path
+    azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path
 ) -> None:
-    """Azure allows a VM about a dozen changes in a row, and four more a minute."""
+    """Azure allows a VM about a dozen changes in a row, and four more a minute. The last wave goes with the worker."""
     azure.add_vm("web", image("os"), [image(f"d{n}", MIB) for n in range(3)])
-    source.replicate("web", tmp_path / "images")
-    changes = [path for method, path in azure.requests if method == "PATCH" and "/virtualMachines/" in path]
-    assert len(changes) == 2
+    before = azure.resources()
+    connect(environment=TWO_SLOTS).replicate("web", tmp_path / "images")
+    requests = [(method, path) for method, path in azure.requests if "/coriolis" in path]
+    changes = [path for method, path in requests if method == "PATCH" and "/virtualMachines/" in path]
+    deleted = [path for method, path in requests if method == "DELETE" and "clone" in path]
+    assert (len(changes), len(deleted)) == (3, 2)
+    assert azure.resources() == before
 
 
 def test_faults_and_permissions_are_set_from_the_command_line(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import requests
@@ -25,7 +26,7 @@ from coriolis_azure.run import cleanup, interrupts, resources
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
-from coriolis_azure.threads import ordered
+from coriolis_azure.threads import ordered, side_by_side
 from harness.clocks import Held
 from harness.constants import DEADLINE
 from harness.late_answers import NSG, Later
@@ -94,6 +95,40 @@ def test_a_retry_after_that_means_nothing_is_no_bug(
     azure.intercept = slow
     source.azure.delete(nsg)
     assert source.azure.find(nsg) is None
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "polls"),
+    [
+        ("delete", "/networkSecurityGroups/", [0, 3, 6, 9, 13, 23]),
+        ("start", "/virtualMachines/", [0, 5, 10, 15, 20]),
+    ],
+    ids=["network", "VM"],
+)
+def test_operations_that_usually_take_seconds_are_polled_after_seconds_and_vms_not_too_often(
+    azure: Sandbox,
+    source: Source,
+    nsg: str,
+    clock: Held,
+    image: Callable[..., Path],
+    verb: str,
+    path: str,
+    polls: list[float],
+) -> None:
+    azure.add_vm("web", image("os"))
+    id = nsg if verb == "delete" else source.inspect("web").id
+    asked: list[float] = []
+
+    def slow(request: Request, answer: Answer) -> Response:
+        if "operations/" in request.path and len(asked) < len(polls):
+            asked.append(clock.monotonic())
+            return Response.of(200, {"status": "InProgress"}, {"Retry-After": "10"})
+        return answer(request)
+
+    azure.intercept = slow
+    getattr(source.azure, verb)(id)
+    assert path in id
+    assert asked == polls
 
 
 def test_throttling_is_waited_out_for_half_an_hour_in_all_and_told(
@@ -191,6 +226,50 @@ def test_an_interrupt_ends_the_waits_of_all_threads_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(ordered(maps, range(2), threads=2, ahead=2))
     assert slept == []
+
+
+def test_a_thread_that_an_interrupt_hides_from_its_pool_is_waited_for_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Ctrl-C does that comes while the pool starts a thread: what it makes in Azure would be left."""
+    begun, ended, start = threading.Event(), list[int](), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        assert begun.wait(DEADLINE)
+        raise KeyboardInterrupt
+
+    def work(number: int) -> None:
+        begun.set()
+        try:
+            Clock().sleep(3600)
+        finally:
+            ended.append(number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(ordered(work, [1], threads=1, ahead=1))
+    assert ended == [1]
+
+
+def test_of_work_side_by_side_the_first_error_ends_the_waits_of_the_rest_and_is_raised() -> None:
+    ended: list[str] = []
+
+    def wait() -> None:
+        try:
+            Clock().sleep(3600)
+        except errors.WaitEnded:
+            ended.append("called off")
+            raise
+
+    def fail() -> None:
+        raise errors.Unreachable("no")
+
+    with pytest.raises(errors.Unreachable, match="no"):
+        side_by_side(wait, fail)
+    assert ended == ["called off"]
+    assert side_by_side(lambda: 1, lambda: "b") == [1, "b"]
 
 
 def test_the_first_interrupt_of_a_clean_up_ends_long_waits_and_no_short_ones() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,7 +20,7 @@ from coriolis_azure.replica import places
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.clocks import Held
-from harness.constants import GROUP, MIB
+from harness.constants import DEADLINE, GROUP, MIB
 
 Image = Callable[..., Path]
 
@@ -59,6 +60,29 @@ def test_two_runs_move_everything_then_only_what_changed_and_leave_nothing(
     assert azure.resources() == before
     assert first.left_behind == second.left_behind == ()
     assert power_state(source, "web") == "running"
+
+
+@pytest.mark.slow
+def test_snapshots_are_taken_while_the_worker_boots_and_last_is_deleted_what_tells_of_the_run(
+    azure: Sandbox, source: Source, image: Image, tmp_path: Path
+) -> None:
+    azure.add_vm("web", image("os"))
+    taken = threading.Event()
+
+    def booting(request: Request, answer: Callable[[Request], Response]) -> Response:
+        response = answer(request)
+        if request.method == "PUT" and "/snapshots/coriolis" in request.path:
+            taken.set()
+        if request.method == "PUT" and "/virtualMachines/coriolis" in request.path:
+            assert taken.wait(DEADLINE), "the snapshot waits for the worker"
+        return response
+
+    azure.intercept = booting
+    source.replicate("web", tmp_path / "images")
+    deleted = [path.split("/")[-2] for method, path in azure.requests if method == "DELETE"]
+    assert set(deleted[:2]) == {"virtualMachines", "snapshots"}
+    assert deleted[2] == "networkInterfaces"
+    assert sorted(deleted[3:]) == ["networkSecurityGroups", "publicIPAddresses", "virtualNetworks"]
 
 
 @pytest.mark.slow
@@ -136,8 +160,13 @@ def test_shutdown_happens_only_when_asked_for(
     azure.add_vm("web", image("os"))
     source.replicate("web", tmp_path / "images")
     assert power_state(source, "web") == "running"
+    azure.requests.clear()
     source.replicate("web", tmp_path / "images", shutdown=True)
     assert power_state(source, "web") == "deallocated"
+    steps = ["/virtualMachines/coriolis", "/deallocate", "/snapshots/coriolis"]
+    done = [path for method, path in azure.requests if method in ("PUT", "POST")]
+    begun = [next(at for at, path in enumerate(done) if step in path) for step in steps]
+    assert begun == sorted(begun), "the outage begins before everything else is ready"
 
 
 @pytest.mark.slow
@@ -467,14 +496,14 @@ def test_the_runs_own_error_is_told_although_deleting_fails_too(
 
     def down(request: Request, answer: Callable[[Request], Response]) -> Response:
         nonlocal broken
-        broken = broken or (request.method == "PUT" and "/snapshots/coriolis" in request.path)
+        broken = broken or (request.method == "PUT" and "-clone-os" in request.path)
         if broken:
             body = b'{"error": {"code": "AuthorizationFailed", "message": "Role was taken away."}}'
             return Response(403, {"Content-Type": "application/json"}, body)
         return answer(request)
 
     azure.intercept = down
-    with pytest.raises(errors.Denied, match=r"could not create .*snapshot-os") as caught:
+    with pytest.raises(errors.Denied, match=r"could not create .*clone-os") as caught:
         source.replicate("web", tmp_path / "images")
     kinds = {names.kind_of(id) for id in caught.value.facts["left_behind"]}
     assert {"vm", "nic", "ip", "nsg", "vnet"} <= kinds

@@ -167,6 +167,11 @@ def kind_of(id: str) -> str:
     return kind
 
 
+def is_vm(id: str) -> bool:
+    """Whether an ARM id is that of a VM."""
+    return KINDS.get(_type_in(id)) == "vm"
+
+
 def is_of_our_kinds(id: str) -> bool:
     """Whether the type of an ARM id is one of `TYPES`."""
     return _type_in(id) in KINDS

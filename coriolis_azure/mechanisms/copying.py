@@ -8,7 +8,7 @@ nothing else is created. With `auto`, that is chosen for each disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -27,6 +27,9 @@ from ..worker import sizes
 from . import auto, hybrid, snapshots, vhds
 from . import worker as by_worker
 from .target import Launch, Target, listed
+
+# What gives the worker of a run, or None: it boots it, or it has booted before.
+Boot = Callable[[], Worker | None]
 
 
 def launch_worker(
@@ -64,17 +67,23 @@ def own(context: Context) -> Launch:
 
 
 def copy(
-    target: Target, resources: Resources, worker: Worker | None, machine: Machine, disks: Sequence[Disk]
+    target: Target,
+    resources: Resources,
+    boot: Boot,
+    machine: Machine,
+    disks: Sequence[Disk],
 ) -> list[Outcome]:
     """Snapshot `disks` of a VM and copy them to the target; return the outcomes in the order of `disks`.
 
-    Raises DisksChanged, before any snapshot is taken, if the VM no longer has the disks of `machine`.
+    `boot` gives what `launch_worker` gives, and is called only if it is needed. Raises DisksChanged, before any
+    snapshot is taken, if the VM no longer has the disks of `machine`.
     """
     context, mechanism = target.context, target.context.environment.replica_export_mechanism
     is_blob = any(disk.unmanaged for disk in disks)
     if mechanism == SNAPSHOTS:
         exports.refuse(disks, modern=context.azure.is_modern)
-    elif worker is not None and not is_blob:
+    worker = boot() if mechanism == AUTO or (is_blob and mechanism != SNAPSHOTS) else None
+    if worker is not None and not is_blob:
         by_worker.try_agent(context, worker)
     now = _unchanged(context, machine, disks)
     context.report(Step("snapshot", listed(disks)))
@@ -86,9 +95,13 @@ def copy(
         return snapshots.copy(target, resources, now, disks)
     if is_blob:
         return vhds.copy(target, resources, worker, disks)
-    if worker is None:
-        raise ValueError("managed disks need a worker")
-    return (hybrid.copy if mechanism == HYBRID else by_worker.copy)(target, resources, worker, now, disks)
+
+    def booted() -> Worker:
+        if (worker := boot()) is None:
+            raise ValueError("managed disks need a worker")
+        return worker
+
+    return (hybrid.copy if mechanism == HYBRID else by_worker.copy)(target, resources, booted, now, disks)
 
 
 def _copy_as_chosen(

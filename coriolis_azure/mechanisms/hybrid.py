@@ -19,20 +19,22 @@ from ..transfer import Outcome
 from .freezing import freeze
 from .snapshots import ListedDisk, grains_of
 from .target import Read, Target
-from .worker import ByWorker, cloned
+from .worker import ByWorker, cloned, while_booting
 
 
 def copy(
-    target: Target, resources: Resources, worker: Worker, machine: Machine, disks: Sequence[Disk]
+    target: Target, resources: Resources, boot: Callable[[], Worker], machine: Machine, disks: Sequence[Disk]
 ) -> list[Outcome]:
-    """Copy managed disks: freeze all, clone them, and read of the clones what Azure lists."""
+    """Copy managed disks: freeze all while the worker boots, clone them, and read of the clones what Azure lists."""
     context = target.context
     obstacles = exports.obstacles(context, disks)
 
     def wanted(disk: Disk) -> cloning.Exported:
         return "no" if obstacles[disk.name] else "perhaps"
 
-    snapshots = freeze(context, resources, machine, disks, exported=wanted)
+    worker, snapshots = while_booting(
+        target, boot, lambda: freeze(context, resources, machine, disks, exported=wanted)
+    )
     return read(target, resources, worker, disks, snapshots, obstacles)
 
 

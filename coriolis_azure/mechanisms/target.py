@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .. import transfer
 from ..azure.context import Context
@@ -43,11 +43,25 @@ class Read:
     mechanism: str = WORKER
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the runs of a fleet in one source environment share, and need not do each for itself.
+
+    `launch` gives a run its worker (None: it boots its own), and `limiter` limits the bandwidth of all. `runs` collects
+    the ids of the runs: the fleet asks Azure once what it lists of all of them, as it deletes, once, what dead runs
+    have left.
+    """
+
+    launch: Launch | None = None
+    limiter: RateLimiter | None = None
+    runs: list[str] = field(default_factory=list)
+
+
 class Target:
     """The destination and settings for all disks of a run, which share the bandwidth limit.
 
-    With `full`, every chunk is sent, whatever the folder already holds. `baselines`: those of the run. `limiter` and
-    `launch`: those that it shares with other runs, if any.
+    With `full`, every chunk is sent, whatever the folder already holds. `baselines`: those of the run. `shared`: what
+    it shares with other runs, if any. `deletes_worker`: the run ends with the copy, and then deletes its worker.
     """
 
     def __init__(
@@ -57,16 +71,19 @@ class Target:
         baselines: Baselines,
         *,
         full: bool = False,
-        limiter: RateLimiter | None = None,
-        launch: Launch | None = None,
+        shared: Shared | None = None,
+        deletes_worker: bool = False,
     ) -> None:
         limit = context.environment.bandwidth_limit
         self.context, self.folder, self._full = context, folder, full
-        self.baselines, self.launch = baselines, launch
-        self.read: dict[
-            str, Read
-        ] = {}  # by disk name; of disks that are not read from snapshots nothing is said
-        self._limiter = limiter or (RateLimiter(limit, context.clock) if limit else None)
+        self.baselines, self.deletes_worker = baselines, deletes_worker
+        self.launch = shared.launch if shared is not None else None
+        # By disk name. Of disks that are not read from snapshots nothing is said.
+        self.read: dict[str, Read] = {}
+        self.idle_seconds = 0.0  # how long the disks were frozen and the worker was not there yet
+        self._limiter = shared.limiter if shared is not None else None
+        if self._limiter is None and limit:
+            self._limiter = RateLimiter(limit, context.clock)
 
     def concurrent(self, disks: int) -> int:
         """How many of `disks` disks are copied concurrently."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from ..azure.context import Context
+from ..clock import hurried
 from ..errors import AzureError, DeadlinePassed, Unreachable, WorkerGone
 from ..events import Step
 from ..machine import cloning
@@ -19,6 +20,7 @@ from ..readers.reader import Reader
 from ..replica.destinations import Destination
 from ..replica.manifest import Manifest
 from ..run.resources import Resources, may_exist
+from ..threads import side_by_side
 from ..transfer import Outcome
 from ..worker.attachment import Attachment
 from .freezing import freeze
@@ -51,20 +53,23 @@ class ByWorker:
     def copy(self, disks: Sequence[Disk], clone: Callable[[Sequence[Disk], int], list[str]]) -> list[Outcome]:
         """Clone, attach and copy disks, wave by wave. `clone` creates clones as Attachment's `make` does."""
         context, outcomes = self._context, list[Outcome]()
+        goes_along = self._target.deletes_worker and context.azure.is_modern
         for first in range(0, len(disks), self._worker.slots):
-            wave = disks[first : first + self._worker.slots]
+            wave, is_last = (
+                disks[first : first + self._worker.slots],
+                first + self._worker.slots >= len(disks),
+            )
             attachment = Attachment(
                 context.azure,
                 self._worker,
                 partial(clone, wave),
-                self._resources.delete,
+                None if is_last and goes_along else self._resources.delete,
                 context.clock,
                 context.report,
             )
             with attachment:
                 context.report(Step("copy", listed(wave)))
                 outcomes += self._target.copied(wave, self._reading(attachment, wave), attachment.stop)
-            self._resources.delete(attachment.clones)
         return outcomes
 
     def _reading(self, attachment: Attachment, wave: Sequence[Disk]) -> Callable[[Disk, Destination], Reader]:
@@ -123,24 +128,45 @@ class ByWorker:
 
 
 def try_agent(context: Context, worker: Worker) -> None:
-    """Fail before any snapshot is taken if the agent cannot run on the worker."""
+    """Fail before anything is copied if the agent cannot run on the worker."""
 
-    def is_gone() -> bool:
-        return worker.shared and not may_exist(context.azure, worker.vm)
+    def is_useless() -> bool:
+        return hurried() or (worker.shared and not may_exist(context.azure, worker.vm))
 
-    with ssh.connect(worker, context.clock, context.report, given_up=is_gone) as connection:
+    with ssh.connect(worker, context.clock, context.report, given_up=is_useless) as connection:
         connection.try_agent()
 
 
 def copy(
-    target: Target, resources: Resources, worker: Worker, machine: Machine, disks: Sequence[Disk]
+    target: Target, resources: Resources, boot: Callable[[], Worker], machine: Machine, disks: Sequence[Disk]
 ) -> list[Outcome]:
-    """Copy managed disks: freeze all, clone them, and read the clones."""
+    """Copy managed disks: freeze all while the worker boots, clone them, and read the clones."""
     context = target.context
-    snapshots = freeze(context, resources, machine, disks)
-
+    worker, snapshots = while_booting(target, boot, lambda: freeze(context, resources, machine, disks))
     by_worker = ByWorker(target, resources, worker)
     return by_worker.copy(disks, cloned(context, resources, snapshots))
+
+
+def while_booting(
+    target: Target, boot: Callable[[], Worker], freeze: Callable[[], dict[str, Json]]
+) -> tuple[Worker, dict[str, Json]]:
+    """The worker, which can run the agent, and the snapshots that were taken side by side with its boot."""
+    context, ended = target.context, dict[str, float]()
+
+    def booted() -> Worker:
+        worker = boot()
+        try_agent(context, worker)
+        ended["boot"] = context.clock.monotonic()
+        return worker
+
+    def frozen() -> dict[str, Json]:
+        snapshots = freeze()
+        ended["freeze"] = context.clock.monotonic()
+        return snapshots
+
+    worker, snapshots = side_by_side(booted, frozen)
+    target.idle_seconds = max(0.0, ended["boot"] - ended["freeze"])
+    return worker, snapshots
 
 
 def cloned(

@@ -22,7 +22,21 @@ LOG = logging.getLogger(__name__)
 
 @contextmanager
 def attached(azure: Azure, worker: Worker, clones: Sequence[str], clock: Clock) -> Iterator[list[int]]:
-    """Attach the clones to the worker for the duration of the block; yield each clone's LUN.
+    """Attach the clones to the worker for the duration of the block; yield each clone's LUN. See `attach`."""
+    try:
+        yield attach(azure, worker, clones, clock)
+    except BaseException:
+        try:
+            detach(azure, worker.vm, clones, clock)
+        except (AzureError, DeadlinePassed) as error:
+            # The first error is the one to raise, and deleting the worker detaches the clones too.
+            LOG.warning("could not detach the clones: %s", error)
+        raise
+    detach(azure, worker.vm, clones, clock)
+
+
+def attach(azure: Azure, worker: Worker, clones: Sequence[str], clock: Clock) -> list[int]:
+    """Attach the clones to the worker; return each clone's LUN. Deleting the worker deletes them, see `deleted_along`.
 
     All are attached in one request: Azure allows about twelve changes to a VM in a row. Clones of another run are left
     alone: an execution that the orchestrator has given up may still be reading them from a pool's worker.
@@ -35,17 +49,8 @@ def attached(azure: Azure, worker: Worker, clones: Sequence[str], clock: Clock) 
         luns[:] = [lun for lun in range(len(others) + len(clones)) if lun not in used][: len(clones)]
         return [*others, *(_attached(azure, lun, clone) for lun, clone in zip(luns, clones, strict=True))]
 
-    try:
-        change(azure, worker.vm, added, clock)
-        yield list(luns)
-    except BaseException:
-        try:
-            detach(azure, worker.vm, clones, clock)
-        except (AzureError, DeadlinePassed) as error:
-            # The first error is the one to raise, and deleting the worker detaches the clones too.
-            LOG.warning("could not detach the clones: %s", error)
-        raise
-    detach(azure, worker.vm, clones, clock)
+    change(azure, worker.vm, added, clock)
+    return list(luns)
 
 
 def emptied(azure: Azure, vm: str, report: Report, clock: Clock) -> bool:

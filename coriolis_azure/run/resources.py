@@ -18,7 +18,7 @@ from ..azure import codes, names
 from ..azure.blobs import Blob, Container, Storage
 from ..azure.client import Azure
 from ..azure.vhd_snapshots import metadata_of
-from ..clock import Clock, hurried
+from ..clock import Clock, Scope, hurried, scope
 from ..errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, HostExhausted, NotFound
 from ..events import Report, Wait, counted, silent
 from ..model import Json, Run, at
@@ -37,6 +37,9 @@ DEPLOY_BEAT_SECONDS = 30.0
 _PAUSE_SECONDS = 5
 # Azure is eventually consistent: what has just been created may not be found at first.
 _STALE_SECONDS = 30
+# The order of deletion: what one of a stage holds belongs to a later stage, and those of a stage are deleted side by
+# side. The security group is among the last, because its tags tell the state of the run.
+_STAGES = (("vm", "snapshot", "collection"), ("disk", "nic"), ("ip", "nsg", "vnet"))
 # Blobs have no tags: their metadata hold the same values, under names in which hyphens are not allowed.
 RUN, _BY, _BASELINE = metadata_of(dict.fromkeys((names.RUN_TAG, names.BY_TAG, names.BASELINE_TAG), ""))
 
@@ -61,6 +64,7 @@ class Resources:
         self._storage = storage
         self.spare = Spare()
         self._life, self._deploying = Lock(), ""
+        self._undoing, self._blocks = Lock(), dict[Scope, list[str]]()
 
     def id(self, kind: str, role: str) -> str:
         """The id of the resource with this role; the same in every process."""
@@ -70,7 +74,7 @@ class Resources:
     def create(self, kind: str, role: str, body: Mapping[str, Any]) -> Json:
         """Create the resource with this role, wait until it exists, and return Azure's document."""
         id = self.id(kind, role)
-        self._journal.intend(id)
+        self._intend(id)
         complete = {**body, "location": self.run.location, "tags": self._tags_of(role)}
 
         def once() -> Json:
@@ -96,7 +100,7 @@ class Resources:
 
     def intend(self, kind: str, role: str) -> None:
         """Journal a resource that Azure creates implicitly along with one of ours, such as a VM's OS disk."""
-        self._journal.intend(self.id(kind, role))
+        self._intend(self.id(kind, role))
 
     def adopt(self, kind: str, role: str) -> None:
         """Tag a resource that Azure created implicitly and without our tags."""
@@ -125,7 +129,7 @@ class Resources:
         What they say can never be changed. So one with BASELINE_TAG belongs to no run from its beginning: until
         `outlives` strikes it in the journal, that alone has it deleted with this run.
         """
-        self._journal.intend(names.BlobsId.of(blob.url, self.run.id))
+        self._intend(names.BlobsId.of(blob.url, self.run.id))
         metadata = {**self._metadata(role), **metadata_of(tags or {})}
         if _BASELINE in metadata:
             metadata[_BY] = metadata.pop(RUN)
@@ -134,7 +138,7 @@ class Resources:
     def copy_blob(self, source: Blob, container: Container, role: str) -> Blob:
         """Copy a blob to another container, inside Azure."""
         copy = container.blob(f"{names.resource(self.run.id, role)}.vhd")
-        self._journal.intend(names.BlobsId.of(copy.url, self.run.id))
+        self._intend(names.BlobsId.of(copy.url, self.run.id))
         copy.copy_from(source, self._metadata(role), self._clock, self.azure.report)
         return copy
 
@@ -142,15 +146,33 @@ class Resources:
         tags = names.tags(self.run.id, role, self.run.instance, self.azure.now(self._clock), {})
         return metadata_of(tags)
 
+    def _intend(self, id: str) -> None:
+        """Journal a resource, and note it for the blocks of `undone_on_error` that create it."""
+        self._journal.intend(id)
+        work = scope()
+        with self._undoing:
+            for block, made in self._blocks.items():
+                if work is not None and work.is_within(block):
+                    made.append(id)
+
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """If the block raises anything, an interrupt included, delete what it created; then raise the same error."""
-        mark = len(self._journal.ids)
+        """If the block raises anything, an interrupt included, delete what it created; then raise the same error.
+
+        What its threads created counts, and what other work of the run creates meanwhile does not.
+        """
+        block, made = Scope(scope()), list[str]()
+        with self._undoing:
+            self._blocks[block] = made
         try:
-            yield
+            with block.entered():
+                yield
         except BaseException:
-            self._undo(self._journal.ids[mark:])
+            self._undo([id for id in made if id in self._journal.ids])  # not what outlives the run
             raise
+        finally:
+            with self._undoing:
+                del self._blocks[block]
 
     def _undo(self, ids: Sequence[str]) -> None:
         self.spare.give()
@@ -218,17 +240,15 @@ def delete(
     known = list(ids)
     blobs = dict.fromkeys(id for id in known if isinstance(id, names.BlobsId))
     wanted = {id.lower(): id for id in known if id not in blobs}  # listings change the case of ids
-    by_kind: dict[str, list[str]] = {kind: [] for kind in names.TYPES}
-    for id in wanted.values():
-        by_kind[names.kind_of(id)].append(id)
+    stages = [[id for id in wanted.values() if names.kind_of(id) in kinds] for kinds in _STAGES]
     deletion = _Deletion(azure, clock, wanted, {id.lower() for id in before})
     remaining: list[str] = []
     total, tried = len(blobs) + len(wanted), 0
     waiting = Wait(azure.report, clock, f"the deletion of {counted(total, 'resource')}")
     if total > 1:
         waiting.still(0)
-    for of_kind in by_kind.values():
-        for id, is_gone in zip(of_kind, ordered(deletion.done, of_kind, threads=4, ahead=8), strict=True):
+    for stage in stages:
+        for id, is_gone in zip(stage, ordered(deletion.done, stage, threads=8, ahead=16), strict=True):
             if not is_gone:
                 remaining.append(id)
             tried += 1

@@ -27,11 +27,11 @@ RESTARTS = 3  # tolerated while one wave of clones is read
 
 
 class Attachment:
-    """A wave of clones attached to `reader`. A context manager that detaches them at the end. Thread-safe.
+    """A wave of clones attached to `reader`. A context manager that detaches and deletes them. Thread-safe.
 
     `make` creates the clones and returns their ids; its argument counts the previous calls, so that each clone gets a
-    new name: creating a disk that exists already would leave its content as it is. `delete` removes clones that can no
-    longer be trusted.
+    new name: creating a disk that exists already would leave its content as it is. `delete` deletes clones; without it,
+    they stay attached at the end, because the worker is deleted next, and Azure deletes them along with it.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Attachment:
         azure: Azure,
         reader: Worker,
         make: Callable[[int], list[str]],
-        delete: Callable[[list[str]], object],
+        delete: Callable[[list[str]], object] | None,
         clock: Clock,
         report: Report,
     ) -> None:
@@ -60,7 +60,10 @@ class Attachment:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._attached.__exit__(kind, error, trace)
+        if self._delete is not None:
+            self._attached.__exit__(kind, error, trace)
+            if error is None:
+                self._delete(self.clones)
 
     def agent(self, line: ssh.Line) -> ssh.AgentStream:
         """Start an agent over `line`, on a worker that has not rebooted since the clones were attached.
@@ -86,8 +89,11 @@ class Attachment:
             self._reader, self._clock, self._report, ssh.READY_SECONDS, self._is_useless
         ) as connection:
             boot = connection.boot_id()
-        attached = attached_disks.attached(self._azure, self._reader, self.clones, self._clock)
-        self.luns = self._attached.enter_context(attached)
+        if self._delete is None:
+            self.luns = attached_disks.attach(self._azure, self._reader, self.clones, self._clock)
+        else:
+            attached = attached_disks.attached(self._azure, self._reader, self.clones, self._clock)
+            self.luns = self._attached.enter_context(attached)
         self.devices = [attached_disks.devices(lun) for lun in self.luns]
         self._boot = boot
 
@@ -129,7 +135,8 @@ class Attachment:
         attached_disks.emptied(self._azure, self._reader.vm, self._report, self._clock)
         untrusted = self.clones
         self.clones = self._make(self._restarts)
-        self._delete(untrusted)
+        if self._delete is not None:
+            self._delete(untrusted)
         self._step("start worker", lambda: self._azure.start(self._reader.vm))
         self._attach()
 

@@ -18,7 +18,7 @@ from ..run.resources import Resources
 from ..settings import Environment, Image
 from . import cloud_init
 from .images import choose_image
-from .network import address_of, check_network, connect
+from .network import check_network, connect
 from .sizes import Barred, Needs, Size, as_large, choose_size
 
 USERNAME = "coriolis"
@@ -56,12 +56,12 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
     host_private, host_public = keys.host_key()
     custom_data = cloud_init.cloud_config(host_private, host_public, environment.export_worker_ssh_port)
     with resources.undone_on_error():
-        nic = connect(resources, environment)
+        nic, address = connect(resources, environment)
         body = partial(_vm, resources, environment, _Guest(nic["id"], public_key, custom_data))
         vm, size = _booted(resources, needed, environment, report, body, choice)
         return Worker(
             vm=vm["id"],
-            address=address_of(resources, environment, nic),
+            address=address,
             port=environment.export_worker_ssh_port,
             username=USERNAME,
             host_key=host_public,

@@ -44,21 +44,26 @@ def check_network(azure: Azure, environment: Environment) -> Json | None:
     )
 
 
-def connect(resources: Resources, environment: Environment) -> Json:
-    """Create the worker's NIC and what it needs; return the NIC's document."""
-    parts = [lambda: resources.create("nsg", "nsg", _nsg(environment))]
+def connect(resources: Resources, environment: Environment) -> tuple[Json, str]:
+    """Create the worker's NIC and what it needs; return the NIC's document, and the IP address to reach it at."""
+    wanted = [("nsg", _nsg(environment))]
     if environment.export_worker_use_fip:
-        parts.append(lambda: resources.create("ip", "ip", _ip(resources.azure)))
+        wanted.append(("ip", _ip(resources.azure)))
     if not environment.export_network:
-        parts.append(lambda: resources.create("vnet", "vnet", _vnet()))
-    list(ordered(lambda make: make(), parts, threads=3, ahead=3))
+        wanted.append(("vnet", _vnet()))
+
+    def make(part: tuple[str, Json]) -> tuple[str, Json]:
+        kind, body = part
+        return kind, resources.create(kind, kind, body)
+
+    made = dict(ordered(make, wanted, threads=3, ahead=3))
     configuration: Json = {
         "subnet": {"id": _subnet(resources, environment)},
         "privateIPAllocationMethod": "Dynamic",
     }
     if environment.export_worker_use_fip:
         configuration["publicIPAddress"] = {"id": resources.id("ip", "ip")}
-    return resources.create(
+    nic = resources.create(
         "nic",
         "nic",
         {
@@ -68,6 +73,10 @@ def connect(resources: Resources, environment: Environment) -> Json:
             }
         },
     )
+    if "ip" in made:
+        return nic, str(must(made["ip"], "properties.ipAddress"))
+    configurations = must(nic, "properties.ipConfigurations")
+    return nic, str(must(configurations[0], "properties.privateIPAddress"))
 
 
 def _subnet(resources: Resources, environment: Environment) -> str:
@@ -107,14 +116,6 @@ def _own_subnet(subscription: str, id: names.ArmId) -> str:
             remedy="Choose a subnet in the subscription of the VMs; its network may be peered with the other one.",
         )
     return id
-
-
-def address_of(resources: Resources, environment: Environment, nic: Json) -> str:
-    """The IP address at which this host reaches the worker."""
-    if environment.export_worker_use_fip:
-        return str(must(resources.read(resources.id("ip", "ip")), "properties.ipAddress"))
-    configurations = must(nic, "properties.ipConfigurations")
-    return str(must(configurations[0], "properties.privateIPAddress"))
 
 
 def _nsg(environment: Environment) -> Json:
