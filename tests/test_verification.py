@@ -7,14 +7,15 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import InvalidInput, NotFound
-from coriolis_azure.events import silent
+from coriolis_azure.events import Event, Report, Step, silent
 from coriolis_azure.replica import places, sets, survey, verification
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.verification import Verdict
@@ -203,6 +204,77 @@ def test_a_replica_in_blob_storage_is_verified_too(
     place.scribble(512, b"r" * 512)
     (verdict,) = source.verify(place.url)
     assert (verdict.verified, verdict.bad_offset) == (False, 0)
+
+
+DATA = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs"
+
+
+class Stored:
+    """A replica in Blob storage, of the content B in chunk 1, and who may only read it."""
+
+    def __init__(self, azure: Sandbox, source: Source) -> None:
+        self.azure, self.place, self.source = azure, SandboxPlace(azure), source
+        self.bring({1: B})
+
+    @contextmanager
+    def writable(self) -> Iterator[None]:
+        self.azure.permissions[:] = [{"actions": ["*"], "dataActions": ["*"]}]
+        yield
+        self.azure.permissions[:] = [{"actions": ["*/read"], "dataActions": [f"{DATA}/read"]}]
+
+    def blobs(self) -> dict[str, tuple[str, bool]]:
+        """Their versions, and whether they are leased."""
+        blobs = self.azure.storage.account("sandboxstorage").containers["images"].blobs
+        return {name: (blob.etag, bool(blob.leased())) for name, blob in blobs.items()}
+
+    def bring(self, content: dict[int, bytes]) -> None:
+        with self.writable(), self.place.folder() as folder:
+            record = sets.begin(folder, "/vm", sets.Begun("run", "2026-01-01T00:00:00Z", ("os",)))
+            _, manifest = bring(folder.disk("os"), content, size=SIZE, chunk=CHUNK)
+            sets.complete(folder, record, {"os": manifest.root()})
+
+    def verify(self, report: Report = silent) -> list[Verdict]:
+        return verification.verify_at(self.place.url, report, self.source.storage, Clock())
+
+
+@pytest.fixture
+def stored(azure: Sandbox, source: Source) -> Stored:
+    return Stored(azure, source)
+
+
+def test_a_replica_in_blob_storage_is_read_without_the_right_to_write(stored: Stored, tmp_path: Path) -> None:
+    before = stored.blobs()
+    assert [verdict.verified for verdict in stored.verify()] == [True]
+    assert stored.source.status(stored.place.url).disks == ("os",)
+    assert [one.state for one in survey.survey(stored.place.url, silent, stored.source.storage)[0]] == [
+        "good"
+    ]
+    stored.source.restore(stored.place.url, "latest", tmp_path / "restored")
+    assert (tmp_path / "restored/os.raw").read_bytes() == stored.place.content(SIZE)
+    assert stored.blobs() == before
+    with stored.writable():
+        stored.place.scribble(512, b"r" * 512)
+    assert [verdict.verified for verdict in stored.verify()] == [False]
+
+
+def test_who_cannot_keep_runs_out_notices_them(stored: Stored) -> None:
+    """One that is at work, and one that begins and ends meanwhile: neither is taken for damage."""
+
+    def meanwhile(event: Event) -> None:
+        if isinstance(event, Step):
+            stored.bring({2: B})
+
+    with ExitStack() as ending:
+        with stored.writable():
+            ending.enter_context(stored.place.folder())
+        with pytest.raises(InvalidInput, match="another run is using"):
+            stored.verify()
+        with stored.writable():
+            ending.close()
+    with pytest.raises(InvalidInput, match="another run is using") as refused:
+        stored.verify(meanwhile)
+    assert "Wait until it ends" in refused.value.remedy
+    assert [verdict.verified for verdict in stored.verify()] == [True]
 
 
 def test_where_there_is_no_replica_nothing_is_made(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A prefix in a container of Blob storage: the place of one VM's replica there.
 
 A lease on the blob `.vm`, beside the VHDs, locks the place. After a run died, the next one waits until that lease has
-expired: up to a minute.
+expired: up to a minute. Who may only read takes no lease, and notices a run by that blob's lease and by the record.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 
 from ..azure.blobs import Blob, Container, Listed, Storage
-from ..errors import AzureError, Conflict, CoriolisAzureError, DestinationFailed, InvalidInput, NoReplica
+from ..errors import (
+    AzureError,
+    Conflict,
+    CoriolisAzureError,
+    Denied,
+    DestinationFailed,
+    InvalidInput,
+    NoReplica,
+)
 from ..events import Notice, Report
 from ..model import Image
 from ..threads import every
@@ -31,8 +39,9 @@ _DRAFT = re.compile(rf"({_NAME.pattern})\.vhd\.(?:draft|redo|index)")
 class BlobFolder:
     """The fixed VHDs under one prefix of a container, exclusively for one run. See Place.
 
-    A missing container is created, unless the place must be `existing`: then it is only read. Raises InvalidInput if
-    another run uses the place, or if there is no replica in an `existing` one; AzureError if it cannot be used.
+    A missing container is created, unless the place must be `existing`: then it is only read, if need be without the
+    right to write. Raises InvalidInput if another run uses the place, or if there is no replica in an `existing` one;
+    AzureError if it cannot be used.
     """
 
     def __init__(
@@ -60,10 +69,17 @@ class BlobFolder:
                 self._owner.put(b"", new=True)
         elif self._owner.find() is None:
             raise NoReplica(f"there is no replica at {self.url}")
-        lease(self._owner, self.url, storage.clock, report)
-        self._ending.callback(self._owner.release)
         # Leased until the end of the run, so that a run that has lost the place cannot replace it.
         self._record = self._container.blob(f"{self._prefix}{sets.NAME}")
+        self._seen: str | None = None  # the version of the record, if runs cannot be kept out
+        try:
+            lease(self._owner, self.url, storage.clock, report)
+        except Denied:
+            if not existing:
+                raise
+            self._seen = self._version()
+            self._refuse_runs()
+        self._ending.callback(self._owner.release)
         self._ending.callback(self._record.release)
         self._ending.enter_context(every(_RENEW_SECONDS, self._renew))
         try:
@@ -116,8 +132,27 @@ class BlobFolder:
         """Raise AzureError if this run has lost the place."""
         self._owner.renew()
 
+    def _version(self) -> str:
+        """The version of the record; "" if there is none."""
+        found = self._record.find()
+        return found.etag if found is not None else ""
+
+    def _refuse_runs(self) -> None:
+        """Raise InvalidInput if a run uses the place, or has begun since it was opened without a lease."""
+        listed = self._container.blobs(self._owner.name)
+        if (
+            any(blob.leased for blob in listed if blob.name == self._owner.name)
+            or self._version() != self._seen
+        ):
+            raise InvalidInput(
+                f"another run is using {self.url}",
+                remedy="Wait until it ends, then read it again. Readers that may write there keep runs out.",
+            )
+
     def unpublished(self) -> list[str]:
         """See Place."""
+        if self._seen is not None:
+            self._refuse_runs()
         return [replica.name for replica in publishing.unpublished(self, self._drafts())]
 
     def _drafts(self) -> list[Replica]:

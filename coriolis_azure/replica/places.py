@@ -51,8 +51,12 @@ def open(
     Raises InvalidInput if `url` names no such place, or one that cannot be used or is in use by another run.
     """
     place = _opened(url, report, storage, existing=existing, adopt=adopt, vm=vm)
-    if not existing or not place.unpublished():
-        return place
+    try:
+        if not existing or not place.unpublished():
+            return place
+    except BaseException:
+        place.close()
+        raise
     place.close()
     with contextlib.suppress(
         CoriolisAzureError
