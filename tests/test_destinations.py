@@ -11,6 +11,7 @@ import resource
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,14 @@ def test_reading_past_the_end_is_an_error(path: Path) -> None:
         image.read(0, CHUNK + 1)
     medium.close()
     assert failure.value.facts["offset"] == CHUNK
+
+
+def test_its_manifest_tells_when_it_was_written(path: Path) -> None:
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    run(path, {0: A})
+    written = json.loads(path.with_name("os.raw.manifest").read_text())["written"]
+    assert written.endswith("Z")
+    assert before <= datetime.fromisoformat(written.replace("Z", "+00:00")) <= datetime.now(timezone.utc)
 
 
 def test_stored_changes_nothing(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..clock import Clock, rfc3339
 from ..errors import DestinationFailed, InvalidInput, exhausted_remedy
 from ..events import Notice, Report
 from ..model import Json
@@ -63,8 +64,10 @@ class Documents:
         return Saved(manifest, stamp, _baseline(beside))
 
     def save_manifest(self, saved: Saved) -> None:
-        """Replace the document `manifest`."""
-        beside: Json = {"image": saved.stamp, **({"baseline": saved.baseline} if saved.baseline else {})}
+        """Replace the document `manifest`. The time is for people who look at one disk: no run uses it."""
+        beside: Json = {"image": saved.stamp, "written": rfc3339(Clock().now())}
+        if saved.baseline:
+            beside["baseline"] = saved.baseline
         self._medium.save("manifest", saved.manifest.text(beside))
 
     def draft(self, *, ours: bool = True) -> SavedDraft | None:
