@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
 from coriolis_azure.worker.pool import Pool
+from harness.clients import Clients
 
 
 def boot_of(reader: Worker) -> str:
@@ -82,3 +84,18 @@ def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
     assert boot_of(reader) == boot
     pool.remove(made)
     pool.remove(shared)
+
+
+def test_a_run_attaches_and_detaches_its_own_disks_and_no_others(
+    azure: Sandbox, source: Source, image: Callable[..., Path], clients: Clients
+) -> None:
+    """A run that was given up ends while its successor uses the same worker: the successor's clones stay."""
+    worker = Worker(azure.add_vm("worker", image("worker", 96 << 10)), "192.0.2.1", 22, "us", "", 4, "")
+    first, second = ([clients.disk(f"{run}-{number}").id for number in range(2)] for run in ("a", "b"))
+    with ExitStack() as given_up, ExitStack() as successor:
+        mine = given_up.enter_context(attached_disks.attached(source.azure, worker, first, Clock()))
+        its = successor.enter_context(attached_disks.attached(source.azure, worker, second, Clock()))
+        assert sorted(luns(source, worker)) == sorted(mine + its) == [0, 1, 2, 3]
+        given_up.close()
+        assert sorted(luns(source, worker)) == sorted(its)
+    assert luns(source, worker) == []

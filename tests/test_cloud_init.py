@@ -48,6 +48,29 @@ def test_the_user_data_sets_host_key_and_port_and_keeps_lvm_away() -> None:
     assert not any("sshd_config" in path for path in _files(_config(22)))
 
 
+@pytest.mark.parametrize("by_socket", [True, False])
+def test_another_port_is_taken_by_the_server_that_runs_and_no_other_is_started(
+    tmp_path: Path, by_socket: bool
+) -> None:
+    """Debian starts ssh.service, Ubuntu ssh.socket; what this system lacks must not fail its boot."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"""#!/bin/sh
+echo "$@" >> {tmp_path}/asked
+case "$*" in
+    *is-active*) exit {0 if by_socket else 3};;
+    "restart ssh.socket") exit {0 if by_socket else 5};;
+    restart*|start*) exit 5;;
+esac
+""")
+    systemctl.chmod(0o755)
+    script = _config(2222)["runcmd"][0]  # type: ignore[index]
+    assert "runcmd" not in _config(22)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-e", "-c", script], check=True, env={"PATH": path})
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[-1] == ("restart ssh.socket" if by_socket else "try-restart ssh.service")
+
+
 class Guest:
     """A root folder with a device tree, in which the script of the first boot writes its rules."""
 
@@ -100,6 +123,8 @@ def test_own_disks_are_known_whatever_their_letter_host_number_or_kernel(guest: 
         assert guest.hidden(_scsi(bus, _SCSI1, 0, 0, "sda"))
         assert guest.hidden(_scsi(bus, _SCSI1, 1, 1, "sdd/sdd2"))
         assert guest.hidden(_scsi(bus, _SCSI0, 0, 10, "sda"))
+    # On every event but the last one: a disk that changes, or is found again, is hidden as one that is added.
+    assert re.findall("ACTION.*", guest.rules.read_text()) == ['ACTION=="remove", GOTO="coriolis_end"']
 
 
 def test_a_generation_1_worker_has_its_own_disks_on_the_ide_controllers(guest: Guest) -> None:

@@ -17,6 +17,7 @@ from coriolis_azure import clock
 from coriolis_azure.errors import DestinationFailed, InvalidInput
 from coriolis_azure.events import Event, Step
 from coriolis_azure.plugin.writer import FileVolume
+from coriolis_azure.replica import devices as lasting
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import ZERO, Manifest
@@ -368,6 +369,23 @@ def test_what_a_failed_flush_of_an_image_has_lost_is_sent_again(
         assert fresh(image) == b"B" * BIG
 
 
+def test_what_another_program_could_not_flush_is_not_taken_for_held(
+    tmp_path: Path, thin: tuple[Path, Path]
+) -> None:
+    """The cache says that the device holds the disk's content already; the medium holds other bytes."""
+    device, small = thin
+    image = tmp_path / "os.raw"
+    image.symlink_to(device)
+    run(image, {0: A}, size=BIG)
+    with device.open("r+b", buffering=0) as somebody:
+        somebody.write(b"B" * BIG)
+        with pytest.raises(OSError, match="error"):
+            os.fsync(somebody.fileno())
+        command("mount", "-o", "remount,size=64m", small)
+        run(image, big(b"B"), size=BIG)
+    assert fresh(device)[:BIG] == b"B" * BIG
+
+
 # Block devices
 
 
@@ -458,6 +476,35 @@ def test_a_device_that_was_swapped_is_refused_unless_it_is_empty(tmp_path: Path,
         run(image, {0: B})
     assert fresh(devices[0])[:SIZE] == disk_of({0: A})
     assert run(image, {0: A, 1: B}, adopt=True) == [1]
+
+
+@pytest.mark.parametrize(
+    ("where", "text", "known"),
+    [
+        ("device/wwid", "naa.60022480c9e8", "device naa.60022480c9e8"),
+        ("wwid", "eui.0025385b71b0", "disk eui.0025385b71b0"),
+        ("serial", "volume-7", "disk volume-7"),
+        ("device/serial", "S5GX", "device S5GX"),
+        ("dm/uuid", "LVM-qF3v", "dm LVM-qF3v"),
+        ("md/uuid", "8e0e6b1c", "md 8e0e6b1c"),
+        ("queue/rotational", "1", ""),
+    ],
+)
+@pytest.mark.parametrize("partition", [False, True])
+def test_a_device_is_known_by_what_the_kernel_says_of_it_and_not_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, text: str, known: str, partition: bool
+) -> None:
+    """As the kernel shows it in /sys/dev/block, under the number of the device."""
+    disk = tmp_path / "devices/sda"
+    (disk / where).parent.mkdir(parents=True, exist_ok=True)
+    (disk / where).write_text(f"{text}\n")
+    (disk / "sda2").mkdir(parents=True)
+    (disk / "sda2/partition").write_text("2\n")
+    (disk / "sda2/start").write_text("206848\n")
+    (tmp_path / "8:2").symlink_to(disk / "sda2" if partition else disk)
+    monkeypatch.setattr(lasting, "_NUMBERS", tmp_path)
+    suffix = ", partition at 206848" if partition and known else ""
+    assert lasting.identity(os.makedev(8, 2)) == known + suffix
 
 
 def test_a_state_that_is_not_the_one_in_the_entry_is_not_believed(tmp_path: Path) -> None:
@@ -646,10 +693,20 @@ def test_an_image_that_no_run_has_made_is_refused_unless_it_is_adopted(path: Pat
     assert run(path, {0: A, FAR: A}) == []
 
 
-def test_an_image_in_another_format_is_named(path: Path) -> None:
-    command("qemu-img", "create", "-q", "-f", "qcow2", path, "4M")
+@pytest.mark.parametrize(
+    ("options", "form"),
+    [
+        (["-f", "qcow2"], "qcow2"),
+        (["-f", "vmdk"], "VMDK"),
+        (["-f", "vpc"], "VHD"),
+        (["-f", "vpc", "-o", "subformat=fixed"], "VHD"),
+        (["-f", "vhdx"], "VHDX"),
+    ],
+)
+def test_an_image_in_another_format_is_named(path: Path, options: list[str], form: str) -> None:
+    command("qemu-img", "create", "-q", *options, path, "4M")
     for adopt in (False, True):
-        with pytest.raises(InvalidInput, match="is a qcow2 image") as refused:
+        with pytest.raises(InvalidInput, match=f"is a {form} image") as refused:
             run(path, {0: A}, adopt=adopt)
     assert "qemu-img convert" in refused.value.remedy
 

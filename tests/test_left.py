@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -293,6 +294,29 @@ def test_a_journal_of_another_host_or_boot_tells_nothing_by_its_lock(
     found, _ = cleanup.sweep(replace(source.context, clock=Later(3)), timedelta(hours=2), tmp_path)
     assert [leftover.run for leftover in found] == [run.id]
     assert path.exists()
+
+
+def test_a_dead_run_is_found_where_an_exclusive_lock_needs_the_right_to_write(
+    source: Source, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS: an exclusive lock of a file that is open for reading only is refused with EBADF."""
+    real = fcntl.flock
+
+    def lock(file: int | TextIO, how: int) -> None:
+        flags = fcntl.fcntl(file, fcntl.F_GETFL)
+        if how & fcntl.LOCK_EX and flags & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with Journal(run, tmp_path) as kept:
+        source.resources(run, kept).create("nsg", "nsg", NSG)
+        assert list(journal.abandoned(tmp_path)) == []
+    assert [dead.id for dead, _ in journal.abandoned(tmp_path)] == [run.id]
+    assert [leftover.run for leftover in cleanup.sweep(source.context, timedelta(hours=2), tmp_path)[0]] == [
+        run.id
+    ]
+    assert list(tmp_path.glob("*.journal")) == []
 
 
 @pytest.mark.parametrize("code", [0, errno.ENOLCK])

@@ -166,6 +166,25 @@ def test_a_listing_without_end_is_an_error(
     assert len(asked) == (21 if new else 2)
 
 
+def test_a_listing_that_takes_longer_than_half_an_hour_is_an_error(
+    azure: Sandbox, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert patience.LISTING_SECONDS == 1800
+    monkeypatch.setattr(patience, "LISTING_SECONDS", -1)
+    pages: list[int] = []
+
+    def slow(request: Request, answer: Answer) -> Response:
+        if request.path.endswith("/locks"):
+            pages.append(len(pages))
+            return Response.of(200, {"value": [], "nextLink": f"{request.url}&page={len(pages)}"})
+        return answer(request)
+
+    azure.intercept = slow
+    with pytest.raises(errors.DeadlinePassed, match="a listing did not end within"):
+        source.azure.locks(f"/subscriptions/{source.azure.subscription}")
+    assert len(pages) == 1
+
+
 @pytest.mark.slow
 def test_an_operation_without_end_ends_after_its_time_and_is_told(
     azure: Sandbox, source: Source, nsg: str, clock: Held, told: list[Event]

@@ -669,3 +669,15 @@ def test_refusals_of_the_network_provider_have_details(clients: Clients) -> None
     absent = clients.arm("GET", f"{nic}x")
     assert "details" not in absent.json()["error"]
     assert absent.headers["x-ms-failure-cause"] == "gateway"
+
+
+def test_operations_tell_the_seconds_that_azure_asks_to_wait(tmp_path: Path) -> None:
+    """At Azure's own pace; else milliseconds, so that tests need not wait."""
+    for pace, seconds in ((1.0, "2"), (10.0, None)):
+        with Sandbox(tmp_path / str(pace), pace=pace) as azure, in_process(azure) as clients:
+            disk = {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}
+            body = {"location": HERE, "properties": disk}
+            answer = clients.arm("PUT", clients.id("Microsoft.Compute/disks", "d"), body)
+            assert answer.status_code == 202
+            assert answer.headers.get("Retry-After") == seconds
+            assert ("x-ms-retry-after-ms" in answer.headers) is (seconds is None)

@@ -17,6 +17,8 @@ from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import silent
 from coriolis_azure.replica import places, sets, statefiles
 from coriolis_azure.replica.folder import ImageFolder
+from coriolis_azure.replica.status import status
+from coriolis_azure.replica.survey import survey
 from coriolis_azure.replica.verification import verify
 from harness.block_devices import command
 from harness.image_runs import CHUNK, SIZE, A, B, holds, run
@@ -156,9 +158,11 @@ def read_only(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_verify_needs_no_right_to_write(folder: Path) -> None:
+def test_verify_and_status_need_no_right_to_write(folder: Path) -> None:
     with read_only(folder) as place, places.open(str(place), silent, existing=True) as images:
         assert [verdict.verified for verdict in verify(images, silent, Clock())] == [True]
+        assert status(images).disks == ("os",)
+        assert [one.state for one in survey(str(place), silent)[0]] == ["good"]
 
 
 def test_verify_leaves_nothing_behind_and_changes_nothing(folder: Path) -> None:
