@@ -177,10 +177,16 @@ def test_a_run_tells_its_times_the_size_of_all_disks_and_what_it_waits_for(
 ) -> None:
     monkeypatch.setattr(patience, "_LONG_SECONDS", 0.05)  # on Azure an operation takes seconds and minutes
     azure.add_vm("web", image("os"), [image("data", MIB, seed=1)])
-    azure.faults.add("slow-operation", method="PUT", path="/snapshots/", times=1)
+    for method, path in (
+        ("PUT", "/snapshots/"),
+        ("PUT", "/disks/coriolis"),
+        ("PUT", "/virtualMachines/"),
+        ("POST", "/deallocate"),
+    ):
+        azure.faults.add("slow-operation", method=method, path=path, times=1)
     azure.faults.add("throttle", path="/disks/", seconds=1.5)
     before = datetime.now(timezone.utc)
-    done = source.replicate("web", tmp_path / "images")
+    done = source.replicate("web", tmp_path / "images", shutdown=True)
     after = datetime.now(timezone.utc)
     started, point = (
         datetime.fromisoformat(time.replace("Z", "+00:00")) for time in (done.started, done.point)
@@ -191,5 +197,7 @@ def test_a_run_tells_its_times_the_size_of_all_disks_and_what_it_waits_for(
     assert copied[:2] == [Copied("os", 0, 3 * MIB, 0), Copied("data-0", 0, MIB, 0)]
     waits = " | ".join(line(event) for event in told if isinstance(event, Waiting))
     assert "waiting for Azure, which is throttling our requests (0:00 of up to 0:02)" in waits
-    assert "waiting for Azure to create coriolis-" in waits
+    made = [rf"create coriolis-\w+-{role}" for role in (r"snapshot-\S+", r"clone-\S+", "worker")]
+    for what in [*made, "deallocate web"]:
+        assert re.search(rf"waiting for Azure to {what} \(0:\d\d of up to 45:00\)", waits), (what, waits)
     assert re.search(r"waiting for the deletion of \d+ resources, 0 % done \(0:00 so far\)", waits)
