@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
+import re
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from coriolis_azure.errors import InvalidInput
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import DIGEST, MAX_CHUNK, UNKNOWN, ZERO, Manifest, _check
 from harness import memory
+from harness.constants import MIB
 
 CHUNK = 4096
 
@@ -227,3 +230,17 @@ def test_the_root_names_content_and_shape_but_not_the_secret() -> None:
     for index in range(made.count):
         whole.update(made.digest(index))
     assert whole.hexdigest() == made.root()
+
+
+def test_the_state_of_a_volume_is_as_large_as_the_page_says() -> None:
+    """Of a disk of 1 TiB with chunks of 1 MiB that all hold something: 64 times that of 16 GiB."""
+    page = (Path(__file__).parent.parent / "docs/coriolis.md").read_text(encoding="utf-8")
+    said = re.search(
+        r"has (\d+)\s+bytes per chunk, which is (\d+) MiB for a disk of 1 TiB [^,]*, or ([0-9.]+) MiB as text",
+        page,
+    )
+    assert said
+    whole = Manifest.new(1 << 34, MIB, "disk-1", ZERO)
+    whole = replace(whole, digests=Digests(os.urandom(DIGEST * whole.count)))
+    assert (int(said[1]), int(said[2])) == (DIGEST, DIGEST * whole.count * 64 // MIB)
+    assert len(json.dumps(whole.to_json())) * 64 / MIB == pytest.approx(float(said[3]), rel=0.01)

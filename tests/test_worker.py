@@ -27,7 +27,7 @@ from coriolis_azure.readers.paramiko_internals import Arrived
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox, VmSpec
 from coriolis_azure.source import Source
-from coriolis_azure.worker import images, launch, sizes
+from coriolis_azure.worker import images, launch, pool, sizes
 from harness.clocks import Held
 
 
@@ -46,6 +46,23 @@ def chosen(source: Source, machine: Machine) -> sizes.Size:
 def test_the_first_size_that_holds_all_disks_is_chosen(source: Source, machine: Machine) -> None:
     """Five disks are more than a D2s_v5 takes."""
     assert chosen(source, machine).slots >= 5
+
+
+def test_the_page_on_the_orchestrator_says_which_size_a_worker_has(source: Source) -> None:
+    page = " ".join((Path(__file__).parent.parent / "docs/coriolis.md").read_text(encoding="utf-8").split())
+    numbers = dict(
+        enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
+    )
+
+    def size(disks: int) -> sizes.Size:
+        return sizes.choose_size(source.azure, sizes.Needs(disks), source.environment, silent)
+
+    few, some = size(1), size(5)
+    assert f"{few.vcpus:.0f} vCPUs for a VM with up to {numbers[few.slots]} slow disks" in page
+    assert f"or up to {numbers[some.slots]} where `{some.name}` is offered, and more for more" in page
+    assert some.vcpus == few.vcpus < size(some.slots + 1).vcpus
+    assert f"others are tried, up to {numbers[launch.TRIES]} in all" in page
+    assert f"it is the first that holds {numbers[pool._NEEDS.disks]} disks" in page
 
 
 @pytest.mark.parametrize("unfit", ["Standard_A1", "Standard_D2s_v6", "Standard_D2ps_v5", "standard_nothing"])
