@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,28 @@ class Silent:
     def wrap_bio(self, *arguments: object, **options: object) -> object:
         self._stranger.accept()[0].close()
         raise OSError("it hung up")
+
+
+def test_a_stranger_who_greets_for_ever_is_hung_up_on(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte at a time, of a message of TLS that may have 16 KiB."""
+    monkeypatch.setattr("coriolis_azure.readers.channel._HANDSHAKE_SECONDS", 0.5)
+    told: list[Event] = []
+
+    def drip() -> None:
+        connection, _ = stranger.accept()
+        with connection, suppress(OSError):
+            connection.sendall(b"\x16\x03\x03\x40\x00")
+            while not gone.wait(0.05):
+                connection.sendall(b"\x02")
+
+    gone = threading.Event()
+    with socket.create_server((ADDRESS, port)) as stranger:
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        assert Direct(ADDRESS, port, told.append).connect(port) is None
+        gone.set()
+        dripping.join()
+    assert [event.text for event in told if isinstance(event, Notice)]
 
 
 @pytest.mark.parametrize("fault", ["it ended", "timed out"])

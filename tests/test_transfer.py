@@ -754,6 +754,35 @@ def ask(index: int, count: int = 1) -> bytes:
     return message(wire.ASK, index, count, bytes(wire.DIGEST * count))
 
 
+class Drip:
+    """An agent that says one byte at a time."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+        self._rest = message(wire.READY, payload=b" " * 60000)
+
+    def read(self, size: int) -> bytes:
+        del size
+        if self.closed.wait(0.01):
+            raise StreamEnded("closed")
+        first, self._rest = self._rest[:1], self._rest[1:]
+        return first
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_an_agent_that_is_never_ready_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coriolis_azure.readers.conversation.SILENCE_SECONDS", 0.3)
+    with Guarded(path) as image:
+        image.known("id", TINY.size, CHUNK, full=False)
+        with pytest.raises(StreamEnded):
+            by_agent(Drip, Job(("/dev/x",), TINY.size, wait=0.0), TINY, image)
+
+
 READY = document(wire.READY, {"size": TINY.size, "hash": TINY.hash})
 DATA_DIGEST = TINY.digester()(b"d" * CHUNK)
 

@@ -19,10 +19,11 @@ from cryptography.x509.oid import NameOID
 
 from ..agent.tls import Tls, tls_context
 from ..events import Notice, Report
-from ..threads import Lock
+from ..threads import Lock, within
 
 PORTS = 64  # consecutive ports, one for each disk that a worker can hold
 _TRY_SECONDS = 3.0
+_HANDSHAKE_SECONDS = 15.0
 # A worker silent for this long counts as gone. Reading a clone that Azure is still filling may take a minute.
 SILENCE_SECONDS = 300.0
 # TCP keepalive: probe an idle connection, and give it up after 75 seconds in all.
@@ -66,7 +67,8 @@ class Direct:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             tls = Tls(connection, self._context, server=False)
-            tls.shake_hands(self._worker_certificate)
+            with within(_HANDSHAKE_SECONDS, tls.close):
+                tls.shake_hands(self._worker_certificate)
             connection.settimeout(SILENCE_SECONDS)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS)

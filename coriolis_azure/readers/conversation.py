@@ -21,8 +21,8 @@ from ..agent.wire import DIGEST, GRAIN, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO
 from ..errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded, cleaned_output
 from ..events import counted
 from ..replica.manifest import HASHES, Manifest, grain_count
-from ..threads import Lock
-from .channel import Direct
+from ..threads import Lock, within
+from .channel import SILENCE_SECONDS, Direct
 from .flow import Flow
 from .payload import Damaged, Rooms, pieces, unpacked
 from .plan import Known, Plan, Run
@@ -131,7 +131,8 @@ class Dialogue:
             # The agent ended while the job was being sent; its last message says why.
             self._receive()
             raise
-        frame = self._receive()
+        with within(self._job.wait + SILENCE_SECONDS, self._stream.close):  # however slowly it speaks
+            frame = self._receive()
         if frame.kind != wire.READY:
             raise self._foreign(f"message {frame.kind} instead of READY")
         ready = _document(frame.payload)
