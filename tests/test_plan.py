@@ -143,7 +143,7 @@ def test_a_slower_line_takes_longer_and_a_limit_counts(connect: Connect, vm: str
 
     assert planned(1000).seconds.most > planned(100_000).seconds.most
     limited = planned(0, bandwidth_limit="1KiB/s")
-    assert limited.seconds.most == pytest.approx(480 + 2 * 15 + 5 * 1024)
+    assert limited.seconds.most == pytest.approx(420 + 2 * 15 + 5 * 1024)
     assert planned(100_000).outage_seconds.most < planned(1000).outage_seconds.most
 
 

@@ -22,9 +22,9 @@ _SNAPSHOT_RATE = 60 << 20
 # Of a line about which nothing is said: 100 Mbit/s to 1 Gbit/s.
 _UNKNOWN_LINE = (12_500_000, 125_000_000)
 # Seconds that Azure's operations of a run take in all, with a worker and without one, and what each disk adds.
-_WITH_WORKER, _WITHOUT_WORKER, _PER_DISK = (180, 480), (20, 120), (0, 15)
+_WITH_WORKER, _WITHOUT_WORKER, _PER_DISK = (120, 420), (20, 120), (0, 15)
 # Of an outage: until the VM is deallocated; then until its disks can be read, by a worker or from their snapshots.
-_DEALLOCATION, _ATTACHING, _OPENING = (30, 180), (60, 240), (10, 60)
+_DEALLOCATION, _ATTACHING, _OPENING = (30, 180), (20, 180), (10, 60)
 _WORKER_DISK_GIB, _WORKER_DISK = 30, "StandardSSD_LRS"
 
 
