@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ from coriolis_azure.replica import places
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.source import Source
+from harness.block_devices import command, loop, mounted
 from harness.constants import GROUP, MIB
 from harness.processes import PROCESSES, completed
 
@@ -214,6 +216,23 @@ def test_a_folder_that_is_not_there_or_no_folder_is_told_apart(tmp_path: Path) -
         with pytest.raises(InvalidInput, match="cannot be used as a destination") as error:
             ImageFolder(path, silent)
         assert error.value.remedy.startswith("Give a folder: a file of that name")
+
+
+def test_a_folder_in_a_damaged_file_system_is_used_once_that_is_repaired(tmp_path: Path) -> None:
+    medium = tmp_path / "medium"
+    with medium.open("wb") as file:
+        file.truncate(8 << 20)
+    with loop(medium) as device:
+        command("mkfs.ext4", "-q", device)
+        with mounted(device, tmp_path / "fs") as at:
+            (at / "web").mkdir()
+        command("debugfs", "-w", "-R", "sif /web block[0] 0", device)
+        with mounted(device, tmp_path / "fs") as at, pytest.raises(InvalidInput) as error:
+            ImageFolder(at / "web", silent)
+        assert "(fsck)" in error.value.remedy
+        subprocess.run(["fsck.ext4", "-fy", str(device)], stdout=subprocess.DEVNULL, check=False)
+        with mounted(device, tmp_path / "fs") as at:
+            ImageFolder(at / "web", silent).close()
 
 
 def test_a_folder_of_another_vm_is_taken_once_its_note_is_removed(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ REMEDIES = {
     errno.EACCES: "Give this user the right to read and write the destination, then run again.",
     errno.EPERM: "Give this user the right to read and write the destination, then run again.",
     errno.EIO: "Check the health of the medium under the destination, then run again.",
+    errno.EUCLEAN: "Unmount the file system of the destination, repair it (fsck), then run again.",
 }
 
 

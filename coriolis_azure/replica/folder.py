@@ -348,6 +348,7 @@ def unusable(path: Path, error: OSError) -> InvalidInput:
         errno.EROFS: "Give a folder on a file system that is not mounted read-only.",
         errno.ENOSPC: "Free space at the destination, or give another folder.",
         errno.EDQUOT: "Raise the quota at the destination, or give another folder.",
+        **{code: REMEDIES[code] for code in (errno.EIO, errno.EUCLEAN)},
     }
     kind = NoReplica if error.errno == errno.ENOENT else InvalidInput
     return kind(
