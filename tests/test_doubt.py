@@ -507,6 +507,20 @@ def test_a_device_is_known_by_what_the_kernel_says_of_it_and_not_by_its_name(
     assert lasting.identity(os.makedev(8, 2)) == known + suffix
 
 
+def test_a_device_that_is_not_there_is_waited_for_by_nobody_and_its_link_stays(
+    tmp_path: Path, devices: list[Path]
+) -> None:
+    """An LV that is inactive: without its link, the next run would create a file in its place."""
+    image = tmp_path / "os.raw"
+    image.symlink_to("/dev/no-group/volume")
+    with pytest.raises(InvalidInput, match="leads to /dev/no-group/volume, which does not exist") as refused:
+        run(image, {0: A})
+    assert "Attach or activate" in refused.value.remedy
+    image.unlink()
+    image.symlink_to(devices[0])
+    run(image, {0: A})
+
+
 def test_a_state_that_is_not_the_one_in_the_entry_is_not_believed(tmp_path: Path) -> None:
     """The answer of the second run was lost: the caller hands over the state of the first."""
     volume = tmp_path / "volume"
