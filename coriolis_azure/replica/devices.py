@@ -23,6 +23,11 @@ def identity(number: int) -> str:
     return _of_disk(place)
 
 
+def is_name(path: Path) -> bool:
+    """Whether an absolute path is among the names of devices; /dev/shm is for everybody's files."""
+    return path.parts[1:2] == ("dev",) and path.parts[2:3] != ("shm",)
+
+
 def relatives(number: int) -> list[int]:
     """The numbers of the device's partitions or, for a partition, of its disk."""
     place = _NUMBERS / f"{os.major(number)}:{os.minor(number)}"

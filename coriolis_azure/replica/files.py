@@ -215,7 +215,7 @@ class FileMedium:
         """The path, or the block device it links to. Raises InvalidInput for any other link, or one of another user."""
         link = os.lstat(self.path)
         path = self.path.resolve() if stat.S_ISLNK(link.st_mode) else self.path
-        if not os.path.lexists(path) and path.parent.parts[:2] == ("/", "dev"):
+        if not os.path.lexists(path) and devices.is_name(path):
             raise InvalidInput(
                 f"{self.path} leads to {path}, which does not exist",
                 remedy="Attach or activate that device, or link to another one, then run again.",

@@ -14,7 +14,7 @@ from types import TracebackType
 from ..errors import DestinationFailed, InvalidInput, NoReplica, exhausted_remedy
 from ..events import Notice, Report, silent
 from ..model import Image
-from . import history, publishing, sets, statefiles
+from . import devices, history, publishing, sets, statefiles
 from .file_store import REMEDIES, Translated
 from .files import POINTS, FileMedium
 from .medium import Medium
@@ -193,7 +193,7 @@ class ImageFolder:
         """See HandedOff. A device is given by the name that the user's link has for it."""
         path = self.path.absolute() / f"{disk}.raw"
         is_device = path.is_block_device()
-        while is_device and path.is_symlink() and not _is_udevs(path) and path.readlink().is_absolute():
+        while is_device and path.is_symlink() and not devices.is_name(path) and path.readlink().is_absolute():
             path = path.readlink()
         return Image(str(path), is_device=is_device)
 
@@ -364,8 +364,3 @@ def flock(fd: int, kind: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-
-
-def _is_udevs(path: Path) -> bool:
-    """Whether an absolute path is among the names of devices; /dev/shm is for everybody's files."""
-    return path.parts[1] == "dev" and path.parts[2:3] != ("shm",)
