@@ -474,6 +474,7 @@ def memory(bench: Bench) -> None:
         nothing = image_of_many.known("id", many * 4096, 4096, full=True)
         image_of_many.commit(replace(nothing, digests=Digests(os.urandom(DIGEST * many))))
         image_of_many.publish()
+        image_of_many.close()  # which a place does, once all its disks are published
     peaks(bench, OURS, f"as many chunks as {many / MIB:g} TiB has", [(small, target)], port=PORT, chunk=4096)
     small.unlink()
 
