@@ -108,6 +108,18 @@ def test_of_two_schedules_of_one_replica_the_second_ends_and_nothing_is_lost(
 ) -> None:
     """Two real processes: the first is stopped while it holds the replica, the second comes in the meantime."""
     images, before = tmp_path / "images", run("sandbox", "resources", served).stdout
+    run(
+        "sandbox",
+        "fault",
+        served,
+        "throttle",
+        "--path",
+        "/snapshots/coriolis",
+        "--method",
+        "PUT",
+        "--seconds",
+        "3",
+    )
     line = ["replicate", *settings, "web", "--to", str(images)]
     with Forked(command, [*line, "--json"]) as first:
         eventually((images / ".run").exists)
@@ -247,19 +259,23 @@ def test_bad_durations_and_disks_are_explained(served: Path, settings: list[str]
         assert "web" in run("sandbox", "write", served, "web", disk, served.parent / "os.raw", check=2).stderr
 
 
+# A run that cannot be over before a signal reaches it: its copying would take minutes.
+SLOW = ["--limit", "16KiB/s"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_undoes_itself(
     served: Path, settings: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
     before = run("sandbox", "resources", served).stdout
-    line = ["replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
+    line = ["replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json", *SLOW]
     with Forked(command, line) as running:
         for event in running.stderr:
             if json.loads(event).get("name") == "snapshot":
                 break
         running.send_signal(number)
-        running.stderr.read()
-        assert running.wait(timeout=60) == 130
+        rest = running.stderr.read()
+        assert running.wait(timeout=60) == 130, rest
     assert run("sandbox", "resources", served).stdout == before
 
 
@@ -267,6 +283,7 @@ def test_an_impatient_second_interrupt_does_not_stop_the_deleting(
     served: Path, settings: list[str], tmp_path: Path
 ) -> None:
     before = run("sandbox", "resources", served).stdout
+    run("sandbox", "fault", served, "throttle", "--method", "DELETE", "--seconds", "3")
     line = ["replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
     with Forked(command, line) as running:
         for event in running.stderr:
@@ -320,7 +337,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next_command(
 ) -> None:
     """Its journal shows that it is dead, so its age does not matter."""
     before = run("sandbox", "resources", served).stdout
-    line = ["replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json"]
+    line = ["replicate", *settings, "web", "--to", str(tmp_path / "images"), "--json", *SLOW]
     with Forked(command, line) as running:
         for event in running.stderr:
             if json.loads(event).get("name") == "clone":

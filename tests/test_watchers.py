@@ -83,6 +83,8 @@ def test_a_closed_terminal_leaves_nothing(
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
     line = [*COMMAND, *replicating(settings, tmp_path / "images")[:-1]]
+    if not ignored:  # the run must not be over before the terminal is closed
+        line += ["--limit", "16KiB/s"]
     with subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=begin) as running:
         os.close(theirs)
         seen = b""
