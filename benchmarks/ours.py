@@ -26,6 +26,7 @@ from coriolis_azure.readers.flow import Flow
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.replica import Replica
 from coriolis_azure.threads import ordered
+from coriolis_azure.worker.sizes import at_a_time
 
 
 def main(task: dict[str, Any]) -> None:
@@ -51,6 +52,7 @@ def main(task: dict[str, Any]) -> None:
             compress=task.get("compress", "none"),
             leaf=task.get("leaf", 4096),
             slot=slot,
+            threads=2 if beside <= 2 else 1,
         )
         name, line = Path(target).name, ssh.Line(worker, clock, report, ssh.WINDOW // beside)
         reader = AgentReader(line.agent, job, Flow(name, report, clock, limiter), direct, line.close)
@@ -67,10 +69,11 @@ def main(task: dict[str, Any]) -> None:
             destination.publish()
         return outcome
 
-    at_once = transfer.at_once(task.get("chunk", 1 << 20))
-    beside = min(at_once, len(task["disks"]))
+    # `limits`: what Azure limits each disk to, in bytes a second
+    limits = task.get("limits") or [0] * len(task["disks"])
+    beside = at_a_time(limits, task.get("chunk", 1 << 20))
     began = time.perf_counter()
-    outcomes = list(ordered(copy, enumerate(task["disks"]), threads=at_once, ahead=2 * at_once))
+    outcomes = list(ordered(copy, enumerate(task["disks"]), threads=beside, ahead=2 * beside))
     seconds = time.perf_counter() - began
     print(
         json.dumps(

@@ -63,11 +63,6 @@ def copy(
         return _Copy(reader, base, destination, progress, concurrent).run(verify=verify)
 
 
-def at_once(chunk: int) -> int:
-    """How many disks are copied at a time: two saturate a small worker, and chunks in flight take memory."""
-    return 2 if chunk <= 1 << 20 else 1
-
-
 @dataclass(frozen=True, slots=True)
 class _Done:
     """What a thread has done: `count` chunks from `index` on now have this digest; None: that of the base.

@@ -247,7 +247,7 @@ def test_a_disk_that_is_detached_is_named_with_the_place(disk: Path) -> None:
 UNREADABLE = """
 import os
 from coriolis_azure.agent import scan, wire
-job = dict(size=4096, chunk=4096, choose=True, leaf=0, compress="none", packings=[], key="00" * 32)
+job = dict(size=4096, chunk=4096, choose=True, leaf=0, compress="none", packings=[], threads=2, key="00" * 32)
 out = wire.Output(wire.pipe_writer(1))
 host, told = os.pipe()
 for index, digests in ((0, wire.ZERO), (1, b"")):

@@ -39,8 +39,12 @@ def machine(azure: Sandbox, source: Source, image: Callable[..., Path]) -> Machi
     return source.inspect("web")
 
 
+def needs(source: Source, machine: Machine) -> sizes.Needs:
+    return sizes.needs(machine, machine.disks, source.environment)
+
+
 def chosen(source: Source, machine: Machine) -> sizes.Size:
-    return sizes.choose_size(source.azure, sizes.needs(machine, machine.disks), source.environment, silent)
+    return sizes.choose_size(source.azure, needs(source, machine), source.environment, silent)
 
 
 def test_the_first_size_that_holds_all_disks_is_chosen(source: Source, machine: Machine) -> None:
@@ -228,8 +232,27 @@ def test_the_size_holds_all_disks_and_reads_as_fast_as_they_give(
     assert sizes.choose_size(source.azure, needed, source.environment, silent).name == size
 
 
-def test_what_disks_give_is_added_up(machine: Machine) -> None:
-    assert sizes.needs(machine, machine.disks).rate == 5 * 60_000_000
+def test_what_disks_give_that_are_read_at_a_time_is_added_up(source: Source, machine: Machine) -> None:
+    assert needs(source, machine).rate == 4 * 60_000_000
+
+
+@pytest.mark.parametrize(
+    ("rates", "count"),
+    [
+        ([], 1),
+        ([60_000_000], 1),
+        ([0, 0, 0], 2),  # not known
+        ([60_000_000] * 3, 3),
+        ([60_000_000] * 9, 4),
+        ([200_000_000] * 9, 3),
+        ([300_000_000] * 9, 2),
+        ([900_000_000] * 9, 2),
+        ([25_000_000] * 3 + [500_000_000], 4),
+    ],
+)
+def test_as_many_disks_are_read_at_a_time_as_keep_the_worker_busy(rates: list[int], count: int) -> None:
+    assert sizes.at_a_time(rates, 1 << 20) == count
+    assert sizes.at_a_time(rates, 2 << 20) == 1
 
 
 @pytest.mark.slow

@@ -52,8 +52,8 @@ def main() -> None:
 
     The job: {"device_candidates": paths, "size", "chunk", "leaf": bytes or 0, "hashes": names,
     "choose": true to use the fastest of them, false for the first usable one, "key": hex, "compress": "none", "auto"
-    or "always", "packings": names that the host knows besides zlib, "wait": seconds for a device to appear, "direct":
-    null or {"port", "certificate", "key", "peer"}}.
+    or "always", "packings": names that the host knows besides zlib, "wait": seconds for a device to appear,
+    "threads": how many read and hash, "direct": null or {"port", "certificate", "key", "peer"}}.
     """
     out = Output(pipe_writer(1))
     try:

@@ -75,15 +75,14 @@ def ordered(work: Callable[[Any], Any], items: Iterable[Any], threads: int, ahea
 class Scan:
     """Compares one disk with the host's digests. `look` runs in several threads, everything else in one."""
 
-    threads = 2
-
     def __init__(self, job: Any, name: str, incoming: Input, out: Output) -> None:
         self.size, self.chunk, self.leaf = job["size"], job["chunk"], job["leaf"]  # type: int, int, int
         self.digester = Digester(HASHES[name](bytes.fromhex(job["key"])))
         self.fresh = job["choose"]  # the destination is unknown or known to be empty
         self.incoming, self.out, self.fd, self.device = incoming, out, -1, ""
         self.root = root(self.size, self.chunk, name)
-        self.ahead = max(self.threads + 1, min(4, (4 << 20) // self.chunk))
+        self.threads = job["threads"]  # type: int
+        self.ahead = max(self.threads + 1, min(2 * self.threads, (4 << 20) // self.chunk))
         self.packer = Packer(job["compress"], job["packings"], out.line, self.threads)
         self.buffers = Queue()
         for _ in range(self.ahead + 1):

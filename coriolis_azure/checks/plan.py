@@ -163,8 +163,11 @@ class _Job:
     def _worker(self) -> sizes.Size | None:
         if not self._by_worker:
             return None
-        needs = sizes.needs(self._machine, self._by_worker)
+        needs = self._needs()
         return sizes.choose_size(self._context.azure, needs, self._context.environment, silent)
+
+    def _needs(self) -> sizes.Needs:
+        return sizes.needs(self._machine, self._by_worker, self._context.environment)
 
     def _plan(self, disk: Disk, chosen: Choice) -> DiskPlan:
         read = self._read(disk, chosen)
@@ -194,7 +197,7 @@ class _Job:
                 direct = Range(max(direct.least, took.least), max(direct.most, took.most))
             else:
                 by_worker += each.read_bytes
-        disks = sum(disk.bytes_per_second for disk in self._by_worker) or sizes.ENOUGH
+        disks = self._needs().rate or sizes.ENOUGH
         rate = min(disks, (self.worker.rate if self.worker else 0) or sizes.ENOUGH)
         took = _seconds(by_worker, rate / 2, rate)
         return Range(max(direct.least, took.least), max(direct.most, took.most))

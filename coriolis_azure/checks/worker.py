@@ -18,7 +18,8 @@ from .subject import Subject
 
 def size(subject: Subject) -> Generator[Finding, None, Json | None]:
     """Check the size that the worker would get, with waves and throughput; return its SKU."""
-    needed = sizes.needs(subject.machine, subject.disks) if subject.machine else sizes.Needs()
+    settings = subject.context.environment
+    needed = sizes.needs(subject.machine, subject.disks, settings) if subject.machine else sizes.Needs()
     events: list[Event] = []
     location = subject.context.environment.location
     chosen = yield from ask(

@@ -61,7 +61,8 @@ def own(context: Context) -> Launch:
     """What boots a worker of the run's own."""
 
     def launch(resources: Resources, machine: Machine, disks: Sequence[Disk]) -> Worker:
-        return launching.launch(resources, sizes.needs(machine, disks), context.environment, context.report)
+        needed = sizes.needs(machine, disks, context.environment)
+        return launching.launch(resources, needed, context.environment, context.report)
 
     return launch
 

@@ -20,6 +20,7 @@ from ..run.resources import Resources
 from ..settings import WORKER
 from ..threads import ordered
 from ..transfer import Outcome
+from ..worker.sizes import at_a_time
 
 # What gives a run the worker that is to read these disks of its machine.
 Launch = Callable[[Resources, Machine, Sequence[Disk]], Worker]
@@ -85,9 +86,11 @@ class Target:
         if self._limiter is None and limit:
             self._limiter = RateLimiter(limit, context.clock)
 
-    def concurrent(self, disks: int) -> int:
-        """How many of `disks` disks are copied concurrently."""
-        return min(transfer.at_once(self.context.environment.chunk_size_kib << 10), max(1, disks))
+    def concurrent(self, disks: Sequence[Disk]) -> int:
+        """How many of `disks` a worker reads at a time."""
+        return at_a_time(
+            [disk.bytes_per_second for disk in disks], self.context.environment.chunk_size_kib << 10
+        )
 
     def flow(self, disk: Disk) -> Flow:
         """The rate limit and bottleneck statistics for the data of `disk`."""
@@ -105,7 +108,7 @@ class Target:
 
         `reader` is asked for the reader of a disk once it is known what its destination holds.
         """
-        concurrent, readers = concurrent or self.concurrent(len(disks)), list[Reader]()
+        concurrent, readers = concurrent or self.concurrent(disks), list[Reader]()
 
         def copy(disk: Disk) -> Outcome:
             def opened(destination: Destination) -> Reader:

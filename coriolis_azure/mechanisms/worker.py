@@ -78,18 +78,22 @@ class ByWorker:
         direct = None
         if settings.export_worker_data_port:
             direct = Direct(self._worker.address, settings.export_worker_data_port, self._context.report)
-        window = self._window(self._target.concurrent(len(wave)))
+        concurrent = self._target.concurrent(wave)
+        window = self._window(concurrent)
         slots = {disk.name: slot for slot, disk in enumerate(wave)}
 
         def reader(disk: Disk, destination: Destination) -> Reader:
             line = ssh.Line(self._worker, self._context.clock, self._context.report, window, self._gone)
-            start, job = self._start(attachment, disk, line), self._job(attachment, disk, slots[disk.name])
+            start, job = (
+                self._start(attachment, disk, line),
+                self._job(attachment, disk, slots[disk.name], concurrent),
+            )
             known = self._known(disk, destination)
             return AgentReader(start, job, self._target.flow(disk), direct, line.close, known)
 
         return reader
 
-    def _job(self, attachment: Attachment, disk: Disk, slot: int) -> Job:
+    def _job(self, attachment: Attachment, disk: Disk, slot: int, concurrent: int) -> Job:
         settings = self._context.environment
         return Job(
             attachment.devices[slot],
@@ -97,6 +101,7 @@ class ByWorker:
             compress=settings.enable_transfer_compression,
             leaf=settings.leaf_size_kib << 10,
             slot=attachment.luns[slot],  # runs that share a worker share its ports, too
+            threads=2 if concurrent <= 2 else 1,
         )
 
     def _start(self, attachment: Attachment, disk: Disk, line: ssh.Line) -> Callable[[], Stream]:

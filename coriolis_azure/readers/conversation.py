@@ -58,7 +58,7 @@ class Job:
     `devices`: paths on the worker; the first that exists is the disk. `leaf`: the unit, in bytes, in which the changed
     parts of a known chunk are sent; 0 for whole chunks. `compress`: "none", "auto" (as long as it is faster) or
     "always" (if it makes the data smaller). `wait`: seconds for the disk to appear. `slot`: the disk's number on the
-    worker, which selects its port.
+    worker, which selects its port. `threads`: how many of its threads read and hash, each with chunks in memory.
     """
 
     devices: tuple[str, ...]
@@ -67,6 +67,7 @@ class Job:
     leaf: int = 4096
     wait: float = DEVICE_SECONDS
     slot: int = 0
+    threads: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,7 @@ class Dialogue:
             "compress": job.compress,
             "packings": ["zstd"],
             "wait": job.wait,
+            "threads": job.threads,
             "direct": offer,
         }
 

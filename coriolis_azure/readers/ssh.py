@@ -164,7 +164,9 @@ class Connection:
 
     def _executing(self, command: str, window: int, patience: float) -> paramiko.Channel:
         """A session that runs `command`. Raises whatever ended the thread that reads the connection."""
-        channel = self._transport.open_session(window_size=window, timeout=_CONNECT_SECONDS)
+        channel = self._transport.open_session(
+            window_size=window, max_packet_size=192 << 10, timeout=_CONNECT_SECONDS
+        )
         receive_into_blocks(channel, window)
         channel.settimeout(patience)
 
@@ -484,18 +486,23 @@ def _own_key(text: str) -> paramiko.PKey:
     return paramiko.RSAKey(key=key) if isinstance(key, rsa.RSAPrivateKey) else private_key(text)
 
 
-class _QuickAckSocket(socket.socket):
-    """A socket that acknowledges received data at once.
+class _BufferedSocket(socket.socket):
+    """A socket for paramiko, which reads each packet in two pieces.
 
-    Before a program runs, OpenSSH's server sends no packet while the previous one is unacknowledged (Nagle), and by
-    default our kernel delays acknowledgements by 40 ms.
+    Received data is acknowledged at once: before a program runs, OpenSSH's server sends no packet while the previous
+    one is unacknowledged (Nagle), and by default our kernel delays acknowledgements by 40 ms.
     """
 
+    _received, _pages = memoryview(b""), memoryview(b"")
+
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Receive at most `size` bytes."""
-        data = super().recv(size, flags)
-        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return data
+        """Receive at most `size` bytes. Only one thread may do so."""
+        if not self._received:
+            self._pages = self._pages or memoryview(bytearray(TAKEN))
+            self._received = self._pages[: super().recv_into(self._pages, 0, flags)]
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        part, self._received = bytes(self._received[:size]), self._received[size:]
+        return part
 
 
 def _opened(address: str, port: int, where: str) -> paramiko.Transport:
@@ -506,7 +513,7 @@ def _opened(address: str, port: int, where: str) -> paramiko.Transport:
     try:
         with ExitStack() as undo:
             connected = socket.create_connection((address, port), timeout=_CONNECT_SECONDS)
-            plain = undo.enter_context(_QuickAckSocket(fileno=connected.detach()))
+            plain = undo.enter_context(_BufferedSocket(fileno=connected.detach()))
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _DEAD_SECONDS)
             transport = paramiko.Transport(plain)

@@ -88,7 +88,7 @@ class Workers:
 
         def borrow(of_run: Resources, machine: Machine, disks: Sequence[Disk]) -> Worker:
             del of_run  # the worker is none of the run's own
-            needed = sizes.needs(machine, disks)
+            needed = sizes.needs(machine, disks, self._context.environment)
             shared, slots = self._lend(needed)
             loans.append((shared, slots, needed.rate))
             self._context.report(Step("share worker", names.name_of(shared.worker.vm)))

@@ -14,6 +14,7 @@ from ..settings import Environment
 
 # More read throughput than this (bytes per second) is of no use: the network to the destination is slower.
 ENOUGH = 600_000_000
+_AT_A_TIME = 4  # disks: each is read by a process of its own, and the worker has little memory
 # In order of preference. Two vCPUs reach the throughput limit of their size; larger sizes are for machines with more or
 # faster disks.
 SIZES = tuple(
@@ -47,7 +48,7 @@ class Size:
 class Needs:
     """What the worker must support: the number of disks, premium disks, and the zone ("" for none).
 
-    `rate` is the total read throughput of the disks in bytes per second.
+    `rate` is the read throughput, in bytes per second, of as many of the disks as are read at a time.
     """
 
     disks: int = 1
@@ -57,10 +58,24 @@ class Needs:
     host_encryption: bool = False
 
 
-def needs(machine: Machine, disks: Sequence[Disk]) -> Needs:
+def at_a_time(rates: Sequence[int], chunk: int) -> int:
+    """How many disks a worker reads at a time: those with these `rates` (bytes per second, 0 if unknown).
+
+    Two keep a small worker busy. If Azure limits the disks to less than that, up to four are read. Of chunks larger
+    than 1 MiB only one disk is, since each disk takes memory for several.
+    """
+    if chunk > 1 << 20:
+        return 1
+    most = max(1, min(_AT_A_TIME, len(rates)))
+    total = sum(rates)
+    return min(most, max(2, -(-ENOUGH * len(rates) // total))) if total else min(2, most)
+
+
+def needs(machine: Machine, disks: Sequence[Disk], environment: Environment) -> Needs:
     """The needs of a worker that is to read these disks of `machine`."""
     premium = any(disk.sku.startswith(("Premium", "Ultra")) for disk in disks)
-    rate = sum(disk.bytes_per_second for disk in disks)
+    rates = sorted((disk.bytes_per_second for disk in disks), reverse=True)
+    rate = sum(rates[: at_a_time(rates, environment.chunk_size_kib << 10)])
     return Needs(len(disks), premium, machine.zones[0] if machine.zones else "", rate)
 
 

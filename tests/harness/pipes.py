@@ -93,6 +93,7 @@ class Pipes:
             "key": base.key.hex(),
             "compress": "none",
             "packings": [],
+            "threads": 2,
             "wait": 0,
             "direct": None,
         }
