@@ -2,8 +2,9 @@
 
     python benchmarks/transfers.py [--full] [--mib N] [--rounds N] [--folder F] [--only PART]...
 
-Prints a JSON line for each run and the table of targets; in full form it is also written into docs/performance.md,
-with a plot beside it. All go through one OpenSSH server on this machine or, where they have a way of their own,
+Prints a JSON line for each run and the table of targets; in full form it is also written into
+docs/explanation/performance.md, with a plot beside it.
+All go through one OpenSSH server on this machine or, where they have a way of their own,
 past it; ours reads nothing back (`verify` off), as no peer does. Every result of the first two parts is compared
 with the image, outside of the time that counts.
 """
@@ -45,7 +46,7 @@ from coriolis_azure.replica.replica import Replica
 
 MIB = 1 << 20
 HERE = Path(__file__).parent
-DOCS = HERE.parent / "docs"
+DOCS = HERE.parent / "docs" / "explanation"
 PORT = 47100  # the first of the direct channel
 ONE_WAY = 0.01
 NO_SHA = ":~0x20000000"  # for OpenSSL on x86: bit 29 of the second word of features
@@ -109,7 +110,9 @@ class Bench:
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="2 GiB, five rounds; writes docs/performance.md")
+    parser.add_argument(
+        "--full", action="store_true", help="2 GiB, five rounds; writes docs/explanation/performance.md"
+    )
     parser.add_argument("--mib", type=int, help="size of a disk")
     parser.add_argument("--rounds", type=int)
     parser.add_argument(
@@ -554,7 +557,7 @@ def writers(bench: Bench) -> None:
 
 
 def plot(bench: Bench) -> None:
-    """Throughput against the chunk size, a line for each round-trip time: docs/performance.png."""
+    """Throughput against the chunk size, a line for each round-trip time: docs/explanation/performance.png."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -713,7 +716,7 @@ def _others(bench: Bench) -> str:
 
 
 def keep(text: str) -> None:
-    """Put the tables between the marks of docs/performance.md."""
+    """Put the tables between the marks of docs/explanation/performance.md."""
     path = DOCS / "performance.md"
     begin, end = "<!-- tox -e bench -- --full -->", "<!-- end -->"
     head, _, rest = path.read_text(encoding="utf-8").partition(begin)

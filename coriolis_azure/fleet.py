@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 # The most VMs at a time unless the caller says otherwise: what Azure lets one subscription begin is far above it, see
-# docs/fleet.md, but each VM needs threads, connections and memory of this host.
+# docs/howto/fleet.md, but each VM needs threads, connections and memory of this host.
 MOST = 16
 _VMS_PER_CORE = 4
 _MIB_PER_VM = 64

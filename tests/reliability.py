@@ -1,4 +1,4 @@
-"""The long form of the reliability tests: `tox -e reliability`. Its figures go into docs/reliability.md.
+"""The long form of the reliability tests: `tox -e reliability`. Its figures go into docs/explanation/reliability.md.
 
     python tests/reliability.py [--only SECTION]... [--share N] [--rounds N] [--minutes N]
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from harness.battles import CommandLine, Crashes, Plugin, Site, Strike, around_shutdown, crash, measure
 from harness.episodes import FRONTS, Figures, episode, opened, possible
 
-PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
+PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "reliability.md"
 ROUNDS = 3
 Table = list[list[object]]
 

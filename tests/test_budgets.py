@@ -206,6 +206,6 @@ def test_an_execution_asks_as_often_as_the_page_says(
         machine = source.inspect("web")
         source.copy(run, worker, machine, machine.disks, folder)
     assert source.finish(run) == []
-    page = (Path(__file__).parent.parent / "docs/coriolis.md").read_text()
+    page = (Path(__file__).parent.parent / "docs/reference/coriolis.md").read_text()
     one, three = map(int, re.findall(r"sandbox: (\d+) and (\d+) for one and three disks", page)[0])
     assert abs(len(azure.requests) - {1: one, 3: three}[disks]) <= 3

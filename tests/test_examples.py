@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +29,7 @@ from coriolis_azure import (
 )
 from coriolis_azure.settings import Environment, read_json
 from harness.command_line import run
+from harness.constants import DEADLINE
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +86,9 @@ def test_an_example_of_the_api_replicates(
     assert (tmp_path / "replicas/web-1/os.raw").stat().st_size == report.disks[0].size_bytes
 
 
-@pytest.mark.parametrize("of_a_fleet", [lambda: in_docstring(Fleet), lambda: in_page("docs/fleet.md")[0]])
+@pytest.mark.parametrize(
+    "of_a_fleet", [lambda: in_docstring(Fleet), lambda: in_page("docs/howto/fleet.md")[0]]
+)
 def test_an_example_of_a_fleet_replicates(
     of_a_fleet: Callable[[], str], names: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -93,7 +102,7 @@ def test_an_example_of_a_fleet_replicates(
 
 
 def test_the_examples_of_the_page_on_the_api(names: dict[str, Any]) -> None:
-    first, second = in_page("docs/python.md")
+    first, second = in_page("docs/howto/python.md")
     scope = dict(names)
     exec(first, scope)
     with Source(names["connection_info"], names["source_environment"]) as source:
@@ -132,3 +141,55 @@ def test_the_example_of_checking_a_medium(tmp_path: Path) -> None:
     scope: dict[str, Any] = {}
     exec(in_docstring(testing.check_medium), scope)
     scope["test_my_medium"](tmp_path)
+
+
+LESSON, ON_AZURE = "docs/tutorial/sandbox.md", "docs/tutorial/azure.md"
+NOT_RUN = r"\*Not run by our tests[^\n]*\*"
+
+
+def steps(page: str) -> str:
+    """The shell commands of a page, but for those that it says are not run."""
+    blocks = re.findall(
+        rf"^({NOT_RUN}\n+)?```sh\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+    return "\n".join(code for told, code in blocks if not told)
+
+
+def test_the_lesson_on_azure_has_the_commands_of_the_lesson_on_the_sandbox() -> None:
+    """So they are run here as they stand, once; but for the role, which is printed without Azure."""
+    ours = [line for line in steps(ON_AZURE).splitlines() if line]
+    assert len(ours) > 5
+    rest = set(ours) - set(steps(LESSON).splitlines())
+    assert [line.split(" --scope")[0] for line in rest] == ["coriolis-azure role"]
+    words = rest.pop().partition(" > ")[0].split()[1:]
+    assert json.loads(run(*words).stdout)["IsCustom"]
+
+
+def test_the_lesson_on_the_sandbox_runs_as_it_stands(tmp_path: Path) -> None:
+    """In a session of its own, so that nothing of it outlives the test."""
+    program = tmp_path / "bin/coriolis-azure"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m coriolis_azure "$@"\n')
+    program.chmod(0o755)
+    surroundings = {
+        **os.environ,
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }
+    with (tmp_path / "told").open("w+") as told:
+        shell = subprocess.Popen(
+            ["bash", "-euxo", "pipefail", "-c", steps(LESSON)],
+            env=surroundings,
+            stdin=subprocess.DEVNULL,
+            stdout=told,
+            stderr=told,
+            start_new_session=True,
+        )
+        try:
+            code = shell.wait(timeout=5 * DEADLINE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+        told.seek(0)
+        assert code == 0, told.read()[-3000:]

@@ -270,7 +270,7 @@ def test_they_stand_beside_the_images_of_the_last_good_point(
 
 def commands() -> list[str]:
     """The commands of qemu-img that the page shows."""
-    page = (Path(__file__).parent.parent / "docs/handoff.md").read_text()
+    page = (Path(__file__).parent.parent / "docs/howto/handoff.md").read_text()
     found = [line.partition("#")[0].strip() for line in page.splitlines() if line.startswith("qemu-img ")]
     assert len(found) > 5
     return found

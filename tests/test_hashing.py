@@ -234,7 +234,7 @@ def test_the_root_names_content_and_shape_but_not_the_secret() -> None:
 
 def test_the_state_of_a_volume_is_as_large_as_the_page_says() -> None:
     """Of a disk of 1 TiB with chunks of 1 MiB that all hold something: 64 times that of 16 GiB."""
-    page = (Path(__file__).parent.parent / "docs/coriolis.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs/reference/coriolis.md").read_text(encoding="utf-8")
     said = re.search(
         r"has (\d+)\s+bytes per chunk, which is (\d+) MiB for a disk of 1 TiB [^,]*, or ([0-9.]+) MiB as text",
         page,

@@ -1,4 +1,4 @@
-"""The house of docs/architecture.md, enforced: imports go down, never in a circle, and dangerous ones have one owner.
+"""The house of docs/explanation/architecture.md, enforced: imports go down, never in a circle; some have one owner.
 
 A room is a folder of the package or a module beside them. All imports count: relative and absolute ones, those inside
 functions and those for type checkers, and those by a string.

@@ -110,7 +110,7 @@ def test_options_that_remedies_name_are_options() -> None:
 
 def told() -> Iterator[tuple[str, str]]:
     """What people read: the pages, and the texts in the code but for those that the sandbox has from Azure."""
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
         yield from (
             (f"{path.name}:{number}", line) for number, line in enumerate(path.read_text().splitlines(), 1)
         )

@@ -549,7 +549,7 @@ def test_the_page_of_permissions_is_current() -> None:
     assert spec.loader
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
-    assert (ROOT / "docs" / "permissions.md").read_text(encoding="utf-8") == maker.page()
+    assert (ROOT / "docs" / "reference" / "permissions.md").read_text(encoding="utf-8") == maker.page()
 
 
 # The fronts

@@ -19,7 +19,7 @@ from coriolis_azure.cli import (
 )
 from coriolis_azure.cli.commands import cli
 
-PAGE = Path(__file__).parent.parent / "docs/schedules.md"
+PAGE = Path(__file__).parent.parent / "docs/howto/schedules.md"
 PROGRAM = "coriolis-azure"
 
 

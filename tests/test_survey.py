@@ -191,7 +191,7 @@ def test_metrics_are_in_the_format_of_the_collector(tmp_path: Path) -> None:
     assert 'coriolis_azure_replica_readable{replica="bad",vm="bad",resource_group=""} 0' in told
     assert 'point_timestamp_seconds{replica="bad"' not in told
     assert len(set(told.splitlines())) == len(told.splitlines())
-    page = (Path(__file__).parent.parent / "docs/schedules.md").read_text()
+    page = (Path(__file__).parent.parent / "docs/howto/schedules.md").read_text()
     assert {name for name in names if f"`{name}`" not in page} == set()
 
 

@@ -53,7 +53,9 @@ def test_the_first_size_that_holds_all_disks_is_chosen(source: Source, machine: 
 
 
 def test_the_page_on_the_orchestrator_says_which_size_a_worker_has(source: Source) -> None:
-    page = " ".join((Path(__file__).parent.parent / "docs/coriolis.md").read_text(encoding="utf-8").split())
+    page = " ".join(
+        (Path(__file__).parent.parent / "docs/reference/coriolis.md").read_text(encoding="utf-8").split()
+    )
     numbers = dict(
         enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
     )

@@ -1,7 +1,7 @@
 """The permissions that the identity needs: one table with every action of every step.
 
-The custom role, the permission checks of `checks` and docs/permissions.md are all built from it. Azure also checks
-actions on the resources that a request refers to (linked actions); `why` says so if the name alone does not.
+The custom role, the permission checks of `checks` and docs/reference/permissions.md are all built from it. Azure also
+checks actions on the resources that a request refers to (linked actions); `why` says so if the name alone does not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state of replicas as metrics, in the text format that node_exporter's textfile collector reads.
 
-The names and labels are stable: docs/schedules.md lists them. A metric without a value is left out, so that an alert on
-its absence works.
+The names and labels are stable: docs/howto/schedules.md lists them. A metric without a value is left out, so that an
+alert on its absence works.
 """
 
 from __future__ import annotations

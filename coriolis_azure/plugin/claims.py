@@ -13,7 +13,7 @@ that outlives every task names, for each volume, the state it holds and the run 
   takes over a record waits FENCE_SECONDS before it writes; by then the other run has either noticed or stopped because
   it could not ask. Each run uses only its own clock.
 
-docs/coriolis.md has the table of all cases.
+docs/reference/coriolis.md has the table of all cases.
 """
 
 from __future__ import annotations

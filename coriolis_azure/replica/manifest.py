@@ -3,7 +3,7 @@
 A manifest is never trusted beyond what it says: digest *i* is in it only if the destination's chunk *i* is known to
 have that digest. ZERO means that the chunk reads as zeros, UNKNOWN that nothing is known about it. Digests are keyed
 with a secret that is made for the manifest, so that no guest can prepare content that collides. The agent defines how
-digests are computed; docs/performance.md says why each hash is strong enough.
+digests are computed; docs/explanation/performance.md says why each hash is strong enough.
 """
 
 from __future__ import annotations

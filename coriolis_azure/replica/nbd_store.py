@@ -30,7 +30,7 @@ _ZERO = 2  # LIBNBD_STATE_ZERO
 _INSTALL = (
     "Install it from your distribution (Debian, Ubuntu: python3-libnbd; Fedora: python3-libnbd) for the same version "
     "of Python, in a virtual environment with --system-site-packages. PyPI does not have it: `nbd` there is another "
-    "program. See docs/nbd.md."
+    "program. See docs/howto/nbd.md."
 )
 _REMEDIES = {
     errno.ENOSPC: "Free space where the server keeps the export, then run again: what had arrived is kept.",

@@ -22,7 +22,7 @@ SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
 _PARAMETERS = ("socket", "tls-certificates", "tls-psk-file", "tls-hostname", "tls-verify-peer")
 _STATE = "state"
 _PORT = 10809
-_FORM = "Write it as nbd://HOST:PORT/NAME or nbd+unix:///NAME?socket=PATH, see docs/nbd.md."
+_FORM = "Write it as nbd://HOST:PORT/NAME or nbd+unix:///NAME?socket=PATH, see docs/howto/nbd.md."
 _SAFE = "/{}"
 
 
