@@ -25,8 +25,10 @@ html_title = f"coriolis-azure {release}"
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_copy_source = html_show_sourcelink = False
-html_show_copyright = False
+html_show_copyright = html_use_index = False
 myst_heading_anchors = 3
+myst_enable_extensions = ["deflist"]
+smartquotes = False  # two hyphens are an option's
 default_role = "code"  # docstrings put code between single backticks
 add_module_names = False
 autodoc_typehints = "signature"

@@ -87,9 +87,9 @@ def _commands(command: click.Command, words: Sequence[str]) -> Iterator[str]:
     yield f"{'#' * min(len(words), 3)} {' '.join(words[1:])}\n\n```text\n{usage}\n```\n\n{_help(command)}\n\n"
     for option in command.params:
         record = option.get_help_record(context)
-        if record:
+        if record and record[1]:  # an argument is in the usage
             names, text = record
-            yield f"`{names}`\n: {_plain(text) or 'See above.'}\n\n"
+            yield f"`{names}`\n: {_plain(text)}\n\n"
 
 
 def _help(command: click.Command) -> str:

@@ -102,3 +102,10 @@ def test_all_settings_that_pages_show_are_valid() -> None:
 def test_every_page_is_in_the_contents_of_its_kind(page: Path) -> None:
     contents = (page.parent / "index.md").read_text()
     assert re.search(rf"^{page.stem}$", contents, re.MULTILINE)
+
+
+def test_the_readme_is_short_and_its_pictures_fetch_nothing() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    picture = (ROOT / "docs/pictures/demo.svg").read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert "passed" in picture
+    assert "http" not in picture
