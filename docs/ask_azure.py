@@ -1,10 +1,10 @@
-"""Asks Azure what no document says about reading snapshots: for somebody with a subscription and an hour.
+"""Asks Azure what no document says: for somebody with a subscription and a day.
 
     python docs/ask_azure.py CONNECTION ENVIRONMENT --vm NAME [--yes] [--json FILE] [--pause SECONDS] [--only NAME ...]
 
 CONNECTION and ENVIRONMENT are the JSON files that the command line takes. NAME is a running VM in the resource group of
-ENVIRONMENT, one that writes to its OS disk now and then. It is only snapshotted. Without --yes the script tells what it
-would make and what that costs, and makes nothing.
+ENVIRONMENT, one that writes to its OS disk now and then. It is only snapshotted and copied. Without --yes the script
+tells what it would make and what that costs, and makes nothing.
 
 With --yes it makes snapshots, disks and a restore point collection, all with the tag `coriolis-ask`, asks its
 questions, prints a table, and deletes what it made, whatever happens. The table has no names, no ids and no URLs: send
@@ -13,8 +13,8 @@ it to us. If the script is killed, delete what has the tag:
     az resource list --tag coriolis-ask --query "[].id" -o tsv
 
 The rights it needs: to read the VM; to read, write, delete and export (beginGetAccess, endGetAccess) snapshots and
-disks; and to read, write and delete restore point collections and their points. `Contributor` of the resource group
-has them.
+disks; to read, write and delete restore point collections and their points; and, for the runs, the role that
+`coriolis-azure role` prints. `Contributor` of the resource group has them. `--only` leaves out the others.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import argparse
 import json
 import secrets
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,9 +41,14 @@ from azure.core.exceptions import HttpResponseError
 from azure.mgmt.compute import ComputeManagementClient
 
 from coriolis_azure.azure.client import Azure
+from coriolis_azure.azure.names import RUN_TAG
 from coriolis_azure.azure.sas import Sas, masked
 from coriolis_azure.errors import CoriolisAzureError
+from coriolis_azure.events import Event, Step
+from coriolis_azure.plugin.provider import AzureExportProvider
 from coriolis_azure.settings import Connection
+from coriolis_azure.source import Source
+from coriolis_azure.timeline import RunReport
 
 TAG = "coriolis-ask"
 HOUR = 3600
@@ -64,8 +70,12 @@ It would make, in the resource group {group} in {location}, each with the tag {t
   * up to 20 snapshots: of the OS disk of {vm}, and of empty disks
   * five empty disks for some minutes: 4 GiB (three), 4095 GiB, and 4 GiB of type PremiumV2_LRS; all others Standard_LRS
   * a restore point collection with two restore points of {vm}
-It reads about a minute through each URL, some GiB in all.
-Estimate from list prices: less than 1 USD; reading from outside Azure costs about 0.09 USD a GiB more.
+  * what two runs of coriolis-azure make: snapshots and copies of all disks of {vm}, and a worker VM with its network
+  * a second worker VM with its network, which is stopped and started once
+It reads about a minute through each URL, some GiB in all. The runs copy all disks of {vm} to a temporary folder of this
+host (TMPDIR), which needs space for what is not zero; `coriolis-azure plan` says what they would move and cost.
+Estimate from list prices, without the runs: less than 1 USD; reading from outside Azure costs
+about 0.09 USD a GiB more.
 Nothing was made. Add --yes to do it."""
 
 
@@ -101,13 +111,14 @@ class Trial:
 
     def __init__(self, azure: Azure, compute: ComputeManagementClient, task: argparse.Namespace) -> None:
         self._compute, self._azure = compute, azure
-        environment = json.loads(task.environment.read_text())
-        self.group, self.location = environment["resource_group"], environment["location"]
+        self.connection: dict[str, Any] = json.loads(task.connection.read_text())
+        self.environment: dict[str, Any] = json.loads(task.environment.read_text())
+        self.group, self.location = self.environment["resource_group"], self.environment["location"]
         self._made: list[tuple[str, str]] = []  # kind, name
         self._name = f"{TAG}-{secrets.token_hex(3)}"
         self._lock = threading.Lock()
         self._http = requests.Session()
-        self._trusted = json.loads(task.connection.read_text()).get("ca_bundle") or True
+        self._trusted = self.connection.get("ca_bundle") or True
         self.pause = task.pause
         self.vm = azure.get(
             f"/subscriptions/{azure.subscription}/resourceGroups/{self.group}/providers/Microsoft.Compute/"
@@ -196,6 +207,19 @@ class Trial:
         """End the access to a snapshot."""
         with refusals():
             self._azure.revoke_access(snapshot)
+
+    def tags_of_the_worker(self) -> str:
+        """Whether the OS disk of a running worker has the tags of its VM; without their values."""
+        for machine in self._compute.virtual_machines.list(self.group):
+            if (
+                RUN_TAG in (machine.tags or {})
+                and machine.storage_profile
+                and machine.storage_profile.os_disk
+            ):
+                disk = self._compute.disks.get(self.group, str(machine.storage_profile.os_disk.name))
+                of_disk, of_machine = set(disk.tags or {}), set(machine.tags or {})
+                return f"has {len(of_disk & of_machine)} of the {len(of_machine)} tags of its VM"
+        return "no worker was found"
 
     def delete(self, id: str) -> None:
         """Delete a disk or snapshot."""
@@ -345,6 +369,60 @@ def points(trial: Trial) -> Iterator[Question]:
         yield "what changed between two restore points", lambda: trial.listed(new, old)
 
 
+def runs(trial: Trial) -> Iterator[Question]:
+    """A first run and a later one with a worker: how long the steps take, and what tags the worker's OS disk has."""
+    reports: list[RunReport] = []
+    tags: list[str] = []
+
+    def told(event: Event) -> None:
+        if isinstance(event, Step) and event.name == "copy":
+            tags.append(trial.tags_of_the_worker())
+
+    with tempfile.TemporaryDirectory(prefix=TAG) as folder:
+        environment = {**trial.environment, "replica_export_mechanism": "worker", "keep_baseline": False}
+        with Source(trial.connection, environment, report=told) as source:
+            source.on_report = reports.append
+
+            def replicated() -> str:
+                with refusals():
+                    source.replicate(str(trial.vm["name"]), folder)
+                report = reports[-1]
+                steps = ", ".join(f"{step.name} {step.end - step.begin:.0f} s" for step in report.steps)
+                left = len(report.left_behind)
+                return f"{report.sent_bytes / MIB:.0f} MiB in {report.seconds:.0f} s: {steps}; {left} left behind"
+
+            yield "a first run", replicated
+            yield "a later run", replicated
+            yield "the OS disk of its worker", lambda: tags[-1]
+
+
+def pools(trial: Trial) -> Iterator[Question]:
+    """A worker of a pool: how long it takes to boot, to stop, to start and to be deleted."""
+    provider, pool = AzureExportProvider(), secrets.token_hex(8)
+    place = (None, trial.connection, trial.environment)
+    with refusals():
+        shared = provider.set_up_pool_shared_resources(*place, pool)
+    workers: list[dict[str, Any]] = []
+
+    def each(action: Callable[[Any, dict[str, Any], dict[str, Any]], None]) -> None:
+        with refusals():
+            action(None, trial.connection, workers[-1]["minion_provider_properties"])
+
+    def booted() -> None:
+        with refusals():
+            workers.append(provider.create_minion(*place, pool, "linux", shared, secrets.token_hex(8)))
+
+    try:
+        yield "a worker of a pool boots", booted
+        if workers:
+            yield "it stops", lambda: each(provider.shutdown_minion)
+            yield "it starts", lambda: each(provider.start_minion)
+            yield "it is deleted", lambda: each(provider.delete_minion)
+    finally:
+        with refusals():
+            provider.tear_down_pool_shared_resources(*place, shared)
+
+
 def rates(trial: Trial) -> Iterator[Question]:
     """How much one URL serves, and two."""
     snapshots = [trial.snapshot(trial.os_disk), trial.snapshot(trial.os_disk)]
@@ -398,6 +476,8 @@ CHAPTERS: dict[str, Callable[[Trial], Iterator[Question]]] = {
     "modern": modern,
     "points": points,
     "rates": rates,
+    "runs": runs,
+    "pools": pools,
 }
 
 

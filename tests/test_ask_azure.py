@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,11 @@ def test_every_question_gets_an_answer_and_nothing_stays(served: Path, tmp_path:
     assert found["the older one asked about the newer"].startswith("400")
     assert found["changes since a full snapshot"].startswith("409")
     assert "a second" in found["reads of 1 MiB, 8 at a time"]
+    assert "boot worker" in found["a first run"]
+    assert [found[f"it {what}"] for what in ("stops", "starts", "is deleted")] == ["done"] * 3
+    assert found["a first run"].endswith("0 left behind")
+    assert found["a later run"].startswith("0 MiB")
+    assert re.fullmatch(r"has \d+ of the \d+ tags of its VM", found["the OS disk of its worker"])
     assert not any("could not go on" in question for question in found)
     written = answers.read_text() + told
     assert "sig=" not in written
