@@ -468,6 +468,10 @@ def memory(bench: Bench) -> None:
             port=port,
             chunk=chunk * MIB,
         )
+    disks = [(small, bench.folder / f"target{number}.raw") for number in range(8)]
+    for way, port in ((OURS, PORT), (OURS_SSH, 0)):
+        what = "8 disks that Azure limits to 60 MB/s, chunks of 1 MiB"
+        peaks(bench, way, what, disks, port=port, chunk=MIB, limits=[60_000_000] * len(disks))
     small.unlink()
     # In chunks of 4 KiB, as nothing but their number matters here; each of them is known, and all become zeros.
     many, target = bench.size // 512, bench.folder / "many.raw"
