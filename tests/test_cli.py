@@ -241,6 +241,23 @@ def test_a_group_without_a_command_shows_its_help(group: list[str]) -> None:
     assert "\nCommands:\n" in shown
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_are_told_how_to_complete(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_CORIOLIS_AZURE_COMPLETE", f"{shell}_source")
+    assert "_CORIOLIS_AZURE_COMPLETE" in run().stdout
+
+
+def test_words_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_CORIOLIS_AZURE_COMPLETE", "bash_complete")
+    for words, found in (
+        ("coriolis-azure rep", "plain,replicate"),
+        ("coriolis-azure verify --js", "plain,--json"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert run().stdout.splitlines() == [found]
+
+
 def test_a_missing_argument_is_told_in_one_line_with_its_choices() -> None:
     assert "Choose from: connection, source-environment, prices\n" in run("schema", check=2).stderr
 

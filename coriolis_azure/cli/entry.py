@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -28,6 +29,7 @@ from .output import show
 from .streams import ended_streams, ready_streams
 
 INTERRUPTED = 130
+_COMPLETE = "_CORIOLIS_AZURE_COMPLETE"  # set by the completion scripts that click makes
 
 
 class Terminated(KeyboardInterrupt):
@@ -36,6 +38,8 @@ class Terminated(KeyboardInterrupt):
 
 def run() -> int:
     """Run the command line and return its exit code."""
+    if _COMPLETE in os.environ:  # click answers a shell in bytes, and exits
+        cli.main(prog_name="coriolis-azure")
     ready_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
