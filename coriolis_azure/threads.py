@@ -24,6 +24,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
+# The work of each `ordered` that has not ended, by its scope. Each operation on it is atomic.
+_under_way: dict[Scope, deque[_Task[Any]]] = {}
 
 
 class _Task(Generic[R]):
@@ -72,6 +74,7 @@ def ordered(
     pool = ThreadPoolExecutor(threads)
     pending: deque[_Task[R]] = deque()
     held, alone = 0, False
+    _under_way[scope] = pending
 
     def result() -> R:
         nonlocal held
@@ -107,6 +110,19 @@ def ordered(
         pool.shutdown()
         # An interrupt in the middle of `submit` leaves a thread that runs and that the pool does not know.
         futures.wait(task.future for task in pending if not task.future.cancelled())
+        del _under_way[scope]
+
+
+def settle(block: Scope) -> None:
+    """Cancel work of `ordered` within `block` that has been abandoned, and wait until it has ended.
+
+    A second interrupt in `ordered`, while its threads are joined, leaves them running.
+    """
+    for scope, pending in list(_under_way.items()):
+        if scope.is_within(block):
+            scope.cancel()
+            futures.wait([task.future for task in list(pending) if not task.future.cancel()])
+            _under_way.pop(scope, None)
 
 
 def side_by_side(*acts: Callable[[], Any]) -> list[Any]:

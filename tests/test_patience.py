@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from coriolis_azure.azure import names, patience, profiles
 from coriolis_azure.clock import Clock, Scope, retried
 from coriolis_azure.events import Event, Wait, Waiting, silent
 from coriolis_azure.model import Run
-from coriolis_azure.run import cleanup, interrupts, resources
+from coriolis_azure.run import cleanup, interrupts, lifetime, resources
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
@@ -270,6 +271,38 @@ def test_a_thread_that_an_interrupt_hides_from_its_pool_is_waited_for_all_the_sa
         with pytest.raises(KeyboardInterrupt):
             list(ordered(work, [1], threads=1, ahead=1))
     assert ended == [1]
+
+
+@pytest.mark.parametrize("is_whole_run", [True, False])
+def test_what_threads_make_after_a_second_interrupt_is_deleted_too(
+    azure: Sandbox, source: Source, is_whole_run: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed terminal and systemd send two signals. The second one comes while the threads are joined."""
+    run = Run(names.new_run(), source.azure.subscription, "sandbox", "westeurope", "", "web")
+    journal, before = Journal(run), azure.resources()
+    made = resources.Resources(source.azure, run, journal, {}, Later())
+    cleaned_up, shutdown = threading.Event(), ThreadPoolExecutor.shutdown
+
+    def interrupted(pool: ThreadPoolExecutor) -> None:
+        monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+        raise KeyboardInterrupt
+
+    def slow(request: Request, answer: Answer) -> Response:
+        if request.method == "PUT":
+            monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            cleaned_up.wait(0.5)  # a clean-up that does not wait for this takes far less
+        return answer(request)
+
+    azure.intercept = slow
+    block = lifetime.temporary(source.context, made, journal) if is_whole_run else made.undone_on_error()
+    with pytest.raises(KeyboardInterrupt), block:
+        list(ordered(lambda _: made.create("nsg", "nsg", NSG), [1], threads=1, ahead=1))
+    cleaned_up.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(DEADLINE)
+    assert azure.resources() == before
 
 
 def test_of_work_side_by_side_the_first_error_ends_the_waits_of_the_rest_and_is_raised() -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..azure.context import Context
+from ..clock import Scope, scope
 from ..errors import CleanupIncomplete, CoriolisAzureError, exhausted
 from ..events import Notice, Step
-from ..threads import every
+from ..threads import every, settle
 from . import cleanup
 from .interrupts import shielded
 from .journal import Journal
@@ -36,13 +37,13 @@ def temporary(
     Unless it is `listed`, only what the journal names is deleted: the caller is going to `finish_several`. An error in
     the block is never replaced by one of the clean-up; it gets `left_behind`.
     """
-    left_behind: list[str] = []
+    block, left_behind = Scope(scope()), list[str]()
     try:
-        with alive(resources):
+        with block.entered(), alive(resources):
             yield left_behind
     except BaseException as raised:
         error = raised if isinstance(raised, CoriolisAzureError) else exhausted(raised) or raised
-        left_behind += _cleaned_up(context, resources, journal, listed=listed)
+        left_behind += _cleaned_up(context, resources, journal, block, listed=listed)
         if isinstance(error, CoriolisAzureError) and left_behind:
             error.left_behind = left_behind
         elif isinstance(error, KeyboardInterrupt) and left_behind:
@@ -52,14 +53,20 @@ def temporary(
         if error is not raised:
             raise error from raised
         raise
-    left_behind += _cleaned_up(context, resources, journal, listed=listed)
+    left_behind += _cleaned_up(context, resources, journal, block, listed=listed)
 
 
-def _cleaned_up(context: Context, resources: Resources, journal: Journal, *, listed: bool) -> list[str]:
-    """Delete everything of a run; return the ids that are or may be left behind. Raises nothing: see `temporary`."""
+def _cleaned_up(
+    context: Context, resources: Resources, journal: Journal, block: Scope, *, listed: bool
+) -> list[str]:
+    """Delete everything that a run made in `block`; return the ids that are or may be left behind.
+
+    Raises nothing: see `temporary`.
+    """
     resources.spare.give()
     try:
         with shielded(lambda text: context.report(Notice(text))):
+            settle(block)
             if listed:
                 left_behind = cleanup.finish(context, resources.run, journal.ids)
             else:

@@ -22,7 +22,7 @@ from ..clock import Clock, Scope, hurried, scope
 from ..errors import AzureError, Conflict, CoriolisAzureError, DeadlinePassed, HostExhausted, NotFound
 from ..events import Report, Wait, counted, silent
 from ..model import Json, Run, at
-from ..threads import Lock, every, ordered
+from ..threads import Lock, every, ordered, settle
 from .holders import holders
 from .interrupts import Spare, shielded
 from .journal import Journal
@@ -168,16 +168,18 @@ class Resources:
             with block.entered():
                 yield
         except BaseException:
-            self._undo([id for id in made if id in self._journal.ids])  # not what outlives the run
+            self._undo(block, made)
             raise
         finally:
             with self._undoing:
                 del self._blocks[block]
 
-    def _undo(self, ids: Sequence[str]) -> None:
+    def _undo(self, block: Scope, made: Sequence[str]) -> None:
         self.spare.give()
         try:
             with shielded(LOG.warning):
+                settle(block)
+                ids = [id for id in made if id in self._journal.ids]  # not what outlives the run
                 for id in self.delete(reversed(ids)):
                     LOG.error("could not delete %s; `coriolis-azure cleanup` will try again", id)
         except BaseException as error:  # noqa: BLE001 - it must not replace the error that is being handled
