@@ -110,7 +110,7 @@ def ordered(
         pool.shutdown()
         # An interrupt in the middle of `submit` leaves a thread that runs and that the pool does not know.
         futures.wait(task.future for task in pending if not task.future.cancelled())
-        del _under_way[scope]
+        _under_way.pop(scope, None)
 
 
 def settle(block: Scope) -> None:
