@@ -99,12 +99,14 @@ def ordered(
         while pending:
             yield result()
     except BaseException as error:
-        for task in pending:
-            task.future.cancel()
-        # After an error, operations in Azure are still waited for, so that they can be undone; not after an interrupt.
-        (scope.hurry if isinstance(error, Exception) else scope.cancel)()
-        if abort is not None:
-            abort()
+        try:
+            # After an error, operations in Azure are still waited for, so that they can be undone.
+            (scope.hurry if isinstance(error, Exception) else scope.cancel)()
+            for task in pending:
+                task.future.cancel()
+        finally:  # also if a second interrupt comes
+            if abort is not None:
+                abort()
         raise
     finally:
         pool.shutdown()
