@@ -623,7 +623,10 @@ class Source:
         with Journal(run, self.journals) as journal:
             resources = self.resources(run, journal)
             alone = shared is None
-            with lifetime.temporary(self.context, resources, journal, listed=alone) as left_behind:
+            with (
+                Scope(scope()).entered() as work,
+                lifetime.temporary(self.context, resources, journal, listed=alone, work=work) as left_behind,
+            ):
                 yield resources, left_behind
 
     def _tell_caveats(self, machine: Machine) -> None:

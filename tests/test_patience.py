@@ -295,8 +295,13 @@ def test_what_threads_make_after_a_second_interrupt_is_deleted_too(
         return answer(request)
 
     azure.intercept = slow
-    block = lifetime.temporary(source.context, made, journal) if is_whole_run else made.undone_on_error()
-    with pytest.raises(KeyboardInterrupt), block:
+    work = Scope()
+    block = (
+        lifetime.temporary(source.context, made, journal, work=work)
+        if is_whole_run
+        else made.undone_on_error()
+    )
+    with pytest.raises(KeyboardInterrupt), work.entered(), block:
         list(ordered(lambda _: made.create("nsg", "nsg", NSG), [1], threads=1, ahead=1))
     cleaned_up.set()
     for thread in threading.enumerate():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..azure.context import Context
-from ..clock import Scope, scope
+from ..clock import Scope
 from ..errors import CleanupIncomplete, CoriolisAzureError, exhausted
 from ..events import Notice, Step
 from ..threads import every, settle
@@ -30,20 +30,26 @@ def alive(resources: Resources) -> Iterator[None]:
 
 @contextmanager
 def temporary(
-    context: Context, resources: Resources, journal: Journal, *, listed: bool = True
+    context: Context,
+    resources: Resources,
+    journal: Journal,
+    *,
+    listed: bool = True,
+    work: Scope | None = None,
 ) -> Iterator[list[str]]:
     """Delete everything of the run when the block ends. Then the list holds the ids of what could not be deleted.
 
-    Unless it is `listed`, only what the journal names is deleted: the caller is going to `finish_several`. An error in
+    What threads of `work`, the scope of the block, still make after a second interrupt is waited for. Unless it is
+    `listed`, only what the journal names is deleted: the caller is going to `finish_several`. An error in
     the block is never replaced by one of the clean-up; it gets `left_behind`.
     """
-    block, left_behind = Scope(scope()), list[str]()
+    left_behind: list[str] = []
     try:
-        with block.entered(), alive(resources):
+        with alive(resources):
             yield left_behind
     except BaseException as raised:
         error = raised if isinstance(raised, CoriolisAzureError) else exhausted(raised) or raised
-        left_behind += _cleaned_up(context, resources, journal, block, listed=listed)
+        left_behind += _cleaned_up(context, resources, journal, work, listed=listed)
         if isinstance(error, CoriolisAzureError) and left_behind:
             error.left_behind = left_behind
         elif isinstance(error, KeyboardInterrupt) and left_behind:
@@ -53,20 +59,21 @@ def temporary(
         if error is not raised:
             raise error from raised
         raise
-    left_behind += _cleaned_up(context, resources, journal, block, listed=listed)
+    left_behind += _cleaned_up(context, resources, journal, work, listed=listed)
 
 
 def _cleaned_up(
-    context: Context, resources: Resources, journal: Journal, block: Scope, *, listed: bool
+    context: Context, resources: Resources, journal: Journal, work: Scope | None, *, listed: bool
 ) -> list[str]:
-    """Delete everything that a run made in `block`; return the ids that are or may be left behind.
+    """Delete everything that a run made; return the ids that are or may be left behind.
 
     Raises nothing: see `temporary`.
     """
     resources.spare.give()
     try:
         with shielded(lambda text: context.report(Notice(text))):
-            settle(block)
+            if work is not None:
+                settle(work)
             if listed:
                 left_behind = cleanup.finish(context, resources.run, journal.ids)
             else:
