@@ -26,7 +26,7 @@ from coriolis_azure.readers.flow import Flow
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.replica import Replica
 from coriolis_azure.threads import ordered
-from coriolis_azure.worker.sizes import at_a_time
+from coriolis_azure.worker.sizes import at_a_time, threads_each
 
 
 def main(task: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ def main(task: dict[str, Any]) -> None:
             compress=task.get("compress", "none"),
             leaf=task.get("leaf", 4096),
             slot=slot,
-            threads=2 if beside <= 2 else 1,
+            threads=threads_each(beside),
         )
         name, line = Path(target).name, ssh.Line(worker, clock, report, ssh.WINDOW // beside)
         reader = AgentReader(line.agent, job, Flow(name, report, clock, limiter), direct, line.close)

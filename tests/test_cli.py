@@ -18,7 +18,7 @@ from coriolis_azure.model import Record, Run
 from coriolis_azure.run import journal
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.source import Source
-from harness.command_line import COMMAND, run
+from harness.command_line import COMMAND, SLOW, run
 from harness.constants import DEADLINE, MIB
 from harness.late_answers import NSG
 from harness.processes import Forked, command
@@ -274,10 +274,6 @@ def test_bad_durations_and_disks_are_explained(served: Path, settings: list[str]
     )
     for disk in ("9", "data-9"):
         assert "web" in run("sandbox", "write", served, "web", disk, served.parent / "os.raw", check=2).stderr
-
-
-# A run that cannot be over before a signal reaches it: its copying would take minutes.
-SLOW = ["--limit", "16KiB/s"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -19,7 +19,7 @@ from coriolis_azure.cli.several_vms import Lines
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import BEGIN, DONE, FAILED, Copied, Event, Notice, Step
 from harness.clocks import Held
-from harness.command_line import COMMAND, run
+from harness.command_line import COMMAND, SLOW, run
 from harness.constants import DEADLINE, MIB
 
 DIRECT = ["--mechanism", "snapshots"]
@@ -54,7 +54,7 @@ def test_all_vms_go_to_folders_of_their_own_and_the_first_failure_gives_the_exit
     assert json.loads(alone.stdout)["vm"] == "web"
 
     # Ctrl-C ends all VMs, and the table tells of each. The limit keeps the copying from being over before that.
-    command = [*COMMAND, *map(str, everything), "--json", "--full", "--limit", "16KiB/s"]
+    command = [*COMMAND, *map(str, everything), "--json", "--full", *SLOW]
     before = run("sandbox", "resources", served).stdout
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

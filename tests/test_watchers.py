@@ -20,7 +20,7 @@ from coriolis_azure.errors import HostExhausted
 from coriolis_azure.events import Event, Notice, Step, unfailing
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
-from harness.command_line import COMMAND
+from harness.command_line import COMMAND, SLOW
 from harness.constants import MIB
 from harness.processes import Forked, command, completed
 
@@ -84,7 +84,7 @@ def test_a_closed_terminal_leaves_nothing(
 
     line = [*COMMAND, *replicating(settings, tmp_path / "images")[:-1]]
     if not ignored:  # the run must not be over before the terminal is closed
-        line += ["--limit", "16KiB/s"]
+        line += SLOW
     with subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=begin) as running:
         os.close(theirs)
         seen = b""

@@ -154,6 +154,7 @@ class _Job:
         self._context, self._machine, self._disks, self._held = context, machine, disks, held
         self._choices = choice.choose(context, disks, self._is_proved)
         self._by_worker = [disk for disk in disks if self._choices[disk.name].needs_worker]
+        self._needs = sizes.needs(machine, self._by_worker, context.environment)
         self.worker = self._worker()
         self.plans = tuple(self._plan(disk, self._choices[disk.name]) for disk in disks)
 
@@ -163,11 +164,7 @@ class _Job:
     def _worker(self) -> sizes.Size | None:
         if not self._by_worker:
             return None
-        needs = self._needs()
-        return sizes.choose_size(self._context.azure, needs, self._context.environment, silent)
-
-    def _needs(self) -> sizes.Needs:
-        return sizes.needs(self._machine, self._by_worker, self._context.environment)
+        return sizes.choose_size(self._context.azure, self._needs, self._context.environment, silent)
 
     def _plan(self, disk: Disk, chosen: Choice) -> DiskPlan:
         read = self._read(disk, chosen)
@@ -197,7 +194,7 @@ class _Job:
                 direct = Range(max(direct.least, took.least), max(direct.most, took.most))
             else:
                 by_worker += each.read_bytes
-        disks = self._needs().rate or sizes.ENOUGH
+        disks = self._needs.rate or sizes.ENOUGH
         rate = min(disks, (self.worker.rate if self.worker else 0) or sizes.ENOUGH)
         took = _seconds(by_worker, rate / 2, rate)
         return Range(max(direct.least, took.least), max(direct.most, took.most))

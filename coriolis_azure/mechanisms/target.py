@@ -20,7 +20,6 @@ from ..run.resources import Resources
 from ..settings import WORKER
 from ..threads import ordered
 from ..transfer import Outcome
-from ..worker.sizes import at_a_time
 
 # What gives a run the worker that is to read these disks of its machine.
 Launch = Callable[[Resources, Machine, Sequence[Disk]], Worker]
@@ -86,12 +85,6 @@ class Target:
         if self._limiter is None and limit:
             self._limiter = RateLimiter(limit, context.clock)
 
-    def concurrent(self, disks: Sequence[Disk]) -> int:
-        """How many of `disks` a worker reads at a time."""
-        return at_a_time(
-            [disk.bytes_per_second for disk in disks], self.context.environment.chunk_size_kib << 10
-        )
-
     def flow(self, disk: Disk) -> Flow:
         """The rate limit and bottleneck statistics for the data of `disk`."""
         return Flow(disk.name, self.context.report, self.context.clock, self._limiter)
@@ -102,13 +95,13 @@ class Target:
         reader: Callable[[Disk, Destination], Reader],
         stop: Callable[[], None] = lambda: None,
         *,
-        concurrent: int = 0,
+        concurrent: int,
     ) -> list[Outcome]:
         """Copy disks from their readers, `concurrent` at a time. `stop` ends whatever else the readers wait for.
 
         `reader` is asked for the reader of a disk once it is known what its destination holds.
         """
-        concurrent, readers = concurrent or self.concurrent(disks), list[Reader]()
+        readers = list[Reader]()
 
         def copy(disk: Disk) -> Outcome:
             def opened(destination: Destination) -> Reader:

@@ -23,6 +23,7 @@ from ..run.resources import Resources, may_exist
 from ..threads import side_by_side
 from ..transfer import Outcome
 from ..worker.attachment import Attachment
+from ..worker.sizes import at_a_time, threads_each
 from .freezing import freeze
 from .target import Target, listed
 
@@ -69,16 +70,21 @@ class ByWorker:
             )
             with attachment:
                 context.report(Step("copy", listed(wave)))
-                outcomes += self._target.copied(wave, self._reading(attachment, wave), attachment.stop)
+                concurrent = at_a_time(
+                    [disk.bytes_per_second for disk in wave], context.environment.chunk_size_kib << 10
+                )
+                reader = self._reading(attachment, wave, concurrent)
+                outcomes += self._target.copied(wave, reader, attachment.stop, concurrent=concurrent)
         return outcomes
 
-    def _reading(self, attachment: Attachment, wave: Sequence[Disk]) -> Callable[[Disk, Destination], Reader]:
-        """What gives the readers for the clones of a wave."""
+    def _reading(
+        self, attachment: Attachment, wave: Sequence[Disk], concurrent: int
+    ) -> Callable[[Disk, Destination], Reader]:
+        """What gives the readers for the clones of a wave, of which `concurrent` are read at a time."""
         settings = self._context.environment
         direct = None
         if settings.export_worker_data_port:
             direct = Direct(self._worker.address, settings.export_worker_data_port, self._context.report)
-        concurrent = self._target.concurrent(wave)
         window = self._window(concurrent)
         slots = {disk.name: slot for slot, disk in enumerate(wave)}
 
@@ -101,7 +107,7 @@ class ByWorker:
             compress=settings.enable_transfer_compression,
             leaf=settings.leaf_size_kib << 10,
             slot=attachment.luns[slot],  # runs that share a worker share its ports, too
-            threads=2 if concurrent <= 2 else 1,
+            threads=threads_each(concurrent),
         )
 
     def _start(self, attachment: Attachment, disk: Disk, line: ssh.Line) -> Callable[[], Stream]:

@@ -81,6 +81,7 @@ _BOOT_ID_BYTES = 64  # a boot id has 36, then a newline
 _BOOT_ID_SECONDS = 60.0
 _BY_SIGNAL = 128  # a shell reports a signal as this plus its number
 _PACKET_BYTES = 32768  # what every server accepts in one packet
+_PACKET_TO_US = 192 << 10  # the most that a server may put into one: larger ones cost less than many
 
 
 def agent_words(source: bytes) -> list[str]:
@@ -165,7 +166,7 @@ class Connection:
     def _executing(self, command: str, window: int, patience: float) -> paramiko.Channel:
         """A session that runs `command`. Raises whatever ended the thread that reads the connection."""
         channel = self._transport.open_session(
-            window_size=window, max_packet_size=192 << 10, timeout=_CONNECT_SECONDS
+            window_size=window, max_packet_size=_PACKET_TO_US, timeout=_CONNECT_SECONDS
         )
         receive_into_blocks(channel, window)
         channel.settimeout(patience)

@@ -39,9 +39,9 @@ def temporary(
 ) -> Iterator[list[str]]:
     """Delete everything of the run when the block ends. Then the list holds the ids of what could not be deleted.
 
-    What threads of `work`, the scope of the block, still make after a second interrupt is waited for. Unless it is
-    `listed`, only what the journal names is deleted: the caller is going to `finish_several`. An error in
-    the block is never replaced by one of the clean-up; it gets `left_behind`.
+    Unless it is `listed`, only what the journal names is deleted: the caller is going to `finish_several`. What threads
+    of `work`, the scope of the block, still make after a second interrupt is waited for. An error in the block is never
+    replaced by one of the clean-up; it gets `left_behind`.
     """
     left_behind: list[str] = []
     try:

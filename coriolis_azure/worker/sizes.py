@@ -71,6 +71,11 @@ def at_a_time(rates: Sequence[int], chunk: int) -> int:
     return min(most, max(2, -(-ENOUGH * len(rates) // total))) if total else min(2, most)
 
 
+def threads_each(disks: int) -> int:
+    """How many threads read and hash each of so many `disks` that are read at a time; each has chunks in memory."""
+    return 2 if disks <= 2 else 1
+
+
 def needs(machine: Machine, disks: Sequence[Disk], environment: Environment) -> Needs:
     """The needs of a worker that is to read these disks of `machine`."""
     premium = any(disk.sku.startswith(("Premium", "Ultra")) for disk in disks)

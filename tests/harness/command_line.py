@@ -15,6 +15,8 @@ from harness.constants import DEADLINE, MIB
 from harness.processes import completed
 
 COMMAND = [sys.executable, "-m", "coriolis_azure"]
+# A run that cannot be over before a signal reaches it: its copying would take minutes.
+SLOW = ["--limit", "16KiB/s"]
 
 
 def run(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
