@@ -383,6 +383,25 @@ def test_a_replica_is_not_restored_over(here: Here, tmp_path: Path) -> None:
         assert to.holds(RUNS[1])
 
 
+@pytest.mark.parametrize("below", [POINTS, f"{POINTS}/{{}}", f"{POINTS}/{{}}/os"])
+def test_a_point_is_no_place_for_a_replica(replica: Replica, below: str) -> None:
+    """It would be replaced, or deleted with the point."""
+    for number in range(3):
+        run(replica, number, RUNS[number])
+    with replica.open(existing=True) as place:
+        below = below.format(next(iter(place.points.records())))
+    within: Replica
+    if isinstance(replica, Here):
+        within = Here(replica.path / below)
+    else:
+        within = InStorage(BlobPlace(replica.blobs.storage, replica.blobs.account, ""))
+        within.blobs.prefix = f"{replica.blobs.prefix}/{below}"
+    with pytest.raises(InvalidInput, match="keeps its earlier points in time") as raised:
+        within.open()
+    assert raised.value.remedy
+    assert points_of(replica) == tuple(map(time_of, range(2)))
+
+
 def test_a_restored_point_is_a_replica_to_go_on_with(here: Here, tmp_path: Path) -> None:
     for number in range(2):
         run(here, number, RUNS[number])

@@ -24,9 +24,8 @@ from ..errors import (
 from ..events import Notice, Report
 from ..model import Image
 from ..threads import every
-from . import handed_off, history, publishing, sets
+from . import handed_off, history, points, publishing, sets
 from .page_store import translated
-from .points import LABEL
 from .replica import Replica
 from .vhd_past import POINT
 from .vhds import IMAGE, POINTS, VhdMedium, lease
@@ -63,6 +62,8 @@ class BlobFolder:
         if not existing:
             self._container.ensure()
         self.url = f"{self._container.url}/{prefix}".rstrip("/")
+        if not existing:
+            self._refuse_points(prefix)
         self._owner = self._container.blob(f"{self._prefix}.vm")
         if not existing:
             with contextlib.suppress(Conflict):
@@ -88,6 +89,15 @@ class BlobFolder:
         except BaseException:
             self.close()
             raise
+
+    def _refuse_points(self, prefix: str) -> None:
+        """Raise InvalidInput if the prefix lies among the earlier points of a replica."""
+        parts = prefix.split("/")
+        for number, part in enumerate(parts):
+            if part == POINTS:
+                above = "".join(f"{part}/" for part in parts[:number])
+                if self._container.blob(f"{above}{sets.NAME}").find() is not None:
+                    raise points.inside(self.url, f"{self._container.url}/{above}".rstrip("/"))
 
     def disk(self, name: str) -> Replica:
         """The replica of the disk `name`: "os" or "data-<lun>"."""
@@ -280,7 +290,7 @@ class BlobPoints:
         with self._translated("cannot be read"):
             labels = {listed.name.removeprefix(self._points).partition("/")[0] for listed in self._listed()}
             labels |= {snapshot for snapshot, _ in self._snapshots()}
-            found = {label: self._record(label).text() for label in labels if LABEL.fullmatch(label)}
+            found = {label: self._record(label).text() for label in labels if points.LABEL.fullmatch(label)}
         return {label: text or None for label, text in found.items()}
 
     def complete(self, label: str, record: bytes) -> None:

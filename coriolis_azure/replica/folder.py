@@ -14,11 +14,10 @@ from types import TracebackType
 from ..errors import DestinationFailed, InvalidInput, NoReplica, exhausted_remedy
 from ..events import Notice, Report, silent
 from ..model import Image
-from . import devices, history, publishing, sets, statefiles
+from . import devices, history, points, publishing, sets, statefiles
 from .file_store import REMEDIES, Translated
 from .files import POINTS, FileMedium
 from .medium import Medium
-from .points import LABEL
 from .replica import Replica
 from .runmark import RunMark
 
@@ -64,6 +63,7 @@ class ImageFolder:
 
     def _take(self) -> None:
         """Create the folder if it is missing, and keep other runs out."""
+        self._refuse_points()
         if not self.path.is_dir():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700)
@@ -87,6 +87,16 @@ class ImageFolder:
         except (FileNotFoundError, PermissionError):
             return
         flock(self._lock_fd, fcntl.LOCK_SH)
+
+    def _refuse_points(self) -> None:
+        """Raise InvalidInput if the folder lies among the earlier points of a replica."""
+        whole = self.path.resolve()
+        for folder in (whole, *whole.parents):
+            replica = folder.parent
+            if folder.name.lower() == POINTS and any(
+                (replica / name).exists() for name in (OWNER, sets.NAME)
+            ):
+                raise points.inside(str(self.path), str(replica))
 
     def _refuse_other_kind(self) -> None:
         """Raise InvalidInput if the folder holds the state of a replica whose images are elsewhere."""
@@ -280,7 +290,7 @@ class FolderPoints:
             self._refuse_others()
             with os.scandir(self._path) as found:
                 folders = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
-            return {name: self._record(self._path / name) for name in folders if LABEL.fullmatch(name)}
+            return {name: self._record(self._path / name) for name in folders if points.LABEL.fullmatch(name)}
 
     def _record(self, path: Path) -> bytes | None:
         try:

@@ -23,6 +23,14 @@ LABEL = re.compile(r"[0-9]{6}-[0-9A-Za-z]{1,40}")
 LATEST = "latest"
 
 
+def inside(where: str, replica: str) -> InvalidInput:
+    """The error for a place of a run that lies among the earlier points of a replica, one of which it would replace."""
+    return InvalidInput(
+        f"{where} lies where the replica {replica} keeps its earlier points in time",
+        remedy="Give a place of its own, outside of that replica.",
+    )
+
+
 def earlier(points: Points, current: sets.Record | None) -> dict[str, sets.Record]:
     """The records of the earlier points by label, oldest first; `current` is the record of the replica itself.
 
