@@ -311,6 +311,45 @@ def test_a_network_that_fails_for_a_minute_is_waited_out(
     assert azure.resources() == before
 
 
+@pytest.mark.parametrize("lost", [2, 3])
+def test_a_connection_may_break_before_the_copy_begins(
+    azure: Sandbox,
+    connect: Callable[..., Source],
+    relay: Relay,
+    web: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: int,
+) -> None:
+    """While it is tried whether the agent runs, and while the worker is asked for its boot; not again and again."""
+    before, cuts = azure.resources(), []
+
+    def breaking(name: str) -> Callable[[ssh.Connection], object]:
+        real, left = getattr(ssh.Connection, name), [lost]
+
+        def ask(connection: ssh.Connection) -> object:
+            if left[0]:
+                left[0] -= 1
+                cuts.append(name)
+                relay.cut()
+            return real(connection)
+
+        return ask
+
+    for name in ("try_agent", "boot_id"):
+        monkeypatch.setattr(ssh.Connection, name, breaking(name))
+    source = connect(clock=Held())
+    if lost < 3:
+        source.replicate("web", tmp_path / "images")
+        assert (tmp_path / "images/os.raw").read_bytes() == web.read_bytes()
+        assert cuts == ["try_agent"] * 2 + ["boot_id"] * 2
+    else:
+        with pytest.raises(errors.ConnectionLost):
+            source.replicate("web", tmp_path / "images")
+        assert cuts == ["try_agent"] * 3
+    assert azure.resources() == before
+
+
 @pytest.mark.parametrize("fault", ["cut", "cut all", "damaged"])
 def test_the_direct_channel_may_break_by_itself_or_with_the_rest(
     azure: Sandbox, connect: Callable[..., Source], web: Path, told: list[Event], tmp_path: Path, fault: str

@@ -144,8 +144,7 @@ def try_agent(context: Context, worker: Worker) -> None:
     def is_useless() -> bool:
         return hurried() or (worker.shared and not may_exist(context.azure, worker.vm))
 
-    with ssh.connect(worker, context.clock, context.report, given_up=is_useless) as connection:
-        connection.try_agent()
+    ssh.asked(ssh.Connection.try_agent, worker, context.clock, context.report, given_up=is_useless)
 
 
 def copy(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
 import paramiko
 from cryptography.hazmat.primitives import serialization
@@ -31,7 +32,7 @@ from ..errors import (
     cleaned_output,
     exhausted,
 )
-from ..events import Report, Wait
+from ..events import Notice, Report, Wait
 from ..model import Worker
 from ..threads import Lock, within
 from .channel import SILENCE_SECONDS
@@ -50,6 +51,7 @@ READY_SECONDS = 600.0
 # Time for a known worker to come back: enough for a network outage of a minute or a reboot.
 RECONNECT_SECONDS = 300.0
 _RETRY_SECONDS = 2.0
+_MOST_LOST = 3  # connections in a row that may be lost while the same is asked
 _CONNECT_SECONDS = 15.0
 # A connection ends if a keepalive is not acknowledged for a minute: after 75 seconds in all.
 _KEEPALIVE_SECONDS = 15
@@ -82,6 +84,8 @@ _BOOT_ID_SECONDS = 60.0
 _BY_SIGNAL = 128  # a shell reports a signal as this plus its number
 _PACKET_BYTES = 32768  # what every server accepts in one packet
 _PACKET_TO_US = 192 << 10  # the most that a server may put into one: larger ones cost less than many
+
+T = TypeVar("T")
 
 
 def agent_words(source: bytes) -> list[str]:
@@ -462,6 +466,30 @@ def connect(
             if is_other or waiting.left < 0 or given_up():
                 raise error
             waiting.pause(_RETRY_SECONDS)
+
+
+def asked(
+    ask: Callable[[Connection], T],
+    worker: Worker,
+    clock: Clock,
+    report: Report,
+    patience: float = READY_SECONDS,
+    given_up: Callable[[], bool] = lambda: False,
+) -> T:
+    """Connect to `worker`, and return what `ask` returns of the connection, which is closed then.
+
+    If the connection is lost meanwhile, another one is asked, a few times. Raises what `connect` and `ask` raise.
+    """
+    lost = 0
+    while True:
+        try:
+            with connect(worker, clock, report, patience, given_up) as connection:
+                return ask(connection)
+        except ConnectionLost as error:
+            lost += 1
+            if lost == _MOST_LOST or given_up():
+                raise
+            report(Notice(f"{error}; trying again"))
 
 
 def _connected(worker: Worker) -> paramiko.Transport:

@@ -85,10 +85,13 @@ class Attachment:
         self._stopped = True
 
     def _attach(self) -> None:
-        with ssh.connect(
-            self._reader, self._clock, self._report, ssh.READY_SECONDS, self._is_useless
-        ) as connection:
-            boot = connection.boot_id()
+        boot = ssh.asked(
+            ssh.Connection.boot_id,
+            self._reader,
+            self._clock,
+            self._report,
+            given_up=self._is_useless,
+        )
         if self._delete is None:
             self.luns = attached_disks.attach(self._azure, self._reader, self.clones, self._clock)
         else:

@@ -84,8 +84,7 @@ class Pool:
 
     def check_health(self, reader: Worker) -> None:
         """Raise an error if a worker cannot be reached or cannot run the agent."""
-        with ssh.connect(reader, self.context.clock, self.context.report, HEALTH_SECONDS) as connection:
-            connection.try_agent()
+        ssh.asked(ssh.Connection.try_agent, reader, self.context.clock, self.context.report, HEALTH_SECONDS)
 
     def check_fits(self, location: str) -> None:
         """Raise InvalidInput if the workers cannot read the disks of a VM in `location`."""
