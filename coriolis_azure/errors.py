@@ -108,7 +108,9 @@ class InvalidInput(CoriolisAzureError):
 class NoReplica(InvalidInput):
     """There is no replica at the destination."""
 
-    remedy = "Replicate a VM to it first."
+    remedy = (
+        "Replicate a VM to it first. If it is a folder with the replicas of several VMs, name one: DEST/VM."
+    )
 
 
 class HostExhausted(InvalidInput):

@@ -33,7 +33,8 @@ def pass_on(source: object, to: object, point: str, disks: Sequence[str], report
     if info is not None and info.get("point") == point:
         _write(to, info, disks, report)
     elif isinstance(to, HandedOff):
-        report(Notice(f"{MACHINE} and {DOMAIN} are left out: nothing tells what the VM was at that point"))
+        why = "what the VM was is recorded only for the newest point in time"
+        report(Notice(f"{MACHINE} and {DOMAIN} are left out: {why}"))
 
 
 def _machine(place: object) -> Json | None:

@@ -212,7 +212,7 @@ class Source:
 
     def inspect(self, vm: str) -> Machine:
         """The VM `vm`, a name or an ARM id, as Azure describes it now. Raises InvalidInput, NotFound or Unsupported."""
-        self.context.report(Step("inspect", vm))
+        self.context.report(Step("inspect", vm.rpartition("/")[2]))
         group, location = self.environment.resource_group, self.environment.location
         return inspection.read(self.azure, group, location, vm, self.storage, self.environment.exclude_disks)
 
@@ -516,7 +516,7 @@ class Source:
         """
         machine = self.inspect(vm)
         disks = self.chosen(machine)
-        held = self._held(to, machine, disks) if to is not None else {}
+        held = self._held(to, machine, disks) if to is not None else None
         return reckoning.plan(self.context, machine, disks, prices or Prices.read(), held, line)
 
     def _held(self, to: str | Path, machine: Machine, disks: Sequence[Disk]) -> dict[str, Held]:

@@ -14,6 +14,7 @@ import pytest
 from coriolis_azure import errors
 from coriolis_azure.checks.plan import Plan, Range
 from coriolis_azure.checks.prices import Prices
+from coriolis_azure.events import Event, Step
 from coriolis_azure.sandbox import Sandbox, VmSpec
 from coriolis_azure.source import Source
 from harness.command_line import run
@@ -163,6 +164,18 @@ def test_a_price_file_with_a_typo_is_refused_by_name(
 ) -> None:
     with pytest.raises(errors.InvalidInput, match=words):
         Prices.read(price_file(tmp_path, **changes))
+
+
+def test_a_plan_says_what_is_known_of_the_destination_and_names_the_vm(
+    connect: Connect, vm: str, told: list[Event], tmp_path: Path
+) -> None:
+    source = connect()
+    nowhere, empty = (" ".join(source.plan(vm, to).assumed) for to in (None, tmp_path / "to"))
+    assert "--to" in nowhere
+    assert "--to" not in empty
+    assert "no replica at the destination yet" in empty
+    source.plan(source.inspect(vm).id)
+    assert {step.target for step in told if isinstance(step, Step)} == {vm}
 
 
 @pytest.mark.slow

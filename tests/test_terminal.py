@@ -84,6 +84,17 @@ def test_prose_is_wrapped_between_words_where_a_terminal_is_wide_enough_to_read_
     assert max(map(len, said.splitlines())) <= 60
 
 
+def estimates() -> None:
+    output.Table(("what", "estimate"), [("makes", "coriolis-RUN-worker, " * 9), ("costs", "-")]).show()
+    sys.stdout.flush()
+
+
+def test_estimates_stay_a_table_on_a_usual_terminal_and_a_block_leaves_out_what_is_nothing() -> None:
+    assert " ─" in text(shown(estimates, width=80))
+    blocks = text(shown(estimates, width=30))
+    assert (" ─" in blocks, blocks.count("what "), blocks.count("estimate ")) == (False, 2, 1)
+
+
 # The words of others
 
 

@@ -21,7 +21,7 @@ _EXPORTING = {"ActiveSAS", "ActiveSASFrozen"}
 def named(subject: Subject, vm: str) -> Generator[Finding, None, Subject]:
     """Check the VM `vm`; return the subject with the VM and its disks to copy, as far as they can be read."""
     context = subject.context
-    context.report(Step("inspect", vm))
+    context.report(Step("inspect", vm.rpartition("/")[2]))
     group, location = context.environment.resource_group, context.environment.location
     excluded = context.environment.exclude_disks
     machine = yield from ask(

@@ -114,8 +114,8 @@ def plan(
 ) -> Plan:
     """The plan of a run that copies `disks` of `machine`. Nothing is made.
 
-    `held`: what the destination holds, by disk name. `line`: bytes per second to the destination; 0 if unknown. Raises
-    InvalidInput if a disk needs a worker and none can be launched.
+    `held`: what the destination holds, by disk name; None if no destination is named. `line`: bytes per second to the
+    destination; 0 if unknown. Raises InvalidInput if a disk needs a worker and none can be launched.
     """
     job = _Job(context, machine, disks, held or {})
     read, moved = _sum(each.read_bytes for each in job.plans), _sum(each.moved_bytes for each in job.plans)
@@ -265,12 +265,16 @@ def _line(context: Context, line: int) -> tuple[float, float]:
 def _assumed(plans: Sequence[DiskPlan], held: Mapping[str, Held] | None, line: int) -> list[str]:
     """What the estimates rest on, for people."""
     assumed = ["What has changed is known only once the snapshots are taken: at most all of it."]
-    if not held:
+    if held is None:
         assumed.append(
-            "Nothing is known of the destination, so all of it may have to be moved; --to names it."
+            "This is the plan of a first run. For that of a later run, name the destination with --to."
         )
+    elif not held:
+        assumed.append("There is no replica at the destination yet, so everything that is not zero is moved.")
     if not line:
-        assumed.append("The line to the destination has 100 Mbit/s to 1 Gbit/s; --line says what it has.")
+        assumed.append(
+            "The line to the destination is assumed to carry 100 Mbit/s to 1 Gbit/s; --line says what it carries."
+        )
     if any(each.mechanism == SNAPSHOTS for each in plans):
         assumed.append(f"One snapshot gives at most {amount(_SNAPSHOT_RATE)} a second.")
     return assumed

@@ -21,7 +21,7 @@ from ..errors import CleanupIncomplete, cleaned
 if TYPE_CHECKING:  # rich takes a while to import: not for --help
     from rich.console import Console
 
-_PROSE = {"meaning", "reason", "result", "what to do"}  # columns wrapped between words
+_PROSE = {"estimate", "meaning", "reason", "result", "what to do", "why"}  # columns wrapped between words
 _PROSE_WIDTH = 24  # the least readable width
 _GAP = 2
 
@@ -134,7 +134,7 @@ class Table:
             if number:
                 out().print()
             for column, cell in zip(self.columns, row, strict=True):
-                if cell.text:
+                if cell.text not in ("", "-"):
                     out().print(Text.assemble((column.ljust(margin), "bold"), cell))
 
     def _show_title(self) -> None:

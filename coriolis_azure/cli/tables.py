@@ -151,12 +151,12 @@ def resources_table(before: list[Any], after: list[Any]) -> Table:
 
 
 def status_table(found: Surveyed) -> Table:
-    times = [(time, "kept", "-") for time in found.points]
+    times = [(time, "kept: `restore` brings it back", "-") for time in found.points]
     if found.point is not None:
-        times.append((found.point, "the replica", ", ".join(found.disks)))
+        times.append((found.point, "the newest", ", ".join(found.disks)))
     if found.unfinished is not None:
-        times.append((found.unfinished, "run without success", "-"))
-    return Table(("point in time", "", "disks"), times, found.vm)
+        times.append((found.unfinished, "an unfinished run", "-"))
+    return Table(("point in time", "what it is", "disks"), times, found.vm)
 
 
 _STATES = {

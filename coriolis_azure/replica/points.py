@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..errors import CoriolisAzureError, InvalidInput
+from ..errors import CoriolisAzureError, InvalidInput, NoReplica
 from . import sets
 from .destinations import Points
 from .replica import Replica
@@ -97,7 +97,7 @@ def prune(points: Points, existing: dict[str, sets.Record], keep: int) -> None:
 def since(points: Points, current: sets.Record | None, time: str) -> tuple[str, sets.Point, Sequence[str]]:
     """The VM, the point at `time` (LATEST: the current one), and the labels of the earlier points from that one on.
 
-    Raises InvalidInput if there is no point at `time`.
+    Raises InvalidInput if there is no point at `time`, NoReplica if there is none at all.
     """
     existing = earlier(points, current)
     if current is not None and current.point is not None and time in (LATEST, current.point.time):
@@ -108,9 +108,10 @@ def since(points: Points, current: sets.Record | None, time: str) -> tuple[str, 
         if record.point is not None and record.point.time == time:
             return record.vm, record.point, labels[at:]
     times = [record.point.time for record in (*existing.values(), current) if record and record.point]
+    if not times:
+        raise NoReplica("there is no replica at this destination")
     raise InvalidInput(
-        f"there is no point in time {time!r} here" if times else "there is no replica here",
-        remedy=f"Choose latest, or one of {', '.join(times)}." if times else "Replicate a VM to it first.",
+        f"there is no point in time {time!r} here", remedy=f"Choose latest, or one of {', '.join(times)}."
     )
 
 
