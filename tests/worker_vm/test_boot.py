@@ -5,10 +5,14 @@ Not part of the suite: `tox -e worker`. The image is made once and kept. Without
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -20,9 +24,11 @@ from qemu import BOOT_SECONDS, CPU, accelerator
 from coriolis_azure.replica.handed_off import DOMAIN
 from coriolis_azure.sandbox import Sandbox
 from coriolis_azure.source import Source
+from harness.constants import DEADLINE
 
 CODE, VARIABLES = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 MEMORY_MIB = 1024  # what this host can spare
+LESSON = Path(__file__).parents[2] / "docs/tutorial/azure.md"
 
 if debian.missing() or shutil.which("mcopy") is None or not CODE.exists():
     pytest.skip("not on this host: the programs of debian.py, mtools, or OVMF", allow_module_level=True)
@@ -92,6 +98,39 @@ def test_a_replicated_linux_boots_to_its_login_prompt(
         finally:
             process.kill()
     assert (tmp_path / "web/os.raw").stat().st_size == debian.bootable(suite).stat().st_size
+
+
+def test_the_lesson_boots_a_replica_to_its_login_prompt(
+    azure: Sandbox, connect: Callable[..., Source], tmp_path: Path
+) -> None:
+    """By the commands of the tutorial as they stand; in a session of its own, which ends with the test."""
+    blocks = re.findall(r"```sh\n(.*?)```", LESSON.read_text(), re.DOTALL)
+    (commands,) = [code for code in blocks if "qemu-system" in code]
+    azure.add_vm("web-1", debian.bootable("debian12"))
+    source = connect(environment={"replica_export_mechanism": "snapshots"})
+    source.replicate("web-1", tmp_path / "replicas/web-1")
+    console = tmp_path / "console.log"
+    with console.open("wb") as told:
+        shell = subprocess.Popen(
+            ["nice", "bash", "-euc", commands],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=told,
+            stderr=told,
+            start_new_session=True,
+        )
+    assert shell.stdin is not None
+    try:
+        until = time.monotonic() + BOOT_SECONDS
+        while f"{debian.NAME} login:" not in _text(console):
+            assert shell.poll() is None, _text(console)[-6000:]
+            assert time.monotonic() < until, _text(console)[-6000:]
+            time.sleep(0.5)
+        shell.communicate(b"\x01x", timeout=DEADLINE)
+        assert shell.returncode == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
 
 
 def _text(console: Path) -> str:
