@@ -102,13 +102,39 @@ def test_an_example_of_a_fleet_replicates(
 
 
 def test_the_examples_of_the_page_on_the_api(names: dict[str, Any]) -> None:
-    first, second = in_page("docs/howto/python.md")
+    first, _, third = in_page("docs/howto/python.md")
     scope = dict(names)
     exec(first, scope)
     with Source(names["connection_info"], names["source_environment"]) as source:
         scope["source"] = source
-        exec(second, scope)
+        exec(third, scope)
     assert [disk.sent_bytes for disk in scope["report"].disks] == [0]
+
+
+@pytest.mark.parametrize("limit", ["", "16KiB/s"])
+def test_the_script_of_the_page_on_the_api_shows_progress_and_is_cancelled_by_a_signal(
+    names: dict[str, Any], tmp_path: Path, limit: str
+) -> None:
+    """Cancelled while it copies, which would take minutes."""
+    settings = {"connection": names["connection_info"], "environment": dict(names["source_environment"])}
+    if limit:
+        settings["environment"]["bandwidth_limit"] = limit
+    (tmp_path / "azure").mkdir()
+    for name, content in settings.items():
+        (tmp_path / f"azure/{name}.json").write_text(json.dumps(content))
+    script = in_page("docs/howto/python.md")[1]
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path / "state")}
+    command = [sys.executable, "-uc", script]
+    with subprocess.Popen(command, env=surroundings, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if limit and line.startswith("copy "):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+    assert said[-1].startswith("cancelled; left in Azure: []" if limit else "as of ")
+    assert ("os: 100 %" in "".join(said)) == (not limit)
 
 
 def test_the_example_of_the_plugin(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,11 +173,12 @@ LESSON, ON_AZURE = "docs/tutorial/sandbox.md", "docs/tutorial/azure.md"
 NOT_RUN = r"\*Not run by our tests[^\n]*\*"
 
 
-def steps(page: str) -> str:
-    """The shell commands of a page, but for those that it says are not run."""
-    blocks = re.findall(
-        rf"^({NOT_RUN}\n+)?```sh\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
-    )
+def steps(page: str, part: str = "") -> str:
+    """The shell commands of a page or a part of it, but for those that it says are not run."""
+    text = (ROOT / page).read_text()
+    if part:
+        (text,) = re.findall(rf"^## {part}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(rf"^({NOT_RUN}\n+)?```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return "\n".join(code for told, code in blocks if not told)
 
 
@@ -166,7 +193,11 @@ def test_the_lesson_on_azure_has_the_commands_of_the_lesson_on_the_sandbox() -> 
 
 
 def test_the_lesson_on_the_sandbox_runs_as_it_stands(tmp_path: Path) -> None:
-    """In a session of its own, so that nothing of it outlives the test."""
+    """With what two how-tos add to it; in a session of its own, so that nothing of it outlives the test."""
+    lesson, stop, rest = steps(LESSON).partition("kill %1")
+    assert (stop, rest.strip()) == ("kill %1", "")
+    more = [steps(f"docs/howto/{page}.md", "Try it on the sandbox") for page in ("fleet", "failed")]
+    script = "\n".join([lesson, *more, stop])
     program = tmp_path / "bin/coriolis-azure"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m coriolis_azure "$@"\n')
@@ -179,7 +210,7 @@ def test_the_lesson_on_the_sandbox_runs_as_it_stands(tmp_path: Path) -> None:
     }
     with (tmp_path / "told").open("w+") as told:
         shell = subprocess.Popen(
-            ["bash", "-euxo", "pipefail", "-c", steps(LESSON)],
+            ["bash", "-euxo", "pipefail", "-c", script],
             env=surroundings,
             stdin=subprocess.DEVNULL,
             stdout=told,
@@ -192,4 +223,8 @@ def test_the_lesson_on_the_sandbox_runs_as_it_stands(tmp_path: Path) -> None:
             with suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
         told.seek(0)
-        assert code == 0, told.read()[-3000:]
+        said = told.read()
+        assert code == 0, said[-3000:]
+        assert re.findall(r"^exit code \d+", said, re.MULTILINE) == ["exit code 3", "exit code 7"]
+        for page in ("replicas.html", "run.html", "fleet.html"):
+            assert "web-1" in (tmp_path / page).read_text()

@@ -384,7 +384,8 @@ def _may_pass(error: AzureError) -> bool:
 
 def _log_undeleted(id: str, error: Exception) -> None:
     unexpected = None if isinstance(error, CoriolisAzureError) else error
-    LOG.error("could not delete %s: %s", id, error, exc_info=unexpected)
+    said = str(error) if str(id) in str(error) else f"could not delete {id}: {error}"
+    LOG.error("%s", said, exc_info=unexpected)
 
 
 def made_of(storage: Storage | None, id: names.BlobsId) -> list[Blob]:
