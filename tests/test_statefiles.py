@@ -61,10 +61,10 @@ REPLACED = [
 
 
 @pytest.mark.parametrize("name", READ + REPLACED)
-@pytest.mark.parametrize("dangling", [False, True])
-def test_no_link_is_followed(folder: Path, name: str, dangling: bool) -> None:
-    victim = folder.parent / "victim"
-    if not dangling:
+@pytest.mark.parametrize("to", ["a file", "nothing"])
+def test_no_link_is_followed(folder: Path, name: str, to: str) -> None:
+    victim = folder / name if to == "itself" else folder.parent / "victim"
+    if to == "a file":
         victim.write_text("precious")
     kept = folder.parent / "kept"
     if (folder / name).exists():
@@ -82,8 +82,30 @@ def test_no_link_is_followed(folder: Path, name: str, dangling: bool) -> None:
             kept.rename(folder / name)
         whole_run(folder)
     assert holds(folder / "os.raw", {0: B})
-    assert victim.exists() is not dangling
-    assert dangling or victim.read_text() == "precious"
+    assert to != "a file" or victim.read_text() == "precious"
+    assert to != "nothing" or not victim.exists()
+
+
+def test_a_folder_behind_links_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for folder in (tmp_path / "circle", tmp_path / "circle/images"):
+        with pytest.raises(InvalidInput, match="cannot be used as a destination") as refused:
+            ImageFolder(folder)
+        assert refused.value.remedy
+
+
+def test_of_a_state_file_that_is_too_large_only_so_much_is_read(folder: Path) -> None:
+    """So much as no host has in memory."""
+    for name in ("replica.json", ".vm", ".run"):
+        (folder / name).touch(mode=0o600)
+        os.truncate(folder / name, 1 << 40)
+        if name == ".vm":
+            with pytest.raises(InvalidInput, match="another VM"):
+                whole_run(folder)
+            (folder / name).unlink()
+        else:
+            whole_run(folder)
+            assert holds(folder / "os.raw", {0: B})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")

@@ -247,6 +247,15 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
     assert Path("/dev/null").is_char_device()
 
 
+def test_a_file_behind_links_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for path in (tmp_path / "circle", tmp_path / "circle/page.html"):
+        for attempt in (files.refuse_unwritable, lambda path: files.write(path, "new")):
+            with pytest.raises(InvalidInput, match="Too many levels of symbolic links") as refused:
+                attempt(path)
+            assert refused.value.remedy
+
+
 def test_an_age_is_told_in_one_unit() -> None:
     from coriolis_azure.events import aged
 

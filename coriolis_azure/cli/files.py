@@ -28,7 +28,7 @@ def refuse_unwritable(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not _is_special(path):
-            fd, new = _new(path.resolve())
+            fd, new = _new(_followed(path))
             os.close(fd)
             new.unlink()
     except OSError as error:
@@ -43,9 +43,17 @@ def write(path: Path, text: str) -> None:
         if _is_special(path):
             path.write_text(text, encoding="utf-8")
         else:
-            _replace(path.resolve(), text.encode())
+            _replace(_followed(path), text.encode())
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _followed(path: Path) -> Path:
+    """The path without links. Raises OSError if they lead in a circle."""
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return found
 
 
 def _is_special(path: Path) -> bool:

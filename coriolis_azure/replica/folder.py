@@ -90,7 +90,7 @@ class ImageFolder:
 
     def _refuse_points(self) -> None:
         """Raise InvalidInput if the folder lies among the earlier points of a replica."""
-        whole = self.path.resolve()
+        whole = Path(os.path.realpath(self.path))
         for folder in (whole, *whole.parents):
             replica = folder.parent
             if folder.name.lower() == POINTS and any(

@@ -19,6 +19,7 @@ from . import space
 
 _UNKNOWN_TO_THE_FILE_SYSTEM = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 _LONG_AGO_NS = 10**18  # in 2001, which every file system knows
+_LIMIT = 16 << 20  # bytes of a file that is read at once: a record of a hundred disks has 10 KiB
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -117,7 +118,7 @@ def _probe(folder: Path) -> Iterator[int]:
             os.unlink(name)  # noqa: PTH108
 
 
-def read(path: Path, *, ours: bool = True, limit: int = -1) -> bytes:
+def read(path: Path, *, ours: bool = True, limit: int = _LIMIT) -> bytes:
     """The content of a small file, at most `limit` bytes. Raises FileNotFoundError, InvalidInput as `open_existing`."""
     with open(open_existing(path, os.O_RDONLY, ours=ours), "rb") as file:
         return file.read(limit)
