@@ -36,8 +36,6 @@ from .clock import Clock, Scope, scope
 from .errors import Cancelled, CoriolisAzureError, InvalidInput, NoReplica
 from .events import Copied, Event, Notice, Report, Step, located, silent, unfailing
 from .machine import inspection, listing
-from .mechanisms import copying
-from .mechanisms.copying import Boot
 from .mechanisms.target import Shared as Shared
 from .mechanisms.target import Target
 from .model import Disk, Json, Machine, Run, Worker
@@ -65,6 +63,9 @@ def _ignore(report: RunReport) -> None:
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+    # Imported in functions: the libraries for SSH and blobs take long to import, and `list` needs neither.
+    from .mechanisms.copying import Boot
 
 
 class Options(TypedDict, total=False):
@@ -253,6 +254,8 @@ class Source:
         self, shared: Shared | None, vm: str, to: str | Path | Folder, **options: Unpack[Options]
     ) -> Replicated:
         """As `replicate`, as one of several runs that share something; None shares nothing. For `Fleet`."""
+        from .mechanisms import copying
+
         shutdown, full = options.get("shutdown", False), options.get("full", False)
         adopt, keep = options.get("adopt", False), options.get("keep")
         now, short = self.context.clock.monotonic, vm.rpartition("/")[2]
@@ -354,6 +357,8 @@ class Source:
         If disks are going to be read by a worker, it is booted and left running. What dead runs have left, and
         baselines whose end date has passed, are deleted first. If this fails, nothing of the new run is left behind.
         """
+        from .mechanisms import copying
+
         machine = self.inspect(vm)
         disks = self.chosen(machine)
         self.sweep(DEAD_AFTER)
@@ -520,6 +525,8 @@ class Source:
         return reckoning.plan(self.context, machine, disks, prices or Prices.read(), held, line)
 
     def _held(self, to: str | Path, machine: Machine, disks: Sequence[Disk]) -> dict[str, Held]:
+        from .mechanisms import copying
+
         try:
             with places.open(str(to), self.context.report, self.storage, existing=True) as place:
                 data = contents.data_bytes(place, machine.id)
@@ -654,6 +661,8 @@ def _copied_and(
     disks: Sequence[Disk],
 ) -> list[transfer.Outcome]:
     """Copy the disks and `publish` what arrived; keep their snapshots as baselines, and delete the older ones."""
+    from .mechanisms import copying
+
     outcomes = copying.copy(target, resources, boot, machine, disks)
     target.baselines.keep()  # before anything names them: what nothing names is deleted by the next run
     publish(outcomes)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
-# The work of each `ordered` that has not ended, by its scope. Each operation on it is atomic.
+# The work of each `ordered` and `Aside` that has not ended, by its scope. Each operation on it is atomic.
 _under_way: dict[Scope, deque[_Task[Any]]] = {}
 
 
@@ -80,12 +80,7 @@ def ordered(
         nonlocal held
         if alone:
             pending[0].run()
-        future = pending[0].future
-        while around is not None and not future.done():
-            if around.cancelled:
-                raise WaitEnded("the work was cancelled")
-            with suppress(TimeoutError, FutureTimeout):  # two names of one, from Python 3.11 on
-                future.exception(_LOOK_SECONDS)
+        _await(pending[0].future, around)
         held -= pending[0].weight
         return pending.popleft().future.result()
 
@@ -115,8 +110,56 @@ def ordered(
         _under_way.pop(scope, None)
 
 
+class Aside(Generic[R]):
+    """Does work in a thread of its own while the calling thread goes on, one piece at a time.
+
+    Close it: that cancels the work under way and joins it.
+    """
+
+    def __init__(self) -> None:
+        self._around = clock.scope()
+        self._scope, self._pool = Scope(self._around), ThreadPoolExecutor(1)
+        self._pending: deque[_Task[R]] = deque()
+        _under_way[self._scope] = self._pending
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is under way."""
+        return bool(self._pending) and not self._pending[0].future.done()
+
+    def begin(self, work: Callable[[], R]) -> None:
+        """Begin this work, which is `done` afterwards if the system cannot start a thread. Call `result` before."""
+        task = _Task(work, self._scope, 1)
+        self._pending.append(task)
+        if not _submitted(self._pool, task):
+            task.run()
+
+    def result(self) -> R | None:
+        """Wait for the work and return its result, or raise its error; None if there was no work."""
+        if not self._pending:
+            return None
+        _await(self._pending[0].future, self._around)
+        return self._pending.popleft().future.result()
+
+    def close(self) -> None:
+        """Cancel the work under way, if any, and wait for its end."""
+        self._scope.cancel()
+        self._pool.shutdown()
+        futures.wait(task.future for task in self._pending if not task.future.cancel())
+        _under_way.pop(self._scope, None)
+
+
+def _await(future: Future[Any], around: Scope | None) -> None:
+    """Wait until the future is done. Raises WaitEnded if the scope is cancelled meanwhile."""
+    while around is not None and not future.done():
+        if around.cancelled:
+            raise WaitEnded("the work was cancelled")
+        with suppress(TimeoutError, FutureTimeout):  # two names of one, from Python 3.11 on
+            future.exception(_LOOK_SECONDS)
+
+
 def settle(block: Scope) -> None:
-    """Cancel work of `ordered` within `block` that has been abandoned, and wait until it has ended.
+    """Cancel work of `ordered` or `Aside` within `block` that has been abandoned, and wait until it has ended.
 
     A second interrupt in `ordered`, while its threads are joined, leaves them running.
     """

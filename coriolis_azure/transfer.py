@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import groupby
 
 from .change_map import ChangeMap, Kind, Tally
 from .errors import CoriolisAzureError, CorruptChunk
 from .events import Progress, Step
 from .readers.reader import Answer, Chunk, Data, Piece, Question, Reader, Same, Zeros, corrupt
-from .replica.comparison import THREADS, differing, in_flight
+from .replica.comparison import THREADS, ReadBack, in_flight
 from .replica.destinations import Destination
 from .replica.manifest import DIGEST, GRAIN, UNKNOWN, ZERO, Manifest, grain_count
 from .threads import ordered
@@ -98,9 +98,16 @@ class _Copy:
         self._sent = self._zero = self._skipped = 0
         self._tally = Tally(base.size, base.chunk)
         self._failure: Exception | None = None
+        self._read_back: ReadBack | None = None
 
     def run(self, *, verify: bool) -> Outcome:
         """Copy the disk, from opening it to the commit."""
+        if not (verify and self._destination.readable):
+            return self._run(verify=verify)
+        with closing(ReadBack(self._destination, self._before, self._concurrent)) as self._read_back:
+            return self._run(verify=True)
+
+    def _run(self, *, verify: bool) -> Outcome:
         try:
             self._settle()
         except CoriolisAzureError:
@@ -150,6 +157,8 @@ class _Copy:
         if done.digest is not None:
             self._base.digests.put(done.index, done.digest * done.count)
             self._destination.settle(self._base, done.index, done.count)
+            if self._read_back is not None:
+                self._refuse(self._read_back.add(self._base, done.index, done.count))
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
         for kind, first, count in done.kinds:
@@ -159,20 +168,22 @@ class _Copy:
 
     def _verified(self, manifest: Manifest) -> bool | None:
         """Read back the chunks whose digests have changed, or ask the destination to confirm them."""
-        verify = Step("verify", self._progress.disk)
-        if not self._destination.readable:
-            if not self._destination.checkable:
-                return None
-            self._progress.report(verify)
-            return self._destination.check()
-        changed = self._before.differing(manifest.digests)
-        first = next(changed, None)
-        if first is None:
+
+        def tell() -> None:
+            self._progress.report(Step("verify", self._progress.disk))
+
+        if self._read_back is not None:
+            self._refuse(self._read_back.finish(manifest, tell))
             return True
-        self._progress.report(verify)
-        for index in differing(self._destination, manifest, chain([first], changed), self._concurrent):
+        if not self._destination.checkable:
+            return None
+        tell()
+        return self._destination.check()
+
+    def _refuse(self, index: int | None) -> None:
+        """Raise CorruptChunk if a chunk was found to be wrong when it was read back."""
+        if index is not None:
             raise self._corrupt(index, "has other content when it is read back from the destination")
-        return True
 
     # In pool threads
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,6 +111,9 @@ class MemoryMedium:
     @contextmanager
     def protected(self, part: Part = "image") -> Iterator[None]:
         yield
+
+    def unshared(self, part: Part) -> AbstractContextManager[Callable[[], bool]]:
+        return nullcontext(lambda: True)
 
     def doubt(self, stamp: Stamp) -> str:
         return "" if self.stamp() == stamp else "somebody has changed it"

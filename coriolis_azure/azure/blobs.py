@@ -12,23 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from http import HTTPStatus
 from io import BytesIO
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from azure.core import MatchConditions
 from azure.core.credentials import AzureNamedKeyCredential
-from azure.storage.blob import (
-    BlobClient,
-    BlobLeaseClient,
-    BlobProperties,
-    BlobSasPermissions,
-    BlobServiceClient,
-    ContainerClient,
-    ExponentialRetry,
-    generate_blob_sas,
-)
 
 from .. import __version__
 from ..clock import Clock
@@ -42,12 +31,14 @@ from .pages import Pages
 from .patience import whole
 from .translation import translated
 
+# The library takes a while to import, and most commands need no blobs.
+if TYPE_CHECKING:
+    from azure.storage.blob import BlobClient, BlobLeaseClient, BlobProperties, ContainerClient
+
 PAGE = 512
 MOST = 4 << 20  # the most bytes that one request may write
 _TYPE = "Microsoft.Storage/storageAccounts"
 _COPY_SECONDS = 24 * 3600.0
-# How Azure asks for fewer requests.
-BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 @dataclass(frozen=True)
@@ -147,6 +138,10 @@ class Account:
     def __init__(self, azure: Azure, document: Json, *, by_key: bool) -> None:
         self.id, self.name = str(document["id"]), names.name_of(document["id"])
         self.location = canonical_location(document["location"])
+        from azure.storage.blob import BlobServiceClient
+
+        from .blob_retries import Retries
+
         self._azure, self._by_key = azure, by_key
         self.has_versions = not azure.blob_version  # older services reject include=versions
         endpoint = _endpoint(document)
@@ -177,6 +172,8 @@ class Account:
 
     def readable_url(self, blob: Blob, clock: Clock) -> str:
         """A SAS URL with which Azure can read a blob for as long as a copy may take. It is a secret."""
+        from azure.storage.blob import BlobSasPermissions, generate_blob_sas
+
         start, end = (
             self._azure.now(clock) - timedelta(minutes=15),
             self._azure.now(clock) + timedelta(seconds=_COPY_SECONDS, hours=1),
@@ -407,10 +404,15 @@ class Blob:
 
     def lease(self, seconds: int) -> None:
         """Acquire a lease: only its holder can change the blob. Raises Conflict if somebody else holds one."""
-        lease = BlobLeaseClient(self._client, lease_id=str(uuid.uuid4()))
+        lease = self._lease_client(str(uuid.uuid4()))
         with translated("lease", self.url):
             lease.acquire(lease_duration=seconds)
         self._lease = lease
+
+    def _lease_client(self, lease_id: str) -> BlobLeaseClient:
+        from azure.storage.blob import BlobLeaseClient
+
+        return BlobLeaseClient(self._client, lease_id=lease_id)
 
     @property
     def lease_id(self) -> str:
@@ -424,7 +426,7 @@ class Blob:
         expired lease only if the blob has been neither changed nor leased since. The lease then gets a new id, so
         that the other process can no longer change the blob.
         """
-        lease = BlobLeaseClient(self._client, lease_id=lease_id)
+        lease = self._lease_client(lease_id)
         try:
             with translated("take over the lease of", self.url):
                 lease.renew()
@@ -462,26 +464,6 @@ def allocated(client: BlobClient, size: int) -> Pages:
         for pages in whole(client.list_page_ranges(offset=at, length=min(WINDOW, size - at)))
         if not pages.cleared and pages.start is not None and pages.end is not None
     )
-
-
-class Retries(ExponentialRetry):
-    """The retries of requests to Blob storage; but answers with the error code `final` are not asked for again.
-
-    The library's default first backoff is 15 seconds: too long for a multi-threaded transfer.
-    """
-
-    def __init__(self, final: str = "") -> None:
-        super().__init__(initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1)
-        self._final = final
-
-    def increment(
-        self, settings: dict[str, Any], request: Any, response: Any = None, error: Any = None
-    ) -> bool:
-        """Whether to ask once more."""
-        code = response.headers.get("x-ms-error-code") if response is not None else None
-        if self._final and code == self._final:
-            return False
-        return super().increment(settings, request, response, error)
 
 
 def _if_etag(etag: str) -> dict[str, Any]:

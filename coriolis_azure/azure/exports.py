@@ -19,7 +19,8 @@ from ..clock import Clock
 from ..errors import Denied
 from ..model import Json
 from ..threads import Lock
-from . import blobs, patience
+from . import patience
+from .blob_retries import Retries
 from .client import Azure
 from .pace import Pace
 from .page_lists import TIMED_OUT, SnapshotBlob
@@ -124,7 +125,7 @@ class Export(SnapshotBlob):
         lists = BlobClient.from_blob_url(
             sas.url,
             transport=azure.transport,
-            retry_policy=blobs.Retries(final=TIMED_OUT),  # a smaller window is asked for instead
+            retry_policy=Retries(final=TIMED_OUT),  # a smaller window is asked for instead
             user_agent=f"coriolis-azure/{__version__}",
             api_version=_VERSION,
         )

@@ -14,7 +14,7 @@ from azure.core.pipeline.policies import UserAgentPolicy
 from azure.core.pipeline.transport import HttpRequest
 
 from .. import __version__
-from . import blobs
+from .blob_retries import BUSY, Retries
 from .pace import Pace
 from .sas import Sas
 
@@ -27,7 +27,7 @@ class Ranges:
     def __init__(self, transport: Any, sas: Sas, version: str, pace: Pace) -> None:
         self._sas, self._version, self._pace = sas, version, pace
         agent = UserAgentPolicy(f"coriolis-azure/{__version__}")
-        self._pipeline: Pipeline[Any, Any] = Pipeline(transport, [agent, blobs.Retries()])
+        self._pipeline: Pipeline[Any, Any] = Pipeline(transport, [agent, Retries()])
 
     def fill(self, offset: int, data: memoryview) -> None:
         """Fill `data` with what the blob holds from `offset` on. Raises the exceptions of Azure's SDKs."""
@@ -61,5 +61,5 @@ class Ranges:
     def _retried(self, response: Any = None, **details: Any) -> None:
         """See the library's retry_hook."""
         del details
-        if response is not None and response.status_code in blobs.BUSY:
+        if response is not None and response.status_code in BUSY:
             self._pace.busy()

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ..azure import names, permissions
 from ..azure.context import Context
-from ..azure.exports import Export
 from ..errors import AzureError, DeadlinePassed, Denied, InvalidInput
 from ..model import Disk, Json
 from ..run.resources import end_access
 from ..threads import ordered
 from . import cloning
 
+if TYPE_CHECKING:
+    from ..azure.exports import Export  # takes a while to import: not to judge which disks can be exported
+
 LOG = logging.getLogger(__name__)
-Exporter = Callable[[Context, Json, int], Export]
+Exporter = Callable[[Context, Json, int], "Export"]
 _PROBE = 512  # bytes
 REMEDY = "Leave the disk out (exclude_disks), or set replica_export_mechanism to auto or worker."
 
@@ -76,6 +79,8 @@ def refuse(disks: Sequence[Disk], *, modern: bool) -> None:
 
 def exported(context: Context, snapshot: Json, size: int) -> Export:
     """The content of the snapshot of a disk of `size` bytes, given by Azure's document of it."""
+    from ..azure.exports import Export
+
     return Export(context.azure, snapshot, size, context.clock)
 
 

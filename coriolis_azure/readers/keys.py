@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
-import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from paramiko.ssh_exception import SSHException
 
 from ..errors import InvalidInput
+
+if TYPE_CHECKING:
+    import paramiko
 
 
 def client_key() -> tuple[str, str]:
@@ -52,10 +54,12 @@ def host_key() -> tuple[str, str]:
 
 def private_key(text: str) -> paramiko.PKey:
     """The key in a PEM text, of any type. InvalidInput if it cannot be read."""
+    import paramiko  # takes a while to import: not for callers that only make keys
+
     for kind in (paramiko.RSAKey, paramiko.Ed25519Key, paramiko.ECDSAKey):
         try:
             return kind.from_private_key(io.StringIO(text))
-        except (SSHException, ValueError):
+        except (paramiko.SSHException, ValueError):
             continue
     raise InvalidInput("the private key for the target cannot be read", remedy="Give it as PEM, unencrypted.")
 

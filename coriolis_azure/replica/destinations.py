@@ -86,6 +86,18 @@ class Destination(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class Synced(Destination, Protocol):
+    """A disk that can be read back while it is written."""
+
+    def sync(self) -> None:
+        """Make what was written up to now durable, while other threads go on writing."""
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether nobody else can have changed what was read back before `flush`, which has been called."""
+
+
 class Folder(Protocol):
     """A place for the disks of a VM, exclusively for one run. A context manager, which calls `close` at its end."""
 

@@ -68,19 +68,20 @@ def refuse_writers(fd: int, path: Path) -> None:
 
 
 @contextmanager
-def alone(fd: int) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether no other program has the file open or has tried to open it for writing.
+def alone(fd: int, *, otherwise: bool = True) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether no other program has the file open or has tried to open it.
 
     While the block runs, other programs cannot open it, or only after a wait (`/proc/sys/fs/lease-break-time`). This
     matters because a program that has mapped the file can change a page repeatedly while the file's times change only
-    once. The function returns true if nothing can tell.
+    once. The function returns `otherwise` if nothing can tell, as on a file system without leases. This process, too,
+    must not open the file again in the block: it would wait as long as others.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # see `refuse_writers`
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
-        known = error.errno != errno.EAGAIN
-        yield lambda: known
+        unknown = error.errno != errno.EAGAIN and otherwise
+        yield lambda: unknown
         return
     try:
         yield lambda: fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_UNLCK

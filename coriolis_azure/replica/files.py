@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -324,6 +324,16 @@ class FileMedium:
                     disk=self.name,
                 )
             self._disturbed = not before
+
+    @contextlib.contextmanager
+    def unshared(self, part: Part) -> Iterator[Callable[[], bool]]:
+        """See Medium."""
+        store = self._stores[part]
+        if store.is_device:  # opened exclusively
+            yield lambda: True
+            return
+        with exclusive.alone(store.fd, otherwise=False) as alone:
+            yield alone
 
     def doubt(self, stamp: Stamp) -> str:
         """See Medium."""

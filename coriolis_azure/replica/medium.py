@@ -185,6 +185,12 @@ class Medium(Protocol):
     def protected(self, part: Part = "image") -> AbstractContextManager[None]:
         """Keep others from changing the part in this block. Raises DestinationFailed at its end if one may have."""
 
+    def unshared(self, part: Part) -> AbstractContextManager[Callable[[], bool]]:
+        """Give a function that tells whether nobody else can have changed the part since the block began.
+
+        It returns false if nothing can tell. The part is not opened again in the block, and only this run writes it.
+        """
+
     def doubt(self, stamp: Stamp) -> str:
         """Why an image that had `stamp` after the last run may have changed since; "" if it has not."""
 

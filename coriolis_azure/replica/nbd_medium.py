@@ -11,7 +11,7 @@ What the server says is zero is not read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO
@@ -171,6 +171,10 @@ class NbdMedium:
     def protected(self, part: Part = "image") -> AbstractContextManager[None]:
         """See Medium. Nothing can keep others from an export but its server."""
         return nullcontext() if part == "image" else self._files.protected(part)
+
+    def unshared(self, part: Part) -> AbstractContextManager[Callable[[], bool]]:
+        """See Medium."""
+        return nullcontext(lambda: False) if part == "image" else self._files.unshared(part)
 
     def doubt(self, stamp: Stamp) -> str:
         """Never called: every run reads all of it. See Medium."""

@@ -30,7 +30,7 @@ from .documents import Documents, Saved, SavedDraft
 from .draft import Draft, index_size, pieces
 from .grains import Grains
 from .manifest import UNKNOWN, ZERO, Manifest, grain_count
-from .medium import Content, Medium, Readable, Stamp, Store, holds, read_padded
+from .medium import Content, Medium, Part, Readable, Stamp, Store, holds, read_padded
 
 
 class Replica:
@@ -46,6 +46,7 @@ class Replica:
         self._medium, self._report, self._always_in_place = medium, report, in_place
         self._documents = Documents(medium, report)
         self._lock = Lock()
+        self._watching = contextlib.ExitStack()
         self._reset()
 
     def _reset(self) -> None:
@@ -61,6 +62,9 @@ class Replica:
         self._shape: Manifest | None = None  # as in its document
         self._draft_stamps: list[Stamp | None] = []  # of its parts, since they were flushed
         self._target: Store | None = None  # what is written to: content of the draft, or the image in place
+        self._watching.close()
+        self._unshared: Callable[[], bool] | None = None  # until `flush`: whether nobody else has changed it
+        self._undisturbed = True
         # of the commit:
         self._ask_baseline: Callable[[], Json | None] = lambda: None
         self._baseline: Json | None = None
@@ -294,7 +298,7 @@ class Replica:
         self._draft = Draft(content, index, self._below, base, existing=True)
         resumed = replace(self._draft.resume(base, self._below), fresh=False)
         self._save_draft(resumed)  # it is no longer a committed one
-        self._target = content
+        self._write_to(content, "partial" if self._partial else "redo")
         return resumed
 
     @property
@@ -345,13 +349,19 @@ class Replica:
                 self._refuse_changed()
                 self._forget_content(base)
                 self._medium.unseal()
-                self._target = self._medium.open("image")
+                self._write_to(self._image(), "image")
                 return
             self._save_draft(base)
-            content = self._medium.make("partial" if self._partial else "redo", base.size)
+            part: Part = "partial" if self._partial else "redo"
+            content = self._medium.make(part, base.size)
             index = self._medium.make("index", index_size(base))
             self._draft = Draft(content, index, self._below, base, existing=False)
-            self._target = content
+            self._write_to(content, part)
+
+    def _write_to(self, target: Store, part: Part) -> None:
+        """Write to this from now on, and watch until `flush` whether others use it."""
+        self._unshared = self._watching.enter_context(self._medium.unshared(part))
+        self._target = target
 
     def _save_draft(self, shape: Manifest) -> None:
         """Save which disk the draft is of. The digests of its chunks are in its index."""
@@ -415,6 +425,19 @@ class Replica:
             self._draft_stamps = self._draft_stamps or self._stamps_of_draft()
         elif self._target is not None:
             self._target.flush()
+        if self._unshared is not None:
+            self._undisturbed, self._unshared = self._unshared(), None
+            self._watching.close()
+
+    def sync(self) -> None:
+        """See Synced."""
+        if self._target is not None:
+            self._target.flush()
+
+    @property
+    def undisturbed(self) -> bool:
+        """See Synced. What changes after `flush` shows in the stamps."""
+        return self._undisturbed
 
     def check(self) -> bool | None:
         """None, because the content is read back instead. See Destination."""
@@ -747,6 +770,7 @@ class Replica:
 
     def close(self) -> None:
         """See Destination. What was committed is no longer published by this object."""
+        self._watching.close()
         self._medium.close()
         if self.grains is not None:
             self.grains.close()

@@ -1,0 +1,166 @@
+"""What a run writes is read back while it goes on, and only counts if nobody else can have changed it since."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from coriolis_azure.errors import CorruptChunk, DestinationFailed, StreamEnded
+from coriolis_azure.events import Event, Step, silent
+from coriolis_azure.replica import comparison
+from coriolis_azure.replica.medium import Content
+from harness.constants import DEADLINE
+from harness.copies import CHUNK, by_agent, job, replicate
+from harness.images import Image
+from harness.pipes import Pipes
+
+CHUNKS = 60
+LAST = (CHUNKS - 1) * CHUNK
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.write_bytes(os.urandom(CHUNKS * CHUNK))
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "os.raw"
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "_EARLY_BYTES", 4 * CHUNK)
+
+
+class Watched(Image):
+    """An image that holds its last write until the first chunk has been read back, and notes what is read when."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.early, self.late = list[int](), list[int]()
+        self._was_read = threading.Event()
+        self._is_flushed = False
+
+    def write(self, offset: int, data: Content) -> None:
+        if offset == LAST:
+            assert self._was_read.wait(DEADLINE)
+            self.last()
+        super().write(offset, data)
+
+    def last(self) -> None:
+        """What happens before the last chunk is written."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = super().read(offset, length)
+        (self.late if self._is_flushed else self.early).append(offset // CHUNK)
+        self._was_read.set()
+        return data
+
+    def flush(self) -> None:
+        super().flush()
+        self._is_flushed = True
+
+    def intrude(self) -> None:
+        """Write to the draft, as somebody does who has opened it and was let in."""
+        os.pwrite(self.medium._stores["partial"].fd, b"stranger", 0)
+
+
+def copy(disk: Path, image: Image, told: list[Event] | None = None) -> bool | None:
+    with image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, CHUNK, full=False)
+        report = silent if told is None else told.append
+        return by_agent(lambda: pipes, job(disk), base, image, report).verified
+
+
+def test_each_chunk_is_read_back_once_and_most_before_the_end(disk: Path, path: Path) -> None:
+    image, told = Watched(path), list[Event]()
+    assert copy(disk, image, told)
+    assert sorted(image.early + image.late) == list(range(CHUNKS))
+    assert image.early
+    assert CHUNKS - 1 in image.late
+    assert [event for event in told if isinstance(event, Step)] == [Step("verify", "os")]
+    assert path.read_bytes() == disk.read_bytes()
+
+
+def test_a_later_run_reads_back_what_it_has_changed(disk: Path, path: Path) -> None:
+    replicate(disk, path)
+    disk.write_bytes(os.urandom(30 * CHUNK) + disk.read_bytes()[30 * CHUNK : LAST] + os.urandom(CHUNK))
+    image = Watched(path)
+    assert copy(disk, image)
+    assert {*image.early, *image.late} == {*range(30), CHUNKS - 1}
+    assert path.read_bytes() == disk.read_bytes()
+
+
+def test_what_somebody_writes_to_what_was_read_back_is_found(disk: Path, path: Path) -> None:
+    class Intruded(Watched):
+        def last(self) -> None:
+            with pytest.raises(BlockingIOError):  # kept out for a while, then let in
+                os.open(path.with_name("os.raw.partial"), os.O_WRONLY | os.O_NONBLOCK)
+            self.intrude()
+
+    image = Intruded(path)
+    with pytest.raises(CorruptChunk, match="offset 0 ") as caught:
+        copy(disk, image)
+    assert caught.value.offset == 0
+    assert not path.exists()
+
+
+def test_where_nothing_tells_who_else_writes_all_is_read_back_at_the_end(
+    disk: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError("no leases here")
+
+    class Intruded(Watched):
+        def last(self) -> None:
+            self.intrude()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.fcntl", refused)
+        with pytest.raises(CorruptChunk, match="offset 0 "):
+            copy(disk, Intruded(path))
+        image = Watched(path)
+        assert copy(disk, image)
+    assert path.read_bytes() == disk.read_bytes()
+
+
+class Forgetful(Watched):
+    """An image that loses what is written to the first chunk."""
+
+    def write(self, offset: int, data: Content) -> None:
+        super().write(offset, bytes(len(data)) if offset == 0 else data)
+
+
+def test_a_chunk_that_was_lost_is_named_while_the_copy_goes_on(disk: Path, path: Path) -> None:
+    image = Forgetful(path)
+    with pytest.raises(CorruptChunk, match="read back") as caught:
+        copy(disk, image)
+    assert (caught.value.disk, caught.value.offset) == ("os", 0)
+    assert not image.late
+
+
+def test_a_flush_that_fails_while_the_copy_goes_on_ends_it(disk: Path, path: Path) -> None:
+    class Full(Image):
+        def sync(self) -> None:
+            raise DestinationFailed("the disk is full", disk="os")
+
+    with pytest.raises(DestinationFailed, match="the disk is full"):
+        copy(disk, Full(path))
+    assert not path.exists()
+
+
+def test_a_copy_that_fails_leaves_no_thread_that_reads_back(disk: Path, path: Path) -> None:
+    class Broken(Watched):
+        def last(self) -> None:
+            raise StreamEnded("gone")
+
+    before = threading.active_count()
+    with pytest.raises(StreamEnded):
+        copy(disk, Broken(path))
+    assert threading.active_count() == before
