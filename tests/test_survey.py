@@ -110,6 +110,15 @@ def test_many_replicas_are_described_each_by_its_own_state(tmp_path: Path) -> No
     assert all(one.advice() for name, one in seen.items() if name not in ("good", "busy", "group/deep"))
 
 
+@pytest.mark.parametrize("name", ["os.raw", "data-0.raw", "replica.json"])
+def test_a_vm_may_be_called_as_a_file_of_a_replica_is(tmp_path: Path, name: str) -> None:
+    for vm in (name, "web"):
+        replica(tmp_path / vm, vm)
+    assert {path: one.state for path, one in found(tmp_path).items()} == {name: "good", "web": "good"}
+    with places.open(str(tmp_path), silent, existing=True) as place:
+        assert place.names() == []
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff" * 100, b"[" * 10_000])
 def test_a_damaged_history_takes_nothing_from_the_rest(tmp_path: Path, damage: bytes) -> None:
     replica(tmp_path / "web")

@@ -268,8 +268,8 @@ class ImageFolder:
 
 
 def disk_names(path: Path, ending: str) -> list[str]:
-    """The names of the disks that have a file with this ending in the folder."""
-    found = (file.name.removesuffix(ending) for file in path.glob(f"*{ending}"))
+    """The names of the disks that have a file with this ending in the folder. A VM's folder may have such a name."""
+    found = (file.name.removesuffix(ending) for file in path.glob(f"*{ending}") if not file.is_dir())
     return sorted(filter(_DISK.fullmatch, found))
 
 

@@ -184,7 +184,7 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
     """The folders that hold a replica: this one or, if it holds none, some below it. Links are not followed."""
     with os.scandir(folder) as listed:
         entries = list(listed)
-    names = {entry.name for entry in entries}
+    names = {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
     if names & {sets.NAME, _OWNER, _MARK} or any(map(_DISK.fullmatch, names)):
         yield folder
     elif depth:
