@@ -22,6 +22,7 @@ from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.manifest import ZERO, Manifest
 from coriolis_azure.replica.medium import Content, Stamp
+from coriolis_azure.replica.replica import Replica
 from harness.block_devices import command, fresh, loop, mounted
 from harness.image_runs import CHUNK, REGION, SIZE, A, B, Told, dies_after_writing, holds, put, run
 from harness.images import Image
@@ -581,6 +582,26 @@ def test_a_device_below_a_loop_device_is_refused(devices: list[Path], tmp_path: 
         assert f"losetup -d {above}" in refused.value.remedy
         with mounted(above, tmp_path / "fs") as place:
             assert (place / "file").read_text() == "precious"
+    run(image, {0: B})
+
+
+def test_a_device_that_is_read_only_is_refused_before_anything_is_read_for_it(
+    devices: list[Path], tmp_path: Path
+) -> None:
+    image = tmp_path / "os.raw"
+    image.symlink_to(devices[0])
+    run(image, {0: A})
+    command("blockdev", "--setro", devices[0])
+    remedy = f"blockdev --setrw {devices[0]}"
+    try:
+        with (
+            Replica(FileMedium(image)) as replica,
+            pytest.raises(InvalidInput, match="is read-only") as refused,
+        ):
+            replica.take()
+    finally:
+        command(*remedy.split())  # the next device of this name would be read-only, too
+    assert f"`{remedy}`" in refused.value.remedy
     run(image, {0: B})
 
 

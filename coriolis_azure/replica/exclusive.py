@@ -27,10 +27,14 @@ from . import devices, statefiles
 _QEMU_FIRST, _QEMU_LENGTH = 100, 200
 _BUSY = (errno.EAGAIN, errno.EACCES)
 _LOOPS = Path("/sys/block")
+_BLKROGET = 0x125E  # asks the kernel whether a block device is read-only
 
 
 def open_device(path: Path) -> int:
-    """Open a block device exclusively, for reading and writing. Raises InvalidInput if something else uses it."""
+    """Open a block device exclusively, for reading and writing.
+
+    Raises InvalidInput if something else uses it, or if it cannot be written.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     except OSError as error:
@@ -40,7 +44,7 @@ def open_device(path: Path) -> int:
             f"{path} is in use: mounted, swap, part of LVM, RAID or another mapping, or written by another run",
             remedy=f"Release it (lsblk {path} shows what uses it), or choose another device.",
         ) from error
-    return _checked(fd, path, _lock, refuse_loops, _refuse_relatives, _refuse_below)
+    return _checked(fd, path, _refuse_read_only, _lock, refuse_loops, _refuse_relatives, _refuse_below)
 
 
 def open_file(path: Path) -> int:
@@ -99,6 +103,19 @@ def _checked(fd: int, path: Path, *checks: Callable[[int, Path], None]) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _refuse_read_only(fd: int, path: Path) -> None:
+    """Raise InvalidInput if the device is read-only: the kernel opens it for writing, and then refuses each write."""
+    try:
+        is_read_only = any(fcntl.ioctl(fd, _BLKROGET, bytes(4)))
+    except OSError:
+        return
+    if is_read_only:
+        raise InvalidInput(
+            f"{path} is read-only",
+            remedy=f"Attach it for writing, or run `blockdev --setrw {path}`, then run again.",
+        )
 
 
 def _lock(fd: int, path: Path) -> None:
