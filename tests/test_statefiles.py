@@ -61,7 +61,7 @@ REPLACED = [
 
 
 @pytest.mark.parametrize("name", READ + REPLACED)
-@pytest.mark.parametrize("to", ["a file", "nothing"])
+@pytest.mark.parametrize("to", ["a file", "nothing", "itself"])
 def test_no_link_is_followed(folder: Path, name: str, to: str) -> None:
     victim = folder / name if to == "itself" else folder.parent / "victim"
     if to == "a file":

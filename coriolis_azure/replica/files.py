@@ -214,13 +214,14 @@ class FileMedium:
     def _followed(self) -> Path:
         """The path, or the block device it links to. Raises InvalidInput for any other link, or one of another user."""
         link = os.lstat(self.path)
-        path = self.path.resolve() if stat.S_ISLNK(link.st_mode) else self.path
+        is_link = stat.S_ISLNK(link.st_mode)
+        path = Path(os.path.realpath(self.path)) if is_link else self.path
         if not os.path.lexists(path) and devices.is_name(path):
             raise InvalidInput(
                 f"{self.path} leads to {path}, which does not exist",
                 remedy="Attach or activate that device, or link to another one, then run again.",
             )
-        if path != self.path and not (link.st_uid in (0, os.geteuid()) and path.is_block_device()):
+        if is_link and not (link.st_uid in (0, os.geteuid()) and path.is_block_device()):
             raise InvalidInput(
                 f"{self.path} is a link",
                 remedy="Remove it and run again: only links of your own to a block device are followed.",
