@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from coriolis_azure.cli.entry import cli
 from coriolis_azure.settings import checked
@@ -80,6 +81,13 @@ def test_every_command_of_the_pages_has_that_form() -> None:
         known = {option for each in command.params for option in each.opts + each.secondary_opts}
         given = {word.partition("=")[0] for word in words if word.startswith("-")}
         assert given - known == set(), (page, words)
+
+
+@pytest.mark.parametrize("words", [[], ["sandbox"]])
+def test_no_line_of_the_list_of_commands_is_cut_off(words: list[str]) -> None:
+    listed = CliRunner().invoke(cli, [*words, "--help"]).output.partition("\nCommands:\n")[2].splitlines()
+    assert len(listed) > 5
+    assert [line for line in listed if line.endswith("...")] == []
 
 
 SHOWN = {"subscription_id": "connection_info", "location": "source_environment", "vcpu_hour": "prices"}

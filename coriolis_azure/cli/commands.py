@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from ..replica.verification import Verdict
 
 EXIT_CODES = """\b
-Exit codes: 0 done, 2 input, 3 Azure, 4 worker, 5 transfer, 6 deadline, 7 cleanup incomplete
-            (lists the ids left behind), 8 done, but standard output could not be written,
-            130 interrupted, 1 a bug in this program"""
+Exit codes: 0 done, 1 a bug in this program, 2 wrong input, 3 Azure, 4 worker, 5 transfer or damage,
+            6 time limit, 7 done, but something is left in Azure (it is listed), 8 done, but standard
+            output could not be written, 130 interrupted"""
 _UNTAGGED = (
     "Resources with the names of ours but without our tags are left alone. "
     "Delete them by hand, unless they belong to a run that is active."
@@ -72,10 +72,10 @@ def cli() -> None:
     \b
     New here?   coriolis-azure demo
     For real:   coriolis-azure check     -c connection.json -e environment.json web-1
-                coriolis-azure inspect   -c connection.json -e environment.json web-1
+                coriolis-azure plan      -c connection.json -e environment.json web-1 --to /srv/replicas/web-1
                 coriolis-azure replicate -c connection.json -e environment.json web-1 --to /srv/replicas/web-1
 
-    The contents of the two files: coriolis-azure schema connection, coriolis-azure schema source-environment.
+    What the two files may contain: `coriolis-azure schema connection`, `coriolis-azure schema source-environment`.
     """
 
 
@@ -83,7 +83,10 @@ def cli() -> None:
 @click.argument("name", type=click.Choice(["connection", "source-environment", "prices"]))
 @json_option
 def schema(name: str, as_json: bool) -> None:
-    """Print the JSON schema of a file: of the settings, or of prices for `plan`. It describes every property."""
+    """Print the JSON schema of a file of settings or prices.
+
+    It describes every property.
+    """
     del as_json  # always JSON
     files = {"connection": "connection_info", "source-environment": "source_environment", "prices": "prices"}
     print_json(settings.schema(files[name]))
@@ -93,7 +96,10 @@ def schema(name: str, as_json: bool) -> None:
 @click.argument("code", required=False)
 @json_option
 def explain(code: str | None, as_json: bool) -> None:
-    """Explain an error code of Azure and what to do about it; without CODE, list all. Works offline."""
+    """Explain an error code of Azure and what to do about it.
+
+    Without CODE, lists all. Works offline.
+    """
     if code is None:
         if as_json:
             print_json([known.to_json() for known in codes.CODES])
@@ -139,9 +145,9 @@ def list_vms(connection: Path, environment: Path, as_json: bool) -> None:
 @click.argument("vm")
 @json_option
 def inspect(connection: Path, environment: Path, vm: str, as_json: bool) -> None:
-    """Show a VM's configuration: the export info that the orchestrator gets.
+    """Show a VM's configuration.
 
-    VM is a name in the resource group, or an ARM id.
+    VM is a name in the resource group, or an ARM id. With --json, this is the export info that the orchestrator gets.
     """
     from ..machine.export_info import export_info
 
@@ -167,14 +173,16 @@ mechanism_option = partial(
     click.option,
     "--mechanism",
     type=click.Choice(_MECHANISM["enum"]),
-    help="How disks are read: by a temporary worker VM, from their snapshots, or by both. As replica_export_mechanism.",
+    help="How disks are read: by a temporary worker VM, from their snapshots, or by both. "
+    "Replaces the setting replica_export_mechanism.",
 )
 
 consistency_option = partial(
     click.option,
     "--consistency",
     type=click.Choice(_CONSISTENCY["enum"]),
-    help="How the disks of a running VM are frozen: each for itself, or all in a restore point. As the setting.",
+    help="How the disks of a running VM are frozen: each for itself, or all in a restore point. "
+    "Replaces the setting consistency.",
 )
 
 
@@ -196,11 +204,12 @@ def check(
     pool: bool,
     as_json: bool,
 ) -> None:
-    """Check everything that can be known before anything is made or shut down. Changes nothing.
+    """Find out beforehand what would make a run fail.
 
-    Checks credentials, permissions, locks, quotas, the worker's size, image and network and, if VM is given, whether it
-    can be moved. Exit code 0 if a run should work; 2 if something would make it fail, or if the identity lacks an
-    action of the role that `coriolis-azure role` prints, because then not everything can be checked.
+    Creates and changes nothing. Checks credentials, permissions, locks, quotas, the worker's size, image and network
+    and, if VM is given, whether it can be moved. Exit code 0 if a run should work; 2 if something would make it fail,
+    or if the identity lacks an action of the role that `coriolis-azure role` prints, because then not everything can be
+    checked.
     """
     changes = {"replica_export_mechanism": mechanism, "consistency": consistency}
     with opened(connection, environment, as_json=as_json, **changes) as source:
@@ -223,9 +232,15 @@ def check(
     help="ARM id of a subscription or resource group where the role may be assigned. May be repeated.",
 )
 @click.option(
-    "--public-ip/--no-public-ip", default=True, help="As export_worker_use_fip. [default: --public-ip]"
+    "--public-ip/--no-public-ip",
+    default=True,
+    help="Whether the worker gets a public IP, as export_worker_use_fip says. [default: --public-ip]",
 )
-@click.option("--own-network/--existing-network", default=True, help="Without or with export_network.")
+@click.option(
+    "--own-network/--existing-network",
+    default=True,
+    help="Whether a run makes its own network, or uses export_network. [default: --own-network]",
+)
 @shutdown_option
 @pool_option
 @click.option(
@@ -257,7 +272,9 @@ def role(
     storage: str | None,
     as_json: bool,
 ) -> None:
-    """Print a custom role with the least permissions that runs need. Works offline.
+    """Print a custom role with the least permissions for runs.
+
+    Works offline.
 
     \b
     coriolis-azure role --scope /subscriptions/ID > role.json && az role definition create --role-definition role.json
@@ -290,7 +307,7 @@ def role(
 @state_option("dest")
 @json_option
 def verify(connection: Path | None, environment: Path | None, dest: str, as_json: bool) -> None:
-    """Read a destination again and compare it with what the last run left there.
+    """Read a replica again and compare it with its digests.
 
     Reports the first chunk of each disk that differs, missing images, and disks that come from different runs. Exit
     code 0 if everything is as the last run left it, 5 if something is not, 2 if some disk could not be checked, which
@@ -322,7 +339,7 @@ def _raise_wrong(verdicts: Iterable[Verdict]) -> None:
 @cli.command()
 @source_options
 @click.argument("vm")
-@click.option("--to", required=True, metavar="DEST", help="As for `replicate`.")
+@click.option("--to", required=True, metavar="DEST", help="A destination as for `replicate`.")
 @state_option("to")
 @mechanism_option()
 @consistency_option()
@@ -387,10 +404,11 @@ def status(
     prometheus: Path | None,
     as_json: bool,
 ) -> None:
-    """Show the replica at DEST, or all replicas below it (DEST/VM): how old, how large, and what to do next.
+    """Show how old and how large replicas are, and what to do.
 
-    Of one replica, also the earlier points that `restore` can bring back. The settings are needed only for a
-    destination in Azure, blob://... Exit code 2 if a replica cannot be read; the others are shown.
+    Shows the replica at DEST or, if DEST is a folder of several, all replicas below it (DEST/VM). Of a single replica,
+    also the earlier points that `restore` can bring back. The settings are needed only for a destination in Azure,
+    blob://... Exit code 2 if a replica cannot be read; the others are shown.
     """
     from ..replica.survey import survey
 
@@ -437,10 +455,11 @@ def status(
 def restore(
     connection: Path | None, environment: Path | None, dest: str, point: str, to: str, as_json: bool
 ) -> None:
-    """Make a new replica in DIR from a point in time that `replicate --keep` has kept at DEST.
+    """Make a new replica from an earlier point in time.
 
-    DEST is not changed. Every chunk is compared with its digest; exit code 5 if the point is damaged. The settings are
-    needed only if DEST or DIR is in Azure, blob://...
+    The points are those at DEST that `replicate --keep` has kept, and the newest one. DEST is not changed. Every chunk
+    is compared with its digest; exit code 5 if the point is damaged. The settings are needed only if DEST or DIR is in
+    Azure, blob://...
     """
     from .. import restoring
     from ..replica import places
@@ -523,11 +542,11 @@ def cleanup(
 )
 @json_option
 def demo(keep: Path | None, as_json: bool) -> None:
-    """Replicate a VM on a local Azure, with real bytes, and verify everything. Needs no account and no root.
+    """Replicate a VM on a local Azure, and check every byte.
 
-    A VM with an OS disk and two data disks is replicated, changed, and replicated again. Each time every image is
-    compared with the VM's disk, and in the end the list of Azure resources with the list before. Exit code 0 only if
-    every check passes.
+    Needs no account and no root. A VM with an OS disk and two data disks is replicated, changed, and replicated again.
+    Each time, every image is compared with the VM's disk; at the end, the Azure resources are compared with those at
+    the beginning. Exit code 0 only if every check passes.
     """
     from .demo import run
 

@@ -62,7 +62,7 @@ def chosen_vms(command: F) -> F:
             "--exclude",
             multiple=True,
             metavar="VM",
-            help="But not this one: a name or an ARM id. May be repeated.",
+            help="Leave this VM out: a name or an ARM id. May be repeated.",
         ),
     )
     for option in reversed(options):
@@ -76,8 +76,8 @@ def refuse_unclear(
     """Raise InvalidInput if the options of `chosen_vms` do not say, in one way, which VMs are meant."""
     if bool(vms) + every + bool(tags) != 1:
         raise InvalidInput(
-            "it is not said, or said in several ways, which VMs are meant",
-            remedy="Name VMs, or give --all, or --tag.",
+            "it is unclear which VMs are meant",
+            remedy="Name VMs, or give --all, or --tag: one of the three.",
         )
     if len(vms) == 1 and exclude:
         raise InvalidInput("--exclude leaves nothing of one VM", remedy="Leave --exclude out.")

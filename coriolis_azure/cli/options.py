@@ -117,7 +117,8 @@ def state_option(destination: str) -> Callable[[F], F]:
             "--state",
             type=click.Path(file_okay=False, path_type=Path),
             metavar="DIR",
-            help="For nbd://: the folder of this host for digests and what is being fetched. Always the same.",
+            help="For nbd://: a folder of this host for digests and what is being fetched. "
+            "Name the same one in every run.",
         )(cast(F, stated))
 
     return add

@@ -54,11 +54,12 @@ def plan(
     prices: Path | None,
     as_json: bool,
 ) -> None:
-    """Estimate what a run of each VM would make, read and move, how long it takes, its outage, and its cost.
+    """Estimate what a run would make, move, take and cost.
 
-    Nothing is made. All amounts are estimates: ranges where something is known only during the run. The prices are ours
-    or those of a file, and no offer of Azure's. Whether runs are permitted is told by `coriolis-azure check`. Exit code
-    0, or that of the first VM that cannot be planned.
+    Creates nothing. For each VM: what a run would create, read and move, how long it would take, how long the outage of
+    a cutover would be, and what it would cost. All amounts are estimates, given as ranges. The prices are ours or those
+    of a file, not an offer of Azure's. Use `coriolis-azure check` to find out whether a run is permitted. Exit code 0,
+    or that of the first VM that cannot be planned.
     """
     from ..checks.prices import Prices
     from ..replica import places

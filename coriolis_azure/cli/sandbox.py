@@ -19,7 +19,7 @@ from .output import Table, print_json, say
 
 @cli.group()
 def sandbox() -> None:
-    """Run a small Azure on this machine, to try things out and to test against."""
+    """Run a small Azure on this machine, to try things out."""
 
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -124,7 +124,10 @@ def write(directory: Path, name: str, disk: str, file: Path, offset: int | None,
 @click.argument("length", type=click.IntRange(min=1))
 @json_option
 def clear(directory: Path, name: str, disk: str, offset: int, length: int, as_json: bool) -> None:
-    """Clear LENGTH bytes of a VM's disk at OFFSET, as TRIM does: they read as zeros, and are not allocated."""
+    """Clear a part of a VM's disk, as TRIM does.
+
+    LENGTH bytes at OFFSET then read as zeros, and are not allocated.
+    """
     from .. import sandbox as local
 
     local.clear(directory, name, _lun(disk), offset, length)
@@ -202,9 +205,9 @@ def fault(directory: Path, kind: str | None, clear: bool, as_json: bool, **detai
 @click.argument("role", type=_FILE)
 @json_option
 def permit(directory: Path, role: Path, as_json: bool) -> None:
-    """Restrict the sandbox's identity to the permissions of ROLE, a file with a role definition.
+    """Restrict the sandbox's identity to the permissions of a role.
 
-    `coriolis-azure role > role.json` writes the role that runs need.
+    ROLE is a file with a role definition. `coriolis-azure role > role.json` writes the role that runs need.
     """
     from .. import sandbox as local
 
