@@ -406,7 +406,7 @@ def test_every_command_with_a_destination_takes_the_state(tmp_path: Path, comman
         **{key: ["/x"] for key in ["verify", "status"]},
         "restore": ["/x", "--point", "latest", "--to", "/y"],
     }
-    with pytest.raises(InvalidInput, match="/x has no use for --state"):
+    with pytest.raises(InvalidInput, match="/x takes no --state"):
         CliRunner().invoke(cli, [command, *words[command], "--state", "s"], catch_exceptions=False)
 
 

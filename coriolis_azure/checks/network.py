@@ -86,7 +86,7 @@ def exposure(subject: Subject) -> Iterator[Finding]:
     if subject.context.environment.worker_is_open_to_all:
         yield warning(
             "worker",
-            "the worker's SSH port can be reached from anywhere (with a key only)",
+            "the worker's SSH port can be reached from anywhere (signing in needs a key)",
             "Set export_worker_allowed_addresses to the outgoing address of this host.",
         )
 

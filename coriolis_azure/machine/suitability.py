@@ -144,7 +144,7 @@ def _consistency(vm: Json, disks: Sequence[Json]) -> list[str]:
         )
     if len(disks) > 1 and power_state(vm) == "running":
         notes.append(
-            "The VM is running and has several disks: unless consistency asks for a restore point, their snapshots are "
+            "The VM is running and has several disks: unless consistency is crash or application, their snapshots are "
             "taken at nearly, but not exactly, the same time. Shut it down for the last run."
         )
     if power_state(vm) == "stopped":

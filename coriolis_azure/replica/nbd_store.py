@@ -143,7 +143,7 @@ class NbdStore:
         self._flushes = handle.can_flush()
         if write and handle.is_read_only():
             raise InvalidInput(
-                f"{self.where} is read-only", remedy="Serve it for writing, which is without -r."
+                f"{self.where} is read-only", remedy="Serve it for writing: without -r."
             )
         if write and not self._flushes:
             raise InvalidInput(

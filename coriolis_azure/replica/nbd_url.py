@@ -37,7 +37,7 @@ def with_state(url: str, state: str | Path | None) -> str:
         return url
     if not is_nbd(url):
         raise InvalidInput(
-            f"{url or 'no destination'} has no use for --state", remedy="Leave it out, or give nbd://..."
+            f"{url or 'no destination'} takes no --state", remedy="Leave it out, or give nbd://..."
         )
     before, mark, query = url.partition("?")
     if any(key == _STATE for key, _ in parse_qsl(query, keep_blank_values=True)):
@@ -89,7 +89,7 @@ class Exports:
         for text in (found.name, parameters.get("socket", "")):
             if "\0" in text or set(re.findall(r"\{[^}]*\}?|\}", text)) - {"{vm}", "{disk}"}:
                 raise InvalidInput(
-                    f"{url}: only {{vm}} and {{disk}} may stand in braces", remedy="Leave other braces out."
+                    f"{url}: only {{vm}} and {{disk}} may be in braces", remedy="Leave other braces out."
                 )
         return found
 

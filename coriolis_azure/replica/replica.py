@@ -293,7 +293,7 @@ class Replica:
         if old is None or content is None or index is None or index.size != index_size(base):
             self._drop_draft()
             return base
-        self._report(Notice(f"what the last run had fetched of {self._medium.where} is used"))
+        self._report(Notice(f"using what the last run had fetched of {self._medium.where}"))
         base = base.rehashed(old.hash)
         self._draft = Draft(content, index, self._below, base, existing=True)
         resumed = replace(self._draft.resume(base, self._below), fresh=False)

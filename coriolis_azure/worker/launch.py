@@ -47,7 +47,7 @@ def launch(resources: Resources, needed: Needs, environment: Environment, report
     if environment.worker_is_open_to_all:
         report(
             Notice(
-                "the worker's SSH port can be reached from anywhere (with a key made for this run): set "
+                "the worker's SSH port can be reached from anywhere (signing in needs a key made for this run): set "
                 "export_worker_allowed_addresses to the outgoing address of this host"
             )
         )
