@@ -142,9 +142,7 @@ class NbdStore:
         self._clears, self._maps = handle.can_zero(), handle.can_meta_context("base:allocation")
         self._flushes = handle.can_flush()
         if write and handle.is_read_only():
-            raise InvalidInput(
-                f"{self.where} is read-only", remedy="Serve it for writing: without -r."
-            )
+            raise InvalidInput(f"{self.where} is read-only", remedy="Serve it for writing: without -r.")
         if write and not self._flushes:
             raise InvalidInput(
                 f"{self.where}: the server cannot flush, so nothing shows when the content is safe",
