@@ -52,5 +52,16 @@ def cut_over(source: Source, vm: str, to: str | Path, *, adopt: bool = False, fu
         runs=(first, second, last),
         predicted_seconds=predicted,
         outage_seconds=last.outage_seconds or 0.0,
-        verdicts=tuple(source.verify(to)),
+        verdicts=_verified(source, last.vm, to),
     )
+
+
+def _verified(source: Source, vm: str, to: str | Path) -> tuple[Verdict, ...]:
+    """The verdicts; if they cannot be had, it is reported what has been done all the same."""
+    try:
+        return tuple(source.verify(to))
+    except BaseException:
+        source.context.report(
+            Notice(f"{vm} is off, and its replica is complete: run `coriolis-azure verify` to verify it")
+        )
+        raise

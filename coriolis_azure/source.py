@@ -33,7 +33,7 @@ from .checks.finding import Checked
 from .checks.plan import Held, Plan
 from .checks.prices import Prices
 from .clock import Clock, Scope, scope
-from .errors import Cancelled, CoriolisAzureError, InvalidInput, NoReplica
+from .errors import AzureError, Cancelled, CoriolisAzureError, InvalidInput, NoReplica
 from .events import Copied, Event, Notice, Report, Step, located, silent, unfailing
 from .machine import inspection, listing
 from .mechanisms.target import Shared as Shared
@@ -275,7 +275,10 @@ class Source:
                 folder.claim(machine.id)
                 folder.tell_removed([disk.name for disk in machine.disks])
                 with history.kept(folder, recorder, self.context.report):
-                    with self._run(machine, shared) as (resources, left_behind):
+                    with (
+                        self._told_if_off(machine) as shut_down,
+                        self._run(machine, shared) as (resources, left_behind),
+                    ):
                         launch = shared.launch if shared is not None else None
                         boot: Boot = partial(
                             copying.launch_worker, self.context, resources, machine, disks, folder, launch
@@ -283,7 +286,7 @@ class Source:
                         if shutdown:  # only once everything else is there, for a short outage
                             boot = partial(_given, boot())
                             down = now()
-                            self.deallocate(machine)
+                            shut_down()
                         baselines = Baselines(self.context, resources)
                         target = Target(
                             self.context,
@@ -635,6 +638,29 @@ class Source:
                 lifetime.temporary(self.context, resources, journal, listed=alone, work=work) as left_behind,
             ):
                 yield resources, left_behind
+
+    @contextmanager
+    def _told_if_off(self, machine: Machine) -> Iterator[Callable[[], None]]:
+        """Yield what deallocates the VM. If the block fails after that, report that the VM stays off."""
+        state = ""
+
+        def shut_down() -> None:
+            nonlocal state
+            state = "may be off"  # if the wait for it is interrupted
+            try:
+                self.deallocate(machine)
+            except AzureError as error:
+                state = "" if 400 <= error.status < 500 else state
+                raise
+            state = "is off"
+
+        try:
+            yield shut_down
+        except BaseException:
+            if state and machine.power_state != "deallocated":
+                text = f"{machine.name} {state}, and nothing starts it: replicate again, or start it in Azure"
+                self.context.report(Notice(text))
+            raise
 
     def _tell_caveats(self, machine: Machine) -> None:
         for caveat in machine.caveats:

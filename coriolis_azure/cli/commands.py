@@ -14,6 +14,7 @@ import click
 from .. import __version__, settings
 from ..azure import codes, permissions
 from ..errors import CorruptChunk, IncompleteReplica, InvalidInput
+from ..events import span
 from . import files
 from .options import (
     FILE,
@@ -377,7 +378,7 @@ def cutover(
         cutover_table(done).show()
         verdict_table(done.verdicts).show()
         click.echo(
-            f"Outage: {done.outage_seconds:.0f} seconds, expected were {done.predicted_seconds:.0f}. "
+            f"Outage: {span(done.outage_seconds)}, expected: {span(done.predicted_seconds)}. "
             f"{done.vm} is off."
         )
     _raise_wrong(done.verdicts)
