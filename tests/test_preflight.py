@@ -88,6 +88,13 @@ def test_without_a_vm_connection_and_environment_are_checked(source: Source) -> 
     assert "reached from anywhere" in texts(checked, "warning")
 
 
+def test_a_baseline_that_the_mechanism_does_not_keep_is_a_warning(connect: Connect) -> None:
+    for mechanism, warned in (("worker", True), ("hybrid", False), ("snapshots", False)):
+        settings = {**QUIET, "keep_baseline": True, "replica_export_mechanism": mechanism}
+        told = texts(connect(settings).check(), "warning")
+        assert ("keep_baseline has no effect" in told) == warned, mechanism
+
+
 def test_every_error_is_found_at_once_each_with_a_remedy(
     azure: Sandbox, connect: Connect, image: Image
 ) -> None:

@@ -35,6 +35,16 @@ def listed(subject: Subject) -> Iterator[Finding]:
             yield warning("read", f"the worker reads all of {name} in each run: {why}")
 
 
+def baselines(subject: Subject) -> Iterator[Finding]:
+    """Warn of a setting that the mechanism `worker` makes no use of."""
+    if subject.context.environment.keep_baseline:
+        yield warning(
+            "read",
+            "keep_baseline has no effect: the mechanism worker reads whole disks in each run",
+            "Set replica_export_mechanism to hybrid, snapshots or auto, or leave keep_baseline out.",
+        )
+
+
 def chosen(subject: Subject) -> Iterator[Finding]:
     """Tell how each disk is going to be read, and why."""
     for name, choice in choose(subject.context, subject.disks, lambda _: False).items():

@@ -99,8 +99,9 @@ def _mechanism(subject: Subject, *, certain: bool, shares_worker: bool = False) 
         return
     if shares_worker or (certain and mechanism == AUTO and not exports.need_worker(subject)):
         return
-    if not certain and mechanism != WORKER:
-        yield from (exports.chosen if mechanism == AUTO else exports.listed)(subject)
+    if not certain:
+        told = {WORKER: exports.baselines, AUTO: exports.chosen}.get(mechanism, exports.listed)
+        yield from told(subject)
     size = yield from worker.size(subject)
     if size is not None:
         yield from worker.capacity(subject, size)
