@@ -13,7 +13,7 @@ from .. import settings
 from ..errors import InvalidInput
 from ..events import Notice
 from .commands import cli, consistency_option, mechanism_option
-from .options import json_option, rate, report_option, several_sources_options, state_option
+from .options import json_option, rate, report_option, several_sources_options, state_option, tags
 from .output import print_json, raise_left_behind
 from .progress import watching
 from .reporting import reporting
@@ -23,24 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from ..fleet import Fleet, FleetResult, VmResult
-
-
-def _tags(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """Validate --tag; a click callback."""
-    del context
-    tags: dict[str, str] = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not key or not equals:
-            raise InvalidInput(
-                f"{option.opts[0]}: {value!r} is not a tag with its value", remedy="Write it as KEY=VALUE."
-            )
-        if tags.setdefault(key, text) != text:
-            raise InvalidInput(
-                f"{option.opts[0]}: a VM cannot have two values of the tag {key}",
-                remedy="Give each tag once; run the command once for each value.",
-            )
-    return tags
 
 
 def chosen_vms(command: F) -> F:
@@ -55,7 +37,7 @@ def chosen_vms(command: F) -> F:
             "tags",
             multiple=True,
             metavar="KEY=VALUE",
-            callback=_tags,
+            callback=tags,
             help="All VMs with this tag. May be repeated: VMs with all of them.",
         ),
         click.option(

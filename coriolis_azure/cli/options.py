@@ -81,6 +81,24 @@ def rate(context: click.Context, option: click.Parameter, value: str | None) -> 
     return value
 
 
+def tags(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Validate an option that is a tag, KEY=VALUE; a click callback."""
+    del context
+    found: dict[str, str] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not key or not equals:
+            raise InvalidInput(
+                f"{option.opts[0]}: {value!r} is not a tag with its value", remedy="Write it as KEY=VALUE."
+            )
+        if found.setdefault(key, text) != text:
+            raise InvalidInput(
+                f"{option.opts[0]}: a VM cannot have two values of the tag {key}",
+                remedy="Give each tag once; run the command once for each value.",
+            )
+    return found
+
+
 def assignable(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Validate an option that says where a role may be assigned; a click callback."""
     del context

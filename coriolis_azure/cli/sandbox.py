@@ -13,7 +13,7 @@ from .. import settings
 from ..errors import InvalidInput
 from ..events import counted
 from .commands import cli
-from .options import json_option
+from .options import json_option, tags
 from .output import Table, print_json, say
 
 
@@ -79,6 +79,14 @@ def serve(directory: Path, port: int, api_profile: str, pace: float, as_json: bo
 )
 @click.option("--size", default="Standard_D2s_v5", show_default=True)
 @click.option("--os-type", type=click.Choice(["linux", "windows"]), default="linux", show_default=True)
+@click.option(
+    "--tag",
+    "tagged",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=tags,
+    help="A tag of the VM. May be repeated.",
+)
 @json_option
 def add_vm(
     directory: Path,
@@ -88,13 +96,14 @@ def add_vm(
     unmanaged: bool,
     size: str,
     os_type: str,
+    tagged: dict[str, str],
     as_json: bool,
 ) -> None:
     """Add a running VM whose disks are copies of raw image files."""
     from .. import sandbox as local
 
     account = "sandboxstorage" if unmanaged else ""
-    spec = local.VmSpec(size=size, os_type=os_type, unmanaged=account)
+    spec = local.VmSpec(size=size, os_type=os_type, unmanaged=account, tags=tagged)
     id = local.add_vm(directory, name, os_disk, data_disks, spec)
     say({"id": id}, id, as_json=as_json)
 

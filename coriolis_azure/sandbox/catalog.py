@@ -27,6 +27,7 @@ class VmSpec:
     zone: str | None = None
     data_sku: str = "StandardSSD_LRS"
     unmanaged: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.system not in ("Linux", "Windows"):

@@ -331,7 +331,11 @@ class Sandbox:
             "storageProfile": {"osDisk": os_entry, "dataDisks": attached},
             "networkProfile": {"networkInterfaces": [{"id": interface["id"]}]},
         }
-        self._ask("PUT", f"{group_id}/providers/{MACHINES}/{name}", {**top, "properties": properties})
+        self._ask(
+            "PUT",
+            f"{group_id}/providers/{MACHINES}/{name}",
+            {**top, "tags": spec.tags, "properties": properties},
+        )
         machine = self._machine(name)
         kind = "linuxConfiguration" if spec.system == "Linux" else "windowsConfiguration"
         machine.properties["osProfile"] = {"computerName": name, "adminUsername": "azureuser", kind: {}}

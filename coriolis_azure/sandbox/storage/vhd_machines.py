@@ -51,7 +51,7 @@ def new_machine(
         "id": machine_id,
         "type": MACHINES,
         "location": location,
-        "tags": {},
+        "tags": spec.tags,
         "etag": '"1"',
         "properties": {
             "vmId": str(uuid.uuid4()),
