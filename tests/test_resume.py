@@ -370,6 +370,23 @@ def test_the_direct_channel_may_break_by_itself_or_with_the_rest(
     assert not any("over SSH" in text for text in notices(told))
 
 
+def test_a_direct_channel_that_breaks_again_and_again_is_done_without(
+    azure: Sandbox, connect: Callable[..., Source], web: Path, told: list[Event], tmp_path: Path
+) -> None:
+    """As where something on the way ends what it does not know, once it has seen so much of it."""
+    with Relay(azure, direct=True) as relay:
+        azure.intercept = relay
+        source = connect(clock=Held())
+        source.replicate("web", tmp_path / "images")
+        azure.disk("web").write(5 * MIB, random.Random(8).randbytes(MIB))
+        relay.lasts = 10_000  # the agent has asked, and what it was to send is not complete
+        report = source.replicate("web", tmp_path / "images")
+    assert (tmp_path / "images/os.raw").read_bytes() == azure.disk("web").path.read_bytes()
+    assert report.disks[0].verified
+    (why,) = (text for text in notices(told) if "over SSH" in text)
+    assert "the direct channel" in why
+
+
 def test_damaged_bytes_on_the_way_end_the_connection_and_nothing_else(
     azure: Sandbox, connect: Callable[..., Source], relay: Relay, web: Path, told: list[Event], tmp_path: Path
 ) -> None:

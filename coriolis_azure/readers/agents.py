@@ -184,6 +184,9 @@ class AgentReader:
         done = min(base.size, self._next * base.chunk) - sum(base.span(index)[1] for index in self._asked)
         text = f"{self._flow.disk}: {error}; continuing after {done} of {base.size} bytes"
         self._flow.report(Notice(text))
+        is_direct = self._dialogue is not None and self._dialogue.is_direct
+        if self._fruitless == _FRUITLESS - 1 and is_direct and self._direct is not None:
+            self._direct.give_up(f"the direct channel was lost {self._fruitless} times in a row")
 
     @property
     def root(self) -> tuple[int, str]:

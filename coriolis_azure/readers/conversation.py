@@ -375,6 +375,11 @@ class Dialogue:
                 self._direct.give_up(reason)
             raise ConnectionLost(reason) from error
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether the agent's messages come over the direct channel."""
+        return self._tls is not None
+
     def close(self) -> None:
         """End the agent; whatever waits for it raises StreamEnded."""
         self._stream.close()

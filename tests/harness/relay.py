@@ -26,7 +26,8 @@ class Relay:
 
     Without that one, or while it is `blocked`, there is no way past SSH. `received` is the number of bytes that came
     from workers, `pieces` that of the pieces in both directions, `refuse` how many of the next connections are closed
-    at once. SSH connections go to `astray` instead, while it is set.
+    at once. SSH connections go to `astray` instead, while it is set. Any other one breaks after `lasts` bytes from the
+    worker; -1: none does.
     """
 
     def __init__(self, azure: Sandbox, direct: bool = False) -> None:
@@ -37,6 +38,7 @@ class Relay:
             first = Environment.from_json(azure.environment()).export_worker_data_port
             ports += range(first, first + _DISKS)
         self.blocked = False
+        self.lasts = -1
         self.astray: tuple[str, int] | None = None
         self._acts: list[tuple[str, int, Callable[[], None]]] = []
         self._open: dict[socket.socket, int] = {}
@@ -133,9 +135,11 @@ class Relay:
                 pump.start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, from_worker: bool) -> None:
+        left = self.lasts if from_worker and self._open[source] != self._port else -1
         with contextlib.suppress(OSError):
-            while piece := source.recv(32768):
+            while piece := source.recv(min(32768, left) if left >= 0 else 32768):
                 sink.sendall(self._seen(piece, from_worker))
+                left -= len(piece) if left >= 0 else 0
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
