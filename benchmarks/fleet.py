@@ -1,11 +1,12 @@
 """What it takes to replicate many small VMs: time, requests a VM, and memory, threads and descriptors of this host.
 
-    python benchmarks/fleet.py [--vms 50] [--parallel 8] [--alone 10] [--mechanism worker] [--delay 0.1]
+    python benchmarks/fleet.py [--vms 50] [--parallel 8] [--alone 10] [--mechanism worker] [--delay 0.1] [--imitate]
 
 The sandbox runs in a process of its own. It answers each request for a resource after a delay, because on one machine
 the time of its own processor would hide what waiting side by side is worth; its clock runs at the pace of its settings,
 and so do Azure's request budgets. The fleet is a process of its own, whose peaks count. `--alone`: how many VMs are
 replicated one after another by `Source.replicate`, for comparison; the time for all is extrapolated from theirs.
+`--imitate`: operations take as long as Azure's usually do (see `waiting.py`), in real time.
 
 Each image is compared with its own disk. Prints one JSON document.
 """
@@ -27,6 +28,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from waiting import Imitation
+
 from coriolis_azure import Fleet, Source
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.sandbox.server.https import Server
@@ -35,17 +38,18 @@ MIB = 1 << 20
 NETWORK_QUOTAS = ("PublicIPAddresses", "StandardSkuPublicIpAddresses", "NetworkInterfaces")
 
 
-def serve(folder: Path, images: list[Path], delay: float, pace: float, pipe: Pipe) -> None:
-    """Serve a sandbox with a VM for each image; tell what was asked of it, whenever asked."""
+def serve(folder: Path, images: list[Path], delay: float | None, pace: float, pipe: Pipe) -> None:
+    """Serve a sandbox with a VM for each image; tell what was asked of it, whenever asked. No `delay`: imitate Azure."""
     seen: collections.Counter[str] = collections.Counter()
+    imitation = Imitation()
 
     def answer(request: Request) -> Response:
         path = request.path.lower()
         if path.startswith("/subscriptions/"):
             kinds = path.partition("/providers/")[2].split("/")
             seen[f"{request.method} {'/'.join(kinds[1::2]) or path.count('/')}"] += 1
-            time.sleep(delay)
-        response = sandbox.handle(request)
+            time.sleep(delay or 0)
+        response = imitation(request, sandbox.handle) if delay is None else sandbox.handle(request)
         seen["throttled"] += response.status == 429
         return response
 
@@ -115,7 +119,9 @@ def main() -> None:
     parser.add_argument("--mechanism", default="worker")
     parser.add_argument("--delay", type=float, default=0.1)
     parser.add_argument("--pace", type=float, default=60.0)
+    parser.add_argument("--imitate", action="store_true")
     given = parser.parse_args()
+    delay, pace = (None, 1.0) if given.imitate else (given.delay, given.pace)
     with TemporaryDirectory() as name:
         folder = Path(name)
         images = []
@@ -126,9 +132,7 @@ def main() -> None:
         ours, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
         azure = folder / "azure"
-        server = context.Process(
-            target=serve, args=(azure, images, given.delay, given.pace, theirs), daemon=True
-        )
+        server = context.Process(target=serve, args=(azure, images, delay, pace, theirs), daemon=True)
         server.start()
         ours.recv()
 

@@ -16,6 +16,7 @@ import pytest
 
 from coriolis_azure import agent
 from coriolis_azure.agent import scan, wire
+from coriolis_azure.agent.pack import Packer
 from coriolis_azure.replica.digests import Digests
 from coriolis_azure.replica.manifest import UNKNOWN, ZERO, Manifest
 from harness.constants import DEADLINE
@@ -247,6 +248,7 @@ def test_a_disk_that_is_detached_is_named_with_the_place(disk: Path) -> None:
 UNREADABLE = """
 import os
 from coriolis_azure.agent import scan, wire
+from coriolis_azure.agent.pack import Packer
 job = dict(size=4096, chunk=4096, choose=True, leaf=0, compress="none", packings=[], threads=2, key="00" * 32)
 out = wire.Output(wire.pipe_writer(1))
 host, told = os.pipe()
@@ -310,3 +312,29 @@ def test_the_secret_is_never_said(disk: Path, capfd: pytest.CaptureFixture[str])
     assert base.key not in heard
     assert base.key.hex().encode() not in heard
     assert b"Traceback" not in heard
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize(
+    ("content", "most"),
+    [
+        (os.urandom(16 << 10) + bytes(range(256)) * 4032, 0.05),
+        (bytes(range(256)) * 256 + os.urandom(960 << 10), 0.95),
+        (os.urandom(1 << 20), 1.0),
+    ],
+    ids=["after a random start", "in one part", "nowhere"],
+)
+def test_auto_compresses_what_can_be_compressed_wherever_that_lies(
+    content: bytes, most: float, pieces: int
+) -> None:
+    size = -(-len(content) // pieces)
+    buffers = [b"table", *(memoryview(content)[at : at + size] for at in range(0, len(content), size))]
+    packing, packed = Packer("auto", ["zlib"], wire.Rate(10e6), 1).packed(buffers)
+    sent = sum(len(part) for part in packed)
+    assert sent <= most * len(content) + len(b"table")
+    assert (packing == wire.RAW) == (most == 1.0)
+
+
+def test_auto_sends_raw_where_the_line_is_faster_than_compression() -> None:
+    packing, _ = Packer("auto", ["zlib"], wire.Rate(1e9), 1).packed([b"table", bytes(1 << 20)])
+    assert packing == wire.RAW

@@ -11,6 +11,8 @@ from typing import Any, Callable, List, Tuple
 from .wire import GRAIN, PIECE, RAW, ZERO, ZLIB, ZSTD, Payload, Rate
 
 Pieces = List[Tuple[int, int, bool]]  # start within the chunk, length, whether it is zeros
+_SAMPLES, _SAMPLE = 4, 4096  # of a payload: how many, of how many bytes
+_WORTH = 0.97  # what a sample must shrink to: a part of a chunk may be all that can be compressed
 
 
 def add_piece(pieces: Pieces, start: int, length: int, *, zero: bool) -> None:
@@ -34,6 +36,19 @@ def layout(pieces: Pieces, data: Any) -> List[Any]:
     """The payload for `pieces` of `data`, uncompressed, as a list of buffers."""
     table = b"".join(PIECE.pack(*piece) for piece in pieces)
     return [table] + [data[start : start + length] for start, length, zero in pieces if not zero]
+
+
+def _sample(buffers: List[Any]) -> bytes:
+    """Some bytes of the content, from places all over it: the start of a chunk says little of its rest."""
+    parts = []
+    step = max(1, sum(len(buffer) for buffer in buffers) // _SAMPLES)
+    at = 0  # of the next sample, in the present buffer
+    for buffer in buffers:
+        while at < len(buffer):
+            parts.append(bytes(buffer[at : at + min(_SAMPLE, step)]))
+            at += step
+        at -= len(buffer)
+    return b"".join(parts)
 
 
 @functools.lru_cache(None)
@@ -86,9 +101,9 @@ class Packer:
             return RAW, buffers
         if self.mode == "auto" and self.threads * self.speed.now() < 3 * self.line.now():
             return RAW, buffers
-        sample = bytes(buffers[1][:16384])
         # Compressing in vain costs more than everything else here, so a sample decides.
-        if len(self.pack(sample)) < 0.9 * len(sample):
+        sample = _sample(buffers[1:])
+        if len(self.pack(sample)) < _WORTH * len(sample):
             began = time.perf_counter()
             whole = b"".join(buffers)
             smaller = self.pack(whole)

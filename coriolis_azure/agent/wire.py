@@ -100,10 +100,10 @@ def pipe_writer(fd: int) -> Callable[[List[Any]], None]:
 
 
 class Rate:
-    """A moving average of bytes a second. `guess` weighs as much as a quarter of a second."""
+    """A moving average of bytes a second. `guess` weighs as much as so many seconds."""
 
-    def __init__(self, guess: float) -> None:
-        self._bytes, self._seconds = guess / 4, 0.25
+    def __init__(self, guess: float, seconds: float = 0.25) -> None:
+        self._bytes, self._seconds = guess * seconds, seconds
 
     def add(self, size: int, seconds: float) -> None:
         """Record that `size` bytes took `seconds`; earlier records lose weight."""
@@ -120,7 +120,7 @@ class Output:
 
     def __init__(self, write: Callable[[List[Any]], None]) -> None:
         self.write = write
-        self.line = Rate(1e9)
+        self.line = Rate(400e6, 0.05)  # a fast one, until it has been measured for a moment
         self._run = (0, 0, [])  # type: Tuple[int, int, List[bytes]]  # kind, first chunk, payload of each chunk
         self._held = bytearray()
 
