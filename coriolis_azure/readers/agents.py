@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 
 from ..errors import ConnectionLost, InvalidInput, StreamEnded
-from ..events import Notice
+from ..events import Notice, counted
 from ..replica.manifest import HASHES, UNKNOWN, ZERO, Manifest
 from ..threads import Lock
 from .channel import Direct
@@ -186,7 +186,7 @@ class AgentReader:
         self._flow.report(Notice(text))
         is_direct = self._dialogue is not None and self._dialogue.is_direct
         if self._fruitless == _FRUITLESS - 1 and is_direct and self._direct is not None:
-            self._direct.give_up(f"the direct channel was lost {self._fruitless} times in a row")
+            self._direct.give_up(f"the direct channel was lost {counted(self._fruitless, 'time')} in a row")
 
     @property
     def root(self) -> tuple[int, str]:
