@@ -39,7 +39,7 @@ NETWORK_QUOTAS = ("PublicIPAddresses", "StandardSkuPublicIpAddresses", "NetworkI
 
 
 def serve(folder: Path, images: list[Path], delay: float | None, pace: float, pipe: Pipe) -> None:
-    """Serve a sandbox with a VM for each image; tell what was asked of it, whenever asked. No `delay`: imitate Azure."""
+    """Serve a sandbox with a VM for each image; tell what it was asked, on request. No `delay`: imitate Azure."""
     seen: collections.Counter[str] = collections.Counter()
     imitation = Imitation()
 
