@@ -110,6 +110,19 @@ def test_many_replicas_are_described_each_by_its_own_state(tmp_path: Path) -> No
     assert all(one.advice() for name, one in seen.items() if name not in ("good", "busy", "group/deep"))
 
 
+def test_a_replica_is_not_put_beside_those_that_it_would_hide(tmp_path: Path) -> None:
+    """Another one in the folder of a replica hides none that was seen before."""
+    replica(tmp_path / "all/web")
+    with pytest.raises(InvalidInput, match="the place of several VMs") as refused:
+        replica(tmp_path / "all", "db")
+    assert set(found(tmp_path / "all")) == {"web"}
+    instead = re.search("one VM, ([^,]*),", refused.value.remedy)
+    assert instead is not None
+    replica(Path(instead[1].replace("NAME", "db")), "db")
+    replica(tmp_path / "all/web/inside")
+    assert set(found(tmp_path / "all")) == {"db", "web"}
+
+
 @pytest.mark.parametrize("name", ["os.raw", "data-0.raw", "replica.json"])
 def test_a_vm_may_be_called_as_a_file_of_a_replica_is(tmp_path: Path, name: str) -> None:
     for vm in (name, "web"):

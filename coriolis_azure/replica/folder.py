@@ -69,6 +69,7 @@ class ImageFolder:
             self.path.mkdir(mode=0o700)
             self.path.chmod(0o700)
         self._refuse_other_kind()
+        self._refuse_several()
         self._lock_fd = statefiles.open_or_create(self.path / ".lock", os.O_RDWR)
         flock(self._lock_fd, fcntl.LOCK_EX)
         mark = RunMark(self.path / ".run", self._lock_fd)
@@ -97,6 +98,19 @@ class ImageFolder:
                 (replica / name).exists() for name in (OWNER, sets.NAME)
             ):
                 raise points.inside(str(self.path), str(replica))
+
+    def _refuse_several(self) -> None:
+        """Raise InvalidInput if the folder is that of several VMs, whose replicas it would hide."""
+        if any((self.path / name).exists() for name in (OWNER, sets.NAME)):
+            return
+        with os.scandir(self.path) as found:
+            folders = sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+        for name in folders:
+            if (self.path / name / OWNER).exists():
+                raise InvalidInput(
+                    f"{self.path} is the place of several VMs: there is a replica in {self.path / name}",
+                    remedy=f"Give the folder of the one VM, {self.path / 'NAME'}, or another folder.",
+                )
 
     def _refuse_other_kind(self) -> None:
         """Raise InvalidInput if the folder holds the state of a replica whose images are elsewhere."""
