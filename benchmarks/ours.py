@@ -8,6 +8,7 @@ Starts when all is imported, as a service would have it: connect, start the agen
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,7 +46,8 @@ def main(task: dict[str, Any]) -> None:
 
     def copy(item: tuple[int, tuple[str, str]]) -> transfer.Outcome:
         slot, (image, target) = item
-        size = Path(image).stat().st_size
+        with Path(image).open("rb") as disk:
+            size = disk.seek(0, os.SEEK_END)  # also of a block device
         job = conversation.Job(
             (image,),
             size,

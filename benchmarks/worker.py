@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 # Bash that sshd starts at SHLVL 2 reads no .bashrc: a developer's takes longer than all else here, a worker's nothing.
 _CONFIG = """
 Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {address}
 HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/authorized_keys
 PidFile none
@@ -48,10 +48,10 @@ _SUDO = '#!/bin/sh\n[ "$1" = -n ] && shift\nexec "$@"\n'
 class SshServer:
     """A server that lets one new key in. `worker` is how we reach it, `command` how OpenSSH's client does.
 
-    `home` is the login directory.
+    `home` is the login directory. `run`: the command that runs another one where the server is to be, at `address`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1", run: Sequence[str] = ()) -> None:
         folder.mkdir(parents=True)
         private, public = keys.client_key()
         host_private, host_public = keys.host_key()
@@ -60,8 +60,8 @@ class SshServer:
             "host_key": host_private,
             "client_key": private,
             "authorized_keys": public + "\n",
-            "known_hosts": f"[127.0.0.1]:{self.port} {host_public}\n",
-            "config": _CONFIG.format(port=self.port, folder=folder),
+            "known_hosts": f"[{address}]:{self.port} {host_public}\n",
+            "config": _CONFIG.format(address=address, port=self.port, folder=folder),
             "client": _CLIENT.format(folder=folder),
         }
         for name, text in files.items():
@@ -77,12 +77,12 @@ class SshServer:
             program.chmod(0o755)
         Path("/run/sshd").mkdir(exist_ok=True)
         self.process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", folder / "config"], stderr=subprocess.DEVNULL
+            [*run, SSHD, "-D", "-e", "-f", folder / "config"], stderr=subprocess.DEVNULL
         )
-        wait_for(self.port)
+        wait_for(self.port, address)
         user = os.environ.get("USER") or "root"
-        self.worker = Worker("vm", "127.0.0.1", self.port, user, host_public, 8, private)
-        self.command = ["ssh", "-F", str(folder / "client"), "-p", str(self.port), f"{user}@127.0.0.1"]
+        self.worker = Worker("vm", address, self.port, user, host_public, 8, private)
+        self.command = ["ssh", "-F", str(folder / "client"), "-p", str(self.port), f"{user}@{address}"]
 
     def close(self) -> None:
         """End the server."""
@@ -96,11 +96,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_for(port: int) -> None:
+def wait_for(port: int, address: str = "127.0.0.1") -> None:
     """Wait until something listens on `port`."""
     until = time.monotonic() + 10
     while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with suppress(OSError), socket.create_connection((address, port), 1):
             return
         if time.monotonic() > until:
             raise SystemExit(f"nothing listens on port {port}")
