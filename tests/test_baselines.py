@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import Counter
@@ -166,6 +167,34 @@ def test_between_runs_nobody_can_read_a_baseline_and_it_has_an_end(
 
 
 @both
+@pytest.mark.parametrize("rewritten", ["upper", "gone"])
+def test_what_a_policy_takes_the_tags_from_is_no_baseline(
+    replica: Replica, told: list[Event], rewritten: str
+) -> None:
+    """It is deleted with the run or, if nothing shows any more that it is ours, told as left behind."""
+
+    def rewrite(request: Request, answer: Callable[[Request], Response]) -> Response:
+        document = json.loads(request.body) if request.method == "PATCH" and request.body else {}
+        if names.BASELINE_TAG in document.get("tags", {}):
+            kept = document["tags"] if rewritten == "upper" else {}
+            document["tags"] = {name: value.upper() for name, value in kept.items()}
+            request = replace(request, body=json.dumps(document).encode())
+        return answer(request)
+
+    replica.azure.intercept = rewrite
+    done = replica.source().replicate("web", replica.folder)
+    replica.azure.intercept = None
+    left = sorted(
+        {each["id"] for each in replica.azure.resources()} - {each["id"] for each in replica.resources}
+    )
+    assert list(done.left_behind) == left
+    assert bool(left) is (rewritten == "gone")
+    assert replica.baselines() == []
+    assert any(
+        "is not kept as a baseline: its tags" in event.text for event in told if isinstance(event, Notice)
+    )
+
+
 def test_without_the_setting_no_baseline_is_left_and_an_older_one_is_deleted(replica: Replica) -> None:
     replica.run()
     assert replica.baselines()

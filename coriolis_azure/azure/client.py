@@ -349,9 +349,9 @@ class Azure:
         options = {"headers": {"If-Match": etag}} if etag else {}
         return self._completed("update", id, partial(self._operations("vm").begin_update, **options), body)
 
-    def patch_snapshot(self, id: str, body: Mapping[str, Any]) -> None:
-        """Update parts of a snapshot; `tags` in `body` replace all of its tags."""
-        self._completed("update", id, self._operations("snapshot").begin_update, body)
+    def patch_snapshot(self, id: str, body: Mapping[str, Any]) -> Json:
+        """Update parts of a snapshot, and return it; `tags` in `body` replace all of its tags."""
+        return self._completed("update", id, self._operations("snapshot").begin_update, body)
 
     def tag(self, id: str, tags: Mapping[str, str]) -> None:
         """Replace the tags of a resource."""

@@ -30,7 +30,7 @@ class Shelf(Protocol):
         """Let it no longer be read. A failure is only logged: it is deleted when the run ends well."""
 
     def keep(self, id: str, tags: Mapping[str, str]) -> None:
-        """Make it outlive the run that took it."""
+        """Make it outlive the run that took it. Raises AzureError if that fails, or if a policy rewrites the tags."""
 
     def journaled(self, id: str, run: str) -> str:
         """The id that the journal of the run that took it has."""
@@ -66,7 +66,10 @@ class Managed:
         """See Shelf."""
         if is_open(self._azure.get(id)):  # ending the access has failed
             end_access(self._azure, id, self._clock)
-        self._azure.patch_snapshot(id, {"tags": dict(tags), "properties": _CLOSED})
+        changed = self._azure.patch_snapshot(id, {"tags": dict(tags), "properties": _CLOSED})
+        found = names.tags_of(changed or self._azure.get(id))
+        if any(found.get(name) != tags[name] for name in (names.BASELINE_TAG, names.UNTIL_TAG)):
+            raise AzureError("its tags are not those that it was given, so no later run would find it")
 
     def journaled(self, id: str, run: str) -> str:
         """See Shelf."""

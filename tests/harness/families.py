@@ -124,11 +124,12 @@ class Family:
             raise NotFound(f"{id} was not found")
         return document
 
-    def patch_snapshot(self, id: str, body: dict[str, Any]) -> None:
+    def patch_snapshot(self, id: str, body: dict[str, Any]) -> dict[str, Any]:
         """See Azure."""
         document = self.get(id)
         document["tags"] = body.get("tags", document["tags"])
         document["properties"] |= body.get("properties", {})
+        return document
 
     def revoke_access(self, id: str) -> None:
         """See Azure."""
