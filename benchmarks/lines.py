@@ -60,6 +60,8 @@ def line(mbit: int) -> Iterator[list[str]]:
             subprocess.run(shlex.split(command), check=True)
         yield there
     finally:
+        # What still runs in a namespace keeps its devices for a while.
+        subprocess.run(["ip", "link", "del", "lines-host"], check=True)
         subprocess.run(["ip", "netns", "del", SPACE], check=True)
 
 
