@@ -288,8 +288,11 @@ class _Copy:
         if grains is None:  # the reader did not wait for the answer
             grains = self._grains(chunk.index)
         for number, parts in _by_grain(pieces).items():
-            start = number * GRAIN
-            content = bytearray(self._destination.read(offset + start, min(GRAIN, length - start)))
+            start, size = number * GRAIN, min(GRAIN, length - number * GRAIN)
+            if len(parts) == 1 and len(parts[0][1]) == size:  # nothing of it stays
+                grains[number] = self._digester.leaf(parts[0][1])
+                continue
+            content = bytearray(self._destination.read(offset + start, size))
             for at, data in parts:
                 content[at : at + len(data)] = data
             grains[number] = self._digester.leaf(content)

@@ -271,3 +271,26 @@ def test_a_page_that_lists_forget_is_found_within_so_many_runs(tmp_path: Path, m
         destination.run(mechanism)
         runs += 1
     assert 1 <= runs <= WINDOW
+
+
+def test_a_whole_grain_is_written_without_reading_what_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = Family(32 * GRAIN)
+    family.write(0, os.urandom(family.size))
+    destination = Destination(family, tmp_path / "os.raw")
+    destination.chunk = 4 * GRAIN
+    for _ in range(2):
+        destination.run()
+    family.write(5 * GRAIN, os.urandom(GRAIN))
+    read = list[int]()
+    original = Replica.read
+
+    def noted(replica: Replica, offset: int, length: int) -> bytes:
+        read.append(offset)
+        return original(replica, offset, length)
+
+    monkeypatch.setattr(Replica, "read", noted)
+    assert destination.run().relied_bytes
+    assert read == []
+    assert destination.is_right()
