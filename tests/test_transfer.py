@@ -952,7 +952,6 @@ from harness.pipes import Pipes
 from harness.clocks import Held
 from harness.copies import by_agent
 from harness.images import Image
-from harness.waiting import eventually
 from coriolis_azure.readers.conversation import Job
 
 def peak(process):
