@@ -24,7 +24,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
-# The work of each `ordered` and `Aside` that has not ended, by its scope. Each operation on it is atomic.
+# The work of each `ordered` and `Background` that has not ended, by its scope. Each operation on it is atomic.
 _under_way: dict[Scope, deque[_Task[Any]]] = {}
 
 
@@ -110,7 +110,7 @@ def ordered(
         _under_way.pop(scope, None)
 
 
-class Aside(Generic[R]):
+class Background(Generic[R]):
     """Does work in a thread of its own while the calling thread goes on, one piece at a time.
 
     Close it: that cancels the work under way and joins it.
@@ -159,7 +159,7 @@ def _await(future: Future[Any], around: Scope | None) -> None:
 
 
 def settle(block: Scope) -> None:
-    """Cancel work of `ordered` or `Aside` within `block` that has been abandoned, and wait until it has ended.
+    """Cancel work of `ordered` or `Background` within `block` that has been abandoned, and wait until it has ended.
 
     A second interrupt in `ordered`, while its threads are joined, leaves them running.
     """

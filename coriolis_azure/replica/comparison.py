@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain, takewhile
 
 from ..clock import scope
-from ..threads import Aside, ordered
+from ..threads import Background, ordered
 from .destinations import Destination, Synced
 from .digests import Digests
 from .manifest import Manifest
@@ -47,10 +47,10 @@ class ReadBack:
     def __init__(self, destination: Destination, before: Digests, concurrent: int) -> None:
         self._destination, self._before, self._concurrent = destination, before, concurrent
         self._early = destination if isinstance(destination, Synced) else None
-        self._aside = Aside[int | None]()
+        self._background = Background[int | None]()
         self._left: list[range] = []  # chunks that were written and not read back yet
         self._bytes = 0  # of these
-        self.close = self._aside.close
+        self.close = self._background.close
 
     def add(self, manifest: Manifest, first: int, count: int) -> int | None:
         """Note chunks that were written; return one that was found to be wrong, if any."""
@@ -63,10 +63,10 @@ class ReadBack:
                     self._left[-1] = range(self._left[-1].start, index + 1)
                 else:
                     self._left.append(range(index, index + 1))
-        if self._bytes < _EARLY_BYTES or (self._aside.busy and len(self._left) < _MOST_RANGES):
+        if self._bytes < _EARLY_BYTES or (self._background.busy and len(self._left) < _MOST_RANGES):
             return None
-        wrong = self._aside.result()
-        self._aside.begin(partial(self._compare, self._early, manifest, self._left))
+        wrong = self._background.result()
+        self._background.begin(partial(self._compare, self._early, manifest, self._left))
         self._left, self._bytes = [], 0
         return wrong
 
@@ -82,7 +82,7 @@ class ReadBack:
 
         `tell` is called if that may take a while.
         """
-        wrong = self._aside.result()
+        wrong = self._background.result()
         if wrong is not None:
             return wrong
         counted = self._early is not None and self._early.undisturbed

@@ -84,8 +84,8 @@ def alone(fd: int, *, otherwise: bool = True) -> Iterator[Callable[[], bool]]:
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # see `refuse_writers`
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
-        unknown = error.errno != errno.EAGAIN and otherwise
-        yield lambda: unknown
+        answer = error.errno != errno.EAGAIN and otherwise
+        yield lambda: answer
         return
     try:
         yield lambda: fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_UNLCK
