@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from coriolis_azure.errors import CorruptChunk, DestinationFailed, StreamEnded
+from coriolis_azure.clock import Scope
+from coriolis_azure.errors import CorruptChunk, DestinationFailed, StreamEnded, WaitEnded
 from coriolis_azure.events import Event, Step, silent
 from coriolis_azure.replica import comparison
 from coriolis_azure.replica.medium import Content
@@ -165,3 +168,27 @@ def test_a_copy_that_fails_leaves_no_thread_that_reads_back(disk: Path, path: Pa
     with pytest.raises(StreamEnded):
         copy(disk, Broken(path))
     eventually(lambda: threading.active_count() <= before)
+
+
+def test_what_a_cancelled_run_did_not_read_back_does_not_count(disk: Path, path: Path) -> None:
+    run, data = Scope(), disk.read_bytes()[: 4 * CHUNK]
+
+    class Cancelled(Image):
+        def sync(self) -> None:
+            super().sync()
+            run.cancel()
+
+    with run.entered(), Cancelled(path) as image:
+        base = image.known("id", len(data), CHUNK, full=False)
+        written = replace(base, digests=base.digests.copy())
+        image.intend(0, len(data))
+        image.write(0, data)
+        written.digests.put(
+            0, b"".join(base.digester()(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK))
+        )
+        with closing(comparison.ReadBack(image, base.digests, 1)) as read_back:
+            read_back.add(written, 0, 4)
+            eventually(lambda: not read_back._background.busy)
+            image.flush()
+            with pytest.raises(WaitEnded):
+                read_back.finish(written, lambda: None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
-from itertools import chain, takewhile
+from itertools import chain
 
 from ..clock import scope
+from ..errors import WaitEnded
 from ..threads import Background, ordered
 from .destinations import Destination, Synced
 from .digests import Digests
@@ -73,9 +74,8 @@ class ReadBack:
     def _compare(self, destination: Synced, manifest: Manifest, ranges: list[range]) -> int | None:
         """The first chunk that differs. A part of the threads is enough: only `finish` is waited for."""
         destination.sync()
-        around = scope()
-        going = takewhile(lambda _: around is None or not around.cancelled, chain.from_iterable(ranges))
-        return next(differing(destination, manifest, going, THREADS * self._concurrent), None)
+        indexes = _until_cancelled(chain.from_iterable(ranges))
+        return next(differing(destination, manifest, indexes, THREADS * self._concurrent), None)
 
     def finish(self, manifest: Manifest, tell: Callable[[], object]) -> int | None:
         """Read back what has not been, after `flush`; return the first chunk that was found to be wrong, if any.
@@ -92,6 +92,15 @@ class ReadBack:
             return None
         tell()
         return next(differing(self._destination, manifest, chain([first], left), self._concurrent), None)
+
+
+def _until_cancelled(indexes: Iterable[int]) -> Iterator[int]:
+    """The same; but WaitEnded once the work is cancelled, because what was not compared must not count as right."""
+    current = scope()
+    for index in indexes:
+        if current is not None and current.cancelled:
+            raise WaitEnded("reading back was cancelled")
+        yield index
 
 
 def in_flight(destination: Destination, chunk: int, concurrent: int, most: int = THREADS) -> tuple[int, int]:
