@@ -104,10 +104,7 @@ def ordered(
                 abort()
         raise
     finally:
-        pool.shutdown()
-        # An interrupt in the middle of `submit` leaves a thread that runs and that the pool does not know.
-        futures.wait(task.future for task in pending if not task.future.cancelled())
-        _under_way.pop(scope, None)
+        _join(scope, pool, pending)
 
 
 class Background(Generic[R]):
@@ -144,9 +141,17 @@ class Background(Generic[R]):
     def close(self) -> None:
         """Cancel the work under way, if any, and wait for its end."""
         self._scope.cancel()
-        self._pool.shutdown()
-        futures.wait(task.future for task in self._pending if not task.future.cancel())
-        _under_way.pop(self._scope, None)
+        for task in self._pending:
+            task.future.cancel()
+        _join(self._scope, self._pool, self._pending)
+
+
+def _join(scope: Scope, pool: ThreadPoolExecutor, pending: Iterable[_Task[Any]]) -> None:
+    """Wait for the end of the work of a scope that has not been cancelled."""
+    pool.shutdown()
+    # An interrupt in the middle of `submit` leaves a thread that runs and that the pool does not know.
+    futures.wait(task.future for task in pending if not task.future.cancelled())
+    _under_way.pop(scope, None)
 
 
 def _await(future: Future[Any], around: Scope | None) -> None:

@@ -136,12 +136,12 @@ class Account:
     """A storage account. `document` is its ARM resource."""
 
     def __init__(self, azure: Azure, document: Json, *, by_key: bool) -> None:
-        self.id, self.name = str(document["id"]), names.name_of(document["id"])
-        self.location = canonical_location(document["location"])
         from azure.storage.blob import BlobServiceClient
 
         from .blob_retries import Retries
 
+        self.id, self.name = str(document["id"]), names.name_of(document["id"])
+        self.location = canonical_location(document["location"])
         self._azure, self._by_key = azure, by_key
         self.has_versions = not azure.blob_version  # older services reject include=versions
         endpoint = _endpoint(document)
