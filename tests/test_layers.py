@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -168,6 +169,28 @@ def test_rooms_import_only_what_they_may() -> None:
         and not {target, room(target)} & MAY_IMPORT[room(module)]
     ]
     assert wrong == []
+
+
+def test_both_pictures_of_the_house_are_the_same_and_agree_with_the_table() -> None:
+    """Each room is in a row of its own kind, and imports only from this row and those below it."""
+    root = PACKAGE.parent
+    pictures = [
+        re.findall(r"^```\n( .*?)^```", (root / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for page in ("CONTRIBUTING.md", "docs/explanation/architecture.md")
+    ]
+    assert pictures[0] == pictures[1]
+    (picture,) = pictures[0]
+    rows = [line.partition("|")[0].split() for line in picture.splitlines()]
+    row = {name: number for number, names in enumerate(rows) for name in names}
+    beside = {"__init__", "__main__", "sandbox", "testing"}
+    assert set(row) == set(MAY_IMPORT) - beside
+    upwards = [
+        f"{importer} imports {target}"
+        for importer in row
+        for target in {room(name) for name in MAY_IMPORT[importer]} - beside
+        if row[target] < row[importer] and not {importer, target} <= GROUND
+    ]
+    assert upwards == []
 
 
 def test_the_table_has_no_circle() -> None:
