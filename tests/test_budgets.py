@@ -207,5 +207,11 @@ def test_an_execution_asks_as_often_as_the_page_says(
         source.copy(run, worker, machine, machine.disks, folder)
     assert source.finish(run) == []
     page = (Path(__file__).parent.parent / "docs/reference/coriolis.md").read_text()
-    one, three = map(int, re.findall(r"sandbox: (\d+) and (\d+) for one and three disks", page)[0])
-    assert abs(len(azure.requests) - {1: one, 3: three}[disks]) <= 3
+    said = re.findall(
+        r"sandbox: (\d+) and (\d+) for one and three disks\), of which (\d+) and (\d+) create and as many delete",
+        " ".join(page.split()),
+    )
+    all_one, all_three, few_one, few_three = map(int, said[0])
+    assert abs(len(azure.requests) - {1: all_one, 3: all_three}[disks]) <= 3
+    methods = Counter(method for method, _ in azure.requests)
+    assert methods["PUT"] == methods["DELETE"] == {1: few_one, 3: few_three}[disks]
