@@ -56,7 +56,7 @@ E = TypeVar("E", bound="CoriolisAzureError")
 
 
 class CoriolisAzureError(Exception):
-    """The root of the tree: `message`, `remedy`, `exit_code`, and `facts` for machines (offset, code, ids, ...).
+    """The root of the tree. All have a `message`, a `remedy`, an `exit_code`, and `facts` for machines (ids, codes).
 
     `message` is cleaned. To give several lines, pass several strings: a line break within a string is escaped. `facts`
     are not cleaned. Facts that code decides by are also attributes of the families that have them. `left_behind` are
@@ -335,7 +335,7 @@ class DeadlinePassed(CoriolisAzureError):
 class WaitEnded(DeadlinePassed):
     """A wait was cancelled because the work it belongs to is to end."""
 
-    remedy = "Run again; whoever cancelled it will know why."
+    remedy = "Run again, unless somebody cancelled it on purpose."
 
 
 class Cancelled(CoriolisAzureError):

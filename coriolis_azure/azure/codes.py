@@ -42,13 +42,10 @@ class Code:
 _RETRY = "Run the command again in a few minutes."
 _REPORT = "Report this as a fault of coriolis-azure, with the message and the request id."
 _OTHER_SIZE = (
-    "Set export_worker_size to a size of another family, or leave it unset to have one chosen that the location "
-    "offers."
-)
-_OTHER_IMAGE = (
-    "Set export_worker_image to an image that the location offers, or leave it unset to have a current one "
+    "Set export_worker_size to a size of another family, or leave it unset: then one that the location offers is "
     "chosen."
 )
+_OTHER_IMAGE = "Set export_worker_image to an image that the location offers, or leave it unset: then a current one is chosen."
 _ADDRESSES = (
     "with the message and export_worker_allowed_addresses: they are validated before Azure sees them."
 )
@@ -60,10 +57,10 @@ _VAGUE = (
     Code(
         "OperationNotAllowed",
         Conflict,
-        "One of three: a quota is used up (cores in the location or in a size family, disks per VM); or the resource "
-        "is in use (a disk attached to a VM, a disk with an active SAS, a VM marked for deletion, a power change in "
-        "progress); or this resource or subscription does not support the operation at all. With status 429 it is "
-        "throttling instead.",
+        "One of three things. A quota is used up (cores in the location or in a size family, disks per VM). Or the "
+        "resource is in use (a disk attached to a VM, a disk with an active SAS, a VM marked for deletion, a power "
+        "change in progress). Or this resource or subscription does not support the operation at all. With status "
+        "429, it is throttling.",
         "Read Azure's message. If it mentions a quota, ask for a higher quota or choose a smaller export_worker_size. "
         "If it names another resource or operation, wait for it or release the resource. If the operation is not "
         "supported, leave the VM or disk out.",
@@ -149,7 +146,7 @@ _IN_USE = (
         Conflict,
         "A network interface cannot be deleted while a VM uses it; after the VM's deletion, Azure takes a while to "
         "notice.",
-        f"Wait until the VM is gone, then run `coriolis-azure cleanup`. {_UNDONE}",
+        "Wait until the VM is gone, then run `coriolis-azure cleanup`.",
         waits=True,
     ),
     Code(
@@ -287,7 +284,7 @@ _IN_USE = (
         "PropertyChangeNotAllowed",
         Conflict,
         "The request would change a property of an existing resource that can only be set at its creation.",
-        "If the resource of that name is an orphan, delete it, then run the command again.",
+        "If nobody needs the resource of that name, delete it, then run the command again.",
     ),
 )
 
@@ -358,7 +355,8 @@ _CAPACITY = (
         "IPv4BasicSkuPublicIpCountLimitReached",
         QuotaExceeded,
         "A public IP address of the Basic SKU was requested; the SKU is retired, and new subscriptions cannot use it.",
-        f"Use addresses of the Standard SKU. {_REPORT}",
+        "If the cloud is no Azure Stack Hub, remove api_profile from custom_cloud_properties. If this host can reach "
+        "the worker's private address, set export_worker_use_fip to false.",
     ),
     Code(
         "SubnetIsFull",
@@ -780,7 +778,7 @@ _STORAGE = (
         "BlobNotFound",
         NotFound,
         "The blob does not exist, or not yet, such as the console log of a VM that has just been created.",
-        "Check storage_account_name, storage_container_name and the blob's name. If Azure is still to create the blob, "
+        "Check storage_account_name, storage_container_name and the blob's name. If Azure has yet to create the blob, "
         "run the command again.",
     ),
     Code(
@@ -894,7 +892,7 @@ _SIGN_IN = (
     ),
     _sign_in(
         700024,
-        "The time in the application's assertion is wrong, because the clock of this host is.",
+        "The clock of this host is wrong, and so is the time in the application's assertion.",
         "Set the clock of this host.",
     ),
     _sign_in(
