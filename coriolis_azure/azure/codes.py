@@ -45,7 +45,10 @@ _OTHER_SIZE = (
     "Set export_worker_size to a size of another family, or leave it unset: then one that the location offers is "
     "chosen."
 )
-_OTHER_IMAGE = "Set export_worker_image to an image that the location offers, or leave it unset: then a current one is chosen."
+_OTHER_IMAGE = (
+    "Set export_worker_image to an image that the location offers, or leave it unset: then a current one is "
+    "chosen."
+)
 _ADDRESSES = (
     "with the message and export_worker_allowed_addresses: they are validated before Azure sees them."
 )
