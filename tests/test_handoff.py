@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import stat
 import subprocess
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -266,6 +269,69 @@ def test_they_stand_beside_the_images_of_the_last_good_point(
     source.restore(to, first.point, f"{other}-2")
     assert documents(f"{other}-2") == [None, None]
     assert any("are left out" in event.text for event in told if isinstance(event, Notice))
+
+
+CAN_START = os.geteuid() == 0 and all(map(shutil.which, ("virt-qemu-run", "qemu-system-x86_64", "unshare")))
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Path]:
+    """A folder for libvirt's QEMU driver, whose path is short enough for its sockets, and for images."""
+    with tempfile.TemporaryDirectory(prefix="lv-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "etc").mkdir()
+        (folder / "etc/qemu.conf").write_text(
+            'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nnamespaces = []\ncgroup_controllers = []\n'
+            'stdio_handler = "file"\n'
+        )
+        for file in (
+            "passwd",
+            "group",
+        ):  # the driver looks up its user and group, even where it does not use them
+            text = Path("/etc", file).read_text()
+            (folder / file).write_text(f"{text}libvirt-qemu:x:64055:64055::/:/bin/false\nkvm:x:64056:\n")
+        yield folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_START, reason="needs root, and libvirt's QEMU driver with QEMU")
+@pytest.mark.parametrize(("system", "firmware"), [("linux", "EFI"), ("linux", "BIOS"), ("windows", "EFI")])
+def test_qemu_starts_what_libvirt_makes_of_the_domain(driver: Path, system: str, firmware: str) -> None:
+    """All but three things as we write it: no KVM and its processor, no network of libvirt's, less memory."""
+    held = (disk("os"), disk("data-1", 4096 if system == "windows" else 512))
+    for each in held:
+        with (driver / f"{each.name}.raw").open("wb") as image:
+            image.truncate(MIB)
+    found = domain(machine(os_type=system, firmware=firmware, disks=held, memory_mb=256), where=str(driver))
+    found.set("type", "qemu")
+    for processor in found.iter("cpu"):
+        processor.set("mode", "maximum")
+    for interface in found.iter("interface"):
+        interface.set("type", "user")
+        interface.remove(*interface.findall("source"))
+    (driver / "domain.xml").write_bytes(ElementTree.tostring(found))
+    mounts = "mount --bind passwd /etc/passwd && mount --bind group /etc/group"
+    with subprocess.Popen(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f"{mounts} && exec timeout 120 virt-qemu-run -v -r {driver} domain.xml",
+        ],
+        cwd=driver,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as running:
+        assert running.stdout is not None
+        told = []
+        for line in running.stdout:
+            told.append(line)
+            if "guest running" in line:
+                running.send_signal(signal.SIGINT)
+    assert any("guest running" in line for line in told), "".join(told)
+    assert running.returncode == 0
 
 
 def commands() -> list[str]:
