@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -499,6 +500,11 @@ def test_the_demo_holds_every_comparison() -> None:
     assert told["held"]
     assert told["resources_before"] == told["resources_after"]
     assert len(told["checks"]) == 10
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"a new file of 3 MiB on a disk of (\d+) MiB moves ([\d.]+) MiB", readme)
+    assert said
+    moved = told["second"]["disks"][0]
+    assert (moved["size_bytes"] / MIB, round(moved["sent_bytes"] / MIB, 1)) == (int(said[1]), float(said[2]))
 
 
 def test_the_local_functions_need_a_serving_sandbox(tmp_path: Path) -> None:

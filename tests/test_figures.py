@@ -170,6 +170,7 @@ STATED = [
     ("howto/fleet.md", f"asked once in {minutes(fleet._SAME_SECONDS)}"),
     ("howto/handoff.md", "the domain has {} vCPUs and {} MiB of memory".format(*libvirt.UNKNOWN_SIZE)),
     ("howto/mechanisms.md", f"grains of {wire.GRAIN // KIB} KiB that Azure lists"),
+    ("howto/mechanisms.md", f"reads one part in {changed.WINDOW} of what is not listed"),
     ("howto/nbd.md", f"the port is {nbd_url._PORT} unless given"),
     ("howto/nbd.md", f"silent for {minutes(nbd_store.PATIENCE)} ({minutes(nbd_store.FLUSH_PATIENCE)} for a flush)"),
     ("howto/private.md", f"{SETTINGS.export_worker_ssh_port} and {DATA_PORT} to {DATA_PORT + channel.PORTS - 1} ("),
