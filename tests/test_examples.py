@@ -225,6 +225,8 @@ def test_the_lesson_on_the_sandbox_runs_as_it_stands(tmp_path: Path) -> None:
         told.seek(0)
         said = told.read()
         assert code == 0, said[-3000:]
+        sent = re.findall(r"^ os +64 MiB +64 MiB +(\d+ MiB)", said, re.MULTILINE)
+        assert sent[:2] == re.findall(r"\b[Ii]t sent (\d+ MiB)", (ROOT / LESSON).read_text())
         assert re.findall(r"^exit code \d+", said, re.MULTILINE) == ["exit code 3", "exit code 7"]
         for page in ("replicas.html", "run.html", "fleet.html"):
             assert "web-1" in (tmp_path / page).read_text()

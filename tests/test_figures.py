@@ -30,6 +30,7 @@ from coriolis_azure.replica import (
     vhds,
 )
 from coriolis_azure.run import cleanup, lifetime, resources, stalled
+from coriolis_azure.sandbox.sandbox import PACE
 from coriolis_azure.settings import Environment
 from coriolis_azure.worker import launch, sizes
 
@@ -79,7 +80,9 @@ def from_snapshots(chunk_kib: int) -> str:
 
 
 SETTINGS = Environment.from_json({"location": "westeurope", "resource_group": "group"})
-DATA_PORT = SETTINGS.export_worker_data_port
+CHUNK, DATA_PORT = SETTINGS.chunk_size_kib, SETTINGS.export_worker_data_port
+DEAD = number(cleanup.DEAD_AFTER.total_seconds() / 3600)
+UNFINISHED = minutes(cleanup._UNFINISHED_DEAD_AFTER.total_seconds())
 LINE = [8 * rate / 10**6 for rate in plan._UNKNOWN_LINE]  # in Mbit/s
 PERFORMANCE = "explanation/performance.md"
 ARCHITECTURE = "explanation/architecture.md"
@@ -113,9 +116,14 @@ STATED = [
     (PERFORMANCE, f"If nothing arrives for {number(flow._QUIET_SECONDS)} seconds"),
     (PERFORMANCE, f"Keys are renegotiated every {ssh._REKEY_BYTES // GIB} GiB"),
     (PERFORMANCE, f"so {number(ssh_writer.RECEIVERS)} sessions of one connection share a disk"),
-    (ARCHITECTURE, f"*chunk* ({SETTINGS.chunk_size_kib // KIB} MiB by default)"),
+    (ARCHITECTURE, f"*chunk* ({CHUNK // KIB} MiB by default)"),
     (ARCHITECTURE, f"*grains* ({wire.GRAIN // KIB} KiB)"),
     (ARCHITECTURE, f"*leaves* ({SETTINGS.leaf_size_kib} KiB by default)"),
+    (
+        ARCHITECTURE,
+        f"| {CHUNK // KIB} MiB, {wire.GRAIN // KIB} KiB and {SETTINGS.leaf_size_kib} KiB of a disk by default",
+    ),
+    (ARCHITECTURE, f"| block | {draft.BLOCK // KIB} KiB of a disk"),
     (ARCHITECTURE, f"`os.raw.grains`, {wire.DIGEST * MIB // wire.GRAIN} MiB per TiB"),
     (ARCHITECTURE, f"not acknowledged for {minutes(ssh._DEAD_SECONDS)} is dead"),
     (ARCHITECTURE, f"waits up to {minutes(ssh.RECONNECT_SECONDS)} for the worker"),
@@ -126,8 +134,8 @@ STATED = [
     (ARCHITECTURE, f"it waits {number(runmark._FENCE_SECONDS)} seconds, reads everything"),
     (ARCHITECTURE, f"that is retried for {minutes(resources.PATIENCE_SECONDS)}"),
     (ARCHITECTURE, f"updates a tag on its NSG every {minutes(lifetime._LIFE_SECONDS)}"),
-    (ARCHITECTURE, f"dead after {number(cleanup.DEAD_AFTER.total_seconds() / 3600)} hours of silence"),
-    (ARCHITECTURE, f"{minutes(cleanup._UNFINISHED_DEAD_AFTER.total_seconds())} are enough"),
+    (ARCHITECTURE, f"dead after {DEAD} hours of silence"),
+    (ARCHITECTURE, f"{UNFINISHED} are enough"),
     (ARCHITECTURE, f"dead after {stalled.STALLED_SECONDS:.0f} seconds"),
     (ARCHITECTURE, f"as fast as they deliver (up to {sizes.ENOUGH // MIB} MiB/s)"),
     (ARCHITECTURE, f"The VM is requested up to {number(launch.TRIES)} times"),
@@ -150,10 +158,15 @@ STATED = [
     (PLUGIN, f"a lease of {minutes(claims.LEASE_SECONDS)}, renewed every {claims.RENEW_SECONDS:.0f} seconds"),
     (PLUGIN, f"after {minutes(claims.PAUSE_SECONDS)} it fails"),
     (PLUGIN, f"waits {'two and a half' if claims.FENCE_SECONDS == 150 else '?'} minutes before it writes"),
+    (PLUGIN, f"no sign of life for {'two and a half' if claims.FENCE_SECONDS == 150 else '?'} minutes counts as dead"),
+    (PLUGIN, f"left ({DEAD} hours without a sign of life, {UNFINISHED} if"),
+    (PLUGIN, f"deploying or deleting, {stalled.STALLED_SECONDS:.0f} seconds if that was for the same VM"),
+    (PLUGIN, f"is deleted after {DEAD} hours in the same way"),
+    (PLUGIN, f"After {UNFINISHED} it is deleted by any deployment"),
     (PLUGIN, f"at most one message {'a second' if provider._SECONDS_BETWEEN_STEPS == 1 else '?'} per disk"),
     (PLUGIN, f"polled every {number(min(patience._EARLY_SECONDS))} to {number(patience.POLLING_SECONDS)} seconds"),
     (PLUGIN, f"once it has shown no sign of life for {stalled.STALLED_SECONDS:.0f} seconds"),
-    (PLUGIN, f"After {minutes(cleanup._UNFINISHED_DEAD_AFTER.total_seconds())}, so does any deployment"),
+    (PLUGIN, f"After {UNFINISHED}, so does any deployment"),
     (USAGE, f"`os.raw.grains`, up to {wire.DIGEST * MIB // wire.GRAIN} MiB per TiB"),
     (USAGE, f"the steps of the last {number(history._RUNS)} runs"),
     (USAGE, f"without it, {LINE[0]:.0f} Mbit/s to {LINE[1] / 1000:.0f} Gbit/s are assumed"),
@@ -168,6 +181,7 @@ STATED = [
     ("howto/fleet.md", f"throughput, up to {sizes.ENOUGH // MIB} MiB/s"),
     ("howto/fleet.md", f"with another one, at most {'twice' if fleet._WORKERS == 2 else '?'}"),
     ("howto/fleet.md", f"asked once in {minutes(fleet._SAME_SECONDS)}"),
+    ("howto/fleet.md", f"refills its budgets {PACE:.0f} times as fast as Azure"),
     ("howto/handoff.md", "the domain has {} vCPUs and {} MiB of memory".format(*libvirt.UNKNOWN_SIZE)),
     ("howto/mechanisms.md", f"grains of {wire.GRAIN // KIB} KiB that Azure lists"),
     ("howto/mechanisms.md", f"reads one part in {changed.WINDOW} of what is not listed"),
