@@ -44,7 +44,8 @@ def domain(info: Json, images: Mapping[str, Image], where: str) -> bytes:
     missing = [disk["name"] for disk in info["devices"]["disks"] if disk["name"] not in images]
     left_out = f", without {', '.join(missing)}" if missing else ""
     _text(root, "description", cleaned(f"{info['id']} as of {info['point']}{left_out}"))
-    _text(root, "memory", str(info["memory_mb"] or UNKNOWN_SIZE[1]), unit="MiB")
+    # In KiB, as libvirt itself writes it: virt-v2v ignores the unit.
+    _text(root, "memory", str((info["memory_mb"] or UNKNOWN_SIZE[1]) << 10), unit="KiB")
     _text(root, "vcpu", str(info["num_cpu"] or UNKNOWN_SIZE[0]))
     _boot(root, is_efi=info["firmware_type"] == "EFI")
     SubElement(root, "cpu", mode="host-passthrough")

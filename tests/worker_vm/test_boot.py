@@ -43,7 +43,7 @@ def command(domain: Element, folder: Path) -> list[str]:
     made = [
         *("qemu-system-x86_64", "-accel", accelerator(), "-cpu", CPU, "-nodefaults", "-display", "none"),
         *("-M", _attribute(system, "type", "machine"), "-smp", domain.findtext("vcpu", "")),
-        *("-m", str(min(MEMORY_MIB, int(domain.findtext("memory", "0")))), "-no-reboot"),
+        *("-m", str(min(MEMORY_MIB, int(domain.findtext("memory", "0")) // 1024)), "-no-reboot"),
         *("-drive", f"if=pflash,format=raw,readonly=on,file={CODE}"),
         *("-drive", f"if=pflash,format=raw,file={variables}"),
         *(
