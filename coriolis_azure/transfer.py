@@ -9,7 +9,7 @@ Memory is bounded by the bytes in flight, whatever the size of the disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -67,7 +67,8 @@ def copy(
 class _Done:
     """What a thread has done: `count` chunks from `index` on now have this digest; None: that of the base.
 
-    `kinds`: the chunks that are settled, for the map of the disk.
+    `kinds`: the chunks that are settled, for the map of the disk. `grains`: those of the chunk that were written, by
+    number; None: all of them.
     """
 
     index: int
@@ -77,6 +78,7 @@ class _Done:
     zero: int = 0
     skipped: int = 0
     kinds: Sequence[tuple[Kind, int, int]] = ()
+    grains: Collection[int] | None = None
 
 
 class _Copy:
@@ -158,7 +160,7 @@ class _Copy:
             self._base.digests.put(done.index, done.digest * done.count)
             self._destination.settle(self._base, done.index, done.count)
             if self._read_back is not None:
-                self._refuse(self._read_back.add(self._base, done.index, done.count))
+                self._refuse(self._read_back.add(self._base, done.index, done.count, done.grains))
         self._sent, self._zero = self._sent + done.sent, self._zero + done.zero
         self._skipped += done.skipped
         for kind, first, count in done.kinds:
@@ -287,7 +289,8 @@ class _Copy:
         pieces, grains = chunk.pieces(), self._asked.pop(chunk.index, None)
         if grains is None:  # the reader did not wait for the answer
             grains = self._grains(chunk.index)
-        for number, parts in _by_grain(pieces).items():
+        written = _by_grain(pieces)
+        for number, parts in written.items():
             start, size = number * GRAIN, min(GRAIN, length - number * GRAIN)
             if len(parts) == 1 and len(parts[0][1]) == size:  # nothing of it stays
                 grains[number] = self._digester.leaf(parts[0][1])
@@ -304,7 +307,9 @@ class _Copy:
         zero = sum(size for _, size, data in pieces if not data)
         kinds: list[tuple[Kind, int, int]] = [("changed", chunk.index, 1)]
         skipped = length - sent - zero
-        return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=zero, skipped=skipped, kinds=kinds)
+        return _Done(
+            chunk.index, 1, chunk.digest, sent, zero=zero, skipped=skipped, kinds=kinds, grains=tuple(written)
+        )
 
     def _put(self, offset: int, pieces: list[Piece]) -> None:
         for start, size, data in pieces:

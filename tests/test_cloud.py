@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from azure.identity import ClientSecretCredential, UsernamePasswordCredential
 
 from coriolis_azure import errors
@@ -186,6 +188,26 @@ def test_a_bundle_without_certificates_is_named(azure: Sandbox, tmp_path: Path, 
     info = {**azure.connection_info(), "ca_bundle": str(tmp_path / "bundle.pem")}
     with pytest.raises(errors.InvalidInput, match=r"bundle\.pem holds no readable certificate"):
         client.Azure(Connection.from_json(info))
+
+
+def test_certificates_are_read_once_for_all_connections(azure: Sandbox, tmp_path: Path) -> None:
+    trusted = tmp_path / "trusted.pem"
+    with served(azure) as info, requests.Session() as session:
+        shutil.copy(info["ca_bundle"], trusted)
+        adapter = transport._Adapter()
+        session.mount("https://", adapter)
+        url = info["custom_cloud_properties"]["endpoints"]["resource_manager_endpoint"]
+        for _ in range(2):
+            assert session.get(f"{url}/metadata/endpoints", verify=str(trusted)).status_code
+            trusted.unlink(missing_ok=True)
+            adapter.poolmanager.clear()
+
+
+def test_a_bundle_of_the_environment_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with requests.Session() as session:
+        session.mount("https://", transport._Adapter())
+        with pytest.raises(errors.InvalidInput, match=r"REQUESTS_CA_BUNDLE.*gone\.pem holds no readable"):
+            session.get("https://localhost:1", verify=str(tmp_path / "gone.pem"))
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")

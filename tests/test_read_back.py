@@ -14,9 +14,10 @@ from coriolis_azure.clock import Scope
 from coriolis_azure.errors import CorruptChunk, DestinationFailed, StreamEnded, WaitEnded
 from coriolis_azure.events import Event, Step, silent
 from coriolis_azure.replica import comparison
+from coriolis_azure.replica.manifest import GRAIN, UNKNOWN, Manifest
 from coriolis_azure.replica.medium import Content
 from harness.constants import DEADLINE
-from harness.copies import CHUNK, by_agent, job, replicate
+from harness.copies import CHUNK, by_agent, change, job, replicate
 from harness.images import Image
 from harness.pipes import Pipes
 from harness.waiting import eventually
@@ -192,3 +193,85 @@ def test_what_a_cancelled_run_did_not_read_back_does_not_count(disk: Path, path:
             image.flush()
             with pytest.raises(WaitEnded):
                 read_back.finish(written, lambda: None)
+
+
+class Places(Image):
+    """An image that notes which ranges are read after all is written, and may lose what is written to one."""
+
+    def __init__(self, path: Path, lost: int = -1) -> None:
+        super().__init__(path)
+        self.lost, self.read_back = lost, list[tuple[int, int]]()
+        self._is_flushed = False
+
+    def write(self, offset: int, data: Content) -> None:
+        super().write(offset, bytes(len(data)) if offset == self.lost else data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self._is_flushed:
+            self.read_back.append((offset, length))
+        return super().read(offset, length)
+
+    def flush(self) -> None:
+        super().flush()
+        self._is_flushed = True
+
+
+def by_grains(disk: Path, image: Places) -> bool | None:
+    with image, Pipes() as pipes:
+        base = image.known("id", disk.stat().st_size, 4 * GRAIN, full=False)
+        return by_agent(lambda: pipes, job(disk), base, image).verified
+
+
+@pytest.fixture
+def patched(disk: Path, path: Path) -> Path:
+    """A disk that was replicated in chunks of four grains, and of which two grains of one chunk have changed since."""
+    replicate(disk, path, chunk=4 * GRAIN)
+    for grain in (1, 3):
+        change(disk, (8 + grain) * GRAIN, os.urandom(GRAIN))
+    return disk
+
+
+def test_of_a_chunk_only_the_grains_that_were_written_are_read_back(patched: Path, path: Path) -> None:
+    image = Places(path)
+    assert by_grains(patched, image)
+    assert image.read_back == [(9 * GRAIN, GRAIN), (11 * GRAIN, GRAIN)]
+    assert path.read_bytes() == patched.read_bytes()
+
+
+def test_a_grain_that_was_lost_is_found(patched: Path, path: Path) -> None:
+    with pytest.raises(CorruptChunk, match="read back") as caught:
+        by_grains(patched, Places(path, lost=11 * GRAIN))
+    assert caught.value.offset == 8 * GRAIN
+    assert path.read_bytes() != patched.read_bytes()  # nothing was published
+
+
+@pytest.mark.parametrize("damage", ["forgotten", "of another chunk"])
+def test_where_digests_of_grains_do_not_prove_themselves_the_chunk_is_read_back(
+    patched: Path, path: Path, damage: str
+) -> None:
+    class Damaged(Places):
+        def flush(self) -> None:
+            grains = self.grains
+            assert grains is not None
+            if damage == "forgotten":
+                os.ftruncate(grains._fd, 0)
+            else:
+                grains.put(2, grains.get(0, 4))
+            super().flush()
+
+    image = Damaged(path)
+    assert by_grains(patched, image)
+    assert image.read_back == [(8 * GRAIN, 4 * GRAIN)]
+    assert path.read_bytes() == patched.read_bytes()
+
+
+def test_a_chunk_of_which_nothing_was_known_is_read_back_as_a_whole(patched: Path, path: Path) -> None:
+    class Forgotten(Places):
+        def known(self, disk: str, size: int, chunk: int, *, full: bool) -> Manifest:
+            base = super().known(disk, size, chunk, full=full)
+            base.digests.put(2, UNKNOWN)
+            return base
+
+    image = Forgotten(path)
+    assert by_grains(patched, image)
+    assert image.read_back == [(8 * GRAIN, 4 * GRAIN)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -12,14 +12,16 @@ from ..errors import WaitEnded
 from ..threads import Background, ordered
 from .destinations import Destination, Synced
 from .digests import Digests
-from .manifest import Manifest
+from .manifest import GRAIN, UNKNOWN, Manifest, grain_count
 
 THREADS = 4
 _EARLY_BYTES = 64 << 20  # written, and then read back together: each time the destination is flushed
-_MOST_RANGES = 1 << 16  # of chunks that wait to be read back, so that memory is bounded
+_MOST_PARTS = 1 << 14  # that wait to be read back, so that memory is bounded
 _AHEAD_BYTES = 6 << 20  # the limit for chunks in flight, of all disks together
 # At a remote destination each write waits for another host, so more writes must be in flight to fill the link.
 _FAR_THREADS, _FAR_BYTES = 16, 16 << 20
+# The numbers of those grains of a chunk that are compared; None: all of them.
+_Numbers = Collection[int] | None
 
 
 def differing(
@@ -29,14 +31,41 @@ def differing(
 
     `concurrent`: how many disks are compared at a time.
     """
+    return _differing(destination, manifest, _chunks((indexes, None)), concurrent)
+
+
+def _differing(
+    destination: Destination,
+    manifest: Manifest,
+    chunks: Iterable[tuple[int, _Numbers]],
+    concurrent: int,
+) -> Iterator[int]:
+    """The same for chunks that may be compared in part."""
     digest = manifest.digester()
 
-    def differs(index: int) -> tuple[int, bool]:
-        return index, digest(destination.read(*manifest.span(index))) != manifest.digest(index)
+    def differs(chunk: tuple[int, _Numbers]) -> tuple[int, bool]:
+        index, numbers = chunk
+        offset, length = manifest.span(index)
+        grains = _grains(destination, manifest, index) if numbers is not None else None
+        if numbers is None or grains is None:
+            return index, digest(destination.read(offset, length)) != manifest.digest(index)
+        starts = ((number, number * GRAIN) for number in numbers)
+        return index, any(
+            digest.leaf(destination.read(offset + start, min(GRAIN, length - start))) != grains[number]
+            for number, start in starts
+        )
 
     threads, ahead = in_flight(destination, manifest.chunk, concurrent)
-    with closing(ordered(differs, indexes, threads=threads, ahead=ahead)) as results:
+    with closing(ordered(differs, chunks, threads=threads, ahead=ahead)) as results:
         yield from (index for index, wrong in results if wrong)
+
+
+def _grains(destination: Destination, manifest: Manifest, index: int) -> list[bytes] | None:
+    """The digests that the grains of a chunk must have; None if they are not stored."""
+    count = grain_count(manifest.span(index)[1])
+    grains = destination.grains.get(index, count) if destination.grains is not None else []
+    proved = len(grains) == count and manifest.digester().of(grains) == manifest.digest(index)
+    return grains if proved else None
 
 
 class ReadBack:
@@ -49,33 +78,42 @@ class ReadBack:
         self._destination, self._before, self._concurrent = destination, before, concurrent
         self._early = destination if isinstance(destination, Synced) else None
         self._background = Background[int | None]()
-        self._left: list[range] = []  # chunks that were written and not read back yet
+        self._left: list[tuple[range, _Numbers]] = []  # chunks that were written and not read back yet
         self._bytes = 0  # of these
         self.close = self._background.close
 
-    def add(self, manifest: Manifest, first: int, count: int) -> int | None:
-        """Note chunks that were written; return one that was found to be wrong, if any."""
+    def add(self, manifest: Manifest, first: int, count: int, grains: _Numbers = None) -> int | None:
+        """Note chunks that were written, or `grains` of one; return one that was found to be wrong, if any."""
         if self._early is None:
             return None
         for index in range(first, first + count):
             if manifest.digest(index) != self._before[index]:
-                self._bytes += manifest.span(index)[1]
-                if self._left and self._left[-1].stop == index:
-                    self._left[-1] = range(self._left[-1].start, index + 1)
-                else:
-                    self._left.append(range(index, index + 1))
-        if self._bytes < _EARLY_BYTES or (self._background.busy and len(self._left) < _MOST_RANGES):
+                self._note(index, manifest.span(index)[1], grains)
+        if self._bytes < _EARLY_BYTES or (self._background.busy and len(self._left) < _MOST_PARTS):
             return None
         wrong = self._background.result()
         self._background.begin(partial(self._compare, self._early, manifest, self._left))
         self._left, self._bytes = [], 0
         return wrong
 
-    def _compare(self, destination: Synced, manifest: Manifest, ranges: list[range]) -> int | None:
+    def _note(self, index: int, length: int, grains: _Numbers) -> None:
+        """Note one chunk that was written, or a part of it. Nothing of a chunk that was UNKNOWN is proved yet."""
+        if grains is not None and (len(grains) == grain_count(length) or self._before[index] == UNKNOWN):
+            grains = None
+        self._bytes += length if grains is None else len(grains) * GRAIN
+        before, parts = self._left[-1] if self._left else (range(0), ())
+        if grains is None and parts is None and before.stop == index:
+            self._left[-1] = range(before.start, index + 1), None
+        else:
+            self._left.append((range(index, index + 1), grains))
+
+    def _compare(
+        self, destination: Synced, manifest: Manifest, left: list[tuple[range, _Numbers]]
+    ) -> int | None:
         """The first chunk that differs. A part of the threads is enough: only `finish` is waited for."""
         destination.sync()
-        indexes = _until_cancelled(chain.from_iterable(ranges))
-        return next(differing(destination, manifest, indexes, THREADS * self._concurrent), None)
+        chunks = _until_cancelled(_chunks(*left))
+        return next(_differing(destination, manifest, chunks, THREADS * self._concurrent), None)
 
     def finish(self, manifest: Manifest, tell: Callable[[], object]) -> int | None:
         """Read back what has not been, after `flush`; return the first chunk that was found to be wrong, if any.
@@ -86,21 +124,27 @@ class ReadBack:
         if wrong is not None:
             return wrong
         counted = self._early is not None and self._early.undisturbed
-        left = chain.from_iterable(self._left) if counted else self._before.differing(manifest.digests)
+        written = self._left if counted else [(self._before.differing(manifest.digests), None)]
+        left = _chunks(*written)
         first = next(left, None)
         if first is None:
             return None
         tell()
-        return next(differing(self._destination, manifest, chain([first], left), self._concurrent), None)
+        return next(_differing(self._destination, manifest, chain([first], left), self._concurrent), None)
 
 
-def _until_cancelled(indexes: Iterable[int]) -> Iterator[int]:
+def _chunks(*parts: tuple[Iterable[int], _Numbers]) -> Iterator[tuple[int, _Numbers]]:
+    """Each of these chunks, with the grains of it that are compared."""
+    return ((index, grains) for indexes, grains in parts for index in indexes)
+
+
+def _until_cancelled(chunks: Iterable[tuple[int, _Numbers]]) -> Iterator[tuple[int, _Numbers]]:
     """The same; but WaitEnded once the work is cancelled, because what was not compared must not count as right."""
     current = scope()
-    for index in indexes:
+    for chunk in chunks:
         if current is not None and current.cancelled:
             raise WaitEnded("reading back was cancelled")
-        yield index
+        yield chunk
 
 
 def in_flight(destination: Destination, chunk: int, concurrent: int, most: int = THREADS) -> tuple[int, int]:
