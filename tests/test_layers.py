@@ -175,7 +175,9 @@ def test_both_pictures_of_the_house_are_the_same_and_agree_with_the_table() -> N
     """Each room is in a row of its own kind, and imports only from this row and those below it."""
     root = PACKAGE.parent
     pictures = [
-        re.findall(r"^```text\n(.*?)^```", (root / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        re.findall(
+            r"^```text\n(.*?)^```", (root / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
         for page in ("CONTRIBUTING.md", "docs/explanation/architecture.md")
     ]
     assert pictures[0] == pictures[1]
