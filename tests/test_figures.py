@@ -194,4 +194,5 @@ STATED = [
 
 @pytest.mark.parametrize(("page", "sentence"), STATED)
 def test_a_figure_of_a_page_is_that_of_the_code(page: str, sentence: str) -> None:
-    assert sentence in " ".join((DOCS / page).read_text(encoding="utf-8").split())
+    if sentence not in " ".join((DOCS / page).read_text(encoding="utf-8").split()):
+        pytest.fail(f"docs/{page} does not say what the code does: {sentence}", pytrace=False)
