@@ -1,13 +1,14 @@
-"""Lines that are slower than the disks, and disks that are slower than the line, as they are in Azure. Needs root.
+"""Lines that are slower than the disks or long, and disks that are slower than the line, as in Azure. Needs root.
 
-    python benchmarks/lines.py [--scene compression|disks] [--rounds 5] [--mib 300] [--data FILE]
+    python benchmarks/lines.py [--scene compression|disks|distance] [--rounds 5] [--mib 300] [--data FILE]
 
 The worker's OpenSSH runs in a network namespace. The line to it is shaped by the kernel (tbf), so its TCP is a real
 one; both ends share this machine's processors. Each result is compared with its disk.
 
 `compression`: one disk, ours with the setting "auto" and without compression against `zstd -1` in a pipe over ssh. The
 disk holds what is installed under /usr, or FILE. `disks`: four disks of random bytes, which the kernel limits to
-60 MB/s each as Azure limits each disk, against `ssh cat` side by side.
+60 MB/s each as Azure limits each disk, against `ssh cat` side by side. `distance`: one disk of random bytes, eight
+times as large, over lines of 1 Gbit/s with round trips of 20 and 80 ms (`distance.py`), against `ssh cat`.
 
 Prints the medians, their ranges, and how much longer ours takes than the peer in the same run. The time of ours starts
 when its modules are imported, which takes another second.
@@ -62,6 +63,22 @@ def line(mbit: int) -> Iterator[list[str]]:
     finally:
         # What still runs in a namespace keeps its devices for a while.
         subprocess.run(["ip", "link", "del", "lines-host"], check=True)
+        subprocess.run(["ip", "netns", "del", SPACE], check=True)
+
+
+@contextlib.contextmanager
+def long_line(mbit: int, ms: int) -> Iterator[list[str]]:
+    """The same with a round trip of so many milliseconds, by `distance.py`."""
+    subprocess.run(["ip", "netns", "add", SPACE], check=True)
+    try:
+        command = [sys.executable, str(HERE / "distance.py"), SPACE, HOST, ADDRESS, str(mbit), str(ms)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield ["ip", "netns", "exec", SPACE]
+            process.stdin.close()
+    finally:
         subprocess.run(["ip", "netns", "del", SPACE], check=True)
 
 
@@ -192,7 +209,29 @@ def capped(folder: Path, images: Path, asked: argparse.Namespace) -> None:
         show(f"four disks of 60 MB/s, {asked.mib} MiB each", measured(ways, disks, images, asked.rounds))
 
 
-SCENES = {"compression": compression, "disks": capped}
+def distance(folder: Path, images: Path, asked: argparse.Namespace) -> None:
+    """One disk over 20 and 80 ms."""
+    disk, mib = folder / "disk", 8 * asked.mib
+    subprocess.run(f"head -c {mib * MIB} /dev/urandom > {disk}", shell=True, check=True)
+    for ms in (20, 80):
+        with (
+            long_line(1000, ms) as there,
+            devices([disk], 0) as (disks, _),
+            contextlib.closing(SshServer(folder / f"ssh-{ms}", ADDRESS, there)) as server,
+        ):
+            ways = {
+                "ssh cat": piped(server, "cat"),
+                "ours over TLS": ours(server, port=PORT, compress="none"),
+                "ours over SSH": ours(server, port=0, compress="none"),
+            }
+            needed = mib * MIB / 125e6
+            show(
+                f"1 Gbit/s over {ms} ms, {mib} MiB: the line needs {needed:.1f} s",
+                measured(ways, disks, images, asked.rounds),
+            )
+
+
+SCENES = {"compression": compression, "disks": capped, "distance": distance}
 
 
 def main() -> None:

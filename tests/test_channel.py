@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import signal
 import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coriolis_azure.agent import wire
-from coriolis_azure.agent.tls import Listener, Tls
+from coriolis_azure.agent.tls import STRIPE, Listener, Stripes, Tls
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.readers.channel import Direct
 from coriolis_azure.readers.conversation import Job
@@ -46,6 +51,91 @@ def test_data_comes_over_tls_and_only_ready_over_the_stream(disk: Path, port: in
         kind, _, _, _, length, _ = wire.HEAD.unpack_from(worker.heard)
         assert (kind, len(worker.heard)) == (wire.READY, wire.HEAD.size + length)
     assert not [event for event in told if isinstance(event, Notice)]
+
+
+def test_a_worker_that_is_far_away_has_several_connections(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coriolis_azure.readers.channel._NEAR_SECONDS", 1e-9)
+    disk, told, counted = tmp_path / "disk", list[Event](), list[int]()
+    disk.write_bytes(os.urandom(5 * STRIPE + 4096))
+    direct = Direct(ADDRESS, port, told.append)
+    connect = direct.connect
+
+    def noted(port: int) -> Stripes | None:
+        channel = connect(port)
+        counted.append(len(channel or []))
+        return channel
+
+    monkeypatch.setattr(direct, "connect", noted)
+    copied(disk, Worker(), direct, told)
+    assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
+    assert counted == [4]
+    assert not [event for event in told if isinstance(event, Notice)]
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_connections_that_cannot_be_had_are_done_without(
+    disk: Path, port: int, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    monkeypatch.setattr("coriolis_azure.readers.channel._NEAR_SECONDS", 1e-9)
+    told, tried = list[Event](), list[int]()
+    direct = Direct(ADDRESS, port, told.append)
+    greeted = direct._greeted
+
+    def reset(connection: socket.socket, number: int) -> Tls:
+        tried.append(number)
+        if number == lost:
+            connection.close()
+        return greeted(connection, number)
+
+    monkeypatch.setattr(direct, "_greeted", reset)
+    copied(disk, Worker(), direct, told)
+    assert disk.with_name("os.raw").read_bytes() == disk.read_bytes()
+    assert tried == list(range(lost + 1))
+    assert not [event for event in told if isinstance(event, Notice)]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3 * STRIPE), max_size=6), takes=st.lists(st.integers(1, STRIPE), min_size=1)
+)
+def test_a_stream_over_several_connections_arrives_as_it_was_written(
+    sizes: list[int], takes: list[int]
+) -> None:
+    data = random.Random(str(sizes)).randbytes(sum(sizes))
+    pipes = [Pipe() for _ in range(3)]
+    one, other = Stripes(cast("list[Tls]", pipes)), Stripes(cast("list[Tls]", pipes))
+    at, buffers = 0, []
+    for size in sizes:
+        buffers.append(data[at : at + size])
+        at += size
+    one.write(buffers[:2])
+    for buffer in buffers[2:]:
+        one.write([buffer])
+    found, turns = bytearray(), itertools.cycle(takes)
+    while len(found) < len(data):
+        room = bytearray(next(turns))
+        found += room[: other.read_into(memoryview(room))]
+    assert found == data
+    assert all(pipe.laid <= len(data) // 3 + STRIPE for pipe in pipes)
+
+
+class Pipe:
+    """Bytes in order, as a connection carries them."""
+
+    def __init__(self) -> None:
+        self._held, self.laid = bytearray(), 0
+
+    def write(self, buffers: list[memoryview]) -> None:
+        for buffer in buffers:
+            self._held += buffer
+            self.laid += len(buffer)
+
+    def read_into(self, view: memoryview) -> int:
+        part = self._held[: len(view)]
+        del self._held[: len(part)]
+        view[: len(part)] = part
+        return len(part)
 
 
 @pytest.mark.parametrize("why", ["nobody listens", "a stranger listens", "no address"])
@@ -119,14 +209,16 @@ def test_a_channel_through_which_nothing_comes_is_not_tried_again(
     def hung_up() -> None:
         raise EOFError
 
-    def faulty(port: int) -> Tls | None:
-        tls = connect(port)
-        assert tls is not None
+    def faulty(port: int) -> Stripes | None:
+        channel = connect(port)
+        assert channel is not None
         if fault == "it ended":
-            monkeypatch.setattr(tls, "_fill", hung_up)  # our end alone: the agent is to notice nothing yet
+            monkeypatch.setattr(
+                channel._connections[0], "_fill", hung_up
+            )  # our end alone: the agent is to notice nothing yet
         else:
             workers[0].process.send_signal(signal.SIGSTOP)
-        return tls
+        return channel
 
     def start() -> Worker:
         workers.append(Worker())
@@ -157,7 +249,7 @@ def test_each_side_takes_one_certificate_and_no_other(port: int) -> None:
     assert other.connect(port) is None  # it has another certificate, and expects another one
     channel = ours.connect(port)
     assert channel
-    theirs = listener.host()
+    theirs = listener.host(1)
     theirs.write([b"hello"])
     room = bytearray(5)
     assert channel.read_into(memoryview(room)) == 5

@@ -223,8 +223,9 @@ def by_grains(disk: Path, image: Places) -> bool | None:
 
 
 @pytest.fixture
-def patched(disk: Path, path: Path) -> Path:
+def patched(disk: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A disk that was replicated in chunks of four grains, and of which two grains of one chunk have changed since."""
+    monkeypatch.setattr(comparison, "_EARLY_BYTES", 1 << 30)
     replicate(disk, path, chunk=4 * GRAIN)
     for grain in (1, 3):
         change(disk, (8 + grain) * GRAIN, os.urandom(GRAIN))

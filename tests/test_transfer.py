@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from coriolis_azure import agent, transfer
 from coriolis_azure.agent import wire
+from coriolis_azure.agent.tls import Stripes, Tls
 from coriolis_azure.clock import Clock
 from coriolis_azure.errors import (
     AgentFailed,
@@ -640,13 +641,13 @@ def messages(said: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class Past(Voice):
-    """The way past the stream, as Direct and as its connection: says the same, in pieces of their own sizes."""
+    """The way past the stream, as Direct and as its only connection: says the same, in pieces of their own sizes."""
 
     def offer(self, slot: int) -> dict[str, int]:
         return {"port": 7}
 
-    def connect(self, port: int) -> Past:
-        return self
+    def connect(self, port: int) -> Stripes:
+        return Stripes([cast("Tls", self)])
 
     def give_up(self, why: str) -> None:
         pass

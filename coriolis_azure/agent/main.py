@@ -68,8 +68,9 @@ def main() -> None:
         ready = {"device": scan.device, "size": scan.size, "hash": name, "why": why}
         port = job["direct"]["port"] if direct else 0
         out.send_json(READY, dict(ready, port=port, python=sys.version.split()[0]))
-        if incoming.go() and direct:
-            out.write = direct.host().write
+        connections = incoming.go()
+        if connections and direct:
+            out.write = direct.host(connections).write
         elif direct:
             direct.close()
         scan.run()

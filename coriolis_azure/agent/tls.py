@@ -1,6 +1,7 @@
 """The direct channel: TLS on a port of the worker, without SSH. Only the agent writes to it.
 
-Each side accepts exactly one certificate of the other; both were made for this run and come with the job.
+Each side accepts exactly one certificate of the other; both were made for this run and come with the job. If the worker
+is far away, the channel has several connections, because the buffers of one would not fill the line.
 """
 
 import contextlib
@@ -9,12 +10,14 @@ import queue
 import socket
 import ssl
 import threading
-from typing import Any, List
+from typing import Any, List, Tuple
 
 from .wire import Failure
 
 HANDSHAKE_SECONDS = 5.0
 TLS_PIECE = 256 << 10  # bytes encrypted at a time
+STRIPE = 256 << 10  # bytes of the stream that go over one connection before the next one's turn
+RECORD = 16 << 10  # most bytes in a record of TLS
 CIPHERS = "ECDHE-ECDSA-AES128-GCM-SHA256"
 
 
@@ -60,7 +63,7 @@ class Tls:
         self._socket = connection
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=server)
-        self._room = memoryview(bytearray(TLS_PIECE))
+        self._room = memoryview(bytearray(RECORD if server else TLS_PIECE))  # the server hardly reads
 
     def shake_hands(self, peer: str) -> None:
         """Do the handshake and check that the other side is `peer` (PEM); OSError (or its ssl.SSLError) if not."""
@@ -118,12 +121,60 @@ class Tls:
         self._in.write(self._room[:done])
 
 
+class Stripes:
+    """One stream over one or several connections, which take turns after each `STRIPE` bytes. One side writes."""
+
+    def __init__(self, connections: List[Tls]) -> None:
+        self._connections, self._at = connections, 0
+
+    def __len__(self) -> int:
+        """The number of connections."""
+        return len(self._connections)
+
+    def write(self, buffers: List[Any]) -> None:
+        """Write a list of buffers."""
+        parts = []  # type: List[memoryview]
+        for buffer in buffers:
+            view = memoryview(buffer)
+            while view:
+                tls, room = self._turn()
+                parts.append(view[:room])
+                self._at += len(parts[-1])
+                if len(parts[-1]) == room:
+                    tls.write(parts)
+                    parts = []
+                view = view[room:]
+        if parts:
+            self._turn()[0].write(parts)
+
+    def read_into(self, view: memoryview) -> int:
+        """Read available bytes into `view` and return how many, at least one. EOFError at the end."""
+        tls, room = self._turn()
+        done = tls.read_into(view[:room])
+        self._at += done
+        return done
+
+    def _turn(self) -> Tuple[Tls, int]:
+        """The connection whose turn it is, and how many more bytes go over it."""
+        turns, within = divmod(self._at, STRIPE)
+        return self._connections[turns % len(self)], STRIPE - within
+
+    def close(self) -> None:
+        """Break the connections off, even during reads and writes."""
+        for tls in self._connections:
+            tls.close()
+
+
 class Listener:
-    """Accepts one TLS connection, authenticated by the peer's certificate; rejects all others."""
+    """Accepts TLS connections that the peer's certificate authenticates, and rejects all others.
+
+    The peer's first byte on each is its number.
+    """
 
     def __init__(self, address: str, offer: Any) -> None:
         self._context = tls_context(offer["certificate"], offer["key"], offer["peer"], server=True)
-        self._peer, self._accepted = offer["peer"], queue.Queue()  # type: str, queue.Queue[Tls]
+        self._peer = offer["peer"]
+        self._accepted = queue.Queue()  # type: queue.Queue[Tuple[int, Tls]]
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -143,19 +194,24 @@ class Listener:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             tls = Tls(connection, self._context, server=True)
             tls.shake_hands(self._peer)
+            number = bytearray(1)
+            tls.read_into(memoryview(number))
             connection.settimeout(None)
-            self._accepted.put(tls)
+            self._accepted.put((number[0], tls))
         except (OSError, EOFError, ValueError):
             connection.close()
 
-    def host(self) -> Tls:
-        """The host's connection, after it has said that it is connected. No one else is accepted afterwards."""
-        try:
-            tls = self._accepted.get(timeout=HANDSHAKE_SECONDS)
-        except queue.Empty:
-            raise Failure("the host did not connect to the direct channel") from None
+    def host(self, count: int) -> Stripes:
+        """The host's first `count` connections, after it has said that it has them. No more are accepted afterwards."""
+        found = {}  # type: dict[int, Tls]
+        while not all(number in found for number in range(count)):
+            try:
+                number, tls = self._accepted.get(timeout=HANDSHAKE_SECONDS)
+            except queue.Empty:
+                raise Failure("the host did not connect to the direct channel") from None
+            found[number] = tls
         self.close()
-        return tls
+        return Stripes([found[number] for number in range(count)])
 
     def close(self) -> None:
         """Stop listening."""

@@ -2,7 +2,7 @@
 
     host -> agent, over stdin
     JOB     payload: JSON, see `main`
-    GO      index: 1 to send what follows READY over the direct channel, 0 for stdout
+    GO      index: how many connections of the direct channel carry what follows READY; 0 for stdout
     BASE    index: first chunk; payload: the digests that the destination holds of a run of chunks to read; an empty
             payload: no chunks follow
     PART    index, digest: a chunk to read and its digest at the destination; count: its grains that may have changed;
@@ -193,7 +193,7 @@ class Input:
             self._gone()
 
     def go(self) -> int:
-        """Wait for GO: 1 if the host uses the direct channel, 0 if not."""
+        """Wait for GO: how many connections the direct channel has, 0 if it is not used."""
         kind, index, _, _ = self.others.get()
         if kind != GO:
             raise Failure("the host sent message {} instead of GO".format(kind))

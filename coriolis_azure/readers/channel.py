@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import datetime
 import socket
-import ssl
+import time
+from contextlib import suppress
 from typing import Any
 
 from cryptography import x509
@@ -17,13 +18,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ..agent.tls import Tls, tls_context
+from ..agent.tls import Stripes, Tls, tls_context
 from ..events import Notice, Report
 from ..threads import Lock, within
 
 PORTS = 64  # consecutive ports, one for each disk that a worker can hold
 _TRY_SECONDS = 3.0
 _HANDSHAKE_SECONDS = 15.0
+# One more connection for each of these that a round trip takes. With the kernel's usual buffers (4 MiB to send, 6 to
+# receive), one connection carries about 35 MB in a second over 80 ms.
+_NEAR_SECONDS, _MOST = 0.025, 4
 # A worker silent for this long counts as gone. Reading a clone that Azure is still filling may take a minute.
 SILENCE_SECONDS = 300.0
 # TCP keepalive: probe an idle connection, and give it up after 75 seconds in all.
@@ -57,29 +61,47 @@ class Direct:
             "peer": self._certificate,
         }
 
-    def connect(self, port: int) -> Tls | None:
-        """A connection to the agent that listens on `port`; None if it fails, and then the channel is given up."""
+    def connect(self, port: int) -> Stripes | None:
+        """Connections to the agent that listens on `port`, several if it is far away.
+
+        None if the first one fails, and then the channel is given up.
+        """
+        begun = time.monotonic()
         try:
             connection = socket.create_connection((self._address, port), _TRY_SECONDS)
         except OSError as error:
             self.give_up(f"port {port} of the worker cannot be reached ({error})")
             return None
+        further = min(_MOST - 1, int((time.monotonic() - begun) / _NEAR_SECONDS))
+        try:
+            found = [self._greeted(connection, 0)]
+        except (OSError, EOFError) as error:  # ssl.SSLError is an OSError
+            self.give_up(
+                f"what answers on port {port} of the worker is not our agent ({str(error) or 'it hung up'})"
+            )
+            return None
+        with suppress(OSError, EOFError):  # those that are there are enough
+            for number in range(1, 1 + further):
+                connection = socket.create_connection((self._address, port), _TRY_SECONDS)
+                found.append(self._greeted(connection, number))
+        return Stripes(found)
+
+    def _greeted(self, connection: socket.socket, number: int) -> Tls:
+        """The connection, once each side knows the other. Raises OSError or EOFError, and closes it, if it fails."""
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             tls = Tls(connection, self._context, server=False)
             with within(_HANDSHAKE_SECONDS, tls.close):
                 tls.shake_hands(self._worker_certificate)
+            tls.write([bytes([number])])
             connection.settimeout(SILENCE_SECONDS)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _IDLE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-        except (OSError, EOFError, ssl.SSLError) as error:
+        except (OSError, EOFError):
             connection.close()
-            self.give_up(
-                f"what answers on port {port} of the worker is not our agent ({str(error) or 'it hung up'})"
-            )
-            return None
+            raise
         return tls
 
     def give_up(self, reason: str) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..agent import root, wire
-from ..agent.tls import Tls
+from ..agent.tls import Stripes
 from ..agent.wire import DIGEST, GRAIN, HEAD, MAX_JSON, PIECE, RAW, RUNS, ZERO
 from ..errors import AgentFailed, ConnectionLost, CorruptChunk, StreamEnded, cleaned_output
 from ..events import counted
@@ -94,7 +94,7 @@ class Dialogue:
     ) -> None:
         self._stream, self._job, self._base, self._first = stream, job, base, first
         self._flow, self._direct = flow, direct
-        self._tls: Tls | None = None
+        self._channel: Stripes | None = None
         self._writing = Lock()
         self._window = wire.window(base.chunk)
         smallest = min(GRAIN, job.leaf or GRAIN)
@@ -142,10 +142,10 @@ class Dialogue:
         self._base = self._base.rehashed(ready["hash"])
         if offer and self._direct:
             if ready.get("port") == offer["port"]:
-                self._tls = self._direct.connect(offer["port"])
+                self._channel = self._direct.connect(offer["port"])
             else:
                 self._direct.give_up(f"the agent {cleaned_output(ready.get('why'))}")
-        self._send(wire.GO, 1 if self._tls else 0, b"")
+        self._send(wire.GO, len(self._channel) if self._channel is not None else 0, b"")
         self.plan = Plan(self._base, known)
         self._rest = self.plan.runs(self._first, wire.BASE_CHUNKS)
         self._go_ahead()
@@ -340,7 +340,7 @@ class Dialogue:
             frame = _Frame(kind, packing, index, count, digest, payload, room)
         else:
             frame = _Frame(kind, packing, index, count, digest, self._read(length))
-        self._direct_works = self._tls is not None
+        self._direct_works = self._channel is not None
         if kind == wire.ERROR:
             raise self._given_up(_document(frame.payload))
         return frame
@@ -361,12 +361,12 @@ class Dialogue:
 
     def _read_into(self, view: memoryview) -> int:
         """Read available bytes into `view` and return how many, at least one."""
-        if self._tls is None:
+        if self._channel is None:
             part = self._stream.read(min(len(view), _TAKEN))
             view[: len(part)] = part
             return len(part)
         try:
-            return self._tls.read_into(view)
+            return self._channel.read_into(view)
         except (OSError, EOFError) as error:
             # An agent that gives up sends ERROR first, so there is no reason to look for one on SSH, where an agent
             # that still waits for us would keep us waiting.
@@ -378,13 +378,13 @@ class Dialogue:
     @property
     def is_direct(self) -> bool:
         """Whether the agent's messages come over the direct channel."""
-        return self._tls is not None
+        return self._channel is not None
 
     def close(self) -> None:
         """End the agent; whatever waits for it raises StreamEnded."""
         self._stream.close()
-        if self._tls is not None:
-            self._tls.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def __enter__(self) -> Dialogue:
         return self
