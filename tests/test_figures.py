@@ -126,6 +126,8 @@ STATED = [
     (ARCHITECTURE, f"| block | {draft.BLOCK // KIB} KiB of a disk"),
     (ARCHITECTURE, f"`os.raw.grains`, {wire.DIGEST * MIB // wire.GRAIN} MiB per TiB"),
     (ARCHITECTURE, f"not acknowledged for {minutes(ssh._DEAD_SECONDS)} is dead"),
+    (ARCHITECTURE, f"to the worker takes {channel._NEAR_SECONDS * 1000:.0f} ms or more"),
+    (ARCHITECTURE, f"over up to {number(channel._MOST)} connections"),
     (ARCHITECTURE, f"waits up to {minutes(ssh.RECONNECT_SECONDS)} for the worker"),
     (ARCHITECTURE, f"{number(agents._FRUITLESS).title()} connections in a row that settle nothing"),
     (ARCHITECTURE, f"which blocks of {draft.BLOCK // KIB} KiB the draft holds"),
