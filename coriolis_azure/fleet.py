@@ -331,7 +331,11 @@ class Fleet:
         results = _Results(unfailing_done(done))
         self._works.add(work)
         try:
-            with several.held(str(to)) as place, work.entered(), self._ended_together(work):
+            with (
+                several.held(str(to), self.sources[0].storage) as place,
+                work.entered(),
+                self._ended_together(work),
+            ):
                 threads = min(len(vms), max(1, parallel or default_parallel()))
                 tries = [_Try(vm, self.sources[vm.environment], place(vm.name), options) for vm in vms]
                 for source in self.sources:

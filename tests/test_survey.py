@@ -14,7 +14,7 @@ import pytest
 from coriolis_azure.cli import files, prometheus
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import silent
-from coriolis_azure.replica import history, places, sets
+from coriolis_azure.replica import history, places, sets, several
 from coriolis_azure.replica.history import History
 from coriolis_azure.replica.manifest import ZERO
 from coriolis_azure.replica.survey import Surveyed, survey
@@ -130,6 +130,9 @@ def test_a_vm_may_be_called_as_a_file_of_a_replica_is(tmp_path: Path, name: str)
     assert {path: one.state for path, one in found(tmp_path).items()} == {name: "good", "web": "good"}
     with places.open(str(tmp_path), silent, existing=True) as place:
         assert place.names() == []
+    with pytest.raises(InvalidInput, match="the place of several VMs"):
+        replica(tmp_path, "db")
+    replica(tmp_path / "points", "points")  # keeps no earlier points of the others
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff" * 100, b"[" * 10_000])
@@ -184,6 +187,14 @@ def test_replicas_in_blob_storage_are_described_too(azure: Sandbox, source: Sour
     ]
     with pytest.raises(InvalidInput, match="no replica"):
         survey("blob://sandboxstorage/replicas/al", silent, source.storage)
+    with pytest.raises(InvalidInput, match="the place of several VMs"):
+        places.open("blob://sandboxstorage/replicas/all", silent, source.storage)
+    with (
+        pytest.raises(InvalidInput, match="the place of one VM"),
+        several.held("blob://sandboxstorage/replicas/all/web", source.storage),
+    ):
+        pass
+    assert len(survey("blob://sandboxstorage/replicas/all", silent, source.storage)[0]) == len(seen)
 
 
 def test_metrics_are_in_the_format_of_the_collector(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ..events import Notice, Report
 from ..model import Image
 from ..threads import every
 from . import handed_off, history, points, publishing, sets
+from .folder import OWNER, of_several
 from .page_store import translated
 from .replica import Replica
 from .vhd_past import POINT
@@ -64,8 +65,9 @@ class BlobFolder:
         self.url = f"{self._container.url}/{prefix}".rstrip("/")
         if not existing:
             self._refuse_points(prefix)
-        self._owner = self._container.blob(f"{self._prefix}.vm")
+        self._owner = self._container.blob(f"{self._prefix}{OWNER}")
         if not existing:
+            self._refuse_several()
             with contextlib.suppress(Conflict):
                 self._owner.put(b"", new=True)
         elif self._owner.find() is None:
@@ -98,6 +100,15 @@ class BlobFolder:
                 above = "".join(f"{part}/" for part in parts[:number])
                 if self._container.blob(f"{above}{sets.NAME}").find() is not None:
                     raise points.inside(self.url, f"{self._container.url}/{above}".rstrip("/"))
+
+    def _refuse_several(self) -> None:
+        """Raise InvalidInput if a first run would hide the replicas of several VMs below this prefix."""
+        if self._owner.find() is not None:
+            return
+        for blob in self._container.blobs(self._prefix):
+            folder, _, name = blob.name[len(self._prefix) :].rpartition("/")
+            if name == OWNER and folder and "/" not in folder:
+                raise of_several(self.url, f"{self._container.url}/{self._prefix}{folder}", "prefix")
 
     def disk(self, name: str) -> Replica:
         """The replica of the disk `name`: "os" or "data-<lun>"."""

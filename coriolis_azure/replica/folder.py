@@ -94,23 +94,18 @@ class ImageFolder:
         whole = Path(os.path.realpath(self.path))
         for folder in (whole, *whole.parents):
             replica = folder.parent
-            if folder.name.lower() == POINTS and any(
-                (replica / name).exists() for name in (OWNER, sets.NAME)
-            ):
+            if folder.name.lower() == POINTS and _has_state(replica):
                 raise points.inside(str(self.path), str(replica))
 
     def _refuse_several(self) -> None:
         """Raise InvalidInput if the folder is that of several VMs, whose replicas it would hide."""
-        if any((self.path / name).exists() for name in (OWNER, sets.NAME)):
+        if _has_state(self.path):
             return
         with os.scandir(self.path) as found:
             folders = sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
         for name in folders:
             if (self.path / name / OWNER).exists():
-                raise InvalidInput(
-                    f"{self.path} is the place of several VMs: there is a replica in {self.path / name}",
-                    remedy=f"Give the folder of the one VM, {self.path / 'NAME'}, or another folder.",
-                )
+                raise of_several(str(self.path), str(self.path / name), "folder")
 
     def _refuse_other_kind(self) -> None:
         """Raise InvalidInput if the folder holds the state of a replica whose images are elsewhere."""
@@ -279,6 +274,20 @@ class ImageFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def of_several(where: str, found: str, kind: str) -> InvalidInput:
+    """The error for a place of one VM that would hide the replicas below it, of which `found` is one."""
+    return InvalidInput(
+        f"{where} is the place of several VMs: there is a replica in {found}",
+        remedy=f"Give the {kind} of the one VM, {where.rstrip('/')}/NAME, or another {kind}.",
+    )
+
+
+def _has_state(path: Path) -> bool:
+    """Whether the folder is that of a replica. In one of several VMs, the folder of a VM may have such a name."""
+    found = (path / name for name in (OWNER, sets.NAME))
+    return any(os.path.lexists(file) and not file.is_dir() for file in found)
 
 
 def disk_names(path: Path, ending: str) -> list[str]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import InvalidInput
+from ..errors import AzureError, InvalidInput
 from . import nbd_url, places, statefiles
 from .folder import OWNER, flock, unusable
 
+if TYPE_CHECKING:
+    from ..azure.blobs import Storage
+
 
 @contextmanager
-def held(url: str) -> Iterator[Callable[[str], str]]:
+def held(url: str, storage: Storage | None = None) -> Iterator[Callable[[str], str]]:
     """Hold the destination `url` for one run over several VMs; yield what tells the URL of a VM's place, by its name.
 
     A folder is created if it is missing, and locked: a second run on it is refused, whichever VMs it is for. In Blob
@@ -22,6 +26,8 @@ def held(url: str) -> Iterator[Callable[[str], str]]:
     or is itself the place of one VM.
     """
     if places.is_in_azure(url):
+        if storage is not None:
+            _refuse_one(url, storage)
         yield lambda name: places.below(url, name)
         return
     if nbd_url.is_nbd(url):
@@ -53,14 +59,27 @@ def _locked(path: Path) -> int:
     try:
         flock(fd, fcntl.LOCK_EX)
         if (path / OWNER).exists():
-            raise InvalidInput(
-                f"{path} is the place of one VM, not of several",
-                remedy="Give the folder above it, or another folder.",
-            )
+            raise _of_one(str(path), "folder")
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _refuse_one(url: str, storage: Storage) -> None:
+    """Raise InvalidInput if the prefix is that of one VM. Whether it can be read at all is for the VMs' runs to say."""
+    account, container, prefix = places.in_storage(url)
+    owner = storage.account(account).container(container).blob(f"{prefix}/{OWNER}".lstrip("/"))
+    with suppress(AzureError):
+        if owner.find() is not None:
+            raise _of_one(url, "prefix")
+
+
+def _of_one(where: str, kind: str) -> InvalidInput:
+    return InvalidInput(
+        f"{where} is the place of one VM, not of several",
+        remedy=f"Give the {kind} above it, or another {kind}.",
+    )
 
 
 def _existing(path: Path, name: str) -> str:
