@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 # Control and format characters (escape sequences, line breaks, bidirectional overrides), surrogates, unassigned.
@@ -377,8 +377,7 @@ def exhausted(error: BaseException) -> HostExhausted | None:
 
     Waiting does not help then, and no other host is to blame: check this before retrying or translating an error.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, HostExhausted):
             return cause
         if isinstance(cause, OSError) and cause.errno in _LIMITS:
@@ -392,8 +391,20 @@ def exhausted(error: BaseException) -> HostExhausted | None:
                 remedy="Raise this user's limit of processes (ulimit -u; TasksMax= of a service), reduce the thread "
                 "stack size (ulimit -s), or free memory, then run again.",
             )
-        cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it comes from, each once. Libraries hold what they have caught as an argument, too."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        cause = waiting.pop(0)
+        if id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            held = (getattr(cause, name, None) for name in ("reason", "inner_exception"))
+            behind = (cause.__cause__ or cause.__context__, *held, *cause.args)
+            waiting += [each for each in behind if isinstance(each, BaseException)]
 
 
 def exhausted_remedy(error: BaseException) -> str | None:

@@ -72,6 +72,10 @@ def _keep(place: HandedOff, name: str, text: Callable[[], bytes | None], report:
         report(
             Notice(f"{name} is not written, and what is there may be of an earlier point: {error.message}")
         )
+    except UnicodeEncodeError:
+        report(
+            Notice(f"{name} is not written: it cannot hold the name of this folder, which is not in UTF-8")
+        )
     except (OSError, *_DAMAGED) as error:
         report(Notice(f"{name} is not written: {type(error).__name__}: {error}"))
     else:

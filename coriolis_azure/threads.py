@@ -155,9 +155,12 @@ def _join(scope: Scope, pool: ThreadPoolExecutor, pending: Iterable[_Task[Any]])
 
 
 def _await(future: Future[Any], around: Scope | None) -> None:
-    """Wait until the future is done. Raises WaitEnded if the scope is cancelled meanwhile."""
-    while around is not None and not future.done():
-        if around.cancelled:
+    """Wait until the future is done. Raises WaitEnded if the scope is cancelled meanwhile.
+
+    Never in one wait: a signal that comes right before it begins would be handled at its end.
+    """
+    while not future.done():
+        if around is not None and around.cancelled:
             raise WaitEnded("the work was cancelled")
         with suppress(TimeoutError, FutureTimeout):  # two names of one, from Python 3.11 on
             future.exception(_LOOK_SECONDS)

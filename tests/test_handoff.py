@@ -222,6 +222,15 @@ def test_what_cannot_be_written_is_a_notice(tmp_path: Path) -> None:
     assert "are left out" in told[1].text  # type: ignore[union-attr]
 
 
+def test_a_folder_whose_name_xml_cannot_hold_is_the_reason_without_a_domain(tmp_path: Path) -> None:
+    told: list[Event] = []
+    with ImageFolder(tmp_path / os.fsdecode(b"nu\xff")) as folder:
+        handoff.write(folder, machine(), POINT, ["os"], told.append)
+        assert folder.document(DOMAIN) is None
+        assert folder.document(MACHINE) is not None
+    assert "the name of this folder, which is not in UTF-8" in told[0].text  # type: ignore[union-attr]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "blobs"])
 def test_they_stand_beside_the_images_of_the_last_good_point(

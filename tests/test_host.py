@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,7 +22,8 @@ from coriolis_azure import sandbox, settings
 from coriolis_azure.errors import CoriolisAzureError, HostExhausted, InvalidInput, exhausted
 from coriolis_azure.events import Event, Step
 from coriolis_azure.model import Run
-from coriolis_azure.run.journal import Journal
+from coriolis_azure.run.journal import Journal, default_folder
+from coriolis_azure.source import Source
 from harness import image_runs
 from harness.processes import Forked, command
 
@@ -223,6 +226,37 @@ def test_what_a_foreign_exception_comes_from_tells_what_is_missing() -> None:
     assert exhausted(MemoryError()) is not None
     assert exhausted(ValueError("can't start new thread")) is None
     assert exhausted(OSError(2, "No such file")) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE])
+def test_what_this_host_lacks_for_a_request_is_no_fault_of_the_line_to_azure(
+    served: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The libraries hold what they have caught as an argument of what they raise."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    documents = (json.loads((served / f"{name}.json").read_text()) for name in ("connection", "environment"))
+    monkeypatch.setattr(ssl.SSLSocket, "do_handshake", fail)
+    with Source(*documents) as source, pytest.raises(HostExhausted, match=os.strerror(number)):
+        source.list_vms()
+
+
+def test_a_folder_that_was_deleted_under_the_program_is_named_as_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    gone = ("sh", "-c", f'cd "{tmp_path}/here" && rmdir ../here && exec "$@"', "sh")
+    assert "the current folder was deleted" in run("sandbox", "serve", "azure", before=gone)
+
+
+def test_a_relative_folder_of_state_is_ignored_as_xdg_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the next run, in another folder, would not find the journal of a dead one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("relative", ""):
+        monkeypatch.setenv("XDG_STATE_HOME", value)
+        assert default_folder() == tmp_path / ".local/state/coriolis-azure"
 
 
 # A run from which something is taken in the middle

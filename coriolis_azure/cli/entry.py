@@ -74,8 +74,19 @@ def _run() -> int:
         _show_interrupted()
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - a bug: its traceback has foreign text, which Python would not clean
-        limit = exhausted(error)
-        return _show_error(limit) if limit else _show_bug(error)
+        reason = exhausted(error) or _no_folder()
+        return _show_error(reason) if reason else _show_bug(error)
+
+
+def _no_folder() -> InvalidInput | None:
+    """The error for the folder that this process is in, if it was deleted: then no relative path leads anywhere."""
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() calls it
+    except FileNotFoundError:
+        return InvalidInput(
+            "the current folder was deleted", remedy="Change to another folder, and run the command again."
+        )
+    return None
 
 
 def _ignore_signals() -> None:

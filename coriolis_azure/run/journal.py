@@ -117,9 +117,9 @@ class Journal:
 
 def default_folder() -> Path:
     """The folder of a user's journals: $XDG_STATE_HOME/coriolis-azure, else ~/.local/state/coriolis-azure."""
-    state = os.environ.get("XDG_STATE_HOME")
-    try:
-        return (Path(state) if state else Path.home() / ".local" / "state") / "coriolis-azure"
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:  # the XDG Base Directory Specification says to ignore a relative path
+        return (state if state.is_absolute() else Path.home() / ".local" / "state") / "coriolis-azure"
     except RuntimeError as error:
         raise InvalidInput(
             "this user has no home folder for the journals of runs",
