@@ -9,17 +9,17 @@ Memory is bounded by the bytes in flight, whatever the size of the disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 
 from .change_map import ChangeMap, Kind, Tally
 from .errors import CoriolisAzureError, CorruptChunk
 from .events import Progress, Step
 from .readers.reader import Answer, Chunk, Data, Piece, Question, Reader, Same, Zeros, corrupt
 from .replica.comparison import THREADS, ReadBack, in_flight
-from .replica.destinations import Destination
+from .replica.destinations import Destination, Joined
 from .replica.manifest import DIGEST, GRAIN, UNKNOWN, ZERO, Manifest, grain_count
 from .threads import ordered
 
@@ -149,9 +149,17 @@ class _Copy:
         threads, ahead = in_flight(self._destination, base.chunk, self._concurrent, most)
         self._progress.show(0, 0)
         with closing(self._reader.scan()) as chunks:
-            work = ordered(self._apply, chunks, threads=threads, ahead=ahead, abort=self._reader.close)
+            joined = self._destination.joined_bytes if isinstance(self._destination, Joined) else 0
+            work = ordered(
+                self._apply,
+                _batches(chunks, joined // base.chunk),
+                threads=threads,
+                ahead=ahead,
+                weigh=len,
+                abort=self._reader.close,
+            )
             with closing(work) as results:
-                for done in results:
+                for done in chain.from_iterable(results):
                     self._note(done)
 
     def _note(self, done: _Done) -> None:
@@ -189,22 +197,28 @@ class _Copy:
 
     # In pool threads
 
-    def _apply(self, item: Chunk | Question) -> _Done:
-        """Apply one item of the reader to the destination."""
+    def _apply(self, batch: Sequence[Chunk | Question]) -> list[_Done]:
+        """Apply one item of the reader to the destination, or whole chunks that are neighbours."""
         try:
-            if isinstance(item, Same):
-                return self._same(item)
-            if isinstance(item, Zeros):
-                return self._zeros(item)
-            if isinstance(item, Question):
-                return self._answer(item)
-            return self._data(item) if item.whole else self._patch(item)
+            if isinstance(batch[0], Data) and batch[0].whole:
+                return self._data([item for item in batch if isinstance(item, Data)])
+            return [self._one(item) for item in batch]
         except Exception as error:
             # The reader may be waiting for something that waits for this thread: wake it up.
             if self._failure is None:  # without a lock: of two threads that fail at once, either has a reason
                 self._failure = error
             self._reader.close()
             raise
+
+    def _one(self, item: Chunk | Question) -> _Done:
+        """Apply an item that is not a whole chunk."""
+        if isinstance(item, Same):
+            return self._same(item)
+        if isinstance(item, Zeros):
+            return self._zeros(item)
+        if isinstance(item, Question):
+            return self._answer(item)
+        return self._patch(item)
 
     def _same(self, run: Same) -> _Done:
         """Count unchanged chunks; in a full run these are zeros that the destination already holds."""
@@ -262,11 +276,33 @@ class _Copy:
                 return grains
         return self._digester.grains(memoryview(self._destination.read(offset, length)))
 
-    def _data(self, chunk: Data) -> _Done:
-        """Write a whole chunk: complete grains, and zeros between them."""
-        offset, length = self._base.span(chunk.index)
-        pieces = chunk.pieces()
-        grains = [ZERO] * grain_count(length)
+    def _data(self, chunks: Sequence[Data]) -> list[_Done]:
+        """Write whole chunks that are neighbours: complete grains, and zeros between them."""
+        found = [(chunk, *self._laid(chunk)) for chunk in chunks]
+        begin, end = self._base.span(chunks[0].index)[0], sum(self._base.span(chunks[-1].index))
+        self._destination.intend(begin, end - begin)
+        self._put(
+            _adjoined(
+                (self._base.span(chunk.index)[0] + start, size, data)
+                for chunk, pieces, _ in found
+                for start, size, data in pieces
+            )
+        )
+        results = list[_Done]()
+        for chunk, pieces, grains in found:
+            offset, length = self._base.span(chunk.index)
+            if self._base.digest(chunk.index) != ZERO:
+                for start, size in _gaps(pieces, length):
+                    self._destination.zero(offset + start, size)
+            sent = self._finish(chunk, grains, pieces)
+            kinds: list[tuple[Kind, int, int]] = [("changed", chunk.index, 1)]
+            results.append(_Done(chunk.index, 1, chunk.digest, sent=sent, zero=length - sent, kinds=kinds))
+        return results
+
+    def _laid(self, chunk: Data) -> tuple[list[Piece], list[bytes]]:
+        """The pieces of a whole chunk, and the digests of its grains, which have been checked."""
+        length = self._base.span(chunk.index)[1]
+        pieces, grains = chunk.pieces(), [ZERO] * grain_count(length)
         for start, size, data in pieces:
             if start % GRAIN or (size % GRAIN and start + size != length):
                 raise self._corrupt(chunk.index, "arrived in pieces that are not whole grains")
@@ -274,14 +310,7 @@ class _Copy:
                 found = self._digester.grains(data)
                 grains[start // GRAIN : start // GRAIN + len(found)] = found
         self._check(chunk, grains)
-        self._destination.intend(offset, length)
-        self._put(offset, pieces)
-        if self._base.digest(chunk.index) != ZERO:
-            for start, size in _gaps(pieces, length):
-                self._destination.zero(offset + start, size)
-        sent = self._finish(chunk, grains, pieces)
-        kinds: list[tuple[Kind, int, int]] = [("changed", chunk.index, 1)]
-        return _Done(chunk.index, 1, chunk.digest, sent=sent, zero=length - sent, kinds=kinds)
+        return pieces, grains
 
     def _patch(self, chunk: Data) -> _Done:
         """Patch a chunk: write the leaves that changed over the destination's content."""
@@ -302,7 +331,7 @@ class _Copy:
         self._check(chunk, grains)
         if pieces:
             self._destination.intend(offset, length)
-        self._put(offset, pieces)
+        self._put((offset + start, size, data) for start, size, data in pieces)
         sent = self._finish(chunk, grains, pieces)
         zero = sum(size for _, size, data in pieces if not data)
         kinds: list[tuple[Kind, int, int]] = [("changed", chunk.index, 1)]
@@ -311,12 +340,13 @@ class _Copy:
             chunk.index, 1, chunk.digest, sent, zero=zero, skipped=skipped, kinds=kinds, grains=tuple(written)
         )
 
-    def _put(self, offset: int, pieces: list[Piece]) -> None:
+    def _put(self, pieces: Iterable[tuple[int, int, memoryview | bytes]]) -> None:
+        """Write pieces, whose places are those on the disk."""
         for start, size, data in pieces:
             if data:
-                self._destination.write(offset + start, data)
+                self._destination.write(start, data)
             else:
-                self._destination.zero(offset + start, size)
+                self._destination.zero(start, size)
 
     def _finish(self, chunk: Data, grains: list[bytes], pieces: list[Piece]) -> int:
         """Store the digests of a chunk's grains and release its pieces; return how many bytes were written."""
@@ -333,6 +363,48 @@ class _Copy:
 
     def _corrupt(self, index: int, what: str) -> CorruptChunk:
         return corrupt(self._progress.disk, self._base.span(index)[0], what)
+
+
+def _batches(
+    items: Iterable[Chunk | Question], most: int
+) -> Generator[Sequence[Chunk | Question], None, None]:
+    """Each item by itself; but up to `most` whole chunks that are neighbours together."""
+    batch = list[Data]()
+    for item in items:
+        joins = most > 1 and isinstance(item, Data) and item.whole
+        if batch and not (joins and len(batch) < most and item.index == batch[-1].index + 1):
+            yield batch
+            batch = []
+        if isinstance(item, Data) and joins:
+            batch.append(item)
+        else:
+            yield [item]
+    if batch:
+        yield batch
+
+
+def _adjoined(
+    pieces: Iterable[tuple[int, int, memoryview]],
+) -> Iterator[tuple[int, int, memoryview | bytes]]:
+    """The same pieces, with data that adjoins in one."""
+    begin, parts = 0, list[memoryview]()
+    for start, size, data in pieces:
+        if parts and not (data and start == begin + sum(map(len, parts))):
+            yield _together(begin, parts)
+            parts = []
+        if not data:
+            yield start, size, data
+            continue
+        begin = begin if parts else start
+        parts.append(data)
+    if parts:
+        yield _together(begin, parts)
+
+
+def _together(begin: int, parts: list[memoryview]) -> tuple[int, int, memoryview | bytes]:
+    """Parts that adjoin as one piece."""
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    return begin, len(data), data
 
 
 def _by_grain(pieces: list[Piece]) -> dict[int, list[tuple[int, memoryview | bytes]]]:

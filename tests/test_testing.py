@@ -68,6 +68,7 @@ class MemoryMedium:
     where = "memory"
     far = contested = interrupted = False
     renames = watched = True
+    joined_bytes = 0
     grains = None
 
     def __init__(self, parts: dict[str, Any]) -> None:

@@ -98,6 +98,15 @@ class Synced(Destination, Protocol):
         """Whether nobody else can have changed what was read back before `flush`, which has been called."""
 
 
+@runtime_checkable
+class Joined(Destination, Protocol):
+    """A disk to which chunks that are neighbours may be written together."""
+
+    @property
+    def joined_bytes(self) -> int:
+        """The most bytes that pay off in one write; 0 if each chunk is written by itself."""
+
+
 class Folder(Protocol):
     """A place for the disks of a VM, exclusively for one run. A context manager, which calls `close` at its end."""
 

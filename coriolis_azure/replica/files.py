@@ -54,6 +54,7 @@ class FileMedium:
     """
 
     far = False
+    joined_bytes = 0
     foreign_remedy = FOREIGN_REMEDY
 
     def __init__(self, path: Path, *, adopt: bool = False, mark: RunMark | None = None) -> None:

@@ -123,6 +123,10 @@ class Medium(Protocol):
         """Whether each call waits for another host."""
 
     @property
+    def joined_bytes(self) -> int:
+        """The most bytes of neighbouring chunks that pay off in one write; 0 if each is written by itself."""
+
+    @property
     def renames(self) -> bool:
         """Whether `promote` can replace the image by a partial image atomically."""
 

@@ -37,6 +37,7 @@ class NbdMedium:
 
     renames = watched = False
     interrupted = False
+    joined_bytes = 0
 
     def __init__(
         self,

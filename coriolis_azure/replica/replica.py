@@ -87,6 +87,11 @@ class Replica:
         return self._medium.far
 
     @property
+    def joined_bytes(self) -> int:
+        """See Joined."""
+        return self._medium.joined_bytes
+
+    @property
     def grains(self) -> Grains | None:
         """See Destination."""
         return self._medium.grains

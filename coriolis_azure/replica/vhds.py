@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 from .. import vhd
-from ..azure.blobs import PAGE, Blob, Container, Properties, Storage
+from ..azure.blobs import MOST, PAGE, Blob, Container, Properties, Storage
 from ..clock import Clock
 from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
 from ..events import Report, Waiting
@@ -52,6 +52,7 @@ class VhdMedium:
     """
 
     far = True
+    joined_bytes = MOST
     renames = False
     watched = True
     contested = False
