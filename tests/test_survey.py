@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from coriolis_azure.cli import files, prometheus
+from coriolis_azure.cli import files, pages, prometheus
+from coriolis_azure.cli.reporting import reporting
 from coriolis_azure.errors import InvalidInput
 from coriolis_azure.events import silent
 from coriolis_azure.replica import history, places, sets, several
@@ -262,7 +263,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "page.html"
-    file.write_text("old")
+    file.write_text("<!DOCTYPE html>old")
     file.chmod(0o640)
 
     def full(fd: int) -> None:
@@ -272,12 +273,40 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
         patched.setattr(os, "fsync", full)
         with pytest.raises(InvalidInput, match="No space left"):
             files.write(file, "new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("page.html", "old")]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [
+        ("page.html", "<!DOCTYPE html>old")
+    ]
     files.write(file, "new")
     assert (file.read_text(), file.stat().st_mode & 0o777) == ("new", 0o640)
     files.write(Path("/dev/null"), "new")
     files.refuse_unwritable(Path("/dev/null"))
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("name", ["os.raw", "replica.json", "link.html"])
+def test_a_page_takes_the_place_of_nothing_but_a_page(tmp_path: Path, name: str) -> None:
+    """Not of an image, nor of what belongs to it, by whatever name; a device is no file to write text to."""
+    web = replica(tmp_path / "web")
+    (web / "link.html").symlink_to("os.raw")
+    before = {path.name: path.read_bytes() for path in web.iterdir()}
+    for option in ("--html", "--prometheus"):
+        refused = completed(["status", str(web), option, str(web / name)])
+        assert refused.returncode == 2
+        assert f"{web / name} holds something else than a page or metrics" in refused.stderr
+    with pytest.raises(InvalidInput, match="holds something else"), reporting(web / name):
+        raise AssertionError("begun")
+    with pytest.raises(InvalidInput, match="holds something else"):  # it came to be during the run
+        files.write(web / name, "new")
+    assert {path.name: path.read_bytes() for path in web.iterdir()} == before
+
+
+def test_a_file_of_ours_is_replaced_by_the_next_one(tmp_path: Path) -> None:
+    replica(tmp_path / "web")
+    now = next(iter(found(tmp_path).values()))
+    for text in (prometheus.text([now], NOW), pages.of_replicas([now], NOW), ""):
+        (tmp_path / "file").write_text(text)
+        files.write(tmp_path / "file", "new")
+        assert (tmp_path / "file").read_text() == "new"
 
 
 def test_a_file_behind_links_in_a_circle_is_refused(tmp_path: Path) -> None:

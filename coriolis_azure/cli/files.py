@@ -21,12 +21,15 @@ _REMEDIES = {
     errno.EDQUOT: "Raise the quota there, or give another file.",
 }
 
+# How pages and metrics begin, in lower case.
+_BEGINNINGS = (b"<!doctype html>", b"# help coriolis_azure")
+_LONGEST = max(map(len, _BEGINNINGS))
+
 
 def refuse_unwritable(path: Path) -> None:
     """Raise InvalidInput if `path` could not be written, before anything is begun. Changes nothing."""
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _refuse_other(path)
         if not _is_special(path):
             fd, new = _new(_followed(path))
             os.close(fd)
@@ -38,14 +41,28 @@ def refuse_unwritable(path: Path) -> None:
 def write(path: Path, text: str) -> None:
     """Replace the content of `path` atomically. Raises InvalidInput if that fails; then it is what it was."""
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _refuse_other(path)
         if _is_special(path):
             path.write_text(text, encoding="utf-8")
         else:
             _replace(_followed(path), text.encode())
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _refuse_other(path: Path) -> None:
+    """Raise an error if something is there that is not a file of ours to replace: an image, a device, a folder."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not path.is_file() and not path.is_block_device():
+        return
+    with suppress(PermissionError), path.open("rb") as file:
+        beginning = file.read(_LONGEST).lower()
+        if beginning and not beginning.startswith(_BEGINNINGS):
+            raise InvalidInput(
+                f"{path} holds something else than a page or metrics, and is not replaced",
+                remedy="Give another file. If nobody needs this one, remove it, then run the command again.",
+            )
 
 
 def _followed(path: Path) -> Path:
