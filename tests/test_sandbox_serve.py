@@ -84,6 +84,15 @@ def test_the_same_directory_is_served_again(tmp_path: Path, raw: Path) -> None:
         assert resources(directory) == before
 
 
+@pytest.mark.parametrize("name", ["connection.json", "environment.json"])
+def test_settings_of_a_real_azure_are_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("real")
+    with pytest.raises(errors.InvalidInput, match=f"{name} is not of a sandbox") as refused:
+        serve(tmp_path)
+    assert "new folder" in refused.value.remedy
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "real"}
+
+
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -40,8 +40,10 @@ def serve(
     """Serve the sandbox of a directory until `stop` is set or, without it, until SIGINT or SIGTERM.
 
     `ready` is called once requests are answered and connection.json and environment.json are written. Port 0 means
-    the last port used, or any free one. Raises InvalidInput if the directory or the port is in use.
+    the last port used, or any free one. Raises InvalidInput if the directory or the port is in use, or if the
+    directory holds settings of another Azure.
     """
+    _refuse_foreign(directory)
     with (
         Sandbox(directory, api_profile=api_profile, pace=pace) as sandbox,
         _listening(sandbox, port) as server,
@@ -55,6 +57,18 @@ def serve(
         with _stop_signal() as event:
             ready()
             event.wait()
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Raise InvalidInput if the settings in the directory are not those of a sandbox: they may be the only copy."""
+    if (directory / "state.json").exists():
+        return
+    for name in ("connection.json", "environment.json"):
+        if (directory / name).exists():
+            raise errors.InvalidInput(
+                f"{directory / name} is not of a sandbox, and would be replaced",
+                remedy="Give a new folder for the sandbox.",
+            )
 
 
 def add_vm(
