@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,3 +199,12 @@ STATED = [
 def test_a_figure_of_a_page_is_that_of_the_code(page: str, sentence: str) -> None:
     if sentence not in " ".join((DOCS / page).read_text(encoding="utf-8").split()):
         pytest.fail(f"docs/{page} does not say what the code does: {sentence}", pytrace=False)
+
+
+def test_every_chart_is_that_of_its_table_and_on_the_page() -> None:
+    charts = runpy.run_path(str(DOCS / "make_charts.py"))["charts"]()
+    page = (DOCS / "explanation" / "performance.md").read_text()
+    assert len(charts) == 8
+    for path, chart in charts.items():
+        assert path.read_text() == chart, "run python docs/make_charts.py"
+        assert f"](../pictures/{path.name})" in page
