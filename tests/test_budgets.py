@@ -205,7 +205,15 @@ def test_an_execution_asks_as_often_as_the_page_says(
     with places.open(str(tmp_path / "images"), source.context.report, source.storage) as folder:
         machine = source.inspect("web")
         source.copy(run, worker, machine, machine.disks, folder)
+    copied = len(azure.requests)
     assert source.finish(run) == []
+    listed = Counter(
+        path.rpartition("/")[2]
+        for method, path in list(azure.requests)[copied:]
+        if method == "GET" and "/providers/" in path and path.partition("/providers/")[2].count("/") == 1
+    )
+    assert len(listed) == 8
+    assert set(listed.values()) == {1}
     page = (Path(__file__).parent.parent / "docs/reference/coriolis.md").read_text()
     said = re.findall(
         r"sandbox: (\d+) and (\d+) for one and three disks\), of which (\d+) and (\d+) create and as many delete",
