@@ -470,6 +470,23 @@ def test_an_image_that_may_not_be_written_is_refused_before_anything_is_made(
         assert (to / "os.raw").read_bytes() == disk.read_bytes()
 
 
+@pytest.mark.parametrize("what", ["partial", "redo", "index", "draft", "manifest", "dirty"])
+def test_a_folder_in_the_place_of_a_file_is_refused_and_the_remedy_helps(
+    azure: Sandbox, connect: Callable[..., Source], image: Image, tmp_path: Path, what: str
+) -> None:
+    source = connect(environment={"replica_export_mechanism": "snapshots"})
+    azure.add_vm("web", image("os"))
+    folder = tmp_path / "images" / f"os.raw.{what}"
+    folder.mkdir(parents=True)
+    azure.requests.clear()
+    with pytest.raises(errors.InvalidInput, match=rf"os\.raw\.{what} is not a regular file") as caught:
+        source.replicate("web", folder.parent)
+    assert caught.value.remedy == "Remove it and run again."
+    assert not any(method == "PUT" for method, path in azure.requests)
+    folder.rmdir()
+    source.replicate("web", folder.parent)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -43,6 +43,14 @@ FOREIGN_REMEDY = (
     "differs is sent."
 )
 POINTS = "points"
+_BESIDE = (
+    "partial",
+    "redo",
+    "index",
+    "draft",
+    "manifest",
+    "dirty",
+)  # files that a run opens, replaces or removes
 _SLACK = 4096  # bytes by which a manifest may be larger than its draft
 
 
@@ -114,6 +122,8 @@ class FileMedium:
                     self._stores["image"] = self._store(self._opened(), self.path)
                 else:
                     self.path.parent.stat()  # must exist: the image will be created in it
+                for what in _BESIDE:
+                    statefiles.refuse_irregular(self._beside(what))
         except BaseException:
             self.close()
             raise

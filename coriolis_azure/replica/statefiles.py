@@ -31,6 +31,18 @@ def create(path: Path, flags: int = os.O_RDWR) -> int:
     return fd
 
 
+def refuse_irregular(path: Path) -> None:
+    """Raise InvalidInput if a folder, a pipe or the like is in the place of a file. Links are refused when opened."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise _irregular(path)
+
+
+def _irregular(path: Path) -> InvalidInput:
+    return InvalidInput(f"{path} is not a regular file", remedy="Remove it and run again.")
+
+
 def open_existing(path: Path, flags: int, *, ours: bool = True) -> int:
     """Open the file `path`. Raises InvalidInput if it is not a regular file or, with `ours`, if others may write it."""
     try:
@@ -44,7 +56,7 @@ def open_existing(path: Path, flags: int, *, ours: bool = True) -> int:
         raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidInput(f"{path} is not a regular file", remedy="Remove it and run again.")
+            raise _irregular(path)
         if ours:
             refuse_foreign(fd, path)
     except BaseException:
