@@ -7,8 +7,9 @@ then over links with a delay. Every way runs three times, in turn with the other
 whose peak of memory counts. Each result is compared with the image.
 
 The SDK's one call is `upload_blob` with 16 requests at a time, or with 4, which are as many bytes as ours has under
-way, and `download_blob` with 8; one request at a time is a loop over pieces of 4 MiB. Ours is what a replication does: it also leases, notes what it changes, clears and
-writes the footer and keeps a manifest; and in reading it lists the pages and hashes.
+way, and `download_blob` with 8; one request at a time is a loop over pieces of 4 MiB. Ours is what a replication does:
+it also reads and hashes, leases, notes what it changes, clears and writes the footer and keeps a manifest; and in
+reading it lists the pages and hashes.
 """
 # ruff: noqa: ARG001
 
