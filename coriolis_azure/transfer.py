@@ -271,8 +271,8 @@ class _Copy:
         if digest == ZERO:
             return [ZERO] * count
         if digest != UNKNOWN and self._grain_store is not None:
-            grains = self._grain_store.get(index, count)
-            if len(grains) == count and self._digester.of(grains) == digest:
+            grains = self._grain_store.proved(index, count, digest, self._digester)
+            if grains is not None:
                 return grains
         return self._digester.grains(memoryview(self._destination.read(offset, length)))
 

@@ -41,12 +41,14 @@ def _differing(
     concurrent: int,
 ) -> Iterator[int]:
     """The same for chunks that may be compared in part."""
-    digest = manifest.digester()
+    digest, store = manifest.digester(), destination.grains
 
     def differs(chunk: tuple[int, _Numbers]) -> tuple[int, bool]:
         index, numbers = chunk
         offset, length = manifest.span(index)
-        grains = _grains(destination, manifest, index) if numbers is not None else None
+        grains = None
+        if numbers is not None and store is not None:
+            grains = store.proved(index, grain_count(length), manifest.digest(index), digest)
         if numbers is None or grains is None:
             return index, digest(destination.read(offset, length)) != manifest.digest(index)
         starts = ((number, number * GRAIN) for number in numbers)
@@ -58,14 +60,6 @@ def _differing(
     threads, ahead = in_flight(destination, manifest.chunk, concurrent)
     with closing(ordered(differs, chunks, threads=threads, ahead=ahead)) as results:
         yield from (index for index, wrong in results if wrong)
-
-
-def _grains(destination: Destination, manifest: Manifest, index: int) -> list[bytes] | None:
-    """The digests that the grains of a chunk must have; None if they are not stored."""
-    count = grain_count(manifest.span(index)[1])
-    grains = destination.grains.get(index, count) if destination.grains is not None else []
-    proved = len(grains) == count and manifest.digester().of(grains) == manifest.digest(index)
-    return grains if proved else None
 
 
 class ReadBack:

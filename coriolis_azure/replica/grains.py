@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from ..agent import Digester
 from ..errors import InvalidInput
 from . import statefiles
 from .manifest import DIGEST
@@ -46,6 +47,11 @@ class Grains:
             with suppress(OSError):
                 entry = os.pread(self._fd, DIGEST * count, index * self._entry)
         return [entry[at : at + DIGEST] for at in range(0, len(entry), DIGEST)]
+
+    def proved(self, index: int, count: int, digest: bytes, digester: Digester) -> list[bytes] | None:
+        """The digests stored for chunk `index`, if they are those of a chunk with this digest; otherwise None."""
+        grains = self.get(index, count)
+        return grains if len(grains) == count and digester.of(grains) == digest else None
 
     def forget(self) -> None:
         """Delete the entries, because their content no longer exists."""
