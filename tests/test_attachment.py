@@ -17,7 +17,7 @@ from coriolis_azure.readers import ssh
 from coriolis_azure.replica import places, sets
 from coriolis_azure.run import attached_disks
 from coriolis_azure.run.journal import Journal
-from coriolis_azure.sandbox import Sandbox
+from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from coriolis_azure.worker.pool import Pool
 from harness.clients import Clients
@@ -84,6 +84,27 @@ def test_a_pools_worker_is_rid_of_a_dead_runs_clones_before_it_is_used(
     assert boot_of(reader) == boot
     pool.remove(made)
     pool.remove(shared)
+
+
+def test_what_the_first_boot_wrote_is_on_the_disk_before_a_clone_is_attached(
+    azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Otherwise a worker that is reset a moment later has an empty host key: seen with Debian 13 in QEMU."""
+    azure.add_vm("web", image("os"))
+    synced = list[list[Path]]()
+
+    def watch(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if (
+            request.method in ("PUT", "PATCH")
+            and b'"Attach"' in request.body
+            and b"dataDisks" in request.body
+        ):
+            synced.append(list((tmp_path / "azure" / "guests").glob("*/synced")))
+        return answer(request)
+
+    azure.intercept = watch
+    source.replicate("web", tmp_path / "images")
+    assert [len(found) for found in synced] == [1]
 
 
 def test_a_run_attaches_and_detaches_its_own_disks_and_no_others(

@@ -123,10 +123,14 @@ class Connection:
         return stream
 
     def boot_id(self) -> str:
-        """The id of the worker's current boot. AgentFailed if the command fails, ConnectionLost as its name says."""
+        """The id of the worker's current boot. AgentFailed if the command fails, ConnectionLost as its name says.
+
+        Before it answers, what the worker has written is on its disk: a worker that is reset within half a minute of
+        its first boot would otherwise come up with an empty host key, and its SSH server would not start.
+        """
         output = b""
         with (
-            self._run("cat /proc/sys/kernel/random/boot_id") as stream,
+            self._run("sync; cat /proc/sys/kernel/random/boot_id") as stream,
             within(_BOOT_ID_SECONDS, stream.close),
         ):
             while not output.endswith(b"\n") and len(output) < _BOOT_ID_BYTES:
