@@ -9,7 +9,7 @@ whose peak of memory counts. Each result is compared with the image.
 The SDK's one call is `upload_blob` with 16 requests at a time, or with 4, which are as many bytes as ours has under
 way, and `download_blob` with 8; one request at a time is a loop over pieces of 4 MiB. Ours is what a replication does:
 it also reads and hashes, leases, notes what it changes, clears and writes the footer and keeps a manifest; and in
-reading it lists the pages and hashes.
+reading it lists the pages and hashes. Then come later runs, of which 1 % of all blocks have changed.
 """
 # ruff: noqa: ARG001
 
@@ -18,7 +18,9 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -98,6 +100,7 @@ def main() -> None:
             for delay in DELAYS:
                 with distant(target, delay) as far:
                     compare(f"{name}, {delay} ms" if delay else f"{name}, loopback", far, image, folder)
+                    compare_later(far, image, Path(folder, "changed"))
 
 
 def compare(where: str, target: Target, image: Path, folder: str) -> None:
@@ -133,7 +136,7 @@ def way(name: str, target: str, image: str, result: str) -> None:
     storage = Target(**json.loads(target)).storage()
     # What is written must not be there yet: otherwise ours would keep it until all has arrived, and write twice.
     if name.startswith("write"):
-        Path(result).with_name("container").write_text(f"benchmark-{time.time_ns()}")
+        _drop_container(storage, Path(result).with_name("container"))
     container = storage.account("any").container(_container(result))
     container.ensure()
     theirs = name.startswith("write") and name != "write, ours"
@@ -150,6 +153,52 @@ def way(name: str, target: str, image: str, result: str) -> None:
     print(json.dumps([seconds, grown]))
 
 
+# Later runs
+
+
+def compare_later(target: Target, image: Path, changed: Path) -> None:
+    """Measure runs that find 1 % of all blocks of 4 KiB changed, with the digests of grains and without."""
+    size = image.stat().st_size
+    scatter(image, changed)
+    found: dict[str, list[tuple[float, float]]] = {"grains": [], "whole chunks": []}
+    for _ in range(ROUNDS):
+        for name, runs in found.items():
+            place = replicas.BlobPlace(target.storage(), "any", f"later-{time.time_ns()}")
+            replicate(place, image, by_grains=True)
+            began = time.monotonic()
+            sent = replicate(place, changed, by_grains=name == "grains")
+            runs.append((time.monotonic() - began, sent / MIB))
+            if place.content(size) != changed.read_bytes():
+                raise SystemExit(f"{name}: the image is not what arrived")
+            with place.folder() as folder:
+                folder.remove(["os"])
+    for name, runs in found.items():
+        each = " ".join(f"{seconds:.1f}" for seconds, _ in runs)
+        median = statistics.median(seconds for seconds, _ in runs)
+        print(f"  later run, {name:12} {runs[0][1]:5.0f} MiB sent, {median:.1f} s ({each})", flush=True)
+
+
+def scatter(image: Path, changed: Path) -> None:
+    """Write a copy of an image in which 1 % of all blocks of 4 KiB are others."""
+    shutil.copyfile(image, changed)
+    chance = random.Random(1)
+    with changed.open("r+b") as file:
+        for at in chance.sample(range(image.stat().st_size // 4096), image.stat().st_size // 409600):
+            file.seek(at * 4096)
+            file.write(chance.randbytes(4096))
+
+
+def replicate(place: replicas.BlobPlace, image: Path, *, by_grains: bool) -> int:
+    """A whole run, with the switch to what it has written; the bytes that were sent."""
+    size = image.stat().st_size
+    with place.open() as vhd:
+        grains = vhd.grains.get if by_grains and vhd.grains is not None else None
+        reader = PageReader(Local(image), Flow("os", silent, Clock()), lambda _: Everything(), grains=grains)
+        progress = Progress("os", size, silent, Clock())
+        base = vhd.known("id", size, CHUNK, full=False)
+        return transfer.copy(reader, base, vhd, progress, verify=False).sent_bytes
+
+
 # Writing: each time a blob that is not there
 
 
@@ -160,6 +209,13 @@ def write_ours(storage: Storage, blob: Blob, image: Path, result: Path) -> None:
         reader = PageReader(Local(image), Flow("os", silent, Clock()), lambda _: Everything())
         progress = Progress("os", size, silent, Clock())
         transfer.copy(reader, vhd.known("id", size, CHUNK, full=True), vhd, progress, verify=False)
+
+
+def _drop_container(storage: Storage, name: Path) -> None:
+    """Delete the container that was written to last, so that memory is not filled, and name another one."""
+    if name.exists():
+        storage.account("any").container(name.read_text())._client.delete_container()
+    name.write_text(f"benchmark-{time.time_ns()}")
 
 
 def _container(result: str | Path) -> str:

@@ -85,7 +85,8 @@ class _Copy:
     """The state of one copy. Only `_apply` and what it calls run in several threads.
 
     `_base` is what the destination holds; its digests are updated as chunks are settled. `_before` are its digests at
-    the start. `_asked` are the digests of its grains, for chunks that the reader has asked about.
+    the start. For chunks that the reader has asked about, `_asked` are the digests of its grains; those of which every
+    grain is sent are in `_replaced` instead.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class _Copy:
         self._digester = base.digester()
         # Without a lock: each chunk is in the hands of one thread at a time, and a dict's operations are atomic.
         self._asked: dict[int, list[bytes]] = {}
+        self._replaced = set[int]()
         self._sent = self._zero = self._skipped = 0
         self._tally = Tally(base.size, base.chunk)
         self._failure: Exception | None = None
@@ -140,9 +142,7 @@ class _Copy:
 
     def _settle(self) -> None:
         """Apply what the reader yields, and record it in order."""
-        # Sending parts of chunks pays off only if the destination can be read, and quickly.
-        answers = self._destination.readable and not self._destination.far and not self._full
-        base = self._reader.begin(self._base, answers=answers)
+        base = self._reader.begin(self._base, unit=self._unit)
         self._base, self._digester = replace(base, digests=base.digests.copy()), base.digester()
         # One core is for the reader. More threads than cores would only slow each other down.
         most = max(1, min(THREADS, len(os.sched_getaffinity(0)) - 1))
@@ -152,7 +152,7 @@ class _Copy:
             joined = self._destination.joined_bytes if isinstance(self._destination, Joined) else 0
             work = ordered(
                 self._apply,
-                _batches(chunks, joined // base.chunk),
+                _batches(map(self._completed, chunks), joined // base.chunk),
                 threads=threads,
                 ahead=ahead,
                 weigh=len,
@@ -161,6 +161,25 @@ class _Copy:
             with closing(work) as results:
                 for done in chain.from_iterable(results):
                     self._note(done)
+
+    @property
+    def _unit(self) -> int:
+        """The unit in which the destination can tell what it holds, in bytes; 0 if it cannot.
+
+        Reading from a far destination would take longer than sending whole grains.
+        """
+        if self._full or not self._destination.readable:
+            return 0
+        if self._destination.far:
+            return GRAIN if self._grain_store is not None else 0
+        return 1
+
+    def _completed(self, item: Chunk | Question) -> Chunk | Question:
+        """The item; but a patch that replaces all grains of a chunk is one of the whole chunk."""
+        if isinstance(item, Data) and item.index in self._replaced:
+            self._replaced.discard(item.index)
+            return replace(item, whole=True)
+        return item
 
     def _note(self, done: _Done) -> None:
         """Record what a thread has done, and report progress."""
@@ -252,29 +271,37 @@ class _Copy:
         theirs = (grains_there[at : at + DIGEST] for at in range(0, len(grains_there), DIGEST))
         for index in range(question.index, question.index + question.count):
             offset, length = self._base.span(index)
-            mine = self._grains(index)
+            mine = self._stored(index)
+            if mine is None and self._destination.far:
+                mine = [UNKNOWN] * grain_count(length)
+            elif mine is None:
+                mine = self._read_grains(index)
             grains = [number for number, digest in enumerate(mine) if digest != next(theirs)]
             leaves: list[bytes] = []
             if question.leaf < GRAIN:
                 for start in (number * GRAIN for number in grains):
                     content = self._destination.read(offset + start, min(GRAIN, length - start))
                     leaves += self._digester.leaves(content, question.leaf)
-            self._asked[index] = mine
+            if len(grains) == len(mine) and question.leaf >= GRAIN:
+                self._replaced.add(index)
+            else:
+                self._asked[index] = mine
             answers.append((index, grains, b"".join(leaves)))
         question.answer(answers)
         return _Done(question.index, question.count)
 
-    def _grains(self, index: int) -> list[bytes]:
-        """The digests of a chunk's grains at the destination, read from it only if they are not stored."""
-        digest, (offset, length) = self._base.digest(index), self._base.span(index)
-        count = grain_count(length)
+    def _stored(self, index: int) -> list[bytes] | None:
+        """The digests of a chunk's grains at the destination; None if nothing that is stored proves them."""
+        digest, count = self._base.digest(index), grain_count(self._base.span(index)[1])
         if digest == ZERO:
             return [ZERO] * count
-        if digest != UNKNOWN and self._grain_store is not None:
-            grains = self._grain_store.proved(index, count, digest, self._digester)
-            if grains is not None:
-                return grains
-        return self._digester.grains(memoryview(self._destination.read(offset, length)))
+        if digest == UNKNOWN or self._grain_store is None:
+            return None
+        return self._grain_store.proved(index, count, digest, self._digester)
+
+    def _read_grains(self, index: int) -> list[bytes]:
+        """The same, of the content that the destination has."""
+        return self._digester.grains(memoryview(self._destination.read(*self._base.span(index))))
 
     def _data(self, chunks: Sequence[Data]) -> list[_Done]:
         """Write whole chunks that are neighbours: complete grains, and zeros between them."""
@@ -317,7 +344,7 @@ class _Copy:
         offset, length = self._base.span(chunk.index)
         pieces, grains = chunk.pieces(), self._asked.pop(chunk.index, None)
         if grains is None:  # the reader did not wait for the answer
-            grains = self._grains(chunk.index)
+            grains = self._stored(chunk.index) or self._read_grains(chunk.index)
         written = _by_grain(pieces)
         for number, parts in written.items():
             start, size = number * GRAIN, min(GRAIN, length - number * GRAIN)

@@ -113,6 +113,32 @@ def test_only_touched_grains_are_read_and_sent(replica: Replica) -> None:
     assert report.read_bytes == 2 * 65536 + report.checked_bytes
 
 
+@both
+def test_only_touched_grains_are_read_and_sent_to_blob_storage(replica: Replica) -> None:
+    where = "blob://sandboxstorage/replicas/web"
+    source = replica.source(chunk_size_kib=1024)
+    for _ in range(2):
+        source.replicate("web", where)
+    replica.write(35)
+    replica.write(36)
+    (report,) = source.replicate("web", where).disks
+    assert report.tier == "changed"
+    assert report.sent_bytes == 2 * 65536
+    assert report.read_bytes == 2 * 65536 + report.checked_bytes
+    vhd = replica.azure.storage.blob("sandboxstorage/replicas/web/os.vhd")
+    assert vhd is not None
+    assert replica.azure.storage.content(vhd)[:SIZE] == replica.disk.path.read_bytes()
+
+
+def test_of_chunks_that_are_read_as_a_whole_only_grains_that_differ_are_written(replica: Replica) -> None:
+    replica.run(chunk_size_kib=1024)
+    replica.write(35)
+    replica.write(36)
+    report = replica.run(chunk_size_kib=1024)
+    assert report.tier == "allocated"
+    assert report.sent_bytes == 2 * 65536
+
+
 def test_every_so_many_runs_all_is_read(replica: Replica) -> None:
     tiers = [replica.run(full_every=3).tier for _ in range(8)]
     assert tiers == [

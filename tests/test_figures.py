@@ -175,6 +175,8 @@ STATED = [
     (USAGE, f"without it, {LINE[0]:.0f} Mbit/s to {LINE[1] / 1000:.0f} Gbit/s are assumed"),
     ("reference/errors.md", f"is then retried for {minutes(resources.PATIENCE_SECONDS)}"),
     ("howto/blob.md", f"waits for its lease, at most {minutes(vhds.LEASE_SECONDS)}"),
+    ("howto/blob.md", f"a page blob, {wire.DIGEST * MIB // wire.GRAIN} MiB per TiB"),
+    ("howto/blob.md", f"write the grains of {wire.GRAIN // KIB} KiB that changed"),
     ("howto/blob.md", f"only the blocks of {draft.BLOCK // KIB} KiB that changed"),
     ("howto/cutover.md", f"Azure takes {minutes(cutover.DEALLOCATION_SECONDS)} to deallocate"),
     ("howto/fleet.md", f"{number(fleet._VMS_PER_CORE)} for each core of this host"),

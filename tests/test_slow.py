@@ -193,7 +193,7 @@ def test_the_progress_says_what_else_holds_it_up(disk: Path, what: str) -> None:
     with Pipes() as pipes:
         flow = Flow("os", silent, clock, limiter)
         reader = AgentReader(lambda: pipes, job, flow)
-        reader.begin(base, answers=False)
+        reader.begin(base, unit=0)
         assert reader.bottleneck() == ""
         said = []
         for chunk in reader.scan():

@@ -26,6 +26,8 @@ MIB = 1 << 20
 class MemoryStore:
     """Bytes in memory."""
 
+    far = False
+
     def __init__(self, size: int) -> None:
         self.data = bytearray(size)
 

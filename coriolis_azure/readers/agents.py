@@ -57,12 +57,12 @@ class AgentReader:
         self._next, self._asked = 0, set[int]()
         self._settled_before = self._fruitless = 0
 
-    def begin(self, base: Manifest, *, answers: bool) -> Manifest:
+    def begin(self, base: Manifest, *, unit: int) -> Manifest:
         """See Reader. Raises AgentFailed, StreamEnded, or an error from `start`."""
         if self._job.size != base.size:
             raise ValueError(f"the job has {self._job.size} bytes, the manifest {base.size}")
-        if not answers or self._job.leaf >= base.chunk:
-            self._job = replace(self._job, leaf=0)
+        leaf = max(self._job.leaf, unit) if self._job.leaf and unit else 0
+        self._job = replace(self._job, leaf=leaf if leaf < base.chunk else 0)
         self._base = replace(base, digests=base.digests.copy())
         self._known = self._known_of(base)
         self._connect()

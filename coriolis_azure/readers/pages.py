@@ -6,10 +6,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from mmap import mmap
+from operator import eq
 from typing import Protocol
 
 from ..agent.digest import root
-from ..agent.pack import content
+from ..agent.pack import add_piece
 from ..errors import StreamEnded
 from ..replica.manifest import GRAIN, ZERO, Manifest
 from ..threads import ordered
@@ -59,9 +60,9 @@ class PageReader:
         self.root = (0, "")
         self.read_bytes = 0  # counted by the thread that scans
 
-    def begin(self, base: Manifest, *, answers: bool) -> Manifest:
+    def begin(self, base: Manifest, *, unit: int) -> Manifest:
         """See Reader. It asks no questions: this process has each chunk in full once it is hashed."""
-        del answers
+        del unit
         self._base, self._digester, self._rooms = base, base.digester(), Rooms(base.chunk)
         known = Known(self._extents(base.size), self._changed_since(base), self._grains)
         self._within, self._plan = known.extents.within, Plan(base, known)
@@ -153,11 +154,9 @@ class PageReader:
             # Not from malloc: each thread's arena would retain some.
             data = memoryview(mmap(-1, min(end * GRAIN, length) - start))
             received += self._fill(data, offset + start)
-            for number, digest in enumerate(self._digester.grains(data), first):
-                if digest != grains[number]:
-                    grains[number] = digest
-                    part = data[number * GRAIN - start : (number + 1) * GRAIN - start]
-                    pieces.append((number * GRAIN, len(part), part if digest != ZERO else part[:0]))
+            found = self._digester.grains(data)
+            pieces += _differing(data, start, grains[first:end], found)
+            grains[first:end] = found
         digest = self._digester.of(grains)
         if pieces and digest != ZERO:
             return Data(index, digest, whole=False, pieces=lambda: pieces, done=lambda: None), received
@@ -170,14 +169,28 @@ class PageReader:
         checked = self._plan.compare(index, digest)
         done = partial(self._rooms.give_back, room)
         if digest not in (ZERO, self._base.digest(index)):
-            pieces = [
-                (start, size, data[start : start + size]) for start, size, _ in content(grains, len(data))
-            ]
-            return Data(index, digest, whole=True, pieces=lambda: pieces, done=done)
+            before = self._plan.stored(index) if self._base.digest(index) != ZERO else None
+            whole = before is None or not any(map(eq, before, grains))
+            if before is None or whole:
+                before = [ZERO] * len(grains)
+            pieces = list(_differing(data, 0, before, grains))
+            return Data(index, digest, whole, pieces=lambda: pieces, done=done)
         done()
         if digest != self._base.digest(index):
             return Zeros(index, 1)
         return Same(index, 1, "checked" if checked else "read")
+
+
+def _differing(
+    data: memoryview, start: int, before: Sequence[bytes], after: Sequence[bytes]
+) -> Iterator[Piece]:
+    """The pieces of `data`, at `start` within its chunk, that turn grains `before` into those `after`."""
+    found: list[tuple[int, int, bool]] = []
+    for at, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old != new:
+            add_piece(found, at * GRAIN, len(data[at * GRAIN : (at + 1) * GRAIN]), zero=new == ZERO)
+    for at, size, is_zero in found:
+        yield start + at, size, data[at : at if is_zero else at + size]
 
 
 def _joined(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

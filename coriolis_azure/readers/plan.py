@@ -91,13 +91,18 @@ class Plan:
 
         None if all of the chunk has to be read.
         """
-        touched, stored = self.touched(index), self._known.grains
-        if touched is None or stored is None:
+        touched = self.touched(index)
+        grains = self.stored(index) if touched is not None else None
+        return (touched, grains) if touched is not None and grains is not None else None
+
+    def stored(self, index: int) -> list[bytes] | None:
+        """The digests of all grains that the destination has of a chunk; None if nothing that is stored proves them."""
+        if self._known.grains is None:
             return None
         count = grain_count(self._base.span(index)[1])
-        grains = stored(index, count)
+        grains = self._known.grains(index, count)
         right = len(grains) == count and self._digester.of(grains) == self._base.digest(index)
-        return (touched, grains) if right else None
+        return grains if right else None
 
     def rely(self, run: Run) -> None:
         """Count the bytes of a run that is not read."""

@@ -82,10 +82,11 @@ class Reader(Protocol):
     does not report it twice. Reading that ends early raises an error from `errors`.
     """
 
-    def begin(self, base: Manifest, *, answers: bool) -> Manifest:
+    def begin(self, base: Manifest, *, unit: int) -> Manifest:
         """Open the disk and return `base` with the hash that all digests use from now on.
 
-        `base`: what the destination holds. `answers`: whether the caller will answer questions.
+        `base`: what the destination holds. `unit`: the smallest leaf, in bytes, about which the caller will answer
+        questions; 0 if it will not answer any.
         """
 
     def scan(self) -> Generator[Chunk | Question, None, None]:

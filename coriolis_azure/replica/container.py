@@ -66,12 +66,12 @@ class BlobFolder:
         if not existing:
             self._refuse_points(prefix)
         self._owner = self._container.blob(f"{self._prefix}{OWNER}")
-        if not existing:
+        if self._owner.find() is None:
+            if existing:
+                raise NoReplica(f"there is no replica at {self.url}")
             self._refuse_several()
             with contextlib.suppress(Conflict):
                 self._owner.put(b"", new=True)
-        elif self._owner.find() is None:
-            raise NoReplica(f"there is no replica at {self.url}")
         # Leased until the end of the run, so that a run that has lost the place cannot replace it.
         self._record = self._container.blob(f"{self._prefix}{sets.NAME}")
         self._seen: str | None = None  # the version of the record, if runs cannot be kept out
@@ -103,8 +103,6 @@ class BlobFolder:
 
     def _refuse_several(self) -> None:
         """Raise InvalidInput if a first run would hide the replicas of several VMs below this prefix."""
-        if self._owner.find() is not None:
-            return
         for blob in self._container.blobs(self._prefix):
             folder, _, name = blob.name[len(self._prefix) :].rpartition("/")
             if name == OWNER and folder and "/" not in folder:

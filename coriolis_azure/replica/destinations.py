@@ -34,7 +34,7 @@ class Destination(Protocol):
 
     @property
     def far(self) -> bool:
-        """Whether each call waits for another host. Then many are in flight, and none is made just to send less."""
+        """Whether each call waits for another host. Then many are in flight, and nothing is read just to send less."""
 
     @property
     def grains(self) -> Grains | None:

@@ -11,9 +11,10 @@ have its digest. What was torn by a crash or lost by the medium is fetched again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from typing import TypeVar
 
 from ..agent import DIGEST, is_zero
 from ..threads import Lock, ordered
@@ -24,6 +25,8 @@ BLOCK = 4096  # bytes per bit of an entry
 _PIECE = 1 << 20  # most bytes that are copied at once
 _BATCH = 64  # most extents in one task of a thread
 _ENTRIES = 4096  # entries read at once
+_FAR_THREADS, _FAR_BYTES = 32, 16 << 20
+R = TypeVar("R")
 Read = Callable[[int, int], Content]
 
 
@@ -112,7 +115,8 @@ class Draft:
                 ]
                 return at, expected, digest(parts[0] if len(parts) == 1 else b"".join(parts)) == expected
 
-            with closing(ordered(compare, self._entries(), threads=2, ahead=6)) as results:
+            threads, ahead = chunks_at_once(self.content, self._chunk)
+            with closing(ordered(compare, self._entries(), threads=threads, ahead=ahead)) as results:
                 for at, expected, matches in results:
                     if matches:
                         digests.put(at, expected)
@@ -139,7 +143,7 @@ class Draft:
                 else:
                     image.write(offset, data)
 
-        with closing(ordered(write, batches(self.extents()), threads=4, ahead=12)) as results:
+        with closing(self._each(write, image)) as results:
             for _ in results:
                 pass
 
@@ -156,8 +160,20 @@ class Draft:
             def difference(extents: list[tuple[int, int]]) -> int | None:
                 return next((offset for offset, length in extents if not same(offset, length)), None)
 
-            with closing(ordered(difference, batches(self.extents()), threads=4, ahead=12)) as results:
+            with closing(self._each(difference, image)) as results:
                 return next((offset for offset in results if offset is not None), None)
+
+    def _each(self, work: Callable[[list[tuple[int, int]]], R], image: Store) -> Generator[R, None, None]:
+        """What `work` returns for what the draft holds, in disk order; several threads call it with some extents.
+
+        If `image` is far, each extent has a thread of its own: it waits for the other host several times.
+        """
+        if not image.far:
+            return ordered(work, batches(self.extents()), threads=4, ahead=12)
+        alone = ([extent] for extent in self.extents())
+        return ordered(
+            work, alone, threads=_FAR_THREADS, ahead=_FAR_BYTES, weigh=lambda extents: extents[0][1]
+        )
 
     def flush(self) -> None:
         """Make content and index durable: on return they survive a power loss."""
@@ -244,6 +260,14 @@ class Draft:
             for at in range(offset // self._chunk, -(-(offset + length) // self._chunk)):
                 if not self._present[at // 8] >> at % 8 & 1:
                     self.content.zero(*base.span(at))
+
+
+def chunks_at_once(store: Store, chunk: int) -> tuple[int, int]:
+    """(threads, chunks in flight) for reading all chunks of a store back."""
+    if not store.far:
+        return 2, 6
+    threads = max(2, min(_FAR_THREADS, _FAR_BYTES // chunk))
+    return threads, threads + 2
 
 
 def batches(extents: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

@@ -59,6 +59,8 @@ class Translated:
 class FileStore:
     """An open file or block device. See Store. `stopped`: whether reads and writes must fail from now on."""
 
+    far = False
+
     def __init__(self, fd: int, path: Path, disk: str, stopped: Callable[[], bool]) -> None:
         self.fd, self.path, self._disk, self._stopped = fd, path, disk, stopped
         with self._translated("cannot be examined"):

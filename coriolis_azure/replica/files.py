@@ -34,7 +34,7 @@ from ..errors import DestinationFailed, InvalidInput
 from . import devices, exclusive, space, statefiles
 from .file_past import FilePast
 from .file_store import ZEROS, FileStore, Translated, open_document
-from .grains import Grains
+from .grains import EntryFile, Grains
 from .medium import Document, Part, Stamp, holds
 from .runmark import RunMark, kernel
 
@@ -67,7 +67,7 @@ class FileMedium:
 
     def __init__(self, path: Path, *, adopt: bool = False, mark: RunMark | None = None) -> None:
         self.path, self.name, self.where = path, path.name.removesuffix(".raw"), str(path)
-        self._grains = Grains(self._beside("grains"))
+        self._grains = Grains(EntryFile(self._beside("grains")))
         self._adopt, self._mark = adopt, mark
         self._stores: dict[Part, FileStore] = {}
         self._writes = False

@@ -41,6 +41,10 @@ class Readable(Protocol):
 class Store(Readable, Protocol):
     """Bytes that can be read and written at any offset, by several threads. Failures raise DestinationFailed."""
 
+    @property
+    def far(self) -> bool:
+        """Whether each call waits for another host."""
+
     def write(self, offset: int, data: Content) -> None:
         """Write `data` at `offset`."""
 

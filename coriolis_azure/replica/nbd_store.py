@@ -66,6 +66,7 @@ class NbdStore:
         self, export: Exports, disk: str, stopped: Callable[[], bool], *, write: bool, several: bool = False
     ) -> None:
         self.export, self.where, self._disk, self._stopped = export, export.uri, disk, stopped
+        self.far = export.is_far
         self._nbd, self._clock, self._lock = binding(), Clock(), Lock()
         self._broken: str | None = None
         self._held: list[object] = []  # what a command that was given up may still use

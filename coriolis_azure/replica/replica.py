@@ -27,9 +27,9 @@ from ..threads import Lock, ordered
 from . import earlier, undo
 from .digests import Digests
 from .documents import Documents, Saved, SavedDraft
-from .draft import Draft, index_size, pieces
+from .draft import Draft, chunks_at_once, index_size, pieces
 from .grains import Grains
-from .manifest import UNKNOWN, ZERO, Manifest, grain_count
+from .manifest import UNKNOWN, ZERO, Manifest
 from .medium import Content, Medium, Part, Readable, Stamp, Store, holds, read_padded
 
 
@@ -143,9 +143,7 @@ class Replica:
         else:
             base = self._base_of_image(image, saved, disk, size, chunk)
         if self.grains is not None:
-            if base.fresh:
-                self.grains.forget()
-            self.grains.open(grain_count(chunk))
+            self.grains.open(base)
         if not self._in_place:
             base = self._resumed(base)
         self._base = base
@@ -256,7 +254,9 @@ class Replica:
                 offset, length = base.span(index)
                 return index, digest(content(offset, length)) if holds(image, offset, length) else ZERO
 
-            with contextlib.closing(ordered(read, range(base.count), threads=2, ahead=6)) as results:
+            threads, ahead = chunks_at_once(image, base.chunk)
+            work = ordered(read, range(base.count), threads=threads, ahead=ahead)
+            with contextlib.closing(work) as results:
                 for index, found in results:
                     digests.put(index, found)
         return replace(base, digests=digests)

@@ -4,6 +4,7 @@
     os.vhd.manifest   what the image holds, and the ETag of the VHD
     os.vhd.redo       a draft as a redo log, a page blob
     os.vhd.index      the index of the draft, a page blob
+    os.vhd.grains     digests of grains, see `grains`, a page blob
     os.vhd.draft      the disk that the draft is of and, once it is complete, its manifest
     points/<label>/   the disk at an earlier point in time: os.vhd.manifest, whose metadata names a snapshot of the VHD
 
@@ -13,9 +14,10 @@ The metadata of the VHD describes its current state, and changes with it:
     coriolis_size      the size of the disk, in bytes
     coriolis_state     `complete`, or `writing` while it is written; meanwhile it has no footer, so nobody can use it
 
-* Each page blob is leased while a run uses it, and each change carries the lease. So a run that is suspended until its
-  lease expires and another run takes over cannot change it any more. Documents have no lease. One is replaced only
-  while it has the ETag that this run knows, or while this run still holds the place.
+* The VHD and the draft are leased while a run uses them, and each change carries the lease. So a run that is suspended
+  until its lease expires and another run takes over cannot change them any more. The digests of grains need no lease,
+  because they prove themselves. Nor do documents: one is replaced only while it has the ETag that this run knows, or
+  while this run still holds the place.
 * If the ETag is not the recorded one, somebody else has changed the VHD. No run overwrites that unless it is told to.
 """
 
@@ -31,8 +33,9 @@ from ..azure.blobs import MOST, PAGE, Blob, Container, Properties, Storage
 from ..clock import Clock
 from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
 from ..events import Report, Waiting
+from .grains import Grains
 from .medium import Document, Part, Stamp
-from .page_store import IndexStore, PageStore, translated, unnamed
+from .page_store import EntryBlob, EntryStore, PageStore, translated, unnamed
 from .vhd_past import SIZE, VhdPast
 
 IMAGE = "coriolis_image"
@@ -56,7 +59,6 @@ class VhdMedium:
     renames = False
     watched = True
     contested = False
-    grains = None
 
     def __init__(
         self, container: Container, path: str, storage: Storage, report: Report, hold: Callable[[], None]
@@ -71,6 +73,10 @@ class VhdMedium:
         self._image = ""
         self._sealed = False
         self._taken = self._stopped = False
+        self._entries = EntryBlob(
+            self._beside("grains"), self.name, self._is_stopped, self._clock, lambda: {IMAGE: self._image}
+        )
+        self.grains = Grains(self._entries)
 
     @property
     def interrupted(self) -> bool:
@@ -137,7 +143,7 @@ class VhdMedium:
             size = found.metadata.get(SIZE, "")
         if not size.isdigit():
             return None
-        return self._opened(part, blob, int(size))
+        return self._opened(part, blob, int(size), blank=False)
 
     def make(self, part: Part, size: int) -> PageStore:
         """See Medium."""
@@ -148,7 +154,7 @@ class VhdMedium:
             blob = self._beside(part)
             self._create_part(blob, size)
             self._lease(blob)
-        return self._opened(part, blob, size)
+        return self._opened(part, blob, size, blank=True)
 
     def _create_part(self, blob: Blob, size: int) -> None:
         """Create a page blob. One of a run that has lost the place may be in the way: it is deleted."""
@@ -191,7 +197,7 @@ class VhdMedium:
                 raise DestinationFailed(
                     f"somebody else changed {self.where} while it was being created", disk=self.name
                 )
-        return self._opened("image", self._blob, size)
+        return self._opened("image", self._blob, size, blank=True)
 
     def _create(self, size: int) -> str:
         """Create the page blob of the VHD; return its ETag."""
@@ -204,9 +210,9 @@ class VhdMedium:
                 raise
             return found.etag  # ours: the first answer was lost, and the request was repeated
 
-    def _opened(self, part: Part, blob: Blob, size: int) -> PageStore:
+    def _opened(self, part: Part, blob: Blob, size: int, *, blank: bool) -> PageStore:
         if part == "index":
-            store: PageStore = IndexStore(blob, size, self.name, self._is_stopped, self._clock)
+            store: PageStore = EntryStore(blob, size, self.name, self._is_stopped, self._clock, blank=blank)
         else:
             store = PageStore(blob, size, self.name, self._is_stopped)
         self._stores[part] = store
@@ -240,6 +246,8 @@ class VhdMedium:
         self.take()
         for part in ("redo", "index"):
             self.remove(part)
+        with self._translated("cannot be deleted"):
+            self._entries.delete()
         for document in ("draft", "manifest"):
             self.forget(document)
         if self._stores.pop("image", None) is not None:
