@@ -225,17 +225,17 @@ def test_where_they_cannot_be_used_the_run_goes_on_without_them(
     assert compare(disk, here).sent_bytes == changed
 
 
-def test_an_image_that_is_written_anew_has_no_older_ones(disk: Path, here: SandboxPlace) -> None:
-    compare(disk, here)
-    made = here.blob(NAME).find()
-    here.blob("os.vhd").delete()
-    compare(disk, here)
-    again = here.blob(NAME).find()
+def test_an_image_that_is_written_anew_has_no_older_ones(disk: Path, place: BlobPlace) -> None:
+    compare(disk, place)
+    made = place.blob(NAME).find()
+    place.blob("os.vhd").delete()
+    compare(disk, place)
+    again = place.blob(NAME).find()
     assert made is not None
     assert again is not None
     assert made.metadata != again.metadata
     changed = scatter(disk, 1)
-    assert compare(disk, here).sent_bytes == changed
+    assert compare(disk, place).sent_bytes == changed
 
 
 def test_they_are_deleted_with_the_replica(disk: Path, here: SandboxPlace) -> None:
