@@ -84,6 +84,13 @@ def hurried() -> bool:
     return current is not None and current.hurried
 
 
+def refuse_cancelled(what: str) -> None:
+    """Raise WaitEnded if the current work, which `what` names, is cancelled."""
+    current = scope()
+    if current is not None and current.cancelled:
+        raise WaitEnded(f"{what} was cancelled")
+
+
 def wait(seconds: float) -> None:
     """Wait. Raises WaitEnded if the wait is cancelled; an interrupt ends it, too."""
     until, current = time.monotonic() + seconds, scope()

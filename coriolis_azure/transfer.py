@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
 from .change_map import ChangeMap, Kind, Tally
+from .clock import refuse_cancelled
 from .errors import CoriolisAzureError, CorruptChunk
 from .events import Progress, Step
 from .readers.reader import Answer, Chunk, Data, Piece, Question, Reader, Same, Zeros, corrupt
@@ -127,6 +128,7 @@ class _Copy:
             raise CorruptChunk(f"{disk}: the digest of the whole disk differs from the reader's", disk=disk)
         self._destination.flush()
         verified = self._verified(manifest) if verify else None
+        refuse_cancelled("the copy")  # nothing may have waited since
         self._destination.commit(manifest)
         return Outcome(
             manifest=manifest,

@@ -171,12 +171,12 @@ def test_the_whole_story_into_a_container(
     where = "blob://sandboxstorage/replicas/web-1"
     before = azure.resources()
     first = source.replicate("web-1", where)
-    disks[1].write_bytes(disks[1].read_bytes()[: MIB // 2] + bytes(3 * MIB // 2))
+    disks[1].write_bytes(b"changed" + disks[1].read_bytes()[7 : MIB // 2] + bytes(3 * MIB // 2))
     azure.write("web-1", 0, disks[1])
     second = source.replicate("web-1", where)
     assert [disk.full for disk in first.disks] == [True, True]
     assert [disk.verified for disk in second.disks] == [True, True]
-    assert [(disk.full, disk.sent_bytes) for disk in second.disks] == [(False, 0), (False, MIB // 2)]
+    assert [(disk.full, disk.sent_bytes) for disk in second.disks] == [(False, 0), (False, 65536)]
     assert azure.resources() == before
     for name, disk in zip(("os", "data-0"), disks, strict=True):
         blob = azure.storage.blob(f"sandboxstorage/replicas/web-1/{name}.vhd")

@@ -450,9 +450,9 @@ def test_volumes_without_a_device_are_kept_in_the_container_of_the_settings(
         azure.intercept = seen
         entries = execute(connection, environment, target, entries, shutdown=False, call=called_here)
         azure.intercept = None
-        # The chunk that changed, in the log with its record and then in the VHD, whose footer comes last.
+        # The grain that changed, in the log with its record and then in the VHD, whose footer comes last.
         vhd = "/sandboxstorage/replicas/web/data-0.vhd"
-        assert sorted(written) == [vhd, vhd, f"{vhd}.index", f"{vhd}.redo"]
+        assert sorted(written) == [vhd, vhd, f"{vhd}.grains", f"{vhd}.index", f"{vhd}.redo"]
         assert [kept_in(azure, entry) for entry in entries] == [os_disk.read_bytes(), data.read_bytes()]
         assert verified(connection, environment) == {"data-0": True, "os": True}
         assert azure.resources() == before

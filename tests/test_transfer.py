@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from coriolis_azure import agent, transfer
 from coriolis_azure.agent import wire
 from coriolis_azure.agent.tls import Stripes, Tls
-from coriolis_azure.clock import Clock
+from coriolis_azure.clock import Clock, Scope
 from coriolis_azure.errors import (
     AgentFailed,
     CoriolisAzureError,
@@ -36,6 +36,7 @@ from coriolis_azure.errors import (
     InvalidInput,
     StreamEnded,
     TransferError,
+    WaitEnded,
     WorkerError,
 )
 from coriolis_azure.events import Copied, Event, Notice, Step, silent
@@ -480,6 +481,23 @@ def test_differing_finds_what_is_not_as_it_should_be(disk: Path, path: Path) -> 
 def test_a_leaf_that_cannot_be_is_refused(disk: Path, path: Path) -> None:
     with pytest.raises(InvalidInput, match="leaf"):
         replicate(disk, path, leaf=1000)
+
+
+def test_a_copy_that_is_cancelled_at_its_end_is_not_committed(disk: Path, path: Path) -> None:
+    """Even if nothing waits from then on."""
+    with Scope().entered() as work:
+
+        class Cancelled(Image):
+            def flush(self) -> None:
+                super().flush()
+                work.cancel()
+
+        with Cancelled(path) as image, Pipes() as pipes:
+            base = image.known("id", disk.stat().st_size, CHUNK, full=False)
+            with pytest.raises(WaitEnded, match="the copy was cancelled"):
+                by_agent(lambda: pipes, job(disk), base, image, verify=False)
+            assert image.committed is None
+    assert not path.exists()
 
 
 # Digests of grains beside the image

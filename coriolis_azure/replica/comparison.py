@@ -7,8 +7,7 @@ from contextlib import closing
 from functools import partial
 from itertools import chain
 
-from ..clock import scope
-from ..errors import WaitEnded
+from ..clock import refuse_cancelled
 from ..threads import Background, ordered
 from .destinations import Destination, Synced
 from .digests import Digests
@@ -134,10 +133,8 @@ def _chunks(*parts: tuple[Iterable[int], _Numbers]) -> Iterator[tuple[int, _Numb
 
 def _until_cancelled(chunks: Iterable[tuple[int, _Numbers]]) -> Iterator[tuple[int, _Numbers]]:
     """The same; but WaitEnded once the work is cancelled, because what was not compared must not count as right."""
-    current = scope()
     for chunk in chunks:
-        if current is not None and current.cancelled:
-            raise WaitEnded("reading back was cancelled")
+        refuse_cancelled("reading back")
         yield chunk
 
 
