@@ -6,10 +6,12 @@ Two disks are brought from one content to another, and the run dies at each step
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -601,3 +603,66 @@ def test_what_cannot_be_read_at_the_moment_is_not_taken_for_lost(
     assert holds(path, OLD)
     run(path, NEW)
     assert holds(path, NEW)
+
+
+_CALLS = (
+    *("open", "close", "stat", "lstat", "fstat", "listdir", "scandir", "mkdir", "rmdir", "unlink", "replace"),
+    *(
+        "pread",
+        "preadv",
+        "read",
+        "pwrite",
+        "write",
+        "lseek",
+        "ftruncate",
+        "posix_fallocate",
+        "fsync",
+        "fdatasync",
+    ),
+)
+
+
+class Gone:
+    """The file system below a folder is gone after so many system calls, as if its server had died."""
+
+    def __init__(self, path: Path, after: int, patched: pytest.MonkeyPatch) -> None:
+        self._path, self._left = str(path), after
+        for name in _CALLS:
+            patched.setattr(os, name, partial(self._call, getattr(os, name), is_close=name == "close"))
+
+    @property
+    def gone(self) -> bool:
+        """Whether that has happened."""
+        return self._left < 0
+
+    def _call(self, real: Callable[..., Any], *arguments: Any, is_close: bool, **options: Any) -> Any:
+        if any(map(self._is_there, (*arguments[:1], *options.values()))):
+            self._left -= 1
+            if self._left < 0:
+                if is_close:  # the kernel frees the descriptor all the same
+                    real(*arguments)
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return real(*arguments, **options)
+
+    def _is_there(self, what: object) -> bool:
+        if isinstance(what, int) and not isinstance(what, bool):
+            with suppress(OSError):
+                what = os.readlink(f"/proc/self/fd/{what}")  # noqa: PTH115
+        return isinstance(what, str | Path) and str(what).startswith(self._path)
+
+
+@pytest.mark.slow
+def test_a_file_system_that_is_gone_is_an_error_of_ours_and_locks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses even to close files: NFS, SMB and FUSE do so when their servers are gone."""
+    path = tmp_path / "replica"
+    for after in itertools.count(0, 31):
+        with monkeypatch.context() as patched:
+            filesystem = Gone(path, after, patched)
+            with suppress(DestinationFailed, InvalidInput):
+                run(path, OLD if after % 2 else NEW, keep=1)
+        if not filesystem.gone:
+            break
+        run(path, NEW if after % 2 else OLD, keep=1)
+        assert holds(path, NEW if after % 2 else OLD)

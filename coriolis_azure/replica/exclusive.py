@@ -100,7 +100,7 @@ def _checked(fd: int, path: Path, *checks: Callable[[int, Path], None]) -> int:
         for check in checks:
             check(fd, path)
     except BaseException:
-        os.close(fd)
+        statefiles.close(fd)
         raise
     return fd
 
@@ -182,7 +182,7 @@ def _reading(node: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        statefiles.close(fd)
 
 
 def _refuse_locked(fd: int, path: Path, node: Path) -> None:

@@ -74,7 +74,7 @@ class FilePast:
     def close(self) -> None:
         """See Past."""
         for store in self._stores:
-            os.close(store.fd)
+            statefiles.close(store.fd)
         self._stores = []
 
     def _store(self, path: Path, opened: Callable[[Path], int]) -> FileStore:

@@ -198,7 +198,7 @@ class FileStore:
         try:
             yield read
         finally:
-            os.close(direct)
+            statefiles.close(direct)
 
     def _go_on(self, offset: int) -> None:
         if self._stopped():

@@ -192,13 +192,13 @@ class FileMedium:
         try:
             return FileStore(fd, path, self.name, lambda: self._stopped)
         except BaseException:
-            os.close(fd)
+            statefiles.close(fd)
             raise
 
     def _close(self, part: Part) -> None:
         store = self._stores.pop(part, None)
         if store is not None:
-            os.close(store.fd)
+            statefiles.close(store.fd)
 
     # Ownership
 
@@ -219,7 +219,7 @@ class FileMedium:
                     remedy="Make it an independent file: copy it, remove it, and rename the copy.",
                 )
         finally:
-            os.close(fd)
+            statefiles.close(fd)
         return exclusive.open_file(path)
 
     def _followed(self) -> Path:

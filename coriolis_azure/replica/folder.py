@@ -180,8 +180,10 @@ class ImageFolder:
 
     def _drafts(self) -> list[Replica]:
         """The disks that have a draft, or any part of one."""
-        found = filter(None, (_DRAFT.fullmatch(path.name) for path in self.path.glob("*.raw.*")))
-        return [self.disk(name) for name in sorted({part[1] for part in found})]
+        with Translated(self.path, "cannot be read", ""):
+            found = filter(None, (_DRAFT.fullmatch(path.name) for path in self.path.glob("*.raw.*")))
+            names = sorted({part[1] for part in found})
+        return [self.disk(name) for name in names]
 
     def keep_record(self, text: bytes) -> None:
         """See Place."""
@@ -211,9 +213,15 @@ class ImageFolder:
     def image(self, disk: str) -> Image | None:
         """See HandedOff. A device is given by the name that the user's link has for it."""
         path = self.path.absolute() / f"{disk}.raw"
-        is_device = path.is_block_device()
-        while is_device and path.is_symlink() and not devices.is_name(path) and path.readlink().is_absolute():
-            path = path.readlink()
+        with Translated(path, "cannot be examined", ""):
+            is_device = path.is_block_device()
+            while (
+                is_device
+                and path.is_symlink()
+                and not devices.is_name(path)
+                and path.readlink().is_absolute()
+            ):
+                path = path.readlink()
         return Image(str(path), is_device=is_device)
 
     def document(self, name: str) -> bytes | None:
@@ -246,7 +254,12 @@ class ImageFolder:
 
     def names(self) -> list[str]:
         """The names of the disks that have an image."""
-        return disk_names(self.path, ".raw")
+        return self._names(".raw")
+
+    def _names(self, ending: str) -> list[str]:
+        """The names of the disks that have a file with this ending."""
+        with Translated(self.path, "cannot be read", ""):
+            return disk_names(self.path, ending)
 
     def tell_removed(self, disks: Collection[str]) -> None:
         """See Folder."""
@@ -264,7 +277,7 @@ class ImageFolder:
             self._mark.end()
             self._mark = None
         if self._lock_fd >= 0:
-            os.close(self._lock_fd)
+            statefiles.close(self._lock_fd)
             self._lock_fd = -1
 
     def __enter__(self) -> ImageFolder:
@@ -354,7 +367,7 @@ class FolderPoints:
                 if name == sets.NAME:
                     os.fsync(fd)
         finally:
-            os.close(fd)
+            statefiles.close(fd)
 
     def _refuse_others(self) -> None:
         """Raise InvalidInput if the folder of the points is a link, or belongs to another user."""

@@ -125,4 +125,4 @@ class EntryFile:
         """See Entries."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            statefiles.close(fd)

@@ -9,7 +9,7 @@ from ..errors import InvalidInput, NoReplica
 from ..events import Notice, Report, silent
 from ..model import Image
 from . import statefiles
-from .folder import EXPORTS, ImageFolder, disk_names
+from .folder import EXPORTS, ImageFolder
 from .nbd_medium import NbdMedium
 from .nbd_url import Exports
 
@@ -73,8 +73,8 @@ class NbdFolder(ImageFolder):
             statefiles.replace(self.path / EXPORTS, [f"{self._vm or '-'}\n".encode()])
 
     def _refuse_other_kind(self) -> None:
-        images = disk_names(self.path, ".raw")
-        if images or (not self._known and disk_names(self.path, ".raw.manifest")):
+        images = self._names(".raw")
+        if images or (not self._known and self._names(".raw.manifest")):
             raise InvalidInput(
                 f"{self.path} holds images, so it cannot hold the state of exports",
                 remedy="Give another folder with --state.",
@@ -92,4 +92,4 @@ class NbdFolder(ImageFolder):
 
     def names(self) -> list[str]:
         """The names of the disks that there is state of."""
-        return disk_names(self.path, ".raw.manifest")
+        return self._names(".raw.manifest")

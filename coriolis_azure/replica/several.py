@@ -47,7 +47,7 @@ def held(url: str, storage: Storage | None = None) -> Iterator[Callable[[str], s
         else:
             yield lambda name: str(path / _existing(path, name))
     finally:
-        os.close(fd)
+        statefiles.close(fd)
 
 
 def _locked(path: Path) -> int:
@@ -61,7 +61,7 @@ def _locked(path: Path) -> int:
         if (path / OWNER).exists():
             raise _of_one(str(path), "folder")
     except BaseException:
-        os.close(fd)
+        statefiles.close(fd)
         raise
     return fd
 

@@ -23,6 +23,18 @@ _LIMIT = 16 << 20  # bytes of a file that is read at once: a record of a hundred
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
+def close(fd: int) -> None:
+    """Close a file whose content is not at stake, or was flushed. That must not fail, whatever else has.
+
+    The kernel frees the descriptor even if the file system is gone and refuses, as NFS, SMB and FUSE do.
+    """
+    try:
+        os.close(fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:  # a fault of this program
+            raise
+
+
 def create(path: Path, flags: int = os.O_RDWR) -> int:
     """Create the file `path` with mode 0600, whatever the umask. Raises FileExistsError if the path exists."""
     fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -60,7 +72,7 @@ def open_existing(path: Path, flags: int, *, ours: bool = True) -> int:
         if ours:
             refuse_foreign(fd, path)
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
     return fd
 
@@ -125,7 +137,7 @@ def _probe(folder: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        close(fd)
         if name is not None:
             os.unlink(name)  # noqa: PTH108
 
@@ -162,7 +174,7 @@ def complete(fd: int, path: Path, pieces: Iterable[bytes]) -> None:
             write(fd, piece)
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close(fd)
     os.replace(_new(path), path)  # noqa: PTH105  (beside os.fsync: the steps of this module)
     sync_folder(path.parent)
 
@@ -175,7 +187,7 @@ def abandon(fd: int, path: Path) -> None:
             if os.path.samestat(os.lstat(new), os.fstat(fd)):  # otherwise it is another run's
                 os.unlink(new)  # noqa: PTH108
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _new(path: Path) -> Path:
@@ -214,4 +226,4 @@ def sync_folder(folder: Path) -> None:
         if error.errno not in _UNKNOWN_TO_THE_FILE_SYSTEM:
             raise
     finally:
-        os.close(fd)
+        close(fd)

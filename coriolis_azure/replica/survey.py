@@ -301,7 +301,7 @@ def _is_running(path: Path) -> bool | None:
     except OSError:
         return None
     finally:
-        os.close(fd)
+        statefiles.close(fd)
     return False
 
 

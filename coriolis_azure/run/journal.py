@@ -89,7 +89,8 @@ class Journal:
     def close(self) -> None:
         """Release the lock; the file is kept."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            with suppress(OSError):  # the kernel frees it even if the file system is gone
+                os.close(self._descriptor)
             self._descriptor = -1
 
     def __enter__(self) -> Journal:
