@@ -273,6 +273,37 @@ def test_a_run_whose_lease_was_broken_stops_and_says_so(place: SandboxPlace, par
     assert "lease was broken" in error.value.remedy
 
 
+@pytest.mark.parametrize(("lost", "name"), [("replica.json", "replica.json"), (".vm", "history.json")])
+def test_a_run_that_lost_the_place_says_so_as_it_writes_about_the_replica(
+    place: SandboxPlace, lost: str, name: str
+) -> None:
+    with place.folder() as folder:
+        folder.keep_record(b"{}")
+        place.break_lease(lost)
+        place.blob(lost).lease(60)
+        with pytest.raises(DestinationFailed, match=name.replace(".", r"\.")) as error:
+            folder.keep_record(b"{}") if name == lost else folder.keep_document(name, b"{}")
+    assert "lease was broken" in error.value.remedy
+
+
+def test_what_a_lifecycle_rule_has_archived_is_named_with_the_way_back(
+    azure: Sandbox, place: SandboxPlace
+) -> None:
+    run(place, {0: A})
+
+    def archived(request: Request, answer: Callable[[Request], Response]) -> Response:
+        if request.method == "GET" and request.path.endswith("/os.vhd.manifest"):
+            return Response(409, {"x-ms-error-code": "BlobArchived"})
+        return answer(request)
+
+    azure.intercept = archived
+    with pytest.raises(DestinationFailed, match=r"os\.vhd\.manifest") as error:
+        run(place, {0: B})
+    assert "set-tier" in error.value.remedy
+    azure.intercept = None
+    assert place.content(SIZE) == expected({0: A})
+
+
 def test_a_strangers_change_between_two_runs_is_never_written_over_unasked(place: SandboxPlace) -> None:
     run(place, {0: A, 9: B})
     place.blob().write(9 * CHUNK, b"x" * 512)

@@ -735,6 +735,19 @@ _STORAGE = (
         "Choose a container without an immutability policy: every run changes the replica.",
     ),
     Code(
+        "BlobArchived",
+        Conflict,
+        "The blob is in the archive tier, perhaps by a lifecycle rule of the account: it cannot be read there.",
+        "Set its tier to Hot (az storage blob set-tier --tier Hot) and wait, which takes hours; then run again. Leave "
+        "these blobs out of the rule.",
+    ),
+    Code(
+        "BlobBeingRehydrated",
+        Conflict,
+        "The blob is on its way out of the archive tier, which takes hours.",
+        "Wait until its archive status is empty (az storage blob show), then run again.",
+    ),
+    Code(
         "LeaseAlreadyPresent",
         Conflict,
         "Somebody else holds a lease on the blob: another run, or a VM that uses it as a disk.",

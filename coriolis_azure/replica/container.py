@@ -13,11 +13,9 @@ from types import TracebackType
 
 from ..azure.blobs import Blob, Container, Listed, Storage
 from ..errors import (
-    AzureError,
     Conflict,
     CoriolisAzureError,
     Denied,
-    DestinationFailed,
     InvalidInput,
     NoReplica,
 )
@@ -182,17 +180,13 @@ class BlobFolder:
 
     def keep_record(self, text: bytes) -> None:
         """See Place. Only while this run holds the place."""
-        try:
+        with translated(self._record.url, "cannot be written", ""):
             if not self._record.lease_id:
                 with contextlib.suppress(Conflict):
                     self._record.put(b"", new=True)
                 lease(self._record, self._record.url, self._storage.clock, self._report)
                 self._owner.renew()
             self._record.put(text)
-        except AzureError as error:
-            raise DestinationFailed(
-                f"{self._record.url} cannot be written: {error}", remedy=error.remedy
-            ) from error
 
     def history(self) -> bytes | None:
         """See Chronicle."""
@@ -217,8 +211,10 @@ class BlobFolder:
 
     def keep_document(self, name: str, text: bytes) -> None:
         """See HandedOff."""
-        self._hold()
-        self._container.blob(f"{self._prefix}{name}").put(text)
+        blob = self._container.blob(f"{self._prefix}{name}")
+        with translated(blob.url, "cannot be written", ""):
+            self._hold()
+            blob.put(text)
 
     def stop(self) -> None:
         """See Folder."""
