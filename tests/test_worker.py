@@ -405,9 +405,15 @@ def test_a_worker_that_answers_for_ever_is_not_listened_to_for_ever(monkeypatch:
 
         serving = threading.Thread(target=serve)
         serving.start()
-        with ssh.connect(worker, Clock(), silent, 0) as connection, pytest.raises(errors.ConnectionLost):
+        with (
+            ssh.connect(worker, Clock(), silent, 0) as connection,
+            pytest.raises(
+                errors.ConnectionLost, match=r"within 0\.5 seconds: its disk may be stuck"
+            ) as raised,
+        ):
             connection.boot_id()
         serving.join()
+    assert "network" not in raised.value.remedy
 
 
 def test_what_comes_for_a_channel_is_taken_in_order_and_in_pieces_no_larger_than_asked_for() -> None:

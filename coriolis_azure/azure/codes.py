@@ -738,7 +738,7 @@ _STORAGE = (
         "BlobArchived",
         Conflict,
         "The blob is in the archive tier, perhaps by a lifecycle rule of the account: it cannot be read there.",
-        "Set its tier to Hot (az storage blob set-tier --tier Hot) and wait, which takes hours; then run again. Leave "
+        "Set its tier to Hot (az storage blob set-tier) and wait, which takes hours; then run again. Leave "
         "these blobs out of the rule.",
     ),
     Code(

@@ -128,13 +128,27 @@ class Connection:
         Before it answers, what the worker has written is on its disk: a worker that is reset within half a minute of
         its first boot would otherwise come up with an empty host key, and its SSH server would not start.
         """
-        output = b""
-        with (
-            self._run("sync; cat /proc/sys/kernel/random/boot_id") as stream,
-            within(_BOOT_ID_SECONDS, stream.close),
-        ):
-            while not output.endswith(b"\n") and len(output) < _BOOT_ID_BYTES:
-                output += stream.read(_BOOT_ID_BYTES)
+        output, late = b"", False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            stream.close()
+
+        try:
+            with (
+                self._run("sync; cat /proc/sys/kernel/random/boot_id") as stream,
+                within(_BOOT_ID_SECONDS, give_up),
+            ):
+                while not output.endswith(b"\n") and len(output) < _BOOT_ID_BYTES:
+                    output += stream.read(_BOOT_ID_BYTES)
+        except ConnectionLost as error:
+            if not late:
+                raise
+            raise ConnectionLost(
+                f"the worker did not tell its boot id within {_BOOT_ID_SECONDS:g} seconds: its disk may be stuck",
+                remedy="Run again; if it repeats, choose another export_worker_image or export_worker_size.",
+            ) from error
         return output.decode(errors="replace").strip()
 
     def start(self, command: str, patience: float) -> Program:
