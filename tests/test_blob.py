@@ -286,6 +286,41 @@ def test_a_run_that_lost_the_place_says_so_as_it_writes_about_the_replica(
     assert "lease was broken" in error.value.remedy
 
 
+def leased(place: SandboxPlace) -> list[str]:
+    return [
+        blob.name for blob in place.storage.account(place.account).container("images").blobs() if blob.leased
+    ]
+
+
+@pytest.mark.parametrize("part", ["os.vhd.redo", "os.vhd.index"])
+def test_a_part_that_cannot_be_deleted_is_not_left_leased(place: SandboxPlace, part: str) -> None:
+    """A stranger's tool has taken a snapshot of it."""
+    run(place, {0: A})
+    with place.open() as image:
+        image.known("id", SIZE, CHUNK, full=False)
+        image.intend(0, CHUNK)
+        snapshot = place.blob(part).take_snapshot({})
+    for content in ({0: B}, {0: A}):
+        with pytest.raises(DestinationFailed, match="SnapshotsPresent"):
+            run(place, content)
+        assert leased(place) == []
+    snapshot.delete()
+    run(place, {0: B})
+    assert place.content(SIZE) == expected({0: B})
+
+
+def test_a_draft_whose_size_is_lost_is_fetched_again(place: SandboxPlace) -> None:
+    run(place, {0: A})
+    run(place, {0: B}, die=1)
+    place.died()
+    redo = place.blob("os.vhd.redo")
+    found = redo.find()
+    assert found is not None
+    redo.set_metadata({name: text for name, text in found.metadata.items() if name != "coriolis_size"})
+    assert run(place, {0: B}) == [0]
+    assert leased(place) == []
+
+
 def test_what_a_lifecycle_rule_has_archived_is_named_with_the_way_back(
     azure: Sandbox, place: SandboxPlace
 ) -> None:

@@ -69,6 +69,7 @@ class VhdMedium:
         self.where = self._blob.url
         self._clock, self._report, self._hold = storage.clock, report, hold
         self._stores: dict[Part, PageStore] = {}
+        self._leased: list[Blob] = []
         self._etags: dict[Document, str] = {}
         self._image = ""
         self._sealed = False
@@ -139,10 +140,10 @@ class VhdMedium:
             found = blob.find()
             if found is None:
                 return None
-            self._lease(blob)
             size = found.metadata.get(SIZE, "")
-        if not size.isdigit():
-            return None
+            if not size.isdigit():
+                return None
+            self._lease(blob)
         return self._opened(part, blob, int(size), blank=False)
 
     def make(self, part: Part, size: int) -> PageStore:
@@ -182,6 +183,7 @@ class VhdMedium:
         except BaseException:
             blob.release()
             raise
+        self._leased.append(blob)
 
     def _create_image(self, size: int) -> PageStore:
         """Create the VHD: zeros, without a footer yet."""
@@ -222,16 +224,20 @@ class VhdMedium:
         """See Medium."""
         store = self._stores.pop(part, None)
         with self._translated("cannot be deleted"):
-            blob = store.blob if store is not None else self._beside(part)
             if store is None:
-                self._remove(blob)
+                self._remove(self._beside(part))
             else:
-                blob.delete()
+                self._delete(store.blob)
 
     def _remove(self, blob: Blob) -> None:
         if blob.find() is not None:
             self._lease(blob)
-            blob.delete()
+            self._delete(blob)
+
+    def _delete(self, blob: Blob) -> None:
+        """Delete a blob that is leased, and the lease with it. If that fails, `close` releases the lease."""
+        blob.delete()
+        self._leased = [each for each in self._leased if each is not blob]
 
     def promote(self) -> None:
         """Never called: blobs cannot be renamed. See Medium."""
@@ -252,7 +258,7 @@ class VhdMedium:
             self.forget(document)
         if self._stores.pop("image", None) is not None:
             with self._translated("cannot be deleted"):
-                self._blob.delete()
+                self._delete(self._blob)
 
     def _beside(self, what: str) -> Blob:
         return self._container.blob(f"{self._path}.{what}")
@@ -436,9 +442,9 @@ class VhdMedium:
         if index is not None:
             with contextlib.suppress(DestinationFailed):  # entries that are lost are fetched again
                 index.flush()
-        for store in self._stores.values():
-            store.blob.release()
-        self._stores, self._etags, self._taken = {}, {}, False
+        for blob in self._leased:
+            blob.release()
+        self._leased, self._stores, self._etags, self._taken = [], {}, {}, False
 
     def _translated(self, what: str) -> contextlib.AbstractContextManager[None]:
         return translated(self.where, what, self.name)
