@@ -284,9 +284,12 @@ class _Copy:
                 for start in (number * GRAIN for number in grains):
                     content = self._destination.read(offset + start, min(GRAIN, length - start))
                     leaves += self._digester.leaves(content, question.leaf)
+            # After a reconnect, a chunk is asked about again, and then the stored digests may no longer be readable.
             if len(grains) == len(mine) and question.leaf >= GRAIN:
+                self._asked.pop(index, None)
                 self._replaced.add(index)
             else:
+                self._replaced.discard(index)
                 self._asked[index] = mine
             answers.append((index, grains, b"".join(leaves)))
         question.answer(answers)
