@@ -359,7 +359,7 @@ class Blob:
         with translated("resize", self.url):
             self._client.resize_blob(size, **self._leased())
 
-    def write(self, offset: int, data: bytes | memoryview) -> None:
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write whole pages, at most MOST bytes."""
         with translated("write", self.url):
             self._client.upload_page(bytes(data), offset, len(data), **self._leased())

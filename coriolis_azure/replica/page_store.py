@@ -57,10 +57,13 @@ class PageStore:
         """See Store."""
         self._go_on(offset)
         self._pages = None
-        view = memoryview(data)
-        if len(view) % PAGE:  # the end of the disk, which is followed by zeros
-            view = memoryview(bytes(view) + bytes(-len(view) % PAGE))
+        if len(data) % PAGE:  # the end of the disk, which is followed by zeros
+            data = bytes(data) + bytes(-len(data) % PAGE)
         with translated(self.blob.url, f"cannot be written at offset {offset}", self._disk, offset):
+            if len(data) <= MOST:  # without a slice, which would be copied
+                self.blob.write(offset, data)
+                return
+            view = memoryview(data)
             for start in range(0, len(view), MOST):
                 self.blob.write(offset + start, view[start : start + MOST])
 
