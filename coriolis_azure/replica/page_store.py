@@ -304,6 +304,17 @@ def translated(url: str, what: str, disk: str, offset: int | None = None) -> Ite
         ) from error
 
 
+def downloaded(blob: Blob) -> IO[bytes] | None:
+    """The content of a blob in a temporary file without a name; None if it does not exist."""
+    with contextlib.ExitStack() as failing:
+        file = failing.enter_context(unnamed())
+        if not blob.read_into(file):
+            return None
+        file.seek(0)
+        failing.pop_all()
+        return file
+
+
 def unnamed() -> IO[bytes]:
     """A temporary file without a name, for a document that may be too large for memory."""
     try:

@@ -8,7 +8,7 @@ from typing import IO
 from ..azure.blobs import Blob
 from ..errors import DestinationFailed
 from .medium import PastPart
-from .page_store import PageStore, translated, unnamed
+from .page_store import PageStore, downloaded, translated, unnamed
 
 POINT, SNAPSHOT = "coriolis_point", "coriolis_snapshot"
 SIZE = "coriolis_size"  # metadata: the size of the disk, in bytes
@@ -51,14 +51,8 @@ class VhdPast:
 
     def load(self) -> IO[bytes] | None:
         """See Past."""
-        file = unnamed()
         with translated(self._manifest.url, "cannot be read", self._disk):
-            there = self._manifest.read_into(file)
-        if not there:
-            file.close()
-            return None
-        file.seek(0)
-        return file
+            return downloaded(self._manifest)
 
     def save(self, pieces: Iterable[bytes]) -> None:
         """See Past."""

@@ -35,7 +35,7 @@ from ..errors import AzureError, Conflict, DestinationFailed, InvalidInput
 from ..events import Report, Waiting
 from .grains import Grains
 from .medium import Document, Part, Stamp
-from .page_store import EntryBlob, EntryStore, PageStore, translated, unnamed
+from .page_store import EntryBlob, EntryStore, PageStore, downloaded, translated, unnamed
 from .vhd_past import SIZE, VhdPast
 
 IMAGE = "coriolis_image"
@@ -363,12 +363,7 @@ class VhdMedium:
             self._etags[document] = found.etag if found is not None else ""
             if found is None:
                 return None
-            file = unnamed()
-            if not blob.read_into(file):
-                file.close()
-                return None
-        file.seek(0)
-        return file
+            return downloaded(blob)
 
     def save(self, document: Document, pieces: Iterable[bytes]) -> None:
         """See Medium."""
