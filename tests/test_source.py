@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -611,3 +612,30 @@ def test_a_disk_with_large_sectors_is_copied_by_the_kind_of_disk_that_has_them(
     connect(clock=Held()).replicate("web", str(tmp_path / "images"))
     assert made == ["PremiumV2_LRS"]
     assert (tmp_path / "images/data-0.raw").read_bytes() == data.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["folder", "blob"])
+def test_no_thread_of_a_run_makes_an_id_that_may_leave_a_file_open(
+    azure: Sandbox, source: Source, image: Callable[..., Path], tmp_path: Path, where: str
+) -> None:
+    """libuuid's `uuid1` does, in each thread, where /var/lib/libuuid exists; ours have an id all the same."""
+    azure.add_vm("web", image("os"), [image("data")])
+    threads, ids = set[str](), list[str]()
+
+    def noted() -> uuid.UUID:
+        threads.add(threading.current_thread().name)
+        return uuid.uuid4()
+
+    def seen(request: Request, answer: Callable[[Request], Response]) -> Response:
+        ids.append(request.header("x-ms-client-request-id") or "")
+        return answer(request)
+
+    azure.intercept = seen
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(uuid, "uuid1", noted)
+        source.replicate(
+            "web", str(tmp_path / "web") if where == "folder" else "blob://sandboxstorage/images/web"
+        )
+    assert threads <= {"MainThread"}
+    assert all(ids)

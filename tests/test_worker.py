@@ -383,7 +383,7 @@ class Dripping(paramiko.ServerInterface):
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         def drip() -> None:
-            with suppress(OSError):
+            with suppress(OSError, EOFError):  # the latter if the connection ends meanwhile
                 while True:
                     channel.sendall(b"a")
                     channel.status_event.wait(0.1)

@@ -7,6 +7,8 @@ from typing import Any
 
 from azure.storage.blob import ExponentialRetry
 
+from .transport import request_id
+
 # How Azure asks for fewer requests.
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -20,6 +22,11 @@ class Retries(ExponentialRetry):
     def __init__(self, final: str = "") -> None:
         super().__init__(initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1)
         self._final = final
+
+    def configure_retries(self, request: Any) -> dict[str, Any]:
+        """The settings for one request, which also gets its id."""
+        request.context.options.setdefault("client_request_id", request_id())
+        return super().configure_retries(request)
 
     def increment(
         self, settings: dict[str, Any], request: Any, response: Any = None, error: Any = None

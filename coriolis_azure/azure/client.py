@@ -90,6 +90,7 @@ class Azure:
             "credential_scopes": [f"{profile.audience.rstrip('/')}/.default"],
             "transport": self.transport,
             "retry_policy": retries(),
+            "auto_request_id": False,  # SharedTransport gives each request an id
             "user_agent": f"coriolis-azure/{__version__}",
         }
         self._versions = ApiVersions(
