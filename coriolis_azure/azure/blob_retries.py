@@ -23,11 +23,6 @@ class Retries(ExponentialRetry):
         super().__init__(initial_backoff=1, increment_base=2, retry_total=5, random_jitter_range=1)
         self._final = final
 
-    def configure_retries(self, request: Any) -> dict[str, Any]:
-        """The settings for one request, which also gets its id."""
-        request.context.options.setdefault("client_request_id", request_id())
-        return super().configure_retries(request)
-
     def increment(
         self, settings: dict[str, Any], request: Any, response: Any = None, error: Any = None
     ) -> bool:
@@ -36,3 +31,12 @@ class Retries(ExponentialRetry):
         if self._final and code == self._final:
             return False
         return super().increment(settings, request, response, error)
+
+
+class ClientRetries(Retries):
+    """The same in a client of the library, whose requests get their ids here: see `request_id`."""
+
+    def configure_retries(self, request: Any) -> dict[str, Any]:
+        """The settings for one request."""
+        request.context.options.setdefault("client_request_id", request_id())
+        return super().configure_retries(request)

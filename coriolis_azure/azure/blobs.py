@@ -138,7 +138,7 @@ class Account:
     def __init__(self, azure: Azure, document: Json, *, by_key: bool) -> None:
         from azure.storage.blob import BlobServiceClient
 
-        from .blob_retries import Retries
+        from .blob_retries import ClientRetries
 
         self.id, self.name = str(document["id"]), names.name_of(document["id"])
         self.location = canonical_location(document["location"])
@@ -154,7 +154,7 @@ class Account:
             endpoint,
             credential=AzureNamedKeyCredential(self.name, self._key) if by_key else azure.credential,
             transport=azure.transport,
-            retry_policy=Retries(),
+            retry_policy=ClientRetries(),
             max_single_get_size=MOST,
             max_single_put_size=MOST,
             max_block_size=MOST,

@@ -20,7 +20,7 @@ from ..errors import Denied
 from ..model import Json
 from ..threads import Lock
 from . import patience
-from .blob_retries import Retries
+from .blob_retries import ClientRetries
 from .client import Azure
 from .pace import Pace
 from .page_lists import TIMED_OUT, SnapshotBlob
@@ -125,7 +125,7 @@ class Export(SnapshotBlob):
         lists = BlobClient.from_blob_url(
             sas.url,
             transport=azure.transport,
-            retry_policy=Retries(final=TIMED_OUT),  # a smaller window is asked for instead
+            retry_policy=ClientRetries(final=TIMED_OUT),  # a smaller window is asked for instead
             user_agent=f"coriolis-azure/{__version__}",
             api_version=_VERSION,
         )
