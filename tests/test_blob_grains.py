@@ -13,6 +13,7 @@ import pytest
 
 from coriolis_azure import transfer
 from coriolis_azure.azure.blobs import Blob
+from coriolis_azure.replica import comparison
 from coriolis_azure.replica.manifest import DIGEST, GRAIN
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from harness.copies import by_agent, change, job
@@ -204,7 +205,7 @@ def test_where_they_are_not_of_the_content_whole_chunks_are_sent(
 def test_where_they_cannot_be_used_the_run_goes_on_without_them(
     azure: Sandbox, disk: Path, here: SandboxPlace, method: str
 ) -> None:
-    """Each is tried once: a service that refuses is not asked for every chunk."""
+    """A service that refuses is not asked for every chunk: only by threads that were asking already."""
     compare(disk, here)
     scatter(disk, 1)
     refused = 0
@@ -218,7 +219,7 @@ def test_where_they_cannot_be_used_the_run_goes_on_without_them(
 
     with watching(azure, watch):
         compare(disk, here)
-    assert refused == 1
+    assert 1 <= refused <= comparison._FAR_THREADS < COUNT
     scatter(disk, 2)
     assert compare(disk, here).sent_bytes == COUNT * WIDE  # those that are there are of an older content
     changed = scatter(disk, 3)
