@@ -68,7 +68,12 @@ def credential_for(
     connection: Connection, authority: str, transport: Transport, retries: Callable[..., Any]
 ) -> TokenCredential:
     """The azure-identity credential for the kind of secret that the settings hold."""
-    options: dict[str, Any] = {"authority": authority, "transport": transport, "retry_policy_class": retries}
+    options: dict[str, Any] = {
+        "authority": authority,
+        "transport": transport,
+        "retry_policy_class": retries,
+        "auto_request_id": False,  # as in `client`
+    }
     if connection.cloud_profile == "CustomCloud":
         # The public cloud's directory of authorities does not know custom clouds.
         options["disable_instance_discovery"] = True
