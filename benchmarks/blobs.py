@@ -192,7 +192,7 @@ def replicate(place: replicas.BlobPlace, image: Path, *, by_grains: bool) -> int
     """A whole run, with the switch to what it has written; the bytes that were sent."""
     size = image.stat().st_size
     with place.open() as vhd:
-        grains = vhd.grains.get if by_grains and vhd.grains is not None else None
+        grains = vhd.grains.proved if by_grains and vhd.grains is not None else None
         reader = PageReader(Local(image), Flow("os", silent, Clock()), lambda _: Everything(), grains=grains)
         progress = Progress("os", size, silent, Clock())
         base = vhd.known("id", size, CHUNK, full=False)

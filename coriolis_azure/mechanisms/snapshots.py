@@ -17,7 +17,7 @@ from ..readers.changed import Changed
 from ..readers.extents import Everything, Extents
 from ..readers.flow import Flow
 from ..readers.pages import PageReader
-from ..readers.plan import Known
+from ..readers.plan import Known, Proved
 from ..readers.reader import Reader
 from ..replica.destinations import Based, Destination
 from ..replica.manifest import Manifest
@@ -98,9 +98,9 @@ class SnapshotReading:
         return {name: state.read(SNAPSHOTS) for name, state in self._disks.items()}
 
 
-def grains_of(destination: Destination) -> Callable[[int, int], list[bytes]] | None:
+def grains_of(destination: Destination) -> Proved | None:
     """What gives the digests of the grains that a destination has of a chunk; None if it stores none."""
-    return destination.grains.get if destination.grains is not None else None
+    return destination.grains.proved if destination.grains is not None else None
 
 
 class ListedDisk:

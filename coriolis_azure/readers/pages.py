@@ -18,7 +18,7 @@ from .changed import Changed
 from .extents import Extents
 from .flow import Flow
 from .payload import Rooms
-from .plan import Known, Plan, Run
+from .plan import Known, Plan, Proved, Run
 from .reader import Chunk, Data, Piece, Same, Zeros
 
 AHEAD = 8 << 20
@@ -39,7 +39,7 @@ class PageReader:
 
     `extents` gives the ranges to read of a disk of that size; the rest is zeros. `changed` gives what has changed on
     it since a baseline, if that is known; `grains` gives the digests of the grains that the destination has of a chunk,
-    as `Grains.get` does.
+    as `Grains.proved` does.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PageReader:
         extents: Callable[[int], Extents],
         changed: Callable[[Manifest], Changed | None] = lambda _: None,
         *,
-        grains: Callable[[int, int], list[bytes]] | None = None,
+        grains: Proved | None = None,
         ahead: int = AHEAD,
     ) -> None:
         self._content, self._flow = content, flow

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Literal
 
+from ..agent import Digester
 from ..replica.manifest import ZERO, Manifest, grain_count
 from .changed import Changed
 from .extents import Everything, Extents
@@ -15,6 +16,7 @@ from .reader import Same, Zeros
 _LONGEST = 64  # chunks in a run that need not be read: short runs keep progress moving
 _EVERYTHING = Everything()
 Fate = Literal["read", "same", "zeros"]
+Proved = Callable[[int, int, bytes, Digester], list[bytes] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,12 @@ class Run:
 class Known:
     """What is known of a disk before it is read: the allocated extents, and what has changed since a baseline.
 
-    `grains` gives the digests of the grains that the destination has of a chunk, as `Grains.get` does.
+    `grains` gives the digests of the grains that the destination has of a chunk, as `Grains.proved` does.
     """
 
     extents: Extents = _EVERYTHING
     changed: Changed | None = None
-    grains: Callable[[int, int], list[bytes]] | None = None
+    grains: Proved | None = None
 
     @property
     def is_nothing(self) -> bool:
@@ -100,9 +102,7 @@ class Plan:
         if self._known.grains is None:
             return None
         count = grain_count(self._base.span(index)[1])
-        grains = self._known.grains(index, count)
-        right = len(grains) == count and self._digester.of(grains) == self._base.digest(index)
-        return grains if right else None
+        return self._known.grains(index, count, self._base.digest(index), self._digester)
 
     def rely(self, run: Run) -> None:
         """Count the bytes of a run that is not read."""
