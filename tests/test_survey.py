@@ -111,6 +111,17 @@ def test_many_replicas_are_described_each_by_its_own_state(tmp_path: Path) -> No
     assert all(one.advice() for name, one in seen.items() if name not in ("good", "busy", "group/deep"))
 
 
+def test_what_was_fetched_of_a_disk_that_is_left_out_is_nothing_to_complete(tmp_path: Path) -> None:
+    """It stays for a run that does not exclude the disk: replicating again would not change that."""
+    replica(tmp_path)
+    (tmp_path / "data-0.raw.redo").touch()
+    ((_, one),) = found(tmp_path).items()
+    assert (one.drafts, one.unpublished, one.state, one.advice()) == (("data-0",), False, "good", "")
+    (tmp_path / "os.raw.redo").touch()
+    ((_, one),) = found(tmp_path).items()
+    assert (one.unpublished, one.state) == (True, "unfinished")
+
+
 def test_a_replica_is_not_put_beside_those_that_it_would_hide(tmp_path: Path) -> None:
     """Another one in the folder of a replica hides none that was seen before."""
     replica(tmp_path / "all/web")

@@ -80,8 +80,9 @@ class Surveyed:
 
     @property
     def unpublished(self) -> bool:
-        """Whether a run may have died while it published."""
-        return bool(self.drafts) and self.point is not None and self.unfinished is None and not self.running
+        """Whether a run may have died while it published. What was fetched of a disk that was left out may stay."""
+        drafted = not set(self.drafts).isdisjoint(self.disks)
+        return drafted and self.unfinished is None and not self.running
 
     @property
     def vm_name(self) -> str:
