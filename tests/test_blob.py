@@ -22,7 +22,7 @@ from coriolis_azure import vhd
 from coriolis_azure.azure import blobs, names
 from coriolis_azure.azure.blobs import Storage
 from coriolis_azure.clock import Clock
-from coriolis_azure.errors import CoriolisAzureError, Denied, DestinationFailed, InvalidInput
+from coriolis_azure.errors import CoriolisAzureError, Denied, DestinationFailed, InvalidInput, NoReplica
 from coriolis_azure.events import Event, Waiting, silent
 from coriolis_azure.replica import places
 from coriolis_azure.replica.digests import Digests
@@ -466,6 +466,13 @@ def test_a_url_that_names_no_place_is_refused_in_clear_words(
 def test_without_a_connection_blob_storage_is_not_reached() -> None:
     with pytest.raises(InvalidInput, match="is in Azure"):
         places.open("blob://sandboxstorage/images/x", silent)
+
+
+def test_a_container_that_is_missing_holds_no_replica_and_a_reader_does_not_make_it(place: SandboxPlace) -> None:
+    """The first run makes it, so before that a plan has to find nothing there."""
+    for _ in range(2):
+        with pytest.raises(NoReplica, match="there is no replica at .*/missing/web"):
+            places.open("blob://sandboxstorage/missing/web", silent, place.storage, existing=True)
 
 
 def test_an_account_of_another_resource_group_is_found_and_named(place: SandboxPlace) -> None:

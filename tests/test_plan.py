@@ -170,10 +170,11 @@ def test_a_plan_says_what_is_known_of_the_destination_and_names_the_vm(
     connect: Connect, vm: str, told: list[Event], tmp_path: Path
 ) -> None:
     source = connect()
-    nowhere, empty = (" ".join(source.plan(vm, to).assumed) for to in (None, tmp_path / "to"))
-    assert "--to" in nowhere
-    assert "--to" not in empty
-    assert "no replica at the destination yet" in empty
+    assert "--to" in " ".join(source.plan(vm).assumed)
+    for to in (tmp_path / "to", "blob://sandboxstorage/missing/web"):
+        empty = " ".join(source.plan(vm, to).assumed)
+        assert "--to" not in empty
+        assert "no replica at the destination yet" in empty
     source.plan(source.inspect(vm).id)
     assert {step.target for step in told if isinstance(step, Step)} == {vm}
 

@@ -18,6 +18,7 @@ from ..errors import (
     Denied,
     InvalidInput,
     NoReplica,
+    NotFound,
 )
 from ..events import Notice, Report
 from ..model import Image
@@ -64,7 +65,7 @@ class BlobFolder:
         if not existing:
             self._refuse_points(prefix)
         self._owner = self._container.blob(f"{self._prefix}{OWNER}")
-        if self._owner.find() is None:
+        if not self._is_owned():
             if existing:
                 raise NoReplica(f"there is no replica at {self.url}")
             self._refuse_several()
@@ -89,6 +90,13 @@ class BlobFolder:
         except BaseException:
             self.close()
             raise
+
+    def _is_owned(self) -> bool:
+        """Whether it is the place of a VM. If the container does not exist, the place is not there either."""
+        try:
+            return self._owner.find() is not None
+        except NotFound:
+            return False
 
     def _refuse_points(self, prefix: str) -> None:
         """Raise InvalidInput if the prefix lies among the earlier points of a replica."""
