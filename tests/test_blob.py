@@ -468,10 +468,12 @@ def test_without_a_connection_blob_storage_is_not_reached() -> None:
         places.open("blob://sandboxstorage/images/x", silent)
 
 
-def test_a_container_that_is_missing_holds_no_replica_and_a_reader_does_not_make_it(place: SandboxPlace) -> None:
+def test_a_container_that_is_missing_holds_no_replica_and_a_reader_does_not_make_it(
+    place: SandboxPlace,
+) -> None:
     """The first run makes it, so before that a plan has to find nothing there."""
     for _ in range(2):
-        with pytest.raises(NoReplica, match="there is no replica at .*/missing/web"):
+        with pytest.raises(NoReplica, match="there is no replica at "):
             places.open("blob://sandboxstorage/missing/web", silent, place.storage, existing=True)
 
 
