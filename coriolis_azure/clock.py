@@ -114,12 +114,12 @@ def rfc3339(moment: datetime) -> str:
 
 
 def moment(text: str) -> datetime | None:
-    """The moment that a text in that format names; None if it names none."""
+    """The moment that a text in that format names, in UTC; None if it names none."""
     try:
         found = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
+        return found.astimezone(timezone.utc) if found.tzinfo is not None else None
+    except (ValueError, OverflowError):  # the first and the last hours of the calendar are in UTC none of it
         return None
-    return found if found.tzinfo is not None else None
 
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from . import clock
 from .clock import Scope
-from .errors import WaitEnded
+from .errors import WaitEnded, exhausted
 
 Lock = threading.Lock
 Condition = threading.Condition
@@ -231,7 +231,7 @@ def aside(act: Callable[[], None]) -> Callable[[], None]:
 
 @contextmanager
 def every(seconds: float, act: Callable[[], None], *, optional: bool = False) -> Iterator[None]:
-    """Call `act`, which must not raise, every `seconds` during the block, in a thread of its own.
+    """Call `act` every `seconds` during the block, in a thread of its own. What it raises is logged, and it goes on.
 
     If the system cannot start a thread, an `optional` one is left out; otherwise the RuntimeError is raised.
     """
@@ -239,7 +239,12 @@ def every(seconds: float, act: Callable[[], None], *, optional: bool = False) ->
 
     def repeat() -> None:
         while not ended.wait(seconds):
-            act()
+            try:
+                act()
+            except Exception as error:  # a host without memory for a moment must not end the signs of life
+                with suppress(Exception):
+                    bug = None if exhausted(error) else error
+                    LOG.warning("what is done every %s seconds failed: %s", seconds, error, exc_info=bug)
 
     thread = threading.Thread(target=_about(repeat), daemon=True)
     try:

@@ -358,7 +358,9 @@ def _disk(document: Mapping[str, Any]) -> DiskFigures:
         kinds = {"full": (bool,), "verified": (bool,)}.get(
             name, (int,) if name.endswith("_bytes") else (str,)
         )
-        if value is not None and (type(value) not in kinds or (type(value) is int and value < 0)):
+        if value is not None and (
+            type(value) not in kinds or (type(value) is int and not 0 <= value < 1 << 64)
+        ):
             raise TypeError(name)
     return DiskFigures(**document)
 

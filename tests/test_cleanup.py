@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names, patience
+from coriolis_azure.events import Event, Notice
 from coriolis_azure.model import Run
 from coriolis_azure.run import cleanup, journal, resources
 from coriolis_azure.run.journal import Journal
@@ -60,6 +62,21 @@ def test_a_sign_of_life_keeps_a_long_run_alive(source: Source, run: Run) -> None
     assert found.azure.find(found.id("nsg", "nsg")) is None
 
 
+def test_a_sign_of_life_is_somewhere_else_where_the_security_group_is_locked(
+    azure: Sandbox, source: Source, run: Run
+) -> None:
+    found, _ = made(source, run)
+    empty = {"properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
+    found.create("disk", "clone", empty)
+    azure.faults.add("lock", method="PATCH", path="/networkSecurityGroups/", times=0)
+    living = resources.Resources(source.azure, run, found._journal, {}, Later(5))
+    living.show_life()
+    assert sweep(source, 6) == []
+    azure.faults.add("lock", method="PATCH", times=0)
+    living.show_life()  # nowhere: that is logged
+    assert sweep(source, 7.1) == [run.id]
+
+
 def test_a_journal_that_nobody_holds_is_a_dead_run(source: Source, run: Run, tmp_path: Path) -> None:
     found, kept = made(source, run, tmp_path)
     assert sweep(source, 0, tmp_path) == []
@@ -82,6 +99,44 @@ def test_a_journal_tells_what_was_made_of_blobs_from_resources(run: Run, tmp_pat
     assert found == ["/subscriptions/s/disk", blobs, blobs]
     assert [isinstance(id, names.BlobsId) for id in found] == [False, True, True]
     assert (blobs.url, blobs.run) == ("https://account.blob.core.windows.net/vhds/os.vhd", run.id)
+
+
+def test_a_journal_with_what_this_version_cannot_have_made_is_set_aside(
+    source: Source, run: Run, tmp_path: Path
+) -> None:
+    """Of a newer version, or damaged: it must not end this sweep and all that follow."""
+    _, kept = made(source, run, tmp_path)
+    kept.intend(
+        f"/subscriptions/{run.subscription}/resourceGroups/{run.group}/providers/Microsoft.New/kinds/x"
+    )
+    kept.close()
+    assert sweep(source, 0, tmp_path) == []
+    assert [path.suffix for path in tmp_path.glob(f"{run.id}.*")] == [".unreadable"]
+    assert sweep(source, 2.1, tmp_path) == [run.id]
+
+
+def test_a_journal_that_cannot_be_deleted_is_no_error(
+    source: Source,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On a file system that has become read-only: nothing is left in Azure, at the end of a run or of a sweep."""
+    _, kept = made(source, run, tmp_path)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        kept.done()
+        kept.close()
+        assert sweep(source, 0, tmp_path) == [run.id]
+        assert sweep(source, 0, tmp_path) == []
+    assert "cannot be deleted: Read-only file system" in caplog.text
+    assert sweep(source, 0, tmp_path) == []
+    assert list(tmp_path.glob("*.journal")) == []
 
 
 def test_journals_are_private(run: Run, tmp_path: Path) -> None:
@@ -211,13 +266,15 @@ def test_what_is_in_use_by_something_that_stayed_is_not_waited_for(
     assert resources.delete(source.azure, ids, clock) == []
 
 
-def test_with_rewritten_tags_only_an_age_of_zero_deletes(source: Source, run: Run) -> None:
-    """A date without a time zone, or none at all, tells no age."""
+def test_with_rewritten_tags_only_an_age_of_zero_deletes(source: Source, run: Run, told: list[Event]) -> None:
+    """A date without a time zone, or none at all, tells no age: clean-up says so."""
     for name, made in (("x", "?"), ("y", "2026-11-24")):
         id = names.resource_id(run.subscription, run.group, "nsg", f"coriolis-{name}-nsg")
         tags = {names.RUN_TAG: name, names.MADE_TAG: made}
         source.azure.put(id, {**NSG, "location": "westeurope", "tags": tags})
     assert sweep(source, 100) == []
+    (said,) = (event.text for event in told if isinstance(event, Notice))
+    assert "were rewritten: x, y; when no run is active, `coriolis-azure cleanup --older-than 0s`" in said
     found, _ = source.sweep(timedelta(0), dry_run=True)
     assert [leftover.alive for leftover in found] == [None, None]
     assert len(cleanup.leftovers(source.context)) == 2

@@ -24,7 +24,9 @@ from coriolis_azure.events import Event, Step
 from coriolis_azure.model import Run
 from coriolis_azure.run.journal import Journal, default_folder
 from coriolis_azure.source import Source
+from coriolis_azure.threads import every
 from harness import image_runs
+from harness.constants import DEADLINE
 from harness.processes import Forked, command
 
 pytestmark = pytest.mark.slow
@@ -288,6 +290,25 @@ def no_descriptor() -> None:
     free = os.open(os.devnull, os.O_RDONLY)
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def test_signs_of_life_go_on_after_one_for_which_there_was_no_memory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without them, another host takes the run for dead after two hours."""
+    calls, later = list[int](), threading.Event()
+
+    def act() -> None:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise MemoryError
+        later.set()
+
+    with every(0.001, act):
+        assert later.wait(DEADLINE)
+    (record,) = caplog.records
+    assert "failed" in record.message
+    assert not record.exc_info
 
 
 @pytest.mark.parametrize("step", ["boot worker", "snapshot", "copy", "clean up"])

@@ -16,6 +16,7 @@ import pytest
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names
+from coriolis_azure.clock import boot_id
 from coriolis_azure.events import Event, Notice
 from coriolis_azure.model import Run
 from coriolis_azure.run import cleanup, journal, resources
@@ -110,6 +111,13 @@ def test_without_a_journal_its_name_tells_what_has_lost_its_tags(
     source.azure.tag(id, {})
     assert [names.name_of(left) for left in source.finish(run)] == [names.name_of(id)]
     assert source.azure.find(id) is not None
+
+
+@pytest.mark.parametrize("name", [f"coriolis-{'0123456789abcdef'[:length]}-nsg" for length in (8, 12, 16)])
+def test_what_a_run_a_pool_or_a_record_has_made_is_told_by_its_name(source: Source, name: str) -> None:
+    id = names.resource_id(source.azure.subscription, "sandbox", "nsg", name)
+    source.azure.put(id, {**NSG, "location": "westeurope"})
+    assert source.untagged() == [id]
 
 
 @pytest.mark.slow
@@ -207,6 +215,28 @@ def test_a_lock_on_the_group_stops_a_run_before_it_makes_anything(
     assert not (tmp_path / "images").exists()
 
 
+def test_a_worker_of_a_pool_that_is_locked_keeps_nothing_alive_but_the_disks_attached_to_it(
+    azure: Sandbox, source: Source, run: Run, image: Image, clock: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither in the clean-up of the run nor in a sweep, which every other run begins with."""
+    pooled = azure.add_vm("pooled", image("os"))
+    source.azure.tag(pooled, {names.POOL_TAG: "pool"})
+    made = source.resources(run, Journal(run))
+    empty = {"properties": {"creationData": {"createOption": "Empty"}, "diskSizeGB": 1}}
+    disk = made.create("disk", "clone", empty)["id"]
+    entry = {"lun": 3, "createOption": "Attach", "managedDisk": {"id": disk}}
+    source.azure.patch_vm(pooled, {"properties": {"storageProfile": {"dataDisks": [entry]}}})
+    azure.faults.add("lock", method="PATCH", path="/virtualMachines/pooled", times=0)
+    for clean in (lambda: source.sweep(timedelta(0))[1], lambda: source.finish(run)):
+        nsg = made.create("nsg", "nsg", NSG)["id"]
+        assert [id.lower() for id in clean()] == [disk.lower()]
+        assert source.azure.find(nsg) is None
+    assert clock.monotonic() < 60
+    assert f"could not detach {disk}".lower() in caplog.text.lower()
+    azure.faults.clear()
+    assert source.sweep(timedelta(0))[1] == []
+
+
 # Stale and busy answers
 
 
@@ -281,12 +311,20 @@ def begun_elsewhere(run: Run, folder: Path, **other: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "other", [{"host": "elsewhere", "boot": "another"}, {"boot": "an-earlier-one"}, {"boot": ""}]
+    "other",
+    [
+        {"host": "elsewhere", "boot": "another"},
+        {"boot": "an-earlier-one"},
+        {"boot": ""},
+        {"boot": boot_id()},
+        {"boot": f"{boot_id()} 7"},
+    ],
+    ids=["host", "boot", "no boot", "no mount", "mount"],
 )
-def test_a_journal_of_another_host_or_boot_tells_nothing_by_its_lock(
+def test_a_journal_of_another_host_boot_or_mount_tells_nothing_by_its_lock(
     source: Source, run: Run, tmp_path: Path, other: dict[str, str]
 ) -> None:
-    """Hosts may share a home and not its locks: the run may live, so its age decides."""
+    """Hosts, and containers of one host, may share a home and not its locks: the run may live, so its age decides."""
     path = begun_elsewhere(run, tmp_path, **other)
     source.resources(run, Journal(run)).create("nsg", "nsg", NSG)
     assert list(journal.abandoned(tmp_path)) == []

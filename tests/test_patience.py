@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from urllib3.util import parse_url
 
 from coriolis_azure import errors
 from coriolis_azure.azure import names, patience, profiles
-from coriolis_azure.clock import Clock, Scope, retried
+from coriolis_azure.clock import Clock, Scope, moment, retried
 from coriolis_azure.events import Event, Wait, Waiting, silent
 from coriolis_azure.model import Run
 from coriolis_azure.run import cleanup, interrupts, lifetime, resources
@@ -414,6 +414,22 @@ def test_ages_are_by_azures_clock(azure: Sandbox, connect: Callable[..., Source]
     assert abs(alive - Clock().now()) < timedelta(minutes=1)
     assert right.sweep(timedelta(hours=2)) == ([], [])
     assert {found.run for found in right.sweep(timedelta(0))[0]} >= {run.id}
+
+
+def test_a_proxys_clock_is_not_azures(azure: Sandbox, source: Source, nsg: str) -> None:
+    """A page that it answers with may have any time: with it, a sweep would delete what lives."""
+    azure.intercept = lambda request, answer: Response(
+        403, {"Content-Type": "text/html", "Date": "Wed, 21 Oct 2099 07:28:00 GMT"}, b"<html>"
+    )
+    with pytest.raises(errors.Denied):
+        source.azure.find(nsg)
+    assert abs(source.azure.now(Clock()) - Clock().now()) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01"])
+def test_what_is_no_moment_in_utc_is_none(text: str) -> None:
+    assert moment(text) is None
+    assert moment("2026-01-01T01:00:00+02:00") == datetime(2025, 12, 31, 23, tzinfo=timezone.utc)
 
 
 def test_what_is_from_the_future_is_deleted_by_an_age_of_zero(azure: Sandbox, source: Source) -> None:

@@ -114,6 +114,7 @@ DAMAGES: list[Callable[[bytes], bytes]] = [
     lambda _: b"[]",
     lambda text: text.replace(b'"seconds": 400', b'"seconds": "\\u202e"'),
     lambda text: text.replace(b'"seconds": 400', b'"seconds": 1e999'),
+    lambda text: text.replace(b'"size_bytes": ', b'"size_bytes": 1' + b"0" * 400),
     lambda text: text.replace(b'"done"', b'"well"'),
     lambda text: text.replace(b'"cells": "', b'"cells": "AAAA'),
     lambda text: text + b" " * history.LIMIT,

@@ -120,8 +120,8 @@ def run_of(name: str) -> str | None:
 
 
 def is_of_a_run(name: str) -> bool:
-    """Whether `name` has the form that `resource` gives."""
-    return re.fullmatch(r"coriolis-[0-9a-f]{8}-.+", name, re.IGNORECASE) is not None
+    """Whether `name` has the form that `resource` gives to what a run, a pool or the record of a volume is made of."""
+    return re.fullmatch(r"coriolis-[0-9a-f]{8}([0-9a-f]{4}){0,2}-.+", name, re.IGNORECASE) is not None
 
 
 def resource_id(subscription: str, group: str, kind: str, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -64,7 +64,7 @@ class SharedTransport(Transport):
         response = self._transport.send(request, **options)
         self._refuse_redirect(request.url, response)
         date = _date(response.headers.get("Date"))
-        if date is not None:
+        if date is not None and _is_azures(response.headers):
             self.skew = date - self._clock.now()
         return response
 
@@ -229,6 +229,11 @@ def _has_host(location: str) -> bool:
 def origin(url: str) -> str:
     """A URL up to its path, for a message."""
     return re.split("[?#]", "/".join(url.split("/", 3)[:3]))[0][:200]
+
+
+def _is_azures(headers: Mapping[str, str]) -> bool:
+    """Whether an answer is Azure's, which has an id of the request at least. A proxy's page has the proxy's time."""
+    return any(name.lower().startswith("x-ms-") for name in headers)
 
 
 def _date(header: str | None) -> datetime | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from ..azure import names
 from ..azure.client import Azure
 from ..clock import Clock
-from ..errors import AzureError, DeadlinePassed
+from ..errors import AzureError, DeadlinePassed, HostExhausted
 from ..events import Notice, Report, counted
 from ..model import Json, Worker, at
 from ..threads import Lock
@@ -80,25 +80,36 @@ def without(held: Sequence[Json], disks: Collection[str]) -> list[Json]:
     return [entry for entry in held if str(at(entry, "managedDisk.id", "")).lower() not in excluded]
 
 
-def free(azure: Azure, ids: Iterable[str], clock: Clock) -> None:
+def free(azure: Azure, ids: Iterable[str], clock: Clock) -> list[str]:
     """Detach the disks among `ids`, which are about to be deleted, from workers of several runs that hold them.
 
-    A worker that is about to be deleted, too, keeps them.
+    A worker that is about to be deleted, too, keeps them. Returns the ids of the workers that could not be changed: a
+    locked one must not keep everything else alive.
     """
-    ids = list(ids)
+    ids, stuck = list(ids), list[str]()
+    disks = [id for id in ids if not isinstance(id, names.BlobsId) and names.kind_of(id) == "disk"]
+    for vm, held in _holders(azure, disks).items():
+        try:
+            document = azure.find(vm)
+            if document is None or vm.lower() in (id.lower() for id in ids):
+                continue
+            tags = names.tags_of(document)
+            if names.POOL_TAG in tags or tags.get(names.INSTANCE_TAG) == names.SEVERAL:
+                detach(azure, vm, held, clock)
+        except (AzureError, DeadlinePassed, HostExhausted) as error:
+            LOG.error("could not detach %s: %s", ", ".join(held), error)
+            stuck.append(vm)
+    return stuck
+
+
+def _holders(azure: Azure, disks: Iterable[str]) -> dict[str, list[str]]:
+    """The VMs that hold these disks, with the disks of each. What cannot be read tells why when it is deleted."""
     holders: dict[str, list[str]] = {}
-    for id in ids:
-        if not isinstance(id, names.BlobsId) and names.kind_of(id) == "disk":
-            holder = (azure.find(id) or {}).get("managedBy")
-            holders.setdefault(holder or "", []).append(id)
-    holders.pop("", None)
-    for vm, disks in holders.items():
-        document = azure.find(vm)
-        if document is None or vm.lower() in (id.lower() for id in ids):
-            continue
-        tags = names.tags_of(document)
-        if names.POOL_TAG in tags or tags.get(names.INSTANCE_TAG) == names.SEVERAL:
-            detach(azure, vm, disks, clock)
+    for id in disks:
+        with suppress(AzureError, DeadlinePassed, HostExhausted):
+            if vm := (azure.find(id) or {}).get("managedBy"):
+                holders.setdefault(vm, []).append(id)
+    return holders
 
 
 def _attached(azure: Azure, lun: int, clone: str) -> Json:

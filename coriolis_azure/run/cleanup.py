@@ -67,9 +67,9 @@ def finish(context: Context, run: Run, known: Iterable[str], vhds: Iterable[str]
     listed = [id for leftover in leftovers if leftover.run == run.id for id in leftover.ids]
     tried = {id.lower() for id in remaining}
     _mark_deleting(azure, _witnesses(documents, listed), clock)
-    attached_disks.free(azure, listed, clock)
+    stuck = attached_disks.free(azure, listed, clock)
     rest = [id for id in listed if id.lower() not in tried]
-    remaining += resources.delete(azure, rest, clock, storage, before=remaining)
+    remaining += resources.delete(azure, rest, clock, storage, before=[*remaining, *stuck])
     others = {leftover.instance for leftover in leftovers if leftover.run != run.id}
     _close(context, [each for each in documents["snapshot"] if _is_about(each, run.instance)], others)
     reported = {id.lower() for id in remaining}
@@ -95,8 +95,8 @@ def finish_several(context: Context, group: str, runs: Collection[str]) -> list[
     documents = _documents(azure, group)
     of_runs = [each for each in _by_run(_with_blobs(documents, storage)) if each.run in runs]
     listed = [id for leftover in of_runs for id in leftover.ids]
-    attached_disks.free(azure, listed, clock)
-    remaining = resources.delete(azure, listed, clock, storage)
+    stuck = attached_disks.free(azure, listed, clock)
+    remaining = resources.delete(azure, listed, clock, storage, before=stuck)
     untagged = [id for id in _untagged(documents) if names.run_of(names.name_of(id)) in runs]
     return remaining + [id for id in untagged if id not in remaining and azure.find(id) is not None]
 
@@ -155,21 +155,35 @@ def sweep(
         for leftover in listed
         if leftover.run not in living and (leftover.run in dead or _is_silent(leftover, now, older_than))
     ]
+    _tell_ageless(
+        context.report,
+        [each.run for each in listed if each.run not in living and each not in swept and each.alive is None],
+    )
     if dry_run:
         return swept, []
-    attached_disks.free(azure, [id for leftover in swept for id in leftover.ids], clock)
-    remaining = resources.delete(azure, [id for leftover in swept for id in leftover.ids], clock, storage)
+    ids = [id for leftover in swept for id in leftover.ids]
+    stuck = attached_disks.free(azure, ids, clock)
+    remaining = resources.delete(azure, ids, clock, storage, before=stuck)
     alive = {leftover.instance for leftover in listed if leftover not in swept}
     _close(context, documents["snapshot"], alive)
     incomplete = {leftover.run for leftover in swept if set(leftover.ids) & set(remaining)}
     for run, path in dead.items():
         if run not in incomplete:
-            path.unlink(missing_ok=True)
+            journal.remove(path)
     reported = {id.lower() for id in remaining}
     journaled = {id.lower() for id in journal.unfinished(folder)} if folder else set()
     remaining += [id for id in _untagged(documents) if id.lower() in journaled - reported]
     _tell(context.report, swept, remaining)
     return swept, remaining
+
+
+def _tell_ageless(report: Report, runs: Sequence[str]) -> None:
+    """Name the runs about whose age neither a journal nor their tags say anything: no clean-up by age deletes them."""
+    if runs:
+        remedy = "when no run is active, `coriolis-azure cleanup --older-than 0s` deletes what they have made"
+        report(
+            Notice(f"the tags that tell the age of these runs were rewritten: {', '.join(runs)}; {remedy}")
+        )
 
 
 def _tell(report: Report, swept: Iterable[Leftover], remaining: Sequence[str]) -> None:

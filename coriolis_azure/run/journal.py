@@ -2,10 +2,11 @@
 
 There is one file per run and one line per id, which is `fsync`ed before the request to Azure. The running process
 holds a lock on the file: an unlocked journal belongs to a dead run, which the next run may finish at once instead of
-waiting until it looks old. This is trusted only if the journal was locked and started since this kernel booted: hosts
-that share a home directory need not share its locks, and a lock from an earlier boot proves nothing. Otherwise, age
-decides. Journals hold ids and no secrets. An unreadable journal (damaged, from a newer version, not ours) is renamed:
-its run's resources carry tags, and are deleted once they look dead.
+waiting until it looks old. This is trusted only if the journal was locked and started since this kernel booted, on the
+file system as it is mounted here: hosts that share a home directory, and containers that each mount it, need not share
+its locks, and a lock from an earlier boot proves nothing. Otherwise, age decides. Journals hold ids and no secrets. An
+unreadable journal (damaged, from a newer version, not ours) is renamed: its run's resources carry tags, and are deleted
+once they look dead.
 
 Plugin calls are spread over processes and hosts, so they keep no journal file; for them, the tags are the record.
 """
@@ -22,13 +23,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from ..azure.names import BlobsId
+from ..azure.names import BlobsId, is_of_our_kinds
 from ..clock import boot_id
 from ..errors import InvalidInput, exhausted
 from ..model import Run
 
 LOG = logging.getLogger(__name__)
-# Keys of the first line besides those of the run.
+# Keys of the first line besides those of the run. _BOOT is the boot and the mount that share the locks of the file.
 _HOST, _BOOT = "host", "boot"
 # Keys of the other lines: an ARM id, or a BlobsId; an id that is none of the run any more.
 _ID, _BLOBS, _STRUCK = "id", "blobs", "struck"
@@ -59,9 +60,8 @@ class Journal:
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         with new.open(encoding="utf-8") as probe:
-            boot = (
-                boot_id() if _held(probe) else ""
-            )  # if locks do not work here, only age tells that a run is dead
+            # If locks do not work here, only age tells that a run is dead.
+            boot = _reach(probe) if _held(probe) else ""
         self._append({**self.run.to_json(), _HOST: os.uname().nodename, _BOOT: boot})
         new.rename(path)
 
@@ -84,7 +84,7 @@ class Journal:
     def done(self) -> None:
         """Delete the journal: nothing of the run is left."""
         if self._path:
-            self._path.unlink(missing_ok=True)
+            remove(self._path)
 
     def close(self) -> None:
         """Release the lock; the file is kept."""
@@ -148,7 +148,26 @@ def unheld(folder: Path) -> Iterator[tuple[Run, Path, bool]]:
             if is_held is False:
                 _set_aside(path)
             continue
-        yield run, path, is_held is False and bool(boot) and boot == boot_id()
+        if is_held is False and not all(
+            isinstance(id, BlobsId) or is_of_our_kinds(id) for id in intended(path)
+        ):
+            _set_aside(path)
+            continue
+        yield run, path, is_held is False and bool(boot) and boot == _reach(lines)
+
+
+def _reach(file: TextIO) -> str:
+    """The boot of this host and the mounted file system: all who have both in common see each other's locks."""
+    boot = boot_id()
+    return f"{boot} {os.fstat(file.fileno()).st_dev}" if boot else ""
+
+
+def remove(path: Path) -> None:
+    """Delete the journal of a run of which nothing is left. A failure is only logged: one that stays does no harm."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        LOG.warning("the journal %s cannot be deleted: %s", path, error.strerror)
 
 
 def _set_aside(path: Path) -> None:

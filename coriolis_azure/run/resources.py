@@ -197,23 +197,32 @@ class Resources:
             yield
         with self._life:
             self._deploying = ""
-            self._mark()
+            self._mark(self._witnesses())
 
     def show_life(self) -> None:
         """Mark the run as alive, so that no sweep mistakes a long transfer for a dead run.
 
-        A failure is only logged: it must not end a transfer.
+        A failure is only logged: it must not end a transfer. If a resource cannot be tagged, because it is locked or a
+        policy protects it, the next one is.
         """
-        try:
-            with self._life:
-                self._mark()
-        except (AzureError, DeadlinePassed, HostExhausted) as error:
-            LOG.warning("could not mark run %s as alive: %s", self.run.id, error)
+        ids = self._witnesses()
+        while ids:
+            try:
+                with self._life:
+                    self._mark(ids)
+                return
+            except (AzureError, DeadlinePassed, HostExhausted) as error:
+                LOG.warning("could not mark run %s as alive: %s", self.run.id, error)
 
-    def _mark(self) -> None:
-        """Renew the tag with the last sign of life, on the first resource of the run that exists."""
-        created = [id for id in self._journal.ids if not isinstance(id, names.BlobsId)]
-        for id in (self.id("nsg", "nsg"), *created):
+    def _witnesses(self) -> list[str]:
+        """The ids of what can carry a sign of life: of what the run may have made by now, the security group first."""
+        made = [id for id in self._journal.ids if not isinstance(id, names.BlobsId)]
+        return list(dict.fromkeys((self.id("nsg", "nsg"), *made)))
+
+    def _mark(self, ids: list[str]) -> None:
+        """Renew the tag with the last sign of life on the first of these that exists, and take those tried away."""
+        while ids:
+            id = ids.pop(0)
             document = self.azure.find(id)
             if document is not None:
                 alive = {names.ALIVE_TAG: names.stamp(self.azure.now(self._clock))}
@@ -314,7 +323,7 @@ class _Deletion:
         """
         for holder in holders(document):
             if holder.lower() in self.remaining:
-                raise Conflict(f"it is held by {holder}, which could not be deleted", resource=id)
+                raise Conflict(f"it is held by {holder}, which stays", resource=id)
             if self._is_of_others(holder, id):
                 raise Conflict(f"it is held by {holder}, which is not ours", resource=id)
             if holder.lower() in self.wanted:
