@@ -26,8 +26,10 @@ from coriolis_azure.model import Run
 from coriolis_azure.run import cleanup, interrupts, lifetime, resources
 from coriolis_azure.run.journal import Journal
 from coriolis_azure.sandbox import Request, Response, Sandbox
+from coriolis_azure.sandbox.server import https
 from coriolis_azure.source import Source
 from coriolis_azure.threads import ordered, side_by_side
+from harness.battles import served
 from harness.clocks import Held
 from harness.constants import DEADLINE
 from harness.late_answers import NSG, Later
@@ -396,6 +398,34 @@ def test_a_hurried_clean_up_tries_everything_once(
     with scope.entered():
         assert resources.delete(source.azure, [nsg], clock) == [nsg]
     assert clock.monotonic() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dripping", ["head", "body"])
+def test_an_answer_that_trickles_ends_after_its_time(
+    azure: Sandbox, monkeypatch: pytest.MonkeyPatch, dripping: str
+) -> None:
+    """Each byte comes within the library's limit, and the last one never."""
+    monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.3)
+    over = threading.Event()
+    send = https._Handler._send
+
+    def drip(handler: https._Handler, response: Response) -> None:
+        if not handler.path.startswith("/subscriptions/"):
+            send(handler, response)
+            return
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+        handler.wfile.write(head if dripping == "body" else head[:10])
+        while not over.wait(0.02):
+            handler.wfile.write(b" ")
+
+    monkeypatch.setattr(https._Handler, "_send", drip)
+    with served(azure) as connection, Source(connection, azure.environment()) as source:
+        begun = time.monotonic()
+        with pytest.raises(errors.CloudUnreachable):
+            source.azure.groups()
+        assert 0.2 < time.monotonic() - begun < DEADLINE
+        over.set()
 
 
 # Clocks
