@@ -94,6 +94,7 @@ def test_a_journal_tells_what_was_made_of_blobs_from_resources(run: Run, tmp_pat
         kept.intend(blobs)
     path = tmp_path / f"{run.id}.journal"
     with path.open("a") as file:
+        file.write("[" * 100_000 + "\n")  # damaged
         file.write(json.dumps({"id": blobs}) + "\n")  # as earlier versions wrote it
     found = journal.intended(path)
     assert found == ["/subscriptions/s/disk", blobs, blobs]

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.util import parse_url
 
-from coriolis_azure import errors
+from coriolis_azure import errors, tls
 from coriolis_azure.azure import names, patience, profiles
 from coriolis_azure.clock import Clock, Scope, moment, retried
 from coriolis_azure.events import Event, Wait, Waiting, silent
@@ -406,6 +406,7 @@ def test_an_answer_that_trickles_ends_after_its_time(
     azure: Sandbox, monkeypatch: pytest.MonkeyPatch, dripping: str
 ) -> None:
     """Each byte comes within the library's limit, and the last one never."""
+    monkeypatch.setattr(tls, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.3)
     over = threading.Event()
     send = https._Handler._send

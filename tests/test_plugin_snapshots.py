@@ -159,15 +159,19 @@ def test_a_baseline_is_only_used_with_the_state_that_it_was_stored_with() -> Non
     assert states.baseline_in(state) == baseline
     assert states.with_baseline(one, None) == one
     kept = state["baseline"]
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
     damaged: list[Any] = [
         *(None, 5, "text", [], [kept], {}, {"check": kept["check"]}, baseline),
         {**kept, "proved": True},
         {**kept, "id": "/b"},
         {**kept, "more": 1},
+        {**kept, "more": deep},
         {name: value for name, value in kept.items() if name != "turn"},
     ]
     for each in damaged:
-        assert states.baseline_in({**state, "baseline": each}) is None, each
+        assert states.baseline_in({**state, "baseline": each}) is None
     assert states.baseline_in({**other, "baseline": kept}) is None
     nothing: list[Any] = [None, 5, [], "text", {}]
     assert [states.baseline_in(each) for each in nothing] == [None] * len(nothing)

@@ -15,6 +15,7 @@ import pytest
 
 from coriolis_azure.errors import CorruptChunk, DestinationFailed
 from coriolis_azure.plugin.writer import FileVolume
+from coriolis_azure.replica import runmark
 from coriolis_azure.replica.files import FileMedium
 from coriolis_azure.replica.folder import ImageFolder
 from coriolis_azure.replica.manifest import ZERO, Manifest
@@ -174,6 +175,16 @@ def test_after_a_run_that_was_killed_the_mark_costs_nothing(tmp_path: Path) -> N
         assert images._mark is not None
         assert not images._mark.contested
     assert not (folder / ".run").exists()
+
+
+def test_a_damaged_mark_may_be_that_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runmark, "_FENCE_SECONDS", 0)
+    with ImageFolder(tmp_path / "images"):
+        pass
+    (tmp_path / "images/.run").write_bytes(b"[" * 100_000)
+    with ImageFolder(tmp_path / "images") as images:
+        assert images._mark is not None
+        assert images._mark.contested
 
 
 @pytest.mark.slow

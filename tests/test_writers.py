@@ -932,6 +932,11 @@ def test_a_checksum_job_that_fails_is_an_error(over_https: Bench[HttpsTarget]) -
     assert over_https.target.jobs == {}
 
 
+def test_an_answer_that_no_parser_understands_is_an_error(over_https: Bench[HttpsTarget]) -> None:
+    over_https.target.checksums = "nested"
+    assert "is not a JSON object" in str(fails(over_https))
+
+
 def test_memory_is_bounded_while_the_server_stalls(over_https: Bench[HttpsTarget]) -> None:
     over_https.disk.write_bytes(os.urandom(80 << 20))
     os.truncate(over_https.device, 80 << 20)

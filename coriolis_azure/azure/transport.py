@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
 import ssl
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +22,6 @@ from .. import errors, tls
 from ..clock import Clock, wait
 from ..settings import Connection
 from ..threads import Lock
-from . import patience
 from .profiles import Profile
 
 Transport = HttpTransport[Any, Any]
@@ -125,26 +122,6 @@ class Proxy:
         )
 
 
-class _Socket(tls.Socket):
-    """A connection on which an answer ends within REQUEST_SECONDS of its request, or with a TimeoutError.
-
-    The library's own limit begins again with each byte, so an answer that trickles would have none.
-    """
-
-    _asked = math.inf
-
-    def send(self, *args: Any, **options: Any) -> int:
-        """Send as usual."""
-        self._asked = time.monotonic()
-        return super().send(*args, **options)
-
-    def recv_into(self, *args: Any, **options: Any) -> int:
-        """Receive as usual, but not for ever."""
-        if time.monotonic() - self._asked > patience.REQUEST_SECONDS:
-            raise TimeoutError("the answer does not end")
-        return super().recv_into(*args, **options)
-
-
 class _Adapter(HTTPAdapter):
     """HTTPS that trusts `ca_bundle`, if one is given, besides the certificates that requests trusts.
 
@@ -173,7 +150,7 @@ class _Adapter(HTTPAdapter):
                 folder = trusted if Path(trusted).is_dir() else None
                 with _read(trusted, "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"):
                     context = ssl.create_default_context(cafile=None if folder else trusted, capath=folder)
-                context.sslsocket_class = _Socket
+                context.sslsocket_class = tls.AskingSocket
                 if self._ca_bundle:
                     context.load_default_certs()
                     self._trust_bundle(context)

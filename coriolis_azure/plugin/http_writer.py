@@ -230,7 +230,7 @@ class Device:
             return {}
         try:
             document = json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
             raise self._failed(f"its answer to {request} is not a JSON object", offset)
@@ -314,7 +314,7 @@ def _trust(certificates: dict[str, Any]) -> ssl.SSLContext:
         if not isinstance(certificates.get(name), str):
             raise InvalidInput(f"the certificates of the http_backup_writer have no {name}")
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trust.sslsocket_class = tls.Socket
+    trust.sslsocket_class = tls.AskingSocket
     try:
         trust.load_verify_locations(cadata=certificates["ca_crt"])
         # A key can be loaded only from a file; the folder is private to this user and removed at once.

@@ -80,7 +80,7 @@ class RunMark:
             found = json.loads(statefiles.read(self._path))
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 

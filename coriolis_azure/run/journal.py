@@ -199,7 +199,7 @@ def intended(path: Path) -> list[str]:
     ids: list[str] = []
     for line in lines:
         # A line may be truncated: its process died while writing it, before it created anything.
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
             document = json.loads(line)
             if _STRUCK in document:
                 ids = [each for each in ids if each != document[_STRUCK]]
