@@ -356,7 +356,7 @@ class CleanupIncomplete(CoriolisAzureError):
 
 
 class OutputLost(CoriolisAzureError):
-    """The work is done, but its result could not be written to standard output."""
+    """The work is done, but its result could not be written to standard output, or the page about it to its file."""
 
     exit_code = 8
     remedy = "Free space where standard output goes, or redirect it. Nothing is lost: run again at any time."

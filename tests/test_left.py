@@ -113,6 +113,15 @@ def test_without_a_journal_its_name_tells_what_has_lost_its_tags(
     assert source.azure.find(id) is not None
 
 
+def test_of_two_runs_whose_ids_a_policy_has_rewritten_each_deletes_its_own(source: Source, run: Run) -> None:
+    other = replace(run, id=names.new_run())
+    ids = [source.resources(each, Journal(each)).create("nsg", "nsg", NSG)["id"] for each in (run, other)]
+    for id in ids:
+        source.azure.tag(id, names.retagged(source.azure.get(id), {names.RUN_TAG: "redacted"}))
+    assert source.finish(run) == []
+    assert [source.azure.find(id) is not None for id in ids] == [False, True]
+
+
 @pytest.mark.parametrize("name", [f"coriolis-{'0123456789abcdef'[:length]}-nsg" for length in (8, 12, 16)])
 def test_what_a_run_a_pool_or_a_record_has_made_is_told_by_its_name(source: Source, name: str) -> None:
     id = names.resource_id(source.azure.subscription, "sandbox", "nsg", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from coriolis_azure.change_map import Tally
 from coriolis_azure.cli import pages
 from coriolis_azure.cli.pages import graphics
 from coriolis_azure.cli.reporting import reporting
-from coriolis_azure.errors import InvalidInput
+from coriolis_azure.errors import InvalidInput, OutputLost
 from coriolis_azure.replica.history import History
 from coriolis_azure.replica.survey import Surveyed
 from coriolis_azure.timeline import RunReport, StepTaken
@@ -149,12 +150,15 @@ def test_a_report_is_written_even_if_the_command_fails(
 ) -> None:
     page, gone = tmp_path / "run.html", tmp_path / "folder"
 
-    def interrupted(file: Path, report: RunReport) -> None:
+    def interrupted(
+        file: Path, report: RunReport, error: type[BaseException] | None = KeyboardInterrupt
+    ) -> None:
         with reporting(file) as take:
             take(report)
             if gone.exists():
                 gone.rmdir()
-            raise KeyboardInterrupt
+            if error is not None:
+                raise error
 
     with pytest.raises(KeyboardInterrupt):
         interrupted(page, a_report(failed=True))
@@ -165,6 +169,14 @@ def test_a_report_is_written_even_if_the_command_fails(
     with pytest.raises(KeyboardInterrupt):
         interrupted(gone / "run.html", a_report())
     assert "the report is not written" in capsys.readouterr().err
+    gone.mkdir()
+    with pytest.raises(OutputLost, match="the command succeeded") as lost:
+        interrupted(gone / "run.html", a_report(), None)
+    assert lost.value.remedy == "Create its folder first, or give another file."
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputLost, match="No such device"):  # nobody reads it, and may never do
+        interrupted(tmp_path / "pipe", a_report(), None)
+    (tmp_path / "pipe").unlink()
     with reporting(tmp_path / "none.html"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"run.html"}

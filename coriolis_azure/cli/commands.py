@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\b
 Exit codes: 0 done, 1 a bug in this program, 2 wrong input, 3 Azure, 4 worker, 5 transfer or damage,
             6 time limit, 7 done, but something is left in Azure (it is listed), 8 done, but standard
-            output could not be written, 130 interrupted"""
+            output or the report could not be written, 130 interrupted"""
 _UNTAGGED = (
     "Resources with the names of ours but without our tags are left alone. "
     "Delete them by hand, unless they belong to a run that is active."
@@ -366,23 +366,21 @@ def cutover(
     from ..cutover import cut_over
 
     changes = {"replica_export_mechanism": mechanism, "consistency": consistency}
-    with (
-        reporting(report_file) as take,
-        opened(connection, environment, as_json=as_json, **changes) as source,
-    ):
-        source.on_report = take
-        done = cut_over(source, vm, to, full=full)
-    if as_json:
-        print_json(done.to_json())
-    else:
-        cutover_table(done).show()
-        verdict_table(done.verdicts).show()
-        click.echo(
-            f"Outage: {span(done.outage_seconds)}, expected: {span(done.predicted_seconds)}. "
-            f"{done.vm} is off."
-        )
-    _raise_wrong(done.verdicts)
-    raise_left_behind([id for run in done.runs for id in run.left_behind])
+    with reporting(report_file) as take:
+        with opened(connection, environment, as_json=as_json, **changes) as source:
+            source.on_report = take
+            done = cut_over(source, vm, to, full=full)
+        if as_json:
+            print_json(done.to_json())
+        else:
+            cutover_table(done).show()
+            verdict_table(done.verdicts).show()
+            click.echo(
+                f"Outage: {span(done.outage_seconds)}, expected: {span(done.predicted_seconds)}. "
+                f"{done.vm} is off."
+            )
+        _raise_wrong(done.verdicts)
+        raise_left_behind([id for run in done.runs for id in run.left_behind])
 
 
 @cli.command()

@@ -16,6 +16,7 @@ _REMEDIES = {
     errno.EISDIR: "Give the name of a file: this is a folder.",
     errno.EACCES: "Give this user the right to write there, or give another file.",
     errno.EPERM: "Give this user the right to write there, or give another file.",
+    errno.ENXIO: "Let a program read from it, or give another file.",
     errno.EROFS: "Give a file on a file system that is not mounted read-only.",
     errno.ENOSPC: "Free space there, or give another file.",
     errno.EDQUOT: "Raise the quota there, or give another file.",
@@ -43,7 +44,7 @@ def write(path: Path, text: str) -> None:
     try:
         _refuse_other(path)
         if _is_special(path):
-            path.write_text(text, encoding="utf-8")
+            _pass(path, text.encode())
         else:
             _replace(_followed(path), text.encode())
     except OSError as error:
@@ -76,6 +77,14 @@ def _followed(path: Path) -> Path:
 def _is_special(path: Path) -> bool:
     """Whether it is a pipe, a terminal or the like, which cannot be replaced."""
     return path.exists() and not path.is_file()
+
+
+def _pass(path: Path, data: bytes) -> None:
+    """Write to a pipe or the like. A pipe that nobody reads is an error: it might never be read."""
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(fd, "wb") as file:
+        os.set_blocking(fd, True)
+        file.write(data)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from ..fleet import Fleet, FleetResult, VmResult
+    from ..results import Replicated
 
 
 def chosen_vms(command: F) -> F:
@@ -151,34 +152,39 @@ def replicate(
         "consistency": consistency,
     }
     alone = len(vms) == 1
-    with (
-        reporting(report_file) as take,
-        opened_fleet(connection, environments, as_json=as_json, many=not alone, changes=changes) as fleet,
-    ):
-        for source in fleet.sources:
-            source.on_report = take
+    with reporting(report_file) as take:
+        with opened_fleet(
+            connection, environments, as_json=as_json, many=not alone, changes=changes
+        ) as fleet:
+            for source in fleet.sources:
+                source.on_report = take
+            if alone:
+                done = fleet.replicate_alone(vms[0], to, retries=retries, **options)
+            else:
+                chosen = fleet.select(vms, tags=tags, exclude=exclude)
+                results: list[VmResult] = []
+                try:
+                    result = fleet.replicate(
+                        chosen,
+                        to,
+                        parallel=parallel,
+                        retries=retries,
+                        own_workers=own_workers,
+                        done=results.append,
+                        **options,
+                    )
+                except KeyboardInterrupt:
+                    in_order = {vm.id: number for number, vm in enumerate(chosen)}
+                    _show(sorted(results, key=lambda each: in_order[each.id]), as_json=as_json)
+                    raise
         if alone:
-            done = fleet.replicate_alone(vms[0], to, retries=retries, **options)
+            _conclude_one(done, as_json=as_json)
         else:
-            chosen = fleet.select(vms, tags=tags, exclude=exclude)
-            results: list[VmResult] = []
-            try:
-                result = fleet.replicate(
-                    chosen,
-                    to,
-                    parallel=parallel,
-                    retries=retries,
-                    own_workers=own_workers,
-                    done=results.append,
-                    **options,
-                )
-            except KeyboardInterrupt:
-                in_order = {vm.id: number for number, vm in enumerate(chosen)}
-                _show(sorted(results, key=lambda each: in_order[each.id]), as_json=as_json)
-                raise
-    if not alone:
-        _conclude(result, as_json=as_json)
-        return
+            _conclude(result, as_json=as_json)
+
+
+def _conclude_one(done: Replicated, *, as_json: bool) -> None:
+    """Show the result of one VM."""
     if as_json:
         print_json(done.to_json())
     else:

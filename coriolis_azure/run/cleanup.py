@@ -264,13 +264,16 @@ def _with_blobs(
 
 
 def _by_run(documents: Iterable[Json]) -> list[Leftover]:
-    """The resources that runs have made, by run. Of a pool: the workers and the network that were not completed."""
+    """The resources that runs have made, by run. Of a pool: the workers and the network that were not completed.
+
+    A tag tells that a run has made a resource; its name tells which, even if somebody has rewritten the tag.
+    """
     runs: dict[str, list[Json]] = {}
     for document in documents:
         tags = names.tags_of(document)
-        run = tags.get(names.RUN_TAG)
-        if run is None and names.POOL_TAG in tags:
-            run = names.run_of(names.name_of(document["id"]))
+        name, run = names.name_of(document["id"]), tags.get(names.RUN_TAG)
+        if (run is None and names.POOL_TAG in tags) or (run is not None and names.is_of_a_run(name)):
+            run = names.run_of(name)
         if run is not None:
             runs.setdefault(run.lower(), []).append(document)
     found = [_leftover(run, of_run) for run, of_run in sorted(runs.items())]
