@@ -84,6 +84,13 @@ def test_prose_is_wrapped_between_words_where_a_terminal_is_wide_enough_to_read_
     assert max(map(len, said.splitlines())) <= 60
 
 
+def test_an_error_is_shown_on_a_terminal_that_says_it_has_no_width() -> None:
+    said = text(shown(command, ["explain", "nope"], variables={"COLUMNS": "0"}))
+    assert said.startswith("error: ")
+    for words in (said, text(shown(watch, variables={"COLUMNS": "0"}))):
+        assert "Traceback" not in words
+
+
 def estimates() -> None:
     output.Table(("what", "estimate"), [("makes", "coriolis-RUN-worker, " * 9), ("costs", "-")]).show()
     sys.stdout.flush()

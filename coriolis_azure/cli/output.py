@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # rich takes a while to import: not for --help
 
 _PROSE = {"estimate", "meaning", "reason", "result", "what to do", "why"}  # columns wrapped between words
 _PROSE_WIDTH = 24  # the least readable width
+_USUAL_WIDTH = 80
 _GAP = 2
 
 
@@ -40,14 +41,22 @@ def out(width: int | None = None) -> Console:
     """The console on stdout, which prints text literally."""
     from rich.console import Console
 
-    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is None)
+    console = Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is None)
+    return _wide(console)
 
 
 def err() -> Console:
     """The console on stderr, which prints text literally."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return _wide(Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True))
+
+
+def _wide(console: Console) -> Console:
+    """The console of a terminal that says that it has no width (COLUMNS=0) is as wide as most are."""
+    if console.width < 1:
+        console.width = _USUAL_WIDTH
+    return console
 
 
 def show(file: TextIO, prose: str, lead: str = "", style: str = "") -> None:
