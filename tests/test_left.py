@@ -236,7 +236,11 @@ def test_a_worker_of_a_pool_that_is_locked_keeps_nothing_alive_but_the_disks_att
     entry = {"lun": 3, "createOption": "Attach", "managedDisk": {"id": disk}}
     source.azure.patch_vm(pooled, {"properties": {"storageProfile": {"dataDisks": [entry]}}})
     azure.faults.add("lock", method="PATCH", path="/virtualMachines/pooled", times=0)
-    for clean in (lambda: source.sweep(timedelta(0))[1], lambda: source.finish(run)):
+    cleans: list[Callable[[], list[str]]] = [
+        lambda: source.sweep(timedelta(0))[1],
+        lambda: source.finish(run),
+    ]
+    for clean in cleans:
         nsg = made.create("nsg", "nsg", NSG)["id"]
         assert [id.lower() for id in clean()] == [disk.lower()]
         assert source.azure.find(nsg) is None
