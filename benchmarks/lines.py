@@ -43,43 +43,51 @@ Way = Callable[[list[Path], list[Path]], float]  # from the disks to the images;
 
 
 @contextlib.contextmanager
-def line(mbit: int) -> Iterator[list[str]]:
-    """A line of so many Mbit/s to a network namespace; the command that runs another one there."""
-    there = ["ip", "netns", "exec", SPACE]
-    commands = (
-        f"ip link add lines-host type veth peer name lines-worker netns {SPACE}",
-        f"ip addr add {HOST}/24 dev lines-host",
-        "ip link set lines-host up",
-        f"{shlex.join(there)} ip addr add {ADDRESS}/24 dev lines-worker",
-        f"{shlex.join(there)} ip link set lines-worker up",
-        f"{shlex.join(there)} ip link set lo up",
-        f"{shlex.join(there)} tc qdisc add dev lines-worker root tbf rate {mbit}mbit burst 512kb latency 30ms",
-    )
+def namespace() -> Iterator[list[str]]:
+    """A network namespace; the command that runs another one there. One that a killed run has left is replaced."""
+    for left in (["link", "del", "lines-host"], ["netns", "del", SPACE]):
+        subprocess.run(["ip", *left], check=False, stderr=subprocess.DEVNULL)
     subprocess.run(["ip", "netns", "add", SPACE], check=True)
     try:
-        for command in commands:
-            subprocess.run(shlex.split(command), check=True)
-        yield there
+        yield ["ip", "netns", "exec", SPACE]
     finally:
-        # What still runs in a namespace keeps its devices for a while.
-        subprocess.run(["ip", "link", "del", "lines-host"], check=True)
         subprocess.run(["ip", "netns", "del", SPACE], check=True)
+
+
+@contextlib.contextmanager
+def line(mbit: int) -> Iterator[list[str]]:
+    """A line of so many Mbit/s to a network namespace; the command that runs another one there."""
+    with namespace() as there:
+        for command in (
+            f"ip link add lines-host type veth peer name lines-worker netns {SPACE}",
+            f"ip addr add {HOST}/24 dev lines-host",
+            "ip link set lines-host up",
+            f"{shlex.join(there)} ip addr add {ADDRESS}/24 dev lines-worker",
+            f"{shlex.join(there)} ip link set lines-worker up",
+            f"{shlex.join(there)} ip link set lo up",
+            f"{shlex.join(there)} tc qdisc add dev lines-worker root tbf rate {mbit}mbit burst 512kb latency 30ms",
+        ):
+            subprocess.run(shlex.split(command), check=True)
+        try:
+            yield there
+        finally:
+            # What still runs in a namespace keeps its devices for a while.
+            subprocess.run(["ip", "link", "del", "lines-host"], check=True)
 
 
 @contextlib.contextmanager
 def long_line(mbit: int, ms: int) -> Iterator[list[str]]:
     """The same with a round trip of so many milliseconds, by `distance.py`."""
-    subprocess.run(["ip", "netns", "add", SPACE], check=True)
-    try:
-        command = [sys.executable, str(HERE / "distance.py"), SPACE, HOST, ADDRESS, str(mbit), str(ms)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield ["ip", "netns", "exec", SPACE]
-            process.stdin.close()
-    finally:
-        subprocess.run(["ip", "netns", "del", SPACE], check=True)
+    command = [sys.executable, str(HERE / "distance.py"), SPACE, HOST, ADDRESS, str(mbit), str(ms)]
+    with (
+        namespace() as there,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield there
+        process.stdin.close()
 
 
 @contextlib.contextmanager
@@ -94,7 +102,7 @@ def devices(images: list[Path], limit: int) -> Iterator[tuple[list[Path], list[s
         if not limit:
             yield found, []
             return
-        group.mkdir()
+        group.mkdir(exist_ok=True)
         for device in found:
             number = subprocess.check_output(["lsblk", "-ndo", "MAJ:MIN", str(device)], text=True).strip()
             (group / "blkio.throttle.read_bps_device").write_text(f"{number} {limit}")

@@ -18,7 +18,7 @@ from coriolis_azure.machine import libvirt
 from coriolis_azure.mechanisms import snapshots
 from coriolis_azure.mechanisms import vhds as imported
 from coriolis_azure.plugin import claims, provider, ssh_writer
-from coriolis_azure.readers import agents, changed, channel, flow, ssh
+from coriolis_azure.readers import agents, changed, channel, flow, pages, ssh
 from coriolis_azure.replica import (
     comparison,
     digests,
@@ -110,7 +110,7 @@ STATED = [
     (PERFORMANCE, f"up to {comparison._FAR_THREADS} writes in flight"),
     (PERFORMANCE, f"{from_snapshots(1024)} disks are read at a time, {from_snapshots(512)} if chunks are smaller"),
     (PERFORMANCE, f"and {from_snapshots(2048)} if they are larger"),
-    (PERFORMANCE, f"reads ahead by {snapshots._READ_BYTES // MIB} MiB"),
+    (PERFORMANCE, f"reads ahead by {pages.AHEAD // MIB} MiB"),
     (PERFORMANCE, f"starts with {pace._FIRST} for each disk, grows to at most {exports._MOST_READS}"),
     (PERFORMANCE, f"{wire.DIGEST} bytes per chunk, {wire.DIGEST} MiB per TiB with chunks of 1 MiB"),
     (PERFORMANCE, f"the first {digests.PAGE * digests._IN_MEMORY:,} chunks"),

@@ -1,4 +1,4 @@
-"""How many requests at a time a snapshot's host is sent: found out from the rate, and fewer when it is busy."""
+"""What is read from snapshots at a time: requests by the rate of their host, and bytes by how many disks are read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from coriolis_azure.azure.pace import Pace, Rate
+from coriolis_azure.events import Copied, Event
 from coriolis_azure.sandbox import Request, Response, Sandbox
 from coriolis_azure.source import Source
 from harness.clocks import Held
@@ -112,3 +113,71 @@ def test_a_run_goes_on_with_fewer_requests_at_a_host_that_is_busy(
     assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
     assert report.verified
     assert 0 < refused[0] < 24  # once the number is down, few are refused
+
+
+def read_at(request: Request) -> int | None:
+    """Where a request reads the content of a snapshot, in MiB; None if it does something else."""
+    if not request.path.startswith("/md-") or request.method != "GET" or "comp" in request.query:
+        return None
+    return int(str(request.header("x-ms-range")).removeprefix("bytes=").partition("-")[0]) // MIB
+
+
+@pytest.mark.slow
+def test_a_disk_whose_neighbours_have_ended_has_all_bytes_to_itself(
+    azure: Sandbox, image: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Three disks share 6 MiB. Of the large one, two chunks are read at a time; six, once the others have ended."""
+    disk = image("os", 24 * MIB, seed=1)
+    azure.add_vm("web", disk, [image("a", MIB), image("b", MIB)])
+    small_ended, changed = threading.Event(), threading.Condition()
+    ended, under_way, most = set[str](), [0], {"shared": 0, "alone": 0}
+
+    def report(event: Event) -> None:
+        if isinstance(event, Copied) and event.done == event.total and event.disk != "os":
+            ended.add(event.disk)
+            if len(ended) == 2:
+                small_ended.set()
+
+    def serve(request: Request, answer: Callable[[Request], Response]) -> Response:
+        at = read_at(request)
+        if not at:  # the small disks are read at 0 only
+            return answer(request)
+        with changed:
+            under_way[0] += 1
+            share = "alone" if small_ended.is_set() else "shared"
+            most[share] = max(most[share], under_way[0])
+            changed.notify_all()
+            if at >= 16:
+                changed.wait_for(lambda: most["alone"] >= 6, 20)
+        try:
+            if at < 3:
+                assert small_ended.wait(20)
+            return answer(request)
+        finally:
+            with changed:
+                under_way[0] -= 1
+
+    azure.intercept = serve
+    settings = {**azure.environment(), "replica_export_mechanism": "snapshots"}
+    with Source(azure.connection_info(), settings, report=report, transport=azure.transport()) as source:
+        source.replicate("web", tmp_path / "images")
+    assert (tmp_path / "images/os.raw").read_bytes() == disk.read_bytes()
+    assert most == {"shared": 2, "alone": 6}
+
+
+def test_the_largest_disks_are_copied_first_and_reported_in_the_order_of_the_vm(
+    azure: Sandbox,
+    connect: Callable[..., Source],
+    image: Callable[..., Path],
+    told: list[Event],
+    tmp_path: Path,
+) -> None:
+    """With chunks of 4 MiB, one disk is read from its snapshot at a time."""
+    sizes = {"os": 2, "data-0": 1, "data-1": 5, "data-2": 2}
+    os, *data = (image(name, size * MIB) for name, size in sizes.items())
+    azure.add_vm("web", os, data)
+    source = connect(environment={"replica_export_mechanism": "snapshots", "chunk_size_kib": 4096})
+    result = source.replicate("web", tmp_path / "images")
+    copied = [event.disk for event in told if isinstance(event, Copied) and event.done == event.total]
+    assert list(dict.fromkeys(copied)) == ["data-1", "os", "data-2", "data-0"]
+    assert [disk.name for disk in result.disks] == list(sizes)

@@ -16,7 +16,7 @@ from ..model import Disk, Json, Machine
 from ..readers.changed import Changed
 from ..readers.extents import Everything, Extents
 from ..readers.flow import Flow
-from ..readers.pages import PageReader
+from ..readers.pages import AHEAD, PageReader
 from ..readers.plan import Known, Proved
 from ..readers.reader import Reader
 from ..replica.destinations import Based, Destination
@@ -32,7 +32,6 @@ from .target import Read, Target, listed
 Exporter = Callable[[Context, Json, int], SnapshotBlob]
 
 _DISKS = 4  # most disks that are read at a time
-_READ_BYTES = 6 << 20  # most bytes of chunks being read, of all disks together
 _NO_LIST = "the disks of restore points are not compared with each other"
 
 
@@ -74,8 +73,9 @@ class SnapshotReading:
         self._context, self._contents, self._baselines, self._flow = context, contents, baselines, flow
         self._exported = exported
         self._disks: dict[str, ListedDisk] = {}
+        self._readers: dict[str, PageReader] = {}
         # Azure limits each snapshot by itself, so one after the other would take longer.
-        most = _READ_BYTES // (context.environment.chunk_size_kib << 10) // 2
+        most = AHEAD // (context.environment.chunk_size_kib << 10) // 2
         self.concurrent = max(1, min(_DISKS, most, len(contents)))
 
     def reader(self, disk: Disk, destination: Destination) -> Reader:
@@ -84,14 +84,20 @@ class SnapshotReading:
         content = self._contents[disk.name]
         state.prepare(destination, self._baselines)
         state.look(content)
-        return PageReader(
+        reader = self._readers[disk.name] = PageReader(
             content,
             self._flow(disk),
             state.extents,
             state.changed,
             grains=grains_of(destination),
-            ahead=_READ_BYTES // self.concurrent,
+            sharers=self._sharers,
         )
+        return reader
+
+    def _sharers(self) -> int:
+        """How many disks are read at the moment, or begin before one of these has ended."""
+        ended = sum(reader.ended for reader in list(self._readers.values()))
+        return max(1, min(self.concurrent, len(self._contents) - ended))
 
     def read(self) -> dict[str, Read]:
         """What was read of each disk, by name."""

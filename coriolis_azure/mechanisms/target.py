@@ -99,6 +99,7 @@ class Target:
     ) -> list[Outcome]:
         """Copy disks from their readers, `concurrent` at a time. `stop` ends whatever else the readers wait for.
 
+        The largest begin first, so that none of them is left for the end, when nothing else could be copied beside it.
         `reader` is asked for the reader of a disk once it is known what its destination holds.
         """
         readers = list[Reader]()
@@ -116,7 +117,10 @@ class Target:
             for each in list(readers):
                 each.close()
 
-        return list(ordered(copy, disks, threads=concurrent, ahead=2 * concurrent, abort=abort))
+        by_size = sorted(disks, key=lambda disk: disk.size_bytes, reverse=True)
+        outcomes = list(ordered(copy, by_size, threads=concurrent, ahead=len(disks), abort=abort))
+        found = dict(zip((disk.name for disk in by_size), outcomes, strict=True))
+        return [found[disk.name] for disk in disks]
 
     def _copied(self, disk: Disk, opened: Callable[[Destination], Reader], concurrent: int) -> Outcome:
         context, settings = self.context, self.context.environment

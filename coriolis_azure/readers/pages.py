@@ -21,7 +21,7 @@ from .payload import Rooms
 from .plan import Known, Plan, Proved, Run
 from .reader import Chunk, Data, Piece, Same, Zeros
 
-AHEAD = 8 << 20
+AHEAD = 6 << 20  # most bytes of chunks in memory, of all disks together
 _THREADS = 32  # as many may wait for small reads; large ones are limited by the bytes in memory
 _GAP = 64 << 10  # bytes that are read rather than asking once more
 _STALL = "data to read: the storage or the network stalls"
@@ -35,7 +35,9 @@ class Content(Protocol):
 
 
 class PageReader:
-    """A Reader that reads the chunks in this process, some at a time, with `ahead` bytes of them in memory.
+    """A Reader that reads the chunks in this process, some at a time.
+
+    `sharers` tells how many disks share the AHEAD bytes at the moment. Each gets an equal part.
 
     `extents` gives the ranges to read of a disk of that size; the rest is zeros. `changed` gives what has changed on
     it since a baseline, if that is known; `grains` gives the digests of the grains that the destination has of a chunk,
@@ -50,11 +52,11 @@ class PageReader:
         changed: Callable[[Manifest], Changed | None] = lambda _: None,
         *,
         grains: Proved | None = None,
-        ahead: int = AHEAD,
+        sharers: Callable[[], int] = lambda: 1,
     ) -> None:
         self._content, self._flow = content, flow
         self._extents, self._changed_since = extents, changed
-        self._grains, self._ahead = grains, ahead
+        self._grains, self._sharers = grains, sharers
         self._closed = False  # set by any thread, once
         self._base: Manifest  # set by `begin`, like what is derived from it
         self.root = (0, "")
@@ -72,12 +74,8 @@ class PageReader:
         """See Reader."""
         base, flow = self._base, self._flow
         whole = root(base.size, base.chunk, base.hash)
-        with (
-            flow.watched(_STALL),
-            closing(
-                ordered(self._chunk, self._runs(), threads=_THREADS, ahead=self._ahead, weigh=self._weight)
-            ) as results,
-        ):
+        work = ordered(self._chunk, self._runs(), threads=_THREADS, ahead=AHEAD, weigh=self._weight)
+        with flow.watched(_STALL), closing(work) as results:
             begun = flow.clock.monotonic()
             for chunk, received in results:
                 flow.received(begun, received)
@@ -87,6 +85,11 @@ class PageReader:
                     yield chunk
                 begun = flow.clock.monotonic()
         self.root = (0, whole.hexdigest())
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of the disk has been read."""
+        return bool(self.root[1])
 
     def bottleneck(self) -> str:
         """See Reader."""
@@ -103,11 +106,15 @@ class PageReader:
             yield run
 
     def _weight(self, run: Run) -> int:
-        """The bytes in memory for a run; one that is not read takes a little, too."""
+        """What a run takes of AHEAD: its bytes in memory, as often as disks share it.
+
+        A run that is not read takes a little, too.
+        """
         if run.fate != "read":
             return 1024
         touched = self._plan.touched(run.chunks.start)
-        return self._base.span(run.chunks.start)[1] if touched is None else len(touched) * GRAIN
+        size = self._base.span(run.chunks.start)[1] if touched is None else len(touched) * GRAIN
+        return size * self._sharers()
 
     def _digests(self, chunk: Chunk) -> bytes:
         """The digests of the present content of a chunk or a run."""
