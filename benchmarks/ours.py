@@ -32,7 +32,9 @@ from coriolis_azure.worker.sizes import at_a_time, threads_each
 
 def main(task: dict[str, Any]) -> None:
     """Copy all disks of the task, side by side, and print what it took."""
-    if task.get("sdk"):
+    if task.get("sdk"):  # all that a run has loaded when it copies
+        import azure.mgmt.network  # noqa: F401
+
         import coriolis_azure.source  # noqa: F401
     worker = Worker(**task["worker"])
     clock, notices = Clock(), []
