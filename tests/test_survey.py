@@ -109,6 +109,9 @@ def test_many_replicas_are_described_each_by_its_own_state(tmp_path: Path) -> No
     assert "damaged" in seen["damaged"].error
     assert (seen["lost"].missing, seen["dead"].drafts, seen["busy"].state) == (("os",), ("os",), "good")
     assert all(one.advice() for name, one in seen.items() if name not in ("good", "busy", "group/deep"))
+    # Nothing tells whether a run or a `restore` has died there: what is done again must be what was begun.
+    assert seen["new"].advice().startswith("Do again what was begun there, `replicate` or `restore`")
+    assert "restore" not in seen["dead"].advice()
 
 
 def test_what_was_fetched_of_a_disk_that_is_left_out_is_nothing_to_complete(tmp_path: Path) -> None:

@@ -112,7 +112,12 @@ class Surveyed:
         if self.running is None:
             return "Make sure that no run is in progress on another host, then replicate again."
         if self.unfinished or self.point is None:
-            return failed.remedy if failed and failed.remedy else "Replicate again: what had arrived is used."
+            if failed and failed.remedy:
+                return failed.remedy
+            again = (
+                "Replicate again" if self.point else "Do again what was begun there, `replicate` or `restore`"
+            )
+            return f"{again}: what had arrived is used."
         if self.unpublished:
             return "Replicate again: that completes what a run had begun to publish."
         return ""
