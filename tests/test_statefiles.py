@@ -21,7 +21,7 @@ from coriolis_azure.replica.status import status
 from coriolis_azure.replica.survey import survey
 from coriolis_azure.replica.verification import verify
 from harness.block_devices import command
-from harness.image_runs import CHUNK, SIZE, A, B, holds, run
+from harness.image_runs import CHUNK, SIZE, A, B, Told, holds, run
 
 VM = "/subscriptions/s/vm-1"
 NOBODY = 65534
@@ -109,6 +109,33 @@ def test_of_a_state_file_that_is_too_large_only_so_much_is_read(folder: Path) ->
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
+@pytest.mark.parametrize(
+    ("left", "said"), [(None, "it is too long"), (150, "it was cut off"), (0, "it is too long")]
+)
+def test_a_manifest_that_was_extended_without_end_is_damaged_and_not_read_to_it(
+    folder: Path, left: int | None, said: str
+) -> None:
+    """A file with a hole costs a stranger nothing, wherever the hole begins."""
+    manifest = folder / "os.raw.manifest"
+    os.truncate(manifest, manifest.stat().st_size if left is None else left)
+    os.truncate(manifest, 1 << 42)
+    told = Told()
+    assert run(folder / "os.raw", {0: A}, report=told) == []
+    assert f"os.raw.manifest is not used: the manifest of a disk cannot be used: {said}" in told[0]
+
+
+@pytest.mark.parametrize("name", [".run.new", "replica.json.new", "os.raw.draft.new", "os.raw.manifest.new"])
+def test_a_folder_in_the_place_of_a_file_to_be_written_is_named(folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    with pytest.raises(InvalidInput, match="is not a regular file") as refused:
+        whole_run(folder)
+    assert name in refused.value.message
+    assert "Remove it" in refused.value.remedy
+    (folder / name).rmdir()
+    whole_run(folder)
+    assert holds(folder / "os.raw", {0: B})
+
+
 @pytest.mark.parametrize("name", [".lock", ".vm", "os.raw", "os.raw.manifest"])
 def test_a_file_of_another_user_is_not_taken_for_ours(folder: Path, name: str) -> None:
     os.chown(folder / name, NOBODY, NOBODY)

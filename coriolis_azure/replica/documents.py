@@ -99,10 +99,14 @@ class Documents:
         try:
             with file:
                 return Manifest.read(file)[0]
-        except _DAMAGED as error:
+        except (InvalidInput, *_DAMAGED) as error:
+            why = (
+                f"is not used: {error.message}"
+                if isinstance(error, InvalidInput)
+                else "was cut off or damaged"
+            )
             raise InvalidInput(
-                f"{what} was cut off or damaged",
-                remedy="Choose another point: `coriolis-azure status` lists them.",
+                f"{what} {why}", remedy="Choose another point: `coriolis-azure status` lists them."
             ) from error
         except OSError as error:
             raise self._unreadable(what, error) from error

@@ -36,6 +36,7 @@ _FIELDS = {"size": int, "chunk": int, "hash": str, "disk": str, "chunks": str, "
 HASHES = tuple(name for name in agent.HASHES if name == "gmac" or agent.usable(name))  # those of this host
 _REMEDY = "Pass the document as an earlier run returned it, or none: then the whole disk is sent."
 _TEXT = 1 << 16  # letters of base64 processed at a time
+_MOST = 64 << 20  # bytes of a text beside these letters
 _CHUNKS = b'"chunks": "'  # what precedes these letters in a text
 _CHECK_END = b'"]'
 
@@ -171,26 +172,36 @@ class Manifest:
 
         Raises InvalidInput like `from_json`; ValueError or RecursionError if it is not JSON.
         """
+
+        def rest() -> bytes:
+            """What is left of the file, of which a stranger may have made one without end."""
+            text = file.read(_MOST + 1)
+            if len(text) > _MOST:
+                raise _wrong("it is too long")
+            return text
+
         begun = file.read(_TEXT)
         at = begun.find(_CHUNKS) + len(_CHUNKS)
         if at < len(_CHUNKS):
-            document = json.loads(begun + file.read())
+            document = json.loads(begun + rest())
             return cls.from_json(document), document
 
         def letters() -> Iterator[bytes]:
             """Yield the letters, and leave the file at the quote after them."""
             file.seek(at)
             while piece := file.read(_TEXT):
-                part, quote, rest = piece.partition(b'"')
+                part, quote, more = piece.partition(b'"')
+                if b"\0" in part:  # a hole, however long it is
+                    break
                 yield part
                 if quote:
-                    file.seek(-len(quote + rest), os.SEEK_CUR)
+                    file.seek(-len(quote + more), os.SEEK_CUR)
                     return
             raise _wrong("it was cut off")
 
         for _ in letters():
             pass
-        document = json.loads(begun[:at] + file.read())
+        document = json.loads(begun[:at] + rest())
         return cls._from(document, letters), document
 
     @classmethod

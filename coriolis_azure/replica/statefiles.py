@@ -154,9 +154,11 @@ def replace(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def prepare(path: Path, size: int = 0) -> int:
-    """Begin to `replace` the content of `path`; return the new file, open, with `size` bytes reserved if possible."""
-    with suppress(FileNotFoundError):
-        os.unlink(_new(path))  # noqa: PTH108
+    """Begin to `replace` the content of `path`; return the new file, open, with `size` bytes reserved if possible.
+
+    Raises InvalidInput if a folder is in the place of the new file.
+    """
+    _unlink(_new(path))
     fd = create(_new(path), os.O_WRONLY)
     try:
         if size:
@@ -203,11 +205,23 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path, *, durable: bool = True) -> None:
-    """Remove the file; a missing one is no error. Unless `durable`, it may exist again after a power loss."""
-    with suppress(FileNotFoundError):
+    """Remove the file; a missing one is no error. Unless `durable`, it may exist again after a power loss.
+
+    Raises InvalidInput if a folder is in its place.
+    """
+    if _unlink(path) and durable:
+        sync_folder(path.parent)
+
+
+def _unlink(path: Path) -> bool:
+    """Remove the file, and return whether there was one. Raises InvalidInput if a folder is in its place."""
+    try:
         os.unlink(path)  # noqa: PTH108
-        if durable:
-            sync_folder(path.parent)
+    except FileNotFoundError:
+        return False
+    except IsADirectoryError as error:
+        raise _irregular(path) from error
+    return True
 
 
 def write(fd: int, data: bytes) -> None:
