@@ -358,6 +358,32 @@ def test_what_another_version_has_returned_is_refused_with_a_remedy(
         getattr(provider, method)(None, {"subscription_id": "s"}, *before, resources, *after)
 
 
+_WORKER = {"vm": "v", "host_key": "k", "slots": 4}
+_REACHED = {"ip": "a", "port": 22, "username": "u", "password": "p"}
+
+
+@pytest.mark.parametrize(
+    ("worker", "reached"),
+    [
+        ({"vm": "v", "host_key": "k"}, _REACHED),
+        ({**_WORKER, "slots": "4"}, _REACHED),
+        ({**_WORKER, "vm": None}, _REACHED),
+        ("worker", _REACHED),
+        (_WORKER, {**_REACHED, "password": ["p"]}),
+        (_WORKER, {"ip": "a"}),
+        (_WORKER, []),
+    ],
+)
+def test_a_worker_of_another_version_is_refused_with_a_remedy(
+    provider: AzureExportProvider, worker: Any, reached: Any
+) -> None:
+    resources = {"run": _RUN, "worker": worker}
+    with pytest.raises(raised(errors.InvalidInput), match="coriolis-azure cleanup"):
+        provider.replicate_disks(
+            None, {"subscription_id": "s"}, _ENVIRONMENT, "web", resources, reached, {}, [], True
+        )
+
+
 @pytest.mark.parametrize(
     ("method", "before", "after"),
     [

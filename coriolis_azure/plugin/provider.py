@@ -648,12 +648,16 @@ def _run(resources: Json) -> Run:
     except (TypeError, KeyError):
         run = None
     if run is None or not run.id or not all(isinstance(value, str) for value in run.to_json().values()):
-        raise InvalidInput(
-            "what an earlier task has returned is damaged, or another version of the plugin has returned it",
-            remedy="Install one version on all worker hosts and execute the transfer again. What the earlier task has "
-            "made is deleted after two hours by the next execution, or by `coriolis-azure cleanup`.",
-        )
+        raise _damaged()
     return run
+
+
+def _damaged() -> InvalidInput:
+    return InvalidInput(
+        "what an earlier task has returned is damaged, or another version of the plugin has returned it",
+        remedy="Install one version on all worker hosts and execute the transfer again. What the earlier task has "
+        "made is deleted after two hours by the next execution, or by `coriolis-azure cleanup`.",
+    )
 
 
 def _check_volumes(volumes_info: Any) -> None:
@@ -700,16 +704,23 @@ def _worker_connection(worker: Worker) -> Json:
 
 
 def _worker(resources: Json, connection: Json) -> Worker:
-    """The worker, from the results of `_worker_resources` and `_worker_connection`."""
-    return Worker(
-        vm=resources["worker"]["vm"],
-        address=connection["ip"],
-        port=connection["port"],
-        username=connection["username"],
-        host_key=resources["worker"]["host_key"],
-        slots=resources["worker"]["slots"],
-        private_key=_opened(connection.get("password") or ""),
-    )
+    """The worker, from the results of `_worker_resources` and `_worker_connection`. Raises InvalidInput as `_run`."""
+    try:
+        worker = Worker(
+            vm=resources["worker"]["vm"],
+            address=connection["ip"],
+            port=connection["port"],
+            username=connection["username"],
+            host_key=resources["worker"]["host_key"],
+            slots=resources["worker"]["slots"],
+            private_key=connection.get("password") or "",
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _damaged() from error
+    texts = (worker.vm, worker.address, worker.username, worker.host_key, worker.private_key)
+    if not all(isinstance(text, str) for text in texts) or {type(worker.port), type(worker.slots)} != {int}:
+        raise _damaged()
+    return replace(worker, private_key=_opened(worker.private_key))
 
 
 def _opened(private_key: str) -> str:
