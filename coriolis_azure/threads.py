@@ -238,13 +238,17 @@ def every(seconds: float, act: Callable[[], None], *, optional: bool = False) ->
     ended = threading.Event()
 
     def repeat() -> None:
+        level = logging.WARNING
         while not ended.wait(seconds):
             try:
                 act()
             except Exception as error:  # a host without memory for a moment must not end the signs of life
                 with suppress(Exception):
                     bug = None if exhausted(error) else error
-                    LOG.warning("what is done every %s seconds failed: %s", seconds, error, exc_info=bug)
+                    LOG.log(level, "what is done every %s seconds failed: %s", seconds, error, exc_info=bug)
+                level = logging.DEBUG
+            else:
+                level = logging.WARNING
 
     thread = threading.Thread(target=_about(repeat), daemon=True)
     try:
