@@ -175,12 +175,14 @@ def test_all_files_are_for_their_owner_whatever_the_umask(tmp_path: Path, mask: 
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
-def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder: Path) -> None:
-    for name in (".vm", "os.raw.draft"):
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK], ids=["pipe", "socket"])
+def test_what_is_no_file_is_refused_by_name_and_not_waited_for(folder: Path, kind: int) -> None:
+    for name in (".vm", "replica.json", "os.raw.draft"):
         (folder / name).unlink(missing_ok=True)
-        os.mkfifo(folder / name)
-        with pytest.raises(InvalidInput, match="not a regular file"):
+        os.mknod(folder / name, kind | 0o600)
+        with pytest.raises(InvalidInput, match=f"{name} is not a regular file") as refused:
             whole_run(folder)
+        assert "Remove it" in refused.value.remedy
         (folder / name).unlink()
 
 

@@ -65,6 +65,8 @@ def open_existing(path: Path, flags: int, *, ours: bool = True) -> int:
             raise InvalidInput(
                 f"{path} is a link", remedy="Remove it and run again: links are not followed."
             ) from error
+        if error.errno == errno.ENXIO:  # a socket
+            raise _irregular(path) from error
         raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
