@@ -479,6 +479,20 @@ def test_a_device_that_was_swapped_is_refused_unless_it_is_empty(tmp_path: Path,
     assert run(image, {0: A, 1: B}, adopt=True) == [1]
 
 
+def test_without_a_usable_manifest_no_device_is_taken_for_that_of_the_last_run(
+    tmp_path: Path, devices: list[Path]
+) -> None:
+    image = tmp_path / "os.raw"
+    image.symlink_to(devices[0])
+    run(image, {0: A})
+    (tmp_path / "os.raw.manifest").write_text("cut off")
+    with pytest.raises(InvalidInput, match="may be another device than in the last run"):
+        run(image, {0: B})
+    assert fresh(devices[0])[:SIZE] == disk_of({0: A})
+    assert run(image, {0: A, 1: B}, adopt=True) == [1]
+    assert run(image, {0: A, 1: B}) == []
+
+
 @pytest.mark.parametrize(
     ("where", "text", "known"),
     [

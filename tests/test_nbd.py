@@ -318,8 +318,12 @@ def test_another_export_than_last_time_is_refused_unless_it_is_empty(tmp_path: P
             with Replica(NbdMedium(export, "os", state, adopt=True)) as replica:
                 bring(replica, {1: content}, size=MIB)
                 replica.publish()
-        with pytest.raises(InvalidInput, match="another export than in the last run"):
-            Replica(NbdMedium(Exports.of(server.url(state, "one")).disk("os"), "os", state)).take()
+        medium = NbdMedium(Exports.of(server.url(state, "one")).disk("os"), "os", state)
+        with pytest.raises(InvalidInput, match="is another export than in the last run"):
+            Replica(medium).take()
+        (state / "os.raw.manifest").write_text("cut off")
+        with pytest.raises(InvalidInput, match="may be another export than in the last run"):
+            Replica(medium).take()
 
 
 def test_tls_goes_to_the_server_by_its_url(tmp_path: Path, state: Path) -> None:

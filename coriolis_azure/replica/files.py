@@ -247,14 +247,13 @@ class FileMedium:
         if image is None:
             return
         if os.path.lexists(self._beside("manifest")):
-            same = (
-                not image.is_device
-                or stamp is None
-                or stamp.get("device", "") == (self.stamp() or {}).get("device")
-            )
-            if same or self._adopt:
+            known = stamp is not None and stamp.get("device", "") == (self.stamp() or {}).get("device")
+            if known or not image.is_device or self._adopt:
                 return
             what = f"{self.path} is another device than in the last run"
+            if stamp is None:
+                manifest = self._beside("manifest")
+                what = f"{manifest} cannot be used, so {self.path} may be another device than in the last run"
         else:
             what = f"{self.path} holds data, and no run of ours has made it"
         if not self._adopt and self.is_blank():

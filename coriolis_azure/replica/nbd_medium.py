@@ -121,7 +121,7 @@ class NbdMedium:
         known = self.load("manifest")
         if known is not None:
             known.close()
-            if stamp is None or self._adopt:  # its manifest is damaged
+            if self._adopt:
                 return
         if not self._adopt and self.is_blank():
             return
@@ -132,11 +132,12 @@ class NbdMedium:
                 remedy="Serve what is in that image, not the file: `qemu-nbd -f qcow2`, for one.",
             )
         if not self._adopt:
-            what = (
-                "is another export than in the last run"
-                if stamp
-                else "holds data, and no run of ours has made it"
-            )
+            if known is None:
+                what = "holds data, and no run of ours has made it"
+            elif stamp is None:
+                what = "may be another export than in the last run, because its manifest cannot be used"
+            else:
+                what = "is another export than in the last run"
             raise InvalidInput(
                 f"{self.where} {what}",
                 remedy="Serve another export. If it may be overwritten, run with --adopt: it is read, and only what "
