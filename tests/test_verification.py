@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coriolis_azure.clock import Clock
-from coriolis_azure.errors import InvalidInput, NotFound
+from coriolis_azure.errors import InvalidInput, NoReplica
 from coriolis_azure.events import Event, Report, Step, silent
 from coriolis_azure.replica import places, sets, survey, verification
 from coriolis_azure.replica.folder import ImageFolder
@@ -195,7 +195,7 @@ def test_a_replica_in_blob_storage_is_verified_too(
 ) -> None:
     azure.add_vm("web", image("os", MIB))
     place = SandboxPlace(azure)
-    with pytest.raises(NotFound, match="ContainerNotFound"):
+    with pytest.raises(NoReplica, match="no replica at"):  # nor a container
         source.verify(place.url)
     source.replicate("web", place.url)
     (verdict,) = source.verify(place.url)

@@ -173,11 +173,13 @@ class Manifest:
         Raises InvalidInput like `from_json`; ValueError or RecursionError if it is not JSON.
         """
 
-        def rest() -> bytes:
+        def rest() -> bytearray:
             """What is left of the file, of which a stranger may have made one without end."""
-            text = file.read(_MOST + 1)
-            if len(text) > _MOST:
-                raise _wrong("it is too long")
+            text = bytearray()
+            while piece := file.read(_TEXT):
+                text += piece
+                if len(text) > _MOST:
+                    raise _wrong("it is too long")
             return text
 
         begun = file.read(_TEXT)
